@@ -1,0 +1,91 @@
+"""Every error that hugepfn raises on purpose.
+
+One root, four families, and the family decides the exit status of the command (docs/exit codes in README.md):
+
+* :class:`UsageError`: the user asked for something that does not exist or makes no sense.
+* :class:`MachineryError`: the driver, QEMU, the network or this host failed; it says nothing about the kernel.
+* :class:`KernelError`: the kernel under test did not boot, died, or never got where it was expected.
+* :class:`ClaimFailed`: the kernel ran, and did something else than a claim or an invariant says.
+
+A message says what happened, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+
+class ExitCode(enum.IntEnum):
+    """Exit status of the ``hugepfn`` command."""
+
+    OK = 0
+    CLAIM_FAILED = 1
+    USAGE = 2
+    MACHINERY = 3
+    INTERRUPTED = 130
+
+
+class HugepfnError(Exception):
+    """Root of every error of hugepfn."""
+
+    exit_code: ExitCode = ExitCode.MACHINERY
+
+
+class UsageError(HugepfnError):
+    """What was asked for does not exist or makes no sense."""
+
+    exit_code = ExitCode.USAGE
+
+
+class MachineryError(HugepfnError):
+    """The driver or this host failed: no verdict about the kernel."""
+
+    exit_code = ExitCode.MACHINERY
+
+
+class CompileError(MachineryError):
+    """A guest program does not compile; the message holds the compiler's first words."""
+
+
+class ProtocolError(MachineryError):
+    """Host and guest disagree about the words they exchange: a bug of hugepfn, not of the kernel."""
+
+
+class KernelError(HugepfnError):
+    """The kernel under test did not boot, died, or never got where it was expected."""
+
+    exit_code = ExitCode.CLAIM_FAILED
+
+
+class BootError(KernelError):
+    """The kernel did not reach the agent.
+
+    :ivar argv: the QEMU command line.
+    :ivar exit_status: QEMU's exit status, None while it was still running.
+    :ivar console_tail: the last lines of the kernel log.
+    """
+
+    def __init__(self, message: str, *, argv: Sequence[str], exit_status: int | None, console_tail: str) -> None:
+        super().__init__(message)
+        self.argv = tuple(argv)
+        self.exit_status = exit_status
+        self.console_tail = console_tail
+
+
+class KernelDied(KernelError):
+    """The kernel oopsed, panicked, or QEMU ended while a program was running."""
+
+
+class DeadlineError(KernelError):
+    """Something expected of the guest did not happen in time; the message names what and where it stood."""
+
+
+class GuestProgramError(KernelError):
+    """A guest program ended otherwise than it should have: a signal, an exit status, a missing plan."""
+
+
+class ClaimFailed(HugepfnError, AssertionError):
+    """A claim or an invariant about page-table entries does not hold."""
+
+    exit_code = ExitCode.CLAIM_FAILED
