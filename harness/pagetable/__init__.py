@@ -1,0 +1,47 @@
+"""Page-table entries of a guest, read on the host: decode, walk, describe, compare.
+
+Pure: bytes, integers and numpy arrays in, values out. No I/O, no printing, nothing of the machine that they come from.
+"""
+
+from harness.pagetable.bits import Bits, Kind, Layout, Level, bit_positions
+from harness.pagetable.bulk import LeafArrays, has_bit, pfns, walk_arrays, walk_range
+from harness.pagetable.changes import Change, Key, diff
+from harness.pagetable.entry import Entry, kind_of
+from harness.pagetable.memory import Memory, PhysicalMemory, WalkError
+from harness.pagetable.observation import Observation, Region, dump_observations, load_observations, relative_pfn
+from harness.pagetable.pagemap import PagemapRange, PagemapWord, decode_pagemap
+from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
+
+__all__ = [
+    "Bits",
+    "Change",
+    "Entry",
+    "Key",
+    "Kind",
+    "Layout",
+    "Leaf",
+    "LeafArrays",
+    "Level",
+    "Memory",
+    "Observation",
+    "PagemapRange",
+    "PagemapWord",
+    "PhysicalMemory",
+    "Region",
+    "Walk",
+    "WalkError",
+    "bit_positions",
+    "decode_pagemap",
+    "diff",
+    "dump_observations",
+    "has_bit",
+    "kind_of",
+    "load_observations",
+    "pfns",
+    "relative_pfn",
+    "root_paddr",
+    "translate",
+    "walk",
+    "walk_arrays",
+    "walk_range",
+]

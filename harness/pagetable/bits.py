@@ -1,0 +1,195 @@
+"""The words of an x86-64 page-table entry: its level, its named bits, and which of them a kernel has.
+
+A bit position has no meaning of its own: bit 7 is the page size in a pmd and a cache bit in a pte, bit 8 is "global" in
+a present entry and "PROT_NONE" in one that is not, bit 58 is DEVMAP on 6.1, SAVED_DIRTY since 6.6 and NOPTISHADOW in a
+root table. So :class:`Bits` are names, and :func:`bit_positions` is the one place that says where a name lives.
+
+Sources: arch/x86/include/asm/pgtable_types.h (_PAGE_BIT_*), Intel SDM volume 3 section 4.5 (4- and 5-level paging).
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import ClassVar
+
+from harness.errors import UsageError
+
+PAGE_SHIFT = 12
+PAGE_SIZE_BYTES = 1 << PAGE_SHIFT
+ENTRIES_PER_TABLE = 512
+PADDR_MASK = ((1 << 52) - 1) & ~(PAGE_SIZE_BYTES - 1)
+"""Bits 12 to 51: where an entry, or CR3, keeps a physical address (SDM 4.5, MAXPHYADDR at its architectural limit)."""
+
+PKEY_SHIFT = 59
+PKEY_MASK = 0xF << PKEY_SHIFT
+CR4_LA57 = 1 << 12
+
+
+class Level(enum.IntEnum):
+    """Level of a page table, named as the kernel names its entries; 1 is the lowest."""
+
+    PTE = 1
+    PMD = 2
+    PUD = 3
+    P4D = 4
+    PGD = 5
+
+    @property
+    def shift(self) -> int:
+        """Log2 of the bytes that one entry of this level spans, with five levels. See also :meth:`Layout.shift`."""
+        return PAGE_SHIFT + 9 * (self - 1)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that one entry of this level spans, with five levels: 4096 (pte), 2 MiB (pmd), 1 GiB (pud)."""
+        return 1 << self.shift
+
+    @property
+    def label(self) -> str:
+        """``"pte"``, ``"pmd"``, ``"pud"``, ``"p4d"`` or ``"pgd"``."""
+        return self.name.lower()
+
+    @classmethod
+    def from_label(cls, label: str) -> Level:
+        """Return the level that a label names, in either case.
+
+        :raises UsageError: no level has that name.
+        """
+        for level in cls:
+            if level.label == label.lower():
+                return level
+        valid = ", ".join(level.label for level in cls)
+        raise UsageError(f"no page-table level is called {label!r}; valid values: {valid}")
+
+
+class Bits(enum.Flag):
+    """What an entry's bits mean, whatever their position.
+
+    A Flag and not an IntFlag, on purpose: ``entry.raw & Bits.NX`` would be a silent mistake, and is a TypeError here.
+    ``Bits.SAVED_DIRTY in entry.bits`` is the question to ask.
+    """
+
+    P = enum.auto()  # the CPU may use the entry
+    W = enum.auto()  # writable
+    U = enum.auto()  # reachable from user mode
+    PWT = enum.auto()  # cache: write-through
+    PCD = enum.auto()  # cache: disabled
+    A = enum.auto()  # accessed, set by the CPU
+    D = enum.auto()  # dirty, set by the CPU
+    PSE = enum.auto()  # a pmd or pud that is a leaf
+    PAT = enum.auto()  # cache: bit 7 of a pte, bit 12 (PAT_LARGE) of a huge leaf
+    G = enum.auto()  # global, where P is set
+    PROTNONE = enum.auto()  # mapped with PROT_NONE, or a NUMA hint, where P is clear
+    SPECIAL = enum.auto()  # no struct page behind it: pfnmap
+    UFFD_WP = enum.auto()  # write-protected by userfaultfd
+    SOFT_DIRTY = enum.auto()  # written since /proc/PID/clear_refs 4
+    DEVMAP = enum.auto()  # ZONE_DEVICE page (until 6.16)
+    SAVED_DIRTY = enum.auto()  # dirty, kept here while W is clear (since 6.6)
+    NOPTISHADOW = enum.auto()  # root table only: no copy for the PTI user root
+    NX = enum.auto()  # not executable
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the bits that are set, from the lowest to the highest position."""
+        return tuple(bit.name for bit in Bits if bit in self and bit.name is not None)
+
+    def __str__(self) -> str:
+        return " ".join(self.names())
+
+
+class Kind(enum.Enum):
+    """What an entry is, and with it what may be decoded from it."""
+
+    NONE = "none"  # nothing here
+    TABLE = "table"  # the address of the next table
+    LEAF = "leaf"  # maps memory, or would but for PROT_NONE: has a pfn
+    SWAP = "swap"  # not present and not empty: swap, migration, marker or garbage; its number is not a pfn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which software bits a kernel has, and how deep its tables are.
+
+    Probe it (kernel configuration, CR4, a dirty page set read-only), do not derive it from a version number.
+
+    :raises UsageError: DEVMAP and SAVED_DIRTY claim the same bit, or devmap_bit is no bit that a kernel ever used.
+    """
+
+    MODERN: ClassVar[Layout]
+    """SAVED_DIRTY at 58, DEVMAP at 57: 6.6 to 6.16."""
+    CLASSIC: ClassVar[Layout]
+    """No SAVED_DIRTY, DEVMAP at 58: before 6.6."""
+    NO_DEVMAP: ClassVar[Layout]
+    """SAVED_DIRTY at 58 and no DEVMAP: from 6.17, where CONFIG_ARCH_HAS_PTE_DEVMAP is gone."""
+
+    saved_dirty: bool = True  # bit 58 of a leaf is SAVED_DIRTY
+    devmap_bit: int | None = 57  # position of DEVMAP, None where the kernel has none
+    five_level: bool = False  # CR4.LA57: 57-bit addresses
+    shadow_stack: bool = False  # X86_FEATURE_SHSTK: the kernel's *_write() takes W=0 D=1 for writable
+    nopti_shadow: bool = False  # bit 58 of a root-table entry is NOPTISHADOW
+
+    def __post_init__(self) -> None:
+        if self.devmap_bit not in (None, 57, 58):
+            raise UsageError(f"no kernel has DEVMAP at bit {self.devmap_bit}; valid values: 57, 58, None")
+        if self.saved_dirty and self.devmap_bit == 58:
+            raise UsageError("bit 58 is DEVMAP or SAVED_DIRTY, not both: give another devmap_bit, or saved_dirty=False")
+
+    def with_cr4(self, cr4: int) -> Layout:
+        """Return this layout with the table depth that CR4 says (bit 12, LA57)."""
+        return replace(self, five_level=bool(cr4 & CR4_LA57))
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Levels that a walk passes, root first. With four levels the p4d is folded, and the root is the pgd."""
+        if self.five_level:
+            return (Level.PGD, Level.P4D, Level.PUD, Level.PMD, Level.PTE)
+        return (Level.PGD, Level.PUD, Level.PMD, Level.PTE)
+
+    def shift(self, level: Level) -> int:
+        """Return log2 of the bytes that an entry of this level spans: a pgd of four levels spans 2**39 bytes."""
+        return Level.P4D.shift if level is Level.PGD and not self.five_level else level.shift
+
+    @property
+    def address_bits(self) -> int:
+        """Width of a virtual address: 48 or 57."""
+        return 57 if self.five_level else 48
+
+    def is_canonical(self, vaddr: int) -> bool:
+        """Return whether vaddr is a 64-bit address whose top bits repeat bit 47 (or 56)."""
+        top = vaddr >> (self.address_bits - 1)
+        return top in (0, (1 << (65 - self.address_bits)) - 1)
+
+
+Layout.MODERN = Layout()
+Layout.CLASSIC = Layout(saved_dirty=False, devmap_bit=58)
+Layout.NO_DEVMAP = Layout(devmap_bit=None)
+
+
+@functools.cache
+def bit_positions(kind: Kind, level: Level, layout: Layout, present: bool) -> Mapping[int, Bits]:
+    """Return what each bit position means in such an entry; a position that is not there has no name.
+
+    :param present: bit 0 of the entry. It decides whether bit 8 is G or PROTNONE.
+
+    Nothing is named in an entry that is NONE or SWAP: its bits belong to the swap format (asm/pgtable_64.h).
+    """
+    if kind in (Kind.NONE, Kind.SWAP):
+        return MappingProxyType({})
+    named = {0: Bits.P, 1: Bits.W, 2: Bits.U, 3: Bits.PWT, 4: Bits.PCD, 5: Bits.A, 6: Bits.D, 63: Bits.NX}
+    if kind is Kind.TABLE:
+        if layout.nopti_shadow and level is Level.PGD:
+            named[58] = Bits.NOPTISHADOW
+        return MappingProxyType(named)
+    if level is Level.PTE:
+        named[7] = Bits.PAT
+    else:
+        named |= {7: Bits.PSE, 12: Bits.PAT}
+    named |= {8: Bits.G if present else Bits.PROTNONE, 9: Bits.SPECIAL, 10: Bits.UFFD_WP, 11: Bits.SOFT_DIRTY}
+    if layout.devmap_bit is not None:
+        named[layout.devmap_bit] = Bits.DEVMAP
+    if layout.saved_dirty:
+        named[58] = Bits.SAVED_DIRTY
+    return MappingProxyType(named)

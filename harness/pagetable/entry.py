@@ -1,0 +1,263 @@
+"""One page-table entry: the raw word, and what the CPU and the kernel read in it.
+
+Two sorts of answers, kept apart by name. ``write``, ``dirty``, ``young`` and so on are single bits of the word.
+``kernel_write``, ``kernel_dirty`` and ``kernel_present`` are the kernel's predicates (pte_write() and its sisters, see
+Documentation/mm/arch_pgtable_helpers.rst), which on x86 look at more than one bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.errors import UsageError
+from harness.pagetable.bits import (
+    PADDR_MASK,
+    PAGE_SHIFT,
+    PKEY_MASK,
+    PKEY_SHIFT,
+    Bits,
+    Kind,
+    Layout,
+    Level,
+    bit_positions,
+)
+
+PRESENT = 1 << 0
+PSE = 1 << 7
+PROTNONE = 1 << 8
+KNL_ERRATUM_MASK = (1 << 5) | (1 << 6)
+"""Accessed and dirty: Knights Landing may set them in an empty entry (_PAGE_KNL_ERRATUM_MASK in pgtable_64.h)."""
+
+HUGE_LEVELS = frozenset({Level.PMD, Level.PUD})
+"""Levels whose entry can be a huge leaf. x86 has no leaf at p4d or pgd: bit 7 is reserved there (SDM 4.5)."""
+
+
+def kind_of(raw: int, level: Level) -> Kind:
+    """Say what an entry is: pte_none(), pte_present() and pmd_leaf() of arch/x86/include/asm/pgtable.h.
+
+    A pmd or pud with PSE is a leaf even while P and PROTNONE are clear: that is how pmdp_invalidate() parks it.
+    """
+    if raw & ~KNL_ERRATUM_MASK == 0:
+        return Kind.NONE
+    if level is Level.PTE:
+        return Kind.LEAF if raw & (PRESENT | PROTNONE) else Kind.SWAP
+    if level in HUGE_LEVELS and raw & PSE:
+        return Kind.LEAF
+    return Kind.TABLE if raw & PRESENT else Kind.SWAP
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A page-table entry.
+
+    :raises UsageError: raw is not a 64-bit word.
+    """
+
+    raw: int  # the 64-bit word, as it lies in memory
+    level: Level  # of the table that it lies in
+    layout: Layout  # of the kernel that wrote it
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.raw < 1 << 64:
+            raise UsageError(f"a page-table entry has 64 bits, got {self.raw:#x}")
+
+    # -- what it is --
+
+    @property
+    def kind(self) -> Kind:
+        """NONE, TABLE, LEAF or SWAP."""
+        return kind_of(self.raw, self.level)
+
+    @property
+    def none(self) -> bool:
+        """pte_none(): empty, but for the accessed and dirty bits that an erratum may leave."""
+        return self.kind is Kind.NONE
+
+    @property
+    def leaf(self) -> bool:
+        """Maps memory itself, PROT_NONE included."""
+        return self.kind is Kind.LEAF
+
+    @property
+    def table(self) -> bool:
+        """Points to a table of the next lower level."""
+        return self.kind is Kind.TABLE
+
+    @property
+    def swap(self) -> bool:
+        """Neither empty nor present: swap, migration or marker entry. It has no pfn and no bits."""
+        return self.kind is Kind.SWAP
+
+    @property
+    def present(self) -> bool:
+        """Holds an address: a table, or a leaf of any sort (P, PROTNONE, or parked by pmdp_invalidate())."""
+        return self.kind in (Kind.TABLE, Kind.LEAF)
+
+    @property
+    def kernel_present(self) -> bool:
+        """The kernel's predicate: pte_present() is P or PROTNONE, pmd_present() also PSE, pud_present() P alone."""
+        if self.level is Level.PTE:
+            return bool(self.raw & (PRESENT | PROTNONE))
+        if self.level is Level.PMD:
+            return bool(self.raw & (PRESENT | PROTNONE | PSE))
+        return bool(self.raw & PRESENT)
+
+    # -- its bits --
+
+    @property
+    def bits(self) -> Bits:
+        """Named bits that are set; empty for an entry that is NONE or SWAP."""
+        found = Bits(0)
+        for position, bit in self._positions().items():
+            if self.raw >> position & 1:
+                found |= bit
+        return found
+
+    def _positions(self) -> Mapping[int, Bits]:
+        return bit_positions(self.kind, self.level, self.layout, bool(self.raw & PRESENT))
+
+    def _has(self, bit: Bits) -> bool:
+        return bit in self.bits
+
+    @property
+    def hardware_present(self) -> bool:
+        """Bit P: the CPU may use it."""
+        return self._has(Bits.P)
+
+    @property
+    def write(self) -> bool:
+        """Bit W."""
+        return self._has(Bits.W)
+
+    @property
+    def user(self) -> bool:
+        """Bit U."""
+        return self._has(Bits.U)
+
+    @property
+    def young(self) -> bool:
+        """Bit A: pte_young()."""
+        return self._has(Bits.A)
+
+    @property
+    def dirty(self) -> bool:
+        """Bit D alone; see kernel_dirty for pte_dirty()."""
+        return self._has(Bits.D)
+
+    @property
+    def saved_dirty(self) -> bool:
+        """Bit SAVED_DIRTY."""
+        return self._has(Bits.SAVED_DIRTY)
+
+    @property
+    def special(self) -> bool:
+        """Bit SPECIAL: pte_special(), pmd_special(), pud_special()."""
+        return self._has(Bits.SPECIAL)
+
+    @property
+    def soft_dirty(self) -> bool:
+        """Bit SOFT_DIRTY: pte_soft_dirty()."""
+        return self._has(Bits.SOFT_DIRTY)
+
+    @property
+    def uffd_wp(self) -> bool:
+        """Bit UFFD_WP: pte_uffd_wp()."""
+        return self._has(Bits.UFFD_WP)
+
+    @property
+    def nx(self) -> bool:
+        """Bit NX."""
+        return self._has(Bits.NX)
+
+    @property
+    def protnone(self) -> bool:
+        """A leaf with P clear and PROTNONE set: pte_protnone()."""
+        return self._has(Bits.PROTNONE)
+
+    @property
+    def cache(self) -> int:
+        """PAT index 0 to 7 (4 * PAT + 2 * PCD + PWT, SDM section 4.9.2), comparable across levels."""
+        bits = self.bits
+        return 4 * (Bits.PAT in bits) + 2 * (Bits.PCD in bits) + (Bits.PWT in bits)
+
+    @property
+    def pkey(self) -> int:
+        """Protection key of a leaf, 0 to 15; 0 for anything else."""
+        return (self.raw & PKEY_MASK) >> PKEY_SHIFT if self.leaf else 0
+
+    @property
+    def unnamed(self) -> int:
+        """Bits of a leaf or table that nothing above accounts for, in place: reserved bits, or a wrong Layout."""
+        if not self.present:
+            return 0
+        known = self._paddr_mask() | (PKEY_MASK if self.leaf else 0)
+        for position in self._positions():
+            known |= 1 << position
+        return self.raw & ~known
+
+    # -- the kernel's predicates over several bits --
+
+    @property
+    def kernel_dirty(self) -> bool:
+        """pte_dirty(), pmd_dirty(), pud_dirty() of a leaf: D or SAVED_DIRTY (_PAGE_DIRTY_BITS)."""
+        return self.leaf and (self.dirty or self.saved_dirty)
+
+    @property
+    def kernel_write(self) -> bool:
+        """pte_write(), pmd_write(), pud_write() of a leaf: W, or W=0 with D=1 where Layout.shadow_stack is true."""
+        return self.leaf and (self.write or (self.layout.shadow_stack and self.shadow_stack_shape))
+
+    @property
+    def shadow_stack_shape(self) -> bool:
+        """A leaf with W=0 and D=1, which x86 reads as a shadow stack (SDM 4.6, pte_shstk() less its CPU feature)."""
+        return self.leaf and self.dirty and not self.write
+
+    # -- its address --
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the entry spans."""
+        return 1 << self.layout.shift(self.level)
+
+    def _paddr_mask(self) -> int:
+        """Bits of the word that hold an address: pte_pfn_mask(), pmd_pfn_mask(), pud_pfn_mask()."""
+        return PADDR_MASK & -self.size_bytes if self.leaf else PADDR_MASK
+
+    @property
+    def table_paddr(self) -> int:
+        """Physical address of the next table.
+
+        :raises UsageError: the entry is no table.
+        """
+        if not self.table:
+            raise UsageError(f"only a table entry has a table_paddr, this one is a {self.kind.value}: {self}")
+        return self.raw & PADDR_MASK
+
+    @property
+    def pfn(self) -> int:
+        """Page frame number (4 KiB units) of the first page that a leaf maps.
+
+        The address of a leaf whose P is clear is stored inverted against L1TF; this undoes it (protnone_mask() in
+        arch/x86/include/asm/pgtable-invert.h, pte_pfn(), pmd_pfn(), pud_pfn() in pgtable.h).
+
+        :raises UsageError: the entry is no leaf: what it holds is not a pfn.
+        """
+        if not self.leaf:
+            raise UsageError(f"only a leaf has a pfn, this one is a {self.kind.value}: {self}")
+        stored = self.raw if self.raw & PRESENT else ~self.raw
+        return (stored & self._paddr_mask()) >> PAGE_SHIFT
+
+    def __str__(self) -> str:
+        words = [self.level.label, f"{self.raw:#018x}"]
+        if self.kind is Kind.NONE:
+            return " ".join([*words, "none"])
+        if self.kind is Kind.SWAP:
+            return " ".join([*words, "not present (swap, migration or marker)"])
+        words += self.bits.names()
+        if self.pkey:
+            words.append(f"pkey={self.pkey}")
+        if self.unnamed:
+            words.append(f"unnamed={self.unnamed:#x}")
+        words.append(f"table={self.table_paddr:#x}" if self.table else f"pfn={self.pfn:#x}")
+        return " ".join(words)

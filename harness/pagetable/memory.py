@@ -1,0 +1,120 @@
+"""Guest-physical memory, as a walk reads it.
+
+:class:`Memory` is all that a walk needs. :class:`PhysicalMemory` is that over a buffer whose offset is the physical
+address, which holds for a guest of at most 2 GiB: above that QEMU's q35 puts a hole below 4 GiB.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import MachineryError, UsageError
+from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT, PAGE_SIZE_BYTES
+
+U64Array: TypeAlias = NDArray[np.uint64]
+RamBuffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
+
+
+class WalkError(MachineryError):
+    """A walk left guest RAM, or met an entry that no x86-64 table holds: a wrong root or layout, a running guest."""
+
+
+class Memory(Protocol):
+    """What a walk needs of guest-physical memory. Whoever cannot map guest RAM can answer these by other means."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of RAM; physical addresses go from 0 to size_bytes - 1."""
+
+    def read_u64(self, paddr: int) -> int:
+        """Return the 8-byte word at an 8-byte-aligned physical address."""
+
+    def tables(self, paddrs: U64Array) -> U64Array:
+        """Return a copy of the tables at these 4096-byte-aligned addresses, uint64[len(paddrs), 512]."""
+
+
+class PhysicalMemory:
+    """Guest RAM in a buffer: offset in the buffer == physical address.
+
+    :param buffer: bytes, bytearray, memoryview or mmap; a whole number of 4096-byte pages. It is not copied, and an
+        mmap cannot be closed before :meth:`release`.
+    :raises UsageError: the buffer is empty, or not a whole number of pages.
+    """
+
+    def __init__(self, buffer: RamBuffer) -> None:
+        size_bytes = len(memoryview(buffer).cast("B")) if isinstance(buffer, memoryview) else len(buffer)
+        if size_bytes == 0 or size_bytes % PAGE_SIZE_BYTES:
+            raise UsageError(f"guest RAM is a whole number of 4096-byte pages, got {size_bytes} bytes")
+        words: U64Array = np.frombuffer(buffer, dtype="<u8")
+        self._pages: U64Array | None = words.reshape(-1, ENTRIES_PER_TABLE)
+        self._size_bytes = size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of RAM."""
+        return self._size_bytes
+
+    def release(self) -> None:
+        """Let go of the buffer, so that its owner can close it; views handed out by :meth:`table` keep their hold."""
+        self._pages = None
+
+    def read_u64(self, paddr: int) -> int:
+        """Return the little-endian word at an 8-byte-aligned physical address.
+
+        :raises WalkError: paddr lies outside RAM.
+        :raises UsageError: paddr is not a multiple of 8.
+        """
+        page, word = self._index(paddr)
+        return int(self._ram()[page, word])
+
+    def write_u64(self, paddr: int, value: int) -> None:
+        """Store a word at an 8-byte-aligned physical address, in one store.
+
+        :raises WalkError: paddr lies outside RAM, or the buffer is read-only.
+        :raises UsageError: paddr is not a multiple of 8, or value is not a 64-bit word.
+        """
+        page, word = self._index(paddr)
+        if not 0 <= value < 1 << 64:
+            raise UsageError(f"a word has 64 bits, got {value:#x}")
+        if not self._ram().flags.writeable:
+            raise WalkError(f"cannot write at paddr {paddr:#x}: this view of guest RAM is read-only; map it writable")
+        self._ram()[page, word] = value
+
+    def table(self, paddr: int) -> U64Array:
+        """Return the page at a 4096-byte-aligned physical address as uint64[512], a view: it changes as the guest runs.
+
+        :raises WalkError: paddr lies outside RAM.
+        :raises UsageError: paddr is not a multiple of 4096.
+        """
+        if paddr % PAGE_SIZE_BYTES:
+            raise UsageError(f"a page table starts on a 4096-byte boundary, got paddr {paddr:#x}")
+        page, _ = self._index(paddr)
+        view: U64Array = self._ram()[page]
+        return view
+
+    def tables(self, paddrs: U64Array) -> U64Array:
+        """Return a copy of the tables at these 4096-byte-aligned addresses, uint64[len(paddrs), 512].
+
+        :raises WalkError: one of them lies outside RAM.
+        """
+        if len(paddrs) and int(paddrs.max()) >= self._size_bytes:
+            self._index(int(paddrs.max()))
+        copy: U64Array = self._ram()[(paddrs >> np.uint64(PAGE_SHIFT)).astype(np.intp)]
+        return copy
+
+    def _ram(self) -> U64Array:
+        if self._pages is None:
+            raise UsageError("this guest RAM was released: take a new PhysicalMemory")
+        return self._pages
+
+    def _index(self, paddr: int) -> tuple[int, int]:
+        """Return page number and word in the page."""
+        if paddr % 8:
+            raise UsageError(f"a 64-bit word is read at a multiple of 8, got paddr {paddr:#x}")
+        if not 0 <= paddr < self._size_bytes:
+            raise WalkError(f"paddr {paddr:#x} lies outside guest RAM, which ends at {self._size_bytes:#x}")
+        return paddr >> PAGE_SHIFT, (paddr & (PAGE_SIZE_BYTES - 1)) >> 3

@@ -1,0 +1,216 @@
+"""What was seen of one page at one checkpoint, in words that two runs can be compared by.
+
+Everything is relative: an offset in a named mapping, a pfn as BAR + offset. The text form is JSON Lines: a header line
+with the schema's name and version, then one object a line. Pure text in and out; files are somebody else's business.
+
+Version 1, keys of a line, none optional:
+
+* ``checkpoint``, ``process``, ``mapping``: strings; ``offset``: a number of bytes
+* ``level``: ``"pte"``, ``"pmd"``, ``"pud"``, or ``"none"`` where no leaf is
+* ``raw``: ``"0x..."``, the entry at which the walk ended
+* ``bits``: names of :class:`~harness.pagetable.bits.Bits`, in bit order
+* ``pfn``: region and byte offset, ``"bar+0x0"``; ``""`` where no leaf is
+* ``pagemap``: ``"0x..."``, or null where nobody read it
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.errors import UsageError
+from harness.pagetable.bits import PAGE_SHIFT, Bits
+from harness.pagetable.walk import Walk
+
+SCHEMA = "hugepfn-observations"
+SCHEMA_VERSION = 1
+LEVEL_LABELS = ("pte", "pmd", "pud", "none")
+ORDINARY_MEMORY = "ram"
+
+_BIT_NAMES = frozenset(bit.name for bit in Bits)
+_KEYS: Mapping[str, tuple[type, ...]] = {
+    "checkpoint": (str,),
+    "process": (str,),
+    "mapping": (str,),
+    "offset": (int,),
+    "level": (str,),
+    "raw": (str,),
+    "bits": (list,),
+    "pfn": (str,),
+    "pagemap": (str, type(None)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A named piece of the guest-physical address space: a BAR."""
+
+    name: str  # as it appears before the "+" of Observation.pfn
+    start_paddr: int  # of its first byte
+    size_bytes: int
+
+
+def relative_pfn(pfn: int, regions: Sequence[Region] = ()) -> str:
+    """Return where a pfn (4 KiB units) is, as region and byte offset: ``"bar+0x1000"``; ``"ram+0x..."`` elsewhere."""
+    paddr = pfn << PAGE_SHIFT
+    for region in regions:
+        if 0 <= paddr - region.start_paddr < region.size_bytes:
+            return f"{region.name}+{paddr - region.start_paddr:#x}"
+    return f"{ORDINARY_MEMORY}+{paddr:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One page of one mapping of one process at one checkpoint.
+
+    :raises UsageError: a level or a bit has a name that does not exist, or a number is out of range.
+    """
+
+    checkpoint: str  # name that the guest program gave it
+    process: str  # "parent", "child", "grandchild" or any other name
+    mapping: str  # name of the mapping, "bar"
+    offset: int  # bytes from the start of the mapping
+    level: str  # "pte", "pmd", "pud"; "none" where no leaf is
+    raw: int  # the 64-bit entry at which the walk ended
+    bits: tuple[str, ...]  # names of the bits that are set, in bit order; empty where no leaf is
+    pfn: str  # region and byte offset, "bar+0x0"; "" where no leaf is
+    pagemap: int | None  # the guest's own word about this page, None where nobody read it
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVEL_LABELS:
+            raise UsageError(f"no level of a leaf is called {self.level!r}; valid values: {', '.join(LEVEL_LABELS)}")
+        unknown = [name for name in self.bits if name not in _BIT_NAMES]
+        if unknown:
+            valid = " ".join(bit.name for bit in Bits if bit.name)
+            raise UsageError(f"no bit is called {unknown[0]!r}; valid values: {valid}")
+        for name, word in (("raw", self.raw), ("pagemap", self.pagemap or 0)):
+            if not 0 <= word < 1 << 64:
+                raise UsageError(f"{name} is a 64-bit word, got {word:#x}")
+        if self.offset < 0:
+            raise UsageError(f"offset is a number of bytes from the start of the mapping, got {self.offset}")
+
+    @classmethod
+    def of_walk(
+        cls,
+        way: Walk,
+        *,
+        checkpoint: str,
+        process: str,
+        mapping: str,
+        offset: int,
+        regions: Sequence[Region] = (),
+        pagemap: int | None = None,
+    ) -> Observation:
+        """Say what a walk found.
+
+        :param way: of the page at this offset; the pfn is that of the page, not of the leaf's first one.
+        :param offset: bytes from the start of the mapping.
+        :param regions: BARs, to name the pfn by; anything else is ordinary memory.
+        """
+        leaf = way.leaf
+        return cls(
+            checkpoint=checkpoint,
+            process=process,
+            mapping=mapping,
+            offset=offset,
+            level=leaf.level.label if leaf else "none",
+            raw=way.terminal.raw,
+            bits=leaf.bits.names() if leaf else (),
+            pfn=relative_pfn(leaf.pfn_at(way.vaddr), regions) if leaf else "",
+            pagemap=pagemap,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return the object of one line, keys as the module says."""
+        return {
+            "checkpoint": self.checkpoint,
+            "process": self.process,
+            "mapping": self.mapping,
+            "offset": self.offset,
+            "level": self.level,
+            "raw": f"{self.raw:#018x}",
+            "bits": list(self.bits),
+            "pfn": self.pfn,
+            "pagemap": None if self.pagemap is None else f"{self.pagemap:#018x}",
+        }
+
+    @classmethod
+    def from_json(cls, line: object) -> Observation:
+        """Read the object of one line.
+
+        :raises UsageError: it is not what :meth:`to_json` writes.
+        """
+        if not isinstance(line, dict):
+            raise UsageError(f"expected an object, got {type(line).__name__}")
+        if line.keys() != _KEYS.keys():
+            wrong = sorted(str(key) for key in line.keys() ^ _KEYS.keys())
+            raise UsageError(f"missing or unknown keys: {', '.join(wrong)}")
+        for key, types in _KEYS.items():
+            if not isinstance(line[key], types) or isinstance(line[key], bool):
+                expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
+                raise UsageError(f"{key} is {line[key]!r}, expected {expected}")
+        if not all(isinstance(name, str) for name in line["bits"]):
+            raise UsageError(f"bits is {line['bits']!r}, expected a list of names")
+        return cls(
+            checkpoint=line["checkpoint"],
+            process=line["process"],
+            mapping=line["mapping"],
+            offset=line["offset"],
+            level=line["level"],
+            raw=_from_hex("raw", line["raw"]),
+            bits=tuple(line["bits"]),
+            pfn=line["pfn"],
+            pagemap=None if line["pagemap"] is None else _from_hex("pagemap", line["pagemap"]),
+        )
+
+    def __str__(self) -> str:
+        words = [f"{self.checkpoint} {self.process} {self.mapping}+{self.offset:#x}:", self.level, f"{self.raw:#018x}"]
+        return " ".join([*words, *self.bits, self.pfn]).rstrip()
+
+
+def _from_hex(key: str, text: str) -> int:
+    if not re.fullmatch(r"0x[0-9a-f]{1,16}", text):
+        raise UsageError(f'{key} is {text!r}, expected a 64-bit number as "0x..."')
+    return int(text, 16)
+
+
+def dump_observations(observations: Iterable[Observation]) -> str:
+    """Return the JSON Lines text of observations, header first, with a newline at the end."""
+    header = {"schema": SCHEMA, "version": SCHEMA_VERSION}
+    return "".join(json.dumps(line) + "\n" for line in (header, *(one.to_json() for one in observations)))
+
+
+def load_observations(text: str) -> list[Observation]:
+    """Read what :func:`dump_observations` wrote.
+
+    :raises UsageError: it is something else; the message says what, and in which line, counted from 1.
+    """
+    observations = []
+    for number, line in enumerate(text.splitlines() or [""], start=1):
+        try:
+            if number == 1:
+                _check_header(line)
+            else:
+                observations.append(Observation.from_json(_parse(line)))
+        except UsageError as error:
+            raise UsageError(f"line {number}: {error}") from None
+    return observations
+
+
+def _check_header(line: str) -> None:
+    header = _parse(line)
+    expected = f"expected the header of {SCHEMA} version {SCHEMA_VERSION}"
+    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
+        raise UsageError(f"these are no observations, {expected}")
+    if header.get("version") != SCHEMA_VERSION:
+        raise UsageError(f"version {header.get('version')!r} is not known here, {expected}")
+
+
+def _parse(line: str) -> object:
+    try:
+        parsed: object = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"not JSON ({error}): {line[:60]!r}") from None
+    return parsed

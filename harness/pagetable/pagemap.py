@@ -1,0 +1,176 @@
+"""The words of /proc/PID/pagemap: the guest's own view of a page, one of the two witnesses.
+
+It skips VM_PFNMAP areas, so a pfnmap shows as a hole: all zero but bit 55, which there comes from VM_SOFTDIRTY.
+
+Source: Documentation/admin-guide/mm/pagemap.rst; pte_to_pagemap_entry() and the PM_* masks in fs/proc/task_mmu.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import UsageError
+from harness.pagetable.memory import U64Array
+
+BoolArray: TypeAlias = NDArray[np.bool_]
+
+SOFT_DIRTY_BIT = 55
+EXCLUSIVE_BIT = 56
+UFFD_WP_BIT = 57
+GUARD_BIT = 58
+FILE_OR_SHARED_BIT = 61
+SWAPPED_BIT = 62
+PRESENT_BIT = 63
+FRAME_MASK = (1 << 55) - 1
+SWAP_TYPE_MASK = (1 << 5) - 1
+SWAP_OFFSET_SHIFT = 5
+
+_NAMES = {
+    SOFT_DIRTY_BIT: "SOFT_DIRTY",
+    EXCLUSIVE_BIT: "EXCLUSIVE",
+    UFFD_WP_BIT: "UFFD_WP",
+    GUARD_BIT: "GUARD",
+    FILE_OR_SHARED_BIT: "FILE_OR_SHARED",
+    SWAPPED_BIT: "SWAPPED",
+    PRESENT_BIT: "PRESENT",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PagemapWord:
+    """What pagemap says about one 4096-byte page.
+
+    :raises UsageError: raw is not a 64-bit word.
+    """
+
+    raw: int  # the word as it was read
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.raw < 1 << 64:
+            raise UsageError(f"a pagemap word has 64 bits, got {self.raw:#x}")
+
+    def _has(self, bit: int) -> bool:
+        return bool(self.raw >> bit & 1)
+
+    @property
+    def present(self) -> bool:
+        """A page is mapped."""
+        return self._has(PRESENT_BIT)
+
+    @property
+    def swapped(self) -> bool:
+        """A swap, migration or marker entry is there."""
+        return self._has(SWAPPED_BIT)
+
+    @property
+    def file_or_shared(self) -> bool:
+        """A file page or shared anonymous memory (since 3.5)."""
+        return self._has(FILE_OR_SHARED_BIT)
+
+    @property
+    def guard(self) -> bool:
+        """A guard region made by MADV_GUARD_INSTALL (since 6.15)."""
+        return self._has(GUARD_BIT)
+
+    @property
+    def uffd_wp(self) -> bool:
+        """Write-protected by userfaultfd (since 5.13)."""
+        return self._has(UFFD_WP_BIT)
+
+    @property
+    def exclusive(self) -> bool:
+        """Mapped exactly once (since 4.2)."""
+        return self._has(EXCLUSIVE_BIT)
+
+    @property
+    def soft_dirty(self) -> bool:
+        """Written since clear_refs 4, or its whole area is counted as such (VM_SOFTDIRTY)."""
+        return self._has(SOFT_DIRTY_BIT)
+
+    @property
+    def hole(self) -> bool:
+        """Nothing to say: all zero but, perhaps, bit 55. That is what every page of a pfnmap looks like."""
+        return self.raw & ~(1 << SOFT_DIRTY_BIT) == 0
+
+    @property
+    def pfn(self) -> int | None:
+        """Page frame number, None if no page is present. It is 0 to a reader without CAP_SYS_ADMIN."""
+        return self.raw & FRAME_MASK if self.present else None
+
+    @property
+    def swap_type(self) -> int | None:
+        """Number of the swap area, None if not swapped."""
+        return self.raw & SWAP_TYPE_MASK if self.swapped else None
+
+    @property
+    def swap_offset(self) -> int | None:
+        """Slot in the swap area, None if not swapped."""
+        return (self.raw & FRAME_MASK) >> SWAP_OFFSET_SHIFT if self.swapped else None
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the flags that are set, in bit order."""
+        return tuple(name for bit, name in _NAMES.items() if self._has(bit))
+
+    def __str__(self) -> str:
+        words = [f"pagemap {self.raw:#018x}", *self.names()]
+        if self.hole:
+            words.append("hole")
+        elif self.pfn is not None:
+            words.append(f"pfn={self.pfn:#x}")
+        elif self.swapped:
+            words.append(f"swap={self.swap_type}:{self.swap_offset:#x}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class PagemapRange:
+    """Pagemap of consecutive pages; every array below has one element a page."""
+
+    raw: U64Array  # the words, uint64[n]
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, page: int) -> PagemapWord:
+        """Return the word of one page, counted from the start of the range."""
+        return PagemapWord(int(self.raw[page]))
+
+    def flag(self, bit: int) -> BoolArray:
+        """Return bool[n]: whether a bit (``PRESENT_BIT`` and so on) is set in each word."""
+        result: BoolArray = (self.raw >> np.uint64(bit) & np.uint64(1)) != 0
+        return result
+
+    @property
+    def present(self) -> BoolArray:
+        """bool[n]: a page is mapped."""
+        return self.flag(PRESENT_BIT)
+
+    @property
+    def soft_dirty(self) -> BoolArray:
+        """bool[n]: bit 55."""
+        return self.flag(SOFT_DIRTY_BIT)
+
+    @property
+    def hole(self) -> BoolArray:
+        """bool[n]: all zero but, perhaps, bit 55."""
+        result: BoolArray = (self.raw & np.uint64(~(1 << SOFT_DIRTY_BIT) & (1 << 64) - 1)) == 0
+        return result
+
+    @property
+    def pfn(self) -> U64Array:
+        """uint64[n]: page frame number, 0 where no page is present."""
+        return np.where(self.present, self.raw & np.uint64(FRAME_MASK), np.uint64(0))
+
+
+def decode_pagemap(data: bytes) -> PagemapRange:
+    """Decode what was read from /proc/PID/pagemap: one little-endian 64-bit word a page.
+
+    :raises UsageError: the length is not a multiple of 8.
+    """
+    if len(data) % 8:
+        raise UsageError(f"pagemap has 8 bytes a page, got {len(data)} bytes: the read was cut short")
+    return PagemapRange(np.frombuffer(data, dtype="<u8"))

@@ -1,0 +1,77 @@
+"""Pagemap words decode as Documentation/admin-guide/mm/pagemap.rst says."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import UsageError
+from harness.pagetable import PagemapWord, decode_pagemap
+
+GOLDEN = [
+    (0x0000000000000000, "", "pagemap 0x0000000000000000 hole"),
+    (0x0080000000000000, "SOFT_DIRTY", "pagemap 0x0080000000000000 SOFT_DIRTY hole"),
+    (0x8180000000012345, "SOFT_DIRTY EXCLUSIVE PRESENT", "SOFT_DIRTY EXCLUSIVE PRESENT pfn=0x12345"),
+    (0xA100000000012345, "EXCLUSIVE FILE_OR_SHARED PRESENT", "pfn=0x12345"),
+    (0x8300000000000000, "UFFD_WP EXCLUSIVE PRESENT", "pfn=0x0"),
+    (0x4000000000024682, "SWAPPED", "SWAPPED swap=2:0x1234"),
+    (0x4480000000000000, "SOFT_DIRTY GUARD SWAPPED", "swap=0:0x0"),
+    (0x807FFFFFFFFFFFFF, "PRESENT", "pfn=0x7fffffffffffff"),
+]
+
+
+@pytest.mark.parametrize(("raw", "names", "text"), GOLDEN)
+def test_golden(raw: int, names: str, text: str) -> None:
+    word = PagemapWord(raw)
+    assert set(word.names()) == set(names.split())
+    assert str(word).endswith(text)
+    facts = {
+        "PRESENT": word.present,
+        "SWAPPED": word.swapped,
+        "FILE_OR_SHARED": word.file_or_shared,
+        "GUARD": word.guard,
+        "UFFD_WP": word.uffd_wp,
+        "EXCLUSIVE": word.exclusive,
+        "SOFT_DIRTY": word.soft_dirty,
+    }
+    assert {name for name, is_set in facts.items() if is_set} == set(names.split())
+
+
+def test_a_frame_is_only_read_where_there_is_one() -> None:
+    assert PagemapWord(0x4000000000024682).pfn is None
+    assert PagemapWord(0x0080000000000000).pfn is None
+    assert PagemapWord(0x8000000000024682).swap_type is None
+    assert PagemapWord(0x8000000000024682).swap_offset is None
+
+
+def test_one_more_bit_is_no_hole() -> None:
+    for bit in range(64):
+        assert PagemapWord(1 << bit).hole is (bit == 55)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=20))
+def test_bulk_agrees_with_single_words(raws: list[int]) -> None:
+    pages = decode_pagemap(struct.pack(f"<{len(raws)}Q", *raws))
+    words = [PagemapWord(raw) for raw in raws]
+    assert len(pages) == len(raws)
+    assert [pages[page] for page in range(len(pages))] == words
+    assert pages.present.tolist() == [word.present for word in words]
+    assert pages.soft_dirty.tolist() == [word.soft_dirty for word in words]
+    assert pages.hole.tolist() == [word.hole for word in words]
+    assert pages.pfn.tolist() == [word.pfn or 0 for word in words]
+
+
+def test_bulk_holes() -> None:
+    pages = decode_pagemap(struct.pack("<4Q", 0, 1 << 55, 1 << 63, 1 << 56))
+    assert pages.hole.tolist() == [True, True, False, False]
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(UsageError, match="got 12 bytes"):
+        decode_pagemap(bytes(12))
+    with pytest.raises(UsageError, match="64 bits"):
+        PagemapWord(1 << 64)

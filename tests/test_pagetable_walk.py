@@ -1,0 +1,375 @@
+"""Walks agree with a model: tables built by hand in a buffer, random leaves of all sizes, both halves, both depths."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import UsageError
+from harness.pagetable import (
+    Bits,
+    Entry,
+    Kind,
+    Layout,
+    Leaf,
+    Level,
+    PhysicalMemory,
+    WalkError,
+    has_bit,
+    pfns,
+    root_paddr,
+    translate,
+    walk,
+    walk_arrays,
+    walk_range,
+)
+
+FOUR, FIVE = Layout.MODERN, Layout(five_level=True)
+PAGE = 4096
+TABLE_FLAGS = 0x67  # P W U A D
+LEAF_FLAGS = 0x8000000000000227  # P W U A SPECIAL NX
+ROOT = 0x1000
+
+
+def shifts(layout: Layout) -> list[int]:
+    """Shift of each level, root first, written out here and not taken from the code under test."""
+    return [48, 39, 30, 21, 12] if layout.five_level else [39, 30, 21, 12]
+
+
+def canonical(linear: int, layout: Layout) -> int:
+    top = 57 if layout.five_level else 48
+    return linear | ((1 << 64) - (1 << top)) if linear >> (top - 1) & 1 else linear
+
+
+@dataclass
+class Builder:
+    """Guest RAM with page tables in it, and the list of what they map."""
+
+    layout: Layout
+    ram: bytearray = field(default_factory=lambda: bytearray(96 * PAGE), repr=False)
+    next_table: int = ROOT + PAGE
+    model: dict[int, tuple[Level, int]] = field(default_factory=dict)  # vaddr of a leaf -> level, raw
+
+    def word(self, paddr: int) -> int:
+        return int.from_bytes(self.ram[paddr : paddr + 8], "little")
+
+    def store(self, paddr: int, value: int) -> None:
+        self.ram[paddr : paddr + 8] = value.to_bytes(8, "little")
+
+    def slot(self, linear: int, level: Level) -> int | None:
+        """Return where the entry of this level lies, making tables on the way; None if a leaf is in the way."""
+        table = ROOT
+        for shift in shifts(self.layout):
+            paddr = table + (linear >> shift & 511) * 8
+            if shift == 12 + 9 * (level - 1):
+                return paddr if self.word(paddr) == 0 else None
+            if self.word(paddr) == 0:
+                self.store(paddr, self.next_table | TABLE_FLAGS)
+                self.next_table += PAGE
+            elif self.word(paddr) & 0xFFF != TABLE_FLAGS:
+                return None
+            table = self.word(paddr) & ~0xFFF
+        raise AssertionError("level below pte")
+
+    def map(self, linear: int, level: Level, raw: int, *, leaf: bool = True) -> None:
+        slot = self.slot(linear, level)
+        if slot is None:
+            return
+        self.store(slot, raw)
+        if leaf:
+            self.model[canonical(linear & -level.size_bytes, self.layout)] = (level, raw)
+
+    @property
+    def memory(self) -> PhysicalMemory:
+        return PhysicalMemory(self.ram)
+
+
+def leaf_raw(pfn: int, level: Level, protnone: bool) -> int:
+    """Encode a leaf; P=0 leaves keep their pfn inverted."""
+    paddr = (pfn << 12) & -level.size_bytes
+    huge = 0x80 if level > Level.PTE else 0
+    if protnone:
+        return (~paddr & ((1 << 52) - level.size_bytes)) | 0x320 | huge
+    return paddr | LEAF_FLAGS | huge
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One thing to put into the tables."""
+
+    indices: tuple[int, ...]
+    level: Level
+    pfn: int
+    kind: str
+
+
+plans = st.builds(
+    Plan,
+    indices=st.tuples(*[st.sampled_from([0, 1, 255, 256, 511])] * 5),
+    level=st.sampled_from([Level.PTE, Level.PMD, Level.PUD]),
+    pfn=st.integers(0, (1 << 40) - 1),
+    kind=st.sampled_from(["leaf", "leaf", "protnone", "swap"]),
+)
+
+
+@st.composite
+def builders(draw: st.DrawFn) -> Builder:
+    builder = Builder(draw(st.sampled_from([FOUR, FIVE])))
+    for plan in draw(st.lists(plans, max_size=14)):
+        levels = shifts(builder.layout)
+        linear = sum(index << shift for index, shift in zip(plan.indices[-len(levels) :], levels, strict=True))
+        if plan.kind == "swap":
+            builder.map(linear, plan.level, (plan.pfn << 12) | 0x1E, leaf=False)
+        else:
+            builder.map(linear, plan.level, leaf_raw(plan.pfn, plan.level, plan.kind == "protnone"))
+    return builder
+
+
+def edges(builder: Builder) -> list[int]:
+    """Return addresses worth asking for: first, middle and last byte of each leaf, and their neighbours."""
+    top = 1 << (57 if builder.layout.five_level else 48)
+    linear = {0, top // 2 - 1, top // 2, top - 1}
+    for vaddr, (level, _) in builder.model.items():
+        first = vaddr % top
+        linear |= {first - 1, first, first + level.size_bytes // 2, first + level.size_bytes - 1}
+        linear |= {first + level.size_bytes}
+    return sorted(canonical(one, builder.layout) for one in linear if 0 <= one < top)
+
+
+def expected_at(builder: Builder, vaddr: int) -> tuple[int, Level, int] | None:
+    for start, (level, raw) in builder.model.items():
+        if start <= vaddr < start + level.size_bytes:
+            return start, level, raw
+    return None
+
+
+@settings(max_examples=60, deadline=None)
+@given(builders())
+def test_walk_agrees_with_the_model(builder: Builder) -> None:
+    for vaddr in edges(builder):
+        way = walk(builder.memory, ROOT, vaddr, builder.layout)
+        expected = expected_at(builder, vaddr)
+        assert [entry.level for entry in way.path] == list(builder.layout.levels)[: len(way.path)]
+        assert all(entry.kind is Kind.TABLE for entry in way.path[:-1])
+        if expected is None:
+            assert way.leaf is None
+            assert way.hole or way.terminal.swap
+            with pytest.raises(WalkError, match="nothing is mapped"):
+                translate(builder.memory, ROOT, vaddr, builder.layout)
+            continue
+        start, level, raw = expected
+        assert way.leaf is not None
+        assert (way.leaf.vaddr, way.leaf.level, way.leaf.raw) == (start, level, raw)
+        paddr = translate(builder.memory, ROOT, vaddr, builder.layout)
+        assert paddr % level.size_bytes == vaddr - start
+        assert paddr >> 12 == way.leaf.pfn_at(vaddr)
+        assert leaf_raw(paddr >> 12, level, not raw & 1) == raw
+
+
+@settings(max_examples=60, deadline=None)
+@given(builders(), st.data())
+def test_ranges_agree_with_the_model(builder: Builder, data: st.DataObject) -> None:
+    places = st.sampled_from(edges(builder))
+    start, last = sorted((data.draw(places), data.draw(places)))
+    end = last + 1
+    expected = [
+        (vaddr, raw, level)
+        for vaddr, (level, raw) in sorted(builder.model.items())
+        if vaddr < end and vaddr + level.size_bytes > start
+    ]
+    leaves = walk_range(builder.memory, ROOT, start, end, builder.layout)
+    assert [(leaf.vaddr, leaf.raw, leaf.level) for leaf in leaves] == expected
+    arrays = walk_arrays(builder.memory, ROOT, start, end, builder.layout)
+    assert [column.dtype.name for column in arrays] == ["uint64", "uint64", "uint8"]
+    assert list(zip(arrays.vaddr.tolist(), arrays.raw.tolist(), arrays.level.tolist(), strict=True)) == expected
+    assert pfns(arrays).tolist() == [leaf.pfn for leaf in leaves]
+    for bit in Bits:
+        assert has_bit(arrays, bit, builder.layout).tolist() == [bit in leaf.bits for leaf in leaves]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=40), st.sampled_from([1, 2, 3]))
+def test_bulk_and_single_walk_agree_on_any_word(words: list[int], level_number: int) -> None:
+    """Garbage in a table: both walks take the same words for leaves."""
+    level = Level(level_number)
+    builder = Builder(FOUR)
+    for index, word in enumerate(words):
+        builder.map(
+            index << level.shift, level, word & ~1 if level > Level.PTE and not word & 0x80 else word, leaf=False
+        )
+    end = 512 << level.shift
+    found = {leaf.vaddr: leaf.raw for leaf in walk_range(builder.memory, ROOT, 0, end, FOUR)}
+    for index in range(len(words) + 1):
+        leaf = walk(builder.memory, ROOT, index << level.shift, FOUR).leaf
+        assert found.get(index << level.shift) == (leaf.raw if leaf else None)
+
+
+def test_hole_says_how_deep_it_is() -> None:
+    builder = Builder(FOUR)
+    builder.map(0x40000000, Level.PTE, leaf_raw(7, Level.PTE, False))
+    ends = {vaddr: walk(builder.memory, ROOT, vaddr, FOUR) for vaddr in (0x40001000, 0x40200000, 0, 1 << 40)}
+    assert [way.terminal.level for way in ends.values()] == [Level.PTE, Level.PMD, Level.PUD, Level.PGD]
+    assert all(way.hole for way in ends.values())
+    assert str(ends[1 << 40]).splitlines() == ["walk of 0x0000010000000000", "  pgd 0x0000000000000000 none"]
+
+
+def test_kernel_half_of_four_levels() -> None:
+    builder = Builder(FOUR)
+    builder.map(0xFFFF888040000000 % (1 << 48), Level.PUD, leaf_raw(0x40000, Level.PUD, False))
+    leaf = walk(builder.memory, ROOT, 0xFFFF888041234567, FOUR).leaf
+    assert leaf is not None
+    assert leaf.vaddr == 0xFFFF888040000000
+    assert translate(builder.memory, ROOT, 0xFFFF888041234567, FOUR) == 0x41234567
+    assert [one.vaddr for one in walk_range(builder.memory, ROOT, 0, 1 << 64, FOUR)] == [0xFFFF888040000000]
+
+
+def test_leaf_delegates_each_fact() -> None:
+    builder = Builder(FOUR)
+    builder.map(0, Level.PMD, 0x84000000002012D5 | 0x400 | 0x800)
+    leaf = walk(builder.memory, ROOT, 0x1000, FOUR).leaf
+    assert leaf is not None
+    names = [name for name, value in vars(Leaf).items() if isinstance(value, property) and hasattr(Entry, name)]
+    assert len(names) >= 20
+    for name in names:
+        assert getattr(leaf, name) == getattr(leaf.entry, name)
+    assert leaf.covers(0x1FFFFF)
+    assert not leaf.covers(0x200000)
+    with pytest.raises(UsageError, match="0x200000"):
+        leaf.pfn_at(0x200000)
+    assert str(leaf).startswith("0x0000000000000000 pmd 0x84000000002")
+
+
+@pytest.mark.parametrize(
+    ("cr3", "pti", "root"),
+    [
+        (0x0000000103A4F000, False, 0x103A4F000),
+        (0x8000000103A4F801, True, 0x103A4E000),
+        (0x8000000103A4F801, False, 0x103A4F000),
+        (0x6000000103A4E001, True, 0x103A4E000),
+        (0xFFFFFFFFFFFFFFFF, False, 0x000FFFFFFFFFF000),
+    ],
+)
+def test_root_paddr(cr3: int, pti: bool, root: int) -> None:
+    assert root_paddr(cr3, pti=pti) == root
+
+
+def test_a_table_outside_ram_is_named() -> None:
+    builder = Builder(FOUR)
+    for vaddr in (0, 0x40000000, 0x80000000):
+        builder.map(vaddr, Level.PTE, leaf_raw(7, Level.PTE, False))
+    builder.store(0x2000 + 8, 0x7000_0000 | TABLE_FLAGS)
+    with pytest.raises(WalkError, match=r"pmd table at paddr 0x70000000 .*0x40000000.*outside guest RAM.*0x60000"):
+        walk(builder.memory, ROOT, 0x40000000, FOUR)
+    with pytest.raises(WalkError, match=r"pmd table at paddr 0x70000000 .*0x40000000.*outside guest RAM"):
+        walk_arrays(builder.memory, ROOT, 0, 1 << 32, FOUR)
+    with pytest.raises(WalkError, match="pgd table at paddr 0x60000 "):
+        walk(builder.memory, 96 * PAGE, 0, FOUR)
+    with pytest.raises(WalkError, match="pgd table at paddr 0x60000 "):
+        walk_arrays(builder.memory, 96 * PAGE, 0, 1, FOUR)
+    with pytest.raises(WalkError, match="4096-byte boundary"):
+        walk(builder.memory, ROOT + 8, 0, FOUR)
+
+
+def test_a_leaf_above_pud_is_refused() -> None:
+    builder = Builder(FOUR)
+    builder.store(ROOT, 0x2000 | TABLE_FLAGS | 0x80)
+    with pytest.raises(WalkError, match="reserved bit 7"):
+        walk(builder.memory, ROOT, 0, FOUR)
+    with pytest.raises(WalkError, match="reserved bit 7"):
+        walk_arrays(builder.memory, ROOT, 0, PAGE, FOUR)
+
+
+def test_tables_that_point_to_themselves_do_not_eat_the_memory() -> None:
+    builder = Builder(FOUR)
+    for index in range(512):
+        builder.store(ROOT + 8 * index, ROOT | TABLE_FLAGS)
+    with pytest.raises(WalkError, match=r"262144 pmd tables.*smaller range"):
+        walk_arrays(builder.memory, ROOT, 0, 1 << 64, FOUR)
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 0x0000800000000001), (0x0000800000000000, 0x0000800000001000)])
+def test_addresses_that_are_not_canonical_are_refused(start: int, end: int) -> None:
+    memory = Builder(FOUR).memory
+    with pytest.raises(UsageError, match="canonical 48-bit"):
+        walk_arrays(memory, ROOT, start, end, FOUR)
+    with pytest.raises(UsageError, match="canonical 48-bit"):
+        walk(memory, ROOT, 0x0000800000000000, FOUR)
+    with pytest.raises(UsageError, match="before it starts"):
+        walk_range(memory, ROOT, 2, 1, FOUR)
+    assert walk_range(memory, ROOT, 0x0000800000000000, 0x0000800000000000, FOUR) == []
+
+
+def test_a_gigabyte_of_small_pages_is_walked_in_bulk() -> None:
+    """262,144 entries, each the right one; `make bench` says how fast."""
+    ram = bytearray(516 * PAGE)
+    pages = np.frombuffer(ram, "<u8").reshape(-1, 512)
+    pages[1, 0], pages[2, 1] = 0x2000 | TABLE_FLAGS, 0x3000 | TABLE_FLAGS
+    pages[3] = (np.arange(4, 516, dtype=np.uint64) << np.uint64(12)) | np.uint64(TABLE_FLAGS)
+    frames = np.arange(1 << 18, dtype=np.uint64) + np.uint64(0x380000000)
+    pages[4:] = ((frames << np.uint64(12)) | np.uint64(LEAF_FLAGS)).reshape(512, 512)
+    memory = PhysicalMemory(ram)
+    leaves = walk_arrays(memory, ROOT, 1 << 30, 2 << 30, FOUR)
+    assert (pfns(leaves) == frames).all()
+    assert (leaves.vaddr == (np.arange(1 << 18, dtype=np.uint64) << np.uint64(12)) + np.uint64(1 << 30)).all()
+
+
+# -- memory --
+
+
+def test_words_are_little_endian_and_tables_are_views() -> None:
+    ram = bytearray(2 * PAGE)
+    memory = PhysicalMemory(ram)
+    memory.write_u64(0x1008, 0x1122334455667788)
+    assert ram[0x1008:0x1010].hex() == "8877665544332211"
+    assert memory.read_u64(0x1008) == 0x1122334455667788
+    table = memory.table(0x1000)
+    assert table.shape == (512,)
+    ram[0x1008] = 0
+    assert int(table[1]) == 0x1122334455667700
+    assert memory.tables(np.array([0x1000, 0], np.uint64))[0, 1] == table[1]
+
+
+def test_memory_refuses_what_it_cannot_do() -> None:
+    memory = PhysicalMemory(bytes(PAGE))
+    with pytest.raises(WalkError, match="read-only"):
+        memory.write_u64(0, 1)
+    with pytest.raises(WalkError, match=r"0x1000 lies outside guest RAM, which ends at 0x1000"):
+        memory.read_u64(0x1000)
+    with pytest.raises(WalkError, match="outside"):
+        memory.read_u64(-8)
+    with pytest.raises(WalkError, match="outside"):
+        memory.tables(np.array([0, 0x1000], np.uint64))
+    with pytest.raises(UsageError, match="multiple of 8"):
+        memory.read_u64(4)
+    with pytest.raises(UsageError, match="4096-byte boundary"):
+        memory.table(8)
+    with pytest.raises(UsageError, match="64 bits"):
+        PhysicalMemory(bytearray(PAGE)).write_u64(0, 1 << 64)
+    for size_bytes in (0, PAGE + 8):
+        with pytest.raises(UsageError, match="whole number"):
+            PhysicalMemory(bytes(size_bytes))
+
+
+def test_release_lets_an_mmap_close() -> None:
+    buffer = mmap.mmap(-1, 2 * PAGE)
+    memory = PhysicalMemory(buffer)
+    memory.write_u64(8, 5)
+    assert buffer[8] == 5
+    with pytest.raises(BufferError):
+        buffer.close()
+    memory.release()
+    buffer.close()
+    with pytest.raises(UsageError, match="released"):
+        memory.read_u64(8)
+
+
+def test_memory_over_a_memoryview() -> None:
+    ram = bytearray(PAGE)
+    memory = PhysicalMemory(memoryview(ram))
+    memory.write_u64(0, 3)
+    assert (memory.size_bytes, ram[0]) == (PAGE, 3)
