@@ -1,0 +1,57 @@
+"""What the evidence says: text in, values out; no I/O, no printing.
+
+Two enumerations are called ``Outcome`` where they live: :class:`harness.verdict.claims.Outcome`, of a scenario or a
+claim, keeps the name here; :class:`harness.verdict.ktap.Outcome`, of a test in a guest's report, is ``KtapOutcome``.
+"""
+
+from __future__ import annotations
+
+from harness.verdict.claims import Claim, Outcome, Run, ScenarioResult, exit_code
+from harness.verdict.complaint_kinds import ComplaintKind
+from harness.verdict.kernel_log import (
+    Checkpoint,
+    Complaint,
+    Scanner,
+    UserFault,
+    checkpoints,
+    last_checkpoint,
+    scan,
+    user_faults,
+)
+from harness.verdict.ktap import Outcome as KtapOutcome
+from harness.verdict.ktap import Report, Test
+from harness.verdict.ktap import parse as parse_ktap
+from harness.verdict.taint import HARMLESS, Taint
+from harness.verdict.taint import added as added_taint
+from harness.verdict.taint import alarming as alarming_taint
+from harness.verdict.taint import describe as describe_taint
+from harness.verdict.taint import letters as taint_letters
+from harness.verdict.taint import parse as parse_taint
+
+__all__ = [
+    "HARMLESS",
+    "Checkpoint",
+    "Claim",
+    "Complaint",
+    "ComplaintKind",
+    "KtapOutcome",
+    "Outcome",
+    "Report",
+    "Run",
+    "Scanner",
+    "ScenarioResult",
+    "Taint",
+    "Test",
+    "UserFault",
+    "added_taint",
+    "alarming_taint",
+    "checkpoints",
+    "describe_taint",
+    "exit_code",
+    "last_checkpoint",
+    "parse_ktap",
+    "parse_taint",
+    "scan",
+    "taint_letters",
+    "user_faults",
+]

@@ -1,0 +1,70 @@
+"""What a kernel can do, as probed: its configuration, a module's symbols, a try in the guest. Never its version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.pagetable import Layout, Level
+
+#: The symbol that decides about huge pfnmaps at each level (mm/Kconfig, ARCH_SUPPORTS_HUGE_PFNMAP).
+LEVEL_SYMBOLS = {Level.PMD: "ARCH_SUPPORTS_PMD_PFNMAP", Level.PUD: "ARCH_SUPPORTS_PUD_PFNMAP"}
+#: The handler that makes huge entries (drivers/vfio/pci/vfio_pci_core.c).
+HUGE_FAULT_SYMBOL = "vfio_pci_mmap_huge_fault"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCapabilities:
+    """What the kernel's own files tell, without a boot. ``None``: they do not."""
+
+    huge_fault: bool | None  # the kernel defines HUGE_FAULT_SYMBOL
+    pfnmap_levels: frozenset[Level] | None  # by the kernel's configuration
+    devmap: bool | None  # CONFIG_ARCH_HAS_PTE_DEVMAP, by the configuration
+
+    def why_not(self, level: Level) -> str:
+        """Why a pfnmap cannot have a leaf of this level on this kernel; empty where it can, as far as is known."""
+        if level is Level.PTE:
+            return ""
+        reasons = []
+        if self.pfnmap_levels is not None and level not in self.pfnmap_levels:
+            reasons.append(f"CONFIG_{LEVEL_SYMBOLS[level]} is not set")
+        if self.huge_fault is False:
+            reasons.append(f"it has no {HUGE_FAULT_SYMBOL}()")
+        return f"no huge pfnmap in this kernel: {', '.join(reasons)}" if reasons else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Those, and what was found out by trying in the guest."""
+
+    image: ImageCapabilities
+    saved_dirty: bool  # a dirty page set read-only moved D to SAVED_DIRTY, by the walk
+    soft_dirty: bool  # bit 55 of a fresh anonymous page's pagemap word
+    pagemap_scan: bool  # the PAGEMAP_SCAN ioctl answers
+    guard_regions: bool  # madvise(MADV_GUARD_INSTALL) answers
+    thp: str  # /sys/kernel/mm/transparent_hugepage/enabled, the chosen word; "" where there is none
+    five_level: bool  # CR4.LA57
+
+    def why_not(self, level: Level) -> str:
+        """See :meth:`ImageCapabilities.why_not`."""
+        return self.image.why_not(level)
+
+    @property
+    def layout(self) -> Layout:
+        """How this kernel's entries are read."""
+        devmap_bit = None if self.image.devmap is False else 57 if self.saved_dirty else 58
+        return Layout(saved_dirty=self.saved_dirty, devmap_bit=devmap_bit, five_level=self.five_level)
+
+    def to_json(self) -> dict[str, object]:
+        """For the report."""
+        levels = self.image.pfnmap_levels
+        return {
+            "saved_dirty": self.saved_dirty,
+            "soft_dirty": self.soft_dirty,
+            "pagemap_scan": self.pagemap_scan,
+            "guard_regions": self.guard_regions,
+            "thp": self.thp,
+            "five_level": self.five_level,
+            "huge_fault": self.image.huge_fault,
+            "pfnmap_levels": None if levels is None else [level.label for level in sorted(levels)],
+            "devmap": self.image.devmap,
+        }

@@ -1,0 +1,211 @@
+"""Find what a kernel log complains about, in one go or while the log is still growing.
+
+A complaint is a block: its first line says what it is, later lines give registers and a stack, and something closes it
+("---[ end trace", "</TASK>", a ruler, the next complaint). Several first lines can belong to one event: a page fault in
+the kernel prints "BUG: unable to handle" and then "Oops: 0002 [#1]", and that is one complaint.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from harness.verdict.complaint_kinds import ComplaintKind, Rule, classify
+from harness.verdict.log_lines import message
+
+MAX_BLOCK_LINES = 120
+"""A block that nothing closes ends after so many lines: lockdep's longest reports are shorter."""
+
+MAX_LEAD_LINES = 16
+"""So many lines between "cut here" and the first line proper belong to it: the text of a WARN() of older kernels."""
+
+_CUT_HERE = re.compile(r"-+\[ cut here \]-+$")
+_DIE_COUNTER = re.compile(r".*\[#\d+\]")
+_CHECKPOINT = re.compile(r"hugepfn: checkpoint (?P<name>\S+) pid (?P<pid>\d{1,10})$")
+_USER_FAULT = re.compile(
+    r"(?:traps: )?(?P<program>.{1,15})\[(?P<pid>\d{1,10})\]:? "
+    r"(?P<what>segfault at [0-9a-f]+|general protection fault|trap [\w ]+?) (?:ip[ :])"
+)
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One thing the kernel complained about."""
+
+    kind: ComplaintKind
+    line: str
+    """The message that gave it away, without printk's prefix."""
+    excerpt: str
+    """The whole block as the log has it, timestamps included, lines parted by newlines."""
+    after: str
+    """Name of the last checkpoint written to the log before it; "" if there was none."""
+    number: int
+    """Where `line` stands in the log, counted from 1."""
+
+    @property
+    def fatal(self) -> bool:
+        """True where nothing more is to be expected of the guest (:attr:`ComplaintKind.fatal`)."""
+        return self.kind.fatal
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A line that the guest program wrote to /dev/kmsg on reaching a checkpoint."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class UserFault:
+    """A user program that died of an exception; the kernel is not to blame, the program may be."""
+
+    program: str
+    pid: int
+    what: str
+    """What the kernel called it: "segfault at 0", "general protection fault", "trap invalid opcode"."""
+    line: str
+
+
+@dataclass
+class _Block:
+    """A complaint in the making."""
+
+    rule: Rule
+    line: str
+    number: int
+    after: str
+    lines: list[str] = field(default_factory=list)
+    died: bool = False
+    """True once the block has a line with a die counter, "[#1]": the next such line is another oops."""
+
+    def freeze(self) -> Complaint:
+        return Complaint(self.rule.kind, self.line, "\n".join(self.lines), self.after, self.number)
+
+
+class Scanner:
+    """Scan a log that arrives in pieces.
+
+    Each complaint is handed out once, by the :meth:`feed` that completed its first line, with as much of its block as
+    has arrived; :attr:`complaints` has the whole blocks. A line counts from its newline on.
+    """
+
+    def __init__(self) -> None:
+        self._partial = ""
+        self._number = 0
+        self._checkpoint = ""
+        self._blocks: list[_Block] = []
+        self._open: _Block | None = None
+        self._lead: list[str] | None = None
+
+    @property
+    def complaints(self) -> tuple[Complaint, ...]:
+        """Every complaint so far, in the order of the log, with its block as far as it is known."""
+        return tuple(block.freeze() for block in self._blocks)
+
+    @property
+    def last_checkpoint(self) -> str:
+        """Name of the last checkpoint seen; "" if there was none."""
+        return self._checkpoint
+
+    @property
+    def fatal(self) -> Complaint | None:
+        """The first fatal complaint so far, or None."""
+        return next((block.freeze() for block in self._blocks if block.rule.kind.fatal), None)
+
+    def feed(self, chunk: str) -> list[Complaint]:
+        """Take the next piece of the log, cut anywhere.
+
+        :returns: the complaints whose first line ended in this piece.
+        """
+        *lines, self._partial = (self._partial + chunk).split("\n")
+        known = len(self._blocks)
+        for line in lines:
+            self._take(line.rstrip("\r"))
+        return [block.freeze() for block in self._blocks[known:]]
+
+    def finish(self) -> list[Complaint]:
+        """No more will come: a last line without a newline counts too.
+
+        :returns: the complaints that this line added.
+        """
+        return self.feed("\n") if self._partial else []
+
+    def _take(self, line: str) -> None:
+        self._number += 1
+        text = message(line)
+        if _CUT_HERE.match(text):
+            self._open = None
+            self._lead = [line]
+            return
+        if match := _CHECKPOINT.match(text):
+            self._checkpoint = match["name"]
+        rule = classify(text)
+        if rule is not None and not self._continues(rule, text):
+            self._begin(rule, line, text)
+        elif self._open is not None:
+            self._extend(self._open, line, text)
+        elif self._lead is not None:
+            self._lead.append(line)
+            if len(self._lead) > MAX_LEAD_LINES:
+                self._lead = None
+
+    def _begin(self, rule: Rule, line: str, text: str) -> None:
+        block = _Block(rule, text, self._number, self._checkpoint, [*(self._lead or ()), line])
+        block.died = _DIE_COUNTER.match(text) is not None
+        self._lead = None
+        self._blocks.append(block)
+        self._open = None if rule.end is None else block
+
+    def _extend(self, block: _Block, line: str, text: str) -> None:
+        block.lines.append(line)
+        block.died = block.died or _DIE_COUNTER.match(text) is not None
+        ended = block.rule.end is not None and block.rule.end.match(text) is not None
+        if ended or len(block.lines) >= MAX_BLOCK_LINES:
+            self._open = None
+
+    def _continues(self, rule: Rule, text: str) -> bool:
+        """True if this first line belongs to the block that is open: one event, said in two ways."""
+        block = self._open
+        if block is None:
+            return False
+        match block.rule.kind, rule.kind:
+            case ((ComplaintKind.OOPS | ComplaintKind.PAGE_TABLE_CHECK), ComplaintKind.OOPS):
+                # "BUG: unable to handle ..." goes on as "Oops: 0002 [#1]"; after that only a new event can follow.
+                return not block.died
+            case ComplaintKind.OOM, ComplaintKind.OOM:
+                return block.rule.end is not None and block.rule.end.match(text) is not None
+        return False
+
+
+def scan(text: str) -> tuple[Complaint, ...]:
+    """Everything a whole kernel log complains about, in its order; an empty tuple is a clean log."""
+    scanner = Scanner()
+    scanner.feed(text)
+    scanner.finish()
+    return scanner.complaints
+
+
+def checkpoints(text: str) -> tuple[Checkpoint, ...]:
+    """The checkpoints a log names, in its order."""
+    matches = (_CHECKPOINT.match(message(line)) for line in text.split("\n"))
+    return tuple(Checkpoint(match["name"], int(match["pid"])) for match in matches if match)
+
+
+def last_checkpoint(text: str) -> str:
+    """Name of the last checkpoint a log names; "" if it names none."""
+    reached = checkpoints(text)
+    return reached[-1].name if reached else ""
+
+
+def user_faults(text: str) -> tuple[UserFault, ...]:
+    """User programs that died of an exception, as arch/x86 reports them (show_signal_msg(), do_trap()).
+
+    x86 says nothing of a SIGBUS: a program killed by one leaves no line here.
+    """
+    found: list[UserFault] = []
+    for line in text.split("\n"):
+        said = message(line)
+        if match := _USER_FAULT.match(said):
+            found.append(UserFault(match["program"], int(match["pid"]), match["what"], said))
+    return tuple(found)

@@ -1,0 +1,202 @@
+"""Read the results of guest programs: KTAP 1 and TAP 13 as kselftest, kunit and hugepfn's own programs print them.
+
+A test is CRASHED until a line says otherwise, and a report without a plan never passes: silence is not success. Nothing
+here raises on any text; what is wrong with a report is told in :attr:`Report.problems`.
+
+Levels are told apart by what stands before their lines: blanks (kunit), or "# " (the kselftest runner, which puts it
+before everything that a program prints).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.verdict import ktap_lines
+from harness.verdict.ktap_level import Level, Outcome, Test, close, crash, settle
+from harness.verdict.ktap_lines import BailOut, Plan, Program, Result, Subtest
+from harness.verdict.log_lines import split
+
+__all__ = ["MAX_DEPTH", "Outcome", "Report", "Test", "parse"]
+
+MAX_DEPTH = 32
+"""Levels below this one are not told apart: no kernel test nests a tenth of it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a stream of results says."""
+
+    tests: tuple[Test, ...]
+    planned: int | None
+    """None: there was no plan."""
+    problems: tuple[str, ...]
+    outcome: Outcome
+    reason: str = ""
+    """Why the whole was skipped."""
+    diagnostics: tuple[str, ...] = ()
+    """Lines after the last result ("Totals: ...")."""
+
+    @property
+    def passed(self) -> bool:
+        """True if there was a plan and every test of it was seen, none of them failed and one at least passed."""
+        return self.outcome is Outcome.PASSED
+
+
+class _Reader:
+    """The state of one reading: the stack of levels that are open, outermost first."""
+
+    def __init__(self) -> None:
+        self.stack: list[Level] = []
+        self._stamped = False
+        self._line_number = 0
+
+    def take(self, line: str) -> None:
+        """Read one line."""
+        self._line_number += 1
+        stamp, text = split(line)
+        if not self.stack:
+            if found := ktap_lines.version(text):
+                self._stamped = bool(stamp)
+                self._open(found.indent, found.known)
+            return
+        if not self._stamped:
+            text = line
+        elif not stamp:
+            # kunit prints through printk, so every line of such a report is stamped: this one is a stranger.
+            self._stranger(text)
+            return
+        if found := ktap_lines.version(text):
+            self._version(found)
+            return
+        for level in reversed(self.stack):
+            if text.startswith(level.prefix) and self._known(level, text[len(level.prefix) :]):
+                return
+        outermost = self.stack[0]
+        if not text.startswith(outermost.prefix) and isinstance(ktap_lines.classify(text), Result):
+            # Less indented than the outermost level: the report began before what was kept of it.
+            self._problem(outermost, f"a result outside the report: {text[:80]}", breaks=True)
+        self._stranger(text)
+
+    def finish(self) -> Level | None:
+        """The outermost level, all others closed; None if there was no version line."""
+        if not self.stack:
+            return None
+        outermost = self.stack[0]
+        self._fold(outermost)
+        close(outermost)
+        return outermost
+
+    def _open(self, prefix: str, known: bool) -> None:
+        self.stack.append(Level(prefix))
+        if not known:
+            self._problem(self.stack[-1], "a version of TAP that hugepfn does not know")
+
+    def _version(self, found: ktap_lines.Version) -> None:
+        outermost = self.stack[0]
+        if not found.indent.startswith(outermost.prefix):
+            self._problem(outermost, "a version line outside the report it follows", breaks=True)
+            return
+        parents = [
+            level for level in self.stack if found.indent.startswith(level.prefix) and level.prefix != found.indent
+        ]
+        same = next((level for level in self.stack if level.prefix == found.indent), None)
+        if same is not None and (same is outermost or not same.tests):
+            self._problem(same, "a second version line")
+            return
+        if len(parents) >= MAX_DEPTH:
+            self._stranger(found.indent)
+            return
+        parent = parents[-1]
+        if same is not None or self.stack[-1] is not parent:
+            # The test whose level this was never reported, and the next one has begun.
+            self._fold(parent)
+            crash(parent)
+        self._open(found.indent, found.known)
+
+    def _known(self, level: Level, text: str) -> bool:
+        """Apply a line to a level; False if it is no line of the protocol."""
+        match ktap_lines.classify(text):
+            case Result() as result:
+                self._fold(level)
+                self._result(level, result)
+            case Plan() as plan:
+                self._plan(level, plan)
+            case BailOut(reason):
+                self._fold(level)
+                self._problem(level, f"Bail out! {reason}".strip(), breaks=True)
+            case Subtest(indent, name):
+                self._subtest(level, indent, name)
+            case Program(name):
+                level.upcoming = name
+            case None:
+                if not text.startswith("#"):
+                    return False
+                level.pending.append(text.removeprefix("#").removeprefix(" "))
+        return True
+
+    def _plan(self, level: Level, plan: Plan) -> None:
+        if level.planned is None:
+            level.planned, level.plan_reason = plan.count, plan.reason
+        else:
+            self._problem(level, "a second plan", breaks=plan.count != level.planned)
+
+    def _subtest(self, level: Level, indent: str, name: str) -> None:
+        if indent and level is self.stack[-1] and len(self.stack) < MAX_DEPTH:
+            self.stack.append(Level(level.prefix + indent, name))  # kunit before KTAP 1: no version line
+        elif not indent and level is not self.stack[0] and not level.tests and not level.name:
+            level.name = name
+        else:
+            level.upcoming = name
+
+    def _result(self, level: Level, result: Result) -> None:
+        if result.number in level.numbers:
+            self._problem(level, f"test number {result.number} again", breaks=True)
+        elif result.number != level.last + 1:
+            self._problem(level, f"test number {result.number}, {level.last + 1} was expected")
+        level.numbers.add(result.number)
+        level.last = result.number
+        settle(level, result)
+
+    def _stranger(self, text: str) -> None:
+        if not text.strip():
+            return
+        self.stack[-1].pending.append(text)
+
+    def _fold(self, level: Level) -> None:
+        """Close every level inside this one and hang it into the one around it."""
+        while self.stack[-1] is not level:
+            inner = self.stack.pop()
+            outer = self.stack[-1]
+            if outer is not level:
+                # Nobody reported the test between the two: it crashed, with what is known of it.
+                outer.inner.append(inner)
+                crash(outer)
+            else:
+                outer.inner.append(inner)
+
+    def _problem(self, level: Level, text: str, *, breaks: bool = False) -> None:
+        level.problems.append(f"line {self._line_number}: {text}")
+        level.broken = level.broken or breaks
+
+
+def parse(text: str) -> Report:
+    """Read a stream of results.
+
+    :param text: all that the guest wrote, from any point before the version line on; line ends may be CR LF, lines may
+        carry printk's timestamps, and the kernel may have spoken in between.
+    :returns: the report; CRASHED if there is no version line, no plan, or a planned test that never reported.
+    """
+    reader = _Reader()
+    for line in text.split("\n"):
+        reader.take(line.rstrip("\r"))
+    level = reader.finish()
+    if level is None:
+        return Report((), None, ("no KTAP or TAP version line: the program reported nothing",), Outcome.CRASHED)
+    outcome, reason = level.outcome(), ""
+    if level.planned is None and outcome is not Outcome.FAILED:
+        outcome = Outcome.CRASHED
+    elif level.planned == 0 and not level.tests and not level.broken:
+        outcome, reason = Outcome.SKIPPED, level.plan_reason or "the plan has no tests"
+    elif outcome is Outcome.SKIPPED:
+        reason = level.skip_reasons()
+    return Report(tuple(level.tests), level.planned, tuple(level.problems), outcome, reason, tuple(level.pending))

@@ -1,0 +1,23 @@
+"""What the kernel's printk puts in front of a message, and how to take it off again."""
+
+from __future__ import annotations
+
+import re
+
+PREFIX = re.compile(
+    r"(?:<\d{1,3}>)?"  # syslog priority, as /proc/kmsg and earlier consoles print it
+    r"(?:\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? |\[ *[TC]\d+\] )?"  # CONFIG_PRINTK_TIME, CONFIG_PRINTK_CALLER
+)
+"""Matches at the start of every line, empty where printk put nothing (kernel/printk/printk.c)."""
+
+
+def split(line: str) -> tuple[str, str]:
+    """Part a line of a log into printk's prefix ("" where there is none) and the message."""
+    match = PREFIX.match(line)
+    end = match.end() if match else 0
+    return line[:end], line[end:]
+
+
+def message(line: str) -> str:
+    """The message of a line of a kernel log: no priority, timestamp or carriage return."""
+    return split(line.rstrip("\r"))[1]

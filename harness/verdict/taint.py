@@ -1,0 +1,116 @@
+"""Decode /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst, kernel/panic.c taint_flags[]).
+
+The kernel sets a bit and never clears it: what a program did to the kernel is what was added between two readings.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+
+from harness.errors import ProtocolError
+
+
+class Taint(enum.IntFlag, boundary=enum.KEEP):
+    """The reasons for which a kernel is tainted; bits that this table does not know are kept."""
+
+    PROPRIETARY_MODULE = 1 << 0
+    FORCED_MODULE = 1 << 1
+    CPU_OUT_OF_SPEC = 1 << 2
+    FORCED_RMMOD = 1 << 3
+    MACHINE_CHECK = 1 << 4
+    BAD_PAGE = 1 << 5
+    USER = 1 << 6
+    DIE = 1 << 7
+    OVERRIDDEN_ACPI_TABLE = 1 << 8
+    WARN = 1 << 9
+    CRAP = 1 << 10
+    FIRMWARE_WORKAROUND = 1 << 11
+    OOT_MODULE = 1 << 12
+    UNSIGNED_MODULE = 1 << 13
+    SOFTLOCKUP = 1 << 14
+    LIVEPATCH = 1 << 15
+    AUX = 1 << 16
+    RANDSTRUCT = 1 << 17
+    TEST = 1 << 18
+    FWCTL = 1 << 19
+
+
+HARMLESS = Taint.OOT_MODULE | Taint.UNSIGNED_MODULE | Taint.RANDSTRUCT | Taint.TEST
+"""Taints that say how the kernel was built or what was loaded, and nothing about its health.
+
+Modules of a kernel built here are unsigned (E), a module of the user's own is out of tree (O), randstruct (T) is chosen
+at build time, and a run of kunit or a test module sets N.
+"""
+
+_MEANINGS: dict[Taint, tuple[str, str]] = {
+    Taint.PROPRIETARY_MODULE: ("P", "a proprietary module was loaded"),
+    Taint.FORCED_MODULE: ("F", "a module was loaded by force"),
+    Taint.CPU_OUT_OF_SPEC: ("S", "the machine runs out of its specification"),
+    Taint.FORCED_RMMOD: ("R", "a module was removed by force"),
+    Taint.MACHINE_CHECK: ("M", "a processor reported a machine check"),
+    Taint.BAD_PAGE: ("B", "a bad page or page-table entry was met"),
+    Taint.USER: ("U", "a user program asked for it"),
+    Taint.DIE: ("D", "the kernel died: an oops or BUG"),
+    Taint.OVERRIDDEN_ACPI_TABLE: ("A", "an ACPI table was overridden"),
+    Taint.WARN: ("W", "the kernel issued a warning"),
+    Taint.CRAP: ("C", "a staging driver was loaded"),
+    Taint.FIRMWARE_WORKAROUND: ("I", "a bug of the firmware is worked around"),
+    Taint.OOT_MODULE: ("O", "an out-of-tree module was loaded"),
+    Taint.UNSIGNED_MODULE: ("E", "an unsigned module was loaded"),
+    Taint.SOFTLOCKUP: ("L", "a soft lockup occurred"),
+    Taint.LIVEPATCH: ("K", "the kernel was live-patched"),
+    Taint.AUX: ("X", "something the distribution defines"),
+    Taint.RANDSTRUCT: ("T", "the kernel was built with randomised structures"),
+    Taint.TEST: ("N", "an in-kernel test was run"),
+    Taint.FWCTL: ("J", "user space changed a device through fwctl"),
+}
+
+_NUMBER = re.compile(r"\d{1,20}")  # proc_taint() prints an unsigned long, in decimal
+
+
+def parse(text: str) -> Taint:
+    """Decode what /proc/sys/kernel/tainted holds.
+
+    :param text: a decimal number; blanks and newlines around it are ignored.
+    :raises ProtocolError: it is not a number.
+    """
+    number = text.strip()
+    if not _NUMBER.fullmatch(number):
+        raise ProtocolError(
+            f"the guest's /proc/sys/kernel/tainted reads {text[:40]!r}, a decimal number was expected; "
+            "look at what the guest's agent sent"
+        )
+    return Taint(int(number))
+
+
+def added(before: Taint, after: Taint) -> Taint:
+    """The taints that `after` has and `before` had not."""
+    return Taint(int(after) & ~int(before))
+
+
+def alarming(taint: Taint) -> Taint:
+    """The taints that are not :data:`HARMLESS`, unknown ones included."""
+    return added(HARMLESS, taint)
+
+
+def letters(taint: Taint) -> str:
+    """The letters that the kernel's own log would show, without its blanks and its "G"; unknown bits are "?"."""
+    return "".join(letter for letter, _ in _rows(taint))
+
+
+def describe(taint: Taint) -> tuple[str, ...]:
+    """One line for each bit that is set: ``W (512): the kernel issued a warning``."""
+    values = [1 << bit for bit in _set_bits(taint)]
+    return tuple(
+        f"{letter} ({value}): {meaning}" for value, (letter, meaning) in zip(values, _rows(taint), strict=True)
+    )
+
+
+def _set_bits(taint: Taint) -> list[int]:
+    return [bit for bit in range(int(taint).bit_length()) if int(taint) >> bit & 1]
+
+
+def _rows(taint: Taint) -> list[tuple[str, str]]:
+    unknown = "?", "a reason that hugepfn does not know: see tainted-kernels.rst of this kernel"
+    return [_MEANINGS.get(Taint(1 << bit), unknown) for bit in _set_bits(taint)]

@@ -1,0 +1,163 @@
+"""What a kernel log complains about: golden logs, growing logs, cut anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.verdict import Checkpoint, ComplaintKind, Scanner, checkpoints, last_checkpoint, scan, user_faults
+from harness.verdict.kernel_log import MAX_BLOCK_LINES
+
+DATA = Path(__file__).parent / "data" / "verdict"
+LOGS = sorted(path.name for path in DATA.glob("*.log"))
+
+# (kind, checkpoint before it, line number, lines in its block)
+Row = tuple[ComplaintKind, str, int, int]
+K = ComplaintKind
+GOLDEN: dict[str, list[Row]] = {
+    "clean_boot.log": [],
+    "null_deref_6_12.log": [(K.OOPS, "forked", 3, 15), (K.PANIC, "forked", 20, 3)],
+    "two_oopses.log": [(K.OOPS, "", 1, 4), (K.OOPS, "", 5, 3)],
+    "warning_6_12.log": [(K.WARNING, "mapped", 4, 10)],
+    "warning_7_0.log": [(K.WARNING, "forked", 3, 4), (K.WARNING, "forked", 7, 3)],
+    "bad_entries.log": [
+        (K.BAD_PMD, "protected", 2, 1),
+        (K.BAD_PUD, "protected", 3, 1),
+        (K.BAD_PGD, "protected", 4, 1),
+        (K.BAD_PAGE_MAP, "protected", 5, 7),
+        (K.BAD_RSS, "unmapped", 13, 1),
+        (K.PGTABLES_BYTES, "unmapped", 14, 1),
+        (K.BAD_PAGE, "unmapped", 15, 3),
+    ],
+    "page_table_check.log": [(K.PAGE_TABLE_CHECK, "", 2, 5)],
+    "stalls.log": [
+        (K.SOFT_LOCKUP, "written", 2, 5),
+        (K.RCU_STALL, "written", 7, 3),
+        (K.HARD_LOCKUP, "written", 10, 2),
+        (K.HUNG_TASK, "written", 12, 3),
+    ],
+    "sanitizers.log": [(K.KASAN, "", 2, 6), (K.UBSAN, "", 10, 4), (K.LOCKDEP, "", 14, 5)],
+    "oom_and_segfault.log": [(K.OOM, "", 5, 4)],
+}
+
+
+def read(name: str) -> str:
+    return (DATA / name).read_text()
+
+
+def rows(text: str) -> list[Row]:
+    return [(one.kind, one.after, one.number, one.excerpt.count("\n") + 1) for one in scan(text)]
+
+
+def test_every_golden_log_has_an_expectation() -> None:
+    assert sorted(GOLDEN) == LOGS
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_golden_log(name: str) -> None:
+    assert rows(read(name)) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_carriage_returns_change_nothing(name: str) -> None:
+    text = read(name)
+    assert scan(text.replace("\n", "\r\n")) == scan(text)
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_the_first_line_is_the_message_and_the_excerpt_keeps_the_log(name: str) -> None:
+    lines = read(name).split("\n")
+    for complaint in scan(read(name)):
+        assert lines[complaint.number - 1].endswith(complaint.line)
+        assert lines[complaint.number - 1] in complaint.excerpt.split("\n")
+        assert not complaint.line.startswith(("[  ", "<"))
+
+
+@given(name=st.sampled_from(LOGS), sizes=st.lists(st.integers(1, 200), min_size=1))
+def test_a_log_cut_anywhere_says_the_same(name: str, sizes: list[int]) -> None:
+    text = read(name).replace("\n", "\r\n")
+    scanner, handed_out, position, turn = Scanner(), 0, 0, 0
+    while position < len(text):
+        size = sizes[turn % len(sizes)]
+        handed_out += len(scanner.feed(text[position : position + size]))
+        position, turn = position + size, turn + 1
+    handed_out += len(scanner.finish())
+    assert scanner.complaints == scan(text)
+    assert handed_out == len(scanner.complaints)
+    assert scanner.last_checkpoint == last_checkpoint(text)
+
+
+@given(st.text(alphabet=st.sampled_from("[]<>0123456789. \n\r#:-BUGOopsWARNINGmmKernelpanic")))
+def test_no_text_raises(text: str) -> None:
+    scan(text)
+    user_faults(text)
+    checkpoints(text)
+
+
+def test_a_fatal_line_is_recognised_before_its_block_ends() -> None:
+    scanner = Scanner()
+    assert scanner.feed("[    1.000000] hugepfn: checkpoint forked pid 7\r\n[    1.1000") == []
+    assert scanner.feed("00] BUG: unable to handle page fault for address: 0") == []
+    (complaint,) = scanner.feed("\r\n")
+    assert complaint.fatal
+    assert (complaint.kind, complaint.after) == (ComplaintKind.OOPS, "forked")
+    assert scanner.fatal == complaint
+    assert scanner.feed("[    1.100001] Oops: 0002 [#1] SMP\n") == []
+    assert scanner.complaints[0].excerpt.endswith("Oops: 0002 [#1] SMP")
+
+
+def test_a_last_line_without_a_newline_counts_at_the_end() -> None:
+    scanner = Scanner()
+    assert scanner.feed("Kernel panic - not syncing: Attempted to kill init!") == []
+    assert [one.kind for one in scanner.finish()] == [ComplaintKind.PANIC]
+    assert scanner.finish() == []
+
+
+def test_a_block_that_nothing_closes_ends() -> None:
+    text = "BUG: sleeping function called from invalid context\n" + "noise\n" * 1000
+    (complaint,) = scan(text)
+    assert complaint.excerpt.count("\n") + 1 == MAX_BLOCK_LINES
+
+
+def test_fatal_kinds() -> None:
+    assert {kind for kind in ComplaintKind if kind.fatal} == {K.OOPS, K.PANIC, K.PAGE_TABLE_CHECK}
+
+
+def test_a_non_fatal_complaint_leaves_the_scanner_going() -> None:
+    scanner = Scanner()
+    scanner.feed(read("warning_6_12.log"))
+    assert scanner.complaints
+    assert scanner.fatal is None
+
+
+def test_checkpoints_in_order() -> None:
+    text = read("clean_boot.log")
+    assert checkpoints(text) == (Checkpoint("mapped", 85), Checkpoint("forked", 85), Checkpoint("done", 85))
+    assert last_checkpoint(text) == "done"
+    assert last_checkpoint("") == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["say hugepfn: checkpoint a pid 1", "hugepfn: checkpoint a b pid 1", "hugepfn: checkpoint a pid", "hugepfn: a"],
+)
+def test_what_is_no_checkpoint(line: str) -> None:
+    assert checkpoints(line) == ()
+
+
+def test_user_faults_are_told_apart_from_complaints() -> None:
+    faults = user_faults(read("oom_and_segfault.log"))
+    assert [(fault.program, fault.pid, fault.what) for fault in faults] == [
+        ("fork", 85, "segfault at 7f1240000000"),
+        ("mremap", 86, "general protection fault"),
+        ("a program", 87, "trap invalid opcode"),
+    ]
+    assert faults[0].line.startswith("fork[85]: segfault")
+
+
+@pytest.mark.parametrize("line", ["fork: segfault at 0 ip 0", "general protection fault: 0000 [#1] SMP", "fork[1]: x"])
+def test_what_is_no_user_fault(line: str) -> None:
+    assert user_faults(line) == ()

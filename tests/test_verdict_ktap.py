@@ -1,0 +1,284 @@
+"""Reports of guest programs: golden reports, small tables, and text of any kind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from harness.verdict.ktap import MAX_DEPTH, Outcome, Report, Test, parse
+
+DATA = Path(__file__).parent / "data" / "verdict"
+P, F, S, C, T = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.CRASHED, Outcome.TODO
+
+
+def read(name: str) -> Report:
+    return parse((DATA / name).read_text())
+
+
+def tap(*lines: str) -> Report:
+    return parse("\n".join(("KTAP version 1", *lines, "")))
+
+
+def tree(tests: tuple[Test, ...]) -> list[object]:
+    """(name, outcome) of each test, with the list of its subtests where it has some."""
+    return [(t.name, t.outcome, tree(t.subtests)) if t.subtests else (t.name, t.outcome) for t in tests]
+
+
+def test_kunit() -> None:
+    report = read("kunit.ktap")
+    assert tree(report.tests) == [
+        ("pgtable", F, [("levels", P), ("bits", F), ("devmap", S)]),
+        ("walk", P, [("five levels", P)]),
+    ]
+    assert (report.outcome, report.planned, report.problems) == (F, 2, ())
+    bits = report.tests[0].subtests[1]
+    assert bits.diagnostics == (
+        "bits: EXPECTATION FAILED at mm/pgtable_test.c:31",
+        "vfio_pci: a line of the kernel in between",
+    )
+    assert report.tests[0].subtests[2].reason == "the kernel has no DEVMAP"
+    assert report.tests[0].diagnostics == ("pgtable: pass:1 fail:1 skip:1 total:3",)
+    assert report.diagnostics == ("reboot: Power down",)
+
+
+def test_kselftest() -> None:
+    report = read("kselftest.ktap")
+    assert tree(report.tests) == [
+        ("selftests: mm: mkdirty", P, [("PTRACE write access", P), ("", S), ("migration", T)]),
+        ("selftests: mm: soft-dirty", S),
+        ("selftests: mm: hung", F),
+    ]
+    assert report.tests[0].subtests[0].diagnostics == ("[INFO] detected THP size: 2048 KiB",)
+    assert report.tests[0].subtests[1].reason == "no userfaultfd in this kernel"
+    assert "Totals: pass:1 fail:0 xfail:1 xpass:0 skip:1 error:0" in report.tests[0].diagnostics
+    assert report.tests[2].reason == "TIMEOUT 45 seconds"
+    assert report.outcome is F
+
+
+def test_crash_in_the_middle() -> None:
+    report = read("crashed_midway.ktap")
+    assert tree(report.tests) == [("pte", P), ("pmd", P), ("selftests: mm: pud", C, [("parent", P)])]
+    assert report.tests[2].subtests[0].diagnostics == ("parent: PUD W=1 D=1 SPECIAL",)
+    assert report.outcome is C
+    assert any("2 of 4 planned tests never reported: 3, 4" in problem for problem in report.problems)
+    assert any("1 of 2 planned tests never reported: 2" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize("version", ["KTAP version 1", "TAP version 13", "TAP version 14"])
+def test_versions(version: str) -> None:
+    report = parse(f"SeaBIOS (version 1.16)\n{version}\r\n1..1\r\nok 1 - a\r\n")
+    assert report == Report((Test("a", P, number=1),), 1, (), P)
+    assert report.passed
+
+
+@pytest.mark.parametrize(
+    ("lines", "outcome", "problem"),
+    [
+        (["1..1", "ok 1 a"], P, ""),
+        (["ok 1 a", "ok 2 b", "1..2"], P, ""),
+        (["1..2", "ok 1 a", "not ok 2 b"], F, ""),
+        (["1..2", "ok 1 a"], C, "1 of 2 planned tests never reported: 2"),
+        (["1..2"], C, "2 of 2 planned tests never reported: 1, 2"),
+        (["1..999999999"], C, "never reported: 1, 2, 3, 4, 5, ..."),
+        (["1..2", "not ok 1 a"], C, "never reported"),
+        ([], C, "no plan"),
+        (["ok 1 a"], C, "no plan"),
+        (["not ok 1 a"], F, "no plan"),
+        (["1..1", "ok 1 a", "ok 2 b"], F, "more tests than the 1"),
+        (["1..0", "ok 1 a"], F, "more tests than the 0"),
+        (["1..2", "ok 2 b", "ok 1 a"], P, "test number 2, 1 was expected"),
+        (["1..2", "ok 1 a", "ok 1 a"], C, "test number 1 again"),
+        (["1..2", "ok 1 a", "ok 2 b", "ok 2 b"], F, "test number 2 again"),
+        (["1..1", "1..1", "ok 1 a"], P, "a second plan"),
+        (["1..1", "1..2", "ok 1 a"], F, "a second plan"),
+        (["1..1", "ok 1 a", "KTAP version 1"], P, "a second version line"),
+        (["1..1", "ok 1 a", "KTAP version 1", "1..1", "not ok 1 b"], F, "a second version line"),
+        (["1..2", "ok 1 a", "Bail out! no BAR"], C, "Bail out! no BAR"),
+        (["1..1", "ok 1 a", "Bail out!"], F, "Bail out!"),
+        (["1..1", "ok 1 a # SKIP no vfio"], S, ""),
+        (["1..1", "not ok 1 a # SKIP no vfio"], S, ""),
+        (["1..2", "ok 1 a # SKIP no vfio", "ok 2 b"], P, ""),
+        (["1..0 # SKIP no vfio"], S, ""),
+        (["1..0"], S, ""),
+        (["1..1", "not ok 1 a # TODO later"], T, ""),
+        (["1..1", "ok 1 a # TODO later"], P, ""),
+        (["1..2", "ok 1 a # XFAIL known", "ok 2 b"], P, ""),
+        (["1..1", "okay 1 a"], C, "never reported"),
+        (["1..1", "ok 1a"], C, "never reported"),
+        (["1..1", "ok - a"], C, "never reported"),
+        (["1..1", "ok 9999999999999999999999 a"], C, "never reported"),
+        (["1..1", "[    1.000000] ok 1 a"], C, "never reported"),
+        (["1..1", "  ok 1 a"], C, "never reported"),
+    ],
+)
+def test_whole_reports(lines: list[str], outcome: Outcome, problem: str) -> None:
+    report = tap(*lines)
+    assert report.outcome is outcome
+    assert any(problem in one for one in report.problems) if problem else report.problems == ()
+    assert report.passed is (outcome is P)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "1..1\nok 1 a\n", "not a KTAP version 1\n1..1\nok 1 a\n"])
+def test_without_a_version_line_nothing_was_reported(text: str) -> None:
+    report = parse(text)
+    assert (report.outcome, report.tests, report.planned) == (C, (), None)
+    assert "no KTAP or TAP version line" in report.problems[0]
+
+
+def test_an_unknown_version_is_read_and_noted() -> None:
+    report = parse("KTAP version 7\n1..1\nok 1 a\n")
+    assert report.passed
+    assert "does not know" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "outcome", "reason"),
+    [
+        ("ok 1", "", P, ""),
+        ("ok 1 -", "", P, ""),
+        ("ok 1 a name", "a name", P, ""),
+        ("ok 1 - a name", "a name", P, ""),
+        ("ok 1 - a # skip lower case", "a", S, "lower case"),
+        ("ok 1 a # SKIP", "a", S, ""),
+        ("ok 1 # SKIP no name", "", S, "no name"),
+        ("ok 1 a # SKIPPING is no directive", "a", P, "SKIPPING is no directive"),
+        ("not ok 1 a # TIMEOUT 45 seconds", "a", F, "TIMEOUT 45 seconds"),
+        ("not ok 1 a # ERROR open: ENOENT", "a", F, "ERROR open: ENOENT"),
+        ("not ok 1 a # exit=1", "a", F, "exit=1"),
+        ("ok 1 a # rcode=0", "a", P, "rcode=0"),
+        ("ok 1 C# and \\# stay", "C# and # stay", P, ""),
+        ("ok 1 a # XFAIL b # SKIP c", "a", T, "b # SKIP c"),
+    ],
+)
+def test_result_lines(line: str, name: str, outcome: Outcome, reason: str) -> None:
+    (test,) = tap("1..1", line).tests
+    assert (test.name, test.outcome, test.reason) == (name, outcome, reason)
+
+
+def test_skip_reasons_of_the_whole() -> None:
+    assert tap("1..0 # SKIP no vfio").reason == "no vfio"
+    assert tap("1..3", "ok 1 a # SKIP x", "ok 2 b # SKIP y", "ok 3 c # SKIP x").reason == "x; y"
+
+
+@pytest.mark.parametrize(
+    ("inner", "verdict", "outcome"),
+    [
+        (["1..1", "ok 1 x"], "ok", P),
+        (["1..1", "not ok 1 x"], "ok", F),
+        (["1..2", "ok 1 x"], "ok", C),
+        (["1..2", "ok 1 x"], "not ok", C),
+        (["1..1", "not ok 1 x # TODO"], "ok", P),
+        (["1..1", "ok 1 x # SKIP why"], "ok", S),
+        (["1..1", "ok 1 x", "Bail out! gone"], "ok", F),
+        (["ok 1 x"], "ok", P),
+        (["1..1", "ok 1 x"], "not ok", F),
+    ],
+)
+@pytest.mark.parametrize("indent", ["  ", "    ", "# "])
+def test_a_test_is_no_better_than_its_subtests(inner: list[str], verdict: str, outcome: Outcome, indent: str) -> None:
+    report = tap("1..1", *(indent + line for line in ["KTAP version 1", *inner]), f"{verdict} 1 a")
+    (test,) = report.tests
+    assert test.outcome is outcome
+    assert report.outcome is outcome
+    assert [one.name for one in test.subtests] == ["x"]
+
+
+def test_a_test_that_gives_up_may_leave_its_plan_undone() -> None:
+    report = tap("1..1", "# TAP version 13", "# 1..4", "# ok 1 # SKIP no vfio", "ok 1 a # SKIP")
+    assert report.outcome is S
+
+
+def test_old_kunit_without_inner_version_lines() -> None:
+    report = tap("1..1", "    # Subtest: suite", "    1..1", "    ok 1 - x", "ok 1 - suite")
+    assert tree(report.tests) == [("suite", P, [("x", P)])]
+
+
+def test_three_levels() -> None:
+    report = tap(
+        "1..1", "  KTAP version 1", "  1..1", "    KTAP version 1", "    1..1", "    not ok 1 x", "  ok 1 b", "ok 1 a"
+    )
+    assert tree(report.tests) == [("a", F, [("b", F, [("x", F)])])]
+
+
+def test_the_result_of_a_middle_level_is_lost() -> None:
+    report = tap("1..1", "  KTAP version 1", "  1..1", "    KTAP version 1", "    1..1", "    ok 1 x", "ok 1 a")
+    assert tree(report.tests) == [("a", C, [("", C, [("x", P)])])]
+
+
+def test_the_next_suite_starts_before_the_last_one_reported() -> None:
+    report = tap(
+        "1..2", "  KTAP version 1", "  # Subtest: one", "  1..1", "  ok 1 x", "  KTAP version 1", "  1..1", "  ok 1 y",
+        "ok 2 two",
+    )  # fmt: skip
+    assert tree(report.tests) == [("one", C, [("x", P)]), ("two", P, [("y", P)])]
+    assert report.outcome is C
+
+
+def test_a_suite_that_never_ended() -> None:
+    report = tap("1..1", "  KTAP version 1", "  # Subtest: suite", "  1..2", "  ok 1 x", "  # y: about to map")
+    assert tree(report.tests) == [("suite", C, [("x", P), ("", C)])]
+    assert report.tests[0].subtests[1].diagnostics == ("y: about to map",)
+
+
+def test_a_result_outside_an_indented_report_is_not_lost() -> None:
+    report = parse("    KTAP version 1\n    1..1\n    ok 1 a\nnot ok 1 suite\n")
+    assert report.outcome is F
+    assert "a result outside the report: not ok 1 suite" in report.problems[0]
+    report = parse("    KTAP version 1\n    1..1\n    ok 1 a\nKTAP version 1\n1..1\nnot ok 1 b\n")
+    assert report.outcome is F
+
+
+def test_deep_nesting_is_cut_off() -> None:
+    lines = ["# " * depth + "KTAP version 1" for depth in range(1, 500)]
+    report = tap("1..1", *lines, "ok 1 a")
+    depth, tests = 0, report.tests
+    while tests:
+        depth, tests = depth + 1, tests[0].subtests
+    assert 1 < depth <= MAX_DEPTH
+    assert repr(report)
+
+
+words = st.sampled_from(
+    [
+        "KTAP version 1", "TAP version 13", "1..1", "1..2", "1..0 # SKIP x", "ok 1 a", "ok 2 b", "not ok 1 a",
+        "not ok 2 # TODO", "ok 1 # SKIP y", "Bail out!", "# note", "# Subtest: s", "# selftests: mm: p", "noise", "",
+        "[    1.000000] vfio: hello",
+    ]
+)  # fmt: skip
+lines_of_ktap = st.builds(lambda indent, word: indent + word, st.sampled_from(["", "  ", "    ", "# ", "# # "]), words)
+reports = st.lists(lines_of_ktap, max_size=25).map("\n".join)
+
+
+@given(reports | st.text())
+@example("KTAP version 1\n1..1\nok 1 a")
+def test_never_passed_without_a_plan_fulfilled(text: str) -> None:
+    report = parse(text)
+    if report.passed:
+        assert re.search(r"K?TAP version \d", text)
+        assert report.planned is not None
+        assert {test.number for test in report.tests} == set(range(1, report.planned + 1))
+        assert all(test.outcome in (P, S, T) for test in report.tests)
+    elif report.outcome is S:
+        assert report.planned is not None
+        assert all(test.outcome is S for test in report.tests)
+
+
+@given(reports)
+def test_a_failed_result_of_the_outermost_level_is_never_forgotten(text: str) -> None:
+    text = f"KTAP version 1\n{text}\nnot ok 7 z"
+    assert parse(text).outcome in (F, C)
+
+
+@pytest.mark.parametrize("name", ["kunit.ktap", "kselftest.ktap"])
+def test_a_report_cut_short_never_passes(name: str) -> None:
+    text = (DATA / name).read_text().replace("not ok", "ok")
+    last = text.rindex("ok ")
+    assert all(parse(text[:end]).outcome in (F, C) for end in range(last))
+
+
+def test_the_same_report_passes_whole() -> None:
+    assert parse((DATA / "kunit.ktap").read_text().replace("not ok", "ok")).passed
