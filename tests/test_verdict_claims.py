@@ -71,10 +71,10 @@ def test_a_run_survives_the_way_through_json(run: Run) -> None:
     assert Run.from_json(json.loads(json.dumps(run.to_json()))) == run
 
 
-def test_unknown_keys_are_ignored() -> None:
+def test_unknown_keys_are_ignored_in_a_result_and_are_context_in_a_run() -> None:
     data = Run((RESULT,)).to_json()
     data["results"][0]["colour"] = "blue"
-    assert Run.from_json(data | {"later": 1}) == Run((RESULT,))
+    assert Run.from_json(data | {"later": 1}) == Run((RESULT,), {"later": 1})
 
 
 @pytest.mark.parametrize(

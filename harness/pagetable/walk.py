@@ -27,7 +27,7 @@ def root_paddr(cr3: int, *, pti: bool = False) -> int:
     return root & ~PTI_USER_ROOT if pti else root
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Leaf:
     """An entry that maps memory, and where: the thing that claims are made of."""
 
@@ -161,6 +161,9 @@ class Leaf:
 
     def __str__(self) -> str:
         return f"{self.vaddr:#018x} {self.entry}"
+
+    def __repr__(self) -> str:
+        return f"<{self}>"  # what pytest shows of a broken claim
 
 
 @dataclass(frozen=True, slots=True)

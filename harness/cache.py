@@ -1,0 +1,162 @@
+"""The user's cache folder: entries built once, whole or not there at all, whoever else builds at the same time.
+
+An entry is built in a sibling folder ``.NAME.tmp-PID`` under the entry's lock and then renamed. Whoever holds a
+lock may throw away that entry's unfinished siblings: their builder is dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from harness.errors import MachineryError
+
+Progress = Callable[[str], None]
+
+_MARKER = ".complete"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def root() -> Path:
+    """The cache folder: ``HUGEPFN_CACHE_DIR``, else the user's cache folder (XDG)."""
+    chosen = os.environ.get("HUGEPFN_CACHE_DIR")
+    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("hugepfn")
+
+
+def say(progress: Progress | None, line: str) -> None:
+    """Tell the user one line, where somebody listens."""
+    if progress is not None:
+        progress(line)
+
+
+@contextlib.contextmanager
+def room_errors(where: Path) -> Iterator[None]:
+    """Turn the file system's refusals into one line that names the folder.
+
+    :raises MachineryError: no room, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise MachineryError(f"no room left for {where}; free some, or set HUGEPFN_CACHE_DIR elsewhere") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise MachineryError(
+                f"cannot write to {where}: {error.strerror}; set HUGEPFN_CACHE_DIR elsewhere"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def locked(name: str, what: str, progress: Progress | None = None, timeout_s: float = 1800) -> Iterator[None]:
+    """Hold the lock ``name``, after waiting for whoever has it.
+
+    :param what: what the other one is doing, for the waiting message: "fetches linux-image-...".
+    :raises MachineryError: the other one has not finished after ``timeout_s`` seconds.
+    """
+    folder = root() / "locks"
+    with room_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f"{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            say(progress, f"waiting for another hugepfn that {what}")
+            try:
+                lock.acquire(timeout=timeout_s)
+            except filelock.Timeout:
+                raise MachineryError(f"another hugepfn still {what} after {timeout_s:g} s; see {folder}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def find(kind: str, name: str) -> Path | None:
+    """A finished entry's folder, None where there is none. Costs one stat."""
+    entry = root() / kind / name
+    return entry if (entry / _MARKER).is_file() else None
+
+
+def entries(kind: str) -> list[Path]:
+    """All finished entries of a kind, by name."""
+    folder = root() / kind
+    return sorted(e for e in folder.iterdir() if (e / _MARKER).is_file()) if folder.is_dir() else []
+
+
+def obtain(kind: str, name: str, build: Callable[[Path], None], progress: Progress | None = None) -> Path:
+    """The folder of an entry, built now if it is not there yet.
+
+    :param kind: a folder of the cache, "kernels".
+    :param build: fills the empty folder it is given; if it raises, nothing is left behind.
+    :raises MachineryError: no room, or another process took too long to build it.
+    """
+    if found := find(kind, name):
+        return found
+    with locked(f"{kind}.{name}", f"prepares {name}", progress):
+        if found := find(kind, name):  # the one we waited for built it
+            return found
+        folder = root() / kind
+        with room_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder, kind, own=name)
+            temporary = folder / f".{name}.tmp-{os.getpid()}"
+            try:
+                temporary.mkdir()
+                build(temporary)
+                (temporary / _MARKER).touch()
+                shutil.rmtree(folder / name, ignore_errors=True)  # there, but without its marker: not ours to trust
+                temporary.rename(folder / name)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return folder / name
+
+
+def _sweep(folder: Path, kind: str, own: str) -> None:
+    """Throw away what dead builders left, in this folder; ``own`` is locked by the caller."""
+    for leftover in folder.glob(".*.tmp-*"):
+        name = leftover.name[1:].rpartition(".tmp-")[0]
+        if name == own:
+            shutil.rmtree(leftover, ignore_errors=True)
+            continue
+        with (
+            contextlib.suppress(filelock.Timeout),
+            filelock.FileLock(root() / "locks" / f"{kind}.{name}.lock", timeout=0),
+        ):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_note(path: Path, value: object) -> None:
+    """Write a small JSON file whole or not at all.
+
+    :raises MachineryError: no room, no permission.
+    """
+    with room_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(value, file, indent=1)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """A JSON object written by :func:`write_note`, None where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,25 @@
+"""Where a kernel comes from: a Debian package, a file; its image, its modules, its configuration, the cache."""
+
+from harness.cache import Progress
+from harness.kernel.debian import available, cached
+from harness.kernel.image import ImageKind, KernelImage, open_image
+from harness.kernel.kconfig import Kconfig
+from harness.kernel.modules import LoadOrder, Module, defined_symbols, has_symbol, load_order, read
+from harness.kernel.spec import Kernel
+
+__all__ = [
+    "ImageKind",
+    "Kconfig",
+    "Kernel",
+    "KernelImage",
+    "LoadOrder",
+    "Module",
+    "Progress",
+    "available",
+    "cached",
+    "defined_symbols",
+    "has_symbol",
+    "load_order",
+    "open_image",
+    "read",
+]

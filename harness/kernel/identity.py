@@ -1,0 +1,55 @@
+"""Content identity of a kernel, remembered so that 14 MB are not hashed at every start."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from harness import cache
+
+
+def content_key(image: Path, modules_dir: Path | None) -> str:
+    """Sha256 hex of an image's bytes and of its modules' listing.
+
+    The listing holds path, size and mtime of each module: a rebuilt module of equal size must give another key,
+    and a key that changes for no reason costs only time.
+    """
+    digest = hashlib.sha256(_file_sha256(image).encode())
+    if modules_dir is not None:
+        for path, size_bytes, mtime_ns in sorted(_listing(modules_dir)):
+            digest.update(f"{path}\0{size_bytes}\0{mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _listing(modules_dir: Path) -> list[tuple[str, int, int]]:
+    found = []
+    skip = len(str(modules_dir)) + 1
+    for folder, _, names in os.walk(modules_dir):  # not through "build", a symlink to a whole tree
+        for name in names:
+            path = os.path.join(folder, name)  # noqa: PTH118 - thousands of files at every start: Path costs 5 times more
+            if ".ko" in name:  # the rest, modules.dep and its like, follows from these
+                with contextlib.suppress(FileNotFoundError):  # a link to nowhere
+                    stat = os.stat(path)  # noqa: PTH116
+                    found.append((path[skip:], stat.st_size, stat.st_mtime_ns))
+    return found
+
+
+def _file_sha256(path: Path) -> str:
+    """Sha256 hex of a file, remembered by its size, mtime and inode."""
+    stat = path.stat()
+    stamp = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev]
+    name = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:32]
+    note = cache.root() / "hashes" / f"{name}.json"
+    try:
+        remembered = json.loads(note.read_text())
+        if remembered["stamp"] == stamp:
+            return str(remembered["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # never remembered, or by an older version: hash again
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    cache.write_note(note, {"stamp": stamp, "sha256": sha256})
+    return sha256

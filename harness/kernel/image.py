@@ -1,0 +1,197 @@
+"""What a kernel is once it is on this machine: its image, its release, its modules and its configuration."""
+
+from __future__ import annotations
+
+import enum
+import gzip
+import mmap
+import re
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.errors import UsageError
+from harness.kernel.identity import content_key
+from harness.kernel.kconfig import Kconfig
+
+_EXPECTED = "expected an x86-64 bzImage or vmlinux"
+
+# Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
+_BOOT_FLAG, _HEADER, _PROTOCOL, _VERSION_POINTER, _XLOADFLAGS = 0x1FE, 0x202, 0x206, 0x20E, 0x236
+_SETUP_START = 0x200  # kernel_version counts from the end of the boot sector
+_XLF_KERNEL_64 = 1
+_SETUP_MAX_BYTES = 0x200 + 0x10000  # kernel_version is 16 bits wide: nothing we read lies behind this
+
+_ET_REL, _ET_EXEC, _ET_DYN, _ET_CORE = 1, 2, 3, 4
+_EM_X86_64 = 62
+_BANNER = re.compile(rb"Linux version (\d+\.\d+[^\s\0]*) \(")  # init/version.c linux_banner
+_IKCONFIG = re.compile(rb"IKCFG_ST(\x1f\x8b.*?)IKCFG_ED", re.DOTALL)  # kernel/configs.c
+
+_MAGICS: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\xfd7zXZ\0", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"!<arch>\ndebian-binary", "a Debian package"),
+    (b"!<arch>\n", "an ar archive"),
+    (b"070701", "a cpio archive"),
+    (b"QFI\xfb", "a qcow2 disk image"),
+    (b"PK\x03\x04", "a zip file"),
+    (b"#!", "a script"),
+    (b"MZ", "an EFI program without a Linux boot header"),
+)
+
+
+class ImageKind(enum.Enum):
+    """How QEMU's ``-kernel`` starts it."""
+
+    BZIMAGE = "bzImage"  # the x86 boot protocol
+    VMLINUX = "vmlinux"  # ELF, through PVH (CONFIG_PVH)
+
+
+@dataclass(frozen=True)
+class KernelImage:
+    """A kernel that can be booted: everything the other rooms need to know of it."""
+
+    spec: str  # what the user asked for, canonical: "debian:6.12", "./bzImage"
+    image: Path  # absolute
+    kind: ImageKind
+    release: str  # what uname -r says in the guest
+    modules_dir: Path | None  # .../lib/modules/RELEASE, absolute; None: no modules given
+    config: Kconfig | None  # None: not found beside the image
+
+    @property
+    def config_hash(self) -> str | None:
+        """Sha256 of the configuration's text, in hex; None where there is none."""
+        return self.config.sha256 if self.config else None
+
+    @cached_property
+    def key(self) -> str:
+        """Content identity in hex: the image's bytes and the listing of its modules; changes when either does."""
+        return content_key(self.image, self.modules_dir)
+
+
+def open_image(
+    path: Path, *, spec: str | None = None, modules: Path | None = None, config: Path | None = None
+) -> KernelImage:
+    """Recognise a kernel file.
+
+    :param path: a bzImage or an uncompressed vmlinux.
+    :param modules: ``/lib/modules/RELEASE``, or a root that holds ``lib/modules/RELEASE``.
+    :param config: its configuration; looked for beside the image when None.
+    :raises UsageError: the file is missing or no x86-64 kernel, or the modules are another release's.
+    """
+    path = path.expanduser().absolute()
+    kind, release, embedded = _recognise(path)
+    modules_dir = find_modules_dir(modules, release) if modules is not None else None
+    found = config or _config_beside(path, release, modules_dir)
+    try:
+        kconfig = Kconfig(found.read_text(errors="replace")) if found else embedded
+    except OSError as error:
+        raise UsageError(f"cannot read the kernel configuration {found}: {error.strerror}") from error
+    return KernelImage(spec or str(path), path, kind, release, modules_dir, kconfig)
+
+
+def find_modules_dir(directory: Path, release: str) -> Path:
+    """The ``lib/modules/RELEASE`` folder that ``--modules DIR`` means.
+
+    :raises UsageError: there is none for this release; says which releases are there.
+    """
+    directory = directory.expanduser().absolute()
+    if not directory.is_dir():
+        raise UsageError(f"--modules {directory}: no such directory")
+    if directory.name == release and _looks_like_modules(directory):
+        return directory
+    parents = [directory / "lib/modules", directory / "usr/lib/modules"]
+    for parent in [*parents, directory]:
+        if _looks_like_modules(parent / release):
+            return parent / release
+    found = sorted({entry.name for p in parents if p.is_dir() for entry in p.iterdir() if _looks_like_modules(entry)})
+    if _looks_like_modules(directory):
+        found.append(directory.name)
+    there = "has modules of " + ", ".join(found) if found else "has no modules"
+    raise UsageError(f"--modules {directory}: {there}, but the kernel's release is {release}")
+
+
+def _looks_like_modules(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("modules.dep", "modules.order", "modules.builtin", "kernel"))
+
+
+def _recognise(path: Path) -> tuple[ImageKind, str, Kconfig | None]:
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path} is a directory, {_EXPECTED} file")
+        with path.open("rb") as file:
+            head = file.read(_SETUP_MAX_BYTES)
+            if head[_HEADER : _HEADER + 4] == b"HdrS" and head[_BOOT_FLAG : _BOOT_FLAG + 2] == b"\x55\xaa":
+                return ImageKind.BZIMAGE, _bzimage_release(path, head), None
+            if head[:4] == b"\x7fELF":
+                return _vmlinux(path, head, file)
+    except FileNotFoundError:
+        hint = f" (a Debian kernel is written debian:{path.name})" if re.fullmatch(r"\d+(\.\d+)+", path.name) else ""
+        raise UsageError(f"{path}: no such file, {_EXPECTED}{hint}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the kernel {path}: {error.strerror}") from error
+    raise UsageError(f"{path} is {_describe(head)}, {_EXPECTED}")
+
+
+def _bzimage_release(path: Path, head: bytes) -> str:
+    """The first word of the version string that the header points to (arch/x86/boot/version.c)."""
+    if len(head) < _XLOADFLAGS + 2:
+        raise UsageError(f"{path} is a bzImage cut off after {len(head)} bytes, {_EXPECTED}")
+    protocol, pointer = (
+        struct.unpack_from("<H", head, _PROTOCOL)[0],
+        struct.unpack_from("<H", head, _VERSION_POINTER)[0],
+    )
+    xloadflags = struct.unpack_from("<H", head, _XLOADFLAGS)[0]
+    if protocol < 0x20C or not xloadflags & _XLF_KERNEL_64:
+        raise UsageError(f"{path} is a 32-bit bzImage, {_EXPECTED}")
+    text = head[_SETUP_START + pointer :].split(b"\0", 1)[0] if pointer else b""
+    words = text.decode("ascii", "replace").split()
+    if not words or not words[0][0].isdigit():
+        raise UsageError(f"{path} is a bzImage without a version string (header field kernel_version), {_EXPECTED}")
+    return words[0]
+
+
+def _vmlinux(path: Path, head: bytes, file: BinaryIO) -> tuple[ImageKind, str, Kconfig | None]:
+    if len(head) < 64:
+        raise UsageError(f"{path} is an ELF file cut off after {len(head)} bytes, {_EXPECTED}")
+    elf_type, machine = struct.unpack_from("<HH", head, 16)
+    if head[4:6] != b"\x02\x01" or machine != _EM_X86_64:
+        raise UsageError(f"{path} is an ELF file of another architecture (machine {machine}), {_EXPECTED}")
+    if elf_type != _ET_EXEC:
+        what = {_ET_REL: "an object file or a module", _ET_DYN: "a program or shared library", _ET_CORE: "a core dump"}
+        raise UsageError(f"{path} is {what.get(elf_type, 'an unknown ELF file')}, {_EXPECTED}")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        banner = _BANNER.search(data)
+        if banner is None:
+            raise UsageError(f"{path} is an ELF program without the words 'Linux version', {_EXPECTED}")
+        embedded = _IKCONFIG.search(data)
+        config = Kconfig(gzip.decompress(embedded[1]).decode(errors="replace")) if embedded else None
+        return ImageKind.VMLINUX, banner[1].decode("ascii", "replace"), config
+
+
+def _config_beside(image: Path, release: str, modules_dir: Path | None) -> Path | None:
+    """The configuration's usual places: Debian's /boot, Debian 7.x's modules folder, a build tree."""
+    places = [image.parent / f"config-{release}"]
+    if modules_dir is not None:
+        places += [
+            modules_dir / "config",
+            modules_dir / "build/.config",
+            modules_dir.parents[2] / f"boot/config-{release}",
+        ]
+    places += [image.parent / "config", image.parent / ".config"]
+    if image.parts[-4:-1] == ("arch", "x86", "boot"):
+        places.append(image.parents[3] / ".config")
+    return next((place for place in places if place.is_file()), None)
+
+
+def _describe(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    for magic, what in _MAGICS:
+        if head.startswith(magic):
+            return what
+    printable = sum(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head[:512])
+    return "a text file" if printable == len(head[:512]) else "no kernel"

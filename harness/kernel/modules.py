@@ -1,0 +1,181 @@
+"""Kernel modules on the host's side: in which order to load them, their bytes, the symbols they define."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import zstandard
+
+from harness.errors import MachineryError, UsageError
+from harness.kernel.image import KernelImage
+
+_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+_SHT_SYMTAB, _SHN_UNDEF = 2, 0
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module file of a kernel."""
+
+    name: str  # as lsmod says it: underscores
+    path: Path  # absolute, compressed or not
+
+
+@dataclass(frozen=True)
+class LoadOrder(Sequence[Module]):
+    """Modules in the order in which insmod takes them, and what became of the other names asked for."""
+
+    modules: tuple[Module, ...]
+    builtin: tuple[str, ...] = ()  # asked for, but part of the image (modules.builtin)
+    missing: tuple[str, ...] = ()  # asked for, but neither a module nor built in
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter(self.modules)
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Module, ...]: ...
+    def __getitem__(self, index: int | slice) -> Module | tuple[Module, ...]:
+        return self.modules[index]
+
+
+def load_order(image: KernelImage, names: Iterable[str]) -> LoadOrder:
+    """What to insmod, in order, so that every named module is loaded: dependencies first, each file once.
+
+    :param names: module names; dash and underscore are the same letter.
+    :returns: the order; names that the kernel does not have are in ``missing``. Of a kernel without a modules folder
+        all are missing: whether they are built in, only its configuration can tell.
+    :raises UsageError: the modules folder has no modules.dep.
+    """
+    if image.modules_dir is None:
+        return LoadOrder((), missing=tuple(names))
+    dependencies = _read_modules_dep(image.modules_dir)
+    files = {_module_name(path): path for path in dependencies}
+    builtin_here = _read_builtin(image.modules_dir)
+    order: dict[str, None] = {}
+    builtin, missing = [], []
+
+    def add(path: str, pending: tuple[str, ...] = ()) -> None:
+        if path in order or path in pending:
+            return
+        for dependency in dependencies.get(path, ()):
+            add(dependency, (*pending, path))
+        order[path] = None
+
+    for name in names:
+        wanted = name.replace("-", "_")
+        if wanted in files:
+            add(files[wanted])
+        elif wanted in builtin_here:
+            builtin.append(name)
+        else:
+            missing.append(name)
+    modules = tuple(Module(_module_name(path), image.modules_dir / path) for path in order)
+    return LoadOrder(modules, tuple(builtin), tuple(missing))
+
+
+def find(image: KernelImage, name: str) -> Module | None:
+    """The file of one module, None where it is built in or not there."""
+    order = load_order(image, [name])
+    return order.modules[-1] if order.modules else None
+
+
+def read(module: Module) -> bytes:
+    """The module's ELF bytes, decompressed.
+
+    :raises MachineryError: the file cannot be read or its compression is broken.
+    """
+    name = module.path.name
+    try:
+        data = module.path.read_bytes()
+        if name.endswith(".xz"):
+            return lzma.decompress(data)
+        if name.endswith(".zst"):
+            return _unzstd(data)
+        if name.endswith(".gz"):
+            return gzip.decompress(data)
+    except (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError) as error:
+        raise MachineryError(f"cannot read the module {module.path}: {error}") from error
+    return data
+
+
+def _unzstd(data: bytes) -> bytes:
+    unpacker = zstandard.ZstdDecompressor().decompressobj()
+    unpacked = unpacker.decompress(data)
+    if not unpacker.eof:  # it takes a file that is cut off without a word
+        raise EOFError("the zstd stream is cut off")
+    return unpacked
+
+
+def has_symbol(image: KernelImage, module: str, symbol: str) -> bool | None:
+    """Whether a module defines a symbol, static ones too: a capability probe that boots nothing.
+
+    :returns: None where there is no module file to look into (built in, or not there): it cannot be known here.
+    """
+    found = find(image, module)
+    return None if found is None else symbol in defined_symbols(read(found))
+
+
+def defined_symbols(elf: bytes) -> frozenset[str]:
+    """Every symbol that an x86-64 object file defines (its .symtab without the undefined ones).
+
+    :raises MachineryError: not a 64-bit little-endian ELF file, or one that is cut off.
+    """
+    if elf[:6] != b"\x7fELF\x02\x01":
+        raise MachineryError("a module is not a 64-bit little-endian ELF file")
+    try:
+        sections_at = struct.unpack_from("<Q", elf, 0x28)[0]
+        section_size, section_count = struct.unpack_from("<HH", elf, 0x3A)
+        # Elf64_Shdr: name, type, flags, addr, offset, size, link, info, addralign, entsize
+        sections = [
+            struct.unpack_from("<IIQQQQIIQQ", elf, sections_at + i * section_size) for i in range(section_count)
+        ]
+        names: set[str] = set()
+        for section in sections:
+            if section[1] != _SHT_SYMTAB:
+                continue
+            strings_at, strings_size = sections[section[6]][4:6]
+            strings = elf[strings_at : strings_at + strings_size]
+            # Elf64_Sym: name, info, other, shndx, value, size
+            for name_at, _, _, index, _, _ in struct.iter_unpack("<IBBHQQ", elf[section[4] : section[4] + section[5]]):
+                if index != _SHN_UNDEF and name_at:
+                    names.add(strings[name_at : strings.index(b"\0", name_at)].decode("ascii", "replace"))
+    except (struct.error, IndexError, ValueError) as error:
+        raise MachineryError(f"a module's ELF file is cut off or broken: {error}") from error
+    return frozenset(names)
+
+
+def _module_name(path: str) -> str:
+    base = path.rsplit("/", 1)[-1]
+    for suffix in _SUFFIXES:
+        base = base.removesuffix(suffix)
+    return base.replace("-", "_")
+
+
+def _read_modules_dep(modules_dir: Path) -> dict[str, tuple[str, ...]]:
+    """``{path: paths it needs}``, relative to the modules folder (man 5 modules.dep)."""
+    try:
+        text = (modules_dir / "modules.dep").read_text()
+    except FileNotFoundError:
+        root, release = modules_dir.parents[2], modules_dir.name
+        raise UsageError(f"{modules_dir} has no modules.dep; make it with: depmod -b {root} {release}") from None
+    pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
+    # The file lists the nearest dependency first and modprobe loads from the right; keep modprobe's order.
+    return {path: tuple(reversed(needs.split())) for path, _, needs in pairs}
+
+
+def _read_builtin(modules_dir: Path) -> frozenset[str]:
+    try:
+        return frozenset(map(_module_name, (modules_dir / "modules.builtin").read_text().split()))
+    except FileNotFoundError:
+        return frozenset()

@@ -1,0 +1,90 @@
+"""What a Debian archive offers: its Packages file in, kernels out. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from harness.kernel.versions import upstream_of
+
+_IMAGE = re.compile(r"linux-image-(\d\S*-cloud-amd64)")
+_OTHER_IMAGE = re.compile(r"\blinux-image-\d")
+_START = b"Package: linux-"
+
+
+@dataclass(frozen=True)
+class PackageFile:
+    """One package to download."""
+
+    package: str
+    uri: str
+    size_bytes: int
+    sha256: str  # from the signed index
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A kernel that can be had: a suite offers it, or it is cached."""
+
+    package: str  # linux-image-6.12.117+deb13-cloud-amd64
+    version: str  # Debian's: 6.12.117-1
+    release: str  # uname -r: 6.12.117+deb13-cloud-amd64
+    suite: str  # trixie-security
+    upstream: str  # 6.12.117, or 7.3~rc7
+    cached: bool = False
+    files: tuple[PackageFile, ...] = field(default=(), repr=False)  # the image first; empty: no suite has it any more
+
+    gone: tuple[str, ...] = field(default=(), repr=False)  # parts that the mirror no longer has: cannot be fetched
+
+    @property
+    def entry(self) -> str:
+        """Its name in the cache."""
+        return f"{self.package}_{self.version}"
+
+
+def parse_packages(data: bytes, uri: str, suite: str) -> list[Offer]:
+    """The stock amd64 cloud kernels of a Packages file; no meta packages, no debug or unsigned ones.
+
+    :param uri: the mirror's, ends with a slash.
+    """
+    stanzas = {(s["package"], s["version"]): s for s in _linux_stanzas(data)}
+    offers = []
+    for (package, version), stanza in stanzas.items():
+        image = _IMAGE.fullmatch(package)
+        depends = stanza.get("depends", "")
+        # A meta package (linux-image-6.12-cloud-amd64) depends on the real image; the real one on no other image.
+        if image is None or _OTHER_IMAGE.search(depends):
+            continue
+        release = image[1]
+        # Since 7.x an image is split: linux-binary- has vmlinuz, linux-base- the config, linux-modules- the rest.
+        parts = [n for n in re.findall(r"linux-[a-z]+-\S+", depends) if n.endswith(f"-{release}")]
+        # Backports keep the signed image of an old version for long after its modules are gone. An image that depends
+        # on linux-base- alone (6.18, 6.19) has everything that boots in itself, the configuration included.
+        missing = [part for part in parts if (part, version) not in stanzas]
+        split = any(part.startswith(("linux-binary-", "linux-modules-")) for part in parts)
+        gone = tuple(part for part in missing if split)
+        whole = [stanza, *(stanzas[part, version] for part in parts if part not in missing)]
+        files = tuple(PackageFile(s["package"], uri + s["filename"], int(s["size"]), s["sha256"]) for s in whole)
+        offers.append(Offer(package, version, release, suite, upstream_of(version), files=files, gone=gone))
+    return offers
+
+
+def _linux_stanzas(data: bytes) -> list[dict[str, str]]:
+    """The stanzas of packages called linux-*; the file has 60 MB, so it is searched before it is parsed."""
+    data = b"\n" + data
+    stanzas = []
+    at = data.find(b"\n" + _START)
+    while at >= 0:
+        end = data.find(b"\n\n", at + 1)
+        end = len(data) if end < 0 else end
+        fields = {
+            name.lower(): value.strip()
+            for name, colon, value in (
+                line.partition(":") for line in data[at:end].decode(errors="replace").splitlines()
+            )
+            if colon and not name.startswith((" ", "\t"))
+        }
+        if {"package", "version", "filename", "size", "sha256"} <= fields.keys():
+            stanzas.append(fields)
+        at = data.find(b"\n" + _START, end)
+    return stanzas

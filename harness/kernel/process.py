@@ -1,0 +1,126 @@
+"""Run a host command to its end: own process group, a deadline, always reaped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from harness.errors import MachineryError
+
+_GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
+_WORDS_MAX = 300
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended."""
+
+    status: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def words(self) -> str:
+        """The first useful words of standard error, one line."""
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        first = next((line for line in lines if line.startswith("E:")), lines[0] if lines else "no message")
+        return " ".join(first.removeprefix("E:").split())[:_WORDS_MAX]
+
+
+def run(argv: Sequence[str | Path], *, timeout_s: float, cwd: Path | None = None, check: bool = True) -> Finished:
+    """Run a command and wait for it; on the deadline, on Ctrl-C, on any exception it is ended and reaped.
+
+    :param check: raise when the exit status is not 0.
+    :raises MachineryError: not there, too slow, or (``check``) failed; carries the first words of its stderr.
+    """
+    words = [os.fspath(word) for word in argv]
+    name = Path(words[0]).name
+    held = _HeldSignals()
+    try:
+        process = subprocess.Popen(
+            words,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+    except BaseException as error:
+        held.release()
+        if isinstance(error, OSError):
+            raise MachineryError(f"cannot start {name}: {error.strerror}") from error
+        raise
+    try:
+        held.release()
+        stdout, stderr = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise MachineryError(f"{name} took more than {timeout_s:g} s: {' '.join(words[:8])}") from None
+    finally:
+        if process.returncode is None:
+            _end(process)
+    finished = Finished(process.returncode, stdout, stderr.decode(errors="replace"))
+    if check and finished.status != 0:
+        check_room(finished, name)
+        raise MachineryError(f"{name} failed (exit status {finished.status}): {finished.words}")
+    return finished
+
+
+class _HeldSignals:
+    """Holds Ctrl-C back while a process starts: inside Popen the exception would lose a child that already runs."""
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[int, FrameType | None]] = []
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python runs handlers in the main thread only
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, lambda number, frame: self._noted.append((number, frame)))
+
+    def release(self) -> None:
+        """Put the handlers back and let them have what came meanwhile."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        for number, frame in self._noted:
+            self._handlers[number](number, frame)
+
+
+def check_room(finished: Finished, name: str) -> None:
+    """Say in one line that a command had no room to write.
+
+    :raises MachineryError: that is what its stderr says.
+    """
+    if "No space left on device" in finished.stderr or "Disk quota exceeded" in finished.stderr:
+        raise MachineryError(f"no room left for {name}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL, to the group that this command leads; reap it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_GRACE_S)
+            return
+
+
+def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "/sbin")) -> Path:
+    """The path of a program; sbin too, which an ordinary user's PATH lacks on Debian.
+
+    :raises MachineryError: not there; names the Debian package that has it.
+    """
+    for folder in [*os.environ.get("PATH", "").split(os.pathsep), *extra]:
+        candidate = Path(folder) / name
+        if folder and os.access(candidate, os.X_OK) and candidate.is_file():
+            return candidate
+    raise MachineryError(f"{name} is missing on this machine; install it with: apt-get install {package}")

@@ -1,0 +1,193 @@
+"""The cache under accidents: two builders at once, a builder that dies, no room; and the commands it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import select
+import signal
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from harness import cache
+from harness.errors import MachineryError
+from harness.kernel.process import find_program, run
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def leftovers(root: Path) -> list[str]:
+    return sorted(p.name for p in (root / "kernels").iterdir()) if (root / "kernels").is_dir() else []
+
+
+def test_an_entry_is_built_once(root: Path) -> None:
+    assert cache.find("kernels", "a") is None
+    entry = cache.obtain("kernels", "a", lambda folder: (folder / "x").touch())
+    assert entry == root / "kernels/a"
+    assert cache.find("kernels", "a") == entry
+    assert cache.entries("kernels") == [entry]
+
+    def never(_: Path) -> None:
+        raise AssertionError("built twice")
+
+    assert cache.obtain("kernels", "a", never) == entry
+    assert leftovers(root) == ["a"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt()])
+def test_a_build_that_fails_leaves_nothing(root: Path, error: BaseException) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise error
+
+    with pytest.raises(type(error)):
+        cache.obtain("kernels", "a", fail)
+    assert leftovers(root) == []
+    assert cache.obtain("kernels", "a", lambda _: None).is_dir()
+
+
+def test_no_room_is_one_line_and_leaves_nothing(root: Path) -> None:
+    def full(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(MachineryError, match=r"no room left for .*HUGEPFN_CACHE_DIR"):
+        cache.obtain("kernels", "a", full)
+    assert leftovers(root) == []
+
+
+def test_an_entry_without_its_marker_is_built_again(root: Path) -> None:
+    (root / "kernels/a").mkdir(parents=True)
+    (root / "kernels/a/torn").touch()
+    entry = cache.obtain("kernels", "a", lambda folder: (folder / "whole").touch())
+    assert sorted(p.name for p in entry.iterdir()) == [".complete", "whole"]
+
+
+def _build_slowly(ready: Connection, go: Connection) -> None:
+    def build(folder: Path) -> None:
+        (folder / "x").write_text("one")
+        ready.send("building")
+        go.recv()
+
+    cache.obtain("kernels", "a", build)
+
+
+def test_of_two_processes_one_builds_and_one_waits(root: Path) -> None:
+    ready, child_ready = FORK.Pipe()
+    child_go, go = FORK.Pipe()
+    builder = FORK.Process(target=_build_slowly, args=(child_ready, child_go))
+    builder.start()
+    try:
+        assert ready.poll(20)
+        said: list[str] = []
+
+        def progress(line: str) -> None:
+            said.append(line)
+            go.send("go on")  # the builder ends only once we have said that we wait
+
+        entry = cache.obtain("kernels", "a", lambda folder: (folder / "x").touch(), progress)
+        assert (entry / "x").read_text() == "one"
+        assert said == ["waiting for another hugepfn that prepares a"]
+        builder.join(20)
+        assert builder.exitcode == 0
+    finally:
+        builder.kill()
+        builder.join()
+    assert leftovers(root) == ["a"]
+
+
+def test_what_a_killed_builder_left_is_swept_but_not_a_living_ones(root: Path) -> None:
+    ready, child_ready = FORK.Pipe()
+    child_go, _go = FORK.Pipe()
+    builder = FORK.Process(target=_build_slowly, args=(child_ready, child_go))
+    builder.start()
+    try:
+        assert ready.poll(20)
+        cache.obtain("kernels", "other", lambda _: None)
+        assert any(name.startswith(".a.tmp-") for name in leftovers(root)), "a living builder's folder was taken away"
+        assert builder.pid is not None
+        os.kill(builder.pid, signal.SIGKILL)
+        builder.join(20)
+    finally:
+        builder.kill()
+        builder.join()
+    cache.obtain("kernels", "third", lambda _: None)
+    assert leftovers(root) == ["other", "third"]
+
+
+def test_waiting_has_an_end() -> None:
+    with (
+        cache.locked("x", "does something"),
+        pytest.raises(MachineryError, match="still does something after"),
+        cache.locked("x", "does something", timeout_s=0.1),
+    ):
+        pass
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "file/cache"))
+    with pytest.raises(MachineryError, match="cannot write to"):
+        cache.obtain("kernels", "a", lambda _: None)
+
+
+def test_a_note_is_read_back_and_a_torn_one_is_none(root: Path) -> None:
+    note = root / "notes/a.json"
+    assert cache.read_note(note) is None
+    cache.write_note(note, {"a": 1})
+    assert cache.read_note(note) == {"a": 1}
+    note.write_text("{")
+    assert cache.read_note(note) is None
+
+
+def test_a_command_that_fails_says_its_first_useful_words() -> None:
+    with pytest.raises(MachineryError, match=r"sh failed \(exit status 3\): no such thing$"):
+        run(["sh", "-c", "echo 'W: noise' >&2; echo 'E: no such thing' >&2; exit 3"], timeout_s=20)
+    with pytest.raises(MachineryError, match="no room left for sh"):
+        run(["sh", "-c", "echo 'write: No space left on device' >&2; exit 1"], timeout_s=20)
+    with pytest.raises(MachineryError, match="cannot start nosuchprogram"):
+        run(["nosuchprogram"], timeout_s=20)
+    assert run(["sh", "-c", "exit 3"], timeout_s=20, check=False).status == 3
+
+
+def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    script = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
+    with pytest.raises(MachineryError, match=r"took more than 0\.5 s"):
+        run(["sh", "-c", script], timeout_s=0.5)
+    child = int((tmp_path / "pid").read_text())
+    with contextlib.suppress(ProcessLookupError):  # gone already
+        death = os.pidfd_open(child)
+        assert select.select([death], [], [], 20)[0], "a child outlived its command"
+        os.close(death)
+
+
+def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "started")
+
+    def interrupt() -> None:
+        (tmp_path / "started").read_text()  # until the command has opened and closed it
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(["sh", "-c", f"echo $$ > {tmp_path}/pid; echo > {tmp_path}/started; exec sleep 600"], timeout_s=20)
+    thread.join(20)
+    assert not Path(f"/proc/{int((tmp_path / 'pid').read_text())}").exists()
+
+
+def test_a_missing_program_names_its_package() -> None:
+    assert find_program("sh", "dash").name == "sh"
+    with pytest.raises(MachineryError, match="apt-get install kmod"):
+        find_program("nosuchprogram", "kmod")
