@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Checkpoints: telling the host who we are and what we mapped, and waiting where it can look at us. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "hugepfn.h"
+
+#define HP_PROCESSES 64
+#define HP_MAPPINGS 256
+#define HP_NAME 32
+#define HP_PAGEMAP_PAGES 512
+#define HP_LINE (128 + HP_PAGEMAP_PAGES * 17)
+
+struct shared_process {
+	pid_t pid;
+	char name[HP_NAME];
+};
+
+struct shared_mapping {
+	pid_t owner;
+	char name[HP_NAME];
+	uint64_t vaddr;
+	size_t pagemap_pages;
+};
+
+/* Every process of the run sees the same table, so that each can read the others' pagemap. */
+struct shared {
+	atomic_flag lock;
+	struct shared_process process[HP_PROCESSES];
+	struct shared_mapping mapping[HP_MAPPINGS];
+};
+
+static struct shared *shared;
+static int events_fd = -1, kmsg_fd = -1;
+static uint64_t sequence;
+
+static void lock(void)
+{
+	while (atomic_flag_test_and_set_explicit(&shared->lock, memory_order_acquire))
+		__builtin_ia32_pause();
+}
+
+static void unlock(void)
+{
+	atomic_flag_clear_explicit(&shared->lock, memory_order_release);
+}
+
+/* One line, one write: the port keeps writes whole. */
+static void tell_line(const char *line, size_t length)
+{
+	ssize_t n;
+
+	if (events_fd < 0)
+		return;
+	do
+		n = write(events_fd, line, length);
+	while (n < 0 && errno == EINTR);
+	if (n != (ssize_t)length)
+		hp_die("events channel: wrote %zd of %zu bytes", n, length);
+}
+
+static void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...)
+{
+	char line[512];
+	va_list args;
+	int n;
+
+	va_start(args, fmt);
+	n = vsnprintf(line, sizeof(line), fmt, args);
+	va_end(args);
+	if (n < 0 || (size_t)n >= sizeof(line)) {
+		errno = EOVERFLOW;
+		hp_die("events channel: a line of %d bytes", n);
+	}
+	tell_line(line, (size_t)n);
+}
+
+static void check_name(const char *name)
+{
+	if (strlen(name) >= HP_NAME || strpbrk(name, " \n") || !*name) {
+		errno = EINVAL;
+		hp_die("name '%s' is empty, longer than %d bytes or holds a blank", name, HP_NAME - 1);
+	}
+}
+
+/*
+ * Says where we are and waits in user mode until the host changes the release word. Its value until then is
+ * unlike that of any other process or moment, so that whoever finds it at this address has found this process's
+ * page tables.
+ */
+static void spin(const char *verb, const char *name, pid_t parent)
+{
+	volatile uint64_t release = ((uint64_t)getpid() << 32) | (uint32_t)(2 * ++sequence + 1);
+	uint64_t held = release;
+
+	if (events_fd < 0)
+		return;
+	tell("%s %s %d %d %" PRIx64 " %" PRIx64 "\n", verb, name, getpid(), parent, (uint64_t)&release, held);
+	while (release == held)
+		__builtin_ia32_pause();
+}
+
+void hp_register(const char *name)
+{
+	pid_t pid = getpid(), parent = getppid();
+	struct shared_process *slot = NULL;
+
+	check_name(name);
+	sequence = 0;
+	lock();
+	for (int i = 0; i < HP_PROCESSES && !slot; i++)
+		if (!shared->process[i].pid)
+			slot = &shared->process[i];
+	if (!slot) {
+		unlock();
+		errno = ENOSPC;
+		hp_die("more than %d processes", HP_PROCESSES);
+	}
+	slot->pid = pid;
+	strcpy(slot->name, name);
+	for (int i = 0, free_slot = 0; i < HP_MAPPINGS; i++) {
+		if (shared->mapping[i].owner != parent)
+			continue;
+		while (free_slot < HP_MAPPINGS && shared->mapping[free_slot].owner)
+			free_slot++;
+		if (free_slot == HP_MAPPINGS)
+			break;
+		shared->mapping[free_slot] = shared->mapping[i];
+		shared->mapping[free_slot].owner = pid;
+	}
+	unlock();
+	spin("process", name, parent);
+}
+
+/* A page of ordinary memory: at every stop the walk must see it as pagemap does, or it proves nothing. */
+static void calibrate(void)
+{
+	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		hp_die("mmap of the calibration page");
+	hp_write(page, 1);
+	hp_map(&(struct hp_mapping){ .name = "calibration",
+				     .addr = page,
+				     .length = 4096,
+				     .prot = PROT_READ | PROT_WRITE,
+				     .backing = HP_RAM,
+				     .pagemap_pages = 1 });
+}
+
+struct hp_options hp_start(int argc, char **argv)
+{
+	struct hp_options options = { .level = HP_PTE, .argc = 1, .argv = argv };
+	const char *fd = getenv("HUGEPFN_EVENTS_FD");
+
+	for (int i = 1; i < argc; i++) {
+		const char *value = argv[i];
+
+		if (strncmp(value, "--level=", 8)) {
+			argv[options.argc++] = argv[i];
+			continue;
+		}
+		value += 8;
+		for (options.level = HP_PTE; strcmp(value, hp_level_name(options.level)); options.level++)
+			if (options.level == HP_PUD) {
+				errno = EINVAL;
+				hp_die("--level=%s is not pte, pmd or pud", value);
+			}
+	}
+	events_fd = fd ? atoi(fd) : -1;
+	kmsg_fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (shared == MAP_FAILED)
+		hp_die("mmap of the shared table");
+	hp_register("parent");
+	calibrate();
+	return options;
+}
+
+pid_t hp_fork(const char *name)
+{
+	struct hp_gate registered;
+	pid_t pid;
+
+	hp_gate_init(&registered);
+	pid = fork();
+	if (pid < 0)
+		hp_die("fork");
+	if (!pid) {
+		hp_register(name);
+		hp_gate_open(&registered);
+	} else {
+		hp_gate_wait(&registered);
+	}
+	close(registered.fd[0]);
+	close(registered.fd[1]);
+	return pid;
+}
+
+static void forget(pid_t pid)
+{
+	lock();
+	for (int i = 0; i < HP_PROCESSES; i++)
+		if (shared->process[i].pid == pid)
+			shared->process[i].pid = 0;
+	for (int i = 0; i < HP_MAPPINGS; i++)
+		if (shared->mapping[i].owner == pid)
+			shared->mapping[i].owner = 0;
+	unlock();
+}
+
+int hp_reap(pid_t pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			hp_die("waitpid %d", pid);
+	forget(pid);
+	tell("gone %d\n", pid);
+	return status;
+}
+
+void hp_map(const struct hp_mapping *mapping)
+{
+	static const char *const backing[] = { [HP_BAR] = "bar", [HP_RAM] = "ram" };
+	struct shared_mapping *slot = NULL;
+	pid_t pid = getpid();
+
+	check_name(mapping->name);
+	lock();
+	for (int i = 0; i < HP_MAPPINGS; i++) {
+		struct shared_mapping *m = &shared->mapping[i];
+
+		if (m->owner == pid && !strcmp(m->name, mapping->name)) {
+			slot = m;
+			break;
+		}
+		if (!m->owner && !slot)
+			slot = m;
+	}
+	if (!slot) {
+		unlock();
+		errno = ENOSPC;
+		hp_die("more than %d mappings", HP_MAPPINGS);
+	}
+	slot->owner = pid;
+	strcpy(slot->name, mapping->name);
+	slot->vaddr = (uint64_t)mapping->addr;
+	slot->pagemap_pages = mapping->pagemap_pages;
+	if (slot->pagemap_pages > HP_PAGEMAP_PAGES)
+		slot->pagemap_pages = HP_PAGEMAP_PAGES;
+	unlock();
+	tell("mapping %s %d %" PRIx64 " %zx %x %s %" PRIx64 "\n", mapping->name, pid, (uint64_t)mapping->addr,
+	     mapping->length, mapping->prot, backing[mapping->backing], mapping->file_offset);
+}
+
+void hp_unmap(const char *name)
+{
+	pid_t pid = getpid();
+
+	lock();
+	for (int i = 0; i < HP_MAPPINGS; i++)
+		if (shared->mapping[i].owner == pid && !strcmp(shared->mapping[i].name, name))
+			shared->mapping[i].owner = 0;
+	unlock();
+	tell("unmapping %s %d\n", name, pid);
+}
+
+/* The guest's own witness: /proc/PID/pagemap of one mapping, as one line of hex words. */
+static void tell_pagemap(const struct shared_mapping *m)
+{
+	char path[64], line[HP_LINE];
+	uint64_t words[HP_PAGEMAP_PAGES];
+	ssize_t n;
+	int fd, length;
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", m->owner);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return; /* the process is gone: there is nothing to say about it */
+	n = pread(fd, words, m->pagemap_pages * sizeof(*words), (off_t)(m->vaddr / 4096 * sizeof(*words)));
+	close(fd);
+	if (n < 0)
+		hp_die("read of %s", path);
+	length = snprintf(line, sizeof(line), "pagemap %s %d", m->name, m->owner);
+	for (size_t i = 0; i < (size_t)n / sizeof(*words); i++)
+		length += snprintf(line + length, sizeof(line) - (size_t)length, " %" PRIx64, words[i]);
+	line[length++] = '\n';
+	tell_line(line, (size_t)length);
+}
+
+/* One write: /dev/kmsg takes a record a write, and cannot seek, which dprintf() tries. */
+static void log_checkpoint(const char *name)
+{
+	char line[128];
+	int length = snprintf(line, sizeof(line), "<5>hugepfn: checkpoint %s pid %d\n", name, getpid());
+
+	if (kmsg_fd >= 0 && write(kmsg_fd, line, (size_t)length) != length)
+		hp_die("/dev/kmsg");
+}
+
+void checkpoint(const char *name)
+{
+	check_name(name);
+	log_checkpoint(name);
+	for (int i = 0; i < HP_MAPPINGS; i++)
+		if (shared->mapping[i].owner && shared->mapping[i].pagemap_pages)
+			tell_pagemap(&shared->mapping[i]);
+	spin("checkpoint", name, getppid());
+}
+
+void *hp_reserve(size_t length, size_t align)
+{
+	char *base = mmap(NULL, length + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *aligned;
+
+	if (base == MAP_FAILED)
+		hp_die("reserve %zu bytes", length + align);
+	aligned = (char *)(((uintptr_t)base + align - 1) & ~(uintptr_t)(align - 1));
+	if (munmap(base, length + align))
+		hp_die("munmap of the reservation");
+	return aligned;
+}
+
+uint64_t hp_read(const void *addr)
+{
+	return *(const volatile uint64_t *)addr;
+}
+
+void hp_write(void *addr, uint64_t value)
+{
+	*(volatile uint64_t *)addr = value;
+}
+
+size_t hp_leaf_size(enum hp_level level)
+{
+	return (size_t)4096 << (9 * level);
+}
+
+const char *hp_level_name(enum hp_level level)
+{
+	static const char *const names[] = { [HP_PTE] = "pte", [HP_PMD] = "pmd", [HP_PUD] = "pud" };
+
+	return names[level];
+}
+
+void hp_gate_init(struct hp_gate *gate)
+{
+	if (pipe2(gate->fd, O_CLOEXEC))
+		hp_die("pipe");
+}
+
+void hp_gate_open(const struct hp_gate *gate)
+{
+	if (write(gate->fd[1], "", 1) != 1)
+		hp_die("gate open");
+}
+
+void hp_gate_wait(const struct hp_gate *gate)
+{
+	char byte;
+
+	if (read(gate->fd[0], &byte, 1) != 1)
+		hp_die("gate wait");
+}

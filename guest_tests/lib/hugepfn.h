@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What a guest program shares with the host that watches it.
+ *
+ * A program says hp_start(), names its mappings, and calls checkpoint("name") wherever the host may look.
+ * At a checkpoint the program spins in user mode until the host, which has stopped the machine and walked
+ * the page tables of every registered process, writes the release word into this process's stack.
+ *
+ * The words on the events channel are described in docs/protocol.md.
+ */
+#ifndef HUGEPFN_H
+#define HUGEPFN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define KIB(n) ((size_t)(n) << 10)
+#define MIB(n) ((size_t)(n) << 20)
+#define GIB(n) ((size_t)(n) << 30)
+
+enum hp_level { HP_PTE, HP_PMD, HP_PUD };
+
+size_t hp_leaf_size(enum hp_level level);
+const char *hp_level_name(enum hp_level level);
+
+/* --- the run ------------------------------------------------------------------------------------- */
+
+struct hp_options {
+	enum hp_level level; /* --level=pte|pmd|pud; pte when not given */
+	int argc;            /* what is left, options of the program's own */
+	char **argv;
+};
+
+/* First call of main(): reads the options, opens the channel, registers this process as "parent". */
+struct hp_options hp_start(int argc, char **argv);
+
+/* fork(); the child registers under NAME before it returns, and the parent returns after that. */
+pid_t hp_fork(const char *name);
+
+/* Registers the calling process (after a raw fork, vfork or clone). */
+void hp_register(const char *name);
+
+/* waitpid() for a registered child, and tells the host that its tables are gone. Returns the wait status. */
+int hp_reap(pid_t pid);
+
+/* Something the host may look at. FMT as printf; the process spins here until the host lets go. */
+void checkpoint(const char *name);
+
+/* --- mappings ------------------------------------------------------------------------------------ */
+
+enum hp_backing {
+	HP_BAR, /* pfnmap of a PCI BAR: pagemap must be a hole, every leaf special */
+	HP_RAM, /* ordinary memory: pagemap and the walk must agree */
+};
+
+struct hp_mapping {
+	const char *name;
+	void *addr;
+	size_t length;
+	int prot;                /* PROT_* */
+	enum hp_backing backing;
+	uint64_t file_offset;    /* bytes into the BAR; 0 for ordinary memory */
+	size_t pagemap_pages;    /* how many pages the guest reads pagemap for at a checkpoint, from the start */
+};
+
+/* Names (or renames, same name) a mapping of the calling process. A later fork()'s child has it too. */
+void hp_map(const struct hp_mapping *mapping);
+
+/* The calling process no longer has it. */
+void hp_unmap(const char *name);
+
+/* An address range aligned to ALIGN with nothing in it, for MAP_FIXED. */
+void *hp_reserve(size_t length, size_t align);
+
+/* One loaded or stored word; the compiler may not drop or merge it. */
+uint64_t hp_read(const void *addr);
+void hp_write(void *addr, uint64_t value);
+
+/* --- gates: one process lets another go on, without sleeping ------------------------------------- */
+
+struct hp_gate {
+	int fd[2];
+};
+
+void hp_gate_init(struct hp_gate *gate);
+void hp_gate_open(const struct hp_gate *gate);
+void hp_gate_wait(const struct hp_gate *gate);
+
+/* --- the device ---------------------------------------------------------------------------------- */
+
+struct hp_bar {
+	int device_fd;
+	uint64_t size;   /* bytes */
+	uint64_t offset; /* of the region in device_fd */
+};
+
+/* Opens BAR number BAR of the device bound to vfio-pci, memory enabled. Skips the run when there is none. */
+struct hp_bar hp_bar_open(unsigned int bar);
+
+/* Sets or clears the memory bit of PCI_COMMAND through vfio's config region. */
+void hp_bar_memory(const struct hp_bar *bar, bool enabled);
+
+/*
+ * Maps BAR bytes [bar_offset, bar_offset + length) MAP_SHARED where a leaf of LEVEL fits, and no larger
+ * one, and names it "bar".
+ */
+void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot);
+
+/* --- results: KTAP on stdout --------------------------------------------------------------------- */
+
+void ktap_plan(unsigned int tests);
+bool ktap_ok(bool ok, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void ktap_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* The premise is not met: the whole run is skipped, with the reason. Does not return. */
+_Noreturn void ktap_skip_all(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* The program itself failed (errno is added). Does not return. */
+_Noreturn void hp_die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* Last call of main(): 0 when every planned test was reported and ok, else 1. */
+int ktap_finish(void);
+
+#endif

@@ -1,0 +1,664 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PID 1 of the guest: mounts, modules, vfio-pci, then an agent that runs programs for the host.
+ *
+ * The kernel command line tells it: hugepfn.channel=virtio|serial, hugepfn.vfio=BDF, and hugepfn.job=poweroff to end
+ * where the agent would begin. Two channels:
+ * the agent's frames (described in docs/protocol.md) and the events that guest programs write themselves.
+ * Nothing of it goes over the console, so kernel messages can never break a frame.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#define EVENTS_FD 3
+#define JOBS 16
+#define PAYLOAD_MAX (64u << 20)
+
+static int agent_fd = -1, events_fd = -1;
+static char vfio_bdf[32], vfio_group[16], vfio_why[160] = "no device was asked for";
+
+static _Noreturn void __attribute__((format(printf, 1, 2))) die(const char *fmt, ...)
+{
+	int error = errno;
+	va_list args;
+
+	/* PID 1 may not return: the kernel panics, and the host shows this line and the panic. */
+	va_start(args, fmt);
+	fprintf(stderr, "hugepfn init: ");
+	vfprintf(stderr, fmt, args);
+	fprintf(stderr, ": %s\n", strerror(error));
+	va_end(args);
+	exit(1);
+}
+
+static void __attribute__((format(printf, 1, 2))) warn(const char *fmt, ...)
+{
+	int error = errno;
+	va_list args;
+
+	va_start(args, fmt);
+	fprintf(stderr, "hugepfn init: ");
+	vfprintf(stderr, fmt, args);
+	fprintf(stderr, ": %s\n", strerror(error));
+	va_end(args);
+}
+
+/* --- small files --------------------------------------------------------------------------------- */
+
+static ssize_t read_file(const char *path, char *buffer, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	if (fd < 0)
+		return -1;
+	n = read(fd, buffer, size - 1);
+	close(fd);
+	if (n < 0)
+		return -1;
+	buffer[n] = 0;
+	while (n && (buffer[n - 1] == '\n' || buffer[n - 1] == ' '))
+		buffer[--n] = 0;
+	return n;
+}
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC), error;
+	ssize_t n;
+
+	if (fd < 0)
+		return -1;
+	n = write(fd, text, strlen(text));
+	error = errno;
+	close(fd);
+	errno = error;
+	return n == (ssize_t)strlen(text) ? 0 : -1;
+}
+
+/* The value of KEY= on the kernel command line, or an empty string. */
+static const char *option(const char *key)
+{
+	static char line[4096];
+	static char value[256];
+	char *word, *save = NULL;
+
+	if (read_file("/proc/cmdline", line, sizeof(line)) < 0)
+		die("/proc/cmdline");
+	value[0] = 0;
+	for (word = strtok_r(line, " ", &save); word; word = strtok_r(NULL, " ", &save))
+		if (!strncmp(word, key, strlen(key)) && word[strlen(key)] == '=')
+			snprintf(value, sizeof(value), "%s", word + strlen(key) + 1);
+	return value;
+}
+
+/* --- getting ready ------------------------------------------------------------------------------- */
+
+static void mounts(void)
+{
+	static const struct {
+		const char *type, *where, *data;
+	} table[] = {
+		{ "proc", "/proc", "" },
+		{ "sysfs", "/sys", "" },
+		{ "devtmpfs", "/dev", "" },
+		{ "tmpfs", "/tmp", "mode=1777" },
+		{ "tmpfs", "/run", "mode=0755" },
+		{ "tmpfs", "/dev/shm", "mode=1777" },
+		{ "devpts", "/dev/pts", "ptmxmode=0666" },
+	};
+
+	for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
+		mkdir(table[i].where, 0755);
+		if (mount(table[i].type, table[i].where, table[i].type, 0, table[i].data) && errno != EBUSY)
+			warn("mount %s on %s", table[i].type, table[i].where);
+	}
+}
+
+/* /modules/order names the files below /modules in insmod order, one a line. */
+static void load_modules(void)
+{
+	FILE *order = fopen("/modules/order", "re");
+	char name[256], path[300];
+
+	if (!order)
+		return;
+	while (fscanf(order, "%255s", name) == 1) {
+		int fd;
+
+		snprintf(path, sizeof(path), "/modules/%s", name);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
+			warn("module %s", name);
+		if (fd >= 0)
+			close(fd);
+	}
+	fclose(order);
+}
+
+static void bind_vfio(void)
+{
+	char path[128], target[PATH_MAX];
+	const char *group;
+	ssize_t n;
+
+	snprintf(vfio_bdf, sizeof(vfio_bdf), "%s", option("hugepfn.vfio"));
+	if (!*vfio_bdf)
+		return;
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver_override", vfio_bdf);
+	if (write_file(path, "vfio-pci")) {
+		snprintf(vfio_why, sizeof(vfio_why), "no PCI device %s", vfio_bdf);
+		return;
+	}
+	if (write_file("/sys/bus/pci/drivers_probe", vfio_bdf))
+		warn("drivers_probe %s", vfio_bdf);
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", vfio_bdf);
+	n = readlink(path, target, sizeof(target) - 1);
+	if (n < 0) {
+		snprintf(vfio_why, sizeof(vfio_why), "no vfio-pci driver took %s (no such module?)", vfio_bdf);
+		return;
+	}
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", vfio_bdf);
+	n = readlink(path, target, sizeof(target) - 1);
+	if (n < 0) {
+		snprintf(vfio_why, sizeof(vfio_why), "%s has no IOMMU group (no IOMMU driver?)", vfio_bdf);
+		return;
+	}
+	target[n] = 0;
+	group = strrchr(target, '/');
+	snprintf(vfio_group, sizeof(vfio_group), "%.15s", group ? group + 1 : target);
+}
+
+/* --- channels ------------------------------------------------------------------------------------ */
+
+/* The node of virtio-serial port NUMBER, which appears some time after the driver: inotify, no polling. */
+static int open_virtio_port(int number)
+{
+	int watch = inotify_init1(IN_CLOEXEC), fd = -1;
+	char events[4096], suffix[16], path[300];
+
+	if (watch < 0 || inotify_add_watch(watch, "/dev", IN_CREATE | IN_ATTRIB) < 0)
+		die("inotify on /dev");
+	snprintf(suffix, sizeof(suffix), "p%d", number);
+	for (;;) {
+		DIR *dev = opendir("/dev");
+		struct dirent *entry;
+
+		while (dev && (entry = readdir(dev))) {
+			size_t length = strlen(entry->d_name);
+
+			if (strncmp(entry->d_name, "vport", 5) || length < strlen(suffix) ||
+			    strcmp(entry->d_name + length - strlen(suffix), suffix))
+				continue;
+			snprintf(path, sizeof(path), "/dev/%s", entry->d_name);
+			fd = open(path, O_RDWR);
+		}
+		if (dev)
+			closedir(dev);
+		if (fd >= 0)
+			break;
+		if (read(watch, events, sizeof(events)) < 0 && errno != EINTR)
+			die("inotify read");
+	}
+	close(watch);
+	return fd;
+}
+
+static int open_serial(const char *path)
+{
+	int fd = open(path, O_RDWR | O_NOCTTY);
+	struct termios raw;
+
+	if (fd < 0 || tcgetattr(fd, &raw))
+		die("%s", path);
+	cfmakeraw(&raw);
+	cfsetspeed(&raw, B115200);
+	if (tcsetattr(fd, TCSANOW, &raw))
+		die("%s: raw mode", path);
+	return fd;
+}
+
+static void open_channels(void)
+{
+	bool serial = !strcmp(option("hugepfn.channel"), "serial");
+
+	agent_fd = serial ? open_serial("/dev/ttyS1") : open_virtio_port(1);
+	events_fd = serial ? open_serial("/dev/ttyS2") : open_virtio_port(2);
+	if (fcntl(agent_fd, F_SETFD, FD_CLOEXEC) || fcntl(events_fd, F_SETFD, FD_CLOEXEC))
+		die("FD_CLOEXEC");
+}
+
+/* --- frames: "VERB ID LENGTH\n" and LENGTH bytes -------------------------------------------------- */
+
+static void write_all(int fd, const void *data, size_t length)
+{
+	const char *at = data;
+
+	while (length) {
+		ssize_t n = write(fd, at, length);
+
+		if (n < 0) {
+			if (errno == EINTR)
+				continue;
+			die("write to the host");
+		}
+		at += n;
+		length -= (size_t)n;
+	}
+}
+
+static void send_frame(const char *verb, unsigned int id, const void *payload, size_t length)
+{
+	static char frame[66000];
+	int n = snprintf(frame, 64, "%s %u %zu\n", verb, id, length);
+
+	if (length <= sizeof(frame) - 64) {
+		memcpy(frame + n, payload, length);
+		write_all(agent_fd, frame, (size_t)n + length);
+		return;
+	}
+	write_all(agent_fd, frame, (size_t)n);
+	write_all(agent_fd, payload, length);
+}
+
+static void __attribute__((format(printf, 3, 4)))
+send_text(const char *verb, unsigned int id, const char *fmt, ...)
+{
+	char text[4096];
+	va_list args;
+	int n;
+
+	va_start(args, fmt);
+	n = vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	if (n >= (int)sizeof(text))
+		n = sizeof(text) - 1;
+	send_frame(verb, id, text, (size_t)n);
+}
+
+static void read_exact(void *data, size_t length)
+{
+	char *at = data;
+
+	while (length) {
+		ssize_t n = read(agent_fd, at, length);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			die("read from the host");
+		at += n;
+		length -= (size_t)n;
+	}
+}
+
+/* --- jobs ---------------------------------------------------------------------------------------- */
+
+struct job {
+	unsigned int id;
+	pid_t pid;
+	int pipe[2]; /* stdout, stderr; -1 when at its end */
+};
+
+static struct job jobs[JOBS];
+
+static _Noreturn void become(char **argv, int out, int err)
+{
+	sigset_t none;
+	int null;
+
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	setsid();
+	null = open("/dev/null", O_RDONLY);
+	if (null < 0 || dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0 || dup2(events_fd, EVENTS_FD) < 0)
+		_exit(127);
+	close_range(EVENTS_FD + 1, ~0U, 0);
+	setenv("HUGEPFN_EVENTS_FD", "3", 1);
+	execv(argv[0], argv);
+	fprintf(stderr, "exec %s: %s\n", argv[0], strerror(errno));
+	_exit(127);
+}
+
+/* PAYLOAD: NUL-terminated words: NAME=VALUE for the environment, then an empty word, then argv. */
+static void start_job(unsigned int id, char *payload, size_t length)
+{
+	char *argv[64], *at = payload, *end = payload + length;
+	int out[2], err[2], n = 0;
+	bool environment = true;
+	struct job *job = NULL;
+
+	for (int i = 0; i < JOBS && !job; i++)
+		if (!jobs[i].pid)
+			job = &jobs[i];
+	if (!job || pipe2(out, O_CLOEXEC) || pipe2(err, O_CLOEXEC)) {
+		send_text("error", id, "no room for another job: %s", strerror(errno));
+		return;
+	}
+	*job = (struct job){ .id = id, .pipe = { out[0], err[0] } };
+	job->pid = fork();
+	if (!job->pid) {
+		for (; at < end; at += strlen(at) + 1) {
+			if (environment && !*at)
+				environment = false;
+			else if (environment)
+				putenv(at);
+			else if (n < 63)
+				argv[n++] = at;
+		}
+		argv[n] = NULL;
+		if (!n)
+			_exit(127);
+		become(argv, out[1], err[1]);
+	}
+	close(out[1]);
+	close(err[1]);
+	if (job->pid < 0) {
+		send_text("error", id, "fork: %s", strerror(errno));
+		close(out[0]);
+		close(err[0]);
+		job->pid = 0;
+		return;
+	}
+	send_text("started", id, "%d", job->pid);
+}
+
+static void pump(struct job *job, int which)
+{
+	char buffer[16384];
+	ssize_t n = read(job->pipe[which], buffer, sizeof(buffer));
+
+	if (n > 0) {
+		send_frame(which ? "err" : "out", job->id, buffer, (size_t)n);
+		return;
+	}
+	close(job->pipe[which]);
+	job->pipe[which] = -1;
+}
+
+/* What is still in the pipes goes out before the exit, but nobody waits for a grandchild that holds them. */
+static void drain(struct job *job)
+{
+	for (int which = 0; which < 2; which++) {
+		while (job->pipe[which] >= 0) {
+			struct pollfd poll_one = { .fd = job->pipe[which], .events = POLLIN };
+
+			if (poll(&poll_one, 1, 0) <= 0) {
+				close(job->pipe[which]);
+				job->pipe[which] = -1;
+			} else {
+				pump(job, which);
+			}
+		}
+	}
+}
+
+static void reap(void)
+{
+	int status;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		for (int i = 0; i < JOBS; i++) {
+			struct job *job = &jobs[i];
+
+			if (job->pid != pid)
+				continue;
+			kill(-pid, SIGKILL);
+			drain(job);
+			if (WIFSIGNALED(status))
+				send_text("exit", job->id, "signal %d", WTERMSIG(status));
+			else
+				send_text("exit", job->id, "status %d", WEXITSTATUS(status));
+			job->pid = 0;
+		}
+	}
+}
+
+/* --- requests ------------------------------------------------------------------------------------ */
+
+/* PAYLOAD: "MODE PATH\n" and the bytes of the file. */
+static void put_file(unsigned int id, const char *payload, size_t length)
+{
+	const char *newline = memchr(payload, '\n', length);
+	char path[PATH_MAX];
+	unsigned int mode;
+	int fd;
+
+	if (!newline || sscanf(payload, "%o %4095[^\n]", &mode, path) != 2) {
+		send_text("error", id, "put: no 'MODE PATH' line");
+		return;
+	}
+	newline++;
+	length -= (size_t)(newline - payload);
+	unlink(path); /* a running program keeps its old file */
+	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+	if (fd < 0) {
+		send_text("error", id, "put %s: %s", path, strerror(errno));
+		return;
+	}
+	while (length) {
+		ssize_t n = write(fd, newline, length);
+
+		if (n < 0) {
+			send_text("error", id, "put %s: %s", path, strerror(errno));
+			close(fd);
+			unlink(path);
+			return;
+		}
+		newline += n;
+		length -= (size_t)n;
+	}
+	close(fd);
+	send_text("done", id, "%s", path);
+}
+
+static void get_file(unsigned int id, const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char *all = NULL;
+	size_t length = 0, room = 0;
+
+	if (fd < 0) {
+		send_text("error", id, "get %s: %s", path, strerror(errno));
+		return;
+	}
+	for (;;) {
+		ssize_t n;
+
+		if (room - length < 65536) {
+			room = room * 2 + 131072;
+			all = realloc(all, room);
+			if (!all)
+				die("get %s: out of memory", path);
+		}
+		n = read(fd, all + length, room - length);
+		if (n < 0)
+			send_text("error", id, "get %s: %s", path, strerror(errno));
+		if (n <= 0) {
+			close(fd);
+			if (!n)
+				send_frame("done", id, all, length);
+			free(all);
+			return;
+		}
+		length += (size_t)n;
+	}
+}
+
+static void kill_job(unsigned int id, int signal_number)
+{
+	for (int i = 0; i < JOBS; i++)
+		if (jobs[i].pid && jobs[i].id == id)
+			kill(-jobs[i].pid, signal_number);
+}
+
+/* A shell on ttyS3, for people. */
+static void start_shell(unsigned int id)
+{
+	pid_t pid;
+	int fd;
+
+	if (access("/bin/busybox", X_OK)) {
+		send_text("error", id, "no busybox in this initramfs");
+		return;
+	}
+	pid = fork();
+	if (pid) {
+		send_text(pid < 0 ? "error" : "done", id, "%d", pid);
+		return;
+	}
+	setsid();
+	fd = open("/dev/ttyS3", O_RDWR);
+	if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) || dup2(fd, 0) < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0)
+		_exit(127);
+	close_range(3, ~0U, 0);
+	setenv("PS1", "guest# ", 1);
+	setenv("PATH", "/tests:/bin:/sbin", 1);
+	setenv("TERM", "vt102", 0);
+	execl("/bin/busybox", "sh", "-i", (char *)NULL);
+	_exit(127);
+}
+
+static _Noreturn void power_off(void)
+{
+	sync();
+	reboot(RB_POWER_OFF);
+	die("power off");
+}
+
+static void send_ready(void)
+{
+	char taint[32] = "0";
+	struct utsname uts;
+
+	uname(&uts);
+	read_file("/proc/sys/kernel/tainted", taint, sizeof(taint));
+	send_text("ready", 0, "release=%s\nversion=%s\ntaint=%s\nvfio_bdf=%s\nvfio_group=%s\nvfio_why=%s\n", uts.release,
+		  uts.version, taint, vfio_bdf, vfio_group, vfio_group[0] ? "" : vfio_why);
+}
+
+static void handle_request(void)
+{
+	char header[128], verb[32], *payload;
+	unsigned int id;
+	size_t length, n = 0;
+
+	do {
+		if (n == sizeof(header) - 1) {
+			errno = EPROTO;
+			die("request header too long");
+		}
+		read_exact(&header[n], 1);
+	} while (header[n++] != '\n');
+	header[n] = 0;
+	if (sscanf(header, "%31s %u %zu", verb, &id, &length) != 3 || length > PAYLOAD_MAX) {
+		errno = EPROTO;
+		die("request '%s'", header);
+	}
+	payload = malloc(length + 1);
+	if (!payload)
+		die("request of %zu bytes", length);
+	read_exact(payload, length);
+	payload[length] = 0;
+	if (!strcmp(verb, "ping"))
+		send_text("done", id, "pong");
+	else if (!strcmp(verb, "put"))
+		put_file(id, payload, length);
+	else if (!strcmp(verb, "get"))
+		get_file(id, payload);
+	else if (!strcmp(verb, "run"))
+		start_job(id, payload, length);
+	else if (!strcmp(verb, "kill"))
+		kill_job(id, atoi(payload));
+	else if (!strcmp(verb, "shell"))
+		start_shell(id);
+	else if (!strcmp(verb, "poweroff"))
+		power_off();
+	else
+		send_text("error", id, "unknown request '%s'", verb);
+	free(payload);
+}
+
+static _Noreturn void serve(int signals)
+{
+	struct signalfd_siginfo info;
+
+	for (;;) {
+		struct pollfd fds[2 + 2 * JOBS] = { { .fd = agent_fd, .events = POLLIN },
+						    { .fd = signals, .events = POLLIN } };
+
+		for (int i = 0; i < JOBS; i++)
+			for (int which = 0; which < 2; which++)
+				fds[2 + 2 * i + which] =
+					(struct pollfd){ .fd = jobs[i].pid ? jobs[i].pipe[which] : -1, .events = POLLIN };
+		if (poll(fds, 2 + 2 * JOBS, -1) < 0 && errno != EINTR)
+			die("poll");
+		for (int i = 0; i < JOBS; i++)
+			for (int which = 0; which < 2; which++)
+				if (fds[2 + 2 * i + which].revents && jobs[i].pid)
+					pump(&jobs[i], which);
+		if (fds[1].revents) {
+			if (read(signals, &info, sizeof(info)) < 0)
+				die("signalfd");
+			reap();
+		}
+		if (fds[0].revents & POLLIN)
+			handle_request();
+		else if (fds[0].revents)
+			power_off(); /* the host closed its end */
+	}
+}
+
+int main(void)
+{
+	sigset_t child;
+	int signals;
+
+	mounts();
+	load_modules();
+	bind_vfio();
+	write_file("/proc/sys/kernel/kptr_restrict", "0");
+	setenv("PATH", "/tests:/bin:/sbin", 1);
+	setenv("HOME", "/", 1);
+	if (*vfio_group) {
+		setenv("HUGEPFN_VFIO_GROUP", vfio_group, 1);
+		setenv("HUGEPFN_VFIO_BDF", vfio_bdf, 1);
+	} else {
+		setenv("HUGEPFN_VFIO_WHY", vfio_why, 1);
+	}
+	mkdir("/tests", 0755);
+	if (!strcmp(option("hugepfn.job"), "poweroff"))
+		power_off(); /* the benchmark's boot: as far as the agent, and no further */
+	open_channels();
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &child, NULL);
+	signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals < 0)
+		die("signalfd");
+	send_ready();
+	serve(signals);
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* KTAP on stdout, one line at a time, so that a crash loses nothing that was already said. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hugepfn.h"
+
+static unsigned int planned, seen, failed;
+
+static void say(const char *prefix, const char *fmt, va_list args)
+{
+	fputs(prefix, stdout);
+	vprintf(fmt, args);
+	putchar('\n');
+	fflush(stdout);
+}
+
+void ktap_plan(unsigned int tests)
+{
+	planned = tests;
+	printf("KTAP version 1\n1..%u\n", tests);
+	fflush(stdout);
+}
+
+bool ktap_ok(bool ok, const char *fmt, ...)
+{
+	char prefix[32];
+	va_list args;
+
+	seen++;
+	failed += !ok;
+	snprintf(prefix, sizeof(prefix), "%s %u ", ok ? "ok" : "not ok", seen);
+	va_start(args, fmt);
+	say(prefix, fmt, args);
+	va_end(args);
+	return ok;
+}
+
+void ktap_note(const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	say("# ", fmt, args);
+	va_end(args);
+}
+
+void ktap_skip_all(const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	say(planned ? "Bail out! the premise failed after the plan: " : "KTAP version 1\n1..0 # SKIP ", fmt, args);
+	va_end(args);
+	exit(planned ? 1 : 4);
+}
+
+void hp_die(const char *fmt, ...)
+{
+	int error = errno;
+	va_list args;
+
+	va_start(args, fmt);
+	printf("Bail out! ");
+	vprintf(fmt, args);
+	printf(": %s\n", error ? strerror(error) : "no error number");
+	fflush(stdout);
+	va_end(args);
+	exit(1);
+}
+
+int ktap_finish(void)
+{
+	return planned && seen == planned && !failed ? 0 : 1;
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The device: a PCI BAR through vfio-pci, by the container and group interface (Documentation/driver-api/vfio.rst). */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/pci_regs.h>
+#include <linux/vfio.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "hugepfn.h"
+
+static struct vfio_region_info region_info(int device_fd, unsigned int index)
+{
+	struct vfio_region_info info = { .argsz = sizeof(info), .index = index };
+
+	if (ioctl(device_fd, VFIO_DEVICE_GET_REGION_INFO, &info))
+		hp_die("VFIO_DEVICE_GET_REGION_INFO %u", index);
+	return info;
+}
+
+static int open_device(const char *group, const char *bdf)
+{
+	struct vfio_group_status status = { .argsz = sizeof(status) };
+	char path[64];
+	int container_fd, group_fd, device_fd;
+
+	container_fd = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+	if (container_fd < 0)
+		hp_die("open /dev/vfio/vfio");
+	snprintf(path, sizeof(path), "/dev/vfio/%s", group);
+	group_fd = open(path, O_RDWR | O_CLOEXEC);
+	if (group_fd < 0)
+		hp_die("open %s", path);
+	if (ioctl(group_fd, VFIO_GROUP_GET_STATUS, &status))
+		hp_die("VFIO_GROUP_GET_STATUS");
+	if (!(status.flags & VFIO_GROUP_FLAGS_VIABLE)) {
+		errno = EBUSY;
+		hp_die("vfio group %s is not viable: another driver holds one of its devices", group);
+	}
+	if (ioctl(group_fd, VFIO_GROUP_SET_CONTAINER, &container_fd))
+		hp_die("VFIO_GROUP_SET_CONTAINER");
+	if (ioctl(container_fd, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
+		hp_die("VFIO_SET_IOMMU");
+	device_fd = ioctl(group_fd, VFIO_GROUP_GET_DEVICE_FD, bdf);
+	if (device_fd < 0)
+		hp_die("VFIO_GROUP_GET_DEVICE_FD %s", bdf);
+	return device_fd;
+}
+
+void hp_bar_memory(const struct hp_bar *bar, bool enabled)
+{
+	struct vfio_region_info config = region_info(bar->device_fd, VFIO_PCI_CONFIG_REGION_INDEX);
+	off_t where = (off_t)config.offset + PCI_COMMAND;
+	uint16_t command;
+
+	if (pread(bar->device_fd, &command, sizeof(command), where) != sizeof(command))
+		hp_die("read of PCI_COMMAND");
+	command = enabled ? command | PCI_COMMAND_MEMORY : command & (uint16_t)~PCI_COMMAND_MEMORY;
+	if (pwrite(bar->device_fd, &command, sizeof(command), where) != sizeof(command))
+		hp_die("write of PCI_COMMAND");
+}
+
+struct hp_bar hp_bar_open(unsigned int bar)
+{
+	const char *group = getenv("HUGEPFN_VFIO_GROUP"), *bdf = getenv("HUGEPFN_VFIO_BDF");
+	struct vfio_region_info info;
+	struct hp_bar opened;
+
+	if (!group || !bdf)
+		ktap_skip_all("no device bound to vfio-pci: %s",
+			      getenv("HUGEPFN_VFIO_WHY") ? getenv("HUGEPFN_VFIO_WHY") : "not started by the agent");
+	opened.device_fd = open_device(group, bdf);
+	info = region_info(opened.device_fd, VFIO_PCI_BAR0_REGION_INDEX + bar);
+	if (!(info.flags & VFIO_REGION_INFO_FLAG_MMAP))
+		ktap_skip_all("vfio-pci does not let BAR %u of %s be mapped", bar, bdf);
+	opened.size = info.size;
+	opened.offset = info.offset;
+	hp_bar_memory(&opened, true);
+	return opened;
+}
+
+void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot)
+{
+	/* One leaf of the level, so that the next larger one cannot fit; a handful of entries at pte. */
+	size_t length = level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(level);
+	void *where = hp_reserve(length, hp_leaf_size(level)), *addr;
+
+	if (length > bar->size)
+		ktap_skip_all("the BAR has %llu bytes, a %s leaf %zu", (unsigned long long)bar->size,
+			      hp_level_name(level), length);
+	addr = mmap(where, length, prot, MAP_SHARED | MAP_FIXED, bar->device_fd, (off_t)bar->offset);
+	if (addr == MAP_FAILED)
+		hp_die("mmap of %zu bytes of the BAR", length);
+	hp_map(&(struct hp_mapping){ .name = "bar",
+				     .addr = addr,
+				     .length = length,
+				     .prot = prot,
+				     .backing = HP_BAR,
+				     .pagemap_pages = 4 });
+	return addr;
+}

@@ -1,0 +1,149 @@
+"""Guest programs: one C file and the library beside it, to a static ELF, cached by content."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import cache
+from harness.errors import CompileError, MachineryError, UsageError
+
+#: C11 and the warnings of the house; static, so that the guest needs no loader; small, since it is sent over.
+CFLAGS = (
+    "-std=c11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-static",
+)
+_COMPILE_TIMEOUT_S = 120
+#: gcc's "error:" and "fatal error:", as's "Error:", ld's words; not an "error" in a file's name.
+_ERROR = re.compile(r"\berror: |undefined reference", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A compiled guest program. ``elf`` has its debug information, ``stripped`` is what the guest gets."""
+
+    name: str
+    elf: Path
+    stripped: Path
+
+    def read(self) -> bytes:
+        """The bytes that are sent to the guest."""
+        return self.stripped.read_bytes()
+
+
+def guest_tests_dir() -> Path:
+    """Where the scenarios and the guest library are: beside the ``harness`` package, in a wheel too."""
+    return Path(__file__).resolve().parents[2] / "guest_tests"
+
+
+def find_source(name: str, search: tuple[Path, ...] = ()) -> Path:
+    """The C file of a program: a path, or a name looked up in ``search`` and then among the scenarios.
+
+    :raises UsageError: names the programs there are.
+    """
+    if name.endswith(".c"):
+        path = Path(name)
+        if path.is_file():
+            return path.resolve()
+        raise UsageError(f"guest program {name}: no such file")
+    folders = (*search, guest_tests_dir())
+    for folder in folders:
+        if (path := folder / f"{name}.c").is_file():
+            return path.resolve()
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.c")})
+    raise UsageError(f"no guest program {name!r}; there are: {', '.join(known)}")
+
+
+@functools.cache
+def _compiler() -> tuple[str, str]:
+    """The compiler and its identity."""
+    path = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc")
+    if path is None:
+        raise MachineryError("no C compiler: install gcc and libc6-dev (`hugepfn doctor` says how)")
+    stat = Path(path).stat()
+    return path, f"{path} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@functools.cache
+def _library() -> tuple[tuple[Path, ...], bytes]:
+    """The library's C files, and a digest of everything in its folder."""
+    folder = guest_tests_dir() / "lib"
+    files = sorted(folder.glob("*.[ch]"))
+    digest = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() for file in files))
+    return tuple(file for file in files if file.suffix == ".c" and file.name != "init.c"), digest.digest()
+
+
+def compile_program(source: Path, *, library: bool = True) -> Program:
+    """Compiles one C file with the guest library (``#include "lib/hugepfn.h"`` or ``"hugepfn.h"``).
+
+    The result is cached by the content of the source, the headers beside it, the library, the flags and
+    the compiler.
+
+    :raises CompileError: with the compiler's first error.
+    """
+    compiler, identity = _compiler()
+    library_files, library_digest = _library()
+    own_headers = b"".join(header.read_bytes() for header in sorted(source.parent.glob("*.h")))
+    parts = (
+        source.read_bytes(),
+        own_headers,
+        library_digest,
+        " ".join(CFLAGS).encode(),
+        identity.encode(),
+        bytes([library]),
+    )
+    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+
+    def build(folder: Path) -> None:
+        elf = folder / f"{source.stem}.debug"
+        includes = [f"-I{guest_tests_dir()}", f"-I{guest_tests_dir() / 'lib'}"]
+        files = [source, *library_files] if library else [source]
+        _call([compiler, *CFLAGS, *includes, *map(str, files), "-o", str(elf)], source)
+        _call(["strip", "-o", str(folder / source.stem), str(elf)], source)
+
+    folder = cache.obtain("programs", f"{source.stem}-{key}", build)
+    return Program(source.stem, folder / f"{source.stem}.debug", folder / source.stem)
+
+
+def _call(argv: list[str], source: Path) -> None:
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError:
+        raise MachineryError(f"no {argv[0]}: install gcc and binutils (`hugepfn doctor` says how)") from None
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"{source.name}: {argv[0]} took more than {_COMPILE_TIMEOUT_S} s") from None
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if _ERROR.search(line)]
+        first = (errors or done.stderr.splitlines() or ["no message"])[0]
+        raise CompileError(f"guest program {source.name} does not compile: {first}")
+
+
+def assemble_rom(name: str) -> Path:
+    """Assembles guest_tests/lib/NAME.S to a flat binary, cached by content.
+
+    :raises CompileError: with the assembler's first error.
+    """
+    compiler, identity = _compiler()
+    source = guest_tests_dir() / "lib" / f"{name}.S"
+    key = hashlib.sha256(source.read_bytes() + identity.encode()).hexdigest()[:32]
+
+    def build(folder: Path) -> None:
+        elf = folder / f"{name}.o"
+        _call([compiler, "-c", str(source), "-o", str(elf)], source)
+        _call(["objcopy", "-O", "binary", "-j", ".text", str(elf), str(folder / f"{name}.rom")], source)
+
+    return cache.obtain("programs", f"{name}-{key}", build) / f"{name}.rom"

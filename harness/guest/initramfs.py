@@ -1,0 +1,61 @@
+"""The guest's root: our init, the modules the job needs, and busybox for people. A newc archive, uncompressed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from virtme.cpiowriter import CpioWriter
+
+from harness import cache
+from harness.guest.compiler import compile_program, guest_tests_dir
+from harness.kernel import KernelImage, load_order
+from harness.kernel import read as read_module
+
+#: What vfio-pci needs below it comes from modules.dep; what is built in is skipped.
+MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")
+_FOLDERS = ("bin", "dev", "proc", "run", "sys", "tests", "tmp", "modules")
+
+
+def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> Path:
+    """The initramfs for ``kernel``, from the cache when nothing that goes into it has changed.
+
+    Modules that this kernel neither has nor has built in are left out: the guest then says what is missing
+    when it is needed, which is the truth about that kernel.
+    """
+    init = compile_program(guest_tests_dir() / "lib" / "init.c", library=False)
+    order = load_order(kernel, (*MODULES, *extra_modules))
+    busybox = shutil.which("busybox")
+    parts = [str(init.stripped), kernel.key, " ".join(module.name for module in order.modules)]
+    if busybox:
+        stat = Path(busybox).stat()
+        parts.append(f"busybox {stat.st_size} {stat.st_mtime_ns}")
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def build(folder: Path) -> None:
+        modules = [(f"{module.name}.ko", read_module(module)) for module in order.modules]
+        archive = _archive(init.read(), modules, Path(busybox).read_bytes() if busybox else None)
+        (folder / "initramfs.cpio").write_bytes(archive)
+
+    return cache.obtain("initramfs", key, build) / "initramfs.cpio"
+
+
+def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: bytes | None) -> bytes:
+    """The archive's bytes. /modules/order has the modules in insmod order, for init."""
+    buffer = io.BytesIO()
+    writer = CpioWriter(buffer)
+    for folder in _FOLDERS:
+        writer.mkdir(folder.encode(), 0o755)
+    writer.mkchardev(b"dev/console", (5, 1), 0o600)
+    writer.write_file(b"init", init, 0o755)
+    for name, body in modules:
+        writer.write_file(f"modules/{name}".encode(), body, 0o644)
+    writer.write_file(b"modules/order", "".join(f"{name}\n" for name, _ in modules).encode(), 0o644)
+    if busybox is not None:
+        writer.write_file(b"bin/busybox", busybox, 0o755)
+        writer.symlink(b"busybox", b"bin/sh")
+    writer.write_trailer()
+    return buffer.getvalue()
