@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.pagetable import Level, Observation, PagemapWord
 
@@ -25,19 +26,24 @@ class Row:
     pagemap: str
 
 
+_NO_BITS: frozenset[str] = frozenset()
 HEADINGS = ("checkpoint", "process", "mapping", "level", "raw", "bits", "pfn", "pagemap")
+
+
+class _Seen(NamedTuple):  # one a page: cheaper than a dataclass
+    """An observation, and how it differs from the stop before."""
+
+    one: Observation
+    appeared: frozenset[str]
+    vanished: frozenset[str]
 
 
 def rows(observations: Iterable[Observation]) -> list[Row]:
     """The table of one run, in order."""
-    last: dict[tuple[str, str, int], Observation] = {}
     found = []
-    for group in _groups(observations):
-        first = group[0]
-        key = (first.process, first.mapping, first.offset)
-        before = set(last[key].bits) if key in last else set(first.bits)
-        for one in group:
-            last[one.process, one.mapping, one.offset] = one
+    for group in _groups(_compared(observations)):
+        seen = group[0]
+        first = seen.one
         found.append(
             Row(
                 checkpoint=first.checkpoint,
@@ -47,8 +53,8 @@ def rows(observations: Iterable[Observation]) -> list[Row]:
                 level=first.level,
                 raw=f"{first.raw:#018x}",
                 bits=first.bits,
-                appeared=frozenset(first.bits) - before,
-                vanished=tuple(sorted(before - set(first.bits))),
+                appeared=seen.appeared,
+                vanished=tuple(sorted(seen.vanished)),
                 pfn=first.pfn or "-",
                 pagemap=_pagemap(first.pagemap),
             )
@@ -56,25 +62,40 @@ def rows(observations: Iterable[Observation]) -> list[Row]:
     return found
 
 
-def _groups(observations: Iterable[Observation]) -> Iterator[Sequence[Observation]]:
-    group: list[Observation] = []
+def _compared(observations: Iterable[Observation]) -> Iterator[_Seen]:
+    last: dict[tuple[str, str, int], tuple[str, ...]] = {}
     for one in observations:
-        if group and not _continues(group[-1], one):
+        key = (one.process, one.mapping, one.offset)
+        before = last.get(key, one.bits)
+        last[key] = one.bits
+        if before == one.bits:
+            yield _Seen(one, _NO_BITS, _NO_BITS)
+        else:
+            yield _Seen(one, frozenset(one.bits).difference(before), frozenset(before).difference(one.bits))
+
+
+def _groups(observations: Iterable[_Seen]) -> Iterator[Sequence[_Seen]]:
+    group: list[_Seen] = []
+    for seen in observations:
+        if group and not _continues(group[-1], seen):
             yield group
             group = []
-        group.append(one)
+        group.append(seen)
     if group:
         yield group
 
 
-def _continues(before: Observation, one: Observation) -> bool:
-    if one.level == "none" or _identity(before) != _identity(one):
+def _continues(before: _Seen, seen: _Seen) -> bool:
+    if seen.one.level == "none" or _identity(before) != _identity(seen):
         return False
-    return one.offset == before.offset + Level.from_label(one.level).size_bytes
+    return seen.one.offset == before.one.offset + Level.from_label(seen.one.level).size_bytes
 
 
-def _identity(one: Observation) -> tuple[object, ...]:
-    return one.checkpoint, one.process, one.mapping, one.level, one.bits, _pagemap(one.pagemap)
+def _identity(seen: _Seen) -> tuple[object, ...]:
+    """What neighbours in one row have in common, their change included: none may be hidden by the first's."""
+    one = seen.one
+    kind = one.checkpoint, one.process, one.mapping, one.level, one.bits, _pagemap(one.pagemap)
+    return *kind, seen.appeared, seen.vanished
 
 
 def _pagemap(word: int | None) -> str:

@@ -1,0 +1,26 @@
+"""QEMU: what machine to build, how to run it, stop it and look into it."""
+
+from harness.machine.accel import Proof, kvm_proof
+from harness.machine.agent import ExitStatus
+from harness.machine.qemu import QemuBinary, find_qemu
+from harness.machine.run import GuestRun, RunResult
+from harness.machine.snapshot import MappingView, ProcessView, Snapshot
+from harness.machine.spec import Accel, Channel, MachineSpec
+from harness.machine.vm import VM
+
+__all__ = [
+    "VM",
+    "Accel",
+    "Channel",
+    "ExitStatus",
+    "GuestRun",
+    "MachineSpec",
+    "MappingView",
+    "ProcessView",
+    "Proof",
+    "QemuBinary",
+    "RunResult",
+    "Snapshot",
+    "find_qemu",
+    "kvm_proof",
+]

@@ -1,0 +1,129 @@
+"""The host's end of the agent channel: requests and their answers, jobs and what they print."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from harness.errors import MachineryError, ProtocolError
+from harness.guest.protocol import Frame, FrameDecoder, parse_ready, put_payload, run_payload
+from harness.machine.qemu import Qemu
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a guest program ended: an exit status, or the signal that killed it."""
+
+    status: int | None
+    signal: signal.Signals | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it exited with 0."""
+        return self.status == 0
+
+    def __str__(self) -> str:
+        return f"signal {self.signal.name}" if self.signal else f"exit status {self.status}"
+
+    @classmethod
+    def parse(cls, text: str) -> ExitStatus:
+        """From the agent's ``status N`` or ``signal N``."""
+        kind, _, number = text.partition(" ")
+        if kind not in ("status", "signal") or not number.isdigit():
+            raise ProtocolError(f"agent: exit {text!r}, expected 'status N' or 'signal N'")
+        if kind == "signal":
+            return cls(None, signal.Signals(int(number)))
+        return cls(int(number), None)
+
+
+@dataclass
+class Job:
+    """A program that runs in the guest."""
+
+    id: int
+    argv: tuple[str, ...]
+    exited: asyncio.Future[ExitStatus]
+    pid: int = 0
+    stdout: bytearray = field(default_factory=bytearray)
+    stderr: bytearray = field(default_factory=bytearray)
+
+
+class Agent:
+    """PID 1 of the guest, as the host talks to it."""
+
+    def __init__(self, qemu: Qemu) -> None:
+        self._qemu = qemu
+        self._decoder = FrameDecoder()
+        self._ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        self._answers: dict[int, asyncio.Future[Frame]] = {}
+        self._jobs: dict[int, Job] = {}
+        self._next_id = 1
+        qemu.pump("agent", self._receive)
+
+    def _receive(self, data: bytes) -> None:
+        for frame in self._decoder.feed(data):
+            job = self._jobs.get(frame.id)
+            if frame.verb == "ready" and not self._ready.done():
+                self._ready.set_result(parse_ready(frame.text))
+            elif frame.verb in ("out", "err") and job:
+                (job.stdout if frame.verb == "out" else job.stderr).extend(frame.payload)
+            elif frame.verb == "exit" and job:
+                job.exited.set_result(ExitStatus.parse(frame.text))
+                del self._jobs[frame.id]
+            elif frame.id in self._answers:
+                self._answers.pop(frame.id).set_result(frame)
+
+    async def ready(self, timeout_s: float) -> dict[str, str]:
+        """Waits for the agent's first words; what it says about the guest."""
+        return await self._qemu.expect(asyncio.shield(self._ready), timeout_s, "the agent in the guest")
+
+    async def request(self, verb: str, payload: bytes = b"", timeout_s: float = 30.0) -> Frame:
+        """Sends one request and waits for its answer.
+
+        :raises MachineryError: the agent refuses it, with its reason.
+        """
+        number = self._next_id
+        self._next_id += 1
+        return await self._exchange(Frame(verb, number, payload), timeout_s)
+
+    async def _exchange(self, frame: Frame, timeout_s: float) -> Frame:
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._answers[frame.id] = answer
+        await self._send(frame, timeout_s)
+        answered = await self._qemu.expect(answer, timeout_s, f"the agent's answer to {frame.verb!r}")
+        if answered.verb == "error":
+            raise MachineryError(f"the guest's agent: {answered.text}")
+        return answered
+
+    async def _send(self, frame: Frame, timeout_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        sending = loop.sock_sendall(self._qemu.end("agent"), frame.encode())
+        await self._qemu.expect(sending, timeout_s, f"the agent to take {frame.verb!r}")
+
+    async def put(self, path: str, data: bytes, mode: int = 0o755) -> None:
+        """Writes a file in the guest."""
+        await self.request("put", put_payload(path, data, mode))
+
+    async def get(self, path: str) -> bytes:
+        """Reads a file of the guest, /proc and /sys included."""
+        return (await self.request("get", path.encode())).payload
+
+    async def run(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Job:
+        """Starts a program; returns once it runs."""
+        number = self._next_id
+        self._next_id += 1
+        job = Job(number, tuple(argv), asyncio.get_running_loop().create_future())
+        self._jobs[number] = job
+        started = await self._exchange(Frame("run", number, run_payload(argv, environment)), 30.0)
+        job.pid = int(started.text)
+        return job
+
+    async def kill(self, job: Job, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signals a job and all it started."""
+        await self._send(Frame("kill", job.id, str(int(number)).encode()), 30.0)
+
+    async def poweroff(self) -> None:
+        """Asks for the end; nothing answers."""
+        await self._send(Frame("poweroff", 0, b""), 5.0)

@@ -1,0 +1,61 @@
+"""Finding out what a kernel can do: its configuration, a module's symbols, a try in the guest (caps.c)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import TYPE_CHECKING
+
+from harness.errors import MachineryError
+from harness.kernel import KernelImage, has_symbol
+from harness.verdict.capabilities import HUGE_FAULT_SYMBOL, LEVEL_SYMBOLS, Capabilities, ImageCapabilities
+
+if TYPE_CHECKING:
+    from harness.machine.vm import VM
+
+_CAP = re.compile(r"^# cap (\w+)=(.*)$", re.MULTILINE)
+
+
+def probe(vm: VM) -> Capabilities:
+    """Runs caps.c in the guest and looks at the kernel's files.
+
+    :raises MachineryError: the probe itself does not work on this kernel.
+    """
+    run = vm._start("caps", (), 30.0)
+    with run:
+        at = run.until("saved-dirty")
+        leaf = at["parent"].leaf("readonly")
+        five_level = at["parent"].walks["readonly"].path[0].layout.five_level
+        if leaf.write:
+            raise MachineryError(f"probe: mprotect(PROT_READ) left the page writable: {leaf}")
+        result = run.finish()
+    said = dict(_CAP.findall(result.stdout))
+    image = probe_image(vm.kernel)
+    if image.huge_fault is None:
+        symbols = vm.get("/proc/kallsyms")
+        here = f" {HUGE_FAULT_SYMBOL}\n".encode() in symbols if symbols else None
+        image = dataclasses.replace(image, huge_fault=here)
+    return Capabilities(
+        image=image,
+        saved_dirty=not leaf.dirty,
+        soft_dirty=said.get("soft_dirty") == "1",
+        pagemap_scan=said.get("pagemap_scan") == "1",
+        guard_regions=said.get("guard_regions") == "1",
+        thp=said.get("thp", ""),
+        five_level=five_level,
+    )
+
+
+@functools.cache
+def probe_image(kernel: KernelImage) -> ImageCapabilities:
+    """What the kernel's configuration and its vfio module tell, without a boot."""
+    config = kernel.config
+    levels = None
+    if config is not None:
+        levels = frozenset(level for level, symbol in LEVEL_SYMBOLS.items() if config.is_set(symbol))
+    return ImageCapabilities(
+        huge_fault=has_symbol(kernel, "vfio_pci_core", HUGE_FAULT_SYMBOL),
+        pfnmap_levels=levels,
+        devmap=None if config is None else config.is_set("ARCH_HAS_PTE_DEVMAP"),
+    )

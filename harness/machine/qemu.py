@@ -1,0 +1,245 @@
+"""One QEMU process and the ends of its channels. Everything here runs on the machine's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from qemu.qmp import QMPClient, QMPError
+from qemu.qmp.qmp_client import ExecuteError
+
+from harness.errors import DeadlineError, KernelDied, MachineryError
+from harness.machine.ram import GuestRam
+from harness.machine.spec import Descriptors, MachineSpec, qemu_argv
+from harness.verdict import scan
+
+T = TypeVar("T")
+
+#: The oldest QEMU the harness was measured with: Debian 12's.
+QEMU_MINIMUM = (7, 2)
+_TAIL_LINES = 25
+_QUIT_TIMEOUT_S = 5.0
+_CHANNELS = ("qmp", "console", "agent", "events", "shell")
+
+# A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class QemuBinary:
+    """The QEMU on this host."""
+
+    path: str
+    version: str  # "7.2.22"
+    package: str  # the whole version line
+
+
+@cache
+def find_qemu() -> QemuBinary:
+    """The QEMU that is used: ``HUGEPFN_QEMU``, else qemu-system-x86_64 in PATH.
+
+    :raises MachineryError: missing, not QEMU, or older than :data:`QEMU_MINIMUM`.
+    """
+    wanted = os.environ.get("HUGEPFN_QEMU") or "qemu-system-x86_64"
+    path = shutil.which(wanted)
+    if path is None:
+        raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, errors="replace", timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MachineryError(f"{path} --version: {error}") from error
+    said = done.stdout
+    match = re.search(r"QEMU emulator version ((\d+)\.(\d+)(\.\d+)?)", said)
+    if match is None:
+        raise MachineryError(f"{path} is no QEMU: --version says {said[:80]!r}")
+    if (int(match[2]), int(match[3])) < QEMU_MINIMUM:
+        least = ".".join(map(str, QEMU_MINIMUM))
+        raise MachineryError(f"{path} is QEMU {match[1]}, {least} or newer is needed")
+    return QemuBinary(path, match[1], said.splitlines()[0])
+
+
+class KernelLog:
+    """The whole console of the machine, as text; ``write`` is called as it comes."""
+
+    def __init__(self) -> None:
+        self._chunks: list[str] = []
+        self._spoken = asyncio.Event()
+
+    async def first_line(self) -> None:
+        """Waits for the first words."""
+        await self._spoken.wait()
+
+    def write(self, data: bytes) -> None:
+        """More of it."""
+        self._spoken.set()
+        self._chunks.append(data.decode("utf-8", "replace").replace("\r\n", "\n"))
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        if len(self._chunks) > 1:
+            self._chunks = ["".join(self._chunks)]
+        return self._chunks[0] if self._chunks else ""
+
+    def tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines."""
+        return "\n".join(self.text.splitlines()[-lines:])
+
+
+class Qemu:
+    """A running machine: its process, its QMP session, its channels, and the moment it ends."""
+
+    def __init__(self, spec: MachineSpec, binary: QemuBinary, ram: GuestRam) -> None:
+        self.spec = spec
+        self.binary = binary
+        self.ram = ram
+        self.argv: list[str] = []
+        self.log = KernelLog()
+        self.qmp = QMPClient("hugepfn")
+        self._ends: dict[str, socket.socket] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stderr = b""
+
+    async def start(self) -> None:
+        """Starts QEMU with every channel connected.
+
+        :raises MachineryError: QEMU does not start; its own words are in the message.
+        """
+        theirs: dict[str, socket.socket] = {}
+        for name in _CHANNELS:
+            self._ends[name], theirs[name] = socket.socketpair()
+            self._ends[name].setblocking(False)
+        descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
+        self.argv = qemu_argv(self.spec, descriptors, self.binary.path)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                # QEMU ends when this thread does, even by SIGKILL.
+                *("setpriv", "--pdeathsig", "KILL", "--", *self.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[self.ram.fd, *(end.fileno() for end in theirs.values())],
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise MachineryError(f"cannot start {self.binary.path}: {error.strerror}") from error
+        finally:
+            for end in theirs.values():
+                end.close()
+        self._tasks.append(asyncio.create_task(self._watch(self._process)))
+        self.pump("console", self.log.write)
+        try:
+            await self.qmp.connect(self._ends["qmp"])
+        except (QMPError, OSError, EOFError) as error:
+            status = await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)
+            raise MachineryError(f"QEMU does not start (status {status}): {self.stderr or error}") from error
+
+    def end(self, channel: str) -> socket.socket:
+        """Our end of a channel: ``agent`` or ``shell``."""
+        return self._ends[channel]
+
+    @property
+    def stderr(self) -> str:
+        """What QEMU itself complained about."""
+        return self._stderr.decode("utf-8", "replace").strip()
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        self._stderr = await process.stderr.read()
+        self._ended.set_result(await process.wait())
+
+    async def _read(self, end: socket.socket, write: Callable[[bytes], None]) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while data := await loop.sock_recv(end, 65536):
+                write(data)
+
+    def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
+        """Calls ``write`` with what comes through a channel, until one side closes it."""
+        self._tasks.append(asyncio.create_task(self._read(self._ends[channel], write)))
+
+    async def expect(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
+        """Waits for something of the guest, at most ``timeout_s`` seconds.
+
+        :raises KernelDied: QEMU ended first, with what the kernel said last.
+        :raises DeadlineError: the time is over; ``what`` says what was expected.
+        """
+        task = asyncio.ensure_future(awaitable)
+        try:
+            either: set[asyncio.Future[Any]] = {task, self._ended}
+            await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not isinstance(task.exception(), OSError):
+                return task.result()
+            if task.done():  # a channel broke, which only QEMU's end does
+                await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
+            if self._ended.done():
+                await asyncio.sleep(0)  # what the console reader already has
+                raise KernelDied(f"waiting for {what}: {self.last_words()}")
+            raise DeadlineError(f"waiting for {what}: nothing within {timeout_s:g} s; {self.complaint()}")
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    def complaint(self) -> str:
+        """The kernel log's last complaint, in words."""
+        complaints = scan(self.log.text)
+        return f"the kernel log says: {complaints[-1].line}" if complaints else "the kernel log has no complaint"
+
+    def last_words(self) -> str:
+        """Why the machine ended, as far as it said so."""
+        complaints = scan(self.log.text)
+        if complaints:
+            after = f" (after checkpoint {complaints[0].after})" if complaints[0].after else ""
+            return f"the kernel died: {complaints[0].line}{after}"
+        status = self.exit_status
+        how = f"signal {signal.Signals(-status).name}" if status is not None and status < 0 else f"status {status}"
+        return f"QEMU ended with {how}: {self.stderr or 'without a word; the kernel powered off or reset'}"
+
+    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        """One QMP command.
+
+        :raises KernelDied: QEMU ended meanwhile.
+        :raises MachineryError: QEMU refuses it.
+        """
+        try:
+            return await self.qmp.execute(command, arguments)
+        except ExecuteError as error:
+            raise MachineryError(f"QEMU refuses {command}: {error}") from error
+        except QMPError as error:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)
+            raise KernelDied(f"during {command}: {self.last_words()}") from error
+
+    async def quit(self) -> None:
+        """Ends QEMU, reaps it and closes every channel; whatever state it is in."""
+        if self._process is not None and not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._ended
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self.qmp.disconnect()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for end in self._ends.values():
+            end.close()

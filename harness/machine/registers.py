@@ -1,0 +1,45 @@
+"""The registers of every vCPU, out of QEMU's ``info registers -a``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.errors import ProtocolError
+
+#: CR4.LA57, SDM volume 3 section 2.5.
+CR4_LA57 = 1 << 12
+
+_CPU = re.compile(r"^CPU#(\d+)$", re.MULTILINE)
+_CONTROL = re.compile(r"\bCR([34])=([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRegisters:
+    """What the page-table walk needs of one vCPU."""
+
+    cpu: int
+    cr3: int
+    cr4: int
+
+    @property
+    def five_level(self) -> bool:
+        """Whether a fifth level (p4d) is walked."""
+        return bool(self.cr4 & CR4_LA57)
+
+
+def parse_registers(text: str) -> list[ControlRegisters]:
+    """One entry a vCPU, in QEMU's order.
+
+    :raises ProtocolError: the text has no CR3 and CR4 for a vCPU.
+    """
+    parts = _CPU.split(text.replace("\r", ""))
+    found = []
+    for cpu, body in zip(parts[1::2], parts[2::2], strict=True):
+        control = {match[1]: int(match[2], 16) for match in _CONTROL.finditer(body)}
+        if set(control) != {"3", "4"}:
+            raise ProtocolError(f"QEMU's registers of vCPU {cpu} have no CR3 and CR4")
+        found.append(ControlRegisters(int(cpu), control["3"], control["4"]))
+    if not found:
+        raise ProtocolError(f"QEMU's 'info registers -a' says {text[:80]!r}, expected a 'CPU#0' line")
+    return found

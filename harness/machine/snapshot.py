@@ -1,0 +1,130 @@
+"""What both witnesses saw at one stop: every process of the run, every mapping it named, as values that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from harness.errors import ClaimFailed, UsageError
+from harness.guest.protocol import MappingEvent
+from harness.pagetable import Leaf, Observation, PagemapWord, Region, Walk, relative_pfn
+
+PAGE_SIZE_BYTES = 4096
+
+
+#: The page that guest_tests/lib/checkpoint.c maps so that every stop calibrates the walk; no scenario's business.
+CALIBRATION_MAPPING = "calibration"
+
+
+@dataclass(frozen=True, slots=True)
+class MappingView:
+    """One mapping of one process: what the guest said of it, the leaves found there, the pagemap words read."""
+
+    declared: MappingEvent
+    leaves: tuple[Leaf, ...]  # by address; holes are left out
+    pagemap: tuple[PagemapWord, ...]  # one a page from the start; empty where the guest read none
+
+    @property
+    def end(self) -> int:
+        """First address after the mapping."""
+        return self.declared.vaddr + self.declared.size_bytes
+
+    def leaf_at(self, offset: int) -> Leaf | None:
+        """The leaf that maps byte ``offset`` of the mapping, None for a hole."""
+        vaddr = self.declared.vaddr + offset
+        return next((leaf for leaf in self.leaves if leaf.covers(vaddr)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessView:
+    """One process at one stop."""
+
+    name: str
+    pid: int
+    checkpoint: str
+    mappings: Mapping[str, MappingView]
+    walks: Mapping[str, Walk]  # of each mapping's first byte, whole: what to show when a leaf is missing
+
+    def mapping(self, name: str) -> MappingView:
+        """A mapping that the program named.
+
+        :raises UsageError: it named none so; says which there are.
+        """
+        if name not in self.mappings:
+            raise UsageError(
+                f"{self.name} has no mapping {name!r} at {self.checkpoint!r}; it has {sorted(self.mappings)}"
+            )
+        return self.mappings[name]
+
+    def find_leaf(self, mapping: str, offset: int = 0) -> Leaf | None:
+        """The leaf at byte ``offset`` of a mapping, None for a hole."""
+        return self.mapping(mapping).leaf_at(offset)
+
+    def leaf(self, mapping: str, offset: int = 0) -> Leaf:
+        """The leaf at byte ``offset`` of a mapping.
+
+        :raises ClaimFailed: nothing is mapped there; the message shows how far the walk came.
+        """
+        found = self.find_leaf(mapping, offset)
+        if found is None:
+            way = f"\n{self.walks[mapping]}" if not offset else ""
+            raise ClaimFailed(f"{self.name} has no entry for {mapping}+{offset:#x} at {self.checkpoint!r}{way}")
+        return found
+
+    def leaves(self, mapping: str) -> tuple[Leaf, ...]:
+        """All leaves of a mapping, by address."""
+        return self.mapping(mapping).leaves
+
+    def pagemap(self, mapping: str) -> tuple[PagemapWord, ...]:
+        """The pagemap words that the guest read for a mapping, one a page from its start."""
+        return self.mapping(mapping).pagemap
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every registered process of a run at one stop. ``at["child"]`` is a process by its name."""
+
+    checkpoint: str
+    pid: int  # of the process that is at the checkpoint
+    processes: Mapping[str, ProcessView]
+    bar: Region
+    stopped_s: float = 0.0  # how long the machine stood still, in seconds of the host
+
+    def __getitem__(self, name: str) -> ProcessView:
+        if name not in self.processes:
+            raise UsageError(f"no process {name!r} at {self.checkpoint!r}; there are {sorted(self.processes)}")
+        return self.processes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.processes
+
+    def __iter__(self) -> Iterator[ProcessView]:
+        return iter(self.processes.values())
+
+    def observations(self) -> tuple[Observation, ...]:
+        """Everything seen, relative to mappings and to the BAR, so that two kernels' runs can be compared."""
+        return tuple(
+            row
+            for process in self
+            for name, view in process.mappings.items()
+            if name != CALIBRATION_MAPPING
+            for row in _observe(self, process.name, name, view)
+        )
+
+
+def _observe(at: Snapshot, process: str, name: str, view: MappingView) -> Iterator[Observation]:
+    start = view.declared.vaddr
+
+    def pagemap(offset: int) -> int | None:
+        page = offset // PAGE_SIZE_BYTES
+        return view.pagemap[page].raw if page < len(view.pagemap) else None
+
+    if view.leaf_at(0) is None:
+        yield Observation(at.checkpoint, process, name, 0, "none", 0, (), "", pagemap(0))
+    for leaf in view.leaves:
+        vaddr = max(leaf.vaddr, start)
+        where = relative_pfn(leaf.pfn_at(vaddr), [at.bar])
+        offset = vaddr - start
+        yield Observation(
+            at.checkpoint, process, name, offset, leaf.level.label, leaf.raw, leaf.bits.names(), where, pagemap(offset)
+        )

@@ -1,0 +1,136 @@
+"""What machine to build, and the QEMU command line that builds it: a pure function of the two."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+
+#: Guest RAM is one block from physical address 0 up to here on q35 (hw/i386/pc_q35.c): file offset == paddr.
+MEMORY_MIB_MAX = 2048
+MEMORY_MIB_MIN = 256
+SMP_MAX = 4
+
+#: Where the device under test sits, for vfio-pci in the guest.
+BAR_SLOT = 5
+BAR_BDF = f"0000:00:{BAR_SLOT:02x}.0"
+
+
+class Accel(enum.Enum):
+    """Who runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Channel(enum.Enum):
+    """What carries agent frames and events: a virtio-serial port each, or a UART each where there is no driver."""
+
+    VIRTIO = "virtio"
+    SERIAL = "serial"
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """One machine, before it runs. Everything here changes what the guest sees."""
+
+    kernel: Path
+    initramfs: Path
+    accel: Accel = Accel.TCG
+    channel: Channel = Channel.VIRTIO
+    smp: int = 1
+    memory_mib: int = 1024  # at 512 the kernel turns transparent huge pages off (mm/huge_memory.c, hugepage_init())
+    cpu: str = "max"  # under TCG: 1G pages, 5-level tables, PTI-able
+    append: tuple[str, ...] = ()  # the user's own words for the kernel command line, last, so that they win
+    bar_size: str = "2G"  # of pci-testdev's BAR 2: no memory behind it
+
+    def __post_init__(self) -> None:
+        if not MEMORY_MIB_MIN <= self.memory_mib <= MEMORY_MIB_MAX:
+            raise UsageError(
+                f"memory {self.memory_mib} MiB: {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}, "
+                "so that an offset in the RAM file is a physical address"
+            )
+        if not 1 <= self.smp <= SMP_MAX:
+            raise UsageError(f"smp {self.smp}: 1 to {SMP_MAX}")
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """File descriptors that QEMU inherits: nothing of a machine has a name in the file system."""
+
+    ram: int
+    qmp: int
+    console: int
+    agent: int
+    events: int
+    shell: int
+
+
+def kernel_command_line(spec: MachineSpec) -> str:
+    """The words the kernel gets. An oops ends the machine at once, so that no wait outlives it."""
+    words = [
+        "console=ttyS0",
+        "oops=panic",
+        "panic=-1",
+        "printk.devkmsg=on",  # checkpoints in the log, however fast they follow each other
+        "intel_iommu=on",
+        f"hugepfn.channel={spec.channel.value}",
+        f"hugepfn.vfio={BAR_BDF}",
+        *spec.append,
+    ]
+    return " ".join(words)
+
+
+def _platform_args(spec: MachineSpec, descriptors: Descriptors) -> list[str]:
+    # An emulated IOMMU needs the interrupt controller split between KVM and QEMU (docs/system/i386/intel-iommu).
+    irqchip = ",kernel-irqchip=split" if spec.accel is Accel.KVM else ""
+    ram = f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path=/proc/self/fd/{descriptors.ram},share=on"
+    return [
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", f"q35,memory-backend=ram{irqchip}"),
+        *("-accel", spec.accel.value),
+        *("-cpu", spec.cpu),
+        *("-smp", str(spec.smp)),
+        *("-m", f"{spec.memory_mib}M"),
+        *("-object", ram),
+    ]
+
+
+def _channel_args(spec: MachineSpec, descriptors: Descriptors) -> list[str]:
+    def chardev(name: str, fd: int) -> list[str]:
+        return ["-chardev", f"socket,id={name},fd={fd}"]
+
+    args = [*chardev("qmp", descriptors.qmp), "-mon", "chardev=qmp,mode=control"]
+    args += [*chardev("console", descriptors.console), "-device", "isa-serial,chardev=console,index=0"]
+    args += [*chardev("shell", descriptors.shell), "-device", "isa-serial,chardev=shell,index=3"]
+    args += [*chardev("agent", descriptors.agent), *chardev("events", descriptors.events)]
+    if spec.channel is Channel.SERIAL:
+        return [
+            *args,
+            *("-device", "isa-serial,chardev=agent,index=1"),
+            *("-device", "isa-serial,chardev=events,index=2"),
+        ]
+    return [
+        *args,
+        *("-device", "virtio-serial-pci,id=serial,addr=04.0"),
+        *("-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=hugepfn.agent"),
+        *("-device", "virtserialport,bus=serial.0,nr=2,chardev=events,name=hugepfn.events"),
+    ]
+
+
+def _device_args(spec: MachineSpec) -> list[str]:
+    return ["-device", "intel-iommu", "-device", f"pci-testdev,id=bar,membar={spec.bar_size},addr={BAR_SLOT:02x}.0"]
+
+
+def qemu_argv(spec: MachineSpec, descriptors: Descriptors, qemu: str = "qemu-system-x86_64") -> list[str]:
+    """The whole command line."""
+    return [
+        qemu,
+        *_platform_args(spec, descriptors),
+        *_channel_args(spec, descriptors),
+        *_device_args(spec),
+        *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
+        *("-append", kernel_command_line(spec)),
+    ]

@@ -1,0 +1,208 @@
+"""The host's witness: finds a process's page tables, walks them, and lets the process go.
+
+A waiting process has told the address of its release word and the value it holds (guest_tests/lib/checkpoint.c).
+That value is like no other in the machine, so a root through which the word is found is this process's root: no
+help from the kernel, no trust in what CR3 happens to be. The root is looked for once, when a process registers;
+it does not change while the process lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+from harness.errors import DeadlineError, ProtocolError, UsageError
+from harness.guest.protocol import (
+    Event,
+    GoneEvent,
+    MappingEvent,
+    PagemapEvent,
+    UnmappingEvent,
+    WaitEvent,
+    Where,
+)
+from harness.machine.qemu import Qemu
+from harness.machine.registers import ControlRegisters, parse_registers
+from harness.machine.snapshot import MappingView, ProcessView, Snapshot
+from harness.pagetable import (
+    Layout,
+    PagemapWord,
+    PhysicalMemory,
+    Region,
+    WalkError,
+    root_paddr,
+    translate,
+    walk,
+    walk_range,
+)
+
+RELEASED = 0
+
+
+@dataclass
+class Process:
+    """A registered process: its tables and what it said about itself."""
+
+    name: str
+    pid: int
+    root: int
+    five_level: bool
+    mappings: dict[str, MappingEvent] = field(default_factory=dict)
+    pagemap: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class Witness:
+    """Follows one guest program and its children."""
+
+    def __init__(self, qemu: Qemu, bar: Region, layout: Layout) -> None:
+        self._qemu = qemu
+        self._bar = bar
+        self._layout = layout
+        self._stopped_at = 0.0
+        self.processes: dict[int, Process] = {}
+
+    @property
+    def _memory(self) -> PhysicalMemory:
+        return self._qemu.ram.memory
+
+    def note(self, event: Event) -> None:
+        """Takes in what needs no stop."""
+        match event:
+            case MappingEvent(name=name, pid=pid):
+                self._process(pid).mappings[name] = event
+            case UnmappingEvent(name=name, pid=pid):
+                self._process(pid).mappings.pop(name, None)
+            case PagemapEvent(mapping=name, pid=pid, words=words):
+                if pid in self.processes:
+                    self.processes[pid].pagemap[name] = words
+            case GoneEvent(pid=pid):
+                self.processes.pop(pid, None)
+            case WaitEvent():
+                raise ProtocolError(f"events: {event} needs a stop")
+
+    def _process(self, pid: int) -> Process:
+        if pid not in self.processes:
+            raise ProtocolError(f"events: pid {pid} never registered; call hp_start, hp_fork or hp_register first")
+        return self.processes[pid]
+
+    async def stop(self) -> None:
+        """Stops every vCPU."""
+        self._stopped_at = time.perf_counter()
+        await self._qemu.execute("stop")
+
+    async def resume(self) -> None:
+        """Lets every vCPU run."""
+        await self._qemu.execute("cont")
+
+    async def register(self, event: WaitEvent, timeout_s: float) -> Process:
+        """Finds the root of a process that waits to be registered, with the machine stopped when it returns.
+
+        When the process is on no vCPU just then, the machine runs on for the time of a few commands.
+
+        :raises DeadlineError: it never was on a vCPU when the machine was stopped.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            await self.stop()
+            said = await self._qemu.execute("human-monitor-command", {"command-line": "info registers -a"})
+            for registers in parse_registers(str(said)):
+                root = self._root_of(registers, event)
+                if root is None:
+                    continue
+                process = Process(event.name, event.pid, root, registers.five_level)
+                if (parent := self.processes.get(event.parent_pid)) is not None:
+                    process.mappings = {
+                        name: MappingEvent(name, event.pid, m.vaddr, m.size_bytes, m.prot, m.backing, m.offset_bytes)
+                        for name, m in parent.mappings.items()
+                    }
+                self.processes[event.pid] = process
+                return process
+            await self.resume()
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"process {event.name} (pid {event.pid}) said it waits to be registered, "
+                    f"but no vCPU had its page tables at any stop for {timeout_s:g} s"
+                )
+
+    def _root_of(self, registers: ControlRegisters, event: WaitEvent) -> int | None:
+        """The kernel's root of the process, if this vCPU's CR3 leads to its release word."""
+        root = root_paddr(registers.cr3)
+        if not self._holds_nonce(root, registers.five_level, event):
+            return None
+        # With page-table isolation bit 12 picks the user's copy of the root; both lead to user memory.
+        kernel_root = root_paddr(registers.cr3, pti=True)
+        if kernel_root != root and self._holds_nonce(kernel_root, registers.five_level, event):
+            return kernel_root
+        return root
+
+    def _holds_nonce(self, root: int, five_level: bool, event: WaitEvent) -> bool:
+        try:
+            paddr = translate(self._memory, root, event.release_vaddr, self._layout_for(five_level))
+            return self._memory.read_u64(paddr) == event.nonce
+        except (WalkError, UsageError):  # nothing there, or no address of this vCPU: it has fewer levels
+            return False
+
+    def _layout_for(self, five_level: bool) -> Layout:
+        return dataclasses.replace(self._layout, five_level=five_level)
+
+    def verify(self, event: WaitEvent) -> Process:
+        """The process that is at a checkpoint, once its own tables have led to its release word.
+
+        :raises ProtocolError: they do not: the process has other tables now (exec?), or never registered.
+        """
+        process = self._process(event.pid)
+        if not self._holds_nonce(process.root, process.five_level, event):
+            raise ProtocolError(
+                f"{process.name} (pid {event.pid}) waits at {event.name!r}, but the tables it registered with do not "
+                "lead to its release word: did it exec, or exit without hp_reap()?"
+            )
+        return process
+
+    def release(self, event: WaitEvent) -> None:
+        """Lets a waiting process go, by writing its release word. The machine must be stopped.
+
+        :raises ProtocolError: the word is in a page that another process may share.
+        """
+        process = self._process(event.pid)
+        layout = self._layout_for(process.five_level)
+        way = walk(self._memory, process.root, event.release_vaddr, layout)
+        if way.leaf is None or not way.leaf.write:
+            raise ProtocolError(f"the release word of {process.name} is not in a page of its own:\n{way}")
+        self._memory.write_u64(way.leaf.paddr_at(event.release_vaddr), RELEASED)
+
+    def snapshot(self, checkpoint: str, pid: int) -> Snapshot:
+        """Walks every mapping of every registered process. The machine must be stopped."""
+        views = {process.name: self._view(process, checkpoint) for process in self.processes.values()}
+        return Snapshot(checkpoint, pid, views, self._bar, time.perf_counter() - self._stopped_at)
+
+    def _view(self, process: Process, checkpoint: str) -> ProcessView:
+        layout = self._layout_for(process.five_level)
+        mappings, walks = {}, {}
+        for name, declared in process.mappings.items():
+            end = declared.vaddr + declared.size_bytes
+            leaves = tuple(walk_range(self._memory, process.root, declared.vaddr, end, layout))
+            words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
+            mappings[name] = MappingView(declared, leaves, words)
+            walks[name] = walk(self._memory, process.root, declared.vaddr, layout)
+        return ProcessView(process.name, process.pid, checkpoint, mappings, walks)
+
+
+def needs_registration(event: WaitEvent) -> bool:
+    """Whether the process waits to be registered, rather than at a checkpoint."""
+    return event.where is Where.REGISTERING
+
+
+def bar_from_pci(devices: object, slot: int, region: int) -> Region:
+    """Where a BAR is, out of QMP's ``query-pci``.
+
+    :raises ProtocolError: the device or the BAR is not there, or has no address.
+    """
+    for bus in devices if isinstance(devices, list) else []:
+        for device in bus["devices"]:
+            if device["slot"] != slot:
+                continue
+            for bar in device["regions"]:
+                if bar["bar"] == region and bar["address"] >= 0:
+                    return Region("bar", int(bar["address"]), int(bar["size"]))
+    raise ProtocolError(f"QEMU's query-pci shows no BAR {region} with an address in slot {slot}")
