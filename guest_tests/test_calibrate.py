@@ -1,0 +1,100 @@
+"""Ordinary memory: both witnesses see the same thing. What the walk says of a pfnmap rests on this."""
+
+import pytest
+
+from harness.claims import Claims
+from harness.machine import VM, ProcessView, Snapshot
+from harness.pagetable import Level
+
+PAGEMAP = "fs/proc/task_mmu.c pagemap_read()"
+CLEAR_REFS = "fs/proc/task_mmu.c clear_refs_write()"
+
+
+def _agree(process: ProcessView) -> None:
+    """Walk and pagemap say the same of every page: present, pfn, soft-dirty (once the vma's own flag is cleared)."""
+    view = process.mapping("memory")
+    assert view.pagemap
+    for number, word in enumerate(view.pagemap):
+        leaf = view.leaf_at(number * 4096)
+        assert word.present == (leaf is not None), f"page {number}: {word}, {leaf}"
+        if leaf is not None:
+            assert word.pfn == leaf.pfn_at(view.declared.vaddr + number * 4096), f"page {number}: {word}, {leaf}"
+
+
+def _soft_dirty_agrees(process: ProcessView) -> None:
+    view = process.mapping("memory")
+    for number, word in enumerate(view.pagemap):
+        leaf = view.leaf_at(number * 4096)
+        assert word.soft_dirty == (leaf is not None and leaf.soft_dirty), f"page {number}: {word}, {leaf}"
+
+
+def _calibrate(vm: VM, claim: Claims, memory: str, level: Level, pages: int) -> Snapshot:
+    """What holds for every memory; returns the stop after fork."""
+    with vm.run("calibrate", f"--memory={memory}") as guest:
+        at = guest.until("filled")
+        with claim(f"{pages} pages are mapped, as {level.label}", PAGEMAP):
+            leaves = at["parent"].leaves("memory")
+            assert {leaf.level for leaf in leaves} == {level}
+            assert sum(leaf.size_bytes for leaf in leaves) == pages * 4096
+        with claim("walk and pagemap agree on present and pfn of every page", PAGEMAP):
+            _agree(at["parent"])
+
+        at = guest.until("cleaned")
+        if vm.caps.soft_dirty:
+            with claim("after clear_refs 4 nothing is soft-dirty, to walk and pagemap", CLEAR_REFS):
+                assert not any(leaf.soft_dirty for leaf in at["parent"].leaves("memory"))
+                _soft_dirty_agrees(at["parent"])
+        at = guest.until("rewritten")
+        if vm.caps.soft_dirty:
+            with claim("a write makes its entry soft-dirty, to walk and pagemap", "mm/memory.c wp_page_reuse()"):
+                assert at["parent"].leaf("memory", 4096).soft_dirty
+                _soft_dirty_agrees(at["parent"])
+        with claim("the rewritten page is still the same page", PAGEMAP):
+            _agree(at["parent"])
+
+        forked = guest.until("forked")
+        with claim("walk and pagemap agree in parent and child after fork", PAGEMAP):
+            _agree(forked["parent"])
+            _agree(forked["child"])
+        at = guest.until("child-written")
+        with claim("walk and pagemap agree after the child's write", PAGEMAP):
+            _agree(at["child"])
+            _agree(at["parent"])
+        with claim("the child's written page is its own, or the shared one", "mm/memory.c do_wp_page()"):
+            same = at["child"].mapping("memory").pagemap[0].pfn == at["parent"].mapping("memory").pagemap[0].pfn
+            assert same == (memory == "shmem")
+        with claim("the program passed", ""):
+            assert guest.result.passed, guest.result.reason
+    return forked
+
+
+@pytest.mark.levels("pte")
+def test_calibrate_anon(vm: VM, claim: Claims) -> None:
+    """Anonymous 4K pages: walk and pagemap agree; after fork a page is read-only in parent and child."""
+    forked = _calibrate(vm, claim, "anon", Level.PTE, 15)
+    with claim("after fork every page is W=0 in parent and child", "mm/memory.c copy_pte_range()"):
+        for process in forked:
+            leaves = process.leaves("memory")
+            assert len(leaves) == 15
+            assert not any(leaf.write for leaf in leaves)
+
+
+@pytest.mark.levels("pmd")
+def test_calibrate_thp(vm: VM, claim: Claims) -> None:
+    """A transparent huge page: walk and pagemap agree on its 512 pages; after fork it is read-only in both."""
+    if not vm.caps.thp or vm.caps.thp == "never":
+        pytest.skip(f"transparent huge pages are off in this kernel ({vm.caps.thp or 'not built in'})")
+    forked = _calibrate(vm, claim, "thp", Level.PMD, 512)
+    with claim("after fork the huge page is W=0 in parent and child", "mm/huge_memory.c copy_huge_pmd()"):
+        for process in forked:
+            assert process.leaf("memory").level is Level.PMD
+            assert not process.leaf("memory").write
+
+
+@pytest.mark.levels("pte")
+def test_calibrate_shmem(vm: VM, claim: Claims) -> None:
+    """A shared file: walk and pagemap agree; fork copies no entry, the child faults its own in."""
+    forked = _calibrate(vm, claim, "shmem", Level.PTE, 15)
+    with claim("fork copies no entry of shared memory that a fault can find again", "mm/memory.c vma_needs_copy()"):
+        assert forked["child"].leaves("memory") == ()
+        assert len(forked["parent"].leaves("memory")) == 15

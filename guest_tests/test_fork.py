@@ -1,0 +1,89 @@
+"""fork() and a shared pfnmap: parent and child keep a writable leaf, and nobody's dirty bit is moved."""
+
+import pytest
+
+from harness.claims import Claims
+from harness.machine import VM
+from harness.pagetable import Bits, Level
+
+#: Who copies an entry at fork(), by level. They differ: see docs/truth.md.
+COPIED_BY = {
+    Level.PTE: "mm/memory.c copy_pte_range()",
+    Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
+    Level.PUD: "mm/huge_memory.c copy_huge_pud()",
+}
+FAULTED_BY = {
+    Level.PTE: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
+    Level.PMD: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
+    Level.PUD: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
+}
+CPU = "the CPU (SDM volume 3, 4.8)"
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+def test_fork(vm: VM, level: Level, claim: Claims) -> None:
+    """fork() copies the leaf of a shared pfnmap as it is: writable in parent and child, no dirty bit moved."""
+    copied_by = COPIED_BY[level]
+    with vm.run("fork", f"--level={level.label}") as guest:
+        read = guest.until("read")["parent"].leaf("bar")
+        with claim(f"a first read maps a {level.label}, writable and clean", FAULTED_BY[level]):
+            assert read.level is level
+            assert read.write
+            assert read.young
+            assert not read.dirty
+            assert read.special
+            assert read.nx
+
+        written = guest.until("written")["parent"].leaf("bar")
+        with claim("a first write sets D and nothing else", CPU):
+            assert written.bits ^ read.bits == Bits.D
+            assert written.pfn == read.pfn
+
+        at = guest.until("forked")
+        with claim("the parent's entry is as it was before fork", copied_by):
+            assert at["parent"].leaf("bar").raw == written.raw
+        with claim("the child has the parent's leaf", copied_by):
+            child = at["child"].leaf("bar")
+            assert child.level is level
+            assert child.pfn == written.pfn
+        with claim("the child may write without a fault", copied_by):
+            assert at["child"].leaf("bar").write
+        with claim("the child's entry is old", copied_by):
+            assert not at["child"].leaf("bar").young
+        if level is Level.PTE:
+            with claim("the child's pte is clean", copied_by):
+                assert not at["child"].leaf("bar").kernel_dirty
+        else:
+            with claim(f"the child's {level.label} keeps D", copied_by):
+                assert at["child"].leaf("bar").dirty
+        with claim("no dirty bit went to SAVED_DIRTY", copied_by):
+            for process in at:
+                assert Bits.SAVED_DIRTY not in process.leaf("bar").bits
+
+        forked = at
+        at = guest.until("child-written")
+        with claim("the child's write sets its own A and D, in the same leaf", CPU):
+            child = at["child"].leaf("bar")
+            assert child.young
+            assert child.dirty
+            assert child.bits | Bits.A | Bits.D == forked["child"].leaf("bar").bits | Bits.A | Bits.D
+        with claim("the child's write leaves the parent's entry alone", CPU):
+            assert at["parent"].leaf("bar").raw == written.raw
+
+        at = guest.until("parent-written")
+        with claim("the parent writes without a fault", copied_by):
+            assert at["parent"].leaf("bar").raw == written.raw
+
+        at = guest.until("grandchild-forked")
+        with claim("the grandchild has of the child what the child had of the parent", copied_by):
+            assert at["grandchild"].leaf("bar").raw == forked["child"].leaf("bar").raw
+        at = guest.until("grandchild-written")
+        with claim("the grandchild's write sets its own A and D", CPU):
+            assert at["grandchild"].leaf("bar").raw == child.raw
+
+        at = guest.until("exited")
+        with claim("the parent's entry outlives child and grandchild", "mm/memory.c unmap_page_range()"):
+            assert at["parent"].leaf("bar").raw == written.raw
+            assert [process.name for process in at] == ["parent"]
+        with claim("every process wrote and exited", copied_by):
+            assert guest.result.passed, guest.result.reason

@@ -1,0 +1,101 @@
+"""One pytest session over the scenarios, with our reporter in the terminal's place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from harness import pytest_plugin
+from harness.campaign.reporter import RunReporter
+from harness.errors import ExitCode, MachineryError, UsageError
+from harness.guest.compiler import guest_tests_dir
+from harness.settings import Settings
+from harness.verdict import exit_code
+
+_OPTIONS = {
+    "kernel": "--hugepfn-kernel",
+    "modules": "--hugepfn-modules",
+    "accel": "--hugepfn-accel",
+    "smp": "--hugepfn-smp",
+    "memory": "--hugepfn-memory",
+    "cpu": "--hugepfn-cpu",
+    "append": "--hugepfn-append",
+    "json_file": "--hugepfn-json",
+    "junit": "--junitxml",
+    "ram_dir": "--hugepfn-ram-dir",
+    "boot_timeout": "--hugepfn-boot-timeout",
+}
+
+
+class _Wiring:
+    """Connects the plugin's progress lines to the reporter once pytest is up."""
+
+    def __init__(self, reporter: RunReporter) -> None:
+        self._reporter = reporter
+
+    def pytest_configure(self, config: Any) -> None:
+        pytest_plugin.set_progress(config, self._reporter.say)
+
+
+def run_session(
+    pytest: ModuleType, reporter: RunReporter, scenarios: Sequence[str], options: Mapping[str, Any]
+) -> ExitCode:
+    """Runs scenarios and says what became of them.
+
+    :raises UsageError: there is no such scenario, or kernel.
+    :raises MachineryError: the kernel cannot be had.
+    """
+    known = {name for name, _, _ in scenario_lines()}
+    for name in scenarios:
+        if name not in known:
+            raise UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
+    settings = Settings(
+        kernel=options["kernel"],
+        modules=options["modules"],
+        accel=options["accel"],
+        memory_mib=options["memory"],
+        cpu=options["cpu"],
+        ram_dir=options["ram_dir"],
+    )
+    # Here, not in a fixture: what cannot be had is one line, not one error a test.
+    settings.preflight(reporter.say)
+    image = settings.resolve(reporter.say)
+    args = [str(guest_tests_dir()), "-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    args += ["--rootdir", str(guest_tests_dir().parent), "-c", "/dev/null"]
+    args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
+    args += [f"--hugepfn-level={level}" for level in options["levels"]]
+    args += [f"--hugepfn-scenario={name}" for name in scenarios]
+    args += ["--hugepfn-strict"] if options["strict"] else []
+    args += options["pytest_args"]
+    plugins = [reporter, _Wiring(reporter)]
+    status = int(pytest.main(args, plugins=[*plugins, pytest_plugin]))
+    if reporter.collect_errors:
+        raise MachineryError("the scenarios cannot be read:\n" + "\n".join(reporter.collect_errors))
+    if status == pytest.ExitCode.INTERRUPTED:
+        return ExitCode.INTERRUPTED
+    reporter.verdict()
+    if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise UsageError(f"nothing of {image.spec} was run: no scenario has this level")
+    if status == pytest.ExitCode.INTERNAL_ERROR:
+        return ExitCode.MACHINERY
+    return exit_code(reporter.results, strict=bool(options["strict"]))
+
+
+def scenario_lines() -> list[tuple[str, str, str]]:
+    """Name, levels and claim (the docstring's first line) of each scenario, read from the source."""
+    found = []
+    for path in sorted(guest_tests_dir().glob("test_*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                claim = (ast.get_docstring(node) or "").splitlines()[:1]
+                found.append((node.name.removeprefix("test_"), " ".join(_levels(node)), "".join(claim)))
+    return found
+
+
+def _levels(test: ast.FunctionDef) -> list[str]:
+    for decorator in test.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("mark.levels"):
+            return [str(ast.literal_eval(argument)) for argument in decorator.args]
+    return []

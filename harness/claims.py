@@ -1,0 +1,59 @@
+"""The ``claim`` fixture's value: sentences about entries, each kept or broken, none hiding the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from harness.errors import ClaimFailed, KernelError
+from harness.verdict import Claim, Outcome
+
+
+class Claims:
+    """Collects claims. A broken one is recorded and the test goes on to the next; at its end it fails.
+
+    ::
+
+        with claim("the child keeps the dirty bit", by="mm/huge_memory.c copy_huge_pmd()"):
+            assert child.dirty
+    """
+
+    def __init__(self, evidence: Callable[[], str] = lambda: "") -> None:
+        self._evidence = evidence
+        self.made: list[Claim] = []
+
+    @contextmanager
+    def __call__(self, name: str, by: str = "") -> Iterator[None]:
+        """One claim, as a block of assertions.
+
+        :param by: the kernel's file and function that decides it.
+        """
+        try:
+            yield
+        except AssertionError as error:
+            evidence = self._evidence()
+            message = str(error) + (f"\n{evidence}" if evidence else "")
+            self.made.append(Claim(name, Outcome.FAILED, by, message))
+        except KernelError as error:
+            self.made.append(Claim(name, Outcome.FAILED, by, str(error)))
+            raise
+        else:
+            self.made.append(Claim(name, Outcome.PASSED, by))
+
+    @property
+    def broken(self) -> list[Claim]:
+        """Those that did not hold."""
+        return [claim for claim in self.made if claim.outcome is Outcome.FAILED]
+
+    @property
+    def verdict(self) -> str:
+        """Every broken claim, the kernel function that decides it, and what was seen; empty where all held."""
+        return "\n".join(f"{one.name} [{one.kernel_function or 'kernel'}]: {one.message}" for one in self.broken)
+
+    def raise_if_broken(self) -> None:
+        """For scripts; the pytest fixture does this by itself.
+
+        :raises ClaimFailed: a claim does not hold.
+        """
+        if self.broken:
+            raise ClaimFailed(self.verdict)

@@ -1,0 +1,153 @@
+"""The command ``hugepfn``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from harness.errors import ExitCode, HugepfnError
+
+LEVELS = ("pte", "pmd", "pud")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hugepfn")
+def cli() -> None:
+    """Boot a real kernel, fork over huge pfnmaps, and read the answer from the page tables.
+
+    Exit status: 0 all claims held, 1 a claim failed or the kernel died, 2 usage, 3 the machinery failed.
+    """
+
+
+@cli.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+@click.option(
+    "--kernel", "-k", default="debian", metavar="SPEC", help="debian, debian:6.12[@SUITE], bzImage or vmlinux"
+)
+@click.option("--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path")
+@click.option(
+    "--level", "-l", "levels", multiple=True, type=click.Choice(LEVELS), help="only this level; may be repeated"
+)
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+@click.option("--smp", type=click.IntRange(1, 4), default=1, show_default=True, help="number of vCPUs")
+@click.option("--memory", type=click.IntRange(256, 2048), default=1024, show_default=True, help="guest RAM in MiB")
+@click.option("--cpu", default="max", show_default=True, metavar="MODEL", help="QEMU's CPU model")
+@click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ...")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
+@click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]")
+@click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot")
+@click.option("--strict", is_flag=True, help="a premise that is not met fails")
+@click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
+@click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
+def run(scenarios: tuple[str, ...], **options: object) -> None:
+    """Run scenarios on a kernel, and print every entry at every checkpoint.
+
+    Without SCENARIO, all of them. `hugepfn list` names them.
+    """
+    import pytest
+
+    from harness.campaign.reporter import RunReporter
+    from harness.campaign.session import run_session
+
+    # A copy of stdout, since pytest takes the descriptor itself while a test runs.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as stdout:
+        reporter = RunReporter(Console(file=stdout, highlight=False), entries=not options["quiet"])
+        status = run_session(pytest, reporter, scenarios, options)
+    sys.exit(status)
+
+
+@cli.command("list")
+def list_scenarios() -> None:
+    """Name each scenario with its claim."""
+    from harness.campaign.session import scenario_lines
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("scenario", "levels", "claim"):
+        table.add_column(heading)
+    for name, levels, claim in scenario_lines():
+        table.add_row(name, levels, claim)
+    Console(highlight=False).print(table)
+
+
+@cli.command()
+@click.option("--refresh", is_flag=True, help="ask the mirror again")
+@click.option("--all", "show_all", is_flag=True, help="every version, not only the newest of each series and suite")
+def kernels(refresh: bool, show_all: bool) -> None:
+    """Show what the mirror offers and what is cached."""
+    from harness.kernel import available
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("spec", "release", "suite", "cached"):
+        table.add_column(heading)
+    shown = set()
+    for offer in available(_stderr, refresh=refresh):
+        series = (".".join(offer.upstream.split(".")[:2]), offer.suite)
+        if show_all or offer.cached or series not in shown:
+            shown.add(series)
+            table.add_row(f"debian:{offer.upstream}", offer.release, offer.suite, "yes" if offer.cached else "")
+    Console(highlight=False).print(table)
+
+
+@cli.command()
+@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="how often each pair is run")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="keep the figures there")
+def bench(kernel: str, rounds: int, json_file: Path | None) -> None:
+    """Measure hugepfn beside its rivals, in turn, in one run."""
+    from harness.campaign.bench import bench as measure
+
+    measure(kernel, rounds, json_file)
+
+
+@cli.command()
+@click.option("--missing", is_flag=True, help="print the missing Debian packages, nothing else")
+def doctor(missing: bool) -> None:
+    """Show what is missing on this machine, and the command that mends it."""
+    from harness.doctor import examine, install_command
+
+    findings, packages = examine()
+    if missing:
+        click.echo(" ".join(packages))
+        return
+    console = Console(highlight=False)
+    for finding in findings:
+        mark = (
+            "[green]ok[/green]     "
+            if finding.fine
+            else "[red]missing[/red]"
+            if finding.required
+            else "[yellow]note[/yellow]   "
+        )
+        console.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
+    if packages:
+        console.print(f"\nTo mend it: [bold]{install_command(packages)}[/bold]", soft_wrap=True)
+    if any(finding.required and not finding.fine for finding in findings):
+        sys.exit(ExitCode.MACHINERY)
+
+
+def _stderr(line: str) -> None:
+    click.echo(f"hugepfn: {line}", err=True)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: one line for every error that is ours, no traceback."""
+    try:
+        cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("hugepfn: interrupted", err=True)
+        sys.exit(ExitCode.INTERRUPTED)
+    except HugepfnError as error:
+        click.echo(f"hugepfn: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(ExitCode.OK)

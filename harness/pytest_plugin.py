@@ -1,0 +1,368 @@
+"""hugepfn for pytest: fixtures ``kernel``, ``vm``, ``live_vm``, ``caps``, ``claim``; options ``--hugepfn-*``.
+
+A test that takes ``vm`` gets a freshly booted kernel. ``@pytest.mark.levels("pte", "pmd", "pud")`` runs it once a
+level, given as the argument ``level``; a level that this kernel cannot have is skipped with the reason, before
+anything is booted where the kernel's files tell.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from harness.claims import Claims
+from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
+from harness.kernel import Kernel, KernelImage
+from harness.machine import VM, find_qemu
+from harness.machine.probe import probe_image
+from harness.pagetable import Level, Observation
+from harness.settings import Settings
+from harness.verdict import Claim, Outcome, Run, ScenarioResult, exit_code
+from harness.verdict.capabilities import Capabilities
+from harness.verdict.entries import as_text, rows
+
+LEVELS = ("pte", "pmd", "pud")
+#: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
+RESULT_PROPERTY = "hugepfn_result"
+CONTEXT_PROPERTY = "hugepfn_context"
+
+_MACHINE = pytest.StashKey[VM]()
+_CLAIMS = pytest.StashKey[Claims]()
+_SAY = pytest.StashKey[Callable[[str], None]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options, all with our prefix."""
+    group = parser.getgroup("hugepfn", "kernel page tables under test (hugepfn)")
+    add = group.addoption
+    add(
+        "--hugepfn-kernel",
+        metavar="SPEC",
+        default="debian",
+        help="debian, debian:6.12[@SUITE], or a bzImage or vmlinux",
+    )
+    add("--hugepfn-modules", metavar="DIR", type=Path, help="the modules of a kernel given by path")
+    add("--hugepfn-accel", choices=("auto", "kvm", "tcg"), default="auto", help="who runs the guest (default: auto)")
+    add("--hugepfn-smp", metavar="N", type=int, default=1, help="vCPUs, 1 to 4")
+    add("--hugepfn-memory", metavar="MIB", type=int, default=1024, help="guest RAM in MiB")
+    add("--hugepfn-cpu", metavar="MODEL", default="max", help="QEMU's CPU model")
+    add("--hugepfn-append", metavar="ARGS", default="", help="words for the kernel command line")
+    add("--hugepfn-level", choices=LEVELS, action="append", help="only this level; may be given again")
+    add("--hugepfn-scenario", metavar="NAME", action="append", help="only this scenario; may be given again")
+    add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
+    add("--hugepfn-ram-dir", metavar="DIR", type=Path, help="where guest RAM lives (default: /dev/shm)")
+    add("--hugepfn-boot-timeout", metavar="S", type=float, help="seconds that a kernel may take to boot")
+    add("--hugepfn-strict", action="store_true", help="a premise that is not met fails the test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker, and the collector of results."""
+    config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
+    if not config.pluginmanager.has_plugin("hugepfn-results"):
+        config.pluginmanager.register(Results(config), "hugepfn-results")
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """The options as a value."""
+    option = config.getoption
+    return Settings(
+        kernel=option("hugepfn_kernel"),
+        modules=option("hugepfn_modules"),
+        accel=option("hugepfn_accel"),
+        smp=option("hugepfn_smp"),
+        memory_mib=option("hugepfn_memory"),
+        cpu=option("hugepfn_cpu"),
+        append=tuple(option("hugepfn_append").split()),
+        ram_dir=option("hugepfn_ram_dir"),
+        boot_timeout_s=option("hugepfn_boot_timeout"),
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Kernel, accelerator and QEMU, as far as they are known without fetching or booting anything."""
+    settings = settings_of(config)
+    try:
+        release = Kernel.parse(settings.kernel, settings.modules).resolve(offline=True).release
+    except HugepfnError:
+        release = "not fetched yet"
+    try:
+        qemu = f"QEMU {find_qemu().version}"
+    except HugepfnError as error:
+        qemu = str(error)
+    return f"hugepfn: kernel {settings.kernel} ({release}), accelerator {settings.accel}, {qemu}"
+
+
+def _say(config: pytest.Config) -> Callable[[str], None]:
+    """Where progress lines go: the terminal itself, past pytest's capture."""
+    if _SAY in config.stash:
+        return config.stash[_SAY]
+
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line in said:
+            return
+        said.add(line)
+        capture = config.pluginmanager.getplugin("capturemanager")
+        if capture is None:
+            print(f"hugepfn: {line}", file=sys.stderr, flush=True)
+            return
+        with capture.global_and_fixture_disabled():
+            print(f"hugepfn: {line}", file=sys.stderr, flush=True)
+
+    config.stash[_SAY] = say
+    return say
+
+
+def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
+    """Sends progress lines elsewhere."""
+    config.stash[_SAY] = say
+
+
+# --- levels and scenarios ------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a level."""
+    marker = metafunc.definition.get_closest_marker("levels")
+    if marker is None:
+        return
+    unknown = [name for name in marker.args if name not in LEVELS]
+    if unknown or not marker.args:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}"
+        )
+    if "level" in metafunc.fixturenames:
+        metafunc.parametrize("level", [Level.from_label(name) for name in marker.args], ids=marker.args)
+
+
+def scenario_of(item: pytest.Item) -> str:
+    """A test's scenario: its function's name without ``test_``."""
+    return getattr(item, "originalname", item.name).removeprefix("test_")
+
+
+def level_of(item: pytest.Item) -> str | None:
+    """The level a test is about: its parameter, or the only one its marker names."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and isinstance(callspec.params.get("level"), Level):
+        return str(callspec.params["level"].label)
+    marker = item.get_closest_marker("levels")
+    return str(marker.args[0]) if marker is not None and len(marker.args) == 1 else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--hugepfn-level and --hugepfn-scenario."""
+    levels, scenarios = config.getoption("hugepfn_level"), config.getoption("hugepfn_scenario")
+    known = {scenario_of(item) for item in items if "vm" in getattr(item, "fixturenames", ())}
+    for name in scenarios or ():
+        if name not in known:
+            raise pytest.UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        wanted = (not levels or level_of(item) in (*levels, None)) and (not scenarios or scenario_of(item) in scenarios)
+        (kept if wanted else dropped).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+# --- fixtures ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kernel(pytestconfig: pytest.Config) -> KernelImage:
+    """The kernel under test, fetched if need be."""
+    return settings_of(pytestconfig).resolve(_say(pytestconfig))
+
+
+def _boot(request: pytest.FixtureRequest, image: KernelImage) -> Iterator[VM]:
+    config = request.config
+    search = [request.path.parent]
+    with settings_of(config).vm(image, search, _say(config)) as machine:
+        yield machine
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
+    """A freshly booted kernel, the test's own. Guest programs are looked for beside the test first."""
+    # Only a test that takes the level as an argument is about a pfnmap's leaf of that level.
+    level = request.getfixturevalue("level") if "level" in request.fixturenames else Level.PTE
+    if reason := probe_image(kernel).why_not(level):
+        _unmet(request.config, reason)
+    for machine in _boot(request, kernel):
+        request.node.stash[_MACHINE] = machine
+        if reason := machine.caps.why_not(level):
+            _unmet(request.config, reason)
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def live_vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
+    """A booted kernel that the tests of a module share."""
+    yield from _boot(request, kernel)
+
+
+@pytest.fixture
+def caps(vm: VM) -> Capabilities:
+    """What the kernel under test can do, as probed."""
+    return vm.caps
+
+
+@pytest.fixture
+def claim(request: pytest.FixtureRequest) -> Claims:
+    """``with claim("what holds", by="mm/file.c function()"): assert ...``, see :class:`harness.claims.Claims`."""
+    claims = Claims(lambda: _last_entries(request.node))
+    request.node.stash[_CLAIMS] = claims
+    return claims
+
+
+def _unmet(config: pytest.Config, reason: str) -> None:
+    """A premise is not met: skip, or fail under --hugepfn-strict."""
+    if config.getoption("hugepfn_strict"):
+        pytest.fail(f"premise not met: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def _last_entries(item: pytest.Item) -> str:
+    """The entries at the last two stops, for the message of a broken claim."""
+    machine = item.stash.get(_MACHINE, None)
+    if machine is None or not machine.runs:
+        return ""
+    observations = [one for at in machine.runs[-1].snapshots for one in at.observations()]
+    stops = list(dict.fromkeys(one.checkpoint for one in observations))[-2:]
+    return as_text([row for row in rows(observations) if row.checkpoint in stops])
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test whose claims did not all hold fails when it has said everything."""
+    result = yield
+    if _CLAIMS in pyfuncitem.stash:
+        verdict = pyfuncitem.stash[_CLAIMS].verdict
+        if verdict:
+            pytest.fail(verdict, pytrace=False)  # each message already says where and what
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Puts the result where the report carries it: past xdist to whoever writes the file."""
+    report = yield
+    if "vm" not in getattr(item, "fixturenames", ()):
+        return report
+    error = call.excinfo.value if call.excinfo else None
+    if call.when == "call" or error is not None:
+        result = _result(item, error, report)
+        report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
+        report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
+        if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):
+            report.longrepr = f"{type(error).__name__}: {error}"  # our own words need no traceback
+    return report
+
+
+def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestReport) -> ScenarioResult:
+    claims = list(item.stash[_CLAIMS].made) if _CLAIMS in item.stash else []
+    machine = item.stash.get(_MACHINE, None)
+    observations = _observations(machine) if machine is not None else []
+    if machine is not None and machine.runs and report.when == "call":
+        claims.append(_invariants(machine))
+    return ScenarioResult(
+        scenario=scenario_of(item),
+        level=level_of(item),
+        outcome=_outcome(error, report),
+        reason="" if error is None else str(getattr(error, "msg", None) or error),
+        claims=tuple(claims),
+        observations=tuple(one.to_json() for one in observations),
+    )
+
+
+def _outcome(error: BaseException | None, report: pytest.TestReport) -> Outcome:
+    """Whose fault it is: the kernel's (failed), or everybody else's (error)."""
+    if error is None:
+        return Outcome.PASSED
+    if report.skipped:
+        return Outcome.SKIPPED
+    if isinstance(error, AssertionError | pytest.fail.Exception):
+        return Outcome.FAILED
+    if isinstance(error, HugepfnError) and not isinstance(error, MachineryError | UsageError):
+        return Outcome.FAILED
+    return Outcome.ERROR
+
+
+def _observations(machine: VM) -> list[Observation]:
+    return [one for run in machine.runs for at in run.snapshots for one in at.observations()]
+
+
+def _invariants(machine: VM) -> Claim:
+    """The invariants of every stop and the kernel log, as one claim of each scenario."""
+    stops = sum(len(run.snapshots) for run in machine.runs)
+    broken = [str(violation) for run in machine.runs for violation in run.violations]
+    broken += [f"kernel log: {complaint.line}" for run in machine.runs for complaint in run.complaints()]
+    name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
+    return Claim(name, Outcome.FAILED if broken else Outcome.PASSED, "", "\n".join(broken))
+
+
+def _context(item: pytest.Item) -> dict[str, object]:
+    """What the test ran on."""
+    settings = settings_of(item.config)
+    image = item.funcargs.get("kernel") if isinstance(item, pytest.Function) else None
+    machine = item.stash.get(_MACHINE, None)
+    described: dict[str, object] = {"spec": settings.kernel, "release": None, "config_hash": None}
+    if isinstance(image, KernelImage):
+        described = {"spec": image.spec, "release": image.release, "config_hash": image.config_hash}
+    booted = machine is not None and hasattr(machine, "qemu")
+    return {
+        "kernel": described,
+        "accel": machine.spec.accel.value if machine is not None and booted else settings.accel,
+        "qemu": machine.qemu.binary.version if machine is not None and booted else None,
+        "smp": settings.smp,
+        "append": list(settings.append),
+        "capabilities": machine.caps.to_json() if machine is not None and machine.probed else None,
+    }
+
+
+class Results:
+    """Collects every test's result, from this process or from xdist's workers, and writes the file."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self.results: list[ScenarioResult] = []
+        self.context: dict[str, object] = {}
+        self._reported: set[str] = set()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """One phase of one test."""
+        properties = dict(report.user_properties)
+        if RESULT_PROPERTY not in properties or (report.nodeid in self._reported and report.passed):
+            return
+        result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
+        if report.nodeid in self._reported:  # a teardown that failed after its call
+            self.results = [one for one in self.results if (one.scenario, one.level) != (result.scenario, result.level)]
+        self._reported.add(report.nodeid)
+        self.results.append(result)
+        context = json.loads(str(properties[CONTEXT_PROPERTY]))
+        if not self.context or (context["qemu"] and not self.context["qemu"]) or context["capabilities"]:
+            self.context = context
+
+    def pytest_sessionfinish(self) -> None:
+        """Writes --hugepfn-json."""
+        path = self._config.getoption("hugepfn_json")
+        if path is not None and not hasattr(self._config, "workerinput"):
+            stamped = {**self.context, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            run = Run(tuple(self.results), stamped)
+            path.write_text(json.dumps(run.to_json(), indent=1) + "\n")
+
+    def exit_code(self) -> ExitCode:
+        """What the results deserve."""
+        return exit_code(self.results, strict=self._config.getoption("hugepfn_strict"))

@@ -1,0 +1,54 @@
+"""What the user asked for, in one value, from ``hugepfn run``'s options or pytest's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.kernel import Kernel, KernelImage
+from harness.machine import VM, find_qemu
+from harness.machine.accel import choose_accel
+from harness.machine.ram import check_room, ram_folder
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One kernel and one machine; the names are those of :class:`harness.machine.VM`."""
+
+    kernel: str = "debian"
+    modules: Path | None = None
+    accel: str = "auto"
+    smp: int = 1
+    memory_mib: int = 1024
+    cpu: str = "max"
+    append: tuple[str, ...] = field(default=())
+    ram_dir: Path | None = None
+    boot_timeout_s: float | None = None
+
+    def resolve(self, say: Callable[[str], None]) -> KernelImage:
+        """Gets the kernel onto this machine."""
+        return Kernel.parse(self.kernel, self.modules).resolve(say)
+
+    def preflight(self, say: Callable[[str], None]) -> None:
+        """Looks at what every machine needs, before the first is built: one error instead of one a test.
+
+        :raises MachineryError: QEMU, the accelerator or room for RAM is missing.
+        """
+        choose_accel(self.accel, find_qemu(), self.cpu, say)
+        check_room(self.memory_mib, ram_folder(self.ram_dir))
+
+    def vm(self, kernel: KernelImage, search: Sequence[Path], say: Callable[[str], None]) -> VM:
+        """A machine for it, not yet started."""
+        return VM(
+            kernel,
+            accel=self.accel,
+            smp=self.smp,
+            memory_mib=self.memory_mib,
+            cpu=self.cpu,
+            append=self.append,
+            search=search,
+            ram_dir=self.ram_dir,
+            boot_timeout_s=self.boot_timeout_s,
+            say=say,
+        )

@@ -1,0 +1,33 @@
+"""hugepfn's front door: the names a test author imports, and ``python vm.py`` is the command ``hugepfn``."""
+
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C is one line from here on
+    from harness.entry import main
+
+    main()
+
+from harness.claims import Claims
+from harness.errors import BootError, ClaimFailed, HugepfnError, KernelError, MachineryError, UsageError
+from harness.kernel import Kernel
+from harness.machine import VM, GuestRun, ProcessView, RunResult, Snapshot
+from harness.pagetable import Bits, Leaf, Level, Observation, PagemapWord
+
+__all__ = [
+    "VM",
+    "Bits",
+    "BootError",
+    "ClaimFailed",
+    "Claims",
+    "GuestRun",
+    "HugepfnError",
+    "Kernel",
+    "KernelError",
+    "Leaf",
+    "Level",
+    "MachineryError",
+    "Observation",
+    "PagemapWord",
+    "ProcessView",
+    "RunResult",
+    "Snapshot",
+    "UsageError",
+]
