@@ -1,0 +1,27 @@
+# make run    boot the default kernel and show what fork() does to a huge pfnmap
+# make test   every test, those that boot kernels included
+# make check  lint, types and the tests that need no QEMU
+# make bench  ratios, each measured in one run
+.PHONY: run test check bench setup clean
+PYTHON := .venv/bin/python
+
+run: setup
+	@.venv/bin/hugepfn run fork
+
+test: setup
+	$(PYTHON) -m pytest -q tests guest_tests
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PYTHON) -m pytest -q tests --ignore tests/vm
+
+bench: setup
+	@.venv/bin/hugepfn bench
+
+setup:
+	@scripts/setup
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,90 @@
+"""Claims: all of them are said, none hides the next, and who is to blame is kept apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.claims import Claims
+from harness.errors import ClaimFailed, KernelDied, MachineryError
+from harness.verdict import Claim, Outcome
+
+BY = "mm/huge_memory.c copy_huge_pud()"
+
+
+def test_a_claim_that_holds() -> None:
+    claims = Claims()
+    with claims("the child keeps D", BY):
+        assert claims.made == [], "not before its block has ended"
+    assert claims.made == [Claim("the child keeps D", Outcome.PASSED, BY)]
+    assert claims.broken == []
+    claims.raise_if_broken()
+
+
+def test_a_broken_claim_does_not_hide_the_next() -> None:
+    claims = Claims()
+    with claims("first", BY):
+        raise AssertionError("D=0")
+    with claims("second"):
+        pass
+    with claims("third", by="fork"):
+        raise ClaimFailed("no entry")
+    assert claims.made == [
+        Claim("first", Outcome.FAILED, BY, "D=0"),
+        Claim("second", Outcome.PASSED, ""),
+        Claim("third", Outcome.FAILED, "fork", "no entry"),
+    ]
+    assert [claim.name for claim in claims.broken] == ["first", "third"]
+
+
+def test_a_claim_ends_at_its_first_broken_assertion() -> None:
+    claims = Claims()
+    reached = []
+    with claims("two assertions"):
+        reached.append("first")
+        assert reached == ["second"], "stops here"
+        reached.append("never")
+    assert reached == ["first"]
+    assert claims.made[0].message.startswith("stops here")
+
+
+def test_the_end_names_every_broken_claim_and_its_function() -> None:
+    claims = Claims()
+    with claims("first", BY):
+        raise AssertionError("D=0")
+    with claims("second"):
+        raise AssertionError("W=0")
+    with claims("third"):
+        pass
+    with pytest.raises(ClaimFailed) as caught:
+        claims.raise_if_broken()
+    assert str(caught.value) == f"first [{BY}]: D=0\nsecond [kernel]: W=0"
+
+
+def test_a_broken_claim_shows_the_entries_at_that_moment() -> None:
+    stops = ["written"]
+    claims = Claims(lambda: "\n".join(stops))
+    with claims("holds"):
+        pass
+    with claims("broken"):
+        stops.append("forked")
+        raise AssertionError("D=0")
+    stops.append("exited")
+    assert [claim.message for claim in claims.made] == ["", "D=0\nwritten\nforked"]
+
+
+def test_a_kernel_that_dies_breaks_its_claim_and_ends_the_test() -> None:
+    claims = Claims(lambda: "entries")
+    with pytest.raises(KernelDied), claims("survives", BY):
+        raise KernelDied("Oops: 0000")
+    assert claims.made == [Claim("survives", Outcome.FAILED, BY, "Oops: 0000")]
+
+
+@pytest.mark.parametrize(
+    "error", [MachineryError("QEMU is gone"), KeyError("typo"), KeyboardInterrupt(), pytest.skip.Exception("no THP")]
+)
+def test_what_says_nothing_about_the_kernel_is_no_claim(error: BaseException) -> None:
+    claims = Claims()
+    with pytest.raises(type(error)), claims("unknown", BY):
+        raise error
+    assert claims.made == []
+    claims.raise_if_broken()

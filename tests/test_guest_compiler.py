@@ -1,0 +1,223 @@
+"""Guest programs: found by name, compiled to static ELFs once, and a compiler's complaint in one line."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import cache
+from harness.errors import CompileError, MachineryError, UsageError
+from harness.guest import compiler
+from harness.guest.compiler import assemble_rom, compile_program, find_source, guest_tests_dir
+
+HELLO = '#include <stdio.h>\nint main(void)\n{\n\treturn puts("hello") < 0;\n}\n'
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache folder of the test's own, and nothing remembered of another test's compiler."""
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    compiler._compiler.cache_clear()
+    compiler._library.cache_clear()
+    yield
+    compiler._compiler.cache_clear()
+    compiler._library.cache_clear()
+
+
+PT_INTERP = 3
+
+
+def segment_types(elf: bytes) -> list[int]:
+    """The type of each program header of a 64-bit ELF file."""
+    start, (size, count) = struct.unpack_from("<Q", elf, 32)[0], struct.unpack_from("<HH", elf, 54)
+    return [struct.unpack_from("<I", elf, start + number * size)[0] for number in range(count)]
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def fake_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    script = write(tmp_path / "fake-cc", f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+
+
+def no_more_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(argv: list[str], *_: object, **__: object) -> None:
+        raise AssertionError(f"compiled again: {argv}")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+
+
+def test_a_program_is_a_static_elf_and_its_stripped_copy(tmp_path: Path) -> None:
+    program = compile_program(write(tmp_path / "hello.c", HELLO), library=False)
+    assert program.name == "hello"
+    assert program.read() == program.stripped.read_bytes()
+    assert program.read()[:4] == b"\x7fELF"
+    assert PT_INTERP not in segment_types(program.read())
+    assert b".debug_info" in program.elf.read_bytes()
+    assert b".debug_info" not in program.read()
+    assert subprocess.run([program.stripped], capture_output=True, check=True).stdout == b"hello\n"
+
+
+def test_the_library_is_linked_and_both_ways_to_include_it_work(tmp_path: Path) -> None:
+    text = (
+        '#include "{}"\n#include <stdio.h>\n'
+        'int main(void)\n{{\n\tprintf("%zx %s", hp_leaf_size(HP_PUD), hp_level_name(HP_PMD));\n\treturn 0;\n}}\n'
+    )
+    long_way = compile_program(write(tmp_path / "a.c", text.format("lib/hugepfn.h")))
+    assert subprocess.run([long_way.stripped], capture_output=True, check=True).stdout == b"40000000 pmd"
+    short_way = compile_program(write(tmp_path / "b.c", text.format("hugepfn.h")))
+    assert short_way.stripped.is_file()
+
+
+def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "hello.c", HELLO)
+    first = compile_program(source, library=False)
+    no_more_compiling(monkeypatch)
+    assert compile_program(source, library=False) == first
+    copy = write(tmp_path / "elsewhere/hello.c", HELLO)
+    assert compile_program(copy, library=False) == first, "by its content, not its place"
+
+
+@pytest.mark.parametrize("changed", ["hello.c", "own.h", "lib/hugepfn.h", "flags", "compiler"])
+def test_it_is_compiled_again_when_something_it_is_made_of_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    guest_tests = tmp_path / "guest_tests"
+    shutil.copytree(guest_tests_dir() / "lib", guest_tests / "lib")
+    monkeypatch.setattr(compiler, "guest_tests_dir", lambda: guest_tests)
+    # Writes the file after -o; what it compiles is not the question here.
+    fake_compiler(tmp_path, monkeypatch, 'while [ "$1" != -o ]; do shift; done; cp /bin/true "$2"')
+    source = write(tmp_path / "own/hello.c", '#include "own.h"\nint main(void) { return 0; }\n')
+    header = write(tmp_path / "own/own.h", "/* one */\n")
+    before = compile_program(source)
+
+    match changed:
+        case "hello.c":
+            write(source, source.read_text() + "\n")
+        case "own.h":
+            write(header, "/* two */\n")
+        case "lib/hugepfn.h":
+            library_header = guest_tests / "lib/hugepfn.h"
+            write(library_header, library_header.read_text() + "\n")
+        case "flags":
+            monkeypatch.setattr(compiler, "CFLAGS", (*compiler.CFLAGS, "-O0"))
+        case "compiler":
+            script = tmp_path / "fake-cc"
+            script.write_text(script.read_text() + "# another version\n")
+    compiler._compiler.cache_clear()
+    compiler._library.cache_clear()
+    after = compile_program(source)
+    assert after.elf != before.elf
+    assert before.elf.is_file(), "the old one may be in use"
+
+
+def compile_error(source: Path) -> str:
+    with pytest.raises(CompileError) as caught:
+        compile_program(source, library=False)
+    assert cache.entries("programs") == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_first_error_is_told_in_one_line(tmp_path: Path) -> None:
+    source = write(tmp_path / "bad.c", "int main(void)\n{\n\talpha = 1;\n\tbeta = 2;\n\treturn 0;\n}\n")
+    message = compile_error(source)
+    assert message.startswith("guest program bad.c does not compile: ")
+    assert "bad.c:3:" in message
+    assert "alpha" in message
+    assert "beta" not in message
+
+
+def test_a_warning_is_an_error(tmp_path: Path) -> None:
+    assert "unused" in compile_error(write(tmp_path / "w.c", "int main(void)\n{\n\tint unused;\n\treturn 0;\n}\n"))
+
+
+def test_a_missing_function_is_told(tmp_path: Path) -> None:
+    source = write(tmp_path / "link.c", "void nowhere(void);\nint main(void)\n{\n\tnowhere();\n\treturn 0;\n}\n")
+    assert "undefined reference to `nowhere'" in compile_error(source)
+
+
+def test_a_file_with_error_in_its_name(tmp_path: Path) -> None:
+    source = write(tmp_path / "error_path.c", "int main(void)\n{\n\treturn nothing;\n}\n")
+    assert "nothing" in compile_error(source)
+
+
+def test_a_compiler_that_fails_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_compiler(tmp_path, monkeypatch, "exit 7")
+    assert compile_error(write(tmp_path / "x.c", HELLO)) == "guest program x.c does not compile: no message"
+
+
+def test_a_compiler_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_compiler(tmp_path, monkeypatch, "exec tail -f /dev/null")
+    monkeypatch.setattr(compiler, "_COMPILE_TIMEOUT_S", 0.05)
+    assert "fake-cc took more than 0.05 s" in compile_error(write(tmp_path / "x.c", HELLO))
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "x.c", HELLO)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineryError, match=r"no C compiler: install gcc and libc6-dev \(`hugepfn doctor`"):
+        compile_program(source)
+
+
+def test_no_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_compiler(tmp_path, monkeypatch, "exit 0")
+    source = write(tmp_path / "x.c", HELLO)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineryError, match="no strip: install gcc and binutils"):
+        compile_program(source, library=False)
+    assert cache.entries("programs") == []
+
+
+# --- where programs are ------------------------------------------------------------------------------
+
+
+def test_a_program_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "own.c", HELLO)
+    monkeypatch.chdir(tmp_path)
+    assert find_source(str(source)) == source
+    assert find_source("./own.c") == source
+    with pytest.raises(UsageError, match=r"guest program \./other\.c: no such file"):
+        find_source("./other.c")
+
+
+def test_a_program_by_its_name(tmp_path: Path) -> None:
+    assert find_source("fork") == guest_tests_dir() / "fork.c"
+    own = write(tmp_path / "fork.c", HELLO)
+    assert find_source("fork", (tmp_path,)) == own, "one's own first"
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+    write(tmp_path / "mine.c", HELLO)
+    with pytest.raises(UsageError, match=r"no guest program 'nosuch'; there are: .*fork.*mine"):
+        find_source("nosuch", (tmp_path,))
+
+
+# --- the accelerator's ROM ---------------------------------------------------------------------------
+
+
+def test_the_rom_fills_its_64_kib_up_to_the_reset_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = assemble_rom("accel")
+    rom = path.read_bytes()
+    assert len(rom) == 0x10000
+    assert rom[0xFFF0:0xFFF5] == b"\xea\x00\x00\x00\xf0", "ljmp $0xf000, $0"
+    no_more_compiling(monkeypatch)
+    assert assemble_rom("accel") == path
+
+
+def test_a_rom_that_does_not_assemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "lib/accel.S", "\tnop\n\tfrobnicate %eax\n")
+    monkeypatch.setattr(compiler, "guest_tests_dir", lambda: tmp_path)
+    with pytest.raises(CompileError, match=r"accel\.S:2: Error: no such instruction"):
+        assemble_rom("accel")

@@ -1,0 +1,129 @@
+"""A machine's QEMU command line, word for word, and the machines that are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.machine.spec import Accel, Channel, Descriptors, MachineSpec, kernel_command_line, qemu_argv
+
+DESCRIPTORS = Descriptors(ram=10, qmp=11, console=12, agent=13, events=14, shell=15)
+SPEC = MachineSpec(kernel=Path("/k/bzImage"), initramfs=Path("/c/initramfs.cpio"))
+
+GOLDEN = """
+qemu-system-x86_64
+-nodefaults
+-no-user-config
+-no-reboot
+-display none
+-machine q35,memory-backend=ram
+-accel tcg
+-cpu max
+-smp 1
+-m 1024M
+-object memory-backend-file,id=ram,size=1024M,mem-path=/proc/self/fd/10,share=on
+-chardev socket,id=qmp,fd=11
+-mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=12
+-device isa-serial,chardev=console,index=0
+-chardev socket,id=shell,fd=15
+-device isa-serial,chardev=shell,index=3
+-chardev socket,id=agent,fd=13
+-chardev socket,id=events,fd=14
+-device virtio-serial-pci,id=serial,addr=04.0
+-device virtserialport,bus=serial.0,nr=1,chardev=agent,name=hugepfn.agent
+-device virtserialport,bus=serial.0,nr=2,chardev=events,name=hugepfn.events
+-device intel-iommu
+-device pci-testdev,id=bar,membar=2G,addr=05.0
+-kernel /k/bzImage
+-initrd /c/initramfs.cpio
+"""
+COMMAND_LINE = (
+    "console=ttyS0 oops=panic panic=-1 printk.devkmsg=on intel_iommu=on "
+    "hugepfn.channel=virtio hugepfn.vfio=0000:00:05.0"
+)
+
+
+def lines(argv: list[str]) -> list[str]:
+    """An option and its value on one line, as a person would write them."""
+    found: list[str] = []
+    for word in argv:
+        takes_this = found and found[-1].startswith("-") and " " not in found[-1] and not word.startswith("-")
+        if takes_this:
+            found[-1] += f" {word}"
+        else:
+            found.append(word)
+    return found
+
+
+def test_the_whole_command_line() -> None:
+    assert lines(qemu_argv(SPEC, DESCRIPTORS)) == [*GOLDEN.split("\n")[1:-1], f"-append {COMMAND_LINE}"]
+
+
+def difference(spec: MachineSpec) -> tuple[list[str], list[str]]:
+    """What a machine's command line lacks and has beside the golden one's."""
+    before, after = lines(qemu_argv(SPEC, DESCRIPTORS)), lines(qemu_argv(spec, DESCRIPTORS))
+    return [one for one in before if one not in after], [one for one in after if one not in before]
+
+
+def test_kvm_splits_the_interrupt_controller() -> None:
+    assert difference(replace(SPEC, accel=Accel.KVM)) == (
+        ["-machine q35,memory-backend=ram", "-accel tcg"],
+        ["-machine q35,memory-backend=ram,kernel-irqchip=split", "-accel kvm"],
+    )
+
+
+def test_uarts_for_a_kernel_without_virtio() -> None:
+    gone, new = difference(replace(SPEC, channel=Channel.SERIAL))
+    assert [one for one in gone if "virt" not in one] == []
+    assert len(gone) == 4  # the bus, two ports, the kernel's word
+    assert new == [
+        "-device isa-serial,chardev=agent,index=1",
+        "-device isa-serial,chardev=events,index=2",
+        f"-append {COMMAND_LINE.replace('channel=virtio', 'channel=serial')}",
+    ]
+
+
+def test_size_and_cpu() -> None:
+    gone, new = difference(replace(SPEC, smp=4, memory_mib=2048, cpu="qemu64,+pdpe1gb", bar_size="4G"))
+    assert len(gone) == len(new)
+    assert new == [
+        "-cpu qemu64,+pdpe1gb",
+        "-smp 4",
+        "-m 2048M",
+        "-object memory-backend-file,id=ram,size=2048M,mem-path=/proc/self/fd/10,share=on",
+        "-device pci-testdev,id=bar,membar=4G,addr=05.0",
+    ]
+
+
+def test_the_users_words_come_last_so_that_they_win() -> None:
+    spec = replace(SPEC, append=("pti=on", "intel_iommu=off"))
+    assert kernel_command_line(spec) == f"{COMMAND_LINE} pti=on intel_iommu=off"
+    assert qemu_argv(spec, DESCRIPTORS)[-1] == kernel_command_line(spec), "one word of argv"
+
+
+def test_another_qemu() -> None:
+    assert qemu_argv(SPEC, DESCRIPTORS, "/opt/qemu")[0] == "/opt/qemu"
+
+
+@pytest.mark.parametrize("memory_mib", [256, 2048])
+@pytest.mark.parametrize("smp", [1, 4])
+def test_the_limits_themselves_are_in(memory_mib: int, smp: int) -> None:
+    argv = qemu_argv(replace(SPEC, memory_mib=memory_mib, smp=smp), DESCRIPTORS)
+    assert argv[argv.index("-m") + 1] == f"{memory_mib}M"
+    assert argv[argv.index("-smp") + 1] == str(smp)
+
+
+@pytest.mark.parametrize("memory_mib", [255, 2049, 0, -1])
+def test_memory_beyond_the_limits(memory_mib: int) -> None:
+    with pytest.raises(UsageError, match=f"memory {memory_mib} MiB: 256 to 2048"):
+        replace(SPEC, memory_mib=memory_mib)
+
+
+@pytest.mark.parametrize("smp", [0, 5, -1])
+def test_vcpus_beyond_the_limits(smp: int) -> None:
+    with pytest.raises(UsageError, match=f"smp {smp}: 1 to 4"):
+        replace(SPEC, smp=smp)

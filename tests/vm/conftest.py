@@ -1,0 +1,84 @@
+"""What the tests of a real machine share: how to run the command, and proof that it left nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def own_qemus(marker: str) -> list[int]:
+    """The QEMU processes that have ``marker`` in their environment: those this test started, by whatever way."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes()
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if marker.encode() in environment and b"qemu" in command.split(b"\0")[0] and state != "Z":
+            found.append(int(process.name))
+    return found
+
+
+@dataclass
+class Command:
+    """Runs ``hugepfn`` as a user does, marked, with RAM in a folder that can be looked into."""
+
+    marker: str
+    ram_dir: Path
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return {**os.environ, "HUGEPFN_TEST_MARKER": self.marker, "HUGEPFN_RAM_DIR": str(self.ram_dir), **extra}
+
+    def argv(self, *args: str) -> list[str]:
+        return [sys.executable, str(ROOT / "vm.py"), *args]
+
+    def __call__(self, *args: str, timeout_s: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*args),
+            env=self.environment(**extra),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def left_behind(self) -> list[str]:
+        """QEMUs that still run, and files in the RAM folder."""
+        return [f"qemu pid {pid}" for pid in own_qemus(self.marker)] + [str(path) for path in self.ram_dir.iterdir()]
+
+
+@pytest.fixture
+def hugepfn(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Command]:
+    """The command; what it leaves behind fails the test."""
+    ram_dir = tmp_path / "ram"
+    ram_dir.mkdir()
+    command = Command(f"{os.getpid()}-{request.node.nodeid}", ram_dir)
+    yield command
+    assert command.left_behind() == []
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Writes a guest program of the test's own: name and the body of main()."""
+
+    def write(name: str, body: str) -> Path:
+        path = tmp_path / f"{name}.c"
+        path.write_text(
+            "#include <signal.h>\n#include <stdlib.h>\n#include <sys/mman.h>\n#include <unistd.h>\n"
+            '#include "lib/hugepfn.h"\n'
+            f"int main(int argc, char **argv)\n{{\n\thp_start(argc, argv);\n{body}\n\treturn ktap_finish();\n}}\n"
+        )
+        return path
+
+    return write

@@ -1,0 +1,224 @@
+"""Bad input and bad luck: one clear line, the right exit status, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.errors import CompileError, DeadlineError, GuestProgramError, KernelDied
+from harness.kernel import Kernel, KernelImage
+from harness.machine import VM
+
+from .conftest import ROOT, Command, own_qemus
+
+
+@pytest.fixture(scope="module")
+def image() -> KernelImage:
+    return Kernel.debian("6.1").resolve()
+
+
+def _one_line(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    lines = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stdout + done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("hugepfn: ")
+    for words in expected:
+        assert words in lines[0]
+
+
+def test_a_path_that_is_no_kernel(hugepfn: Command) -> None:
+    done = hugepfn("run", "--kernel", "/etc/passwd")
+    assert done.returncode == 2
+    _one_line(done, "/etc/passwd", "expected an x86-64 bzImage or vmlinux")
+
+
+def test_a_path_that_is_not_there(hugepfn: Command) -> None:
+    done = hugepfn("run", "--kernel", "./no-such-kernel")
+    assert done.returncode == 2
+    _one_line(done, "no such file")
+
+
+def test_an_unknown_debian_version(hugepfn: Command) -> None:
+    done = hugepfn("run", "--kernel", "debian:5.99")
+    assert done.returncode == 2
+    _one_line(done, "5.99", "6.12")
+
+
+def test_no_network(hugepfn: Command, tmp_path: Path) -> None:
+    apt_config = tmp_path / "apt.conf"
+    apt_config.write_text('Acquire::http::Proxy "http://127.0.0.1:9";\nAcquire::https::Proxy "http://127.0.0.1:9";\n')
+    cache = tmp_path / "cache"
+    done = hugepfn("run", "--kernel", "debian:6.12", APT_CONFIG=str(apt_config), HUGEPFN_CACHE_DIR=str(cache))
+    assert done.returncode == 3
+    _one_line(done, "cached")
+
+
+def test_qemu_missing(hugepfn: Command) -> None:
+    done = hugepfn("run", "fork", "--kernel", "debian:6.1", HUGEPFN_QEMU="no-such-qemu")
+    assert done.returncode == 3
+    _one_line(done, "no no-such-qemu", "hugepfn doctor")
+
+
+def test_qemu_too_old(hugepfn: Command, tmp_path: Path) -> None:
+    old = tmp_path / "qemu-old"
+    old.write_text("#!/bin/sh\necho 'QEMU emulator version 5.2.0'\n")
+    old.chmod(0o755)
+    done = hugepfn("run", "fork", "--kernel", "debian:6.1", HUGEPFN_QEMU=str(old))
+    assert done.returncode == 3
+    _one_line(done, "5.2.0", "7.2 or newer is needed")
+
+
+def test_no_room_for_guest_ram(hugepfn: Command) -> None:
+    # A real file system that is too small: sysfs has no room at all and everybody has one.
+    done = hugepfn("run", "fork", "--kernel", "debian:6.1", "--ram-dir", "/sys")
+    assert done.returncode == 3
+    _one_line(done, "no room for guest RAM", "--ram-dir")
+
+
+def test_a_kernel_that_panics_at_boot(hugepfn: Command) -> None:
+    done = hugepfn(
+        "run", "fork", "--kernel", "debian:6.1", "--level", "pte", "--append", "init=/nowhere rdinit=/nowhere"
+    )
+    assert done.returncode == 1
+    assert "does not boot" in done.stdout
+    assert "Kernel panic - not syncing" in done.stdout
+
+
+def test_ctrl_c_while_booting(hugepfn: Command) -> None:
+    _interrupted(hugepfn, until=lambda _pid: bool(own_qemus(hugepfn.marker)))
+
+
+def test_ctrl_c_while_our_modules_are_imported(hugepfn: Command) -> None:
+    """Python's own start, before our first line runs, is Python's."""
+    _interrupted(hugepfn, until=lambda pid: "_multiarray_umath" in Path(f"/proc/{pid}/maps").read_text())
+
+
+def _interrupted(hugepfn: Command, until: Callable[[int], bool]) -> None:
+    """Starts a run, waits for a moment of it, interrupts it as a terminal does, and looks at its end."""
+    with subprocess.Popen(
+        hugepfn.argv("run", "fork", "--kernel", "debian:6.1"),
+        env=hugepfn.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not until(process.pid):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in out + err
+    assert "interrupted" in out + err
+
+
+def test_qemu_dies_with_its_parent(hugepfn: Command) -> None:
+    with subprocess.Popen(
+        hugepfn.argv("run", "fork", "--kernel", "debian:6.1"), env=hugepfn.environment(), stdout=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (qemus := own_qemus(hugepfn.marker)):
+            assert time.monotonic() < deadline
+        watched = os.pidfd_open(qemus[0])
+        process.kill()
+    with os.fdopen(watched) as ended:
+        import select
+
+        assert select.select([ended], [], [], 30)[0], "QEMU outlived its parent"
+
+
+def test_two_runs_at_once(hugepfn: Command) -> None:
+    argv = hugepfn.argv("run", "fork", "--kernel", "debian:6.1", "--level", "pte")
+    runs = [subprocess.Popen(argv, env=hugepfn.environment(), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for run in runs:
+        out, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, out
+
+
+def test_a_program_that_does_not_compile(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    with VM(image) as vm, pytest.raises(CompileError, match=r"bad\.c does not compile: .*undeclared"):
+        vm.run(program("bad", "\tundeclared = 1;"))
+
+
+def test_a_program_that_crashes(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    source = program("crash", '\tktap_plan(1);\n\tcheckpoint("before");\n\traise(SIGSEGV);')
+    with VM(image) as vm:
+        with (
+            pytest.raises(
+                GuestProgramError, match=r"ended before checkpoint 'after' \(killed by SIGSEGV\); it reached: 'before'"
+            ),
+            vm.run(source) as guest,
+        ):
+            guest.until("after")
+        with pytest.raises(GuestProgramError, match="killed by SIGSEGV"), vm.run(source):
+            pass
+        with vm.run("fork") as guest:  # and the machine is still good
+            assert guest.result.passed
+
+
+def test_a_program_that_never_reaches_its_checkpoint(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    source = program("stuck", '\tktap_plan(1);\n\tcheckpoint("first");\n\tpause();')
+    with VM(image) as vm:
+        expected = "waiting for checkpoint 'second' of stuck: nothing within 1 s.*last at checkpoint 'first'"
+        with pytest.raises(DeadlineError, match=expected), vm.run(source, timeout_s=1) as guest:
+            guest.until("second")
+        with vm.run("fork") as guest:
+            assert guest.result.passed
+
+
+def test_a_program_without_a_plan_is_never_a_pass(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    with VM(image) as vm, pytest.raises(GuestProgramError, match="silent"), vm.run(program("silent", "\treturn 0;")):
+        pass
+
+
+def test_a_kernel_that_dies_under_a_program(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    body = '\tktap_plan(1);\n\tcheckpoint("alive");\n\tint fd = open("/proc/sysrq-trigger", 1);\n\twrite(fd, "c", 1);'
+    source = program("panic", body)
+    source.write_text(
+        "#include <fcntl.h>\n"
+        + source.read_text().replace("\twrite(", "\tif (write(").replace('"c", 1);', '"c", 1) < 0)\n\t\treturn 1;')
+    )
+    with VM(image) as vm:
+        with pytest.raises(KernelDied, match=r"the kernel died: .*after checkpoint alive"), vm.run(source) as guest:
+            guest.until("never")
+        assert "sysrq" in vm.kernel_log
+
+
+def test_an_installed_wheel_serves_a_test_directory_elsewhere(tmp_path: Path) -> None:
+    """pip install of the wheel; then pytest in a folder that knows nothing of this checkout."""
+    venv = tmp_path / "venv"
+    build = [str(ROOT / ".venv/bin/python"), "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True)
+    subprocess.run([str(ROOT / ".venv/bin/python"), "-m", "venv", str(venv)], check=True)
+    wheel = next(tmp_path.glob("*.whl"))
+    subprocess.run([venv / "bin/pip", "install", "-q", str(wheel)], check=True)
+    tests = tmp_path / "elsewhere"
+    tests.mkdir()
+    (tests / "own.c").write_text(
+        '#include "hugepfn.h"\nint main(int c, char **v)\n{\n\thp_start(c, v);\n\tktap_plan(1);\n'
+        '\tcheckpoint("here");\n\tktap_ok(true, "fine");\n\treturn ktap_finish();\n}\n'
+    )
+    (tests / "test_own.py").write_text(
+        "def test_own(vm, caps):\n    with vm.run('own') as guest:\n        assert 'parent' in guest.until('here')\n"
+        "    with vm.run('fork', '--level=pte') as guest:\n        assert guest.result.passed\n"
+    )
+    done = subprocess.run(
+        [venv / "bin/pytest", "--hugepfn-kernel=debian:6.1", str(tests)],
+        cwd=tests,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hugepfn: kernel debian:6.1 (6.1." in done.stdout
+    done = subprocess.run([venv / "bin/hugepfn", "list"], capture_output=True, text=True, check=True)
+    assert "fork" in done.stdout

@@ -1,0 +1,98 @@
+"""Machines of every shape: the same entries with 1 to 4 vCPUs, isolated page tables, 4 levels, UARTs for channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.kernel import Kernel, KernelImage
+from harness.machine import VM, Channel
+from harness.machine import vm as vm_module
+from harness.pagetable import Level, Observation
+
+
+@pytest.fixture(scope="module")
+def image() -> KernelImage:
+    return Kernel.debian("6.12").resolve()
+
+
+def _fork(vm: VM, level: str) -> list[Observation]:
+    with vm.run("fork", f"--level={level}") as guest:
+        assert guest.result.passed
+    return [one for at in guest.snapshots for one in at.observations()]
+
+
+@pytest.fixture(scope="module")
+def plain(image: KernelImage) -> list[Observation]:
+    """What one vCPU, five levels and no isolation show."""
+    with VM(image) as vm:
+        assert vm.caps.five_level
+        return _fork(vm, "pud")
+
+
+@pytest.mark.parametrize(
+    ("smp", "append"),
+    [(2, ()), (4, ("pti=on",)), (1, ("pti=on", "no5lvl")), (3, ("nokaslr",)), (1, ("no5lvl",))],
+    ids=["smp2", "smp4-pti", "pti-4levels", "smp3-nokaslr", "4levels"],
+)
+def test_every_machine_shows_the_same(
+    image: KernelImage, plain: list[Observation], smp: int, append: tuple[str, ...]
+) -> None:
+    with VM(image, smp=smp, append=append) as vm:
+        assert _fork(vm, "pud") == plain
+        assert vm.caps.five_level == ("no5lvl" not in append)
+        if "pti=on" in append:
+            assert "page tables isolation: enabled" in vm.kernel_log
+
+
+def test_uarts_carry_the_channels_where_there_is_no_virtio(
+    image: KernelImage, plain: list[Observation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm_module, "_channel", lambda _kernel: Channel.SERIAL)
+    with VM(image) as vm:
+        assert vm.spec.channel is Channel.SERIAL
+        assert _fork(vm, "pud") == plain
+
+
+def test_programs_one_after_another_in_one_machine(image: KernelImage) -> None:
+    with VM(image) as vm:
+        for level in ("pud", "pte", "pmd", "pud"):
+            found = {one.level for one in _fork(vm, level)}
+            assert found == {level}
+        with vm.run("calibrate", "--memory=thp") as guest:
+            at = guest.until("filled")
+            assert at["parent"].leaf("memory").level is Level.PMD
+            again = guest.look_again()
+            assert again["parent"].leaf("memory") == at["parent"].leaf("memory")
+
+
+def test_a_shell_in_the_guest(image: KernelImage) -> None:
+    with VM(image) as vm:
+        console = vm.console()
+        console.expect("guest# ")
+        console.sendline("echo $((6 * 7)) > /tmp/answer; cat /tmp/answer")
+        console.expect(r"\r\n42\r\n")
+        assert vm.get("/tmp/answer") == b"42\n"
+        console.close()
+
+
+def test_a_program_of_the_users_own(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    source = program(
+        "mine",
+        """\tchar *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+\tktap_plan(1);
+\thp_map(&(struct hp_mapping){ .name = "page", .addr = page, .length = 4096, .prot = 3, .backing = HP_RAM,
+\t\t.pagemap_pages = 1 });
+\tcheckpoint("untouched");
+\thp_write(page, 1);
+\tcheckpoint("touched");
+\tktap_ok(true, "done");""",
+    )
+    with VM(image) as vm, vm.run(source) as guest:
+        assert guest.until("untouched")["parent"].find_leaf("page") is None
+        leaf = guest.until("touched")["parent"].leaf("page")
+        assert leaf.write
+        assert leaf.dirty
+        assert not leaf.special

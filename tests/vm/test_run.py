@@ -1,0 +1,87 @@
+"""``hugepfn run`` on stock kernels: what the JSON file says, and the exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Command
+
+
+def _run(hugepfn: Command, tmp_path: Path, *args: str) -> dict[str, Any]:
+    path = tmp_path / "out.json"
+    done = hugepfn("run", *args, "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads(path.read_text())
+    assert isinstance(data, dict)
+    return data
+
+
+def _at(result: dict[str, Any], checkpoint: str, process: str) -> dict[str, Any]:
+    found = [
+        o for o in result["observations"] if (o["checkpoint"], o["process"], o["offset"]) == (checkpoint, process, 0)
+    ]
+    assert len(found) == 1
+    observation = found[0]
+    assert isinstance(observation, dict)
+    return observation
+
+
+def test_6_12_keeps_write_and_dirty_over_fork(hugepfn: Command, tmp_path: Path) -> None:
+    data = _run(hugepfn, tmp_path, "fork", "--kernel", "debian:6.12")
+    assert data["schema"] == "hugepfn-run"
+    assert data["kernel"]["spec"].startswith("debian:6.12")
+    assert data["kernel"]["release"].startswith("6.12.")
+    assert len(data["kernel"]["config_hash"]) == 64
+    assert data["qemu"]
+    assert data["accel"] in ("tcg", "kvm")
+    results = {result["level"]: result for result in data["results"]}
+    assert list(results) == ["pte", "pmd", "pud"]
+    for level, result in results.items():
+        assert (result["scenario"], result["outcome"]) == ("fork", "passed")
+        assert all(claim["outcome"] == "passed" for claim in result["claims"])
+        assert len(result["claims"]) >= 15
+        parent, child = (_at(result, "forked", process) for process in ("parent", "child"))
+        assert {parent["level"], child["level"]} == {level}
+        assert {"W", "D", "SPECIAL"} <= set(parent["bits"])
+        assert parent["pfn"] == child["pfn"] == "bar+0x0"
+        assert "A" not in child["bits"]
+        assert "W" in child["bits"]
+        assert ("D" in child["bits"]) == (level != "pte")
+        assert not {"SAVED_DIRTY"} & {*parent["bits"], *child["bits"]}
+        assert int(parent["raw"], 16) & 0x42 == 0x42
+        checkpoints = {o["checkpoint"] for o in result["observations"]}
+        assert {"read", "written", "forked", "child-written"} <= checkpoints
+        assert {o["process"] for o in result["observations"]} == {"parent", "child", "grandchild"}
+
+
+def test_6_1_has_no_huge_pfnmap_and_says_so(hugepfn: Command, tmp_path: Path) -> None:
+    data = _run(hugepfn, tmp_path, "fork", "--kernel", "debian:6.1")
+    outcomes = {result["level"]: (result["outcome"], result["reason"]) for result in data["results"]}
+    assert outcomes["pte"] == ("passed", "")
+    for level in ("pmd", "pud"):
+        outcome, reason = outcomes[level]
+        assert outcome == "skipped"
+        assert reason.startswith("no huge pfnmap in this kernel: ")
+    pte = next(result for result in data["results"] if result["level"] == "pte")
+    assert len([o for o in pte["observations"] if o["checkpoint"] == "read"]) == 4, (
+        "6.1 fills the whole vma at one fault"
+    )
+
+
+def test_strict_fails_on_an_unmet_premise(hugepfn: Command) -> None:
+    done = hugepfn("run", "fork", "--kernel", "debian:6.1", "--level", "pud", "--strict")
+    assert done.returncode == 1
+    assert "premise not met: no huge pfnmap in this kernel" in done.stdout
+
+
+@pytest.mark.parametrize("extra", [("--junit",)])
+def test_junit(hugepfn: Command, tmp_path: Path, extra: tuple[str]) -> None:
+    path = tmp_path / "junit.xml"
+    done = hugepfn("run", "fork", "--level", "pte", "--kernel", "debian:6.1", extra[0], str(path))
+    assert done.returncode == 0
+    assert 'tests="1"' in path.read_text()
+    assert 'failures="0"' in path.read_text()
