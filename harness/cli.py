@@ -44,6 +44,7 @@ def cli() -> None:
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
 @click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]")
 @click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot")
+@click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine")
 @click.option("--strict", is_flag=True, help="a premise that is not met fails")
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")

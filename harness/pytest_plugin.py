@@ -57,6 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
     add("--hugepfn-ram-dir", metavar="DIR", type=Path, help="where guest RAM lives (default: /dev/shm)")
     add("--hugepfn-boot-timeout", metavar="S", type=float, help="seconds that a kernel may take to boot")
+    add("--hugepfn-no-clone", action="store_true", help="boot for every test instead of cloning a booted machine")
     add("--hugepfn-strict", action="store_true", help="a premise that is not met fails the test")
 
 
@@ -80,6 +81,7 @@ def settings_of(config: pytest.Config) -> Settings:
         append=tuple(option("hugepfn_append").split()),
         ram_dir=option("hugepfn_ram_dir"),
         boot_timeout_s=option("hugepfn_boot_timeout"),
+        clone=not option("hugepfn_no_clone"),
     )
 
 
@@ -130,15 +132,22 @@ def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a level."""
     marker = metafunc.definition.get_closest_marker("levels")
-    if marker is None:
+    if marker is None or "level" not in metafunc.fixturenames:
         return
-    unknown = [name for name in marker.args if name not in LEVELS]
-    if unknown or not marker.args:
-        raise pytest.UsageError(
-            f"{metafunc.definition.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}"
-        )
-    if "level" in metafunc.fixturenames:
-        metafunc.parametrize("level", [Level.from_label(name) for name in marker.args], ids=marker.args)
+    names = [name for name in marker.args if name in LEVELS]  # for the others see _check_levels()
+    metafunc.parametrize("level", [Level.from_label(name) for name in names], ids=names)
+
+
+def _check_levels(item: pytest.Item) -> None:
+    """Refuses a level that does not exist. Not while pytest collects: that would be a traceback through pytest."""
+    marker = item.get_closest_marker("levels")
+    if marker is not None and (not marker.args or not set(marker.args) <= set(LEVELS)):
+        raise pytest.UsageError(f"{item.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}")
+
+
+def _has_machine(item: pytest.Item) -> bool:
+    """Whether a test is about a kernel."""
+    return not {"vm", "live_vm"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def scenario_of(item: pytest.Item) -> str:
@@ -157,8 +166,10 @@ def level_of(item: pytest.Item) -> str | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """--hugepfn-level and --hugepfn-scenario."""
+    for item in items:
+        _check_levels(item)
     levels, scenarios = config.getoption("hugepfn_level"), config.getoption("hugepfn_scenario")
-    known = {scenario_of(item) for item in items if "vm" in getattr(item, "fixturenames", ())}
+    known = {scenario_of(item) for item in items if _has_machine(item)}
     for name in scenarios or ():
         if name not in known:
             raise pytest.UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
@@ -245,12 +256,18 @@ def _last_entries(item: pytest.Item) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """A test whose claims did not all hold fails when it has said everything."""
-    result = yield
-    if _CLAIMS in pyfuncitem.stash:
-        verdict = pyfuncitem.stash[_CLAIMS].verdict
-        if verdict:
-            pytest.fail(verdict, pytrace=False)  # each message already says where and what
+    try:
+        result = yield
+    except pytest.skip.Exception:
+        _fail_if_broken(pyfuncitem)  # what was broken before the skip stays broken
+        raise
+    _fail_if_broken(pyfuncitem)
     return result
+
+
+def _fail_if_broken(item: pytest.Item) -> None:
+    if _CLAIMS in item.stash and (verdict := item.stash[_CLAIMS].verdict):
+        pytest.fail(verdict, pytrace=False)  # each message already says where and what
 
 
 @pytest.hookimpl(wrapper=True)
@@ -259,7 +276,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Puts the result where the report carries it: past xdist to whoever writes the file."""
     report = yield
-    if "vm" not in getattr(item, "fixturenames", ()):
+    if not _has_machine(item):
         return report
     error = call.excinfo.value if call.excinfo else None
     if call.when == "call" or error is not None:
@@ -308,7 +325,7 @@ def _invariants(machine: VM) -> Claim:
     """The invariants of every stop and the kernel log, as one claim of each scenario."""
     stops = sum(len(run.snapshots) for run in machine.runs)
     broken = [str(violation) for run in machine.runs for violation in run.violations]
-    broken += [f"kernel log: {complaint.line}" for run in machine.runs for complaint in run.complaints()]
+    broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
     name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
     return Claim(name, Outcome.FAILED if broken else Outcome.PASSED, "", "\n".join(broken))
 
@@ -321,11 +338,12 @@ def _context(item: pytest.Item) -> dict[str, object]:
     described: dict[str, object] = {"spec": settings.kernel, "release": None, "config_hash": None}
     if isinstance(image, KernelImage):
         described = {"spec": image.spec, "release": image.release, "config_hash": image.config_hash}
-    booted = machine is not None and hasattr(machine, "qemu")
+    booted = machine is not None and machine.running
     return {
         "kernel": described,
         "accel": machine.spec.accel.value if machine is not None and booted else settings.accel,
         "qemu": machine.qemu.binary.version if machine is not None and booted else None,
+        "origin": machine.origin.value if machine is not None and booted else None,
         "smp": settings.smp,
         "append": list(settings.append),
         "capabilities": machine.caps.to_json() if machine is not None and machine.probed else None,
@@ -337,20 +355,22 @@ class Results:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self.results: list[ScenarioResult] = []
+        self._by_test: dict[str, ScenarioResult] = {}
         self.context: dict[str, object] = {}
-        self._reported: set[str] = set()
+
+    @property
+    def results(self) -> tuple[ScenarioResult, ...]:
+        """One of each test, in the order in which they ended."""
+        return tuple(self._by_test.values())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One phase of one test."""
         properties = dict(report.user_properties)
-        if RESULT_PROPERTY not in properties or (report.nodeid in self._reported and report.passed):
+        if RESULT_PROPERTY not in properties:
             return
-        result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
-        if report.nodeid in self._reported:  # a teardown that failed after its call
-            self.results = [one for one in self.results if (one.scenario, one.level) != (result.scenario, result.level)]
-        self._reported.add(report.nodeid)
-        self.results.append(result)
+        before = self._by_test.get(report.nodeid)
+        if before is None or before.outcome is not Outcome.FAILED:  # a failed teardown takes no failure back
+            self._by_test[report.nodeid] = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
         context = json.loads(str(properties[CONTEXT_PROPERTY]))
         if not self.context or (context["qemu"] and not self.context["qemu"]) or context["capabilities"]:
             self.context = context
@@ -360,7 +380,7 @@ class Results:
         path = self._config.getoption("hugepfn_json")
         if path is not None and not hasattr(self._config, "workerinput"):
             stamped = {**self.context, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-            run = Run(tuple(self.results), stamped)
+            run = Run(self.results, stamped)
             path.write_text(json.dumps(run.to_json(), indent=1) + "\n")
 
     def exit_code(self) -> ExitCode:

@@ -25,6 +25,7 @@ class Settings:
     append: tuple[str, ...] = field(default=())
     ram_dir: Path | None = None
     boot_timeout_s: float | None = None
+    clone: bool = True
 
     def resolve(self, say: Callable[[str], None]) -> KernelImage:
         """Gets the kernel onto this machine."""
@@ -51,4 +52,5 @@ class Settings:
             ram_dir=self.ram_dir,
             boot_timeout_s=self.boot_timeout_s,
             say=say,
+            clone=self.clone,
         )

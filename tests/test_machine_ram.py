@@ -1,4 +1,4 @@
-"""Guest RAM: a file without a name, and one line where it cannot be had."""
+"""Guest RAM: a file without a name, one line where it cannot be had, and a clone's private view of a template."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import errno
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from harness.errors import MachineryError, UsageError
-from harness.machine.ram import GuestRam, ram_folder
+from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, ram_folder
+from harness.pagetable import WalkError
 
 MIB = 1 << 20
 
@@ -28,7 +31,7 @@ def open_files() -> set[str]:
 
 
 def test_host_and_file_see_the_same_memory_and_nothing_has_a_name(tmp_path: Path) -> None:
-    guest = GuestRam(16, tmp_path)
+    guest = SharedRam(16, tmp_path)
     try:
         assert list(tmp_path.iterdir()) == []
         assert guest.memory.size_bytes == 16 * MIB
@@ -46,7 +49,7 @@ def test_host_and_file_see_the_same_memory_and_nothing_has_a_name(tmp_path: Path
 
 def test_close_gives_everything_back_and_may_be_called_twice(tmp_path: Path) -> None:
     before = open_files()
-    guest = GuestRam(1, tmp_path)
+    guest = SharedRam(1, tmp_path)
     assert len(open_files() - before) >= 1
     guest.close()
     guest.close()
@@ -70,7 +73,7 @@ def refused(memory_mib: int, folder: Path) -> str:
     """The message, once it is known that nothing was left: no file, nothing open."""
     before = open_files()
     with pytest.raises(MachineryError) as caught:
-        GuestRam(memory_mib, folder)
+        SharedRam(memory_mib, folder)
     assert open_files() == before
     assert "\n" not in str(caught.value)
     assert "--ram-dir" in str(caught.value)
@@ -89,7 +92,7 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_just_enough_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has_free(monkeypatch, 64 * MIB)
-    GuestRam(64, tmp_path).close()
+    SharedRam(64, tmp_path).close()
 
 
 def test_no_room_in_a_real_file_system_that_has_none() -> None:
@@ -113,3 +116,114 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr({"truncate": os, "mmap": mmap}[step], step, fail)
     assert "Cannot allocate memory" in refused(1, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_a_machine_is_looked_at_without_making_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_room(1, tmp_path)
+    has_free(monkeypatch, MIB - 512)
+    with pytest.raises(MachineryError, match="has 0 MiB free, 1 needed"):
+        check_room(1, tmp_path)
+
+
+def test_a_copy_has_the_same_bytes_and_the_same_holes(tmp_path: Path) -> None:
+    guest = SharedRam(16, Path("/dev/shm"))
+    try:
+        for paddr in (0, 5 * MIB, 16 * MIB - 8):
+            guest.memory.write_u64(paddr, paddr + 1)
+        guest.copy_to(tmp_path / "copy")
+        copy = (tmp_path / "copy").read_bytes()
+        assert copy == os.pread(guest.fd, 16 * MIB, 0)
+        assert (tmp_path / "copy").stat().st_blocks * 512 < MIB
+    finally:
+        guest.close()
+
+
+def test_where_a_sparse_file_holds_data(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(16 * MIB)
+    with path.open("r+b") as file:
+        assert data_ranges(file.fileno()) == []
+        for start in (2 * MIB, 9 * MIB):
+            os.pwrite(file.fileno(), b"x" * MIB, start)
+        assert data_ranges(file.fileno()) == [(2 * MIB, 3 * MIB), (9 * MIB, 10 * MIB)]
+        os.pwrite(file.fileno(), b"x", 16 * MIB - 1)
+        assert data_ranges(file.fileno())[-1][1] == 16 * MIB
+
+
+# --- a clone's memory ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    """A template's RAM of 16 pages, each word its own address plus one."""
+    path = tmp_path / "ram"
+    path.write_bytes(b"".join((paddr + 1).to_bytes(8, "little") for paddr in range(0, 16 * 4096, 8)))
+    return path
+
+
+@pytest.fixture
+def clone(template: Path) -> Iterator[PrivateRam]:
+    """A clone whose QEMU is this process: the file is mapped privately in it."""
+    ram = PrivateRam(template)
+    with mmap.mmap(ram.fd, 16 * 4096, flags=mmap.MAP_PRIVATE) as mapped:
+        mapped[0] = mapped[0]  # one page is its own already
+        ram.attach(os.getpid())
+        yield ram
+        ram.close()
+
+
+def test_a_clone_is_read_out_of_its_process(clone: PrivateRam) -> None:
+    assert clone.memory.size_bytes == 16 * 4096
+    assert [clone.memory.read_u64(paddr) for paddr in (0, 4096, 16 * 4096 - 8)] == [1, 4097, 16 * 4096 - 7]
+
+
+def test_what_is_written_stays_in_the_clone(clone: PrivateRam, template: Path) -> None:
+    before = template.read_bytes()
+    clone.memory.write_u64(8192, 0x1122334455667788)
+    assert clone.memory.read_u64(8192) == 0x1122334455667788
+    assert clone.memory.read_u64(8200) == 8201
+    assert template.read_bytes() == before
+
+
+@pytest.mark.parametrize("pages", [[], [3], [3, 4, 5], [15, 0, 1, 7], [2, 2], [5, 4]])
+def test_tables_of_a_clone(clone: PrivateRam, pages: list[int]) -> None:
+    found = clone.memory.tables(np.array(pages, np.uint64) * np.uint64(4096))
+    assert found.shape == (len(pages), 512)
+    assert [(row[0], row[511]) for row in found.tolist()] == [(4096 * n + 1, 4096 * n + 4089) for n in pages]
+
+
+@pytest.mark.parametrize("paddr", [16 * 4096, 16 * 4096 + 8, 1 << 40, -8])
+def test_addresses_outside_a_clones_memory(clone: PrivateRam, paddr: int) -> None:
+    with pytest.raises(WalkError, match="outside guest RAM, which ends at 0x10000"):
+        clone.memory.read_u64(paddr)
+    with pytest.raises(WalkError):
+        clone.memory.write_u64(paddr, 0)
+    if paddr > 0:
+        with pytest.raises(WalkError):
+            clone.memory.tables(np.array([0, paddr], np.uint64))
+
+
+def test_a_clone_gives_everything_back(template: Path) -> None:
+    before = open_files()
+    ram = PrivateRam(template)
+    with mmap.mmap(ram.fd, 0, flags=mmap.MAP_PRIVATE):
+        ram.attach(os.getpid())
+        ram.close()
+        ram.close()
+    assert open_files() == before
+
+
+def test_a_clone_without_its_template_or_its_process(tmp_path: Path, template: Path) -> None:
+    with pytest.raises(MachineryError, match=r"cannot open the template's RAM .*nowhere: No such file"):
+        PrivateRam(tmp_path / "nowhere")
+    ram = PrivateRam(template)
+    try:
+        with pytest.raises(MachineryError, match="QEMU does not run yet"):
+            ram.memory.read_u64(0)
+        with pytest.raises(MachineryError, match=rf"QEMU \(pid {os.getpid()}\) does not map the template's RAM"):
+            ram.attach(os.getpid())
+    finally:
+        ram.close()

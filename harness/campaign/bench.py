@@ -20,7 +20,7 @@ from rich.table import Table
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, MachineSpec
 from harness.machine.qemu import find_qemu
-from harness.machine.ram import GuestRam
+from harness.machine.ram import SharedRam
 from harness.machine.spec import Descriptors, qemu_argv
 
 _RAW_TIMEOUT_S = 300
@@ -52,7 +52,7 @@ def paired(what: str, ours: Callable[[], float], rival: str, theirs: Callable[[]
 def raw_boot_s(spec: MachineSpec) -> float:
     """Seconds that the same QEMU command line takes from its start to init's poweroff."""
     spec = replace(spec, append=(*spec.append, "hugepfn.job=poweroff"))
-    ram = GuestRam(spec.memory_mib)
+    ram = SharedRam(spec.memory_mib)
     pairs = [socket.socketpair() for _ in range(5)]
     names = ("qmp", "console", "agent", "events", "shell")
     ends = dict(zip(names, (pair[1] for pair in pairs), strict=True))

@@ -67,6 +67,7 @@ def run_session(
     args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
     args += [f"--hugepfn-level={level}" for level in options["levels"]]
     args += [f"--hugepfn-scenario={name}" for name in scenarios]
+    args += ["--hugepfn-no-clone"] if options["no_clone"] else []
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
     plugins = [reporter, _Wiring(reporter)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ INDEX_TTL_S = 24 * 3600.0
 _SCHEMA = 1
 _UPDATE_TIMEOUT_S, _DOWNLOAD_TIMEOUT_S, _ASK_TIMEOUT_S = 600.0, 1800.0, 60.0
 _PROBE_TIMEOUT_S = 15
+_ROOM_BYTES = 150_000_000  # the lists of twelve suites, compressed, are 90 MB
 _KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
 
 # Read after the machine's own configuration, which keeps its say on proxies and certificates only.
@@ -170,6 +172,8 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
             return before  # the one we waited for has just asked
         archives = mirror_sources(extra)
         options = _write_state(archives)
+        if shutil.disk_usage(_state()).free < _ROOM_BYTES:  # apt 2.6 never ends when its lists fill the disk (measured)
+            raise MachineryError(f"no room left for {_state()}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
         say(progress, f"asking the Debian mirror for its kernels ({len(archives)} suites)")
         _probe(options, archives[0])
         argv: list[str | Path] = [find_program("apt-get", "apt"), *options, "-o", "Acquire::Retries=0", "-q", "update"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from qemu.qmp import QMPClient, QMPError
+from qemu.qmp import EventListener, QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
 from harness.errors import DeadlineError, KernelDied, MachineryError
@@ -97,6 +97,17 @@ class KernelLog:
         return "\n".join(self.text.splitlines()[-lines:])
 
 
+async def _migrated(events: EventListener) -> None:
+    """Waits for the end of a migration."""
+    async for event in events:
+        data = event.get("data")
+        status = data.get("status") if isinstance(data, dict) else None
+        if status == "completed":
+            return
+        if status in ("failed", "cancelled"):
+            raise MachineryError(f"QEMU could not save or restore the machine: migration {status}")
+
+
 class Qemu:
     """A running machine: its process, its QMP session, its channels, and the moment it ends."""
 
@@ -113,9 +124,10 @@ class Qemu:
         self._tasks: list[asyncio.Task[None]] = []
         self._stderr = b""
 
-    async def start(self) -> None:
+    async def start(self, *, incoming: bool = False) -> None:
         """Starts QEMU with every channel connected.
 
+        :param incoming: it waits for a saved machine's state, see :meth:`restore`.
         :raises MachineryError: QEMU does not start; its own words are in the message.
         """
         theirs: dict[str, socket.socket] = {}
@@ -123,7 +135,8 @@ class Qemu:
             self._ends[name], theirs[name] = socket.socketpair()
             self._ends[name].setblocking(False)
         descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
-        self.argv = qemu_argv(self.spec, descriptors, self.binary.path)
+        share = self.ram.share
+        self.argv = qemu_argv(self.spec, descriptors, self.binary.path, share=share, incoming=incoming)
         try:
             self._process = await asyncio.create_subprocess_exec(
                 # QEMU ends when this thread does, even by SIGKILL.
@@ -146,6 +159,23 @@ class Qemu:
         except (QMPError, OSError, EOFError) as error:
             status = await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)
             raise MachineryError(f"QEMU does not start (status {status}): {self.stderr or error}") from error
+
+        self.ram.attach(self._process.pid)
+
+    async def migrate(
+        self, command: str, arguments: dict[str, object], *, ignore_shared: bool, timeout_s: float
+    ) -> None:
+        """Saves or restores the machine's state: ``migrate`` or ``migrate-incoming``, to its end.
+
+        :param ignore_shared: RAM is in a shared file, and stays there.
+        :raises MachineryError: QEMU could not.
+        """
+        wanted = {"events": True, "x-ignore-shared": ignore_shared}
+        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+        await self.execute("migrate-set-capabilities", {"capabilities": capabilities})
+        with self.qmp.listener("MIGRATION") as events:
+            await self.execute(command, arguments)
+            await self.expect(_migrated(events), timeout_s, f"QEMU's {command}")
 
     def end(self, channel: str) -> socket.socket:
         """Our end of a channel: ``agent`` or ``shell``."""

@@ -1,4 +1,4 @@
-"""Guest RAM: a file that QEMU and the host map, with no name left in the file system once it is open."""
+"""Guest RAM: a file that QEMU maps and the host reads, with no name left in the file system once it is open."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from harness.errors import MachineryError
-from harness.pagetable import PhysicalMemory
+from harness.pagetable import PhysicalMemory, WalkError
+from harness.pagetable.memory import Memory, U64Array
 
 _DEFAULT_FOLDER = Path("/dev/shm")
 _ADVICE = "free some, use less --memory, or name another folder: --ram-dir"
+_TABLE_BYTES = 4096
+
+
+class GuestMemory(Memory, Protocol):
+    """Guest RAM that the host may also write: release words."""
+
+    def write_u64(self, paddr: int, value: int) -> None:
+        """Writes the 8-byte word at an 8-byte-aligned physical address."""
 
 
 def ram_folder(chosen: Path | None = None) -> Path:
@@ -33,8 +45,10 @@ def check_room(memory_mib: int, folder: Path) -> None:
         raise MachineryError(f"no room for guest RAM: {folder} has {free_mib} MiB free, {memory_mib} needed; {_ADVICE}")
 
 
-class GuestRam:
-    """The RAM of one machine. ``fd`` is for QEMU, ``memory`` for walks; both go with :meth:`close`."""
+class SharedRam:
+    """The RAM of a machine that booted: QEMU and the host map the same file. ``fd`` is for QEMU."""
+
+    share = True
 
     def __init__(self, memory_mib: int, folder: Path | None = None) -> None:
         """Makes a sparse file of ``memory_mib`` MiB and maps it.
@@ -55,12 +69,142 @@ class GuestRam:
                 raise
         except OSError as error:
             raise MachineryError(f"no room for guest RAM in {folder}: {error.strerror}; {_ADVICE}") from error
-        self.memory = PhysicalMemory(self._map)
+        self._memory = PhysicalMemory(self._map)
+
+    @property
+    def memory(self) -> GuestMemory:
+        """What the walks read."""
+        return self._memory
+
+    def attach(self, pid: int) -> None:
+        """QEMU runs; nothing to do, the file is enough."""
 
     def close(self) -> None:
-        """Gives the memory back. Whoever still holds a view of it keeps it alive until then."""
+        """Gives the memory back."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self.memory.release()
+            self._memory.release()
             self._map.close()
+
+    def copy_to(self, path: Path) -> None:
+        """Copies what is in use to another file, holes left out. The machine must be stopped."""
+        with path.open("wb") as file:
+            size_bytes = os.fstat(self.fd).st_size
+            file.truncate(size_bytes)
+            for start, end in data_ranges(self.fd):
+                file.seek(start)
+                while start < end:
+                    start += os.sendfile(file.fileno(), self.fd, start, end - start)
+
+
+class PrivateRam:
+    """The RAM of a clone: QEMU maps the template's file privately, so only what the clone dirties is its own.
+
+    The host then reads QEMU's memory through /proc/PID/mem, which Linux allows to whoever started it.
+    """
+
+    share = False
+
+    def __init__(self, path: Path) -> None:
+        """Opens the template's RAM file.
+
+        :raises MachineryError: it cannot be opened.
+        """
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise MachineryError(f"cannot open the template's RAM {path}: {error.strerror}") from error
+        self._memory: ProcessMemory | None = None
+
+    @property
+    def memory(self) -> GuestMemory:
+        """What the walks read, once QEMU runs."""
+        if self._memory is None:
+            raise MachineryError("the clone's QEMU does not run yet")
+        return self._memory
+
+    def attach(self, pid: int) -> None:
+        """QEMU runs: finds where it mapped the file."""
+        self._memory = ProcessMemory(pid, self.fd)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self._memory is not None:
+            self._memory.close()
+
+
+GuestRam = SharedRam | PrivateRam
+
+
+class ProcessMemory:
+    """Guest-physical memory inside a QEMU process: the mapping of its RAM file, read through /proc/PID/mem."""
+
+    def __init__(self, pid: int, ram_fd: int) -> None:
+        """:raises MachineryError: the process does not map the file, or may not be read."""
+        self.size_bytes = os.fstat(ram_fd).st_size
+        self._base = _mapped_at(pid, ram_fd)
+        try:
+            self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise MachineryError(
+                f"cannot read the memory of QEMU (pid {pid}): {error.strerror}; use --no-clone"
+            ) from error
+
+    def _check(self, paddr: int, length: int) -> int:
+        if not 0 <= paddr <= self.size_bytes - length:
+            raise WalkError(f"paddr {paddr:#x} lies outside guest RAM, which ends at {self.size_bytes:#x}")
+        return self._base + paddr
+
+    def read_u64(self, paddr: int) -> int:
+        """Returns the 8-byte word at an 8-byte-aligned physical address."""
+        return int.from_bytes(os.pread(self._fd, 8, self._check(paddr, 8)), "little")
+
+    def write_u64(self, paddr: int, value: int) -> None:
+        """Writes it."""
+        os.pwrite(self._fd, value.to_bytes(8, "little"), self._check(paddr, 8))
+
+    def tables(self, paddrs: U64Array) -> U64Array:
+        """Returns a copy of the tables at these addresses, uint64[len(paddrs), 512]; neighbours in one read."""
+        found = np.empty((len(paddrs), _TABLE_BYTES // 8), np.uint64)
+        breaks = np.flatnonzero(np.diff(paddrs) != _TABLE_BYTES) + 1
+        for rows in np.split(np.arange(len(paddrs)), breaks):
+            if len(rows):
+                first, last = int(rows[0]), int(rows[-1]) + 1
+                self._check(int(paddrs[last - 1]), _TABLE_BYTES)
+                os.preadv(self._fd, [found[first:last].data.cast("B")], self._check(int(paddrs[first]), _TABLE_BYTES))
+        return found
+
+    def close(self) -> None:
+        """Lets go of the process."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _mapped_at(pid: int, ram_fd: int) -> int:
+    """Where a process has the whole of a file mapped (proc_pid_maps(5)), recognised by its device and inode."""
+    status = os.fstat(ram_fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, _, offset, where, inode, *_ = line.split()
+        if (where, int(inode), int(offset, 16)) == (device, status.st_ino, 0):
+            return int(span.split("-")[0], 16)
+    raise MachineryError(f"QEMU (pid {pid}) does not map the template's RAM")
+
+
+def data_ranges(fd: int) -> list[tuple[int, int]]:
+    """The parts of a sparse file that hold data, as [start, end) in bytes."""
+    ranges = []
+    end, size_bytes = 0, os.fstat(fd).st_size
+    while end < size_bytes:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole from here on
+            break
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        ranges.append((start, end))
+    return ranges

@@ -16,7 +16,18 @@ from harness.machine.agent import ExitStatus, Job
 from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
 from harness.machine.witness import Witness, needs_registration
 from harness.pagetable import Leaf, PagemapWord
-from harness.verdict import Complaint, KtapOutcome, Report, parse_ktap, scan
+from harness.verdict import (
+    Complaint,
+    KtapOutcome,
+    Report,
+    Taint,
+    added_taint,
+    alarming_taint,
+    describe_taint,
+    parse_ktap,
+    parse_taint,
+    scan,
+)
 from harness.verdict.invariants import (
     Area,
     Violation,
@@ -83,6 +94,7 @@ class GuestRun:
         self._lines = LineDecoder()
         self._result: RunResult | None = None
         self._cache_bits: int | None = None
+        self.taint = Taint(0)  # that the kernel got since it booted, but for what means no harm
 
     @property
     def program(self) -> str:
@@ -132,6 +144,11 @@ class GuestRun:
         """What the kernel log complains about since the run began."""
         return scan(self.vm.kernel_log[self._log_start :])
 
+    def kernel_troubles(self) -> list[str]:
+        """What the kernel itself found wrong: its log's complaints, its taint."""
+        troubles = [f"the kernel log: {complaint.line}" for complaint in self.complaints()]
+        return troubles + ([f"the kernel got tainted: {describe_taint(self.taint)}"] if self.taint else [])
+
     def check(self) -> None:
         """Holds the run against what must hold at every stop, and against the kernel log.
 
@@ -142,7 +159,7 @@ class GuestRun:
         if broken:
             raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {broken[0]}")
         found = [str(violation) for violation in self.violations]
-        found += [f"the kernel log: {complaint.line}" for complaint in self.complaints()]
+        found += self.kernel_troubles()
         if found:
             more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
             raise ClaimFailed("\n".join(found[:8]) + more)
@@ -189,6 +206,8 @@ class GuestRun:
         deadline = time.monotonic() + self._timeout_s
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
+        tainted = parse_taint((await self.vm.agent.get("/proc/sys/kernel/tainted")).decode())
+        self.taint = alarming_taint(added_taint(parse_taint(self.vm.ready["taint"]), tainted))
         return await self._collect()
 
     async def _next(self, deadline: float, what: str) -> Snapshot | None:

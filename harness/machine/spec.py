@@ -83,10 +83,11 @@ def kernel_command_line(spec: MachineSpec) -> str:
     return " ".join(words)
 
 
-def _platform_args(spec: MachineSpec, descriptors: Descriptors) -> list[str]:
+def _platform_args(spec: MachineSpec, descriptors: Descriptors, share: bool) -> list[str]:
     # An emulated IOMMU needs the interrupt controller split between KVM and QEMU (docs/system/i386/intel-iommu).
     irqchip = ",kernel-irqchip=split" if spec.accel is Accel.KVM else ""
-    ram = f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path=/proc/self/fd/{descriptors.ram},share=on"
+    ram = f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path=/proc/self/fd/{descriptors.ram}"
+    ram += f",share={'on' if share else 'off'}"
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", f"q35,memory-backend=ram{irqchip}"),
@@ -124,13 +125,25 @@ def _device_args(spec: MachineSpec) -> list[str]:
     return ["-device", "intel-iommu", "-device", f"pci-testdev,id=bar,membar={spec.bar_size},addr={BAR_SLOT:02x}.0"]
 
 
-def qemu_argv(spec: MachineSpec, descriptors: Descriptors, qemu: str = "qemu-system-x86_64") -> list[str]:
-    """The whole command line."""
+def qemu_argv(
+    spec: MachineSpec,
+    descriptors: Descriptors,
+    qemu: str = "qemu-system-x86_64",
+    *,
+    share: bool = True,
+    incoming: bool = False,
+) -> list[str]:
+    """The whole command line.
+
+    :param share: what the guest writes goes into the RAM file; else it stays QEMU's own.
+    :param incoming: wait for a saved machine's state instead of booting.
+    """
     return [
         qemu,
-        *_platform_args(spec, descriptors),
+        *_platform_args(spec, descriptors, share),
         *_channel_args(spec, descriptors),
         *_device_args(spec),
         *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
         *("-append", kernel_command_line(spec)),
+        *(("-incoming", "defer") if incoming else ()),
     ]

@@ -11,27 +11,28 @@ from typing import Any, Self, TypeVar
 
 from pexpect.fdpexpect import fdspawn
 
-from harness.errors import BootError, HugepfnError, KernelError, MachineryError, UsageError
+from harness import cache
+from harness.errors import BootError, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import compile_program, find_source
 from harness.guest.initramfs import build_initramfs
 from harness.kernel import Kernel, KernelImage, load_order
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.agent import Agent
 from harness.machine.loop import LoopThread
+from harness.machine.machine import Machine, Origin, Timing, boot, clone
 from harness.machine.probe import probe
 from harness.machine.qemu import Qemu, find_qemu
-from harness.machine.ram import GuestRam
+from harness.machine.ram import GuestMemory, SharedRam
 from harness.machine.run import GuestRun
-from harness.machine.spec import BAR_SLOT, Accel, Channel, MachineSpec
-from harness.machine.witness import Witness, bar_from_pci
-from harness.pagetable import Layout, PhysicalMemory, Region
+from harness.machine.spec import Accel, Channel, MachineSpec
+from harness.machine.template import KIND, Template, discard, load, prune, save_state, template_key, write_meta
+from harness.machine.witness import Witness
+from harness.pagetable import Layout, Region
 from harness.verdict import Taint, parse_taint
 from harness.verdict.capabilities import Capabilities
 
 T = TypeVar("T")
 
-_BAR_REGION = 2
-_BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
 
@@ -45,6 +46,7 @@ class VM:
     :param append: words for the kernel command line.
     :param search: folders in which guest programs are looked for before the scenarios.
     :param boot_timeout_s: how long the kernel may take to reach the agent.
+    :param clone: come back from a template (0.1 s) that is booted once and kept, instead of booting each time.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class VM:
         ram_dir: Path | None = None,
         boot_timeout_s: float | None = None,
         say: Callable[[str], None] = lambda _line: None,
+        clone: bool = True,
     ) -> None:
         self._asked = kernel
         self._accel = accel
@@ -68,6 +71,7 @@ class VM:
         self._ram_dir = ram_dir
         self._boot_timeout_s = boot_timeout_s
         self._say = say
+        self._clone = clone
         self._loop: LoopThread | None = None
         self._run: GuestRun | None = None
         self._early: list[bytes] | None = None
@@ -75,18 +79,16 @@ class VM:
         self._capabilities: Capabilities | None = None
         self.runs: list[GuestRun] = []
         self._broken = False
+        self._qemu: Qemu | None = None
+        self._machine: Machine | None = None
         self.kernel: KernelImage
         self.spec: MachineSpec
-        self.qemu: Qemu
-        self.agent: Agent
-        self.bar: Region
-        self.ready: Mapping[str, str] = {}
         self.layout = Layout.MODERN
 
     # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Boots.
+        """Comes up: as a clone of a template, which is made first if need be, or by a boot of its own.
 
         :raises BootError: the kernel did not reach the agent.
         :raises MachineryError: QEMU, the kernel's files or this host are not what is needed.
@@ -97,17 +99,17 @@ class VM:
         accel = choose_accel(self._accel, binary, self._cpu, self._say)
         self.kernel = _resolve(self._asked, self._say)
         try:
-            self._boot(accel)
+            self._come_up(accel)
         except BootError as error:
             if accel is not Accel.KVM or self._accel != "auto" or error.console_tail:
                 raise
             reason = f"guest code ran, but a kernel printed nothing: {str(error).splitlines()[0]}"
             remember_lie(binary, self._cpu, reason)
             self._say(f"TCG, since KVM does not run kernels here: {reason}")
-            self._boot(Accel.TCG)
+            self._come_up(Accel.TCG)
         return self
 
-    def _boot(self, accel: Accel) -> None:
+    def _come_up(self, accel: Accel) -> None:
         self.spec = MachineSpec(
             kernel=self.kernel.image,
             initramfs=build_initramfs(self.kernel),
@@ -118,31 +120,76 @@ class VM:
             cpu=self._cpu,
             append=self._append,
         )
+        template = self._template() if self._clone else None
+        if template is not None:
+            self._use(clone(self.spec, template, self._receive_events, self._started))
+            self._capabilities = template.capabilities
+            self.layout = template.capabilities.layout
+        else:
+            first_line_s = _KVM_FIRST_LINE_S if accel is Accel.KVM and self._accel == "auto" else None
+            timing = Timing(self._boot_timeout_s, first_line_s)
+            self._use(boot(self.spec, self.kernel, self._ram_dir, self._receive_events, self._started, timing))
+
+    def _use(self, coming_up: Coroutine[Any, Any, Machine]) -> None:
         self._loop = LoopThread("hugepfn-machine")
         try:
-            self.on_loop(self._bring_up())
+            self._machine = self.on_loop(coming_up)
         except BaseException:
             self.close()
             raise
 
-    async def _bring_up(self) -> None:
-        ram = GuestRam(self._memory_mib, self._ram_dir)
-        self.qemu = Qemu(self.spec, find_qemu(), ram)
-        await self.qemu.start()
-        self.agent = Agent(self.qemu)
-        self.qemu.pump("events", self._receive_events)
-        try:
-            if self.spec.accel is Accel.KVM and self._accel == "auto":
-                await self.qemu.expect(self.qemu.log.first_line(), _KVM_FIRST_LINE_S, "the kernel's first words")
-            self.ready = await self.agent.ready(self._boot_timeout_s or _BOOT_TIMEOUT_S[self.spec.accel])
-        except KernelError as error:
-            raise BootError(
-                f"{self.kernel.spec} ({self.kernel.release}) does not boot: {error}\n{self.qemu.log.tail()}",
-                argv=self.qemu.argv,
-                exit_status=self.qemu.exit_status,
-                console_tail=self.qemu.log.tail(),
-            ) from error
-        self.bar = bar_from_pci(await self.qemu.execute("query-pci"), BAR_SLOT, _BAR_REGION)
+    def _started(self, qemu: Qemu) -> None:
+        self._qemu = qemu
+
+    def _template(self) -> Template:
+        """The template of this machine; one that is not what was saved is made again."""
+        key = template_key(self.spec, self.kernel.key, find_qemu())
+
+        def build(folder: Path) -> None:
+            self._say(f"booting {self.kernel.release} once, to clone it from now on")
+            # The accelerator is chosen: a KVM that lies shows as a BootError, and start() knows what to do.
+            accel = "auto" if self._accel == "auto" and self.spec.accel is Accel.KVM else self.spec.accel.value
+            with self._sibling(accel) as original:
+                if original.spec != self.spec:
+                    raise MachineryError("KVM gave up while a template was made; run again")
+                original.save(folder)
+
+        for last in (False, True):
+            folder = cache.obtain(KIND, key, build, self._say)
+            try:
+                return load(folder)
+            except MachineryError as error:
+                if last:
+                    raise
+                self._say(f"{error}; making it again")
+                discard(folder)
+        raise AssertionError
+
+    def _sibling(self, accel: str) -> VM:
+        return VM(
+            self.kernel,
+            accel=accel,
+            smp=self._smp,
+            memory_mib=self._memory_mib,
+            cpu=self._cpu,
+            append=self._append,
+            ram_dir=self._ram_dir,
+            boot_timeout_s=self._boot_timeout_s,
+            say=self._say,
+            clone=False,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Makes a template of this machine, in an empty folder. The machine stands still afterwards."""
+        ram = self.qemu.ram
+        if not isinstance(ram, SharedRam):
+            raise UsageError("only a machine that booted can be made a template")
+        capabilities = self.caps
+        self.on_loop(self.qemu.execute("stop"))
+        self.on_loop(save_state(self.qemu, folder / "state", with_ram=False))
+        ram.copy_to(folder / "ram")
+        write_meta(folder, self.ready, self.bar, capabilities, self.kernel_log)
+        prune()
 
     def close(self) -> None:
         """Ends QEMU and gives everything back. Safe to call at any time, and twice."""
@@ -150,11 +197,47 @@ class VM:
         if loop is None:
             return
         try:
-            if hasattr(self, "qemu"):
-                loop.run(self.qemu.quit())
-                self.qemu.ram.close()
+            if self._qemu is not None:
+                loop.run(self._qemu.quit())
+                self._qemu.ram.close()
         finally:
             loop.close()
+
+    @property
+    def _running(self) -> Machine:
+        if self._machine is None:
+            raise MachineryError("this VM is not running")
+        return self._machine
+
+    @property
+    def running(self) -> bool:
+        """Whether it came up."""
+        return self._machine is not None
+
+    @property
+    def qemu(self) -> Qemu:
+        """The QEMU process."""
+        return self._running.qemu
+
+    @property
+    def agent(self) -> Agent:
+        """PID 1 of the guest."""
+        return self._running.agent
+
+    @property
+    def bar(self) -> Region:
+        """Where the device's memory is, in guest-physical bytes."""
+        return self._running.bar
+
+    @property
+    def ready(self) -> Mapping[str, str]:
+        """What the guest said of itself when it came up."""
+        return self._running.ready
+
+    @property
+    def origin(self) -> Origin:
+        """Whether it booted, or is a clone."""
+        return self._running.origin
 
     def __enter__(self) -> Self:
         return self.start()
@@ -266,7 +349,7 @@ class VM:
         return parse_taint(self.get("/proc/sys/kernel/tainted").decode())
 
     @property
-    def memory(self) -> PhysicalMemory:
+    def memory(self) -> GuestMemory:
         """Guest RAM. Walk it only inside :meth:`paused`, or at a checkpoint."""
         return self.qemu.ram.memory
 

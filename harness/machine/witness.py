@@ -23,12 +23,12 @@ from harness.guest.protocol import (
     Where,
 )
 from harness.machine.qemu import Qemu
+from harness.machine.ram import GuestMemory
 from harness.machine.registers import ControlRegisters, parse_registers
 from harness.machine.snapshot import MappingView, ProcessView, Snapshot
 from harness.pagetable import (
     Layout,
     PagemapWord,
-    PhysicalMemory,
     Region,
     WalkError,
     root_paddr,
@@ -63,7 +63,7 @@ class Witness:
         self.processes: dict[int, Process] = {}
 
     @property
-    def _memory(self) -> PhysicalMemory:
+    def _memory(self) -> GuestMemory:
         return self._qemu.ram.memory
 
     def note(self, event: Event) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from harness.pagetable import Layout, Level
 
@@ -53,6 +55,21 @@ class Capabilities:
         """How this kernel's entries are read."""
         devmap_bit = None if self.image.devmap is False else 57 if self.saved_dirty else 58
         return Layout(saved_dirty=self.saved_dirty, devmap_bit=devmap_bit, five_level=self.five_level)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Capabilities:
+        """What :meth:`to_json` wrote.
+
+        :raises KeyError, TypeError: something else.
+        """
+        levels = data["pfnmap_levels"]
+        pfnmap_levels = None if levels is None else frozenset(Level.from_label(label) for label in levels)
+        image = ImageCapabilities(data["huge_fault"], pfnmap_levels, data["devmap"])
+        own = {
+            name: data[name]
+            for name in ("saved_dirty", "soft_dirty", "pagemap_scan", "guard_regions", "thp", "five_level")
+        }
+        return cls(image=image, **own)
 
     def to_json(self) -> dict[str, object]:
         """For the report."""

@@ -1,0 +1,109 @@
+"""A machine that runs: booted, or a clone of a template. The async half of :class:`harness.machine.vm.VM`."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import BootError, KernelError
+from harness.kernel import KernelImage
+from harness.machine.agent import Agent
+from harness.machine.qemu import Qemu, find_qemu
+from harness.machine.ram import PrivateRam, SharedRam
+from harness.machine.spec import BAR_SLOT, Accel, MachineSpec
+from harness.machine.template import Template
+from harness.machine.witness import bar_from_pci
+from harness.pagetable import Region
+
+_BAR_REGION = 2
+_BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
+_RESTORE_TIMEOUT_S = 60.0
+#: A kernel that KVM really runs has printed something long before this.
+_KVM_FIRST_LINE_S = 20.0
+
+
+class Origin(enum.Enum):
+    """How a machine came to be."""
+
+    BOOT = "boot"
+    CLONE = "clone"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """QEMU, the agent in it, and what both said about the guest."""
+
+    qemu: Qemu
+    agent: Agent
+    ready: Mapping[str, str]
+    bar: Region
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a boot may take, in seconds."""
+
+    boot_s: float | None = None
+    first_line_s: float | None = None  # None: not looked at
+
+
+async def boot(
+    spec: MachineSpec,
+    kernel: KernelImage,
+    ram_dir: Path | None,
+    on_event: Callable[[bytes], None],
+    started: Callable[[Qemu], None],
+    timing: Timing,
+) -> Machine:
+    """Boots.
+
+    :param on_event: gets what comes through the events channel.
+    :param started: gets the QEMU as soon as there is one, so that somebody can end it whatever happens next.
+    :raises BootError: the kernel did not reach the agent.
+    """
+    qemu = Qemu(spec, find_qemu(), SharedRam(spec.memory_mib, ram_dir))
+    started(qemu)
+    await qemu.start()
+    agent = Agent(qemu)
+    qemu.pump("events", on_event)
+    try:
+        if timing.first_line_s is not None:
+            await qemu.expect(qemu.log.first_line(), timing.first_line_s, "the kernel's first words")
+        ready = await agent.ready(timing.boot_s or _BOOT_TIMEOUT_S[spec.accel])
+    except KernelError as error:
+        raise BootError(
+            f"{kernel.spec} ({kernel.release}) does not boot: {error}\n{qemu.log.tail()}",
+            argv=qemu.argv,
+            exit_status=qemu.exit_status,
+            console_tail=qemu.log.tail(),
+        ) from error
+    bar = bar_from_pci(await qemu.execute("query-pci"), BAR_SLOT, _BAR_REGION)
+    return Machine(qemu, agent, ready, bar, Origin.BOOT)
+
+
+async def clone(
+    spec: MachineSpec, template: Template, on_event: Callable[[bytes], None], started: Callable[[Qemu], None]
+) -> Machine:
+    """Brings a template back to life; its RAM file is mapped privately and stays as it is.
+
+    :raises MachineryError: QEMU does not take it.
+    """
+    qemu = Qemu(spec, find_qemu(), PrivateRam(template.ram))
+    started(qemu)
+    qemu.log.write(template.log.encode())
+    descriptor = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        await qemu.start(incoming=True)
+        qemu.qmp.send_fd_scm(descriptor)
+        await qemu.execute("getfd", {"fdname": "state"})
+    finally:
+        os.close(descriptor)
+    await qemu.migrate("migrate-incoming", {"uri": "fd:state"}, ignore_shared=True, timeout_s=_RESTORE_TIMEOUT_S)
+    agent = Agent(qemu)
+    qemu.pump("events", on_event)
+    await qemu.execute("cont")
+    return Machine(qemu, agent, template.ready, template.bar, Origin.CLONE)

@@ -1,0 +1,145 @@
+"""Templates: a booted machine on disk, from which clones come back in a tenth of a second.
+
+A template is the machine's RAM (a sparse file) and its device state (QEMU's migration stream with x-ignore-shared, so
+without the RAM), made once the agent answered and the kernel was probed. Its key is everything that went in; its
+content is checked before the first use in a process; whatever is wrong with it, it is thrown away and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import cache
+from harness.errors import MachineryError
+from harness.machine.qemu import Qemu, QemuBinary
+from harness.machine.ram import data_ranges
+from harness.machine.spec import Accel, MachineSpec
+from harness.pagetable import Region
+from harness.verdict.capabilities import Capabilities
+
+KIND = "templates"
+_FORMAT = 3
+_KEPT = 8
+_SAVE_TIMEOUT_S = 60.0
+_verified: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Template:
+    """A machine on disk."""
+
+    folder: Path
+    ready: Mapping[str, str]
+    bar: Region  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
+    capabilities: Capabilities
+    log: str  # the console until the machine was saved
+
+    @property
+    def ram(self) -> Path:
+        """Guest RAM; offset is physical address."""
+        return self.folder / "ram"
+
+    @property
+    def state(self) -> Path:
+        """Everything else."""
+        return self.folder / "state"
+
+
+def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
+    """Everything that a template depends on, as one name."""
+    status = Path(binary.path).stat()
+    parts: list[object] = [_FORMAT, spec, kernel_key, binary.package, status.st_size, status.st_mtime_ns]
+    if spec.accel is Accel.KVM:
+        parts.append(_host_cpu())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _host_cpu() -> str:
+    """The host's CPU as far as a guest sees it through KVM."""
+    wanted = ("model name", "stepping", "microcode", "flags")
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(wanted))
+
+
+async def save_state(qemu: Qemu, path: Path, *, with_ram: bool) -> None:
+    """Writes the stopped machine's state to a file (QMP ``migrate`` to a descriptor).
+
+    :param with_ram: RAM too; else it must be a shared file, and stays there.
+    :raises MachineryError: QEMU cannot save it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        qemu.qmp.send_fd_scm(descriptor)
+        await qemu.execute("getfd", {"fdname": "state"})
+    finally:
+        os.close(descriptor)
+    await qemu.migrate("migrate", {"uri": "fd:state"}, ignore_shared=not with_ram, timeout_s=_SAVE_TIMEOUT_S)
+
+
+def write_meta(folder: Path, ready: Mapping[str, str], bar: Region, capabilities: Capabilities, log: str) -> None:
+    """Seals a template: what clones need to know, and what its content must be."""
+    meta = {
+        "ready": dict(ready),
+        "bar": asdict(bar),
+        "capabilities": capabilities.to_json(),
+        "digest": _digest(folder),
+    }
+    (folder / "log").write_text(log)
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def load(folder: Path) -> Template:
+    """Opens a template, and checks its content the first time in this process.
+
+    :raises MachineryError: it is not what was saved.
+    """
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        if folder not in _verified and _digest(folder) != meta["digest"]:
+            raise MachineryError(f"the template {folder.name} is not what was saved")
+        capabilities = Capabilities.from_json(meta["capabilities"])
+        log = (folder / "log").read_text()
+        template = Template(folder, meta["ready"], Region(**meta["bar"]), capabilities, log)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MachineryError(f"the template {folder.name} cannot be read: {error}") from error
+    _verified.add(folder)
+    os.utime(folder)
+    return template
+
+
+def discard(folder: Path) -> None:
+    """Throws a template away. Clones that run keep what they mapped."""
+    _verified.discard(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def prune() -> None:
+    """Keeps the templates used last."""
+    by_use = sorted(cache.entries(KIND), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in by_use[_KEPT:]:
+        discard(folder)
+
+
+def _digest(folder: Path) -> str:
+    """CRC of the state and of the parts of RAM that hold data, with their places. Against accidents, not attacks."""
+    crc = zlib.crc32((folder / "state").read_bytes())
+    with (folder / "ram").open("rb") as file:
+        crc = zlib.crc32(str(os.fstat(file.fileno()).st_size).encode(), crc)
+        for start, end in data_ranges(file.fileno()):
+            file.seek(start)
+            while start < end:
+                chunk = file.read(min(end - start, 1 << 22))
+                if not chunk.strip(b"\0"):  # a hole on one file system is zeroes on another
+                    start += len(chunk)
+                    continue
+                crc = zlib.crc32(chunk, zlib.crc32(str(start).encode(), crc))
+                start += len(chunk)
+    return f"{crc:08x}"

@@ -1,0 +1,533 @@
+"""The pytest plugin, as pytest runs it: options, levels, premises, claims, the results file. No kernel is booted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import pytest
+
+from harness.kernel import ImageKind, Kconfig, KernelImage
+from harness.machine import Accel, find_qemu
+from harness.machine.machine import Origin
+from harness.machine.probe import probe_image
+from harness.pagetable import Observation
+from harness.settings import Settings
+from harness.verdict.capabilities import Capabilities
+from harness.verdict.invariants import Violation
+
+pytest_plugins = ["pytester"]
+
+Say = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing cached, a QEMU that is a script, and no other program may be started."""
+    qemu = tmp_path / "qemu"
+    qemu.write_text("#!/bin/sh\necho 'QEMU emulator version 8.2.1 (fake)'\n")
+    qemu.chmod(0o755)
+    monkeypatch.setenv("HUGEPFN_QEMU", str(qemu))
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    find_qemu.cache_clear()
+
+    class OnlyQemu(subprocess.Popen[bytes]):
+        def __init__(self, args: Any, *rest: Any, **kwargs: Any) -> None:
+            assert args[0] == str(qemu), f"started {args}"
+            super().__init__(args, *rest, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", OnlyQemu)
+    yield
+    find_qemu.cache_clear()
+
+
+def pytest_run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    """One session in this process; --hugepfn-json beside it. Hypothesis is left out: it takes a second to say hello."""
+    plugins = ("-p", "harness.pytest_plugin", "-p", "no:hypothesispytest")
+    return pytester.runpytest_inprocess(*plugins, "--hugepfn-json=results.json", *args)
+
+
+def written(pytester: pytest.Pytester) -> dict[str, Any]:
+    data = json.loads((pytester.path / "results.json").read_text())
+    assert isinstance(data, dict)
+    return data
+
+
+def outcomes(pytester: pytest.Pytester) -> dict[str, str]:
+    """Scenario and level -> outcome, in order; each only once."""
+    results = written(pytester)["results"]
+    found = {" ".join(filter(None, (one["scenario"], one["level"]))): one["outcome"] for one in results}
+    assert len(found) == len(results)
+    return found
+
+
+#: Overrides the machine with something that no test here looks into.
+NO_MACHINE = """
+    import pytest
+
+    @pytest.fixture
+    def vm():
+        return None
+"""
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def test_the_header_tells_what_is_known_and_fetches_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_nothing(): pass")
+    result = pytest_run(pytester, "--hugepfn-kernel=debian:6.12", "--hugepfn-accel=tcg")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["hugepfn: kernel debian:6.12 (not fetched yet), accelerator tcg, QEMU 8.2.1"], consecutive=True
+    )
+
+
+def test_the_header_of_a_host_without_qemu(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGEPFN_QEMU", "no-such-qemu")
+    pytester.makepyfile("def test_nothing(): pass")
+    result = pytest_run(pytester)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["hugepfn: kernel debian (not fetched yet), accelerator auto, no no-such-qemu: *"])
+
+
+def test_the_header_of_a_kernel_given_by_path(pytester: pytest.Pytester) -> None:
+    vmlinux = pytester.path / "vmlinux"
+    vmlinux.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\x3e\0" + bytes(44) + b"Linux version 6.13.0-own (")
+    result = pytest_run(pytester, f"--hugepfn-kernel={vmlinux}")
+    result.stdout.fnmatch_lines([f"hugepfn: kernel {vmlinux} (6.13.0-own), accelerator auto, QEMU 8.2.1"])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--hugepfn-level=p4d", "*--hugepfn-level: invalid choice: 'p4d' (choose from *pte*pmd*pud*"),
+        ("--hugepfn-accel=xen", "*--hugepfn-accel: invalid choice: 'xen' (choose from *auto*kvm*tcg*"),
+    ],
+)
+def test_an_option_that_does_not_exist_lists_those_that_do(pytester: pytest.Pytester, option: str, words: str) -> None:
+    result = pytest_run(pytester, option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([words])
+
+
+def test_settings_are_what_was_asked_for(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from pathlib import Path
+
+        from harness.pytest_plugin import settings_of
+        from harness.settings import Settings
+
+        def test_settings(pytestconfig):
+            assert settings_of(pytestconfig) == Settings(
+                kernel="./bzImage", modules=Path("m"), accel="tcg", smp=4, memory_mib=512, cpu="qemu64",
+                append=("pti=on", "no5lvl"), ram_dir=Path("/ram"), boot_timeout_s=7.5,
+            )
+        """
+    )
+    options = "kernel=./bzImage modules=m accel=tcg smp=4 memory=512 cpu=qemu64 ram-dir=/ram boot-timeout=7.5"
+    args = [f"--hugepfn-{option}" for option in options.split()]
+    pytest_run(pytester, *args, "--hugepfn-append=pti=on  no5lvl").assert_outcomes(passed=1)
+
+
+# --- levels and scenarios ------------------------------------------------------------------------
+
+SCENARIOS = """
+    import pytest
+
+    @pytest.mark.levels("pte", "pmd", "pud")
+    def test_fork(vm, level):
+        print(level.label, level.size_bytes)
+
+    @pytest.mark.levels("pmd")
+    def test_thp(vm):
+        pass
+
+    def test_any(vm):
+        pass
+"""
+ALL = {"fork pte": "passed", "fork pmd": "passed", "fork pud": "passed", "thp pmd": "passed", "any": "passed"}
+
+
+@pytest.fixture
+def scenarios(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(SCENARIOS)
+    return pytester
+
+
+def test_a_test_is_run_once_a_level(scenarios: pytest.Pytester) -> None:
+    result = pytest_run(scenarios, "-v", "-s", "--strict-markers")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(["*::test_fork[[]pte[]]*", "*::test_fork[[]pmd[]]*", "*::test_fork[[]pud[]]*"])
+    result.stdout.fnmatch_lines(["*pte 4096*", "*pmd 2097152*", "*pud 1073741824*"])
+    assert outcomes(scenarios) == ALL
+
+
+@pytest.mark.parametrize(
+    ("args", "kept"),
+    [
+        (["--hugepfn-level=pmd"], ["fork pmd", "thp pmd", "any"]),
+        (["--hugepfn-level=pud", "--hugepfn-level=pte"], ["fork pte", "fork pud", "any"]),
+        (["--hugepfn-scenario=fork"], ["fork pte", "fork pmd", "fork pud"]),
+        (["--hugepfn-scenario=thp", "--hugepfn-scenario=any"], ["thp pmd", "any"]),
+        (["--hugepfn-scenario=fork", "--hugepfn-level=pud"], ["fork pud"]),
+    ],
+)
+def test_level_and_scenario_select(scenarios: pytest.Pytester, args: list[str], kept: list[str]) -> None:
+    result = pytest_run(scenarios, *args)
+    result.assert_outcomes(passed=len(kept), deselected=len(ALL) - len(kept))
+    assert list(outcomes(scenarios)) == kept
+
+
+def test_nothing_left_is_no_success(scenarios: pytest.Pytester) -> None:
+    result = pytest_run(scenarios, "--hugepfn-scenario=thp", "--hugepfn-level=pud")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_an_unknown_scenario_is_a_usage_error_that_lists_the_known(scenarios: pytest.Pytester) -> None:
+    result = pytest_run(scenarios, "--hugepfn-scenario=frok")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: no scenario 'frok'; there are: any, fork, thp"])
+    result.assert_outcomes()
+
+
+@pytest.mark.parametrize("marker", ['levels("pte", "pdm")', "levels()"])
+@pytest.mark.parametrize("argument", ["level", "vm"])
+def test_an_unknown_level_is_a_usage_error_that_lists_the_valid(
+    pytester: pytest.Pytester, marker: str, argument: str
+) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(f"import pytest\n\n@pytest.mark.{marker}\ndef test_fork({argument}): pass\n")
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *::test_fork*: levels(*); valid values: pte, pmd, pud"])
+    result.assert_outcomes()
+    result.stdout.no_fnmatch_line("*Error*")
+
+
+# --- outcomes ------------------------------------------------------------------------------------
+
+
+def test_whose_fault_it_is(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        from harness.errors import ClaimFailed, KernelDied, MachineryError, UsageError
+
+        @pytest.fixture
+        def no_qemu():
+            raise MachineryError("QEMU is gone")
+
+        @pytest.fixture
+        def no_boot():
+            raise KernelDied("panic at boot")
+
+        @pytest.fixture
+        def no_end():
+            yield
+            raise MachineryError("QEMU does not end")
+
+        def test_good(vm): pass
+        def test_wrong(vm): assert 1 + 1 == 3, "arithmetic"
+        def test_claim(vm): raise ClaimFailed("D went")
+        def test_died(vm): raise KernelDied("Oops: 0000")
+        def test_boot(vm, no_boot): pass
+        def test_gave_up(vm): pytest.fail("no")
+        def test_premise(vm): pytest.skip("no THP")
+        def test_machinery(vm): raise MachineryError("QEMU is gone")
+        def test_usage(vm): raise UsageError("no such program")
+        def test_typo(vm): raise KeyError("typo")
+        def test_setup(vm, no_qemu): pass
+        def test_teardown(vm, no_end): pass
+        def test_wrong_and_teardown(vm, no_end): assert 1 + 1 == 3, "arithmetic"
+        def test_host_only(): raise KeyError("nobody's business")
+        """
+    )
+    result = pytest_run(pytester)
+    assert outcomes(pytester) == {
+        "good": "passed",
+        "wrong": "failed",
+        "claim": "failed",
+        "died": "failed",
+        "boot": "failed",
+        "gave_up": "failed",
+        "premise": "skipped",
+        "machinery": "error",
+        "usage": "error",
+        "typo": "error",
+        "setup": "error",
+        "teardown": "error",
+        "wrong_and_teardown": "failed",
+    }
+    reasons = {one["scenario"]: one["reason"] for one in written(pytester)["results"]}
+    assert (reasons["good"], reasons["premise"], reasons["died"]) == ("", "no THP", "Oops: 0000")
+    assert reasons["machinery"] == reasons["setup"] == "QEMU is gone"
+    assert reasons["wrong"].startswith("arithmetic")
+    result.stdout.fnmatch_lines(["KernelDied: Oops: 0000"])
+    result.stdout.no_fnmatch_line('*raise KernelDied("Oops*')
+
+
+def test_a_parametrised_scenario_has_a_result_for_each_parameter(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def bad_end(memory):
+            yield
+            assert memory != "thp"
+
+        @pytest.mark.parametrize("memory", ["anon", "thp"])
+        def test_fork(vm, memory, bad_end): pass
+        """
+    )
+    pytest_run(pytester)
+    assert [one["outcome"] for one in written(pytester)["results"]] == ["passed", "failed"]
+
+
+def test_a_test_of_a_shared_machine_has_a_result_too(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import pytest\n\n@pytest.fixture\ndef live_vm(): return None\n")
+    pytester.makepyfile("def test_shared(live_vm): assert False\n\ndef test_other(live_vm): pass\n")
+    pytest_run(pytester)
+    assert outcomes(pytester) == {"shared": "failed", "other": "passed"}
+
+
+# --- claims --------------------------------------------------------------------------------------
+
+
+def test_all_claims_are_made_and_the_test_fails_at_its_end(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(
+        """
+        def test_fork(vm, claim):
+            with claim("D is kept", by="copy_huge_pud()"):
+                assert "D" == "SAVED_DIRTY", "moved"
+            with claim("W is kept"):
+                pass
+            with claim("the pfn is the same", by="copy_huge_pud()"):
+                assert 1 == 2, "another"
+            print("the end was reached")
+        """
+    )
+    result = pytest_run(pytester, "-s")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the end was reached*", "*D is kept [[]copy_huge_pud()[]]: moved*"])
+    (one,) = written(pytester)["results"]
+    assert one["outcome"] == "failed"
+    assert [(claim["name"], claim["outcome"], claim["kernel_function"]) for claim in one["claims"]] == [
+        ("D is kept", "failed", "copy_huge_pud()"),
+        ("W is kept", "passed", ""),
+        ("the pfn is the same", "failed", "copy_huge_pud()"),
+    ]
+    assert "moved" in one["reason"]
+    assert "another" in one["reason"]
+
+
+def test_claims_that_hold(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile("def test_fork(vm, claim):\n    with claim('holds'): pass\n")
+    pytest_run(pytester).assert_outcomes(passed=1)
+    assert outcomes(pytester) == {"fork": "passed"}
+
+
+def test_a_skip_does_not_hide_a_broken_claim(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_fork(vm, claim):
+            with claim("D is kept"):
+                assert False, "moved"
+            pytest.skip("no THP for the rest")
+
+        def test_other(vm, claim):
+            with claim("holds"):
+                pass
+            pytest.skip("no THP for the rest")
+        """
+    )
+    pytest_run(pytester).assert_outcomes(failed=1, skipped=1)
+    assert outcomes(pytester) == {"fork": "failed", "other": "skipped"}
+
+
+# --- with a machine ------------------------------------------------------------------------------
+
+IMAGE = KernelImage(
+    spec="debian:6.12",
+    image=Path("/k/vmlinuz"),
+    kind=ImageKind.BZIMAGE,
+    release="6.12.117-cloud-amd64",
+    modules_dir=None,
+    config=Kconfig("CONFIG_ARCH_SUPPORTS_PMD_PFNMAP=y\n"),
+)
+SEEN = Observation("forked", "child", "bar", 0, "pmd", 0x8E7, ("P", "W", "U", "A", "D"), "bar+0x0", None)
+
+
+class FakeVM:
+    """What the plugin wants of a machine, and a program that was seen at one stop."""
+
+    started: list[FakeVM]
+
+    def __init__(self, settings: Settings, image: KernelImage, search: list[Path], _say: Say) -> None:
+        self.settings, self.image, self.search = settings, image, search
+        self.spec = SimpleNamespace(accel=Accel.TCG)
+        self.qemu = SimpleNamespace(binary=find_qemu())
+        self.runs: list[SimpleNamespace] = []
+        self.origin = Origin.BOOT
+        self.running = True
+        self.probed = True
+        self.closed = False
+        self.caps = Capabilities(probe_image(image), True, True, True, False, "always", True)
+
+    def run(self, *, violation: str = "", trouble: str = "") -> None:
+        """As if a program had been run."""
+        stop = SimpleNamespace(observations=lambda: (SEEN,))
+        violations = [Violation("pfn is BAR + offset", violation)] if violation else []
+        troubles = [trouble] if trouble else []
+        self.runs.append(SimpleNamespace(snapshots=[stop], violations=violations, kernel_troubles=lambda: troubles))
+
+    def __enter__(self) -> FakeVM:
+        self.started.append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeVM]:
+    """The machines that the session started."""
+
+    def resolve(_self: Settings, say: Say) -> KernelImage:
+        say("fetching the kernel")
+        say("fetching the kernel")
+        return IMAGE
+
+    FakeVM.started = []
+    monkeypatch.setattr(Settings, "resolve", resolve)
+    monkeypatch.setattr(Settings, "vm", lambda *asked: FakeVM(*asked))  # a function becomes a method, a class does not
+    return FakeVM.started
+
+
+def test_each_test_has_its_own_machine_and_it_is_closed(pytester: pytest.Pytester, machines: list[FakeVM]) -> None:
+    pytester.makepyfile(
+        """
+        def test_one(vm): assert not vm.closed
+        def test_two(vm, caps): assert caps is vm.caps
+        def test_three(live_vm): live_vm.run()
+        def test_four(live_vm): assert live_vm.runs
+        """
+    )
+    result = pytest_run(pytester, "--hugepfn-smp=2", "--hugepfn-append=pti=on")
+    result.assert_outcomes(passed=4)
+    assert [machine.closed for machine in machines] == [True, True, True]
+    assert {machine.settings for machine in machines} == {Settings(smp=2, append=("pti=on",))}
+    assert machines[0].search == [pytester.path], "programs beside the test come first"
+    assert result.stderr.lines.count("hugepfn: fetching the kernel") == 1, "past pytest's capture, and once"
+
+
+def test_a_level_that_this_kernel_cannot_have_is_skipped_without_a_boot(
+    scenarios: pytest.Pytester, machines: list[FakeVM]
+) -> None:
+    (scenarios.path / "conftest.py").unlink()
+    pytest_run(scenarios).assert_outcomes(passed=4, skipped=1)
+    assert outcomes(scenarios) == ALL | {"fork pud": "skipped"}
+    (skipped,) = [one for one in written(scenarios)["results"] if one["outcome"] == "skipped"]
+    assert skipped["reason"] == "no huge pfnmap in this kernel: CONFIG_ARCH_SUPPORTS_PUD_PFNMAP is not set"
+    assert len(machines) == 4
+
+
+def test_a_level_that_turns_out_impossible_after_the_boot(
+    scenarios: pytest.Pytester, machines: list[FakeVM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scenarios.path / "conftest.py").unlink()
+    monkeypatch.setattr(Capabilities, "why_not", lambda _self, level: f"tried: no {level.label}")
+    result = pytest_run(scenarios, "--hugepfn-scenario=fork", "--hugepfn-level=pmd")
+    result.assert_outcomes(skipped=1, deselected=4)
+    assert written(scenarios)["results"][0]["reason"] == "tried: no pmd"
+    assert [machine.closed for machine in machines] == [True]
+
+
+def test_strict_fails_on_a_premise_that_is_not_met(scenarios: pytest.Pytester, machines: list[FakeVM]) -> None:
+    (scenarios.path / "conftest.py").unlink()
+    result = pytest_run(scenarios, "--hugepfn-strict", "--hugepfn-scenario=fork", "--hugepfn-level=pud")
+    result.assert_outcomes(errors=1, deselected=4)
+    (one,) = written(scenarios)["results"]
+    assert (one["outcome"], machines) == ("failed", [])
+    assert one["reason"].startswith("premise not met: no huge pfnmap in this kernel: ")
+
+
+@pytest.mark.usefixtures("machines")
+def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_fork(vm, claim):\n    vm.run()\n    with claim('holds', by='f()'): pass\n")
+    pytest_run(pytester, "--hugepfn-smp=2", "--hugepfn-append=pti=on no5lvl", "--hugepfn-accel=auto")
+    data = written(pytester)
+    results, date, capabilities = data.pop("results"), data.pop("date"), data.pop("capabilities")
+    assert data == {
+        "schema": "hugepfn-run",
+        "version": 1,
+        "kernel": {"spec": "debian:6.12", "release": "6.12.117-cloud-amd64", "config_hash": IMAGE.config_hash},
+        "accel": "tcg",
+        "qemu": "8.2.1",
+        "origin": "boot",
+        "smp": 2,
+        "append": ["pti=on", "no5lvl"],
+    }
+    assert date.endswith("+00:00")
+    assert capabilities["pfnmap_levels"] == ["pmd"]
+    assert results == [
+        {
+            "scenario": "fork",
+            "level": None,
+            "outcome": "passed",
+            "reason": "",
+            "claims": [
+                {"name": "holds", "outcome": "passed", "kernel_function": "f()", "message": ""},
+                {
+                    "name": "the invariants held at 1 stops, and the kernel log has no complaint",
+                    "outcome": "passed",
+                    "kernel_function": "",
+                    "message": "",
+                },
+            ],
+            "observations": [SEEN.to_json()],
+        }
+    ]
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("violation='expected 5'", "pfn is BAR + offset: expected 5"),
+        ("trouble='the kernel log: BUG: Bad page map'", "the kernel log: BUG: Bad page map"),
+    ],
+)
+def test_invariants_and_the_kernel_log_are_a_claim_of_every_scenario(
+    pytester: pytest.Pytester, what: str, message: str
+) -> None:
+    pytester.makepyfile(f"def test_fork(vm):\n    vm.run({what})\n")
+    pytest_run(pytester)
+    (claim,) = written(pytester)["results"][0]["claims"]
+    assert (claim["outcome"], claim["message"]) == ("failed", message)
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_broken_claim_shows_the_entries(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_fork(vm, claim):\n    vm.run()\n    with claim('clean'): assert False, 'dirty'\n")
+    pytest_run(pytester)
+    message = written(pytester)["results"][0]["claims"][0]["message"]
+    assert message.startswith("dirty")
+    assert "child      bar+0x0 pmd 0x00000000000008e7 P W U A D bar+0x0" in message

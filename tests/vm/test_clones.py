@@ -1,0 +1,108 @@
+"""Clones: as good as a boot of one's own, and gone without a trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import cache
+from harness.kernel import Kernel, KernelImage
+from harness.machine import VM
+from harness.machine import template as templates
+from harness.machine.machine import Origin
+from harness.pagetable import Observation
+
+
+@pytest.fixture(scope="module")
+def image() -> KernelImage:
+    return Kernel.debian("6.12").resolve()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the test's own, so that its templates are nobody else's. Made a template in, then thrown away."""
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path))
+    yield tmp_path
+    shutil.rmtree(tmp_path / templates.KIND, ignore_errors=True)
+
+
+def _seen(vm: VM, program: str, *args: str) -> list[Observation]:
+    with vm.run(program, *args) as guest:
+        assert guest.result.passed
+    return [one for at in guest.snapshots for one in at.observations()]
+
+
+def _relative(observations: list[Observation]) -> list[tuple[object, ...]]:
+    """Without what differs from boot to boot: the frame that ordinary memory happens to get."""
+    return [
+        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, o.pfn.split("+")[0], o.pagemap is None)
+        for o in observations
+    ]
+
+
+@pytest.mark.parametrize("smp", [1, 4])
+def test_a_clone_shows_what_a_boot_shows(image: KernelImage, smp: int) -> None:
+    for program, args in (("fork", "--level=pud"), ("fork", "--level=pte"), ("calibrate", "--memory=anon")):
+        with VM(image, smp=smp) as vm:
+            assert vm.origin is Origin.CLONE
+            cloned = _seen(vm, program, args)
+            assert vm.taint == 0
+        with VM(image, smp=smp, clone=False) as vm:
+            assert vm.origin is Origin.BOOT
+            assert _relative(_seen(vm, program, args)) == _relative(cloned)
+
+
+def test_nothing_is_left_from_the_test_before(image: KernelImage) -> None:
+    for _ in range(2):
+        with VM(image) as vm:
+            with pytest.raises(Exception, match=r"No such file"):
+                vm.get("/tmp/trace")
+            vm.on_loop(vm.agent.put("/tmp/trace", b"x"))
+            assert vm.get("/tmp/trace") == b"x"
+
+
+def test_clones_at_once_do_not_see_each_other(image: KernelImage) -> None:
+    with VM(image) as one, VM(image) as two:
+        one.on_loop(one.agent.put("/tmp/mine", b"one"))
+        two.on_loop(two.agent.put("/tmp/mine", b"two"))
+        assert _seen(one, "fork", "--level=pud") == _seen(two, "fork", "--level=pud")
+        assert (one.get("/tmp/mine"), two.get("/tmp/mine")) == (b"one", b"two")
+
+
+def test_a_template_that_is_not_what_was_saved_is_made_again(own_cache: Path) -> None:
+    said: list[str] = []
+    image = Kernel.debian("6.1").resolve()
+    with VM(image, say=said.append):
+        pass
+    (folder,) = cache.entries(templates.KIND)
+    with (folder / "state").open("r+b") as state:
+        state.seek(1000)
+        byte = state.read(1)
+        state.seek(1000)
+        state.write(bytes([byte[0] ^ 1]))
+    templates._verified.clear()
+    with VM(image, say=said.append) as vm:
+        assert vm.get("/proc/sys/kernel/tainted") == b"0\n"
+    assert any("is not what was saved; making it again" in line for line in said)
+    assert own_cache.exists()
+
+
+def test_twenty_clones_leave_nothing(image: KernelImage) -> None:
+    def held() -> tuple[int, int, int]:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        threads = next(
+            line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Threads")
+        )
+        return sum(1 for _ in Path("/proc/self/fd").iterdir()), len(children), int(threads.split()[1])
+
+    with VM(image) as vm:
+        vm.get("/proc/uptime")
+    before = held()
+    for _ in range(20):
+        with VM(image) as vm:
+            vm.get("/proc/uptime")
+    assert held() == before
