@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness.errors import ExitCode, HugepfnError
@@ -44,6 +45,8 @@ def cli() -> None:
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
 @click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]")
 @click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot")
+@click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once")
+@click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell NAME`")
 @click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine")
 @click.option("--strict", is_flag=True, help="a premise that is not met fails")
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
@@ -63,6 +66,25 @@ def run(scenarios: tuple[str, ...], **options: object) -> None:
         reporter = RunReporter(Console(file=stdout, highlight=False), entries=not options["quiet"])
         status = run_session(pytest, reporter, scenarios, options)
     sys.exit(status)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="what to boot without NAME")
+@click.option("--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path")
+def shell(name: str | None, kernel: str, modules: Path | None) -> None:
+    """A shell in a guest: the kept machine NAME, or a fresh one. Ctrl-] leaves."""
+    from harness.kernel import Kernel
+    from harness.machine import VM
+    from harness.machine.terminal import interact
+
+    vm = VM.revive(name) if name else VM(Kernel.parse(kernel, modules), say=_stderr).start()
+    try:
+        _stderr("Ctrl-] leaves")
+        with vm.shell() as line:
+            interact(line)
+    finally:
+        vm.close()
 
 
 @cli.command("list")
@@ -127,7 +149,7 @@ def doctor(missing: bool) -> None:
             if finding.required
             else "[yellow]note[/yellow]   "
         )
-        console.print(f"{mark} {finding.what}: {finding.detail}", soft_wrap=True)
+        console.print(f"{mark} {finding.what}: {escape(finding.detail)}", soft_wrap=True)
     if packages:
         console.print(f"\nTo mend it: [bold]{install_command(packages)}[/bold]", soft_wrap=True)
     if any(finding.required and not finding.fine for finding in findings):

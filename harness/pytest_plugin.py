@@ -58,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-ram-dir", metavar="DIR", type=Path, help="where guest RAM lives (default: /dev/shm)")
     add("--hugepfn-boot-timeout", metavar="S", type=float, help="seconds that a kernel may take to boot")
     add("--hugepfn-no-clone", action="store_true", help="boot for every test instead of cloning a booted machine")
+    add("--hugepfn-keep-vm", action="store_true", help="keep the machine of a failed test, for `hugepfn shell NAME`")
     add("--hugepfn-strict", action="store_true", help="a premise that is not met fails the test")
 
 
@@ -66,6 +67,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         config.pluginmanager.register(Results(config), "hugepfn-results")
+    path = config.getoption("hugepfn_json")
+    if path is not None and not hasattr(config, "workerinput"):
+        try:  # now, not when everything has been run
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+        except OSError as error:
+            raise pytest.UsageError(f"--hugepfn-json {path}: {error.strerror}") from error
 
 
 def settings_of(config: pytest.Config) -> Settings:
@@ -105,9 +113,10 @@ def _say(config: pytest.Config) -> Callable[[str], None]:
         return config.stash[_SAY]
 
     said: set[str] = set()
+    is_worker = hasattr(config, "workerinput")  # of xdist: the others would all say the same
 
     def say(line: str) -> None:
-        if line in said:
+        if line in said or is_worker:
             return
         said.add(line)
         capture = config.pluginmanager.getplugin("capturemanager")
@@ -208,6 +217,8 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
         _unmet(request.config, reason)
     for machine in _boot(request, kernel):
         request.node.stash[_MACHINE] = machine
+        if request.config.getoption("hugepfn_keep_vm"):
+            machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
             _unmet(request.config, reason)
         yield machine
@@ -231,6 +242,14 @@ def claim(request: pytest.FixtureRequest) -> Claims:
     claims = Claims(lambda: _last_entries(request.node))
     request.node.stash[_CLAIMS] = claims
     return claims
+
+
+def _keep(item: pytest.Item, machine: VM) -> None:
+    """--hugepfn-keep-vm: saves the machine under the scenario's name."""
+    machine.on_failure = None  # once
+    name = "-".join(word for word in (scenario_of(item), level_of(item)) if word)
+    machine.keep(name, item.nodeid)
+    _say(item.config)(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}")
 
 
 def _unmet(config: pytest.Config, reason: str) -> None:
@@ -267,6 +286,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 def _fail_if_broken(item: pytest.Item) -> None:
     if _CLAIMS in item.stash and (verdict := item.stash[_CLAIMS].verdict):
+        machine = item.stash.get(_MACHINE, None)
+        if machine is not None and machine.on_failure is not None:
+            machine.on_failure(machine)
         pytest.fail(verdict, pytrace=False)  # each message already says where and what
 
 

@@ -42,7 +42,7 @@ frames = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(frames, max_size=6), st.lists(st.integers(1, 400), max_size=12))
 def test_frames_survive_any_cut(sent: list[Frame], cuts: list[int]) -> None:
     stream = b"".join(frame.encode() for frame in sent)
@@ -175,7 +175,7 @@ def test_what_is_no_event_is_quoted(line: str) -> None:
     assert repr(line) in str(caught.value)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1), max_size=6),
     st.lists(st.integers(1, 30), max_size=12),

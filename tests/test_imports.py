@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,15 @@ IMPURE = {"asyncio", "io", "logging", "mmap", "multiprocessing", "os", "pathlib"
 }
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> Iterator[str]:
     """Every name that a file imports, in full, wherever it stands: harness.errors.UsageError."""
     package = ("harness", *path.relative_to(HARNESS).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -63,7 +69,7 @@ def test_pure_rooms_import_nothing_that_does_input_or_output(room: str) -> None:
 @pytest.mark.parametrize("room", PURE)
 def test_pure_rooms_neither_print_nor_open(room: str) -> None:
     for path in (HARNESS / room).glob("*.py"):
-        used = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        used = {node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)}
         assert used & {"print", "open", "input"} == set(), path.name
 
 

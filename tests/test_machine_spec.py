@@ -99,6 +99,13 @@ def test_size_and_cpu() -> None:
     ]
 
 
+def test_a_clone_waits_for_its_state_and_keeps_its_writes_to_itself() -> None:
+    original = qemu_argv(SPEC, DESCRIPTORS)
+    clone = qemu_argv(SPEC, DESCRIPTORS, share=False, incoming=True)
+    assert clone == [*(word.replace("share=on", "share=off") for word in original), "-incoming", "defer"]
+    assert clone != [*original, "-incoming", "defer"]
+
+
 def test_the_users_words_come_last_so_that_they_win() -> None:
     spec = replace(SPEC, append=("pti=on", "intel_iommu=off"))
     assert kernel_command_line(spec) == f"{COMMAND_LINE} pti=on intel_iommu=off"

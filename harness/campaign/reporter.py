@@ -30,10 +30,15 @@ class RunReporter:
     def __init__(self, console: Console, entries: bool = True) -> None:
         self.console = console
         self.entries = entries
-        self.results: list[ScenarioResult] = []
+        self._by_test: dict[str, ScenarioResult] = {}
         self.collect_errors: list[str] = []
         self._said_context = False
         self._said: set[str] = set()
+
+    @property
+    def results(self) -> list[ScenarioResult]:
+        """One a test."""
+        return list(self._by_test.values())
 
     def say(self, line: str) -> None:
         """A line of progress, once."""
@@ -55,7 +60,7 @@ class RunReporter:
         result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
         self._context(json.loads(str(properties[CONTEXT_PROPERTY])))
         self._result(result, report)
-        self.results.append(result)
+        self._by_test[report.nodeid] = result  # a teardown that fails takes its test's place
 
     def _context(self, context: dict[str, object]) -> None:
         kernel = context["kernel"]
@@ -64,7 +69,7 @@ class RunReporter:
         self._said_context = True
         qemu = f", QEMU {context['qemu']} ({context['accel']})" if context["qemu"] else ""
         self.console.print(
-            f"[bold]{kernel['spec']}[/bold]: Linux {kernel['release']}{qemu}, {context['smp']} vCPU",
+            f"[bold]{escape(str(kernel['spec']))}[/bold]: Linux {kernel['release']}{qemu}, {context['smp']} vCPU",
             highlight=False,
             soft_wrap=True,
         )

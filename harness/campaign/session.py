@@ -67,7 +67,9 @@ def run_session(
     args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
     args += [f"--hugepfn-level={level}" for level in options["levels"]]
     args += [f"--hugepfn-scenario={name}" for name in scenarios]
+    args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
     args += ["--hugepfn-no-clone"] if options["no_clone"] else []
+    args += ["-n", str(options["workers"])] if options["workers"] > 1 else []
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
     plugins = [reporter, _Wiring(reporter)]
@@ -76,8 +78,10 @@ def run_session(
         raise MachineryError("the scenarios cannot be read:\n" + "\n".join(reporter.collect_errors))
     if status == pytest.ExitCode.INTERRUPTED:
         return ExitCode.INTERRUPTED
+    if status == pytest.ExitCode.USAGE_ERROR:
+        return ExitCode.USAGE  # pytest has said what it does not understand
     reporter.verdict()
-    if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise UsageError(f"nothing of {image.spec} was run: no scenario has this level")
     if status == pytest.ExitCode.INTERNAL_ERROR:
         return ExitCode.MACHINERY

@@ -14,18 +14,27 @@ from harness.machine.qemu import Qemu
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a guest program ended: an exit status, or the signal that killed it."""
+    """How a guest program ended: an exit status, or the number of the signal that killed it."""
 
     status: int | None
-    signal: signal.Signals | None
+    signal: int | None
 
     @property
     def ok(self) -> bool:
         """Whether it exited with 0."""
         return self.status == 0
 
+    @property
+    def signal_name(self) -> str:
+        """SIGSEGV; SIGRTMIN+2, which :class:`signal.Signals` has no name for; empty where it exited."""
+        if self.signal is None:
+            return ""
+        if signal.SIGRTMIN < self.signal < signal.SIGRTMAX:
+            return f"SIGRTMIN+{self.signal - signal.SIGRTMIN}"
+        return signal.Signals(self.signal).name
+
     def __str__(self) -> str:
-        return f"signal {self.signal.name}" if self.signal else f"exit status {self.status}"
+        return f"signal {self.signal_name}" if self.signal else f"exit status {self.status}"
 
     @classmethod
     def parse(cls, text: str) -> ExitStatus:
@@ -33,9 +42,7 @@ class ExitStatus:
         kind, _, number = text.partition(" ")
         if kind not in ("status", "signal") or not number.isdigit():
             raise ProtocolError(f"agent: exit {text!r}, expected 'status N' or 'signal N'")
-        if kind == "signal":
-            return cls(None, signal.Signals(int(number)))
-        return cls(int(number), None)
+        return cls(None, int(number)) if kind == "signal" else cls(int(number), None)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.errors import BootError, KernelError
 from harness.kernel import KernelImage
 from harness.machine.agent import Agent
+from harness.machine.kept import Kept
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.ram import PrivateRam, SharedRam
 from harness.machine.spec import BAR_SLOT, Accel, MachineSpec
@@ -30,6 +31,7 @@ class Origin(enum.Enum):
 
     BOOT = "boot"
     CLONE = "clone"
+    KEPT = "kept"  # saved whole at a failure, and brought back
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,36 @@ async def clone(
     """
     qemu = Qemu(spec, find_qemu(), PrivateRam(template.ram))
     started(qemu)
-    qemu.log.write(template.log.encode())
-    descriptor = os.open(template.state, os.O_RDONLY | os.O_CLOEXEC)
+    agent = await _restore(qemu, template.state, template.log, on_event)
+    return Machine(qemu, agent, template.ready, template.bar, Origin.CLONE)
+
+
+async def revive(
+    kept: Kept, ram_dir: Path | None, on_event: Callable[[bytes], None], started: Callable[[Qemu], None]
+) -> Machine:
+    """Brings back a machine that was saved whole.
+
+    :raises MachineryError: QEMU does not take it.
+    """
+    qemu = Qemu(kept.spec, find_qemu(), SharedRam(kept.spec.memory_mib, ram_dir))
+    started(qemu)
+    agent = await _restore(qemu, kept.state, kept.log, on_event)
+    return Machine(qemu, agent, kept.ready, kept.bar, Origin.KEPT)
+
+
+async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes], None]) -> Agent:
+    """Starts QEMU with a saved state and lets it run. RAM that is private to it comes from its file."""
+    qemu.log.write(log.encode())
+    descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
     try:
         await qemu.start(incoming=True)
         qemu.qmp.send_fd_scm(descriptor)
         await qemu.execute("getfd", {"fdname": "state"})
     finally:
         os.close(descriptor)
-    await qemu.migrate("migrate-incoming", {"uri": "fd:state"}, ignore_shared=True, timeout_s=_RESTORE_TIMEOUT_S)
+    from_file = not qemu.ram.share
+    await qemu.migrate("migrate-incoming", {"uri": "fd:state"}, ignore_shared=from_file, timeout_s=_RESTORE_TIMEOUT_S)
     agent = Agent(qemu)
     qemu.pump("events", on_event)
     await qemu.execute("cont")
-    return Machine(qemu, agent, template.ready, template.bar, Origin.CLONE)
+    return agent

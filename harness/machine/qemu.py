@@ -121,6 +121,7 @@ class Qemu:
         self._ends: dict[str, socket.socket] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._stderr = b""
 
@@ -198,9 +199,14 @@ class Qemu:
 
     async def _read(self, end: socket.socket, write: Callable[[bytes], None]) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):
+        try:
             while data := await loop.sock_recv(end, 65536):
                 write(data)
+        except OSError:
+            pass  # QEMU's end is gone; _watch() knows
+        except Exception as error:  # whoever waits for something has to hear of it
+            if not self._failure.done():
+                self._failure.set_exception(error)
 
     def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
         """Calls ``write`` with what comes through a channel, until one side closes it."""
@@ -210,14 +216,17 @@ class Qemu:
         """Waits for something of the guest, at most ``timeout_s`` seconds.
 
         :raises KernelDied: QEMU ended first, with what the kernel said last.
+        :raises ProtocolError: what came through a channel made no sense.
         :raises DeadlineError: the time is over; ``what`` says what was expected.
         """
         task = asyncio.ensure_future(awaitable)
         try:
-            either: set[asyncio.Future[Any]] = {task, self._ended}
+            either: set[asyncio.Future[Any]] = {task, self._ended, self._failure}
             await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and not isinstance(task.exception(), OSError):
                 return task.result()
+            if self._failure.done():
+                self._failure.result()
             if task.done():  # a channel broke, which only QEMU's end does
                 await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
             if self._ended.done():
@@ -273,3 +282,4 @@ class Qemu:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for end in self._ends.values():
             end.close()
+        self._failure.cancel()

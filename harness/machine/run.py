@@ -68,7 +68,7 @@ class RunResult:
         if self.passed:
             return ""
         if self.exit.signal is not None:
-            return f"killed by {self.exit.signal.name}"
+            return f"killed by {self.exit.signal_name}"
         if self.report.reason:
             return self.report.reason
         return f"{self.report.outcome.value}, {self.exit}: {(self.stderr or self.stdout).strip()[-200:]}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,10 +18,11 @@ from harness.errors import BootError, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import compile_program, find_source
 from harness.guest.initramfs import build_initramfs
 from harness.kernel import Kernel, KernelImage, load_order
+from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.agent import Agent
 from harness.machine.loop import LoopThread
-from harness.machine.machine import Machine, Origin, Timing, boot, clone
+from harness.machine.machine import Machine, Origin, Timing, boot, clone, revive
 from harness.machine.probe import probe
 from harness.machine.qemu import Qemu, find_qemu
 from harness.machine.ram import GuestMemory, SharedRam
@@ -78,6 +81,7 @@ class VM:
         self._pushed: dict[str, Path] = {}
         self._capabilities: Capabilities | None = None
         self.runs: list[GuestRun] = []
+        self.on_failure: Callable[[VM], None] | None = None  # called while a failed run's processes are still there
         self._broken = False
         self._qemu: Qemu | None = None
         self._machine: Machine | None = None
@@ -190,6 +194,23 @@ class VM:
         ram.copy_to(folder / "ram")
         write_meta(folder, self.ready, self.bar, capabilities, self.kernel_log)
         prune()
+
+    def keep(self, name: str, why: str) -> None:
+        """Saves this machine whole, under a name for ``hugepfn shell NAME``. It stands still afterwards."""
+        if (old := cache.find(kept.KIND, name)) is not None:
+            discard(old)
+        facts = {"kernel": self.kernel.spec, "why": why, "ready": dict(self.ready), "bar": asdict(self.bar)}
+        cache.obtain(kept.KIND, name, lambda folder: self.on_loop(kept.keep(self.qemu, folder, facts)))
+        self._broken = True
+
+    @classmethod
+    def revive(cls, name: str, ram_dir: Path | None = None) -> VM:
+        """A machine that :meth:`keep` saved, running again. Close it."""
+        saved = kept.find(name)
+        vm = cls(saved.kernel, ram_dir=ram_dir)
+        vm.spec = saved.spec
+        vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
+        return vm
 
     def close(self) -> None:
         """Ends QEMU and gives everything back. Safe to call at any time, and twice."""
@@ -314,6 +335,10 @@ class VM:
     def abandon(self, run: GuestRun) -> None:
         """The run failed on the way: end its processes, or give the guest up if it no longer answers."""
         self.forget(run)
+        if self.on_failure is not None:
+            self.on_failure(self)
+        if self._broken:
+            return
         try:
             self.on_loop(run.end())
         except HugepfnError:
@@ -362,15 +387,19 @@ class VM:
         finally:
             self.on_loop(self.qemu.execute("cont"))
 
-    def console(self) -> fdspawn:
-        """A shell in the guest, as a pexpect spawn, on a serial line of its own.
+    def shell(self) -> socket.socket:
+        """Starts a shell in the guest; our end of its serial line.
 
         :raises MachineryError: there is no busybox in the guest (it was not on the host).
         """
         self.on_loop(self.agent.request("shell"))
         own = self.qemu.end("shell").dup()
         own.setblocking(True)
-        return fdspawn(own.detach(), encoding="utf-8", timeout=30)
+        return own
+
+    def console(self) -> fdspawn:
+        """A shell in the guest, as a pexpect spawn, on a serial line of its own; see :meth:`shell`."""
+        return fdspawn(self.shell().detach(), encoding="utf-8", timeout=30)
 
 
 def _resolve(asked: Kernel | KernelImage | str, say: Callable[[str], None]) -> KernelImage:

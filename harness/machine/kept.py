@@ -1,0 +1,76 @@
+"""Machines kept at a failure: saved whole, RAM included, and brought back as often as one likes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import cache
+from harness.errors import UsageError
+from harness.machine.qemu import Qemu
+from harness.machine.spec import Accel, Channel, MachineSpec
+from harness.machine.template import save_state
+from harness.pagetable import Region
+
+KIND = "kept"
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One saved machine."""
+
+    folder: Path
+    spec: MachineSpec
+    kernel: str  # what was asked for, "debian:6.12"
+    why: str
+    ready: Mapping[str, str]
+    bar: Region
+    log: str
+
+    @property
+    def state(self) -> Path:
+        """QEMU's state, RAM included."""
+        return self.folder / "state"
+
+
+async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Saves a machine into an empty folder. It stands still afterwards."""
+    await qemu.execute("stop")
+    await save_state(qemu, folder / "state", with_ram=True)
+    spec = asdict(qemu.spec)
+    plain = {
+        name: str(getattr(value, "value", value)) if not isinstance(value, int | tuple) else value
+        for name, value in spec.items()
+    }
+    (folder / "log").write_text(qemu.log.text)
+    (folder / "meta.json").write_text(json.dumps({"spec": plain, **facts}))
+
+
+def find(name: str) -> Kept:
+    """A kept machine by its name.
+
+    :raises UsageError: there is none; says which there are.
+    """
+    folder = cache.find(KIND, name) if _NAME.fullmatch(name) else None
+    if folder is None:
+        names = ", ".join(sorted(entry.name for entry in cache.entries(KIND))) or "none"
+        raise UsageError(f"no kept machine {name!r}; there are: {names} (--keep-vm keeps one when a test fails)")
+    meta = json.loads((folder / "meta.json").read_text())
+    plain = meta["spec"]
+    spec = MachineSpec(
+        **{
+            **plain,
+            "kernel": Path(plain["kernel"]),
+            "initramfs": Path(plain["initramfs"]),
+            "accel": Accel(plain["accel"]),
+            "channel": Channel(plain["channel"]),
+            "append": tuple(plain["append"]),
+        }
+    )
+    log = (folder / "log").read_text()
+    return Kept(folder, spec, meta["kernel"], meta["why"], meta["ready"], Region(**meta["bar"]), log)

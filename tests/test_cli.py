@@ -1,0 +1,357 @@
+"""The command: what each end's exit status is, and one line instead of a traceback. No kernel is booted."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+from harness import cli, doctor
+from harness.campaign import session
+from harness.errors import BootError, ClaimFailed, GuestProgramError, MachineryError, UsageError
+from harness.kernel import ImageKind, Kconfig, KernelImage
+from harness.machine import find_qemu
+from harness.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGE = KernelImage(
+    spec="debian:6.12",
+    image=Path("/k/vmlinuz"),
+    kind=ImageKind.BZIMAGE,
+    release="6.12.117-cloud-amd64",
+    modules_dir=None,
+    config=Kconfig("CONFIG_ARCH_SUPPORTS_PMD_PFNMAP=y\n"),
+)
+
+
+class Done(NamedTuple):
+    """How the command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    def one_line(self) -> str:
+        """What was complained about; fails unless that was one line."""
+        assert "Traceback" not in self.out + self.err
+        (line,) = self.err.strip().splitlines()
+        assert line.startswith("hugepfn: ")
+        return line.removeprefix("hugepfn: ")
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def hugepfn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """The command, in this process, on a host with nothing cached and a QEMU that is a script."""
+    qemu = tmp_path / "qemu"
+    qemu.write_text("#!/bin/sh\necho 'QEMU emulator version 8.2.1 (fake)'\n")
+    qemu.chmod(0o755)
+    for name, value in {"QEMU": qemu, "CACHE_DIR": tmp_path / "cache", "RAM_DIR": tmp_path}.items():
+        monkeypatch.setenv(f"HUGEPFN_{name}", str(value))
+    monkeypatch.setenv("COLUMNS", "200")
+    find_qemu.cache_clear()
+
+    def run(*args: str) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(args)
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, out, err)
+
+    yield run
+    find_qemu.cache_clear()
+
+
+# --- what the user says --------------------------------------------------------------------------
+
+
+def test_list_names_each_scenario_with_its_levels_and_its_claim(hugepfn: Command) -> None:
+    done = hugepfn("list")
+    assert (done.status, done.err) == (0, "")
+    lines = [re.split(r" {2,}", line.strip(), maxsplit=2) for line in done.out.splitlines()]
+    assert lines[0] == ["scenario", "levels", "claim"]
+    scenarios = {line[0]: line[1:] for line in lines[1:]}
+    assert scenarios["fork"][0] == "pte pmd pud"
+    assert scenarios["fork"][1].startswith("fork() copies the leaf of a shared pfnmap as it is")
+    assert scenarios["calibrate_thp"][0] == "pmd"
+    assert all(len(line) == 2 and line[1] for line in scenarios.values()), "no scenario without a claim"
+
+
+def test_the_front_door_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "vm.py"), "list"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "calibrate_shmem" in done.stdout
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["run", "-h"], ["doctor", "--help"]])
+def test_help(hugepfn: Command, args: list[str]) -> None:
+    done = hugepfn(*args)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith("Usage: ")
+
+
+def test_version(hugepfn: Command) -> None:
+    done = hugepfn("--version")
+    assert done.status == 0
+    assert re.search(r"\b\d+\.\d+\.\d+\b", done.out)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["rum"], "No such command 'rum'"),
+        (["run", "--kernal", "x"], "No such option"),
+        (["run", "--level", "p4d"], "'p4d' is not one of 'pte', 'pmd', 'pud'"),
+        (["run", "--accel", "xen"], "'xen' is not one of 'auto', 'kvm', 'tcg'"),
+        (["run", "--smp", "5"], "5 is not in the range 1<=x<=4"),
+        (["run", "--memory", "4096"], "4096 is not in the range 256<=x<=2048"),
+        (["run", "--boot-timeout", "soon"], "'soon' is not a valid float"),
+        (["bench", "--rounds", "0"], "0 is not in the range"),
+    ],
+)
+def test_words_that_are_not_understood(hugepfn: Command, args: list[str], words: str) -> None:
+    done = hugepfn(*args)
+    assert done.status == 2
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
+def test_no_command_at_all_shows_the_commands(hugepfn: Command) -> None:
+    done = hugepfn()
+    assert done.status == 2
+    assert re.search(r"^  run  +Run scenarios", done.out + done.err, re.MULTILINE)
+
+
+# --- what is not there ---------------------------------------------------------------------------
+
+
+def test_an_unknown_scenario_lists_the_known(hugepfn: Command) -> None:
+    done = hugepfn("run", "frok")
+    assert done.status == 2
+    line = done.one_line()
+    assert line.startswith("no scenario 'frok'; there are: ")
+    assert {"fork", "calibrate_anon"} <= set(line.partition("are: ")[2].split(", "))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--kernel", "/etc/passwd"], "/etc/passwd is a text file, expected an x86-64 bzImage or vmlinux"),
+        (["--kernel", "./no-such-kernel"], "no-such-kernel: no such file"),
+        (["--kernel", "fedora:40"], "kernel 'fedora:40' is not understood"),
+        (["--kernel", "debian:six"], "six"),
+        (["--kernel", "debian:6.12", "--modules", "/m"], "--modules goes with the path of a kernel"),
+    ],
+)
+def test_a_kernel_that_is_none(hugepfn: Command, args: list[str], words: str) -> None:
+    done = hugepfn("run", "fork", "--accel", "tcg", *args)
+    assert done.status == 2
+    assert words in done.one_line()
+
+
+def test_no_qemu(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGEPFN_QEMU", "no-such-qemu")
+    done = hugepfn("run", "fork")
+    assert done.status == 3
+    assert done.one_line().startswith("no no-such-qemu: install qemu-system-x86")
+
+
+def test_no_room_for_ram(hugepfn: Command) -> None:
+    done = hugepfn("run", "fork", "--accel", "tcg", "--ram-dir", "/sys")
+    assert done.status == 3
+    assert "no room for guest RAM: /sys has 0 MiB free, 1024 needed" in done.one_line()
+
+
+def test_no_apt(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.kernel.process.find_program", _nothing)
+    monkeypatch.setattr("harness.kernel.apt.find_program", _nothing)
+    for args in (["run", "fork", "--accel", "tcg", "--kernel", "debian:6.12"], ["kernels"]):
+        done = hugepfn(*args)
+        assert done.status == 3
+        assert "no apt here" in done.err
+        assert "Traceback" not in done.err
+
+
+def _nothing(name: str, *_: object) -> Path:
+    raise MachineryError(f"no apt here, and no {name}")
+
+
+# --- how errors end ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("words"), 2),
+        (MachineryError("words"), 3),
+        (BootError("words", argv=[], exit_status=None, console_tail=""), 1),
+        (GuestProgramError("words"), 1),
+        (ClaimFailed("words"), 1),
+    ],
+)
+def test_the_family_of_an_error_decides(
+    hugepfn: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    _fail_with(error, monkeypatch)
+    done = hugepfn("list")
+    assert (done.status, done.one_line()) == (status, "words")
+
+
+def test_ctrl_c(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail_with(KeyboardInterrupt(), monkeypatch)
+    done = hugepfn("list")
+    assert (done.status, done.one_line()) == (130, "interrupted")
+
+
+def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail_with(KeyError("typo"), monkeypatch)
+    with pytest.raises(KeyError):
+        cli.main(["list"])
+
+
+def _fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(session, "scenario_lines", fail)
+
+
+# --- a session -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """A kernel that can be had, and machines that come up with the first error in this list."""
+    errors: list[BaseException] = []
+
+    class NoMachine:
+        def __enter__(self) -> None:
+            raise errors[0]
+
+        def __exit__(self, *_: object) -> None:
+            raise AssertionError
+
+    monkeypatch.setattr(Settings, "resolve", lambda *_: IMAGE)
+    monkeypatch.setattr(Settings, "vm", lambda *_: NoMachine())
+    return errors
+
+
+BOOT_ERROR = BootError("debian:6.12 does not boot: panic", argv=["qemu"], exit_status=None, console_tail="panic")
+FORK = ("run", "fork", "--accel", "tcg", "--pytest=-p", "--pytest=no:hypothesispytest")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (BOOT_ERROR, 1, "fork pte: failed: debian:6.12 does not boot: panic"),
+        (MachineryError("QEMU is gone"), 3, "fork pte: error: QEMU is gone"),
+        (KeyError("typo"), 3, "fork pte: error: 'typo'"),
+    ],
+)
+def test_a_machine_that_does_not_come_up(
+    hugepfn: Command, machine: list[BaseException], error: BaseException, status: int, words: str
+) -> None:
+    machine.append(error)
+    done = hugepfn(*FORK, "--level", "pte")
+    assert done.status == status
+    assert words in done.out
+    assert "nothing ran" not in done.out
+    assert done.err == ""
+
+
+@pytest.mark.parametrize(("args", "status"), [([], 0), (["--strict"], 1)])
+@pytest.mark.usefixtures("machine")
+def test_a_premise_that_is_not_met(hugepfn: Command, tmp_path: Path, args: list[str], status: int) -> None:
+    results = tmp_path / "new" / "results.json"
+    done = hugepfn(*FORK, "--level", "pud", "--json", str(results), "--junit", str(tmp_path / "junit.xml"), *args)
+    assert (done.status, done.err) == (status, "")
+    assert "CONFIG_ARCH_SUPPORTS_PUD_PFNMAP is not set" in done.out
+    (one,) = json.loads(results.read_text())["results"]
+    assert (one["scenario"], one["level"], one["outcome"]) == ("fork", "pud", "failed" if status else "skipped")
+    assert 'tests="1"' in (tmp_path / "junit.xml").read_text()
+
+
+@pytest.mark.parametrize(("args", "status"), [([], 0), (["--strict"], 1)])
+def test_a_scenario_that_skips_itself(
+    hugepfn: Command, machine: list[BaseException], args: list[str], status: int
+) -> None:
+    machine.append(pytest.skip.Exception("no THP"))
+    done = hugepfn(*FORK, "--level", "pte", *args)
+    assert done.status == status
+    assert "fork pte: skipped: no THP" in done.out
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_selection_that_runs_nothing_proves_nothing(hugepfn: Command) -> None:
+    done = hugepfn("run", "calibrate_thp", *FORK[2:], "--level", "pud")
+    assert done.status == 2
+    assert done.one_line() == "nothing of debian:6.12 was run: no scenario has this level"
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_results_file_that_cannot_be_written_is_told_before_anything_runs(hugepfn: Command) -> None:
+    done = hugepfn(*FORK, "--level", "pud", "--json", "/proc/results.json")
+    assert done.status == 2
+    assert "/proc/results.json" in done.err
+    assert "Traceback" not in done.out + done.err
+    assert "skipped" not in done.out
+
+
+@pytest.mark.usefixtures("machine")
+def test_an_argument_that_pytest_does_not_know(hugepfn: Command) -> None:
+    done = hugepfn(*FORK, "--pytest=--frobnicate")
+    assert done.status == 2
+    assert "unrecognized arguments: --frobnicate" in done.err
+    assert "no scenario has this level" not in done.err
+
+
+# --- doctor --------------------------------------------------------------------------------------
+
+
+def test_doctor_names_what_is_missing_and_how_to_mend_it(
+    hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_which", lambda command: None if command in ("gcc", "busybox") else f"/bin/{command}")
+    monkeypatch.setattr(doctor, "_LIBC", tmp_path / "libc.a")
+    monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=False, reason="there is no /dev/kvm"))
+    done = hugepfn("doctor")
+    assert done.status == 3
+    shown = dict(line.split(": ", 1) for line in done.out.splitlines() if ": " in line)
+    assert shown["missing gcc"] == "missing: compiles the guest programs"
+    assert shown["note    busybox"] == "missing: a shell in the guest, for people"
+    assert shown["note    KVM"] == "TCG is used: there is no /dev/kvm"
+    assert shown["ok      QEMU version"] == "QEMU emulator version 8.2.1 (fake)"
+    assert shown["To mend it"].endswith("apt-get install --no-install-recommends gcc busybox-static libc6-dev")
+    done = hugepfn("doctor", "--missing")
+    assert (done.status, done.out) == (0, "gcc busybox-static libc6-dev\n")
+
+
+def test_doctor_on_a_host_that_has_everything(
+    hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "libc.a").touch()
+    monkeypatch.setattr(doctor, "_which", lambda command: f"/bin/{command}")
+    monkeypatch.setattr(doctor, "_LIBC", tmp_path / "libc.a")
+    monkeypatch.setattr(doctor, "_RAM_MIB", 0)
+    monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=True, reason=""))
+    done = hugepfn("doctor")
+    assert (done.status, done.err) == (0, "")
+    assert "mend" not in done.out
+    assert "missing" not in done.out
+
+
+def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "qemu").write_text("#!/bin/sh\necho '[/red] [bold]frob'\n")
+    monkeypatch.setattr(doctor, "_which", lambda command: f"/bin/{command}")
+    done = hugepfn("doctor")
+    assert done.status == 3
+    assert "is no QEMU: --version says '[/red] [bold]frob" in done.out
