@@ -47,6 +47,7 @@ def cli() -> None:
 @click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot")
 @click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once")
 @click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell NAME`")
+@click.option("--pvh", is_flag=True, help="start a bzImage's vmlinux: faster under TCG, no KASLR, four-level tables")
 @click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine")
 @click.option("--strict", is_flag=True, help="a premise that is not met fails")
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
@@ -122,12 +123,14 @@ def kernels(refresh: bool, show_all: bool) -> None:
 @cli.command()
 @click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="how often each pair is run")
+@click.option("--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path")
+@click.option("--clones", type=click.IntRange(1), default=50, show_default=True, help="so many in a row")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="keep the figures there")
-def bench(kernel: str, rounds: int, json_file: Path | None) -> None:
+def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:
     """Measure hugepfn beside its rivals, in turn, in one run."""
     from harness.campaign.bench import bench as measure
 
-    measure(kernel, rounds, json_file)
+    measure(kernel, modules, rounds, clones, json_file)
 
 
 @cli.command()

@@ -58,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-ram-dir", metavar="DIR", type=Path, help="where guest RAM lives (default: /dev/shm)")
     add("--hugepfn-boot-timeout", metavar="S", type=float, help="seconds that a kernel may take to boot")
     add("--hugepfn-no-clone", action="store_true", help="boot for every test instead of cloning a booted machine")
+    add("--hugepfn-pvh", action="store_true", help="start a bzImage's vmlinux: no KASLR, four-level tables")
     add("--hugepfn-keep-vm", action="store_true", help="keep the machine of a failed test, for `hugepfn shell NAME`")
     add("--hugepfn-strict", action="store_true", help="a premise that is not met fails the test")
 
@@ -90,6 +91,7 @@ def settings_of(config: pytest.Config) -> Settings:
         ram_dir=option("hugepfn_ram_dir"),
         boot_timeout_s=option("hugepfn_boot_timeout"),
         clone=not option("hugepfn_no_clone"),
+        pvh=option("hugepfn_pvh"),
     )
 
 
@@ -365,6 +367,7 @@ def _context(item: pytest.Item) -> dict[str, object]:
         "kernel": described,
         "accel": machine.spec.accel.value if machine is not None and booted else settings.accel,
         "qemu": machine.qemu.binary.version if machine is not None and booted else None,
+        "image": machine.spec.kernel.name if machine is not None and booted else None,
         "origin": machine.origin.value if machine is not None and booted else None,
         "smp": settings.smp,
         "append": list(settings.append),

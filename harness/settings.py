@@ -26,6 +26,7 @@ class Settings:
     ram_dir: Path | None = None
     boot_timeout_s: float | None = None
     clone: bool = True
+    pvh: bool = False
 
     def resolve(self, say: Callable[[str], None]) -> KernelImage:
         """Gets the kernel onto this machine."""
@@ -53,4 +54,5 @@ class Settings:
             boot_timeout_s=self.boot_timeout_s,
             say=say,
             clone=self.clone,
+            pvh=self.pvh,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -17,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from harness.errors import MachineryError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, MachineSpec
 from harness.machine.qemu import find_qemu
-from harness.machine.ram import SharedRam
+from harness.machine.ram import SharedRam, ram_folder
 from harness.machine.spec import Descriptors, qemu_argv
 
 _RAW_TIMEOUT_S = 300
@@ -85,11 +88,36 @@ def _drain(end: socket.socket) -> None:
         pass
 
 
-def whole_run_s(kernel: str, level: str) -> float:
-    """Seconds of ``hugepfn run fork --level LEVEL``, from the command to its end."""
-    argv = [sys.executable, "-m", "harness.entry", "run", "fork", "--kernel", kernel, "--level", level, "--quiet"]
+def command_s(args: Sequence[str]) -> float:
+    """Seconds of a ``hugepfn`` command, from its start to its end."""
     begin = time.perf_counter()
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "harness.entry", *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    return time.perf_counter() - begin
+
+
+def first_command_s(image: KernelImage, clone: bool) -> float:
+    """Seconds from nothing to the agent's answer to a first request."""
+    begin = time.perf_counter()
+    with VM(image, clone=clone) as vm:
+        vm.on_loop(vm.agent.request("ping"))
+        return time.perf_counter() - begin
+
+
+def vng_s(image: KernelImage) -> float:
+    """Seconds of ``vng --run KERNEL -- true``, virtme-ng's way to a pristine kernel.
+
+    :raises MachineryError: it cannot boot this kernel.
+    """
+    vng = Path(sys.executable).with_name("vng")
+    environment = {**os.environ, "PATH": f"{vng.parent}:{os.environ['PATH']}"}
+    argv = [str(vng), "--disable-kvm", "--run", str(image.image), "--", "true"]
+    begin = time.perf_counter()
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=_RAW_TIMEOUT_S)
+    if done.returncode or "Kernel panic" in done.stdout + done.stderr:
+        words = [line for line in (done.stdout + done.stderr).splitlines() if "mount" in line or "panic" in line]
+        raise MachineryError(f"vng cannot boot it: {words[0] if words else f'exit status {done.returncode}'}")
     return time.perf_counter() - begin
 
 
@@ -107,39 +135,116 @@ def checkpoint_row(image: KernelImage) -> Row:
     return Row(what, statistics.median(times), runs=len(times), worst_s=max(times))
 
 
-def bench(kernel: str, rounds: int, json_file: Path | None) -> None:
+def walk_row(image: KernelImage) -> Row:
+    """1 GiB as 262,144 entries of 4K, beside what the guest's own pagemap takes for the same range."""
+    times = []
+    with VM(image) as vm, vm.run("wide", timeout_s=300) as guest:
+        guest.until("filled")
+        for _ in range(20):
+            begin = time.perf_counter()
+            leaves = guest.leaf_arrays("parent", "bar")
+            times.append(time.perf_counter() - begin)
+            assert len(leaves.raw) == 262144
+        said = re.search(r"pagemap_ns=(\d+)", guest.result.stdout)
+        assert said is not None
+    theirs = int(said[1]) / 1e9
+    ours = statistics.median(times)
+    return Row(
+        "walk of 1 GiB as 4K entries", ours, "pagemap of it, in the guest", theirs, ours / theirs, 20, max(times)
+    )
+
+
+def memory_of_clones(image: KernelImage, count: int) -> list[int]:
+    """What ``count`` clones take at once after a fork at 1G in each, in bytes: proportional set size of each QEMU."""
+    with contextlib.ExitStack() as stack:
+        vms = [stack.enter_context(VM(image)) for _ in range(count)]
+        for vm in vms:
+            with vm.run("fork", "--level=pud") as guest:
+                assert guest.result.passed
+        rollups = [Path(f"/proc/{vm.qemu.pid}/smaps_rollup").read_text() for vm in vms]
+    return [int(re.findall(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[0]) << 10 for rollup in rollups]
+
+
+def clones_in_a_row(image: KernelImage, count: int) -> tuple[dict[str, int], dict[str, int]]:
+    """What this process holds after one clone, and after ``count`` more."""
+    first_command_s(image, clone=True)
+    before = _held()
+    for _ in range(count):
+        with VM(image) as vm, vm.run("fork", "--level=pud") as guest:
+            assert guest.result.passed
+    return before, _held()
+
+
+def _held() -> dict[str, int]:
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    return {
+        "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()),
+        "threads": int(status["Threads"]),
+        "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
+        "anonymous_kib": int(status["RssAnon"].split()[0]),
+        "ram_files": sum(1 for path in ram_folder().iterdir() if path.name.startswith("hugepfn-ram-")),
+    }
+
+
+def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:
     """Measures, prints one table, keeps the figures."""
     console = Console(highlight=False)
-    image = Kernel.parse(kernel).resolve(lambda line: console.print(f"[dim]{line}[/dim]"))
+    image = Kernel.parse(kernel, modules).resolve(lambda line: console.print(f"[dim]{line}[/dim]"))
     with VM(image) as vm:
         spec = vm.spec
     console.print(
         f"{image.release}, {spec.accel.value}, QEMU {find_qemu().version}, {os.cpu_count()} cores, {rounds} rounds"
     )
+    run = ["run", "--kernel", kernel, *(["--modules", str(modules)] if modules else []), "--quiet"]
+    one = [*run, "fork", "--level", "pud"]
+    raw = "same QEMU command line, boot to poweroff"
     rows = [
+        paired("run fork --level pud, start to verdict", lambda: command_s(one), raw, lambda: raw_boot_s(spec), rounds),
         paired(
-            "hugepfn run fork --level pud, start to verdict",
-            lambda: whole_run_s(kernel, "pud"),
-            "same QEMU command line, boot to poweroff",
-            lambda: raw_boot_s(spec),
+            "the same with --no-clone", lambda: command_s([*one, "--no-clone"]), raw, lambda: raw_boot_s(spec), rounds
+        ),
+        paired(
+            "clone to first command",
+            lambda: first_command_s(image, clone=True),
+            "boot to first command",
+            lambda: first_command_s(image, clone=False),
             rounds,
         ),
+        paired(
+            "whole suite", lambda: command_s(run), "whole suite, --no-clone", lambda: command_s([*run, "--no-clone"]), 1
+        ),
+        paired("whole suite", lambda: command_s(run), raw, lambda: raw_boot_s(spec), rounds),
         checkpoint_row(image),
+        walk_row(image),
     ]
-    console.print(_table(rows))
-    if json_file is not None:
-        json_file.write_text(
-            json.dumps({"kernel": image.release, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
+    try:
+        vng_row = paired(
+            "clone to first command",
+            lambda: first_command_s(image, clone=True),
+            "vng --run KERNEL -- true",
+            lambda: vng_s(image),
+            rounds,
         )
+        rows.append(vng_row)
+    except MachineryError as error:
+        console.print(f"vng: {error}", markup=False)
+    console.print(_table(rows))
+    sizes = memory_of_clones(image, 8)
+    console.print(f"8 clones at once: {sum(sizes) >> 20} MiB in all, {max(sizes) >> 20} MiB the largest (Pss)")
+    before, after = clones_in_a_row(image, clones)
+    console.print(f"{clones} clones in a row: before {before}, after {after}", markup=False)
+    if json_file is not None:
+        figures = {"rows": [asdict(row) for row in rows], "clones_pss_bytes": sizes, "before": before, "after": after}
+        json_file.write_text(json.dumps({"kernel": image.release, **figures}, indent=1) + "\n")
 
 
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("what", "median", "worst", "rival", "median", "ratio", "runs"):
-        table.add_column(heading, no_wrap=heading != "what" and heading != "rival")
+        table.add_column(heading, no_wrap=heading not in ("what", "rival"))
     for row in rows:
         other = _seconds(row.rival_median_s) if row.rival_median_s is not None else ""
-        ratio = f"{row.ratio:.2f}" if row.ratio is not None else ""
+        ratio = f"{row.ratio:.3f}" if row.ratio is not None else ""
         table.add_row(row.what, _seconds(row.median_s), _seconds(row.worst_s), row.rival, other, ratio, str(row.runs))
     return table
 

@@ -68,6 +68,7 @@ def run_session(
     args += [f"--hugepfn-level={level}" for level in options["levels"]]
     args += [f"--hugepfn-scenario={name}" for name in scenarios]
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
+    args += ["--hugepfn-pvh"] if options["pvh"] else []
     args += ["--hugepfn-no-clone"] if options["no_clone"] else []
     args += ["-n", str(options["workers"])] if options["workers"] > 1 else []
     args += ["--hugepfn-strict"] if options["strict"] else []

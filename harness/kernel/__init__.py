@@ -6,6 +6,7 @@ from harness.kernel.image import ImageKind, KernelImage, open_image
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.modules import LoadOrder, Module, defined_symbols, has_symbol, load_order, read
 from harness.kernel.spec import Kernel
+from harness.kernel.unpack import unpacked
 
 __all__ = [
     "ImageKind",
@@ -22,4 +23,5 @@ __all__ = [
     "load_order",
     "open_image",
     "read",
+    "unpacked",
 ]

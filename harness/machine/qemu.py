@@ -188,6 +188,16 @@ class Qemu:
         return self._stderr.decode("utf-8", "replace").strip()
 
     @property
+    def pid(self) -> int:
+        """Of the QEMU process.
+
+        :raises MachineryError: it was never started.
+        """
+        if self._process is None:
+            raise MachineryError("QEMU was not started")
+        return self._process.pid
+
+    @property
     def exit_status(self) -> int | None:
         """None while it runs; negative for a signal."""
         return self._ended.result() if self._ended.done() else None

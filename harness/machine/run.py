@@ -15,7 +15,7 @@ from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.machine.agent import ExitStatus, Job
 from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
 from harness.machine.witness import Witness, needs_registration
-from harness.pagetable import Leaf, PagemapWord
+from harness.pagetable import Leaf, LeafArrays, PagemapWord
 from harness.verdict import (
     Complaint,
     KtapOutcome,
@@ -129,6 +129,15 @@ class GuestRun:
         if self._held is None:
             raise UsageError(f"{self.program} is at no checkpoint; call until() first")
         return self.vm.on_loop(self._look_again(self._held))
+
+    def leaf_arrays(self, process: str, mapping: str) -> LeafArrays:
+        """At a checkpoint: the leaves of a mapping as numpy columns, for a gigabyte of them.
+
+        :raises UsageError: the program is at no checkpoint, or has no such process or mapping.
+        """
+        if self._held is None:
+            raise UsageError(f"{self.program} is at no checkpoint; call until() first")
+        return self._witness.leaf_arrays(process, mapping)
 
     def finish(self) -> RunResult:
         """Lets the program run to its end, all its checkpoints included."""

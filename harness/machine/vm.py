@@ -17,7 +17,7 @@ from harness import cache
 from harness.errors import BootError, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import compile_program, find_source
 from harness.guest.initramfs import build_initramfs
-from harness.kernel import Kernel, KernelImage, load_order
+from harness.kernel import Kernel, KernelImage, load_order, unpacked
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.agent import Agent
@@ -50,6 +50,8 @@ class VM:
     :param search: folders in which guest programs are looked for before the scenarios.
     :param boot_timeout_s: how long the kernel may take to reach the agent.
     :param clone: come back from a template (0.1 s) that is booted once and kept, instead of booting each time.
+    :param pvh: start a bzImage's vmlinux through PVH where it can: a fifth faster under TCG, but the code that turns on
+        KASLR and five-level tables is in the part that is skipped.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class VM:
         boot_timeout_s: float | None = None,
         say: Callable[[str], None] = lambda _line: None,
         clone: bool = True,
+        pvh: bool = False,
     ) -> None:
         self._asked = kernel
         self._accel = accel
@@ -75,6 +78,7 @@ class VM:
         self._boot_timeout_s = boot_timeout_s
         self._say = say
         self._clone = clone
+        self._pvh = pvh
         self._loop: LoopThread | None = None
         self._run: GuestRun | None = None
         self._early: list[bytes] | None = None
@@ -114,8 +118,9 @@ class VM:
         return self
 
     def _come_up(self, accel: Accel) -> None:
+        vmlinux = unpacked(self.kernel) if self._pvh else None
         self.spec = MachineSpec(
-            kernel=self.kernel.image,
+            kernel=vmlinux or self.kernel.image,
             initramfs=build_initramfs(self.kernel),
             accel=accel,
             channel=_channel(self.kernel),
@@ -181,6 +186,7 @@ class VM:
             boot_timeout_s=self._boot_timeout_s,
             say=self._say,
             clone=False,
+            pvh=self._pvh,
         )
 
     def save(self, folder: Path) -> None:

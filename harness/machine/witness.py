@@ -28,12 +28,14 @@ from harness.machine.registers import ControlRegisters, parse_registers
 from harness.machine.snapshot import MappingView, ProcessView, Snapshot
 from harness.pagetable import (
     Layout,
+    LeafArrays,
     PagemapWord,
     Region,
     WalkError,
     root_paddr,
     translate,
     walk,
+    walk_arrays,
     walk_range,
 )
 
@@ -175,6 +177,19 @@ class Witness:
         """Walks every mapping of every registered process. The machine must be stopped."""
         views = {process.name: self._view(process, checkpoint) for process in self.processes.values()}
         return Snapshot(checkpoint, pid, views, self._bar, time.perf_counter() - self._stopped_at)
+
+    def leaf_arrays(self, name: str, mapping: str) -> LeafArrays:
+        """The leaves of one mapping in bulk. The machine must be stopped.
+
+        :raises UsageError: there is no such process or mapping.
+        """
+        for process in self.processes.values():
+            if process.name == name and mapping in process.mappings:
+                declared = process.mappings[mapping]
+                layout = self._layout_for(process.five_level)
+                end = declared.vaddr + declared.size_bytes
+                return walk_arrays(self._memory, process.root, declared.vaddr, end, layout)
+        raise UsageError(f"no process {name!r} with a mapping {mapping!r} is registered")
 
     def _view(self, process: Process, checkpoint: str) -> ProcessView:
         layout = self._layout_for(process.five_level)
