@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,13 +60,15 @@ def run(scenarios: tuple[str, ...], **options: object) -> None:
     """
     import pytest
 
-    from harness.campaign.reporter import RunReporter
+    from harness.campaign.reporter import QuietOnBrokenPipe, RunReporter
     from harness.campaign.session import run_session
 
     # A copy of stdout, since pytest takes the descriptor itself while a test runs.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as stdout:
-        reporter = RunReporter(Console(file=stdout, highlight=False), entries=not options["quiet"])
+        reporter = RunReporter(QuietOnBrokenPipe(file=stdout, highlight=False), entries=not options["quiet"])
         status = run_session(pytest, reporter, scenarios, options)
+        if reporter.console.quiet and not options["quiet"]:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # for what is still in the buffer
     sys.exit(status)
 
 
@@ -110,14 +113,14 @@ def kernels(refresh: bool, show_all: bool) -> None:
 
     table = Table(box=None, pad_edge=False)
     for heading in ("spec", "release", "suite", "cached"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     shown = set()
     for offer in available(_stderr, refresh=refresh):
         series = (".".join(offer.upstream.split(".")[:2]), offer.suite)
         if show_all or offer.cached or series not in shown:
             shown.add(series)
             table.add_row(f"debian:{offer.upstream}", offer.release, offer.suite, "yes" if offer.cached else "")
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=100).print(table, soft_wrap=True)
 
 
 @cli.command()
@@ -163,8 +166,15 @@ def _stderr(line: str) -> None:
     click.echo(f"hugepfn: {line}", err=True)
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    """A polite end from outside is Ctrl-C: everything is cleaned up on the way out."""
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The entry point: one line for every error that is ours, no traceback."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except click.ClickException as error:

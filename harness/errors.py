@@ -44,6 +44,10 @@ class MachineryError(HugepfnError):
     exit_code = ExitCode.MACHINERY
 
 
+class PremiseNotMet(MachineryError):
+    """This kernel or machine has not got what a scenario is about: a skip, with the reason. No verdict."""
+
+
 class CompileError(MachineryError):
     """A guest program does not compile; the message holds the compiler's first words."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.claims import Claims
-from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
+from harness.errors import ExitCode, HugepfnError, MachineryError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.probe import probe_image
@@ -279,6 +279,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     """A test whose claims did not all hold fails when it has said everything."""
     try:
         result = yield
+    except PremiseNotMet as unmet:
+        _fail_if_broken(pyfuncitem)
+        _unmet(pyfuncitem.config, str(unmet))
+        raise
     except pytest.skip.Exception:
         _fail_if_broken(pyfuncitem)  # what was broken before the skip stays broken
         raise
@@ -350,8 +354,10 @@ def _invariants(machine: VM) -> Claim:
     stops = sum(len(run.snapshots) for run in machine.runs)
     broken = [str(violation) for run in machine.runs for violation in run.violations]
     broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
+    uncalibrated = any(run.uncalibrated for run in machine.runs)
+    outcome = Outcome.ERROR if uncalibrated else Outcome.FAILED if broken else Outcome.PASSED
     name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
-    return Claim(name, Outcome.FAILED if broken else Outcome.PASSED, "", "\n".join(broken))
+    return Claim(name, outcome, "", "\n".join(broken))
 
 
 def _context(item: pytest.Item) -> dict[str, object]:
@@ -400,11 +406,13 @@ class Results:
         if not self.context or (context["qemu"] and not self.context["qemu"]) or context["capabilities"]:
             self.context = context
 
-    def pytest_sessionfinish(self) -> None:
-        """Writes --hugepfn-json."""
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Writes --hugepfn-json; of a session that was interrupted, it says so."""
         path = self._config.getoption("hugepfn_json")
         if path is not None and not hasattr(self._config, "workerinput"):
             stamped = {**self.context, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            if exitstatus == pytest.ExitCode.INTERRUPTED:
+                stamped["interrupted"] = True
             run = Run(self.results, stamped)
             path.write_text(json.dumps(run.to_json(), indent=1) + "\n")
 

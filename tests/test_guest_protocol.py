@@ -139,7 +139,7 @@ def test_ready_words() -> None:
         ),
         ("unmapping bar 77", UnmappingEvent("bar", 77)),
         (
-            "pagemap bar 77 80000000000000 0 a180000000012345",
+            "pagemap bar 77 80000000000000*1 0*1 a180000000012345*1",
             PagemapEvent("bar", 77, (1 << 55, 0, 0xA180000000012345)),
         ),
         ("pagemap bar 77", PagemapEvent("bar", 77, ())),

@@ -100,6 +100,12 @@ class FakeQemu:
         assert not self.running, "guest RAM is looked at while the guest runs"
         return SimpleNamespace(memory=PhysicalMemory(self.guest.ram))
 
+    async def stop(self) -> None:
+        await self.execute("stop")
+
+    async def resume(self) -> None:
+        await self.execute("cont")
+
     async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
         self.commands.append(command)
         if command != "human-monitor-command":

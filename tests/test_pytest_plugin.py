@@ -18,7 +18,7 @@ from harness.machine.probe import probe_image
 from harness.pagetable import Observation
 from harness.settings import Settings
 from harness.verdict.capabilities import Capabilities
-from harness.verdict.invariants import Violation
+from harness.verdict.invariants import Area, Violation
 
 pytest_plugins = ["pytester"]
 
@@ -380,7 +380,7 @@ class FakeVM:
 
     def __init__(self, settings: Settings, image: KernelImage, search: list[Path], _say: Say) -> None:
         self.settings, self.image, self.search = settings, image, search
-        self.spec = SimpleNamespace(accel=Accel.TCG)
+        self.spec = SimpleNamespace(accel=Accel.TCG, kernel=image.image)
         self.qemu = SimpleNamespace(binary=find_qemu())
         self.runs: list[SimpleNamespace] = []
         self.origin = Origin.BOOT
@@ -392,9 +392,15 @@ class FakeVM:
     def run(self, *, violation: str = "", trouble: str = "") -> None:
         """As if a program had been run."""
         stop = SimpleNamespace(observations=lambda: (SEEN,))
-        violations = [Violation("pfn is BAR + offset", violation)] if violation else []
+        violations = (
+            [Violation("pfn is BAR + offset", Area("parent", "bar", 0, 4096, 3, 0, "forked"), violation)]
+            if violation
+            else []
+        )
         troubles = [trouble] if trouble else []
-        self.runs.append(SimpleNamespace(snapshots=[stop], violations=violations, kernel_troubles=lambda: troubles))
+        self.runs.append(
+            SimpleNamespace(snapshots=[stop], violations=violations, uncalibrated=[], kernel_troubles=lambda: troubles)
+        )
 
     def __enter__(self) -> FakeVM:
         self.started.append(self)
@@ -482,6 +488,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
         "accel": "tcg",
         "qemu": "8.2.1",
         "origin": "boot",
+        "image": "vmlinuz",
         "smp": 2,
         "append": ["pti=on", "no5lvl"],
     }
@@ -511,7 +518,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("violation='expected 5'", "pfn is BAR + offset: expected 5"),
+        ("violation='expected 5'", "pfn is BAR + offset: at 'forked', expected 5"),
         ("trouble='the kernel log: BUG: Bad page map'", "the kernel log: BUG: Bad page map"),
     ],
 )

@@ -117,7 +117,7 @@ def test_every_bad_leaf_is_told() -> None:
 @pytest.mark.parametrize("word", [1 << 63 | 0x12345, 1 << 61, 1 << 62, 1 << 63 | 1 << 55])
 def test_pagemap_that_shows_something_over_a_pfnmap(word: int) -> None:
     (found,) = pfnmap_violations(AREA, [leaf(GOOD)], [HOLE, PagemapWord(word), HOLE], True)
-    assert found == Violation("pagemap shows a hole over a pfnmap", f"child bar page 1: {PagemapWord(word)}")
+    assert found == Violation("pagemap shows a hole over a pfnmap", AREA, f"child bar page 1: {PagemapWord(word)}")
 
 
 # --- cache bits ----------------------------------------------------------------------------------

@@ -3,12 +3,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,7 +22,8 @@
 #define HP_MAPPINGS 256
 #define HP_NAME 32
 #define HP_PAGEMAP_PAGES 512
-#define HP_LINE (128 + HP_PAGEMAP_PAGES * 17)
+#define HP_LINE (128 + HP_PAGEMAP_PAGES * 23)
+#define HP_CHILDREN 64
 
 struct shared_process {
 	pid_t pid;
@@ -42,6 +47,13 @@ struct shared {
 static struct shared *shared;
 static int events_fd = -1, kmsg_fd = -1;
 static uint64_t sequence;
+
+/* This process's own registered children, so that a wait for one notices when another dies. */
+static struct {
+	pid_t pid;
+	int pidfd;
+	char name[HP_NAME];
+} children[HP_CHILDREN];
 
 static void lock(void)
 {
@@ -86,7 +98,11 @@ static void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...)
 
 static void check_name(const char *name)
 {
-	if (strlen(name) >= HP_NAME || strpbrk(name, " \n") || !*name) {
+	bool fine = *name && strlen(name) < HP_NAME;
+
+	for (const char *at = name; *at; at++)
+		fine = fine && *at > ' ' && *at < 0x7f;
+	if (!fine) {
 		errno = EINVAL;
 		hp_die("name '%s' is empty, longer than %d bytes or holds a blank", name, HP_NAME - 1);
 	}
@@ -132,8 +148,11 @@ void hp_register(const char *name)
 			continue;
 		while (free_slot < HP_MAPPINGS && shared->mapping[free_slot].owner)
 			free_slot++;
-		if (free_slot == HP_MAPPINGS)
-			break;
+		if (free_slot == HP_MAPPINGS) {
+			unlock();
+			errno = ENOSPC;
+			hp_die("more than %d mappings", HP_MAPPINGS);
+		}
 		shared->mapping[free_slot] = shared->mapping[i];
 		shared->mapping[free_slot].owner = pid;
 	}
@@ -186,6 +205,43 @@ struct hp_options hp_start(int argc, char **argv)
 	return options;
 }
 
+static void remember_child(pid_t pid, const char *name)
+{
+	for (int i = 0; i < HP_CHILDREN; i++) {
+		if (children[i].pid)
+			continue;
+		children[i].pid = pid;
+		children[i].pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+		snprintf(children[i].name, sizeof(children[i].name), "%s", name);
+		if (children[i].pidfd < 0)
+			hp_die("pidfd_open");
+		return;
+	}
+	errno = ENOSPC;
+	hp_die("more than %d children", HP_CHILDREN);
+}
+
+static void forget_child(int i)
+{
+	close(children[i].pidfd);
+	children[i].pid = 0;
+}
+
+/* A child that a signal killed will open no gate: say so instead of waiting for it. It stays to be reaped. */
+static void notice_end_of_child(int i)
+{
+	siginfo_t info = { .si_pid = 0 };
+
+	if (waitid(P_PID, (id_t)children[i].pid, &info, WEXITED | WNOHANG | WNOWAIT) || !info.si_pid)
+		return;
+	if (info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED) {
+		errno = 0;
+		hp_die("%s (pid %d) was killed by signal %d (SIG%s)", children[i].name, children[i].pid, info.si_status,
+		       sigabbrev_np(info.si_status) ? sigabbrev_np(info.si_status) : "?");
+	}
+	forget_child(i);
+}
+
 pid_t hp_fork(const char *name)
 {
 	struct hp_gate registered;
@@ -196,9 +252,11 @@ pid_t hp_fork(const char *name)
 	if (pid < 0)
 		hp_die("fork");
 	if (!pid) {
+		memset(children, 0, sizeof(children)); /* its parent's are not its own */
 		hp_register(name);
 		hp_gate_open(&registered);
 	} else {
+		remember_child(pid, name);
 		hp_gate_wait(&registered);
 	}
 	close(registered.fd[0]);
@@ -225,6 +283,9 @@ int hp_reap(pid_t pid)
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
 			hp_die("waitpid %d", pid);
+	for (int i = 0; i < HP_CHILDREN; i++)
+		if (children[i].pid == pid)
+			forget_child(i);
 	forget(pid);
 	tell("gone %d\n", pid);
 	return status;
@@ -290,11 +351,14 @@ static void tell_pagemap(const struct shared_mapping *m)
 		return; /* the process is gone: there is nothing to say about it */
 	n = pread(fd, words, m->pagemap_pages * sizeof(*words), (off_t)(m->vaddr / 4096 * sizeof(*words)));
 	close(fd);
-	if (n < 0)
-		hp_die("read of %s", path);
+	if (n != (ssize_t)(m->pagemap_pages * sizeof(*words)))
+		hp_die("read of %s: %zd of %zu bytes", path, n, m->pagemap_pages * sizeof(*words));
 	length = snprintf(line, sizeof(line), "pagemap %s %d", m->name, m->owner);
-	for (size_t i = 0; i < (size_t)n / sizeof(*words); i++)
-		length += snprintf(line + length, sizeof(line) - (size_t)length, " %" PRIx64, words[i]);
+	for (size_t i = 0, next; i < m->pagemap_pages; i = next) {
+		for (next = i + 1; next < m->pagemap_pages && words[next] == words[i]; next++)
+			;
+		length += snprintf(line + length, sizeof(line) - (size_t)length, " %" PRIx64 "*%zu", words[i], next - i);
+	}
 	line[length++] = '\n';
 	tell_line(line, (size_t)length);
 }
@@ -342,6 +406,25 @@ void hp_write(void *addr, uint64_t value)
 	*(volatile uint64_t *)addr = value;
 }
 
+static long faults(void)
+{
+	struct rusage usage;
+
+	if (getrusage(RUSAGE_SELF, &usage))
+		hp_die("getrusage");
+	return usage.ru_minflt + usage.ru_majflt;
+}
+
+long hp_write_faults(void *addr, uint64_t value)
+{
+	long before;
+
+	faults(); /* whatever this touches for the first time is touched now */
+	before = faults();
+	hp_write(addr, value);
+	return faults() - before;
+}
+
 size_t hp_leaf_size(enum hp_level level)
 {
 	return (size_t)4096 << (9 * level);
@@ -368,8 +451,21 @@ void hp_gate_open(const struct hp_gate *gate)
 
 void hp_gate_wait(const struct hp_gate *gate)
 {
+	struct pollfd fds[1 + HP_CHILDREN];
 	char byte;
 
+	for (;;) {
+		fds[0] = (struct pollfd){ .fd = gate->fd[0], .events = POLLIN };
+		for (int i = 0; i < HP_CHILDREN; i++)
+			fds[1 + i] = (struct pollfd){ .fd = children[i].pid ? children[i].pidfd : -1, .events = POLLIN };
+		if (poll(fds, 1 + HP_CHILDREN, -1) < 0 && errno != EINTR)
+			hp_die("gate poll");
+		if (fds[0].revents)
+			break;
+		for (int i = 0; i < HP_CHILDREN; i++)
+			if (fds[1 + i].revents && children[i].pid)
+				notice_end_of_child(i);
+	}
 	if (read(gate->fd[0], &byte, 1) != 1)
 		hp_die("gate wait");
 }

@@ -45,7 +45,7 @@ void hp_register(const char *name);
 /* waitpid() for a registered child, and tells the host that its tables are gone. Returns the wait status. */
 int hp_reap(pid_t pid);
 
-/* Something the host may look at. FMT as printf; the process spins here until the host lets go. */
+/* Something the host may look at; the process spins here until the host lets go. */
 void checkpoint(const char *name);
 
 /* --- mappings ------------------------------------------------------------------------------------ */
@@ -78,6 +78,9 @@ void *hp_reserve(size_t length, size_t align);
 uint64_t hp_read(const void *addr);
 void hp_write(void *addr, uint64_t value);
 
+/* Stores one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt + ru_majflt). */
+long hp_write_faults(void *addr, uint64_t value);
+
 /* --- gates: one process lets another go on, without sleeping ------------------------------------- */
 
 struct hp_gate {
@@ -103,8 +106,8 @@ struct hp_bar hp_bar_open(unsigned int bar);
 void hp_bar_memory(const struct hp_bar *bar, bool enabled);
 
 /*
- * Maps BAR bytes [bar_offset, bar_offset + length) MAP_SHARED where a leaf of LEVEL fits, and no larger
- * one, and names it "bar".
+ * Maps the BAR's first leaf of LEVEL (four pages at pte) MAP_SHARED, where such a leaf fits and no larger one,
+ * and names it "bar".
  */
 void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot);
 

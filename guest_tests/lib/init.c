@@ -507,6 +507,20 @@ static void get_file(unsigned int id, const char *path)
 	}
 }
 
+/* One record for the kernel's log, whatever its level is set to. */
+static void log_line(unsigned int id, const char *text)
+{
+	char line[256];
+	int length = snprintf(line, sizeof(line), "<0>%s\n", text), fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, line, (size_t)length) != length)
+		send_text("error", id, "/dev/kmsg: %s", strerror(errno));
+	else
+		send_text("done", id, "logged");
+	if (fd >= 0)
+		close(fd);
+}
+
 static void kill_job(unsigned int id, int signal_number)
 {
 	for (int i = 0; i < JOBS; i++)
@@ -588,6 +602,8 @@ static void handle_request(void)
 		put_file(id, payload, length);
 	else if (!strcmp(verb, "get"))
 		get_file(id, payload);
+	else if (!strcmp(verb, "log"))
+		log_line(id, payload);
 	else if (!strcmp(verb, "run"))
 		start_job(id, payload, length);
 	else if (!strcmp(verb, "kill"))

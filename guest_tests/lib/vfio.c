@@ -100,6 +100,6 @@ void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot)
 				     .length = length,
 				     .prot = prot,
 				     .backing = HP_BAR,
-				     .pagemap_pages = 4 });
+				     .pagemap_pages = length / 4096 });
 	return addr;
 }

@@ -72,8 +72,11 @@ def raw_boot_s(spec: MachineSpec) -> float:
         end.close()
     reader.start()
     try:
-        process.wait(timeout=_RAW_TIMEOUT_S)
-        return time.perf_counter() - begin
+        status = process.wait(timeout=_RAW_TIMEOUT_S)
+        took_s = time.perf_counter() - begin
+        if status:
+            raise MachineryError(f"the rival, a plain QEMU boot, ended with status {status}")
+        return took_s
     finally:
         process.kill()
         process.wait()
@@ -91,9 +94,10 @@ def _drain(end: socket.socket) -> None:
 def command_s(args: Sequence[str]) -> float:
     """Seconds of a ``hugepfn`` command, from its start to its end."""
     begin = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "harness.entry", *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    argv = [sys.executable, "-m", "harness.entry", *args]
+    done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise MachineryError(f"hugepfn {' '.join(args)} ended with status {done.returncode}; run it by hand to see why")
     return time.perf_counter() - begin
 
 

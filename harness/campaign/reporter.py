@@ -24,6 +24,14 @@ _STYLE = {
 }
 
 
+class QuietOnBrokenPipe(Console):
+    """A console whose reader may leave (``| head``): the run goes on, and says no more."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more."""
+        self.quiet = True
+
+
 class RunReporter:
     """A pytest plugin that takes the terminal reporter's place."""
 

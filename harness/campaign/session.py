@@ -78,7 +78,7 @@ def run_session(
     if reporter.collect_errors:
         raise MachineryError("the scenarios cannot be read:\n" + "\n".join(reporter.collect_errors))
     if status == pytest.ExitCode.INTERRUPTED:
-        return ExitCode.INTERRUPTED
+        raise KeyboardInterrupt
     if status == pytest.ExitCode.USAGE_ERROR:
         return ExitCode.USAGE  # pytest has said what it does not understand
     reporter.verdict()
@@ -86,7 +86,10 @@ def run_session(
         raise UsageError(f"nothing of {image.spec} was run: no scenario has this level")
     if status == pytest.ExitCode.INTERNAL_ERROR:
         return ExitCode.MACHINERY
-    return exit_code(reporter.results, strict=bool(options["strict"]))
+    code = exit_code(reporter.results, strict=bool(options["strict"]))
+    if code is ExitCode.OK and status == pytest.ExitCode.TESTS_FAILED:
+        return ExitCode.CLAIM_FAILED  # a test that is about no machine
+    return code
 
 
 def scenario_lines() -> list[tuple[str, str, str]]:

@@ -164,12 +164,21 @@ def parse_event(line: str) -> Event:
             case "unmapping", [name, pid]:
                 return UnmappingEvent(name, int(pid))
             case "pagemap", [name, pid, *pages]:
-                return PagemapEvent(name, int(pid), tuple(int(word, 16) for word in pages))
+                return PagemapEvent(name, int(pid), _unpacked_words(pages))
             case "gone", [pid]:
                 return GoneEvent(int(pid))
     except ValueError:
         pass
     raise ProtocolError(f"events: {line!r} is no event of docs/protocol.md")
+
+
+def _unpacked_words(runs: Sequence[str]) -> tuple[int, ...]:
+    """``WORD*COUNT`` ... as one word a page."""
+    words: list[int] = []
+    for run in runs:
+        word, _, count = run.partition("*")
+        words += [int(word, 16)] * int(count)
+    return tuple(words)
 
 
 class LineDecoder:

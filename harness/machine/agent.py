@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.errors import MachineryError, ProtocolError
+from harness.errors import MachineryError, ProtocolError, UsageError
 from harness.guest.protocol import Frame, FrameDecoder, parse_ready, put_payload, run_payload
 from harness.machine.qemu import Qemu
 
@@ -105,6 +105,8 @@ class Agent:
         return answered
 
     async def _send(self, frame: Frame, timeout_s: float) -> None:
+        if self._qemu.stopped:
+            raise UsageError("the machine stands still (at a checkpoint, or paused), so its agent cannot answer now")
         loop = asyncio.get_running_loop()
         sending = loop.sock_sendall(self._qemu.end("agent"), frame.encode())
         await self._qemu.expect(sending, timeout_s, f"the agent to take {frame.verb!r}")

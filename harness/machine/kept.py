@@ -40,7 +40,7 @@ class Kept:
 
 async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
     """Saves a machine into an empty folder. It stands still afterwards."""
-    await qemu.execute("stop")
+    await qemu.stop()
     await save_state(qemu, folder / "state", with_ram=True)
     spec = asdict(qemu.spec)
     plain = {

@@ -7,13 +7,15 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
-from harness.errors import MachineryError
+from harness.errors import ClaimFailed
 from harness.kernel import KernelImage, has_symbol
+from harness.pagetable import Leaf
 from harness.verdict.capabilities import HUGE_FAULT_SYMBOL, LEVEL_SYMBOLS, Capabilities, ImageCapabilities
 
 if TYPE_CHECKING:
     from harness.machine.vm import VM
 
+SAVED_DIRTY_BIT = 58
 _CAP = re.compile(r"^# cap (\w+)=(.*)$", re.MULTILINE)
 
 
@@ -27,8 +29,7 @@ def probe(vm: VM) -> Capabilities:
         at = run.until("saved-dirty")
         leaf = at["parent"].leaf("readonly")
         five_level = at["parent"].walks["readonly"].path[0].layout.five_level
-        if leaf.write:
-            raise MachineryError(f"probe: mprotect(PROT_READ) left the page writable: {leaf}")
+        saved_dirty = _has_saved_dirty(leaf, vm.kernel)
         result = run.finish()
     said = dict(_CAP.findall(result.stdout))
     image = probe_image(vm.kernel)
@@ -38,13 +39,29 @@ def probe(vm: VM) -> Capabilities:
         image = dataclasses.replace(image, huge_fault=here)
     return Capabilities(
         image=image,
-        saved_dirty=not leaf.dirty,
+        saved_dirty=saved_dirty,
         soft_dirty=said.get("soft_dirty") == "1",
         pagemap_scan=said.get("pagemap_scan") == "1",
         guard_regions=said.get("guard_regions") == "1",
         thp=said.get("thp", ""),
         five_level=five_level,
     )
+
+
+def _has_saved_dirty(leaf: Leaf, kernel: KernelImage) -> bool:
+    """Where the dirty bit of a page set read-only went. Only the two ways that a sound kernel has are an answer.
+
+    The symbol X86_USER_SHADOW_STACK came with SAVED_DIRTY (6.6); a configuration that knows it is the second source.
+
+    :raises ClaimFailed: the page is still writable, lost its dirt, or kept D on a kernel that has SAVED_DIRTY.
+    """
+    moved = not leaf.dirty and bool(leaf.raw >> SAVED_DIRTY_BIT & 1)
+    stayed = leaf.dirty and not leaf.raw >> SAVED_DIRTY_BIT & 1
+    known = kernel.config is not None and "CONFIG_X86_USER_SHADOW_STACK" in kernel.config.text
+    if leaf.write or not (moved or stayed) or (stayed and known):
+        expected = "W=0, D=0, SAVED_DIRTY=1" if known else "W=0, and either D or SAVED_DIRTY"
+        raise ClaimFailed(f"a dirty anonymous page set read-only by mprotect(): expected {expected}, got {leaf}")
+    return moved
 
 
 @functools.cache

@@ -30,6 +30,7 @@ T = TypeVar("T")
 QEMU_MINIMUM = (7, 2)
 _TAIL_LINES = 25
 _QUIT_TIMEOUT_S = 5.0
+_GOING_S = 0.5
 _CHANNELS = ("qmp", "console", "agent", "events", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
@@ -82,8 +83,14 @@ class KernelLog:
 
     def write(self, data: bytes) -> None:
         """More of it."""
-        self._spoken.set()
         self._chunks.append(data.decode("utf-8", "replace").replace("\r\n", "\n"))
+        self._spoken.set()
+
+    async def shows(self, words: str) -> None:
+        """Waits until it holds some words."""
+        while words not in self.text:
+            self._spoken.clear()
+            await self._spoken.wait()
 
     @property
     def text(self) -> str:
@@ -117,12 +124,15 @@ class Qemu:
         self.ram = ram
         self.argv: list[str] = []
         self.log = KernelLog()
+        self.log_from = 0  # where the present run begins in the log: complaints before it are another's
+        self.stopped = False
         self.qmp = QMPClient("hugepfn")
         self._ends: dict[str, socket.socket] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
+        self._readers: list[asyncio.Task[None]] = []
         self._stderr = b""
 
     async def start(self, *, incoming: bool = False) -> None:
@@ -220,7 +230,7 @@ class Qemu:
 
     def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
         """Calls ``write`` with what comes through a channel, until one side closes it."""
-        self._tasks.append(asyncio.create_task(self._read(self._ends[channel], write)))
+        self._readers.append(asyncio.create_task(self._read(self._ends[channel], write)))
 
     async def expect(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
         """Waits for something of the guest, at most ``timeout_s`` seconds.
@@ -240,8 +250,8 @@ class Qemu:
             if task.done():  # a channel broke, which only QEMU's end does
                 await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
             if self._ended.done():
-                await asyncio.sleep(0)  # what the console reader already has
-                raise KernelDied(f"waiting for {what}: {self.last_words()}")
+                await asyncio.wait(self._readers, timeout=_QUIT_TIMEOUT_S)  # to the end of what it said
+                raise self.end_error(f"waiting for {what}: ")
             raise DeadlineError(f"waiting for {what}: nothing within {timeout_s:g} s; {self.complaint()}")
         finally:
             if not task.done():
@@ -251,18 +261,40 @@ class Qemu:
 
     def complaint(self) -> str:
         """The kernel log's last complaint, in words."""
-        complaints = scan(self.log.text)
+        complaints = scan(self.log.text[self.log_from :])
         return f"the kernel log says: {complaints[-1].line}" if complaints else "the kernel log has no complaint"
 
-    def last_words(self) -> str:
-        """Why the machine ended, as far as it said so."""
-        complaints = scan(self.log.text)
+    async def has_ended(self) -> bool:
+        """Whether QEMU is gone, or just going."""
+        await asyncio.wait({self._ended}, timeout=_GOING_S)
+        return self._ended.done()
+
+    def end_error(self, when: str) -> KernelDied | MachineryError:
+        """Why the machine ended: the kernel's own doing, or QEMU's."""
+        complaints = scan(self.log.text[self.log_from :])
         if complaints:
             after = f" (after checkpoint {complaints[0].after})" if complaints[0].after else ""
-            return f"the kernel died: {complaints[0].line}{after}"
+            return KernelDied(f"{when}the kernel died: {complaints[0].line}{after}")
         status = self.exit_status
-        how = f"signal {signal.Signals(-status).name}" if status is not None and status < 0 else f"status {status}"
-        return f"QEMU ended with {how}: {self.stderr or 'without a word; the kernel powered off or reset'}"
+        if status == 0:
+            return KernelDied(f"{when}the kernel powered off or reset, and said nothing of why")
+        if status is not None and status < 0:
+            hint = "; guest RAM ran out of room" if -status == signal.SIGBUS else ""
+            return MachineryError(
+                f"{when}QEMU was killed by {signal.Signals(-status).name}{hint}: {self.stderr or 'no word'}"
+            )
+        return MachineryError(f"{when}QEMU ended with status {status}: {self.stderr or 'no word'}")
+
+    async def stop(self) -> None:
+        """Stops every vCPU."""
+        await self.execute("stop")
+        self.stopped = True
+
+    async def resume(self) -> None:
+        """Lets every vCPU run; does nothing where they do."""
+        if self.stopped:
+            await self.execute("cont")
+            self.stopped = False
 
     async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
         """One QMP command.
@@ -277,7 +309,7 @@ class Qemu:
         except QMPError as error:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)
-            raise KernelDied(f"during {command}: {self.last_words()}") from error
+            raise self.end_error(f"during {command}: ") from error
 
     async def quit(self) -> None:
         """Ends QEMU, reaps it and closes every channel; whatever state it is in."""
@@ -287,9 +319,9 @@ class Qemu:
             await self._ended
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self.qmp.disconnect()
-        for task in self._tasks:
+        for task in (*self._tasks, *self._readers):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._readers, return_exceptions=True)
         for end in self._ends.values():
             end.close()
         self._failure.cancel()

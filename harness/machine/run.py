@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, MachineryError, UsageError
+from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, MachineryError, PremiseNotMet, UsageError
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.machine.agent import ExitStatus, Job
-from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
+from harness.machine.snapshot import CALIBRATION_MAPPING, MappingView, Snapshot
 from harness.machine.witness import Witness, needs_registration
-from harness.pagetable import Leaf, LeafArrays, PagemapWord
+from harness.pagetable import LeafArrays
 from harness.verdict import (
     Complaint,
     KtapOutcome,
@@ -39,6 +39,7 @@ from harness.verdict.invariants import (
 if TYPE_CHECKING:
     from harness.machine.vm import VM
 
+_LOG_TIMEOUT_S = 30.0
 #: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
 SKIP_STATUS = 4
 
@@ -149,6 +150,11 @@ class GuestRun:
         """Ends the program by a signal, wherever it is."""
         self.vm.on_loop(self._kill(number))
 
+    @property
+    def uncalibrated(self) -> list[Violation]:
+        """Where the two witnesses disagree on the page that every run maps for that: then nothing else is believed."""
+        return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
+
     def complaints(self) -> tuple[Complaint, ...]:
         """What the kernel log complains about since the run began."""
         return scan(self.vm.kernel_log[self._log_start :])
@@ -164,9 +170,8 @@ class GuestRun:
         :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed.
         :raises ClaimFailed: an invariant does not hold, or the kernel complained.
         """
-        broken = [violation for violation in self.violations if violation.message.find(CALIBRATION_MAPPING) >= 0]
-        if broken:
-            raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {broken[0]}")
+        if self.uncalibrated:
+            raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {self.uncalibrated[0]}")
         found = [str(violation) for violation in self.violations]
         found += self.kernel_troubles()
         if found:
@@ -185,10 +190,14 @@ class GuestRun:
         try:
             result = self.finish()
             self.check()
-        finally:
-            self.vm.forget(self)
-        if not result.passed and not result.skipped:
-            raise GuestProgramError(f"guest program {self.program}: {result.reason}")
+            if result.skipped:
+                raise PremiseNotMet(result.reason)
+            if not result.passed:
+                raise GuestProgramError(f"guest program {self.program}: {result.reason}")
+        except BaseException:
+            self.vm.abandon(self)
+            raise
+        self.vm.forget(self)
 
     # --- on the machine's loop -------------------------------------------------------------------
 
@@ -203,6 +212,8 @@ class GuestRun:
             snapshot = await self._next(deadline, f"checkpoint {checkpoint!r} of {self.program}")
             if snapshot is None:
                 result = await self._collect()
+                if result.skipped:
+                    raise PremiseNotMet(result.reason)
                 seen = ", ".join(repr(at.checkpoint) for at in self.snapshots) or "none"
                 raise GuestProgramError(
                     f"guest program {self.program} ended before checkpoint {checkpoint!r} "
@@ -215,12 +226,27 @@ class GuestRun:
         deadline = time.monotonic() + self._timeout_s
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
+        await self._settle_log()
         tainted = parse_taint((await self.vm.agent.get("/proc/sys/kernel/tainted")).decode())
         self.taint = alarming_taint(added_taint(parse_taint(self.vm.ready["taint"]), tainted))
         return await self._collect()
 
+    async def _settle_log(self) -> None:
+        """Waits until the console has shown everything up to now: what the kernel said last is said by then."""
+        marker = f"hugepfn: end of job {self.job.id} ({self.program})"
+        await self.vm.agent.request("log", marker.encode())
+        await self.vm.qemu.expect(self.vm.qemu.log.shows(marker), _LOG_TIMEOUT_S, f"the kernel log to show {marker!r}")
+
     async def _next(self, deadline: float, what: str) -> Snapshot | None:
         """Lets the program go and waits for its next checkpoint; None once it has ended."""
+        try:
+            return await self._go_on(deadline, what)
+        except MachineryError as error:
+            if await self.vm.qemu.has_ended():  # and its memory with it: nothing that was read there means anything
+                raise self.vm.qemu.end_error(f"waiting for {what}: ") from error
+            raise
+
+    async def _go_on(self, deadline: float, what: str) -> Snapshot | None:
         await self.let_go()
         while True:
             event = await self._event(deadline, what)
@@ -231,7 +257,7 @@ class GuestRun:
             elif needs_registration(event):
                 await self._witness.register(event, max(deadline - time.monotonic(), 0.1))
                 self._witness.release(event)
-                await self._witness.resume()
+                await self.vm.qemu.resume()
             else:
                 return await self._stop_at(event)
 
@@ -258,7 +284,8 @@ class GuestRun:
         return f"{self.program}: {last}, processes {sorted(p.name for p in self._witness.processes.values())}"
 
     async def _look_again(self, held: WaitEvent) -> Snapshot:
-        await self._witness.resume()
+        await self.vm.qemu.resume()
+        self._witness.forget_pagemap()  # read before the checkpoint, so older than what is looked at now
         return await self._stop_at(held)
 
     async def _stop_at(self, event: WaitEvent) -> Snapshot:
@@ -275,7 +302,7 @@ class GuestRun:
         if self._held is not None:
             held, self._held = self._held, None
             self._witness.release(held)
-            await self._witness.resume()
+            await self.vm.qemu.resume()
 
     async def _collect(self) -> RunResult:
         exited = await self.job.exited
@@ -284,9 +311,8 @@ class GuestRun:
         return RunResult(parse_ktap(stdout), exited, stdout, stderr)
 
     async def _kill(self, number: signal.Signals) -> None:
-        if self._held is not None:
-            self._held = None
-            await self._witness.resume()
+        self._held = None
+        await self.vm.qemu.resume()
         await self.vm.agent.kill(self.job, number)
 
     async def end(self) -> None:
@@ -302,18 +328,20 @@ class GuestRun:
                 declared = view.declared
                 is_bar = declared.backing == "bar"
                 start = at.bar.start_paddr + declared.offset_bytes if is_bar else None
-                area = Area(process.name, name, declared.vaddr, view.end, declared.prot, start)
-                self.violations += self._violations_of(at, area, view.leaves, view.pagemap)
+                area = Area(process.name, name, declared.vaddr, view.end, declared.prot, start, at.checkpoint)
+                if view.broken:
+                    self.violations.append(Violation("the tables can be walked", area, view.broken))
+                # Another process may run on between the guest's reading of its pagemap and the stop. The page
+                # that is mapped for calibration, nobody touches again.
+                settled = process.pid == at.pid or name == CALIBRATION_MAPPING
+                if is_bar:
+                    self.violations += self._bar_violations(area, view)
+                elif settled:
+                    self.violations += calibration_violations(area, view.leaves, view.pagemap)
 
-    def _violations_of(
-        self, at: Snapshot, area: Area, leaves: Sequence[Leaf], pagemap: Sequence[PagemapWord]
-    ) -> list[Violation]:
-        if area.bar_paddr is None:
-            found = list(calibration_violations(area, leaves, pagemap))
-        else:
-            found = list(pfnmap_violations(area, leaves, pagemap, self.vm.layout.saved_dirty))
-            if leaves and self._cache_bits is None:
-                self._cache_bits = leaves[0].cache
-            if self._cache_bits is not None:
-                found += cache_violations(area, leaves, self._cache_bits)
-        return [Violation(one.invariant, f"at {at.checkpoint!r}, {one.message}") for one in found]
+    def _bar_violations(self, area: Area, view: MappingView) -> Iterator[Violation]:
+        yield from pfnmap_violations(area, view.leaves, view.pagemap, self.vm.layout.saved_dirty)
+        if view.leaves and self._cache_bits is None:
+            self._cache_bits = view.leaves[0].cache
+        if self._cache_bits is not None:
+            yield from cache_violations(area, view.leaves, self._cache_bits)

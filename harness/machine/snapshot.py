@@ -23,6 +23,7 @@ class MappingView:
     declared: MappingEvent
     leaves: tuple[Leaf, ...]  # by address; holes are left out
     pagemap: tuple[PagemapWord, ...]  # one a page from the start; empty where the guest read none
+    broken: str = ""  # why the tables cannot be walked, where they cannot
 
     @property
     def end(self) -> int:
@@ -35,7 +36,7 @@ class MappingView:
         return next((leaf for leaf in self.leaves if leaf.covers(vaddr)), None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ProcessView:
     """One process at one stop."""
 
@@ -44,6 +45,9 @@ class ProcessView:
     checkpoint: str
     mappings: Mapping[str, MappingView]
     walks: Mapping[str, Walk]  # of each mapping's first byte, whole: what to show when a leaf is missing
+
+    def __repr__(self) -> str:
+        return f"<{self.name} (pid {self.pid}) at {self.checkpoint!r}>"
 
     def mapping(self, name: str) -> MappingView:
         """A mapping that the program named.
@@ -67,7 +71,8 @@ class ProcessView:
         """
         found = self.find_leaf(mapping, offset)
         if found is None:
-            way = f"\n{self.walks[mapping]}" if not offset else ""
+            way = f"\n{self.walks[mapping]}" if not offset and mapping in self.walks else ""
+            way = f": {self.mapping(mapping).broken}" if self.mapping(mapping).broken else way
             raise ClaimFailed(f"{self.name} has no entry for {mapping}+{offset:#x} at {self.checkpoint!r}{way}")
         return found
 
@@ -108,11 +113,11 @@ class Snapshot:
             for process in self
             for name, view in process.mappings.items()
             if name != CALIBRATION_MAPPING
-            for row in _observe(self, process.name, name, view)
+            for row in _observe(self, process, name, view)
         )
 
 
-def _observe(at: Snapshot, process: str, name: str, view: MappingView) -> Iterator[Observation]:
+def _observe(at: Snapshot, process: ProcessView, name: str, view: MappingView) -> Iterator[Observation]:
     start = view.declared.vaddr
 
     def pagemap(offset: int) -> int | None:
@@ -120,11 +125,20 @@ def _observe(at: Snapshot, process: str, name: str, view: MappingView) -> Iterat
         return view.pagemap[page].raw if page < len(view.pagemap) else None
 
     if view.leaf_at(0) is None:
-        yield Observation(at.checkpoint, process, name, 0, "none", 0, (), "", pagemap(0))
+        raw = process.walks[name].terminal.raw if name in process.walks else 0
+        yield Observation(at.checkpoint, process.name, name, 0, "none", raw, (), "", pagemap(0))
     for leaf in view.leaves:
         vaddr = max(leaf.vaddr, start)
         where = relative_pfn(leaf.pfn_at(vaddr), [at.bar])
         offset = vaddr - start
         yield Observation(
-            at.checkpoint, process, name, offset, leaf.level.label, leaf.raw, leaf.bits.names(), where, pagemap(offset)
+            at.checkpoint,
+            process.name,
+            name,
+            offset,
+            leaf.level.label,
+            leaf.raw,
+            leaf.bits.names(),
+            where,
+            pagemap(offset),
         )

@@ -195,7 +195,7 @@ class VM:
         if not isinstance(ram, SharedRam):
             raise UsageError("only a machine that booted can be made a template")
         capabilities = self.caps
-        self.on_loop(self.qemu.execute("stop"))
+        self.on_loop(self.qemu.stop())
         self.on_loop(save_state(self.qemu, folder / "state", with_ram=False))
         ram.copy_to(folder / "ram")
         write_meta(folder, self.ready, self.bar, capabilities, self.kernel_log)
@@ -313,7 +313,7 @@ class VM:
         return path
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        log_start = len(self.qemu.log.text)
+        log_start = self.qemu.log_from = len(self.qemu.log.text)
         witness = Witness(self.qemu, self.bar, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
@@ -387,11 +387,14 @@ class VM:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """A block during which no vCPU runs."""
-        self.on_loop(self.qemu.execute("stop"))
+        was_stopped = self.qemu.stopped
+        if not was_stopped:
+            self.on_loop(self.qemu.stop())
         try:
             yield
         finally:
-            self.on_loop(self.qemu.execute("cont"))
+            if not was_stopped:
+                self.on_loop(self.qemu.resume())
 
     def shell(self) -> socket.socket:
         """Starts a shell in the guest; our end of its serial line.

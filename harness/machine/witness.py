@@ -28,6 +28,7 @@ from harness.machine.registers import ControlRegisters, parse_registers
 from harness.machine.snapshot import MappingView, ProcessView, Snapshot
 from harness.pagetable import (
     Layout,
+    Leaf,
     LeafArrays,
     PagemapWord,
     Region,
@@ -73,8 +74,10 @@ class Witness:
         match event:
             case MappingEvent(name=name, pid=pid):
                 self._process(pid).mappings[name] = event
+                self._process(pid).pagemap.pop(name, None)
             case UnmappingEvent(name=name, pid=pid):
                 self._process(pid).mappings.pop(name, None)
+                self._process(pid).pagemap.pop(name, None)
             case PagemapEvent(mapping=name, pid=pid, words=words):
                 if pid in self.processes:
                     self.processes[pid].pagemap[name] = words
@@ -91,11 +94,12 @@ class Witness:
     async def stop(self) -> None:
         """Stops every vCPU."""
         self._stopped_at = time.perf_counter()
-        await self._qemu.execute("stop")
+        await self._qemu.stop()
 
-    async def resume(self) -> None:
-        """Lets every vCPU run."""
-        await self._qemu.execute("cont")
+    def forget_pagemap(self) -> None:
+        """What the guest read of pagemap is old."""
+        for process in self.processes.values():
+            process.pagemap.clear()
 
     async def register(self, event: WaitEvent, timeout_s: float) -> Process:
         """Finds the root of a process that waits to be registered, with the machine stopped when it returns.
@@ -120,7 +124,7 @@ class Witness:
                     }
                 self.processes[event.pid] = process
                 return process
-            await self.resume()
+            await self._qemu.resume()
             if time.monotonic() > deadline:
                 raise DeadlineError(
                     f"process {event.name} (pid {event.pid}) said it waits to be registered, "
@@ -172,6 +176,7 @@ class Witness:
         if way.leaf is None or not way.leaf.write:
             raise ProtocolError(f"the release word of {process.name} is not in a page of its own:\n{way}")
         self._memory.write_u64(way.leaf.paddr_at(event.release_vaddr), RELEASED)
+        self.forget_pagemap()
 
     def snapshot(self, checkpoint: str, pid: int) -> Snapshot:
         """Walks every mapping of every registered process. The machine must be stopped."""
@@ -196,10 +201,15 @@ class Witness:
         mappings, walks = {}, {}
         for name, declared in process.mappings.items():
             end = declared.vaddr + declared.size_bytes
-            leaves = tuple(walk_range(self._memory, process.root, declared.vaddr, end, layout))
+            leaves: tuple[Leaf, ...] = ()
+            broken = ""
+            try:
+                leaves = tuple(walk_range(self._memory, process.root, declared.vaddr, end, layout))
+                walks[name] = walk(self._memory, process.root, declared.vaddr, layout)
+            except WalkError as error:  # the root is this process's, so these tables are what the kernel made
+                broken = str(error)
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
-            mappings[name] = MappingView(declared, leaves, words)
-            walks[name] = walk(self._memory, process.root, declared.vaddr, layout)
+            mappings[name] = MappingView(declared, leaves, words, broken)
         return ProcessView(process.name, process.pid, checkpoint, mappings, walks)
 
 

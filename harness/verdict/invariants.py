@@ -21,6 +21,7 @@ class Area:
     end: int
     prot: int
     bar_paddr: int | None  # of the mapping's first byte; None for ordinary memory
+    checkpoint: str = ""
 
     def at(self, leaf: Leaf) -> str:
         """How a message names a place in it."""
@@ -33,10 +34,16 @@ class Violation:
     """An invariant that does not hold at one leaf."""
 
     invariant: str
+    area: Area
     message: str
 
+    @property
+    def mapping(self) -> str:
+        """The mapping's name."""
+        return self.area.mapping
+
     def __str__(self) -> str:
-        return f"{self.invariant}: {self.message}"
+        return f"{self.invariant}: at {self.area.checkpoint!r}, {self.message}"
 
 
 def pfnmap_violations(
@@ -51,26 +58,28 @@ def pfnmap_violations(
     for leaf in leaves:
         where = area.at(leaf)
         if not leaf.special:
-            yield Violation("every leaf of a pfnmap is special", f"SPECIAL is clear: {where}")
+            yield Violation("every leaf of a pfnmap is special", area, f"SPECIAL is clear: {where}")
         if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: nobody may use it
-            yield Violation("every leaf of a user mapping is reachable from user mode", f"U is clear: {where}")
+            yield Violation("every leaf of a user mapping is reachable from user mode", area, f"U is clear: {where}")
         expected = area.bar_paddr + leaf.vaddr - area.start
         if leaf.pfn * _PAGE_SIZE_BYTES != expected:
-            yield Violation("pfn is BAR + offset", f"expected pfn {expected // _PAGE_SIZE_BYTES:#x}: {where}")
+            yield Violation("pfn is BAR + offset", area, f"expected pfn {expected // _PAGE_SIZE_BYTES:#x}: {where}")
         if leaf.vaddr < area.start or leaf.vaddr + leaf.size_bytes > area.end:
             yield Violation(
-                "no leaf reaches past its vma", f"vma {area.start:#x}-{area.end:#x}, leaf at {leaf.vaddr:#x}: {where}"
+                "no leaf reaches past its vma",
+                area,
+                f"vma {area.start:#x}-{area.end:#x}, leaf at {leaf.vaddr:#x}: {where}",
             )
         if leaf.write and not area.prot & _PROT_WRITE:
-            yield Violation("W only where the vma has it", where)
+            yield Violation("W only where the vma has it", area, where)
         if saved_dirty and leaf.shadow_stack_shape:
-            yield Violation("W=0 with D=1 never: a shadow stack to the CPU", where)
+            yield Violation("W=0 with D=1 never: a shadow stack to the CPU", area, where)
         if leaf.saved_dirty and leaf.write:
-            yield Violation("SAVED_DIRTY never with W=1", where)
+            yield Violation("SAVED_DIRTY never with W=1", area, where)
     for number, word in enumerate(pagemap):
         if not word.hole:
             yield Violation(
-                "pagemap shows a hole over a pfnmap", f"{area.process} {area.mapping} page {number}: {word}"
+                "pagemap shows a hole over a pfnmap", area, f"{area.process} {area.mapping} page {number}: {word}"
             )
 
 
@@ -79,7 +88,9 @@ def cache_violations(area: Area, leaves: Sequence[Leaf], expected: int) -> Itera
     for leaf in leaves:
         if leaf.cache != expected:
             yield Violation(
-                "the same cache bits at every level", f"PAT index {leaf.cache}, elsewhere {expected}: {area.at(leaf)}"
+                "the same cache bits at every level",
+                area,
+                f"PAT index {leaf.cache}, elsewhere {expected}: {area.at(leaf)}",
             )
 
 
@@ -98,8 +109,8 @@ def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence
         here = leaf if leaf is not None and leaf.covers(vaddr) else None
         where = f"{area.process} {area.mapping} page {number}: pagemap {word}; walk {here.entry if here else 'a hole'}"
         if word.present != (here is not None):
-            yield Violation("walk and pagemap agree on present", where)
+            yield Violation("walk and pagemap agree on present", area, where)
         elif here is not None and word.pfn != here.pfn_at(vaddr):
-            yield Violation("walk and pagemap agree on the pfn", where)
+            yield Violation("walk and pagemap agree on the pfn", area, where)
         elif here is not None and here.soft_dirty and not word.soft_dirty:
-            yield Violation("a soft-dirty entry is soft-dirty in pagemap", where)
+            yield Violation("a soft-dirty entry is soft-dirty in pagemap", area, where)

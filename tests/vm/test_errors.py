@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import CompileError, DeadlineError, GuestProgramError, KernelDied
+from harness.errors import (
+    ClaimFailed,
+    CompileError,
+    DeadlineError,
+    GuestProgramError,
+    KernelDied,
+    MachineryError,
+    UsageError,
+)
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM
 
@@ -191,6 +199,104 @@ def test_a_kernel_that_dies_under_a_program(image: KernelImage, program: Callabl
         with pytest.raises(KernelDied, match=r"the kernel died: .*after checkpoint alive"), vm.run(source) as guest:
             guest.until("never")
         assert "sysrq" in vm.kernel_log
+
+
+def test_a_child_that_crashes_is_named(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    body = """\tstruct hp_gate gate;
+\thp_gate_init(&gate);
+\tktap_plan(1);
+\tif (!hp_fork("child"))
+\t\traise(SIGBUS);
+\thp_gate_wait(&gate);"""
+    expected = r"child \(pid \d+\) was killed by signal 7 \(SIGBUS\)"
+    with (
+        VM(image) as vm,
+        pytest.raises(GuestProgramError, match=expected),
+        vm.run(program("childcrash", body)) as guest,
+    ):
+        guest.until("never")
+
+
+def test_the_kernels_last_words_are_heard(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+    """A complaint just before the exit is on its way through the console while the exit is known already."""
+    body = """\tint fd = open("/dev/kmsg", 1);
+\tconst char bug[] = "<3>BUG: Bad rss-counter state mm:0 type:0 val:1";
+\tktap_plan(1);
+\tfor (int i = 0; i < 300; i++)
+\t\tif (write(fd, "<6>filler", 9) != 9)
+\t\t\treturn 1;
+\tktap_ok(write(fd, bug, sizeof(bug) - 1) > 0, "complained");"""
+    source = program("rss", body)
+    source.write_text("#include <fcntl.h>\n" + source.read_text())
+    with VM(image) as vm:
+        for _ in range(5):
+            with pytest.raises(ClaimFailed, match="Bad rss-counter"), vm.run(source):
+                pass
+
+
+def test_an_unmet_premise_is_a_skip(hugepfn: Command) -> None:
+    done = hugepfn("run", "fork", "--kernel", "debian:6.1", "--level", "pte", "--append", "intel_iommu=off")
+    assert done.returncode == 0, done.stdout
+    assert "fork pte: skipped: no device bound to vfio-pci" in done.stdout
+
+
+def test_the_machine_stands_still_at_a_checkpoint(image: KernelImage) -> None:
+    with VM(image) as vm, vm.run("fork") as guest:
+        guest.until("written")
+        with pytest.raises(UsageError, match="stands still"):
+            vm.get("/proc/uptime")
+        with vm.paused():
+            assert vm.qemu.stopped
+        assert vm.qemu.stopped
+        assert guest.until("forked")["child"].leaf("bar")
+
+
+def test_what_a_child_does_after_the_pagemap_was_read_is_no_disagreement(
+    image: KernelImage, program: Callable[[str, str], Path]
+) -> None:
+    body = """\tsize_t length = 4096 * 512;
+\tchar *pages = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+\tpid_t child;
+\tktap_plan(1);
+\thp_map(&(struct hp_mapping){ .name = "recalibration", .addr = pages, .length = length, .prot = 3,
+\t\t.backing = HP_RAM, .pagemap_pages = 512 });
+\tchild = hp_fork("child");
+\tif (!child)
+\t\tfor (size_t at = 0;; at = (at + 4096) % length)
+\t\t\thp_write(pages + at, 1);
+\tcheckpoint("spinning");
+\tkill(child, SIGKILL);
+\tktap_ok(hp_reap(child) == SIGKILL, "done");"""
+    with VM(image) as vm, vm.run(program("spinchild", body)) as guest:
+        guest.until("spinning")
+        for _ in range(20):
+            guest.look_again()
+        assert guest.result.passed
+        assert guest.violations == []
+
+
+def test_qemu_that_is_killed_is_not_the_kernels_fault(image: KernelImage) -> None:
+    def killed(vm: VM) -> None:
+        with vm.run("fork") as guest:
+            guest.until("forked")
+            os.kill(vm.qemu.pid, signal.SIGKILL)
+            guest.until("exited")
+
+    with VM(image) as vm, pytest.raises(MachineryError, match="QEMU was killed by SIGKILL"):
+        killed(vm)
+
+
+def test_a_reader_that_leaves_early(hugepfn: Command) -> None:
+    argv = hugepfn.argv("run", "fork", "--kernel", "debian:6.1", "--level", "pte")
+    with subprocess.Popen(argv, env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "INTERNALERROR" not in errors
 
 
 def test_an_installed_wheel_serves_a_test_directory_elsewhere(tmp_path: Path) -> None:
