@@ -2,7 +2,7 @@
 # make test   every test, those that boot kernels included
 # make check  lint, types and the tests that need no QEMU
 # make bench  ratios, each measured in one run
-.PHONY: run test check bench setup clean
+.PHONY: run test check lint types host-tests bench setup clean
 PYTHON := .venv/bin/python
 
 run: setup
@@ -12,9 +12,16 @@ test: setup
 	$(PYTHON) -m pytest -q tests guest_tests
 
 check: setup
+	@$(MAKE) --no-print-directory --output-sync=target -j 2 lint types host-tests
+
+lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+types:
 	.venv/bin/mypy
+
+host-tests:
 	$(PYTHON) -m pytest -q tests --ignore tests/vm
 
 bench: setup

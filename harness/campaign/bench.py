@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import MachineryError
-from harness.kernel import Kernel, KernelImage
+from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine import VM, MachineSpec
 from harness.machine.qemu import find_qemu
 from harness.machine.ram import SharedRam, ram_folder
@@ -116,13 +116,21 @@ def vng_s(image: KernelImage) -> float:
     """
     vng = Path(sys.executable).with_name("vng")
     environment = {**os.environ, "PATH": f"{vng.parent}:{os.environ['PATH']}"}
-    argv = [str(vng), "--disable-kvm", "--run", str(image.image), "--", "true"]
+    argv = [str(vng), "--disable-kvm", "--verbose", "--run", str(_bzimage(image)), "--", "true"]
     begin = time.perf_counter()
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=_RAW_TIMEOUT_S)
     if done.returncode or "Kernel panic" in done.stdout + done.stderr:
-        words = [line for line in (done.stdout + done.stderr).splitlines() if "mount" in line or "panic" in line]
+        words = [
+            line for line in (done.stdout + done.stderr).splitlines() if "mount" in line or "panic" in line.lower()
+        ]
         raise MachineryError(f"vng cannot boot it: {words[0] if words else f'exit status {done.returncode}'}")
     return time.perf_counter() - begin
+
+
+def _bzimage(image: KernelImage) -> Path:
+    """virtme-ng takes a bzImage; beside a built vmlinux there is one."""
+    beside = image.image.parent / "arch/x86/boot/bzImage"
+    return beside if image.kind is ImageKind.VMLINUX and beside.exists() else image.image
 
 
 def checkpoint_row(image: KernelImage) -> Row:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from harness.pagetable import Observation
@@ -42,17 +43,41 @@ class RunReporter:
         self.collect_errors: list[str] = []
         self._said_context = False
         self._said: set[str] = set()
+        self._live: Progress | None = None
 
     @property
     def results(self) -> list[ScenarioResult]:
         """One a test."""
         return list(self._by_test.values())
 
+    def _now(self, job: str) -> None:
+        """The live line of a terminal: the job at hand and how long it has taken."""
+        if not self.console.is_terminal:
+            return
+        if self._live is None:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._live = Progress(*columns, console=self.console, transient=True)
+            self._live.start()
+        for task in self._live.task_ids:
+            self._live.remove_task(task)
+        self._live.add_task(escape(job), total=None)
+
+    def close(self) -> None:
+        """Takes the live line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """A test begins."""
+        self._now(nodeid.rpartition("::")[2].removeprefix("test_"))
+
     def say(self, line: str) -> None:
         """A line of progress, once."""
         if line in self._said:
             return
         self._said.add(line)
+        self._now(line)
         self.console.print(f"[dim]hugepfn: {escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

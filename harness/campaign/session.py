@@ -74,7 +74,10 @@ def run_session(
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
     plugins = [reporter, _Wiring(reporter)]
-    status = int(pytest.main(args, plugins=[*plugins, pytest_plugin]))
+    try:
+        status = int(pytest.main(args, plugins=[*plugins, pytest_plugin]))
+    finally:
+        reporter.close()
     if reporter.collect_errors:
         raise MachineryError("the scenarios cannot be read:\n" + "\n".join(reporter.collect_errors))
     if status == pytest.ExitCode.INTERRUPTED:
