@@ -2,17 +2,17 @@
 # make test   every test, those that boot kernels included
 # make check  lint, types and the tests that need no QEMU
 # make bench  ratios, each measured in one run
-.PHONY: run test check lint types host-tests bench setup clean
+.PHONY: run test check lint types host-tests bench setup test-setup clean
 PYTHON := .venv/bin/python
 
 run: setup
 	@.venv/bin/hugepfn run fork
 
-test: setup
+test: test-setup
 	$(PYTHON) -m pytest -q tests guest_tests
 
-check: setup
-	@$(MAKE) --no-print-directory --output-sync=target -j 2 lint types host-tests
+check: test-setup
+	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j 2 lint types host-tests
 
 lint:
 	.venv/bin/ruff check .
@@ -22,13 +22,16 @@ types:
 	.venv/bin/mypy
 
 host-tests:
-	$(PYTHON) -m pytest -q tests --ignore tests/vm
+	$(PYTHON) -m pytest -q tests --ignore tests/vm -n 2 --dist loadfile
 
 bench: setup
 	@.venv/bin/hugepfn bench
 
 setup:
 	@scripts/setup
+
+test-setup:
+	@scripts/setup tests
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

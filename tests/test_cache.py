@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -172,6 +173,15 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None
         os.close(death)
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A shell starts what it puts into the background with SIGINT ignored, and Python keeps it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "started")
 
