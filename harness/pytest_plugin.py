@@ -10,26 +10,31 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from harness.claims import Claims
-from harness.errors import ExitCode, HugepfnError, MachineryError, PremiseNotMet, UsageError
+from harness.errors import HugepfnError, PremiseNotMet
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.probe import probe_image
-from harness.pagetable import Level, Observation
+from harness.pagetable import Level
+from harness.results import (
+    CONTEXT_PROPERTY,
+    RESULT_PROPERTY,
+    Results,
+    context_of,
+    invariants_of,
+    observations_of,
+    outcome_of,
+)
 from harness.settings import Settings
-from harness.verdict import Claim, Outcome, Run, ScenarioResult, exit_code
+from harness.verdict import ScenarioResult
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.entries import as_text, rows
 
 LEVELS = ("pte", "pmd", "pud")
-#: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
-RESULT_PROPERTY = "hugepfn_result"
-CONTEXT_PROPERTY = "hugepfn_context"
 
 _MACHINE = pytest.StashKey[VM]()
 _CLAIMS = pytest.StashKey[Claims]()
@@ -319,103 +324,20 @@ def pytest_runtest_makereport(
 def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestReport) -> ScenarioResult:
     claims = list(item.stash[_CLAIMS].made) if _CLAIMS in item.stash else []
     machine = item.stash.get(_MACHINE, None)
-    observations = _observations(machine) if machine is not None else []
-    if machine is not None and machine.runs and report.when == "call":
-        claims.append(_invariants(machine))
+    observations = observations_of(machine) if machine is not None else []
+    if machine is not None and observations and report.when == "call":
+        claims.append(invariants_of(machine))
     return ScenarioResult(
         scenario=scenario_of(item),
         level=level_of(item),
-        outcome=_outcome(error, report),
+        outcome=outcome_of(error, report),
         reason="" if error is None else str(getattr(error, "msg", None) or error),
         claims=tuple(claims),
         observations=tuple(one.to_json() for one in observations),
     )
 
 
-def _outcome(error: BaseException | None, report: pytest.TestReport) -> Outcome:
-    """Whose fault it is: the kernel's (failed), or everybody else's (error)."""
-    if error is None:
-        return Outcome.PASSED
-    if report.skipped:
-        return Outcome.SKIPPED
-    if isinstance(error, AssertionError | pytest.fail.Exception):
-        return Outcome.FAILED
-    if isinstance(error, HugepfnError) and not isinstance(error, MachineryError | UsageError):
-        return Outcome.FAILED
-    return Outcome.ERROR
-
-
-def _observations(machine: VM) -> list[Observation]:
-    return [one for run in machine.runs for at in run.snapshots for one in at.observations()]
-
-
-def _invariants(machine: VM) -> Claim:
-    """The invariants of every stop and the kernel log, as one claim of each scenario."""
-    stops = sum(len(run.snapshots) for run in machine.runs)
-    broken = [str(violation) for run in machine.runs for violation in run.violations]
-    broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
-    uncalibrated = any(run.uncalibrated for run in machine.runs)
-    outcome = Outcome.ERROR if uncalibrated else Outcome.FAILED if broken else Outcome.PASSED
-    name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
-    return Claim(name, outcome, "", "\n".join(broken))
-
-
 def _context(item: pytest.Item) -> dict[str, object]:
-    """What the test ran on."""
-    settings = settings_of(item.config)
     image = item.funcargs.get("kernel") if isinstance(item, pytest.Function) else None
     machine = item.stash.get(_MACHINE, None)
-    described: dict[str, object] = {"spec": settings.kernel, "release": None, "config_hash": None}
-    if isinstance(image, KernelImage):
-        described = {"spec": image.spec, "release": image.release, "config_hash": image.config_hash}
-    booted = machine is not None and machine.running
-    return {
-        "kernel": described,
-        "accel": machine.spec.accel.value if machine is not None and booted else settings.accel,
-        "qemu": machine.qemu.binary.version if machine is not None and booted else None,
-        "image": machine.spec.kernel.name if machine is not None and booted else None,
-        "origin": machine.origin.value if machine is not None and booted else None,
-        "smp": settings.smp,
-        "append": list(settings.append),
-        "capabilities": machine.caps.to_json() if machine is not None and machine.probed else None,
-    }
-
-
-class Results:
-    """Collects every test's result, from this process or from xdist's workers, and writes the file."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._by_test: dict[str, ScenarioResult] = {}
-        self.context: dict[str, object] = {}
-
-    @property
-    def results(self) -> tuple[ScenarioResult, ...]:
-        """One of each test, in the order in which they ended."""
-        return tuple(self._by_test.values())
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One phase of one test."""
-        properties = dict(report.user_properties)
-        if RESULT_PROPERTY not in properties:
-            return
-        before = self._by_test.get(report.nodeid)
-        if before is None or before.outcome is not Outcome.FAILED:  # a failed teardown takes no failure back
-            self._by_test[report.nodeid] = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
-        context = json.loads(str(properties[CONTEXT_PROPERTY]))
-        if not self.context or (context["qemu"] and not self.context["qemu"]) or context["capabilities"]:
-            self.context = context
-
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Writes --hugepfn-json; of a session that was interrupted, it says so."""
-        path = self._config.getoption("hugepfn_json")
-        if path is not None and not hasattr(self._config, "workerinput"):
-            stamped = {**self.context, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-            if exitstatus == pytest.ExitCode.INTERRUPTED:
-                stamped["interrupted"] = True
-            run = Run(self.results, stamped)
-            path.write_text(json.dumps(run.to_json(), indent=1) + "\n")
-
-    def exit_code(self) -> ExitCode:
-        """What the results deserve."""
-        return exit_code(self.results, strict=self._config.getoption("hugepfn_strict"))
+    return context_of(settings_of(item.config), image if isinstance(image, KernelImage) else None, machine)

@@ -17,7 +17,9 @@ pagetable
 verdict
 cache kernel guest
 machine
-claims settings pytest_plugin
+claims settings
+results
+pytest_plugin
 campaign doctor
 cli
 entry

@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from harness.pagetable import Observation
-from harness.pytest_plugin import CONTEXT_PROPERTY, RESULT_PROPERTY
+from harness.results import CONTEXT_PROPERTY, RESULT_PROPERTY
 from harness.verdict import Claim, Outcome, ScenarioResult
 from harness.verdict.entries import HEADINGS, Row, rows
 

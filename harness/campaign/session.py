@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -27,6 +28,10 @@ _OPTIONS = {
     "ram_dir": "--hugepfn-ram-dir",
     "boot_timeout": "--hugepfn-boot-timeout",
 }
+
+
+#: Our session is ours: no plugin that happens to be installed, no options that were meant for others.
+_PYTEST_ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 
 
 class _Wiring:
@@ -74,10 +79,18 @@ def run_session(
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
     plugins = [reporter, _Wiring(reporter)]
+    args += ["-p", "harness.pytest_plugin", *(["-p", "xdist"] if options["workers"] > 1 else [])]
+    before = {name: os.environ.get(name) for name in _PYTEST_ENVIRONMENT}
+    os.environ.update(_PYTEST_ENVIRONMENT)
     try:
-        status = int(pytest.main(args, plugins=[*plugins, pytest_plugin]))
+        status = int(pytest.main(args, plugins=plugins))
     finally:
         reporter.close()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     if reporter.collect_errors:
         raise MachineryError("the scenarios cannot be read:\n" + "\n".join(reporter.collect_errors))
     if status == pytest.ExitCode.INTERRUPTED:

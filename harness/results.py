@@ -1,0 +1,106 @@
+"""What became of the tests: each one's result, what it ran on, and the file that holds them all."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
+from harness.kernel import KernelImage
+from harness.machine import VM
+from harness.pagetable import Observation
+from harness.settings import Settings
+from harness.verdict import Claim, Outcome, Run, ScenarioResult, exit_code
+
+#: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
+RESULT_PROPERTY = "hugepfn_result"
+CONTEXT_PROPERTY = "hugepfn_context"
+
+
+def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
+    """Whose fault it is: the kernel's (failed), or everybody else's (error)."""
+    if error is None:
+        return Outcome.PASSED
+    if report.skipped:
+        return Outcome.SKIPPED
+    if isinstance(error, AssertionError | pytest.fail.Exception):
+        return Outcome.FAILED
+    if isinstance(error, HugepfnError) and not isinstance(error, MachineryError | UsageError):
+        return Outcome.FAILED
+    return Outcome.ERROR
+
+
+def observations_of(machine: VM) -> list[Observation]:
+    """Everything that was seen in a machine's life."""
+    return [one for run in machine.runs for at in run.snapshots for one in at.observations()]
+
+
+def invariants_of(machine: VM) -> Claim:
+    """The invariants of every stop and the kernel log, as one claim of each scenario."""
+    stops = sum(len(run.snapshots) for run in machine.runs)
+    broken = [str(violation) for run in machine.runs for violation in run.violations]
+    broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
+    uncalibrated = any(run.uncalibrated for run in machine.runs)
+    outcome = Outcome.ERROR if uncalibrated else Outcome.FAILED if broken else Outcome.PASSED
+    name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
+    return Claim(name, outcome, "", "\n".join(broken))
+
+
+def context_of(settings: Settings, image: KernelImage | None, machine: VM | None) -> dict[str, object]:
+    """What a test ran on, as far as it came."""
+    described: dict[str, object] = {"spec": settings.kernel, "release": None, "config_hash": None}
+    if image is not None:
+        described = {"spec": image.spec, "release": image.release, "config_hash": image.config_hash}
+    booted = machine is not None and machine.running
+    return {
+        "kernel": described,
+        "accel": machine.spec.accel.value if machine is not None and booted else settings.accel,
+        "qemu": machine.qemu.binary.version if machine is not None and booted else None,
+        "image": machine.spec.kernel.name if machine is not None and booted else None,
+        "origin": machine.origin.value if machine is not None and booted else None,
+        "smp": settings.smp,
+        "append": list(settings.append),
+        "capabilities": machine.caps.to_json() if machine is not None and machine.probed else None,
+    }
+
+
+class Results:
+    """Collects every test's result, from this process or from xdist's workers, and writes the file."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._by_test: dict[str, ScenarioResult] = {}
+        self.context: dict[str, object] = {}
+
+    @property
+    def results(self) -> tuple[ScenarioResult, ...]:
+        """One of each test, in the order in which they ended."""
+        return tuple(self._by_test.values())
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """One phase of one test."""
+        properties = dict(report.user_properties)
+        if RESULT_PROPERTY not in properties:
+            return
+        before = self._by_test.get(report.nodeid)
+        if before is None or before.outcome is not Outcome.FAILED:  # a failed teardown takes no failure back
+            self._by_test[report.nodeid] = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
+        context = json.loads(str(properties[CONTEXT_PROPERTY]))
+        if not self.context or (context["qemu"] and not self.context["qemu"]) or context["capabilities"]:
+            self.context = context
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Writes --hugepfn-json; of a session that was interrupted, it says so."""
+        path = self._config.getoption("hugepfn_json")
+        if path is not None and not hasattr(self._config, "workerinput"):
+            stamped = {**self.context, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            if exitstatus == pytest.ExitCode.INTERRUPTED:
+                stamped["interrupted"] = True
+            run = Run(self.results, stamped)
+            path.write_text(json.dumps(run.to_json(), indent=1) + "\n")
+
+    def exit_code(self) -> ExitCode:
+        """What the results deserve."""
+        return exit_code(self.results, strict=self._config.getoption("hugepfn_strict"))
