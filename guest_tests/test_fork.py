@@ -48,7 +48,7 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
 
         at = guest.until("forked")
         with claim("the parent's entry is as it was before fork", copied_by):
-            assert at["parent"].leaf("bar").raw == written.raw
+            assert at["parent"].leaf("bar").entry == written.entry
         with claim("the child has the parent's leaf", copied_by):
             child = at["child"].leaf("bar")
             assert child.level is level
@@ -76,22 +76,22 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
             assert child.dirty
             assert child.bits | Bits.A | Bits.D == forked["child"].leaf("bar").bits | Bits.A | Bits.D
         with claim("the child's write leaves the parent's entry alone", CPU):
-            assert at["parent"].leaf("bar").raw == written.raw
+            assert at["parent"].leaf("bar").entry == written.entry
 
         at = guest.until("parent-written")
         with claim("the parent's write leaves its entry as it is", copied_by):
-            assert at["parent"].leaf("bar").raw == written.raw
+            assert at["parent"].leaf("bar").entry == written.entry
 
         at = guest.until("grandchild-forked")
         with claim("the grandchild has of the child what the child had of the parent", copied_by):
-            assert at["grandchild"].leaf("bar").raw == forked["child"].leaf("bar").raw
+            assert at["grandchild"].leaf("bar").entry == forked["child"].leaf("bar").entry
         at = guest.until("grandchild-written")
         with claim("the grandchild's write sets its own A and D", CPU):
-            assert at["grandchild"].leaf("bar").raw == child.raw
+            assert at["grandchild"].leaf("bar").entry == child.entry
 
         at = guest.until("exited")
         with claim("the parent's entry outlives child and grandchild", "mm/memory.c unmap_page_range()"):
-            assert at["parent"].leaf("bar").raw == written.raw
+            assert at["parent"].leaf("bar").entry == written.entry
             assert [process.name for process in at] == ["parent"]
         with claim("every process wrote and exited", copied_by):
             assert guest.result.passed, guest.result.reason

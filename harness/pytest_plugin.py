@@ -317,7 +317,9 @@ def pytest_runtest_makereport(
         report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
         report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
         if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):
-            report.longrepr = f"{type(error).__name__}: {error}"  # our own words need no traceback
+            # Our own words need no traceback; what was broken before belongs to it.
+            told = item.stash[_CLAIMS].verdict if _CLAIMS in item.stash else ""
+            report.longrepr = f"{type(error).__name__}: {error}" + (f"\n{told}" if told else "")
     return report
 
 
@@ -331,10 +333,20 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
         scenario=scenario_of(item),
         level=level_of(item),
         outcome=outcome_of(error, report),
-        reason="" if error is None else str(getattr(error, "msg", None) or error),
+        reason=_reason(item, error),
         claims=tuple(claims),
         observations=tuple(one.to_json() for one in observations),
     )
+
+
+def _reason(item: pytest.Item, error: BaseException | None) -> str:
+    """What ended the test, in short where the claims themselves say it at length."""
+    if error is None:
+        return ""
+    text = str(getattr(error, "msg", None) or error)
+    if _CLAIMS in item.stash and text == item.stash[_CLAIMS].verdict:
+        return f"{len(item.stash[_CLAIMS].broken)} claims do not hold"
+    return text
 
 
 def _context(item: pytest.Item) -> dict[str, object]:

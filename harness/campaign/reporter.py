@@ -117,13 +117,8 @@ class RunReporter:
         for claim in result.claims:
             self.console.print(_claim_line(claim), highlight=False, soft_wrap=True)
         verdict = Text(f"{name}: {result.outcome.value}", style=_STYLE[result.outcome])
-        if result.reason and not any(claim.outcome is Outcome.FAILED for claim in result.claims):
+        if result.reason:
             verdict.append(f": {result.reason}", style="default")
-        elif result.outcome is Outcome.FAILED:
-            verdict.append(
-                f": {sum(claim.outcome is Outcome.FAILED for claim in result.claims)} claims do not hold",
-                style="default",
-            )
         self.console.print(verdict, soft_wrap=True)
         if result.outcome is Outcome.ERROR and not result.reason:
             self.console.print(report.longreprtext, highlight=False, markup=False)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from harness import cache
@@ -15,6 +19,8 @@ from harness.machine import VM
 from harness.machine import template as templates
 from harness.machine.machine import Origin
 from harness.pagetable import Observation
+
+from .conftest import ROOT, Command
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +112,36 @@ def test_twenty_clones_leave_nothing(image: KernelImage) -> None:
         with VM(image) as vm:
             vm.get("/proc/uptime")
     assert held() == before
+
+
+def test_eight_workers_share_a_template(hugepfn: Command, tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    done = hugepfn("run", "--kernel", "debian:6.12", "--workers", "8", "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads(file.read_text())
+    assert data["origin"] == "clone"
+    assert len(data["results"]) >= 6
+    assert {result["outcome"] for result in data["results"]} == {"passed"}
+
+
+def test_a_kept_machine_is_entered_with_its_processes_still_there(hugepfn: Command, tmp_path: Path) -> None:
+    (tmp_path / "test_kept.py").write_text(
+        "def test_kept(vm):\n    with vm.run('fork', '--level=pmd') as guest:\n"
+        "        guest.until('forked')\n        assert 0\n"
+    )
+    pytest_argv = [sys.executable, "-m", "pytest", "-q", str(tmp_path / "test_kept.py"), "--rootdir", str(tmp_path)]
+    plugin = ["-p", "harness.pytest_plugin", "--hugepfn-kernel=debian:6.12", "--hugepfn-keep-vm"]
+    done = subprocess.run(
+        [*pytest_argv, *plugin], env=hugepfn.environment(), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "hugepfn shell kept" in done.stderr
+    assert hugepfn.left_behind() == []
+    shell = pexpect.spawn(sys.executable, [str(ROOT / "vm.py"), "shell", "kept"], encoding="utf-8", timeout=60)
+    shell.expect("guest# ")
+    shell.sendline("ps | grep -c '[f]ork --level=pmd'")
+    shell.expect(r"\r\n2\r\n")
+    shell.send("\x1d")
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 0
