@@ -138,8 +138,13 @@ def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file
 
 @cli.command()
 @click.option("--missing", is_flag=True, help="print the missing Debian packages, nothing else")
-def doctor(missing: bool) -> None:
+@click.option("--refresh", is_flag=True, help="try KVM anew; its proof is otherwise kept until the host boots again")
+def doctor(missing: bool, refresh: bool) -> None:
     """Show what is missing on this machine, and the command that mends it."""
+    from harness.machine.accel import forget_proofs
+
+    if refresh:
+        forget_proofs()
     from harness.doctor import examine, install_command
 
     findings, packages = examine()

@@ -24,7 +24,7 @@ class Need:
 
 
 NEEDS = (
-    Need("qemu-system-x86_64", "qemu-system-x86", "boots the kernel"),
+    Need(os.environ.get("HUGEPFN_QEMU") or "qemu-system-x86_64", "qemu-system-x86", "boots the kernel"),
     Need("gcc", "gcc", "compiles the guest programs"),
     Need("strip", "binutils", "makes guest programs small"),
     Need("depmod", "kmod", "orders a kernel's modules"),
@@ -65,7 +65,7 @@ def examine() -> tuple[list[Finding], list[str]]:
     )
     if not _LIBC.exists():
         packages.append("libc6-dev")
-    if _which("qemu-system-x86_64"):
+    if findings[0].fine:
         findings.append(_try("QEMU version", lambda: find_qemu().package))
         findings.append(_kvm())
     status = os.statvfs(ram_folder()) if ram_folder().exists() else None

@@ -38,29 +38,32 @@
 static int agent_fd = -1, events_fd = -1;
 static char vfio_bdf[32], vfio_group[16], vfio_why[160] = "no device was asked for";
 
-static _Noreturn void __attribute__((format(printf, 1, 2))) die(const char *fmt, ...)
+static void complain(const char *fmt, va_list args)
 {
 	int error = errno;
-	va_list args;
 
-	/* PID 1 may not return: the kernel panics, and the host shows this line and the panic. */
-	va_start(args, fmt);
 	fprintf(stderr, "hugepfn init: ");
 	vfprintf(stderr, fmt, args);
 	fprintf(stderr, ": %s\n", strerror(error));
+}
+
+/* PID 1 may not return: the kernel panics, and the host shows this line and the panic. */
+static _Noreturn void __attribute__((format(printf, 1, 2))) die(const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	complain(fmt, args);
 	va_end(args);
 	exit(1);
 }
 
 static void __attribute__((format(printf, 1, 2))) warn(const char *fmt, ...)
 {
-	int error = errno;
 	va_list args;
 
 	va_start(args, fmt);
-	fprintf(stderr, "hugepfn init: ");
-	vfprintf(stderr, fmt, args);
-	fprintf(stderr, ": %s\n", strerror(error));
+	complain(fmt, args);
 	va_end(args);
 }
 

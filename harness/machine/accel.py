@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from harness.machine.spec import Accel
 _KVM = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DEADLINE_S = 10.0
+_KIND = "accel"
 #: isa-debug-exit ends QEMU with twice the value written, plus one; accel.S writes 42.
 _PROVEN_STATUS = 42 * 2 + 1
 
@@ -68,6 +70,11 @@ def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:
     return proof
 
 
+def forget_proofs() -> None:
+    """Makes the proof anew the next time: the host was too busy when it was made, or has a KVM that works by now."""
+    shutil.rmtree(cache.root() / _KIND, ignore_errors=True)
+
+
 def remember_lie(binary: QemuBinary, cpu: str, reason: str) -> None:
     """KVM passed the proof and then did not run a kernel: believe it no more until the host boots again."""
     cache.write_note(_note(binary, cpu), {"works": False, "reason": reason})
@@ -77,7 +84,7 @@ def _note(binary: QemuBinary, cpu: str) -> Path:
     boot_id = _BOOT_ID.read_text().strip()
     # A digest: a CPU model with all its features is longer than a file's name may be.
     machine = hashlib.sha256("\0".join((binary.path, binary.version, cpu)).encode()).hexdigest()[:32]
-    return cache.root() / "accel" / f"{boot_id}-{machine}.json"
+    return cache.root() / _KIND / f"{boot_id}-{machine}.json"
 
 
 def _prove(binary: QemuBinary, cpu: str) -> Proof:
