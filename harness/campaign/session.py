@@ -68,9 +68,7 @@ def run_session(
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
-        reporter.say(
-            "no --modules DIR was given: what needs a BAR is skipped unless vfio-pci is built into this kernel"
-        )
+        reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
     args = [str(guest_tests_dir()), "-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib"]
     args += ["--rootdir", str(guest_tests_dir().parent), "-c", "/dev/null"]
     args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
