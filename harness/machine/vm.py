@@ -36,8 +36,8 @@ from harness.verdict.capabilities import Capabilities
 
 T = TypeVar("T")
 
-#: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a double
-#: fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
+#: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
+#: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
 _TCG_CPU = "max,cx16=off"
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
