@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
+from harness.errors import HugepfnError, MachineryError, UsageError
 from harness.kernel import KernelImage
 from harness.machine import VM
 from harness.pagetable import Observation
 from harness.settings import Settings
-from harness.verdict import Claim, Outcome, Run, ScenarioResult, exit_code
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
 
 #: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
 RESULT_PROPERTY = "hugepfn_result"
@@ -100,7 +100,3 @@ class Results:
                 stamped["interrupted"] = True
             run = Run(self.results, stamped)
             path.write_text(json.dumps(run.to_json(), indent=1) + "\n")
-
-    def exit_code(self) -> ExitCode:
-        """What the results deserve."""
-        return exit_code(self.results, strict=self._config.getoption("hugepfn_strict"))
