@@ -7,6 +7,7 @@ anything is booted where the kernel's files tell.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.claims import Claims
-from harness.errors import HugepfnError, PremiseNotMet
+from harness.errors import BootError, HugepfnError, PremiseNotMet
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.probe import probe_image
@@ -26,6 +27,7 @@ from harness.results import (
     Results,
     context_of,
     invariants_of,
+    log_of,
     observations_of,
     outcome_of,
 )
@@ -39,6 +41,10 @@ LEVELS = ("pte", "pmd", "pud")
 _MACHINE = pytest.StashKey[VM]()
 _CLAIMS = pytest.StashKey[Claims]()
 _SAY = pytest.StashKey[Callable[[str], None]]()
+_BOOT_FAILURES = pytest.StashKey[list[BootError]]()
+
+#: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
+BOOT_ATTEMPTS = 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -210,8 +216,17 @@ def kernel(pytestconfig: pytest.Config) -> KernelImage:
 
 def _boot(request: pytest.FixtureRequest, image: KernelImage) -> Iterator[VM]:
     config = request.config
-    search = [request.path.parent]
-    with settings_of(config).vm(image, search, _say(config)) as machine:
+    failures = config.stash.setdefault(_BOOT_FAILURES, [])
+    if len(failures) >= BOOT_ATTEMPTS:  # each attempt may take a minute, and a suite has a hundred tests
+        raise failures[-1]
+    machine = settings_of(config).vm(image, [request.path.parent], _say(config))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(machine)
+        except BootError as error:
+            failures.append(error)
+            raise
+        failures.clear()
         yield machine
 
 
@@ -336,6 +351,7 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
         reason=_reason(item, error),
         claims=tuple(claims),
         observations=tuple(one.to_json() for one in observations),
+        log=log_of(machine, error),
     )
 
 

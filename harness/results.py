@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harness.errors import HugepfnError, MachineryError, UsageError
+from harness.errors import BootError, HugepfnError, MachineryError, UsageError
 from harness.kernel import KernelImage
 from harness.machine import VM
 from harness.pagetable import Observation
@@ -17,6 +17,7 @@ from harness.verdict import Claim, Outcome, Run, ScenarioResult
 #: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
 RESULT_PROPERTY = "hugepfn_result"
 CONTEXT_PROPERTY = "hugepfn_context"
+LOG_LINES_MAX = 400
 
 
 def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
@@ -46,6 +47,23 @@ def invariants_of(machine: VM) -> Claim:
     outcome = Outcome.ERROR if uncalibrated else Outcome.FAILED if broken else Outcome.PASSED
     name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
     return Claim(name, outcome, "", "\n".join(broken))
+
+
+def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
+    """The kernel's log since the first guest program began, a line each; of a kernel that did not boot, its last words.
+
+    A log longer than LOG_LINES_MAX has its middle left out: what began it and what ended it are at its ends.
+    """
+    if isinstance(error, BootError):
+        lines = error.console_tail.splitlines()
+    elif machine is not None and machine.runs:
+        lines = machine.runs[0].log.splitlines()
+    else:
+        return ()
+    if len(lines) <= LOG_LINES_MAX:
+        return tuple(lines)
+    half = LOG_LINES_MAX // 2
+    return (*lines[:half], f"... {len(lines) - 2 * half} lines ...", *lines[-half:])
 
 
 def context_of(settings: Settings, image: KernelImage | None, machine: VM | None) -> dict[str, object]:

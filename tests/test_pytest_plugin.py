@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from harness.errors import BootError
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import Accel, find_qemu
 from harness.machine.machine import Origin
 from harness.machine.probe import probe_image
 from harness.pagetable import Observation
+from harness.pytest_plugin import BOOT_ATTEMPTS
+from harness.results import LOG_LINES_MAX
 from harness.settings import Settings
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Area, Violation
@@ -380,6 +383,7 @@ class FakeVM:
     """What the plugin wants of a machine, and a program that was seen at one stop."""
 
     started: list[FakeVM]
+    log_lines = 3
 
     def __init__(self, settings: Settings, image: KernelImage, search: list[Path], _say: Say) -> None:
         self.settings, self.image, self.search = settings, image, search
@@ -402,7 +406,13 @@ class FakeVM:
         )
         troubles = [trouble] if trouble else []
         self.runs.append(
-            SimpleNamespace(snapshots=[stop], violations=violations, uncalibrated=[], kernel_troubles=lambda: troubles)
+            SimpleNamespace(
+                snapshots=[stop],
+                violations=violations,
+                uncalibrated=[],
+                kernel_troubles=lambda: troubles,
+                log="".join(f"line {number}\n" for number in range(self.log_lines)),
+            )
         )
 
     def __enter__(self) -> FakeVM:
@@ -513,8 +523,37 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
                 },
             ],
             "observations": [SEEN.to_json()],
+            "log": ["line 0", "line 1", "line 2"],
         }
     ]
+
+
+@pytest.mark.usefixtures("machines")
+def test_the_middle_of_a_long_log_is_left_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeVM, "log_lines", LOG_LINES_MAX + 10)
+    pytester.makepyfile("def test_fork(vm):\n    vm.run()\n")
+    pytest_run(pytester)
+    log = written(pytester)["results"][0]["log"]
+    half = LOG_LINES_MAX // 2
+    assert log[:half] == [f"line {number}" for number in range(half)]
+    assert log[half] == "... 10 lines ..."
+    assert log[half + 1 :] == [f"line {number}" for number in range(half + 10, LOG_LINES_MAX + 10)]
+
+
+def test_a_kernel_that_does_not_boot_is_not_booted_for_every_test(
+    pytester: pytest.Pytester, machines: list[FakeVM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(vm: FakeVM) -> FakeVM:
+        vm.started.append(vm)
+        raise BootError("it does not boot", argv=[], exit_status=None, console_tail="[ 0.1] a\n[ 0.2] panic")
+
+    monkeypatch.setattr(FakeVM, "__enter__", refuse)
+    pytester.makepyfile("".join(f"def test_{number}(vm): pass\n" for number in range(5)))
+    pytest_run(pytester)
+    results = written(pytester)["results"]
+    assert [(one["outcome"], one["reason"]) for one in results] == [("failed", "it does not boot")] * 5
+    assert [one["log"] for one in results] == [["[ 0.1] a", "[ 0.2] panic"]] * 5
+    assert len(machines) == BOOT_ATTEMPTS
 
 
 @pytest.mark.usefixtures("machines")

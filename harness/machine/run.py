@@ -155,9 +155,14 @@ class GuestRun:
         """Where the two witnesses disagree on the page that every run maps for that: then nothing else is believed."""
         return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
 
+    @property
+    def log(self) -> str:
+        """The kernel's log since the run began."""
+        return self.vm.kernel_log[self._log_start :]
+
     def complaints(self) -> tuple[Complaint, ...]:
         """What the kernel log complains about since the run began."""
-        return scan(self.vm.kernel_log[self._log_start :])
+        return scan(self.log)
 
     def kernel_troubles(self) -> list[str]:
         """What the kernel itself found wrong: its log's complaints, its taint."""
