@@ -24,6 +24,9 @@ CPU = "the CPU (SDM volume 3, 4.8)"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
+)
 def test_fork(vm: VM, level: Level, claim: Claims) -> None:
     """fork() copies the leaf of a shared pfnmap as it is: writable in parent and child, no dirty bit moved."""
     copied_by = COPIED_BY[level]

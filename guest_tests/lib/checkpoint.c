@@ -204,6 +204,19 @@ struct hp_options hp_start(int argc, char **argv)
 	return options;
 }
 
+const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise)
+{
+	size_t length = strlen(name);
+
+	for (int i = 1; i < options->argc; i++) {
+		const char *given = options->argv[i];
+
+		if (!strncmp(given, "--", 2) && !strncmp(given + 2, name, length) && given[2 + length] == '=')
+			return given + 3 + length;
+	}
+	return otherwise;
+}
+
 static void remember_child(pid_t pid, const char *name)
 {
 	for (int i = 0; i < HP_CHILDREN; i++) {

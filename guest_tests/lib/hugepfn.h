@@ -36,6 +36,9 @@ struct hp_options {
 /* First call of main(): reads the options, opens the channel, registers this process as "parent". */
 struct hp_options hp_start(int argc, char **argv);
 
+/* The value of the program's own option --NAME=VALUE; OTHERWISE where it was not given. */
+const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise);
+
 /* fork(); the child registers under NAME before it returns, and the parent returns after that. */
 pid_t hp_fork(const char *name);
 
