@@ -93,15 +93,16 @@ def shell(name: str | None, kernel: str, modules: Path | None) -> None:
 
 @cli.command("list")
 def list_scenarios() -> None:
-    """Name each scenario with its claim."""
+    """Name each scenario with its levels, its claim and the kernel's functions that decide it."""
     from harness.campaign.session import scenario_lines
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("scenario", "levels", "claim"):
-        table.add_column(heading)
-    for name, levels, claim in scenario_lines():
-        table.add_row(name, levels, claim)
-    Console(highlight=False).print(table)
+    lines = scenario_lines()
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(f"[bold]{line.name}[/bold]  [cyan]{line.levels}[/cyan]", soft_wrap=True)
+        console.print(f"    {escape(line.claim)}", soft_wrap=True)
+        console.print(f"    [dim]{escape(line.decided_by)}[/dim]", soft_wrap=True)
+    console.print(f"{len(lines)} scenarios, {sum(len(line.levels.split()) or 1 for line in lines)} cases")
 
 
 @cli.command()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from harness.errors import UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.accel import choose_accel
@@ -31,6 +33,22 @@ class Settings:
     def resolve(self, say: Callable[[str], None]) -> KernelImage:
         """Gets the kernel onto this machine."""
         return Kernel.parse(self.kernel, self.modules).resolve(say)
+
+    def with_wishes(self, wishes: Mapping[str, Any]) -> Settings:
+        """These settings, with at least what a test needs of its machine.
+
+        :param wishes: ``smp`` (at least so many vCPUs), ``append`` (further words for the kernel command line),
+            ``clone`` (False: boot one of its own).
+        :raises UsageError: something else is wished for.
+        """
+        if unknown := sorted(wishes.keys() - {"smp", "append", "clone"}):
+            raise UsageError(f"machine({unknown[0]}=...): a test may wish for smp, append and clone")
+        return replace(
+            self,
+            smp=max(self.smp, wishes.get("smp", 1)),
+            append=(*self.append, *wishes.get("append", ())),
+            clone=self.clone and wishes.get("clone", True),
+        )
 
     def preflight(self, say: Callable[[str], None]) -> None:
         """Looks at what every machine needs, before the first is built: one error instead of one a test.

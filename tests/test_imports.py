@@ -17,7 +17,7 @@ pagetable
 verdict
 cache kernel guest
 machine
-claims settings
+claims settings selection
 results
 pytest_plugin
 campaign doctor

@@ -345,6 +345,94 @@ def test_claims_that_hold(pytester: pytest.Pytester) -> None:
     assert outcomes(pytester) == {"fork": "passed"}
 
 
+LEDGER = """
+[[bug]]
+id = "HP-7"
+title = "D is lost"
+scenario = "fork"
+levels = ["pud"]
+function = "mm/huge_memory.c copy_huge_pud()"
+kernels = ["6.12"]
+reproduce = "hugepfn run fork --level pud"
+[[bug.symptom]]
+claim = "D is kept"
+message = "D=0"
+"""
+BUGGY = """
+    import pytest
+
+    @pytest.mark.levels("pmd", "pud")
+    def test_fork(vm, level, claim):
+        with claim("D is kept"):
+            assert False, "{message}"
+        with claim("W is kept"):
+            assert {other}
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "other", "pud"),
+    [
+        ("seen D=0", "True", ("known_bug", "known bug HP-7: D is lost")),
+        ("seen D=2", "True", ("failed", "1 claims do not hold")),
+        ("seen D=0", "False", ("failed", "2 claims do not hold")),
+    ],
+)
+def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
+    pytester: pytest.Pytester, message: str, other: str, pud: tuple[str, str]
+) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    (pytester.path / "known_bugs.toml").write_text(LEDGER)
+    pytester.makepyfile(BUGGY.format(message=message, other=other))
+    result = pytest_run(pytester)
+    results = {one["level"]: one for one in written(pytester)["results"]}
+    assert results["pmd"]["outcome"] == "failed", "the ledger speaks of pud only"
+    assert (results["pud"]["outcome"], results["pud"]["reason"]) == pud
+    known = pud[0] == "known_bug"
+    assert results["pud"]["claims"][0]["outcome"] == pud[0]
+    result.assert_outcomes(failed=1 if known else 2, xfailed=1 if known else 0)
+
+
+def test_a_known_bug_that_is_gone_is_said_to_be(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    (pytester.path / "known_bugs.toml").write_text(LEDGER)
+    pytester.makepyfile(BUGGY.replace("assert False", "assert True").format(message="", other="True"))
+    pytest_run(pytester).assert_outcomes(passed=2)
+    reasons = {one["level"]: one["reason"] for one in written(pytester)["results"]}
+    assert reasons == {"pmd": "", "pud": "fixed here: HP-7"}
+
+
+def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("[[bug.symptom]]", "[[bug.sign]]"))
+    pytester.makepyfile("def test_fork(vm): pass")
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*the ledger's entry HP-7*not understood*"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "expected"),
+    [
+        ("smp=2", "2 () True"),
+        ("append=['x=1'], clone=False", "1 ('x=1',) False"),
+    ],
+)
+def test_a_test_may_wish_for_a_machine(pytester: pytest.Pytester, marker: str, expected: str) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from harness.pytest_plugin import _settings_for
+
+        @pytest.mark.machine({marker})
+        def test_wish(request):
+            found = _settings_for(request.node)
+            assert f"{{found.smp}} {{found.append}} {{found.clone}}" == "{expected}"
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=1)
+
+
 def test_a_skip_does_not_hide_a_broken_claim(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(NO_MACHINE)
     pytester.makepyfile(

@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -205,6 +204,19 @@ struct hp_options hp_start(int argc, char **argv)
 	return options;
 }
 
+const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise)
+{
+	size_t length = strlen(name);
+
+	for (int i = 1; i < options->argc; i++) {
+		const char *given = options->argv[i];
+
+		if (!strncmp(given, "--", 2) && !strncmp(given + 2, name, length) && given[2 + length] == '=')
+			return given + 3 + length;
+	}
+	return otherwise;
+}
+
 static void remember_child(pid_t pid, const char *name)
 {
 	for (int i = 0; i < HP_CHILDREN; i++) {
@@ -381,60 +393,6 @@ void checkpoint(const char *name)
 		if (shared->mapping[i].owner && shared->mapping[i].pagemap_pages)
 			tell_pagemap(&shared->mapping[i]);
 	spin("checkpoint", name, getppid());
-}
-
-void *hp_reserve(size_t length, size_t align)
-{
-	char *base = mmap(NULL, length + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	char *aligned;
-
-	if (base == MAP_FAILED)
-		hp_die("reserve %zu bytes", length + align);
-	aligned = (char *)(((uintptr_t)base + align - 1) & ~(uintptr_t)(align - 1));
-	if (munmap(base, length + align))
-		hp_die("munmap of the reservation");
-	return aligned;
-}
-
-uint64_t hp_read(const void *addr)
-{
-	return *(const volatile uint64_t *)addr;
-}
-
-void hp_write(void *addr, uint64_t value)
-{
-	*(volatile uint64_t *)addr = value;
-}
-
-static long faults(void)
-{
-	struct rusage usage;
-
-	if (getrusage(RUSAGE_SELF, &usage))
-		hp_die("getrusage");
-	return usage.ru_minflt + usage.ru_majflt;
-}
-
-long hp_write_faults(void *addr, uint64_t value)
-{
-	long before;
-
-	faults(); /* whatever this touches for the first time is touched now */
-	before = faults();
-	hp_write(addr, value);
-	return faults() - before;
-}
-
-size_t hp_leaf_size(enum hp_level level)
-{
-	return (size_t)4096 << (9 * level);
-}
-
-const char *hp_level_name(enum hp_level level)
-{
-	static const char *const names[] = { [HP_PTE] = "pte", [HP_PMD] = "pmd", [HP_PUD] = "pud" };
-
-	return names[level];
 }
 
 void hp_gate_init(struct hp_gate *gate)

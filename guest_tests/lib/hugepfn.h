@@ -36,6 +36,9 @@ struct hp_options {
 /* First call of main(): reads the options, opens the channel, registers this process as "parent". */
 struct hp_options hp_start(int argc, char **argv);
 
+/* The value of the program's own option --NAME=VALUE; OTHERWISE where it was not given. */
+const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise);
+
 /* fork(); the child registers under NAME before it returns, and the parent returns after that. */
 pid_t hp_fork(const char *name);
 
@@ -78,8 +81,30 @@ void *hp_reserve(size_t length, size_t align);
 uint64_t hp_read(const void *addr);
 void hp_write(void *addr, uint64_t value);
 
-/* Stores one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt + ru_majflt). */
+/* Stores (loads) one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt + ru_majflt). */
 long hp_write_faults(void *addr, uint64_t value);
+long hp_read_faults(const void *addr);
+
+/* How an access ended: signal 0 where it was made, else the signal (SIGBUS, SIGSEGV), its si_code and si_addr. */
+struct hp_caught {
+	int signal;
+	int code;
+	void *addr;
+};
+
+/* One word loaded or stored where the kernel may refuse it. VALUE may be NULL. For one thread at a time. */
+struct hp_caught hp_try_read(const void *addr, uint64_t *value);
+struct hp_caught hp_try_write(void *addr, uint64_t value);
+
+/* "BUS", "SEGV"; "0" for no signal. "EINVAL"; "0" for no error. */
+const char *hp_signal_name(int number);
+const char *hp_errno_name(int error);
+
+/* Writes TEXT to an existing file (/proc, /sys) in one write; 0, or the error number. */
+int hp_write_file(const char *path, const char *text);
+
+/* The calling process's /proc/self/pagemap word of the page at ADDR (Documentation/admin-guide/mm/pagemap.rst). */
+uint64_t hp_pagemap_word(const void *addr);
 
 /* --- gates: one process lets another go on, without sleeping ------------------------------------- */
 
@@ -111,11 +136,31 @@ void hp_bar_memory(const struct hp_bar *bar, bool enabled);
  */
 void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot);
 
+/* Any other part of a BAR at any other sort of address. */
+struct hp_bar_area {
+	const char *name; /* of the mapping; NULL: "bar" */
+	uint64_t offset;  /* bytes into the BAR */
+	size_t length;
+	size_t align;     /* the address is a multiple of this (2 MiB where it is less), */
+	size_t skew;      /* plus this */
+	int prot;
+	int flags;        /* beside MAP_SHARED and MAP_FIXED: MAP_POPULATE, ... */
+};
+
+/* Maps and names it. The 2 MiB before and behind it are left free, so that no neighbour merges with it. */
+void *hp_bar_map_area(const struct hp_bar *bar, const struct hp_bar_area *area);
+
+/* Says again where a part of the BAR is mapped, and with which rights, under a name: after mprotect, mremap, munmap. */
+void hp_bar_name(const char *name, void *addr, size_t length, int prot, uint64_t offset);
+
 /* --- results: KTAP on stdout --------------------------------------------------------------------- */
 
 void ktap_plan(unsigned int tests);
 bool ktap_ok(bool ok, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void ktap_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* One measured value, "# value NAME=...": result.values["NAME"] on the host. NAME has no blank and no "=". */
+void ktap_value(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* The premise is not met: the whole run is skipped, with the reason. Does not return. */
 _Noreturn void ktap_skip_all(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

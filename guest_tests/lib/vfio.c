@@ -83,23 +83,39 @@ struct hp_bar hp_bar_open(unsigned int bar)
 	return opened;
 }
 
-void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot)
+void hp_bar_name(const char *name, void *addr, size_t length, int prot, uint64_t offset)
 {
-	/* One leaf of the level, so that the next larger one cannot fit; a handful of entries at pte. */
-	size_t length = level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(level);
-	void *where = hp_reserve(length, hp_leaf_size(level)), *addr;
-
-	if (length > bar->size)
-		ktap_skip_all("the BAR has %llu bytes, a %s leaf %zu", (unsigned long long)bar->size,
-			      hp_level_name(level), length);
-	addr = mmap(where, length, prot, MAP_SHARED | MAP_FIXED, bar->device_fd, (off_t)bar->offset);
-	if (addr == MAP_FAILED)
-		hp_die("mmap of %zu bytes of the BAR", length);
-	hp_map(&(struct hp_mapping){ .name = "bar",
+	hp_map(&(struct hp_mapping){ .name = name,
 				     .addr = addr,
 				     .length = length,
 				     .prot = prot,
 				     .backing = HP_BAR,
+				     .file_offset = offset,
 				     .pagemap_pages = length / 4096 });
+}
+
+void *hp_bar_map_area(const struct hp_bar *bar, const struct hp_bar_area *area)
+{
+	size_t align = area->align > MIB(2) ? area->align : MIB(2);
+	/* From one multiple of the alignment before to whatever is behind: no neighbour. */
+	char *where = (char *)hp_reserve(align + area->skew + area->length + MIB(2), align) + align + area->skew, *addr;
+
+	if (area->offset + area->length > bar->size)
+		ktap_skip_all("the BAR has %llu bytes, %zu at %llu were asked for", (unsigned long long)bar->size,
+			      area->length, (unsigned long long)area->offset);
+	addr = mmap(where, area->length, area->prot, MAP_SHARED | MAP_FIXED | area->flags, bar->device_fd,
+		    (off_t)(bar->offset + area->offset));
+	if (addr == MAP_FAILED)
+		hp_die("mmap of %zu bytes of the BAR", area->length);
+	hp_bar_name(area->name ? area->name : "bar", addr, area->length, area->prot, area->offset);
 	return addr;
+}
+
+void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot)
+{
+	/* One leaf of the level, so that the next larger one cannot fit; a handful of entries at pte. */
+	size_t length = level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(level);
+
+	return hp_bar_map_area(
+		bar, &(struct hp_bar_area){ .length = length, .align = hp_leaf_size(level), .prot = prot });
 }

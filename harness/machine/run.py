@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _LOG_TIMEOUT_S = 30.0
 #: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
 SKIP_STATUS = 4
+_VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class RunResult:
     def passed(self) -> bool:
         """Every planned test was reported and passed, and the program exited with 0."""
         return self.report.outcome is KtapOutcome.PASSED and self.exit.ok
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What it measured and said with ktap_value(), by name; the last word on each."""
+        return dict(_VALUE.findall(self.stdout))
 
     @property
     def skipped(self) -> bool:

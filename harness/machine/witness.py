@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import DeadlineError, ProtocolError, UsageError
@@ -198,19 +199,30 @@ class Witness:
 
     def _view(self, process: Process, checkpoint: str) -> ProcessView:
         layout = self._layout_for(process.five_level)
-        mappings, walks = {}, {}
+        mappings, holes = {}, {}
         for name, declared in process.mappings.items():
             end = declared.vaddr + declared.size_bytes
             leaves: tuple[Leaf, ...] = ()
             broken = ""
             try:
                 leaves = tuple(walk_range(self._memory, process.root, declared.vaddr, end, layout))
-                walks[name] = walk(self._memory, process.root, declared.vaddr, layout)
+                gaps = _gaps(leaves, declared.vaddr, end)
+                holes[name] = tuple(walk(self._memory, process.root, vaddr, layout) for vaddr in gaps)
             except WalkError as error:  # the root is this process's, so these tables are what the kernel made
                 broken = str(error)
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
             mappings[name] = MappingView(declared, leaves, words, broken)
-        return ProcessView(process.name, process.pid, checkpoint, mappings, walks)
+        return ProcessView(process.name, process.pid, checkpoint, mappings, holes)
+
+
+def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:
+    """First address of every gap between leaves."""
+    for leaf in leaves:
+        if start < leaf.vaddr:
+            yield start
+        start = leaf.vaddr + leaf.size_bytes
+    if start < end:
+        yield start
 
 
 def needs_registration(event: WaitEvent) -> bool:
