@@ -157,7 +157,7 @@ def table_lines(table: Table, width: int | None) -> Iterator[Text]:
         while numbers and (width is None or first + sum(widths[n] + 2 for n in (*block, numbers[0])) <= width):
             block.append(numbers.pop(0))
         heading = "".join(f"  {table.columns[number].label:<{widths[number]}}" for number in block)
-        yield Text(" " * first + heading, style="bold")
+        yield Text(" " * first + heading.rstrip(), style="bold")
         for row, name in enumerate(names):
             line = Text(f"{name:<{first}}")
             for number in block:
