@@ -56,7 +56,6 @@ def run_matrix(
     :raises MachineryError: QEMU is missing, or the mirror cannot be asked.
     """
     expected = prepare(scenarios, options, json_file, html_file)
-    runs: dict[str, list[Run]] = {}
     interrupted = False
     with Live() as live:
         chosen = choose_kernels(kernels, live.say)
@@ -65,16 +64,17 @@ def run_matrix(
                 "no kernel is left: " + "; ".join(f"{name}: {why}" for name, why in chosen.missing.items())
             )
         check_kernels(chosen.specs, options, live)
+        runs: dict[str, list[Run]] = {spec: [] for spec in chosen.specs}
         try:
             for number in range(repeat):
                 for spec in chosen.specs:
                     name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
-                    runs.setdefault(spec, []).append(follow(spec, scenarios, options, live, name))
+                    runs[spec].append(follow(spec, scenarios, options, live, name))
         except KeyboardInterrupt:
             interrupted = True
     table = Table.of([Column(spec, tuple(found)) for spec, found in runs.items()], expected)
     stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "missing": dict(chosen.missing)}
-    if runs:
+    if any(runs.values()):
         print_table(QuietOnBrokenPipe(highlight=False), table, chosen.missing, repeat)
         write_json(json_file, {**table.to_json(), **stamp, **({"interrupted": True} if interrupted else {})})
         write_text(html_file, lambda: matrix_page(table, chosen.missing))

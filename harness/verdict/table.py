@@ -204,7 +204,7 @@ def _cell(column: Column, case: Case) -> Cell:
     results = tuple(found.get(case) for found in column.by_case)
     single = [_judge(result, column.trouble) for result in results]
     if not single:
-        return Cell(Mark.UNKNOWN, "it was not run")
+        return Cell(Mark.UNKNOWN, "cannot know: it was not run")
     if len({(cell.mark, cell.bug) for cell in single}) > 1:
         words = Counter(cell.word for cell in single)
         said = ", ".join(f"{count} of {len(single)} {word}" for word, count in words.most_common())

@@ -23,9 +23,10 @@
   const buttons = []; // [row][column]
 
   function countsOf(column) {
-    const counts = new Map();
-    for (const row of data.cells) counts.set(row[column].mark, (counts.get(row[column].mark) || 0) + 1);
-    return [...counts].map(([mark, count]) => `${count} ${mark === "UNKNOWN" ? "?" : mark.toLowerCase()}`).join(", ");
+    const counts = new Map(["PASS", "FIXED", "SKIP", "BUG", "UNKNOWN", "ERROR", "FLAKE", "FAIL"].map((mark) => [mark, 0]));
+    for (const row of data.cells) counts.set(row[column].mark, counts.get(row[column].mark) + 1);
+    const words = { FIXED: "pass*", UNKNOWN: "?", FAIL: "FAIL" };
+    return [...counts].filter(([, count]) => count).map(([mark, count]) => `${count} ${words[mark] || mark.toLowerCase()}`).join(", ");
   }
 
   function heading(column, number) {
