@@ -71,6 +71,7 @@ def test_what_6_12_does_otherwise_than_6_1(hugepfn: Command, tmp_path: Path) -> 
         (only,) = cases["fork", level]
         assert (only["what"], only["after"]) == ("outcome", "passed")
         assert only["before"].startswith("skipped: no huge pfnmap in this kernel")
+    assert ("calibrate_anon", "pte") in cases, done.stdout
     seen = [one["entry"] for one in cases["calibrate_anon", "pte"] if one["what"] == "entry"]
     assert {(tuple(one["appeared"]), tuple(one["vanished"])) for one in seen} == {(("SAVED_DIRTY",), ("D",))}
     assert "filled" not in {one["checkpoint"] for one in seen}, "before clear_refs both have W=1 D=1"

@@ -26,14 +26,14 @@
     const counts = new Map(["PASS", "FIXED", "SKIP", "BUG", "UNKNOWN", "ERROR", "FLAKE", "FAIL"].map((mark) => [mark, 0]));
     for (const row of data.cells) counts.set(row[column].mark, counts.get(row[column].mark) + 1);
     const words = { FIXED: "pass*", UNKNOWN: "?", FAIL: "FAIL" };
-    return [...counts].filter(([, count]) => count).map(([mark, count]) => `${count} ${words[mark] || mark.toLowerCase()}`).join(", ");
+    return [...counts].filter(([, count]) => count).map(([mark, count]) => `${count}\u00a0${words[mark] || mark.toLowerCase()}`).join(", ");
   }
 
   function heading(column, number) {
     const side = comparing ? `${"AB"[number]}: ` : "";
     const ran = [column.release, column.qemu && `QEMU ${column.qemu} (${column.accel})`, column.smp > 1 && `${column.smp} vCPUs`, column.append];
     return el("th", { scope: "col", title: ran.filter(Boolean).join(", ") || column.trouble },
-      side + column.label, el("small", {}, column.release || column.trouble || ""), el("small", {}, countsOf(number)));
+      side + column.label, el("small", {}, column.release || ""), el("small", {}, countsOf(number)));
   }
 
   function drawCell(cell, row, number) {
