@@ -329,12 +329,14 @@ def test_repeats_that_agree_are_stored_once_and_flakes_all() -> None:
 
 def test_the_page_of_a_comparison_has_only_what_differs_marked_against_the_other() -> None:
     same = ScenarioResult("zap", None, Outcome.PASSED)
-    before, after = run_of(observation("P W", 0x83)), run_of(observation("P", 0x81))
+    broken = Claim("keeps W", Outcome.FAILED, "copy_huge_pud()", "W=0")
+    before, after = run_of(observation("P W", 0x83)), run_of(observation("P", 0x81), claims=(broken,))
     runs = (Run((*before.results, same)), Run((*after.results, same)))
     page = Page(compare_page(("debian:6.1", "debian:6.1"), runs, compare_runs(*runs)))
     assert [case["name"] for case in page.data["cases"]] == ["fork pud"]
     assert page.data["compared"] == 2
     assert page.data["cases"][0]["entries"] == 1
+    assert page.data["cases"][0]["differs"] == [["claim", "keeps W", "copy_huge_pud()", "not claimed", "failed"]]
     rows = [first_row(page, column) for column in (0, 1)]
     assert [(row["appeared"], row["vanished"], row["changed"]) for row in rows] == [
         ("W", "", "0000000000000002"),

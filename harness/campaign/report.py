@@ -69,10 +69,7 @@ def compare_page(specs: Sequence[str], runs: tuple[Run, Run], differences: Seque
         "kind": "compare",
         "title": "hugepfn compare",
         "columns": [_column(column) for column in columns],
-        "cases": [
-            {**_case(case), "differs": _told(wanted[case]), "entries": len(wanted[case].of(What.ENTRY))}
-            for case in cases
-        ],
+        "cases": [{**_case(case), **_told(wanted[case])} for case in cases],
         "cells": [_compared_cells(strings, table, row) for row in cells],
         "notes": list(table.notes),
         "missing": [],
@@ -142,7 +139,7 @@ def _head(table: Table, cell: Cell) -> dict[str, Any]:
 def _result(strings: _Strings, result: ScenarioResult, against: ScenarioResult | None) -> dict[str, Any]:
     seen = [Observation.from_json(dict(line)) for line in result.observations]
     other = [Observation.from_json(dict(line)) for line in against.observations] if against else None
-    found = rows(seen, other or None)
+    found = rows(seen, other)
     return {
         "outcome": result.outcome.value,
         "reason": strings(result.reason),

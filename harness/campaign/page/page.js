@@ -208,7 +208,8 @@
     const stops = comparing ? merged(sides) : stopsOf(sides[0]);
     if (!stops.length) return el("p", { class: "faint" }, "No entries were seen.");
     const processes = [...new Set(stops.flatMap((stop) => stop.entries.map((entry) => entry.process)))];
-    const names = columns[0].bits[data.cases[row].level] || columns[0].bits.pte;
+    const [names, others] = [columns[0], columns[columns.length - 1]].map((column) => column.bits[data.cases[row].level] || column.bits.pte);
+    const both = names.map((name, bit) => (name === others[bit] ? name : `${name || "-"} / ${others[bit] || "-"}`));
     const grid = el("div", { class: "stops", style: `grid-template-columns: minmax(7rem, 10rem) repeat(${processes.length}, minmax(24rem, 1fr))` },
       el("div", { class: "corner" }, "checkpoint"),
       processes.map((name) => el("div", { class: "who" }, name)));
@@ -219,7 +220,7 @@
     const sample = (classes) => el("span", { class: "strip" }, el("i", { class: classes }));
     const than = comparing ? "differs from the other kernel" : "changed since the stop before";
     return el("div", {}, el("p", { class: "legend" }, el("span", {}, "bit 63 is at the left"), el("span", {}, sample("one"), "1"), el("span", {}, sample(""), "0"),
-      el("span", {}, sample("pfn one"), "1 in the pfn"), el("span", {}, sample("changed one"), `1, ${than}`), el("span", {}, sample("changed"), `0, ${than}`)), ruler(names), grid);
+      el("span", {}, sample("pfn one"), "1 in the pfn"), el("span", {}, sample("changed one"), `1, ${than}`), el("span", {}, sample("changed"), `0, ${than}`)), ruler(both), grid);
   }
 
   function drawClaims(run) {
