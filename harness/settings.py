@@ -11,6 +11,7 @@ from harness.errors import UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.accel import choose_accel
+from harness.machine.binary import check_cpu
 from harness.machine.ram import check_room, ram_folder
 
 
@@ -54,7 +55,10 @@ class Settings:
         """Looks at what every machine needs, before the first is built: one error instead of one a test.
 
         :raises MachineryError: QEMU, the accelerator or room for RAM is missing.
+        :raises UsageError: QEMU has no such CPU.
         """
+        if self.cpu not in ("max", "host"):
+            check_cpu(find_qemu(), self.cpu)
         choose_accel(self.accel, find_qemu(), self.cpu, say)
         check_room(self.memory_mib, ram_folder(self.ram_dir))
 

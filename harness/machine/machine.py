@@ -11,8 +11,9 @@ from pathlib import Path
 from harness.errors import BootError, KernelError
 from harness.kernel import KernelImage
 from harness.machine.agent import Agent
+from harness.machine.binary import find_qemu
 from harness.machine.kept import Kept
-from harness.machine.qemu import Qemu, find_qemu
+from harness.machine.qemu import Qemu
 from harness.machine.ram import PrivateRam, SharedRam
 from harness.machine.spec import BAR_SLOT, Accel, MachineSpec
 from harness.machine.template import Template
