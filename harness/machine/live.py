@@ -83,8 +83,13 @@ class LiveMachine:
 
     @property
     def bar(self) -> Region:
-        """Where the device's memory is, in guest-physical bytes."""
-        return self._running.bar
+        """Where BAR 2 of the device is, in guest-physical bytes."""
+        return next(bar for bar in self.bars if bar.name == "bar")
+
+    @property
+    def bars(self) -> tuple[Region, ...]:
+        """Where each memory BAR of the device is; BAR 2 is called "bar", another "bar0"."""
+        return self._running.bars
 
     @property
     def ready(self) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from harness.machine.machine import Machine
 
 KIND = "templates"
-_FORMAT = 3
+_FORMAT = 4
 _KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
 _SAVE_TIMEOUT_S = 60.0
 _verified: set[Path] = set()
@@ -42,7 +42,7 @@ class Template:
 
     folder: Path
     ready: Mapping[str, str]
-    bar: Region  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
+    bars: tuple[Region, ...]  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
     capabilities: Capabilities
     log: str  # the console until the machine was saved
 
@@ -97,7 +97,7 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
     await save_state(machine.qemu, folder / "state", with_ram=False)
     assert isinstance(machine.qemu.ram, SharedRam)
     machine.qemu.ram.copy_to(folder / "ram")
-    write_meta(folder, machine.ready, machine.bar, capabilities, machine.qemu.log.text)
+    write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.text)
     prune()
 
 
@@ -119,11 +119,13 @@ def obtain(key: str, build: Callable[[Path], None], say: Callable[[str], None]) 
     raise AssertionError
 
 
-def write_meta(folder: Path, ready: Mapping[str, str], bar: Region, capabilities: Capabilities, log: str) -> None:
+def write_meta(
+    folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: str
+) -> None:
     """Seals a template: what clones need to know, and what its content must be."""
     meta = {
         "ready": dict(ready),
-        "bar": asdict(bar),
+        "bars": [asdict(bar) for bar in bars],
         "capabilities": capabilities.to_json(),
         "digest": _digest(folder),
     }
@@ -142,7 +144,7 @@ def load(folder: Path) -> Template:
             raise MachineryError(f"the template {folder.name} is not what was saved")
         capabilities = Capabilities.from_json(meta["capabilities"])
         log = (folder / "log").read_text()
-        template = Template(folder, meta["ready"], Region(**meta["bar"]), capabilities, log)
+        template = Template(folder, meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), capabilities, log)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MachineryError(f"the template {folder.name} cannot be read: {error}") from error
     _verified.add(folder)

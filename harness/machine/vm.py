@@ -21,7 +21,7 @@ from harness.machine.machine import Timing, boot, clone, revive
 from harness.machine.probe import probe
 from harness.machine.ram import SharedRam
 from harness.machine.run import GuestRun
-from harness.machine.spec import Accel, MachineSpec
+from harness.machine.spec import Accel, Device, MachineSpec
 from harness.machine.template import Template, discard, obtain, save_template, template_key
 from harness.machine.wanted import Wanted, kernel_image
 from harness.machine.witness import Witness
@@ -39,6 +39,8 @@ class VM(LiveMachine):
     :param accel: ``auto`` (KVM if proven, else TCG), ``kvm`` or ``tcg``.
     :param smp: number of vCPUs, 1 to 4.
     :param append: words for the kernel command line.
+    :param device: the one under test: ``pci-testdev``, ``ivshmem-plain`` (RAM behind its BAR) or ``nvme`` (reset, power
+        states; boots each time), see :class:`harness.machine.spec.Device`.
     :param search: folders in which guest programs are looked for before the scenarios.
     :param boot_timeout_s: how long the kernel may take to reach the agent.
     :param clone: come back from a template (0.1 s) that is booted once and kept, instead of booting each time.
@@ -55,6 +57,7 @@ class VM(LiveMachine):
         memory_mib: int = 1024,
         cpu: str = "max",
         append: Sequence[str] = (),
+        device: str = Device.TESTDEV.value,
         search: Sequence[Path] = (),
         ram_dir: Path | None = None,
         boot_timeout_s: float | None = None,
@@ -64,7 +67,7 @@ class VM(LiveMachine):
     ) -> None:
         super().__init__()
         self._asked = kernel
-        self._wanted = Wanted(accel, smp, memory_mib, cpu, tuple(append), ram_dir, boot_timeout_s, clone, pvh)
+        self._wanted = Wanted(accel, smp, memory_mib, cpu, tuple(append), device, ram_dir, boot_timeout_s, clone, pvh)
         self._search = tuple(search)
         self._say = say
         self._run: GuestRun | None = None
@@ -102,7 +105,7 @@ class VM(LiveMachine):
 
     def _come_up(self, accel: Accel) -> None:
         self.spec = self._wanted.spec(self.kernel, accel)
-        if self._wanted.clone:
+        if self._wanted.clone and self.spec.device.can_be_saved:
             template = self._template()
             self._use(clone(self.spec, template, self._receive_events, self._started))
             self._capabilities = template.capabilities
@@ -137,7 +140,12 @@ class VM(LiveMachine):
         """Saves this machine whole, under a name for ``hugepfn shell NAME``. It stands still afterwards."""
         if (old := cache.find(kept.KIND, name)) is not None:
             discard(old)
-        facts = {"kernel": self.kernel.spec, "why": why, "ready": dict(self.ready), "bar": asdict(self.bar)}
+        facts = {
+            "kernel": self.kernel.spec,
+            "why": why,
+            "ready": dict(self.ready),
+            "bars": [asdict(bar) for bar in self.bars],
+        }
         cache.obtain(kept.KIND, name, lambda folder: self.on_loop(kept.keep(self.qemu, folder, facts)))
         self._broken = True
 
@@ -191,7 +199,7 @@ class VM(LiveMachine):
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
         log_start = self.qemu.log_from = len(self.qemu.log.text)
-        witness = Witness(self.qemu, self.bar, self.layout)
+        witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
         early: list[bytes] = []

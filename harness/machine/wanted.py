@@ -9,19 +9,20 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.guest.initramfs import build_initramfs
 from harness.kernel import Kernel, KernelImage, load_order, unpacked
-from harness.machine.spec import Accel, Channel, MachineSpec
+from harness.machine.spec import Accel, Channel, Device, MachineSpec
 
 #: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
 #: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
 _TCG_CPU = "max,cx16=off"
 ACCELS = ("auto", "kvm", "tcg")
+DEVICES = tuple(device.value for device in Device)
 
 
 @dataclass(frozen=True)
 class Wanted:
     """The parameters of :class:`harness.machine.vm.VM`, which says what each means.
 
-    :raises UsageError: there is no such accelerator.
+    :raises UsageError: there is no such accelerator or device.
     """
 
     accel: str = "auto"
@@ -29,6 +30,7 @@ class Wanted:
     memory_mib: int = 1024
     cpu: str = "max"
     append: tuple[str, ...] = ()
+    device: str = Device.TESTDEV.value
     ram_dir: Path | None = None
     boot_timeout_s: float | None = None
     clone: bool = True
@@ -37,6 +39,8 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.accel not in ACCELS:
             raise UsageError(f"accel {self.accel!r}; valid values: {', '.join(ACCELS)}")
+        if self.device not in DEVICES:
+            raise UsageError(f"device {self.device!r}; valid values: {', '.join(DEVICES)}")
 
     def spec(self, kernel: KernelImage, accel: Accel) -> MachineSpec:
         """The machine that it comes to."""
@@ -50,6 +54,7 @@ class Wanted:
             memory_mib=self.memory_mib,
             cpu=_TCG_CPU if self.cpu == "max" and accel is Accel.TCG else self.cpu,
             append=self.append,
+            device=Device(self.device),
         )
 
 
