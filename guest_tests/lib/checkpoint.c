@@ -305,7 +305,7 @@ int hp_reap(pid_t pid)
 
 void hp_map(const struct hp_mapping *mapping)
 {
-	static const char *const backing[] = { [HP_BAR] = "bar", [HP_RAM] = "ram" };
+	const char *backing = mapping->backing == HP_RAM ? "ram" : mapping->region ? mapping->region : "bar";
 	struct shared_mapping *slot = NULL;
 	pid_t pid = getpid();
 
@@ -334,7 +334,7 @@ void hp_map(const struct hp_mapping *mapping)
 		slot->pagemap_pages = HP_PAGEMAP_PAGES;
 	unlock();
 	tell("mapping %s %d %" PRIx64 " %zx %x %s %" PRIx64 "\n", mapping->name, pid, (uint64_t)mapping->addr,
-	     mapping->length, mapping->prot, backing[mapping->backing], mapping->file_offset);
+	     mapping->length, mapping->prot, backing, mapping->file_offset);
 }
 
 void hp_unmap(const char *name)

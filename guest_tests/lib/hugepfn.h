@@ -65,6 +65,7 @@ struct hp_mapping {
 	int prot;                /* PROT_* */
 	enum hp_backing backing;
 	uint64_t file_offset;    /* bytes into the BAR; 0 for ordinary memory */
+	const char *region;      /* which BAR, by its name; NULL: "bar" */
 	size_t pagemap_pages;    /* how many pages the guest reads pagemap for at a checkpoint, from the start */
 };
 
@@ -122,10 +123,15 @@ struct hp_bar {
 	int device_fd;
 	uint64_t size;   /* bytes */
 	uint64_t offset; /* of the region in device_fd */
+	char region[8];  /* "bar" for BAR 2, "bar0" for another */
+	int container_fd, group_fd; /* held for the device; nothing more is asked of them */
 };
 
 /* Opens BAR number BAR of the device bound to vfio-pci, memory enabled. Skips the run when there is none. */
 struct hp_bar hp_bar_open(unsigned int bar);
+
+/* Another BAR of a device that is open. Skips the run when it cannot be mapped. */
+struct hp_bar hp_bar_also(const struct hp_bar *opened, unsigned int bar);
 
 /* Sets or clears the memory bit of PCI_COMMAND through vfio's config region. */
 void hp_bar_memory(const struct hp_bar *bar, bool enabled);
