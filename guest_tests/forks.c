@@ -3,8 +3,7 @@
  * Invariant: whatever was done to a mapping before fork(), the child gets the rights that the vma has, of the very same
  * pages, and the parent's entries stay as they are.
  *
- * One case a run, --case=NAME; each says its checkpoints. A half is half of the mapping: two pages at pte, half of the
- * one leaf above.
+ * One case a run, --case=NAME; each says its checkpoints. The parts of a mapping are "low" and "high".
  */
 #include <errno.h>
 #include <signal.h>
@@ -22,7 +21,7 @@
 
 static struct hp_bar bar;
 static char *mapped;
-static size_t length, half;
+static size_t length, low_bytes;
 static struct hp_gate go, done;
 
 static void protect(const char *name, char *start, size_t bytes, int prot)
@@ -36,8 +35,8 @@ static void protect(const char *name, char *start, size_t bytes, int prot)
 static void halve(int low_prot)
 {
 	hp_unmap("bar");
-	hp_bar_name("low", mapped, half, low_prot, 0);
-	hp_bar_name("high", mapped + half, length - half, RW, half);
+	hp_bar_name("low", mapped, low_bytes, low_prot, 0);
+	hp_bar_name("high", mapped + low_bytes, length - low_bytes, RW, low_bytes);
 }
 
 static void value_of_try(const char *name, struct hp_caught caught)
@@ -209,35 +208,47 @@ static void dontfork(void)
 	reap(child);
 }
 
-/* The child of parts(): whatever it was given, it may do what its vmas let it. */
+/* Where the child has no vma, it may map memory of its own, as malloc() does. */
+static void map_own(void)
+{
+	hp_unmap("low");
+	if (mmap(mapped, KIB(4), RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != mapped)
+		hp_die("mmap of own memory");
+	hp_map(&(struct hp_mapping){ .name = "own", .addr = mapped, .length = KIB(4), .prot = RW, .backing = HP_RAM });
+	hp_write(mapped, 7);
+	ktap_value("own-value", "%llu", (unsigned long long)hp_read(mapped));
+	checkpoint("child-mapped");
+}
+
 static _Noreturn void child_of_parts(bool low_is_there)
 {
-	checkpoint("forked");
+	checkpoint("forked"); /* "low" is still named, so that the host looks */
 	value_of_try("child-low", hp_try_write(mapped, 2));
-	value_of_try("child-high", hp_try_write(mapped + half, 2));
-	if (!low_is_there)
-		hp_unmap("low");
+	value_of_try("child-high", hp_try_write(mapped + low_bytes, 2));
 	checkpoint("child-tried");
+	if (!low_is_there)
+		map_own();
 	_exit(0);
 }
 
-/* written-first, parted, touched where AGAIN, forked, child-tried, parent-tried */
-static void parts(int advice, int low_prot, bool again)
+/* written-first, parted, touched where AGAIN, forked, child-tried, child-mapped after DONTFORK, parent-tried */
+static void parts(int advice, int low_prot, size_t low_length, bool again)
 {
 	pid_t child;
 
+	low_bytes = low_length;
 	for (size_t at = 0; at < length; at += length / 4)
 		hp_write(mapped + at, 1);
 	checkpoint("written-first");
-	if (advice && madvise(mapped, half, advice))
+	if (advice && madvise(mapped, low_length, advice))
 		hp_die("madvise");
-	if (low_prot != RW && mprotect(mapped, half, low_prot))
+	if (low_prot != RW && mprotect(mapped, low_length, low_prot))
 		hp_die("mprotect");
 	halve(low_prot);
 	checkpoint("parted");
 	if (again) {
 		hp_read(mapped);
-		hp_write(mapped + half, 1);
+		hp_write(mapped + low_bytes, 1);
 		checkpoint("touched");
 	}
 	child = hp_fork("child");
@@ -245,7 +256,7 @@ static void parts(int advice, int low_prot, bool again)
 		child_of_parts(advice != MADV_DONTFORK);
 	reap(child);
 	value_of_try("parent-low", hp_try_write(mapped, 3));
-	value_of_try("parent-high", hp_try_write(mapped + half, 3));
+	value_of_try("parent-high", hp_try_write(mapped + low_bytes, 3));
 	checkpoint("parent-tried");
 }
 
@@ -268,7 +279,7 @@ static void wipeonfork(void)
 /* tried */
 static void private(void)
 {
-	void *other = mmap(NULL, length, RW, MAP_PRIVATE, bar.device_fd, (off_t)bar.offset);
+	void *other = mmap(NULL, length, RW, MAP_PRIVATE | MAP_NORESERVE, bar.device_fd, (off_t)bar.offset);
 
 	hp_read(mapped);
 	ktap_value("map-private", "%s", hp_errno_name(other == MAP_FAILED ? errno : 0));
@@ -284,7 +295,6 @@ int main(int argc, char **argv)
 	bar = hp_bar_open(2);
 	mapped = hp_bar_map(&bar, options.level, RW);
 	length = options.level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(options.level);
-	half = length / 2;
 	hp_gate_init(&go);
 	hp_gate_init(&done);
 	ktap_plan(!strcmp(name, "many") ? MANY : !strcmp(name, "parent_exits") ? 2 : 1);
@@ -303,13 +313,13 @@ int main(int argc, char **argv)
 	else if (!strcmp(name, "dontfork"))
 		dontfork();
 	else if (!strcmp(name, "dontfork_part"))
-		parts(MADV_DONTFORK, RW, false);
-	else if (!strcmp(name, "dontfork_part_touched"))
-		parts(MADV_DONTFORK, RW, true);
+		parts(MADV_DONTFORK, RW, length / 2, false);
+	else if (!strcmp(name, "dontfork_page"))
+		parts(MADV_DONTFORK, RW, KIB(4), false);
 	else if (!strcmp(name, "mprotect_part"))
-		parts(0, PROT_READ, false);
+		parts(0, PROT_READ, length / 2, false);
 	else if (!strcmp(name, "mprotect_part_touched"))
-		parts(0, PROT_READ, true);
+		parts(0, PROT_READ, length / 2, true);
 	else if (!strcmp(name, "wipeonfork"))
 		wipeonfork();
 	else if (!strcmp(name, "private"))
