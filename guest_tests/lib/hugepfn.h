@@ -33,7 +33,10 @@ struct hp_options {
 	char **argv;
 };
 
-/* First call of main(): reads the options, opens the channel, registers this process as "parent". */
+/*
+ * First call of main(): reads the options, opens the channel, registers this process as "parent", or as what
+ * hp_exec() was told, with no mapping yet.
+ */
 struct hp_options hp_start(int argc, char **argv);
 
 /* The value of the program's own option --NAME=VALUE; OTHERWISE where it was not given. */
@@ -44,6 +47,18 @@ pid_t hp_fork(const char *name);
 
 /* Registers the calling process (after a raw fork, vfork or clone). */
 void hp_register(const char *name);
+
+/*
+ * A process of the caller's memory: clone(CLONE_VM | FLAGS | SIGCHLD) on a stack of its own, to run MAIN(ARGUMENT).
+ * It registers itself. Only one of those who share the memory may use stdio at a time.
+ */
+pid_t hp_clone_vm(int flags, int (*main)(void *), void *argument);
+
+/* Starts this program anew in the calling process: the host forgets its tables, and hp_start() registers NAME. */
+_Noreturn void hp_exec(const char *name, char *const argv[]);
+
+/* KiB that a process's page tables take, by its /proc/PID/status (VmPTE: the pte, pmd and pud tables). 0: self. */
+long hp_page_table_kib(pid_t pid);
 
 /* waitpid() for a registered child, and tells the host that its tables are gone. Returns the wait status. */
 int hp_reap(pid_t pid);
@@ -93,7 +108,7 @@ struct hp_caught {
 	void *addr;
 };
 
-/* One word loaded or stored where the kernel may refuse it. VALUE may be NULL. For one thread at a time. */
+/* One word loaded or stored where the kernel may refuse it. VALUE may be NULL. Any thread may. */
 struct hp_caught hp_try_read(const void *addr, uint64_t *value);
 struct hp_caught hp_try_write(void *addr, uint64_t value);
 

@@ -11,9 +11,10 @@
 
 #include "hugepfn.h"
 
-static sigjmp_buf refused;
-static volatile sig_atomic_t trying;
-static struct hp_caught caught;
+/* A refused access is answered in the thread that made it. */
+static _Thread_local sigjmp_buf refused;
+static _Thread_local volatile sig_atomic_t trying;
+static _Thread_local struct hp_caught caught;
 
 void *hp_reserve(size_t length, size_t align)
 {
