@@ -7,7 +7,7 @@ from harness.machine import VM
 from harness.pagetable import Level
 
 ALLOWED_BY = "mm/huge_memory.c __thp_vma_allowable_orders()"
-#: Who takes a leaf away that a new vma boundary cuts. For a pud nobody did; from 6.x on vma_adjust_trans_huge().
+#: Who takes a leaf away that a new vma boundary cuts. It does so for a pmd; a pud has no one (HP-FAULT1).
 CUT_BY = "mm/huge_memory.c vma_adjust_trans_huge()"
 HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
 BELOW = {Level.PMD: Level.PTE, Level.PUD: Level.PMD}
