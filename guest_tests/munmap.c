@@ -178,15 +178,15 @@ int main(int argc, char **argv)
 		map_over(&bar, base, &plan, remap);
 	else if (munmap(base + plan.hole.start, plan.hole.end - plan.hole.start))
 		hp_die("munmap");
+	if (!over) { /* at once: what the CPU still remembers would be forgotten in a while */
+		refused_at("first", base + plan.hole.start);
+		refused_at("last", base + plan.hole.end - PAGE);
+	}
 	hp_unmap("bar");
 	name_rest(&plan, base);
 	if (!over) /* nothing of it may be there, so no rights and no matter which pfn */
 		hp_bar_name("hole", base + plan.hole.start, plan.hole.end - plan.hole.start, PROT_NONE, plan.hole.start);
 	checkpoint("unmapped");
-	if (!over) {
-		refused_at("first", base + plan.hole.start);
-		refused_at("last", base + plan.hole.end - PAGE);
-	}
 	if (child) {
 		hp_gate_open(&go);
 		if (hp_reap(child))

@@ -226,7 +226,7 @@ def test_mremap_shrink(vm: VM, level: Level, claim: Claims) -> None:
             assert used.leaf("moved").pfn == written.pfn
             assert used.leaf("moved", last).covers(used.mapping("moved").end - 1)
         values = guest.result.values
-        _nothing_stays(claim, used, values, by)
+        _nothing_stays(claim, at, values, by)
         with claim("the program passed", by):
             assert guest.result.passed, guest.result.reason
 
