@@ -5,7 +5,7 @@
     [[bug]]
     id = "HP-001"
     title = "one sentence: what the kernel does, and what it should do"
-    scenario = "mprotect_part"          # regular expression, for a bug that several scenarios meet
+    scenario = "mprotect_part"          # regular expression: "munmap_(page|across)" is both
     levels = ["pud"]                    # left out: every level, and scenarios that know none
     function = "mm/mprotect.c change_pud_range()"
     kernels = ["6.12.117", "7.3.4"]     # on which it was measured
@@ -141,13 +141,6 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
         scenario = re.compile(entry["scenario"])
     except re.error as error:
         raise UsageError(f"{where}: 'scenario' is no regular expression: {error}") from None
-    return KnownBug(
-        id=entry["id"],
-        title=entry["title"],
-        scenario=scenario,
-        levels=frozenset(levels),
-        function=entry["function"],
-        kernels=tuple(entry["kernels"]),
-        reproduce=entry["reproduce"],
-        symptoms=symptoms,
-    )
+    given = {key: entry[key] for key in ("id", "title", "function", "reproduce")}
+    kernels = tuple(entry["kernels"])
+    return KnownBug(**given, scenario=scenario, levels=frozenset(levels), kernels=kernels, symptoms=symptoms)
