@@ -72,7 +72,7 @@ def test_touch_in_the_middle(vm: VM, level: Level, claim: Claims) -> None:
         with claim(f"one {level.label} is there, and it starts at a multiple of its size", HUGE_FAULT):
             assert leaves_of(touched) == expected(vm, area, leaf)
         with claim("its pfn is that of the BAR's same byte", HUGE_FAULT):
-            assert touched["parent"].leaf("bar", at).pfn << 12 == touched.bar.start_paddr + leaf[0]
+            assert touched["parent"].leaf("bar", at).pfn << 12 == touched.bar("bar").start_paddr + leaf[0]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
@@ -121,7 +121,7 @@ def test_congruence(vm: VM, level: Level, claim: Claims) -> None:
             page = (area.offset + last) // PAGE
             assert touched["parent"].leaf("bar", last).pfn_at(
                 touched["parent"].mapping("bar").declared.vaddr + last
-            ) == (touched.bar.start_paddr // PAGE + page)
+            ) == (touched.bar("bar").start_paddr // PAGE + page)
 
 
 @pytest.mark.levels("pmd", "pud")
