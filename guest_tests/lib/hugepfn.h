@@ -97,7 +97,10 @@ void *hp_reserve(size_t length, size_t align);
 uint64_t hp_read(const void *addr);
 void hp_write(void *addr, uint64_t value);
 
-/* Stores (loads) one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt + ru_majflt). */
+/*
+ * Stores (loads) one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt +
+ * ru_majflt). -1: the access was given up after 10,000 faults, since it would fault for ever. For one thread at a time.
+ */
 long hp_write_faults(void *addr, uint64_t value);
 long hp_read_faults(const void *addr);
 
