@@ -42,7 +42,7 @@ qemu-system-x86_64
 -initrd /c/initramfs.cpio
 """
 COMMAND_LINE = (
-    "console=ttyS0 oops=panic panic=-1 printk.devkmsg=on intel_iommu=on "
+    "console=ttyS0 oops=panic panic=-1 printk.devkmsg=on intel_iommu=on no_timer_check "
     "hugepfn.channel=virtio hugepfn.vfio=0000:00:05.0"
 )
 
