@@ -92,13 +92,8 @@ def kernel_command_line(spec: MachineSpec) -> str:
         "panic=-1",
         "printk.devkmsg=on",  # checkpoints in the log, however fast they follow each other
         "intel_iommu=on",
-<<<<<<< HEAD
         # The kernel's trial of its timer counts TSC cycles, which pass on a busy host while the guest does not run; it
         # then panics (arch/x86/kernel/apic/io_apic.c, check_timer()). Under KVM it leaves the trial out by itself.
-=======
-        # The boot's own test of the timer counts ticks against a delay loop, and a busy host fails it under TCG. Under
-        # KVM the kernel leaves it out by itself (arch/x86/kernel/kvm.c, kvm_guest_init()).
->>>>>>> w-device
         "no_timer_check",
         f"hugepfn.channel={spec.channel.value}",
         f"hugepfn.vfio={BAR_BDF}",
