@@ -122,6 +122,7 @@ struct hp_bar {
 	int device_fd;
 	uint64_t size;   /* bytes */
 	uint64_t offset; /* of the region in device_fd */
+	int container_fd; /* VFIO_TYPE1v2_IOMMU */
 };
 
 /* Opens BAR number BAR of the device bound to vfio-pci, memory enabled. Skips the run when there is none. */
