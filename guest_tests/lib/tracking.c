@@ -100,10 +100,10 @@ int hp_uffd_register(int uffd, void *addr, size_t length, uint64_t mode)
 	return ioctl(uffd, UFFDIO_REGISTER, &arg) ? errno : 0;
 }
 
-int hp_uffd_protect(int uffd, void *addr, size_t length)
+int hp_uffd_protect(int uffd, void *addr, size_t length, bool protect)
 {
 	struct uffdio_writeprotect arg = { .range = { .start = (uint64_t)addr, .len = length },
-					   .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+					   .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0 };
 
 	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) ? errno : 0;
 }

@@ -3,6 +3,7 @@
 #ifndef HUGEPFN_TRACKING_H
 #define HUGEPFN_TRACKING_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -37,8 +38,8 @@ int hp_uffd_open(uint64_t features);
 /* UFFDIO_REGISTER with MODE (UFFDIO_REGISTER_MODE_*); 0, or the error number. */
 int hp_uffd_register(int uffd, void *addr, size_t length, uint64_t mode);
 
-/* UFFDIO_WRITEPROTECT: protects; 0, or the error number. */
-int hp_uffd_protect(int uffd, void *addr, size_t length);
+/* UFFDIO_WRITEPROTECT: protects, or lets go and wakes; 0, or the error number. */
+int hp_uffd_protect(int uffd, void *addr, size_t length, bool protect);
 
 #define HP_UFFD_FEATURE_WP_UNPOPULATED (1 << 13)
 #define HP_UFFD_FEATURE_WP_ASYNC (1 << 15)
