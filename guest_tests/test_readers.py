@@ -101,7 +101,7 @@ def test_readers_vmsplice(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("block/bio.c bio_iov_iter_get_pages()", "mm/gup.c check_vma_flags()")
+@pytest.mark.decided_by("mm/gup.c pin_user_pages_fast()", "mm/gup.c check_vma_flags()")
 def test_readers_direct(vm: VM, level: Level, claim: Claims) -> None:
     """Direct I/O (O_DIRECT) from and to a pfnmap: EFAULT."""
     for module in load_order(vm.kernel, ("loop",)).modules:
@@ -111,11 +111,11 @@ def test_readers_direct(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("arch/x86/lib/copy_user_64.S rep_movs_alternative()")
+@pytest.mark.decided_by("arch/x86/include/asm/uaccess_64.h raw_copy_from_user()")
 def test_readers_write(vm: VM, level: Level, claim: Claims) -> None:
     """write(2) from a pfnmap and read(2) into it work: the kernel copies through the process's own mapping."""
     expected = {"write": "ok", "read": "ok", "control": "ok"}
-    _reader(vm, level, claim, "write", expected, "arch/x86/lib/copy_user_64.S rep_movs_alternative()")
+    _reader(vm, level, claim, "write", expected, "arch/x86/include/asm/uaccess_64.h raw_copy_from_user()")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
