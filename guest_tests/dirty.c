@@ -108,7 +108,7 @@ static void soft_dirty_first(uint64_t *mapped)
 	hp_clear_refs(getpid(), "4");
 	hp_read(mapped);
 	checkpoint("read");
-	hp_write(mapped, 1);
+	ktap_value("write-faults", "%ld", hp_write_faults(mapped, 1));
 	checkpoint("written");
 	ktap_ok(true, "written");
 }
@@ -121,7 +121,7 @@ static void soft_dirty_mprotect(uint64_t *mapped)
 	if (mprotect(mapped, length, PROT_READ) || mprotect(mapped, length, PROT_READ | PROT_WRITE))
 		hp_die("mprotect");
 	checkpoint("back");
-	hp_write(mapped, 2);
+	ktap_value("write-faults", "%ld", hp_write_faults(mapped, 2));
 	checkpoint("written");
 	ktap_ok(true, "written");
 }
@@ -201,10 +201,10 @@ static void uffd_protect(uint64_t *mapped)
 	if (errno)
 		hp_die("UFFDIO_WRITEPROTECT");
 	checkpoint("protected");
-	hp_write(mapped, 2);
+	ktap_value("write-faults", "%ld", hp_write_faults(mapped, 2));
 	checkpoint("written");
 	if (length < MIB(2)) {
-		hp_write((char *)mapped + 4096, 3);
+		ktap_value("hole-write-faults", "%ld", hp_write_faults((char *)mapped + 4096, 3));
 		checkpoint("hole-written");
 	}
 	ktap_ok(true, "written");

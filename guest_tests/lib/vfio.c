@@ -22,11 +22,7 @@ static struct vfio_region_info region_info(int device_fd, unsigned int index)
 	return info;
 }
 
-<<<<<<< HEAD
 static struct hp_bar open_device(const char *group, const char *bdf)
-=======
-static int open_device(const char *group, const char *bdf, int *container)
->>>>>>> w-dirty
 {
 	struct vfio_group_status status = { .argsz = sizeof(status) };
 	char path[64];
@@ -52,12 +48,7 @@ static int open_device(const char *group, const char *bdf, int *container)
 	device_fd = ioctl(group_fd, VFIO_GROUP_GET_DEVICE_FD, bdf);
 	if (device_fd < 0)
 		hp_die("VFIO_GROUP_GET_DEVICE_FD %s", bdf);
-<<<<<<< HEAD
 	return (struct hp_bar){ .device_fd = device_fd, .container_fd = container_fd, .group_fd = group_fd };
-=======
-	*container = container_fd;
-	return device_fd;
->>>>>>> w-dirty
 }
 
 void hp_bar_memory(const struct hp_bar *bar, bool enabled)
@@ -81,17 +72,8 @@ struct hp_bar hp_bar_open(unsigned int bar)
 	if (!group || !bdf)
 		ktap_skip_all("no device bound to vfio-pci: %s",
 			      getenv("HUGEPFN_VFIO_WHY") ? getenv("HUGEPFN_VFIO_WHY") : "not started by the agent");
-<<<<<<< HEAD
 	opened = open_device(group, bdf);
 	opened = hp_bar_also(&opened, bar);
-=======
-	opened.device_fd = open_device(group, bdf, &opened.container_fd);
-	info = region_info(opened.device_fd, VFIO_PCI_BAR0_REGION_INDEX + bar);
-	if (!(info.flags & VFIO_REGION_INFO_FLAG_MMAP))
-		ktap_skip_all("vfio-pci does not let BAR %u of %s be mapped", bar, bdf);
-	opened.size = info.size;
-	opened.offset = info.offset;
->>>>>>> w-dirty
 	hp_bar_memory(&opened, true);
 	return opened;
 }
