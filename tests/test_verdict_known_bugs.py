@@ -81,3 +81,12 @@ def test_a_ledger_that_cannot_be_read_says_why(old: str, new: str, words: str) -
 def test_ids_are_unique() -> None:
     with pytest.raises(UsageError, match="two entries HP-1"):
         parse_ledger(ENTRY + ENTRY)
+
+
+def test_a_bug_may_be_met_by_several_scenarios() -> None:
+    (bug,) = parse_ledger(ENTRY.replace('"mprotect"', '"mprotect(_part)?"'))
+    assert bug.covers("mprotect", "pud")
+    assert bug.covers("mprotect_part", "pud")
+    assert not bug.covers("mprotect_parts", "pud")
+    with pytest.raises(UsageError, match="scenario"):
+        parse_ledger(ENTRY.replace('"mprotect"', '"mprotect("'))
