@@ -32,7 +32,10 @@ COPIED_BY = {
     Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
     Level.PUD: "mm/huge_memory.c copy_huge_pud()",
 }
+MAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"
 CPU = "the CPU (SDM volume 3, 4.8)"
+#: PAT index of uncached-minus: PCD alone (arch/x86/mm/pat/memtype.c, pat_bp_init()).
+UC_MINUS = 2
 #: BUS_ADRERR, include/uapi/asm-generic/siginfo.h
 REFUSED = "BUS code 2 at the address"
 
@@ -234,7 +237,7 @@ def test_device_two_bars(vm: VM, level: Level, claim: Claims) -> None:
         with claim("D is each entry's own", CPU):
             assert [at["parent"].leaf(name).dirty for name in ("registers", "bar")] == [False, True]
             assert at["child"].leaf("registers").dirty
-        with claim("both BARs have the same cache bits", "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"):
+        with claim("both BARs have the same cache bits", MAPPED_BY):
             assert at["parent"].leaf("registers").cache == at["parent"].leaf("bar").cache
         held = at
         with claim("memory off takes both, in parent and child", ZAP):
@@ -296,6 +299,8 @@ def test_device_data(vm: VM, level: Level, claim: Claims) -> None:
                 leaf = at["parent"].leaf(f"as-{each.label}")
                 assert leaf.level is each
                 assert leaf.pfn == vm.bar.start_paddr >> 12
+        with claim("RAM behind the BAR is mapped uncached-minus all the same, at every level", MAPPED_BY):
+            assert {at["parent"].leaf(f"as-{each.label}").cache for each in levels} == {UC_MINUS}
         with claim("reading through the other levels made nothing dirty there", CPU):
             others = [each for each in levels if each is not level]
             assert not any(at["parent"].leaf(f"as-{each.label}").dirty for each in others)
