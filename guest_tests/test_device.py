@@ -7,7 +7,6 @@ from harness.errors import PremiseNotMet
 from harness.machine import VM, ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
-FAULT_4K = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()"
 FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
 ZAP = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_zap_bars()"
 COMMAND = "drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()"
