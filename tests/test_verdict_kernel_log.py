@@ -161,3 +161,34 @@ def test_user_faults_are_told_apart_from_complaints() -> None:
 @pytest.mark.parametrize("line", ["fork: segfault at 0 ip 0", "general protection fault: 0000 [#1] SMP", "fork[1]: x"])
 def test_what_is_no_user_fault(line: str) -> None:
     assert user_faults(line) == ()
+
+
+OOPS = """\
+[    1.0] BUG: unable to handle page fault for address: ffc171ef84000028
+[    1.0] RIP: 0010:_raw_spin_lock+0x17/0x30
+[    1.0] Call Trace:
+[    1.0]  <TASK>
+[    1.0]  {sure}__split_huge_pmd+0xc1/0x160
+[    1.0]  {sure}vma_adjust_trans_huge+0xdb/0x1a0
+[    1.0]  ? pagemap_read+0xef/0x3b0
+[    1.0] RIP: 0033:0x43fb07
+[    1.0]  </TASK>
+[    1.0] ---[ end trace 0000000000000000 ]---
+"""
+
+
+@pytest.mark.parametrize(
+    ("sure", "where"),
+    [
+        ("", "in _raw_spin_lock(), from __split_huge_pmd(), vma_adjust_trans_huge()"),
+        ("? ", "in _raw_spin_lock(), from __split_huge_pmd(), vma_adjust_trans_huge(), pagemap_read()"),
+    ],
+)
+def test_where_it_happened_is_told_without_guesses_unless_there_is_nothing_else(sure: str, where: str) -> None:
+    (complaint,) = scan(OOPS.format(sure=sure))
+    assert complaint.where == where
+
+
+def test_a_complaint_without_a_trace_is_nowhere() -> None:
+    (complaint,) = scan("[    1.0] BUG: Bad rss-counter state mm:1 type:2 val:3\n")
+    assert complaint.where == ""

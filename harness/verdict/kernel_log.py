@@ -21,9 +21,9 @@ MAX_LEAD_LINES = 16
 
 _CUT_HERE = re.compile(r"-+\[ cut here \]-+$")
 _RIP = re.compile(r"RIP: 0010:([\w.]+)\+0x")
-_FRAME = re.compile(r"([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
-_FRAMES = 4
-"""So many functions tell one bug from another."""
+_FRAME = re.compile(r"(\? )?([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
+_FRAMES = 8
+"""So many functions tell one bug from another, some of them guesses."""
 
 _DIE_COUNTER = re.compile(r".*\[#\d+\]")
 _CHECKPOINT = re.compile(r"hugepfn: checkpoint (?P<name>\S+) pid (?P<pid>\d{1,10})$")
@@ -49,11 +49,15 @@ class Complaint:
 
     @property
     def trace(self) -> tuple[str, ...]:
-        """The functions it came through, innermost first: RIP's, then the call trace but for its guesses ("? ...")."""
+        """The functions it came through, innermost first: RIP's, then the call trace.
+
+        Its guesses ("? ...") are left out, but where there is nothing else (CONFIG_UNWINDER_GUESS).
+        """
         own = [message(line).strip() for line in self.excerpt.splitlines()]
         rip = [match[1] for line in own if (match := _RIP.match(line))][:1]
-        called = [match[1] for line in own if (match := _FRAME.match(line))]
-        return tuple(dict.fromkeys([*rip, *called]))
+        called = [(match[1], match[2]) for line in own if (match := _FRAME.match(line))]
+        sure = [name for guess, name in called if not guess]
+        return tuple(dict.fromkeys([*rip, *(sure or [name for _, name in called])]))
 
     @property
     def where(self) -> str:
