@@ -89,7 +89,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """The marker, and the collector of results."""
     config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
-    config.addinivalue_line("markers", "machine(smp=1, append=(), clone=True): the least that a test needs")
+    config.addinivalue_line(
+        "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev'): the least that a test needs"
+    )
     config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         config.pluginmanager.register(Results(config), "hugepfn-results")
@@ -201,7 +203,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
         _unmet(request.config, reason)
     for machine in _boot(request, kernel, _settings_for(request.node)):
         request.node.stash[_MACHINE] = machine
-        if request.config.getoption("hugepfn_keep_vm"):
+        if request.config.getoption("hugepfn_keep_vm") and machine.spec.device.can_be_saved:
             machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
             _unmet(request.config, reason)

@@ -59,12 +59,21 @@ def test_a_bug_without_levels_is_about_every_level() -> None:
     assert bug.covers("mprotect", None)
 
 
+def test_a_bug_may_show_in_several_scenarios() -> None:
+    (bug,) = parse_ledger(ENTRY.replace('"mprotect"', '"mprotect_(part|page)"'))
+    assert bug.covers("mprotect_part", "pud")
+    assert bug.covers("mprotect_page", "pud")
+    assert not bug.covers("mprotect", "pud")
+    assert not bug.covers("mprotect_pages", "pud")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ('id = "HP-1"', "", "'id' is missing"),
         ('kernels = ["6.12.117"]', "kernels = []", "'kernels' is missing, empty"),
         ('levels = ["pud"]', 'levels = ["p4d"]', "not understood"),
+        ('"mprotect"', '"mprotect("', "'scenario' is no regular expression"),
         ("title", "titel", "'title' is missing"),
         ("[[bug.symptom]]", "[[bug.sign]]", "not understood"),
         ('"no entry for bar"', '"("', "regular expressions"),
@@ -81,3 +90,12 @@ def test_a_ledger_that_cannot_be_read_says_why(old: str, new: str, words: str) -
 def test_ids_are_unique() -> None:
     with pytest.raises(UsageError, match="two entries HP-1"):
         parse_ledger(ENTRY + ENTRY)
+
+
+def test_a_bug_may_be_met_by_several_scenarios() -> None:
+    (bug,) = parse_ledger(ENTRY.replace('"mprotect"', '"mprotect(_part)?"'))
+    assert bug.covers("mprotect", "pud")
+    assert bug.covers("mprotect_part", "pud")
+    assert not bug.covers("mprotect_parts", "pud")
+    with pytest.raises(UsageError, match="scenario"):
+        parse_ledger(ENTRY.replace('"mprotect"', '"mprotect("'))

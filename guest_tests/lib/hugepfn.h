@@ -33,7 +33,10 @@ struct hp_options {
 	char **argv;
 };
 
-/* First call of main(): reads the options, opens the channel, registers this process as "parent". */
+/*
+ * First call of main(): reads the options, opens the channel, registers this process as "parent", or as what
+ * hp_exec() was told, with no mapping yet.
+ */
 struct hp_options hp_start(int argc, char **argv);
 
 /* The value of the program's own option --NAME=VALUE; OTHERWISE where it was not given. */
@@ -44,6 +47,18 @@ pid_t hp_fork(const char *name);
 
 /* Registers the calling process (after a raw fork, vfork or clone). */
 void hp_register(const char *name);
+
+/*
+ * A process of the caller's memory: clone(CLONE_VM | FLAGS | SIGCHLD) on a stack of its own, to run MAIN(ARGUMENT).
+ * It registers itself. Only one of those who share the memory may use stdio at a time.
+ */
+pid_t hp_clone_vm(int flags, int (*main)(void *), void *argument);
+
+/* Starts this program anew in the calling process: the host forgets its tables, and hp_start() registers NAME. */
+_Noreturn void hp_exec(const char *name, char *const argv[]);
+
+/* KiB that a process's page tables take, by its /proc/PID/status (VmPTE: the pte, pmd and pud tables). 0: self. */
+long hp_page_table_kib(pid_t pid);
 
 /* waitpid() for a registered child, and tells the host that its tables are gone. Returns the wait status. */
 int hp_reap(pid_t pid);
@@ -65,6 +80,7 @@ struct hp_mapping {
 	int prot;                /* PROT_* */
 	enum hp_backing backing;
 	uint64_t file_offset;    /* bytes into the BAR; 0 for ordinary memory */
+	const char *region;      /* which BAR, by its name; NULL: "bar" */
 	size_t pagemap_pages;    /* how many pages the guest reads pagemap for at a checkpoint, from the start */
 };
 
@@ -81,7 +97,10 @@ void *hp_reserve(size_t length, size_t align);
 uint64_t hp_read(const void *addr);
 void hp_write(void *addr, uint64_t value);
 
-/* Stores (loads) one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt + ru_majflt). */
+/*
+ * Stores (loads) one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt +
+ * ru_majflt). -1: the access was given up after 10,000 faults, since it would fault for ever. For one thread at a time.
+ */
 long hp_write_faults(void *addr, uint64_t value);
 long hp_read_faults(const void *addr);
 
@@ -92,7 +111,7 @@ struct hp_caught {
 	void *addr;
 };
 
-/* One word loaded or stored where the kernel may refuse it. VALUE may be NULL. For one thread at a time. */
+/* One word loaded or stored where the kernel may refuse it. VALUE may be NULL. Any thread may. */
 struct hp_caught hp_try_read(const void *addr, uint64_t *value);
 struct hp_caught hp_try_write(void *addr, uint64_t value);
 
@@ -122,10 +141,15 @@ struct hp_bar {
 	int device_fd;
 	uint64_t size;   /* bytes */
 	uint64_t offset; /* of the region in device_fd */
+	char region[8];  /* "bar" for BAR 2, "bar0" for another */
+	int container_fd, group_fd; /* held for the device; nothing more is asked of them */
 };
 
 /* Opens BAR number BAR of the device bound to vfio-pci, memory enabled. Skips the run when there is none. */
 struct hp_bar hp_bar_open(unsigned int bar);
+
+/* Another BAR of a device that is open. Skips the run when it cannot be mapped. */
+struct hp_bar hp_bar_also(const struct hp_bar *opened, unsigned int bar);
 
 /* Sets or clears the memory bit of PCI_COMMAND through vfio's config region. */
 void hp_bar_memory(const struct hp_bar *bar, bool enabled);

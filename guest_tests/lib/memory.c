@@ -7,13 +7,19 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "hugepfn.h"
 
-static sigjmp_buf refused;
-static volatile sig_atomic_t trying;
-static struct hp_caught caught;
+/* A refused access is answered in the thread that made it. */
+static _Thread_local sigjmp_buf refused;
+static _Thread_local volatile sig_atomic_t trying;
+static _Thread_local struct hp_caught caught;
+static _Thread_local long faults_before;
+
+/* So many faults of one access, and it will never be made. */
+#define FOR_EVER 10000
 
 void *hp_reserve(size_t length, size_t align)
 {
@@ -47,24 +53,50 @@ static long faults(void)
 	return usage.ru_minflt + usage.ru_majflt;
 }
 
+static void on_tick(int number, siginfo_t *info, void *context)
+{
+	(void)number;
+	(void)info;
+	(void)context;
+	if (trying && faults() - faults_before > FOR_EVER)
+		siglongjmp(refused, 1);
+}
+
+/* The process's own CPU time ticks while the access is made, so that one that faults for ever is ended by its count. */
+static long count_faults(void *addr, bool store, uint64_t value)
+{
+	struct sigaction act = { .sa_sigaction = on_tick, .sa_flags = SA_SIGINFO | SA_RESTART }, old;
+	const struct itimerval tick = { { 0, 20000 }, { 0, 20000 } }, none = { { 0, 0 }, { 0, 0 } };
+	volatile bool done = false;
+	long took;
+
+	if (sigaction(SIGPROF, &act, &old) || setitimer(ITIMER_PROF, &tick, NULL))
+		hp_die("setitimer");
+	faults(); /* whatever this touches for the first time is touched now */
+	if (!sigsetjmp(refused, 1)) {
+		trying = 1;
+		faults_before = faults();
+		if (store)
+			hp_write(addr, value);
+		else
+			hp_read(addr);
+		done = true;
+	}
+	took = faults() - faults_before;
+	trying = 0;
+	if (setitimer(ITIMER_PROF, &none, NULL) || sigaction(SIGPROF, &old, NULL))
+		hp_die("setitimer");
+	return done ? took : -1;
+}
+
 long hp_write_faults(void *addr, uint64_t value)
 {
-	long before;
-
-	faults(); /* whatever this touches for the first time is touched now */
-	before = faults();
-	hp_write(addr, value);
-	return faults() - before;
+	return count_faults(addr, true, value);
 }
 
 long hp_read_faults(const void *addr)
 {
-	long before;
-
-	faults();
-	before = faults();
-	hp_read(addr);
-	return faults() - before;
+	return count_faults((void *)addr, false, 0);
 }
 
 size_t hp_leaf_size(enum hp_level level)

@@ -93,13 +93,23 @@ class Snapshot:
     checkpoint: str
     pid: int  # of the process that is at the checkpoint
     processes: Mapping[str, ProcessView]
-    bar: Region
+    bars: tuple[Region, ...]
     stopped_s: float = 0.0  # how long the machine stood still, in seconds of the host
 
     def __getitem__(self, name: str) -> ProcessView:
         if name not in self.processes:
             raise UsageError(f"no process {name!r} at {self.checkpoint!r}; there are {sorted(self.processes)}")
         return self.processes[name]
+
+    def bar(self, name: str) -> Region:
+        """A BAR of the device by its name.
+
+        :raises UsageError: the device has no such BAR, or it is no memory.
+        """
+        for bar in self.bars:
+            if bar.name == name:
+                return bar
+        raise UsageError(f"the device has no {name!r}; it has {[bar.name for bar in self.bars]}")
 
     def __contains__(self, name: object) -> bool:
         return name in self.processes
@@ -131,7 +141,7 @@ def _observe(at: Snapshot, process: ProcessView, name: str, view: MappingView) -
         offset = vaddr - start
         if isinstance(one, Leaf):
             level, raw, bits = one.level.label, one.raw, one.bits.names()
-            pfn = relative_pfn(one.pfn_at(vaddr), [at.bar])
+            pfn = relative_pfn(one.pfn_at(vaddr), at.bars)
         else:
             level, raw, bits, pfn = "none", one.terminal.raw, (), ""
         yield Observation(at.checkpoint, process.name, name, offset, level, raw, bits, pfn, pagemap(offset))

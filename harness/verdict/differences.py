@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from harness.verdict.table import Case, Column
 
 SCHEMA = "hugepfn-compare"
 VERSION = 1
-NOTHING = "nothing"  # what a side says that has no such claim or result
+NOTHING = "nothing"  # what a side says that has no such result or entry
+NOT_CLAIMED = "not claimed"
 
 _UNSTABLE = (
     (re.compile(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,16}\b"), "0x.."),  # addresses
@@ -182,12 +183,17 @@ def _stable(reason: str, names: Iterable[str]) -> str:
 def _claims(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
     first, second = _claims_by_name(one), _claims_by_name(other)
     for key in dict.fromkeys((*first, *second)):
-        (name, function, before), (_, _, after) = (
-            first.get(key) or (*second[key][:2], NOTHING),
-            second.get(key) or ("", "", NOTHING),
-        )
+        name, function, _ = first.get(key) or second[key]
+        before, after = (side[key][2] if key in side else NOT_CLAIMED for side in (first, second))
+        early = _ended_early(first, one, key) or _ended_early(second, other, key)
+        if early and one.outcome is not other.outcome:
+            continue  # it was never reached: the outcome says so
         if before != after:
             yield Difference(What.CLAIM, name, before, after, function)
+
+
+def _ended_early(claims: Container[tuple[str, int]], result: ScenarioResult, key: tuple[str, int]) -> bool:
+    return key not in claims and result.outcome is Outcome.FAILED
 
 
 def _claims_by_name(result: ScenarioResult) -> dict[tuple[str, int], tuple[str, str, str]]:

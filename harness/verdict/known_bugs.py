@@ -5,7 +5,7 @@
     [[bug]]
     id = "HP-001"
     title = "one sentence: what the kernel does, and what it should do"
-    scenario = "mprotect_part"
+    scenario = "mprotect_part"          # regular expression: "munmap_(page|across)" is both
     levels = ["pud"]                    # left out: every level, and scenarios that know none
     function = "mm/mprotect.c change_pud_range()"
     kernels = ["6.12.117", "7.3.4"]     # on which it was measured
@@ -59,7 +59,7 @@ class KnownBug:
 
     id: str
     title: str
-    scenario: str
+    scenario: re.Pattern[str]
     levels: frozenset[str]  # empty: whatever the level
     function: str
     kernels: tuple[str, ...]
@@ -68,7 +68,7 @@ class KnownBug:
 
     def covers(self, scenario: str, level: str | None) -> bool:
         """Whether it is about this scenario at this level."""
-        return self.scenario == scenario and (not self.levels or level in self.levels)
+        return self.scenario.fullmatch(scenario) is not None and (not self.levels or level in self.levels)
 
     def explains(self, failure: Failure) -> bool:
         """Whether the failure is one of its symptoms."""
@@ -137,5 +137,10 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
         symptoms = tuple(Symptom(re.compile(one["claim"]), re.compile(one["message"])) for one in entry["symptom"])
     except (KeyError, TypeError, re.error) as error:
         raise UsageError(f"{where}: a symptom has 'claim' and 'message', both regular expressions: {error}") from None
-    given = {key: entry[key] for key in ("id", "title", "scenario", "function", "reproduce")}
-    return KnownBug(**given, levels=frozenset(levels), kernels=tuple(entry["kernels"]), symptoms=symptoms)
+    try:
+        scenario = re.compile(entry["scenario"])
+    except re.error as error:
+        raise UsageError(f"{where}: 'scenario' is no regular expression: {error}") from None
+    given = {key: entry[key] for key in ("id", "title", "function", "reproduce")}
+    kernels = tuple(entry["kernels"])
+    return KnownBug(**given, scenario=scenario, levels=frozenset(levels), kernels=kernels, symptoms=symptoms)

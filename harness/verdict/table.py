@@ -19,8 +19,8 @@ VERSION = 1
 #: Where a Run's context says why it has no results, or not all: the child that should have made them failed.
 TROUBLE = "trouble"
 
-_KNOWN_BUG = re.compile(r"known bug (\S+?):?(?:\s|$)")
-_FIXED = re.compile(r"fixed here: (\S+?):?(?:\s|$)")
+_KNOWN_BUG = re.compile(r"known bug (\S+?)(?=:|;|\s|$)")
+_FIXED = re.compile(r"fixed here: (.+)")
 _CANNOT_KNOW = re.compile(r"cannot know\b", re.IGNORECASE)
 
 
@@ -204,7 +204,7 @@ def _cell(column: Column, case: Case) -> Cell:
     results = tuple(found.get(case) for found in column.by_case)
     single = [_judge(result, column.trouble) for result in results]
     if not single:
-        return Cell(Mark.UNKNOWN, "it was not run")
+        return Cell(Mark.UNKNOWN, "cannot know: it was not run")
     if len({(cell.mark, cell.bug) for cell in single}) > 1:
         words = Counter(cell.word for cell in single)
         said = ", ".join(f"{count} of {len(single)} {word}" for word, count in words.most_common())
@@ -224,8 +224,7 @@ def _judge(result: ScenarioResult | None, trouble: str) -> Cell:
         case Outcome.SKIPPED:
             return Cell(Mark.UNKNOWN if _CANNOT_KNOW.match(reason) else Mark.SKIP, reason)
         case Outcome.KNOWN_BUG:
-            known = _KNOWN_BUG.search(reason)
-            return Cell(Mark.BUG, reason, known[1] if known else "")
+            return Cell(Mark.BUG, reason, ", ".join(_KNOWN_BUG.findall(reason)))
         case Outcome.ERROR:
             return Cell(Mark.ERROR, reason or "; ".join(_errors(result)))
         case Outcome.FAILED:
