@@ -74,10 +74,12 @@ def follow(
     cwd: Path,
     env: Mapping[str, str],
     keep_open: Sequence[int] = (),
+    on_end: Callable[[int], None],
 ) -> int:
     """Run a command for as long as it takes, and look at each line of its output and errors as it comes.
 
     :param keep_open: descriptors that it and all that it starts keep, a lock say.
+    :param on_end: hears its exit status however it ended; below 0 the signal that ended it.
     :returns: its exit status.
     :raises MachineryError: it cannot be started.
     """
@@ -91,6 +93,7 @@ def follow(
     finally:
         if process.returncode is None:
             _end(process)
+        on_end(process.returncode)
 
 
 def _start(

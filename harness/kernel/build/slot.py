@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,6 +79,10 @@ class Slot:
 
         :param alternate: a folder of git objects that it may read, the user's.
         """
+        if re.search(r"[\s:]", str(self.folder)):
+            raise MachineryError(
+                f"kernels cannot be built below a path with a space or a colon, {self.folder}; set HUGEPFN_CACHE_DIR"
+            )
         with cache.room_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (self.git_dir / "HEAD").is_file():

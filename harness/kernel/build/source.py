@@ -7,9 +7,10 @@ from pathlib import Path
 
 from harness.cache import Progress
 from harness.errors import UsageError
-from harness.kernel.build.builder import Recipe, build
+from harness.kernel.build.builder import build
 from harness.kernel.build.debsrc import DebsrcOrigin
 from harness.kernel.build.origins import Origin, TreeOrigin
+from harness.kernel.build.recipe import Recipe
 from harness.kernel.image import KernelImage
 
 PATCH_SUFFIXES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
