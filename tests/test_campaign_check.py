@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from harness.campaign import check as module
 from harness.campaign.check import Step, judge
 from harness.commands.patches import check as command
 from harness.errors import BootError, KernelBuildError, MachineryError
+from harness.kernel import Kernel
+from harness.settings import Settings
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 
@@ -22,6 +23,7 @@ def result(outcome: Outcome, level: str = "pud") -> ScenarioResult:
 
 
 P, F, S, K, E = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.KNOWN_BUG, Outcome.ERROR
+PASSED = Run((result(P),))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A tree that builds, boots and passes, but for what a test makes otherwise."""
 
     def make(
-        build: Exception | None = None, boot: Exception | None = None, run: Run | Exception | None = None
+        build: Exception | None = None, boot: Exception | None = None, run: Run | BaseException | None = None
     ) -> None:
         class Machine:
             def start(self) -> Machine:
@@ -65,13 +67,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
         def run_kernel(spec: str, scenarios: list[str], options: Any, _say: Any) -> Run:
             assert (spec, scenarios, options.levels) == ("/vmlinux", ["fork"], ("pud",))
-            if isinstance(run, Exception):
+            if isinstance(run, BaseException):
                 raise run
-            return run or Run((result(P),))
+            return run
 
-        monkeypatch.setattr(module.Kernel, "parse", lambda _spec: SimpleNamespace(resolve=resolve))
-        monkeypatch.setattr(module.Settings, "vm", lambda *_args: Machine())
-        monkeypatch.setattr(module, "run_kernel", run_kernel)
+        monkeypatch.setattr(Kernel, "parse", lambda _spec: SimpleNamespace(resolve=resolve))
+        monkeypatch.setattr(Settings, "vm", lambda *_args: Machine())
+        monkeypatch.setattr("harness.campaign.check.run_kernel", run_kernel)
 
     return make
 

@@ -1,7 +1,7 @@
 """``hugepfn check``: one step of ``git bisect run``.
 
-git takes 0 for good, 125 for "cannot tell", 1 to 127 else for bad, and stops at 128 and above (git-bisect(1)). So whatever
-is not about the commit has to end with 128 or more: a tool that fails must not call a commit bad.
+git takes 0 for good, 125 for "cannot tell", 1 to 127 else for bad, and stops at 128 and above (git-bisect(1)). So
+whatever is not about the commit has to end with 128 or more: a tool that fails must not call a commit bad.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _print(console: Console, steps: Sequence[Step], table: Table, found: Sequenc
     console.print()
     changing = table.only([change.case for change in found])
     if changing.cases:
-        print_table(console, changing)
+        print_table(console, changing, {})
     for line in change_lines(steps, found):
         console.print(line, soft_wrap=True)
     for step, column in zip(steps, table.columns, strict=True):

@@ -24,9 +24,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @machine_options
 @click.option("--json", "json_file", type=_FILE, help="write the table, every run and the changes there")
 @click.option("--html", "html_file", type=_FILE, help="write one self-contained page there")
-def series(
-    tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: Path | None, **options: Any
-) -> None:
+def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: Path | None, **options: Any) -> None:
     """Apply patches one at a time, build and run at each, and show at which patch a scenario changes.
 
     TREE is a git tree with BASE..TIP, or anything that builds (debsrc:6.12, a source folder) with --mbox. A patch that
@@ -68,7 +66,7 @@ class BisectStep(click.Command):
             click.echo("hugepfn: interrupted", err=True)
         except Exception:
             traceback.print_exc()
-        _stop()
+        return _stop()
 
 
 def _stop() -> NoReturn:

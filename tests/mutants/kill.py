@@ -9,8 +9,8 @@ A mutant is a patch. Above its first ``---`` line it says what it breaks and who
     Killed-by: fork:pud: the child's entry is writable
     ---
 
-After "Killed-by:" come scenario, level (empty where the scenario knows none) and a text: the name of a claim that must be
-broken, or words of a broken invariant, of the kernel log or of what ended the run.
+After "Killed-by:" come scenario, level (empty where the scenario knows none) and a text: the name of a claim that must
+be broken, or words of a broken invariant, of the kernel log or of what ended the run.
 """
 
 from __future__ import annotations
