@@ -48,9 +48,7 @@ def test_judge(outcomes: list[Outcome], step: Step) -> None:
 def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A tree that builds, boots and passes, but for what a test makes otherwise."""
 
-    def make(
-        build: Exception | None = None, boot: Exception | None = None, run: Run | BaseException | None = None
-    ) -> None:
+    def make(build: Exception | None = None, boot: Exception | None = None, run: Run | BaseException = PASSED) -> None:
         class Machine:
             def start(self) -> Machine:
                 if boot:
