@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from harness import cache
@@ -390,6 +391,18 @@ def test_the_command_prints_the_vmlinux_and_how_to_run_it(ours: Tree) -> None:
     assert process.returncode == 0, err
     assert Path(out.strip()).name == "vmlinux"
     assert err.splitlines()[-1].endswith(f"run it with: hugepfn run --kernel {out.strip()}")
+
+
+def test_on_a_terminal_a_bar_counts_the_files(ours: Tree) -> None:
+    wait = fifo(ours)
+    argv = [str(ROOT / "vm.py"), "build", str(ours.path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "WAIT": str(wait), "TERM": "xterm", "COLUMNS": "100"}
+    with pexpect.spawn(sys.executable, argv, env=env, timeout=60, dimensions=(24, 100)) as child:
+        child.expect(r"3/\?.* version\.o")  # the others go on while a.o waits; nobody knows yet how many there are
+        wait.write_text("")
+        child.expect(r"built 3 files in \d+ CPU seconds")
+        child.expect(r"built/\w+/vmlinux")
+        child.expect(pexpect.EOF)
 
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")

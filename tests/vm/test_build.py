@@ -1,4 +1,4 @@
-"""A kernel built for real from Debian's source, booted, judged; then again after a change. Minutes if none is cached."""
+"""A kernel built for real from Debian's source, booted, judged, and changed. Minutes where none is cached."""
 
 from __future__ import annotations
 
