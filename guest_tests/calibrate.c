@@ -64,15 +64,12 @@ static void clear_soft_dirty(void)
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *kind = "anon";
+	const char *kind = hp_option(&options, "memory", "anon");
 	struct hp_gate go;
 	char *memory;
 	size_t length;
 	pid_t child;
 
-	for (int i = 1; i < options.argc; i++)
-		if (!strncmp(options.argv[i], "--memory=", 9))
-			kind = options.argv[i] + 9;
 	memory = !strcmp(kind, "thp") ? map_thp(&length) : map_pages(!strcmp(kind, "shmem"), &length);
 	hp_map(&(struct hp_mapping){ .name = "memory",
 				     .addr = memory,

@@ -15,7 +15,7 @@
 static _Noreturn void grandchild_main(uint64_t *bar, const struct hp_gate *go)
 {
 	hp_gate_wait(go);
-	ktap_note("faults of the grandchild's write=%ld", hp_write_faults(bar, 3));
+	ktap_value("grandchild-write-faults", "%ld", hp_write_faults(bar, 3));
 	checkpoint("grandchild-written");
 	_exit(0);
 }
@@ -25,7 +25,7 @@ static _Noreturn void child_main(uint64_t *bar, const struct hp_gate *go)
 	pid_t grandchild;
 
 	hp_gate_wait(go);
-	ktap_note("faults of the child's write=%ld", hp_write_faults(bar, 2));
+	ktap_value("child-write-faults", "%ld", hp_write_faults(bar, 2));
 	checkpoint("child-written");
 	hp_gate_open(go + 1);
 
@@ -62,7 +62,7 @@ int main(int argc, char **argv)
 
 	hp_gate_open(&go[0]);
 	hp_gate_wait(&go[1]);
-	ktap_note("faults of the parent's write=%ld", hp_write_faults(mapped, 4));
+	ktap_value("parent-write-faults", "%ld", hp_write_faults(mapped, 4));
 	checkpoint("parent-written");
 
 	hp_gate_open(&go[0]);

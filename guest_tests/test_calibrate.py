@@ -70,6 +70,7 @@ def _calibrate(vm: VM, claim: Claims, memory: str, level: Level, pages: int) -> 
 
 
 @pytest.mark.levels("pte")
+@pytest.mark.decided_by("mm/memory.c copy_pte_range()")
 def test_calibrate_anon(vm: VM, claim: Claims) -> None:
     """Anonymous 4K pages: walk and pagemap agree; after fork a page is read-only in parent and child."""
     forked = _calibrate(vm, claim, "anon", Level.PTE, 15)
@@ -81,6 +82,7 @@ def test_calibrate_anon(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
+@pytest.mark.decided_by("mm/huge_memory.c copy_huge_pmd()")
 def test_calibrate_thp(vm: VM, claim: Claims) -> None:
     """A transparent huge page: walk and pagemap agree on its 512 pages; after fork it is read-only in both."""
     if not vm.caps.thp or vm.caps.thp == "never":
@@ -93,6 +95,7 @@ def test_calibrate_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte")
+@pytest.mark.decided_by("mm/memory.c vma_needs_copy()")
 def test_calibrate_shmem(vm: VM, claim: Claims) -> None:
     """A shared file: walk and pagemap agree; fork copies no entry, the child faults its own in."""
     forked = _calibrate(vm, claim, "shmem", Level.PTE, 15)

@@ -1,7 +1,5 @@
 """fork() and a shared pfnmap: parent and child keep a writable leaf, and nobody's dirty bit is moved."""
 
-import re
-
 import pytest
 
 from harness.claims import Claims
@@ -26,6 +24,9 @@ CPU = "the CPU (SDM volume 3, 4.8)"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
+)
 def test_fork(vm: VM, level: Level, claim: Claims) -> None:
     """fork() copies the leaf of a shared pfnmap as it is: writable in parent and child, no dirty bit moved."""
     copied_by = COPIED_BY[level]
@@ -95,7 +96,6 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
             assert [process.name for process in at] == ["parent"]
         with claim("every process wrote and exited", copied_by):
             assert guest.result.passed, guest.result.reason
-        faults = dict(re.findall(r"faults of the (\w+)'s write=(\d+)", guest.result.stdout))
         for who in ("child", "parent", "grandchild"):
             with claim(f"the {who} writes without a fault, by the kernel's own count", copied_by):
-                assert faults[who] == "0"
+                assert guest.result.values[f"{who}-write-faults"] == "0"

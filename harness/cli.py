@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.commands.build import build
+from harness.commands.many import compare, matrix
+from harness.commands.options import machine_options, modules_option, scenarios_argument
 from harness.errors import ExitCode, HugepfnError
-
-LEVELS = ("pte", "pmd", "pud")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,7 +30,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+@scenarios_argument
 @click.option(
     "--kernel",
     "-k",
@@ -37,24 +38,10 @@ def cli() -> None:
     metavar="SPEC",
     help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
 )
-@click.option("--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path")
-@click.option(
-    "--level", "-l", "levels", multiple=True, type=click.Choice(LEVELS), help="only this level; may be repeated"
-)
-@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
-@click.option("--smp", type=click.IntRange(1, 4), default=1, show_default=True, help="number of vCPUs")
-@click.option("--memory", type=click.IntRange(256, 2048), default=1024, show_default=True, help="guest RAM in MiB")
-@click.option("--cpu", default="max", show_default=True, metavar="MODEL", help="QEMU's CPU model")
-@click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ...")
+@machine_options
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
-@click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]")
-@click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot")
-@click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once")
 @click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell NAME`")
-@click.option("--pvh", is_flag=True, help="start a bzImage's vmlinux: faster under TCG, no KASLR, four-level tables")
-@click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine")
-@click.option("--strict", is_flag=True, help="a premise that is not met fails")
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
 def run(scenarios: tuple[str, ...], **options: object) -> None:
@@ -76,10 +63,15 @@ def run(scenarios: tuple[str, ...], **options: object) -> None:
     sys.exit(status)
 
 
+cli.add_command(matrix)
+cli.add_command(build)
+cli.add_command(compare)
+
+
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="what to boot without NAME")
-@click.option("--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path")
+@modules_option
 def shell(name: str | None, kernel: str, modules: Path | None) -> None:
     """A shell in a guest: the kept machine NAME, or a fresh one. Ctrl-] leaves."""
     from harness.kernel import Kernel
@@ -97,15 +89,16 @@ def shell(name: str | None, kernel: str, modules: Path | None) -> None:
 
 @cli.command("list")
 def list_scenarios() -> None:
-    """Name each scenario with its claim."""
+    """Name each scenario with its levels, its claim and the kernel's functions that decide it."""
     from harness.campaign.session import scenario_lines
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("scenario", "levels", "claim"):
-        table.add_column(heading)
-    for name, levels, claim in scenario_lines():
-        table.add_row(name, levels, claim)
-    Console(highlight=False).print(table)
+    lines = scenario_lines()
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(f"[bold]{line.name}[/bold]  [cyan]{line.levels}[/cyan]", soft_wrap=True)
+        console.print(f"    {escape(line.claim)}", soft_wrap=True)
+        console.print(f"    [dim]{escape(line.decided_by)}[/dim]", soft_wrap=True)
+    console.print(f"{len(lines)} scenarios, {sum(len(line.levels.split()) or 1 for line in lines)} cases")
 
 
 @cli.command()
@@ -128,34 +121,9 @@ def kernels(refresh: bool, show_all: bool) -> None:
 
 
 @cli.command()
-@click.argument("tree")
-@click.option(
-    "--patch", "-p", "patches", multiple=True, type=click.Path(path_type=Path), help="a patch, mail or mailbox"
-)
-@click.option("--fragment", "-f", "fragments", multiple=True, metavar="NAME|FILE", help="on top of base and pfnmap")
-@click.option(
-    "--config", type=click.Choice(["tiny", "virtme"]), default="tiny", show_default=True, help="what it is on top of"
-)
-@click.option("--lax", is_flag=True, help="build even where a fragment's symbol was dropped")
-@click.option("--cc", default="gcc", show_default=True, metavar="COMMAND", help="the compiler")
-def build(tree: str, patches: tuple[Path, ...], fragments: tuple[str, ...], config: str, lax: bool, cc: str) -> None:
-    """Build a kernel for the harness, and print the path of its vmlinux.
-
-    TREE is PATH (a git tree with its uncommitted changes, or a folder), PATH@REVISION, or debsrc:6.12, Debian's source
-    from your mirror; +FILE.patch behind it is a patch. Nothing is written to your tree. The next build of the same tree
-    is an incremental one.
-    """
-    from harness.campaign.building import build_shown
-
-    image = build_shown(tree, patches, fragments, config, lax, cc)
-    click.echo(image.image)
-    _stderr(f"Linux {image.release}; run it with: hugepfn run --kernel {image.image}")
-
-
-@cli.command()
 @click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="how often each pair is run")
-@click.option("--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path")
+@modules_option
 @click.option("--clones", type=click.IntRange(1), default=50, show_default=True, help="so many in a row")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="keep the figures there")
 def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:

@@ -7,6 +7,7 @@ anything is booted where the kernel's files tell.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.claims import Claims
-from harness.errors import HugepfnError, PremiseNotMet
+from harness.errors import BootError, HugepfnError, PremiseNotMet
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.probe import probe_image
@@ -25,20 +26,37 @@ from harness.results import (
     RESULT_PROPERTY,
     Results,
     context_of,
+    failures_of,
+    held_against_ledger,
     invariants_of,
+    log_of,
     observations_of,
     outcome_of,
+    reason_of,
+)
+from harness.selection import (
+    LEVELS,
+    has_machine,
+    ledger_of,
+    level_of,
+    pytest_collection_modifyitems,
+    pytest_generate_tests,
+    scenario_of,
 )
 from harness.settings import Settings
-from harness.verdict import ScenarioResult
+from harness.verdict import Outcome, ScenarioResult
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.entries import as_text, rows
 
-LEVELS = ("pte", "pmd", "pud")
+__all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]  # hooks that live beside this module
 
 _MACHINE = pytest.StashKey[VM]()
 _CLAIMS = pytest.StashKey[Claims]()
 _SAY = pytest.StashKey[Callable[[str], None]]()
+_BOOT_FAILURES = pytest.StashKey[dict[Settings, list[BootError]]]()
+
+#: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
+BOOT_ATTEMPTS = 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,6 +89,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """The marker, and the collector of results."""
     config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
+    config.addinivalue_line(
+        "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev'): the least that a test needs"
+    )
+    config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         config.pluginmanager.register(Results(config), "hugepfn-results")
     path = config.getoption("hugepfn_json")
@@ -142,63 +164,6 @@ def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
     config.stash[_SAY] = say
 
 
-# --- levels and scenarios ------------------------------------------------------------------------
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a level."""
-    marker = metafunc.definition.get_closest_marker("levels")
-    if marker is None or "level" not in metafunc.fixturenames:
-        return
-    names = [name for name in marker.args if name in LEVELS]  # for the others see _check_levels()
-    metafunc.parametrize("level", [Level.from_label(name) for name in names], ids=names)
-
-
-def _check_levels(item: pytest.Item) -> None:
-    """Refuses a level that does not exist. Not while pytest collects: that would be a traceback through pytest."""
-    marker = item.get_closest_marker("levels")
-    if marker is not None and (not marker.args or not set(marker.args) <= set(LEVELS)):
-        raise pytest.UsageError(f"{item.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}")
-
-
-def _has_machine(item: pytest.Item) -> bool:
-    """Whether a test is about a kernel."""
-    return not {"vm", "live_vm"}.isdisjoint(getattr(item, "fixturenames", ()))
-
-
-def scenario_of(item: pytest.Item) -> str:
-    """A test's scenario: its function's name without ``test_``."""
-    return getattr(item, "originalname", item.name).removeprefix("test_")
-
-
-def level_of(item: pytest.Item) -> str | None:
-    """The level a test is about: its parameter, or the only one its marker names."""
-    callspec = getattr(item, "callspec", None)
-    if callspec is not None and isinstance(callspec.params.get("level"), Level):
-        return str(callspec.params["level"].label)
-    marker = item.get_closest_marker("levels")
-    return str(marker.args[0]) if marker is not None and len(marker.args) == 1 else None
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """--hugepfn-level and --hugepfn-scenario."""
-    for item in items:
-        _check_levels(item)
-    levels, scenarios = config.getoption("hugepfn_level"), config.getoption("hugepfn_scenario")
-    known = {scenario_of(item) for item in items if _has_machine(item)}
-    for name in scenarios or ():
-        if name not in known:
-            raise pytest.UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
-    kept: list[pytest.Item] = []
-    dropped: list[pytest.Item] = []
-    for item in items:
-        wanted = (not levels or level_of(item) in (*levels, None)) and (not scenarios or scenario_of(item) in scenarios)
-        (kept if wanted else dropped).append(item)
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = kept
-
-
 # --- fixtures ------------------------------------------------------------------------------------
 
 
@@ -208,11 +173,25 @@ def kernel(pytestconfig: pytest.Config) -> KernelImage:
     return settings_of(pytestconfig).resolve(_say(pytestconfig))
 
 
-def _boot(request: pytest.FixtureRequest, image: KernelImage) -> Iterator[VM]:
-    config = request.config
-    search = [request.path.parent]
-    with settings_of(config).vm(image, search, _say(config)) as machine:
+def _boot(request: pytest.FixtureRequest, image: KernelImage, settings: Settings) -> Iterator[VM]:
+    failures = request.config.stash.setdefault(_BOOT_FAILURES, {}).setdefault(settings, [])
+    if len(failures) >= BOOT_ATTEMPTS:  # each attempt may take a minute, and a suite has a hundred tests
+        raise failures[-1]
+    with contextlib.ExitStack() as stack:
+        try:
+            machine = stack.enter_context(settings.vm(image, [request.path.parent], _say(request.config)))
+        except BootError as error:
+            failures.append(error)
+            raise
+        failures.clear()
         yield machine
+
+
+def _settings_for(item: pytest.Item) -> Settings:
+    """The options, and what the test's ``machine`` marker wants beside them."""
+    settings = settings_of(item.config)
+    marker = item.get_closest_marker("machine")
+    return settings.with_wishes(marker.kwargs) if marker is not None else settings
 
 
 @pytest.fixture
@@ -222,9 +201,9 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     level = request.getfixturevalue("level") if "level" in request.fixturenames else Level.PTE
     if reason := probe_image(kernel).why_not(level):
         _unmet(request.config, reason)
-    for machine in _boot(request, kernel):
+    for machine in _boot(request, kernel, _settings_for(request.node)):
         request.node.stash[_MACHINE] = machine
-        if request.config.getoption("hugepfn_keep_vm"):
+        if request.config.getoption("hugepfn_keep_vm") and machine.spec.device.can_be_saved:
             machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
             _unmet(request.config, reason)
@@ -234,7 +213,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
 @pytest.fixture(scope="module")
 def live_vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     """A booted kernel that the tests of a module share."""
-    yield from _boot(request, kernel)
+    yield from _boot(request, kernel, settings_of(request.config))
 
 
 @pytest.fixture
@@ -309,11 +288,13 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Puts the result where the report carries it: past xdist to whoever writes the file."""
     report = yield
-    if not _has_machine(item):
+    if not has_machine(item):
         return report
     error = call.excinfo.value if call.excinfo else None
     if call.when == "call" or error is not None:
         result = _result(item, error, report)
+        if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
+            report.outcome, report.wasxfail = "skipped", result.reason
         report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
         report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
         if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):
@@ -324,29 +305,24 @@ def pytest_runtest_makereport(
 
 
 def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestReport) -> ScenarioResult:
-    claims = list(item.stash[_CLAIMS].made) if _CLAIMS in item.stash else []
+    claims = item.stash[_CLAIMS] if _CLAIMS in item.stash else Claims()
     machine = item.stash.get(_MACHINE, None)
     observations = observations_of(machine) if machine is not None else []
+    made = list(claims.made)
     if machine is not None and observations and report.when == "call":
-        claims.append(invariants_of(machine))
-    return ScenarioResult(
+        made.append(invariants_of(machine))
+    result = ScenarioResult(
         scenario=scenario_of(item),
         level=level_of(item),
         outcome=outcome_of(error, report),
-        reason=_reason(item, error),
-        claims=tuple(claims),
+        reason=reason_of(claims, error),
+        claims=tuple(made),
         observations=tuple(one.to_json() for one in observations),
+        log=log_of(machine, error),
     )
-
-
-def _reason(item: pytest.Item, error: BaseException | None) -> str:
-    """What ended the test, in short where the claims themselves say it at length."""
-    if error is None:
-        return ""
-    text = str(getattr(error, "msg", None) or error)
-    if _CLAIMS in item.stash and text == item.stash[_CLAIMS].verdict:
-        return f"{len(item.stash[_CLAIMS].broken)} claims do not hold"
-    return text
+    if report.when != "call":
+        return result
+    return held_against_ledger(result, failures_of(claims, machine, error), ledger_of(item.path.parent))
 
 
 def _context(item: pytest.Item) -> dict[str, object]:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from harness.errors import HugepfnError, MachineryError, UsageError
+from harness.claims import Claims
+from harness.errors import (
+    BootError,
+    ClaimFailed,
+    HugepfnError,
+    KernelDied,
+    KernelError,
+    MachineryError,
+    UsageError,
+)
 from harness.kernel import KernelImage
 from harness.machine import VM
 from harness.pagetable import Observation
 from harness.settings import Settings
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.known_bugs import Failure, KnownBug, judge
 
 #: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
 RESULT_PROPERTY = "hugepfn_result"
 CONTEXT_PROPERTY = "hugepfn_context"
+LOG_LINES_MAX = 400
 
 
 def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
@@ -46,6 +59,60 @@ def invariants_of(machine: VM) -> Claim:
     outcome = Outcome.ERROR if uncalibrated else Outcome.FAILED if broken else Outcome.PASSED
     name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
     return Claim(name, outcome, "", "\n".join(broken))
+
+
+def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
+    """The kernel's log since the first guest program began, a line each; of a kernel that did not boot, its last words.
+
+    A log longer than LOG_LINES_MAX has its middle left out: what began it and what ended it are at its ends.
+    """
+    if isinstance(error, BootError):
+        lines = error.console_tail.splitlines()
+    elif machine is not None and machine.runs:
+        lines = machine.runs[0].log.splitlines()
+    else:
+        return ()
+    if len(lines) <= LOG_LINES_MAX:
+        return tuple(lines)
+    half = LOG_LINES_MAX // 2
+    return (*lines[:half], f"... {len(lines) - 2 * half} lines ...", *lines[-half:])
+
+
+def reason_of(claims: Claims, error: BaseException | None) -> str:
+    """What ended the test, in short where the claims themselves say it at length."""
+    if error is None:
+        return ""
+    text = str(getattr(error, "msg", None) or error)
+    return f"{len(claims.broken)} claims do not hold" if text == claims.verdict else text
+
+
+def failures_of(claims: Claims, machine: VM | None, error: BaseException | None) -> list[Failure]:
+    """Each thing that went wrong, once: broken claims, broken invariants, the kernel log, what ended the run."""
+    runs = machine.runs if machine is not None else []
+    seen = [Failure("invariant", str(violation)) for run in runs for violation in run.violations]
+    if not isinstance(error, KernelDied):  # its message has the log's first complaint already
+        seen += [Failure("kernel log", trouble) for run in runs for trouble in run.kernel_troubles()]
+    broken = [Failure(claim.name, claim.message) for claim in claims.broken]
+    told = error is None or str(error) in [one.message for one in broken]
+    told = told or (isinstance(error, ClaimFailed) and any(str(error).startswith(one.message) for one in seen))
+    if not told and isinstance(error, KernelError | AssertionError):
+        broken.append(Failure("end", str(error)))
+    return broken + seen
+
+
+def held_against_ledger(
+    result: ScenarioResult, failures: Sequence[Failure], ledger: Sequence[KnownBug]
+) -> ScenarioResult:
+    """The result, told by the ledger of known bugs where it covers the scenario."""
+    if result.outcome not in (Outcome.PASSED, Outcome.FAILED) or bool(failures) != (result.outcome is Outcome.FAILED):
+        return result
+    finding = judge(ledger, result.scenario, result.level, failures)
+    if not finding.reason:
+        return result
+    if not finding.known:
+        return replace(result, reason=finding.reason)
+    claims = (replace(c, outcome=Outcome.KNOWN_BUG) if c.outcome is Outcome.FAILED else c for c in result.claims)
+    return replace(result, outcome=Outcome.KNOWN_BUG, reason=finding.reason, claims=tuple(claims))
 
 
 def context_of(settings: Settings, image: KernelImage | None, machine: VM | None) -> dict[str, object]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from harness.errors import UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.accel import choose_accel
+from harness.machine.binary import check_cpu
 from harness.machine.ram import check_room, ram_folder
+from harness.machine.spec import Device
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Settings:
     memory_mib: int = 1024
     cpu: str = "max"
     append: tuple[str, ...] = field(default=())
+    device: str = Device.TESTDEV.value
     ram_dir: Path | None = None
     boot_timeout_s: float | None = None
     clone: bool = True
@@ -32,11 +37,31 @@ class Settings:
         """Gets the kernel onto this machine."""
         return Kernel.parse(self.kernel, self.modules).resolve(say)
 
+    def with_wishes(self, wishes: Mapping[str, Any]) -> Settings:
+        """These settings, with at least what a test needs of its machine.
+
+        :param wishes: ``smp`` (at least so many vCPUs), ``append`` (further words for the kernel command line),
+            ``clone`` (False: boot one of its own), ``device`` (the one under test).
+        :raises UsageError: something else is wished for.
+        """
+        if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device"}):
+            raise UsageError(f"machine({unknown[0]}=...): a test may wish for smp, append, clone and device")
+        return replace(
+            self,
+            smp=max(self.smp, wishes.get("smp", 1)),
+            append=(*self.append, *wishes.get("append", ())),
+            clone=self.clone and wishes.get("clone", True),
+            device=wishes.get("device", self.device),
+        )
+
     def preflight(self, say: Callable[[str], None]) -> None:
         """Looks at what every machine needs, before the first is built: one error instead of one a test.
 
         :raises MachineryError: QEMU, the accelerator or room for RAM is missing.
+        :raises UsageError: QEMU has no such CPU.
         """
+        if self.cpu not in ("max", "host"):
+            check_cpu(find_qemu(), self.cpu)
         choose_accel(self.accel, find_qemu(), self.cpu, say)
         check_room(self.memory_mib, ram_folder(self.ram_dir))
 
@@ -49,6 +74,7 @@ class Settings:
             memory_mib=self.memory_mib,
             cpu=self.cpu,
             append=self.append,
+            device=self.device,
             search=search,
             ram_dir=self.ram_dir,
             boot_timeout_s=self.boot_timeout_s,

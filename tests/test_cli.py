@@ -71,19 +71,29 @@ def hugepfn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     find_qemu.cache_clear()
 
 
+#: "mm/memory.c copy_pte_range()"
+DECIDED_BY = re.compile(r"(?:arch|drivers|fs|io_uring|kernel|mm)/[\w/.-]+\.[ch] \w+\(\)")
+
 # --- what the user says --------------------------------------------------------------------------
 
 
 def test_list_names_each_scenario_with_its_levels_and_its_claim(hugepfn: Command) -> None:
     done = hugepfn("list")
     assert (done.status, done.err) == (0, "")
-    lines = [re.split(r" {2,}", line.strip(), maxsplit=2) for line in done.out.splitlines()]
-    assert lines[0] == ["scenario", "levels", "claim"]
-    scenarios = {line[0]: line[1:] for line in lines[1:]}
+    *lines, total = done.out.splitlines()
+    assert len(lines) % 3 == 0
+    scenarios = {}
+    for head, claim, decided_by in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        name, _, levels = head.partition("  ")
+        scenarios[name] = (levels, claim.strip())
+        assert claim.strip(), f"{name} has no claim"
+        for function in decided_by.split(", "):
+            assert DECIDED_BY.fullmatch(function.strip()), f"{name} is decided by {function!r}"
     assert scenarios["fork"][0] == "pte pmd pud"
     assert scenarios["fork"][1].startswith("fork() copies the leaf of a shared pfnmap as it is")
     assert scenarios["calibrate_thp"][0] == "pmd"
-    assert all(len(line) == 2 and line[1] for line in scenarios.values()), "no scenario without a claim"
+    cases = sum(len(levels.split()) or 1 for levels, _ in scenarios.values())
+    assert total == f"{len(scenarios)} scenarios, {cases} cases"
 
 
 def test_the_front_door_is_the_same_command() -> None:

@@ -137,6 +137,10 @@ def test_ready_words() -> None:
             "mapping calibration 77 7f0000001000 1000 1 ram 0",
             MappingEvent("calibration", 77, 0x7F0000001000, 0x1000, 1, "ram", 0),
         ),
+        (
+            "mapping registers 77 7f0000001000 1000 3 bar0 0",
+            MappingEvent("registers", 77, 0x7F0000001000, 0x1000, 3, "bar0", 0),
+        ),
         ("unmapping bar 77", UnmappingEvent("bar", 77)),
         (
             "pagemap bar 77 80000000000000*1 0*1 a180000000012345*1",

@@ -17,10 +17,11 @@ pagetable
 verdict
 cache kernel guest
 machine
-claims settings
+claims settings selection
 results
 pytest_plugin
 campaign doctor
+commands
 cli
 entry
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import UsageError
-from harness.kernel.offers import Offer, parse_packages
+from harness.kernel.offers import Offer, Stock, parse_packages
 from harness.kernel.versions import (
     check_wanted,
     choose,
@@ -162,3 +162,25 @@ def test_an_image_that_only_lacks_linux_base_is_whole() -> None:
     (offer,) = parse_packages(data, "http://mirror/", "backports")
     assert offer.gone == ()
     assert [file.package for file in offer.files] == [name]
+
+
+def test_stock_is_the_newest_of_each_series_that_is_whole() -> None:
+    def offer(upstream: str, *gone: str, cached: bool = False) -> Offer:
+        return Offer(f"linux-image-{upstream}", f"{upstream}-1", upstream, "sid", upstream, cached, gone=gone)
+
+    stock = Stock.of(
+        [
+            offer("6.1.5"),
+            offer("6.1.20"),
+            offer("7.3~rc7"),
+            offer("6.19.2", "linux-modules-6.19.2"),
+            offer("6.19.14", "linux-base-6.19.14", "linux-modules-6.19.14"),
+            offer("7.0.13", "linux-modules-7.0.13"),
+            offer("7.0.12"),
+            offer("7.1.1", "linux-modules-7.1.1", cached=True),
+        ]
+    )
+    assert [one.upstream for one in stock.offers] == ["6.1.20", "7.0.12", "7.1.1", "7.3~rc7"]
+    assert stock.missing == {
+        "6.19": "the mirror has linux-image-6.19.14 only in part, without linux-base-6.19.14, linux-modules-6.19.14"
+    }

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import MachineryError
+from harness.errors import MachineryError, UsageError
 from harness.machine import QemuBinary, find_qemu
+from harness.machine.binary import check_cpu
 
 DEBIAN_12 = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)"
 
@@ -100,3 +101,16 @@ def test_it_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     found = find_qemu()
     path.unlink()
     assert find_qemu() == found
+
+
+def test_a_cpu_that_qemu_does_not_make(tmp_path: Path) -> None:
+    words = "qemu: unable to find CPU model 'NOSUCH'"
+    fake = script(tmp_path / "qemu", f'#!/bin/sh\necho one >&2\necho "{words}" >&2\nexit 1\n')
+    with pytest.raises(UsageError, match=f"--cpu NOSUCH: {words}"):
+        check_cpu(QemuBinary(str(fake), "7.2.22", DEBIAN_12), "NOSUCH")
+
+
+def test_a_cpu_that_qemu_makes(tmp_path: Path) -> None:
+    fake = script(tmp_path / "qemu", f'#!/bin/sh\necho "$@" > {tmp_path}/argv\nread line; test "$line" = quit\n')
+    check_cpu(QemuBinary(str(fake), "7.2.22", DEBIAN_12), "qemu64")
+    assert "-accel tcg -cpu qemu64" in (tmp_path / "argv").read_text()

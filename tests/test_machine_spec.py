@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.machine.spec import Accel, Channel, Descriptors, MachineSpec, kernel_command_line, qemu_argv
+from harness.machine.spec import Accel, Channel, Descriptors, Device, MachineSpec, kernel_command_line, qemu_argv
 
 DESCRIPTORS = Descriptors(ram=10, qmp=11, console=12, agent=13, events=14, shell=15)
 SPEC = MachineSpec(kernel=Path("/k/bzImage"), initramfs=Path("/c/initramfs.cpio"))
@@ -37,12 +37,12 @@ qemu-system-x86_64
 -device virtserialport,bus=serial.0,nr=1,chardev=agent,name=hugepfn.agent
 -device virtserialport,bus=serial.0,nr=2,chardev=events,name=hugepfn.events
 -device intel-iommu
--device pci-testdev,id=bar,membar=2G,addr=05.0
+-device pci-testdev,membar=2G,id=bar,addr=05.0
 -kernel /k/bzImage
 -initrd /c/initramfs.cpio
 """
 COMMAND_LINE = (
-    "console=ttyS0 oops=panic panic=-1 printk.devkmsg=on intel_iommu=on "
+    "console=ttyS0 oops=panic panic=-1 printk.devkmsg=on intel_iommu=on no_timer_check "
     "hugepfn.channel=virtio hugepfn.vfio=0000:00:05.0"
 )
 
@@ -95,8 +95,26 @@ def test_size_and_cpu() -> None:
         "-smp 4",
         "-m 2048M",
         "-object memory-backend-file,id=ram,size=2048M,mem-path=/proc/self/fd/10,share=on",
-        "-device pci-testdev,id=bar,membar=4G,addr=05.0",
+        "-device pci-testdev,membar=4G,id=bar,addr=05.0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (
+            Device.SHMEM,
+            [
+                "-object memory-backend-ram,id=shmem,size=1G,share=off",
+                "-device ivshmem-plain,memdev=shmem,master=on,id=bar,addr=05.0",
+            ],
+        ),
+        (Device.NVME, ["-device nvme,serial=hugepfn,cmb_size_mb=2048,legacy-cmb=on,id=bar,addr=05.0"]),
+    ],
+)
+def test_another_device_takes_the_slot(device: Device, expected: list[str]) -> None:
+    gone, new = difference(replace(SPEC, device=device))
+    assert (gone, new) == (["-device pci-testdev,membar=2G,id=bar,addr=05.0"], expected)
 
 
 def test_a_clone_waits_for_its_state_and_keeps_its_writes_to_itself() -> None:

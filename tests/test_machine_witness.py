@@ -13,7 +13,7 @@ import pytest
 from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
 from harness.machine.qemu import Qemu
-from harness.machine.witness import Witness, bar_from_pci, needs_registration
+from harness.machine.witness import Witness, bars_from_pci, needs_registration
 from harness.pagetable import Bits, Layout, Level, PhysicalMemory, Region
 
 PAGE = 4096
@@ -134,7 +134,7 @@ def waiting(pid: int = 77, *, nonce: int = NONCE, vaddr: int = STACK) -> WaitEve
 
 def witness_of(guest: Guest, *stops: str, layout: Layout = Layout.MODERN) -> tuple[Witness, FakeQemu]:
     qemu = FakeQemu(guest, list(stops))
-    return Witness(cast(Qemu, qemu), BAR, layout), qemu
+    return Witness(cast(Qemu, qemu), [BAR], layout), qemu
 
 
 def registered(guest: Guest, *stops: str, event: WaitEvent | None = None) -> tuple[Witness, FakeQemu]:
@@ -444,8 +444,9 @@ REGIONS: list[dict[str, object]] = [
 ]
 
 
-def test_the_bar_out_of_query_pci() -> None:
-    assert bar_from_pci(query_pci(REGIONS), 5, 2) == BAR
+def test_the_bars_out_of_query_pci() -> None:
+    ports: dict[str, object] = {"bar": 1, "type": "io", "address": 0xC000, "size": 256}
+    assert bars_from_pci(query_pci([*REGIONS, ports]), 5) == (Region("bar0", 0xFEBD5000, 4096), BAR)
 
 
 @pytest.mark.parametrize(
@@ -455,4 +456,4 @@ def test_the_bar_out_of_query_pci() -> None:
 )
 def test_no_bar(devices: object) -> None:
     with pytest.raises(ProtocolError, match="no BAR 2 with an address in slot 5"):
-        bar_from_pci(devices, 5, 2)
+        bars_from_pci(devices, 5)

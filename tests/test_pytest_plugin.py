@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from harness.errors import BootError
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import Accel, find_qemu
 from harness.machine.machine import Origin
 from harness.machine.probe import probe_image
 from harness.pagetable import Observation
+from harness.pytest_plugin import BOOT_ATTEMPTS
+from harness.results import LOG_LINES_MAX
 from harness.settings import Settings
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Area, Violation
@@ -342,6 +345,94 @@ def test_claims_that_hold(pytester: pytest.Pytester) -> None:
     assert outcomes(pytester) == {"fork": "passed"}
 
 
+LEDGER = """
+[[bug]]
+id = "HP-7"
+title = "D is lost"
+scenario = "fork"
+levels = ["pud"]
+function = "mm/huge_memory.c copy_huge_pud()"
+kernels = ["6.12"]
+reproduce = "hugepfn run fork --level pud"
+[[bug.symptom]]
+claim = "D is kept"
+message = "D=0"
+"""
+BUGGY = """
+    import pytest
+
+    @pytest.mark.levels("pmd", "pud")
+    def test_fork(vm, level, claim):
+        with claim("D is kept"):
+            assert False, "{message}"
+        with claim("W is kept"):
+            assert {other}
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "other", "pud"),
+    [
+        ("seen D=0", "True", ("known_bug", "known bug HP-7: D is lost")),
+        ("seen D=2", "True", ("failed", "1 claims do not hold")),
+        ("seen D=0", "False", ("failed", "2 claims do not hold")),
+    ],
+)
+def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
+    pytester: pytest.Pytester, message: str, other: str, pud: tuple[str, str]
+) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    (pytester.path / "known_bugs.toml").write_text(LEDGER)
+    pytester.makepyfile(BUGGY.format(message=message, other=other))
+    result = pytest_run(pytester)
+    results = {one["level"]: one for one in written(pytester)["results"]}
+    assert results["pmd"]["outcome"] == "failed", "the ledger speaks of pud only"
+    assert (results["pud"]["outcome"], results["pud"]["reason"]) == pud
+    known = pud[0] == "known_bug"
+    assert results["pud"]["claims"][0]["outcome"] == pud[0]
+    result.assert_outcomes(failed=1 if known else 2, xfailed=1 if known else 0)
+
+
+def test_a_known_bug_that_is_gone_is_said_to_be(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    (pytester.path / "known_bugs.toml").write_text(LEDGER)
+    pytester.makepyfile(BUGGY.replace("assert False", "assert True").format(message="", other="True"))
+    pytest_run(pytester).assert_outcomes(passed=2)
+    reasons = {one["level"]: one["reason"] for one in written(pytester)["results"]}
+    assert reasons == {"pmd": "", "pud": "fixed here: HP-7"}
+
+
+def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("[[bug.symptom]]", "[[bug.sign]]"))
+    pytester.makepyfile("def test_fork(vm): pass")
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*the ledger's entry HP-7*not understood*"])
+
+
+@pytest.mark.parametrize(
+    ("marker", "expected"),
+    [
+        ("smp=2", "2 () True"),
+        ("append=['x=1'], clone=False", "1 ('x=1',) False"),
+    ],
+)
+def test_a_test_may_wish_for_a_machine(pytester: pytest.Pytester, marker: str, expected: str) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from harness.pytest_plugin import _settings_for
+
+        @pytest.mark.machine({marker})
+        def test_wish(request):
+            found = _settings_for(request.node)
+            assert f"{{found.smp}} {{found.append}} {{found.clone}}" == "{expected}"
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=1)
+
+
 def test_a_skip_does_not_hide_a_broken_claim(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(NO_MACHINE)
     pytester.makepyfile(
@@ -380,6 +471,7 @@ class FakeVM:
     """What the plugin wants of a machine, and a program that was seen at one stop."""
 
     started: list[FakeVM]
+    log_lines = 3
 
     def __init__(self, settings: Settings, image: KernelImage, search: list[Path], _say: Say) -> None:
         self.settings, self.image, self.search = settings, image, search
@@ -402,7 +494,13 @@ class FakeVM:
         )
         troubles = [trouble] if trouble else []
         self.runs.append(
-            SimpleNamespace(snapshots=[stop], violations=violations, uncalibrated=[], kernel_troubles=lambda: troubles)
+            SimpleNamespace(
+                snapshots=[stop],
+                violations=violations,
+                uncalibrated=[],
+                kernel_troubles=lambda: troubles,
+                log="".join(f"line {number}\n" for number in range(self.log_lines)),
+            )
         )
 
     def __enter__(self) -> FakeVM:
@@ -513,8 +611,37 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
                 },
             ],
             "observations": [SEEN.to_json()],
+            "log": ["line 0", "line 1", "line 2"],
         }
     ]
+
+
+@pytest.mark.usefixtures("machines")
+def test_the_middle_of_a_long_log_is_left_out(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeVM, "log_lines", LOG_LINES_MAX + 10)
+    pytester.makepyfile("def test_fork(vm):\n    vm.run()\n")
+    pytest_run(pytester)
+    log = written(pytester)["results"][0]["log"]
+    half = LOG_LINES_MAX // 2
+    assert log[:half] == [f"line {number}" for number in range(half)]
+    assert log[half] == "... 10 lines ..."
+    assert log[half + 1 :] == [f"line {number}" for number in range(half + 10, LOG_LINES_MAX + 10)]
+
+
+def test_a_kernel_that_does_not_boot_is_not_booted_for_every_test(
+    pytester: pytest.Pytester, machines: list[FakeVM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(vm: FakeVM) -> FakeVM:
+        vm.started.append(vm)
+        raise BootError("it does not boot", argv=[], exit_status=None, console_tail="[ 0.1] a\n[ 0.2] panic")
+
+    monkeypatch.setattr(FakeVM, "__enter__", refuse)
+    pytester.makepyfile("".join(f"def test_{number}(vm): pass\n" for number in range(5)))
+    pytest_run(pytester)
+    results = written(pytester)["results"]
+    assert [(one["outcome"], one["reason"]) for one in results] == [("failed", "it does not boot")] * 5
+    assert [one["log"] for one in results] == [["[ 0.1] a", "[ 0.2] panic"]] * 5
+    assert len(machines) == BOOT_ATTEMPTS
 
 
 @pytest.mark.usefixtures("machines")

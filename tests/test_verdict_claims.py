@@ -13,7 +13,9 @@ from harness.errors import ExitCode, UsageError
 from harness.verdict.claims import Claim, Outcome, Run, ScenarioResult, exit_code
 
 CLAIM = Claim("child keeps D", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1")
-RESULT = ScenarioResult("fork", "pud", Outcome.FAILED, "", (CLAIM,), ({"at": "forked", "leaf": [1, None]},))
+RESULT = ScenarioResult(
+    "fork", "pud", Outcome.FAILED, "", (CLAIM,), ({"at": "forked", "leaf": [1, None]},), ("[ 1.0] BUG",)
+)
 
 
 def result(outcome: Outcome, *claims: Outcome) -> ScenarioResult:
@@ -40,6 +42,7 @@ def test_the_documented_object() -> None:
                     }
                 ],
                 "observations": [{"at": "forked", "leaf": [1, None]}],
+                "log": ["[ 1.0] BUG"],
             }
         ],
     }
@@ -61,6 +64,7 @@ results = st.builds(
     reason=texts,
     claims=st.lists(claims, max_size=3).map(tuple),
     observations=st.lists(observations, max_size=3).map(tuple),
+    log=st.lists(texts, max_size=3).map(tuple),
 )
 contexts = st.dictionaries(st.sampled_from(["kernel", "accel", "qemu"]), st.text(max_size=5))
 runs = st.builds(Run, results=st.lists(results, max_size=3).map(tuple), context=contexts)
@@ -75,6 +79,12 @@ def test_unknown_keys_are_ignored_in_a_result_and_are_context_in_a_run() -> None
     data = Run((RESULT,)).to_json()
     data["results"][0]["colour"] = "blue"
     assert Run.from_json(data | {"later": 1}) == Run((RESULT,), {"later": 1})
+
+
+def test_a_file_from_before_there_was_a_log_is_read() -> None:
+    data = Run((RESULT,)).to_json()
+    del data["results"][0]["log"]
+    assert Run.from_json(data).results[0].log == ()
 
 
 @pytest.mark.parametrize(

@@ -173,3 +173,26 @@ def test_as_text() -> None:
         "  forked              parent     bar+0x0 x4 pte 0x0000000000000027 P +A -D -W bar+0x0",
     ]
     assert as_text([]) == ""
+
+
+def test_what_changed_is_marked_as_a_mask() -> None:
+    first, second = rows([seen("read", "P W", raw=0x1003), seen("written", "P W D", raw=0x2043)])
+    assert (first.changed, second.changed) == (0, 0x3040)
+
+
+def test_against_another_run_the_twin_is_what_counts_not_the_stop_before() -> None:
+    mine = [seen("read", "P W", raw=0x3), seen("written", "P W D", raw=0x43), seen("only-here", "P", raw=0x1)]
+    other = [seen("read", "P W", raw=0x3), seen("written", "P W", raw=0x3)]
+    read, written, only = rows(mine, other)
+    assert (read.changed, read.appeared) == (0, frozenset())
+    assert (written.changed, written.appeared) == (0x40, frozenset({"D"}))
+    assert (only.changed, only.appeared) == (0, frozenset())
+
+
+def test_against_another_run_ordinary_memory_may_be_elsewhere() -> None:
+    sides = [
+        Observation("filled", "parent", "memory", 0, "pte", raw, bits, f"ram+{raw & ~0xFFF:#x}", None)
+        for raw, bits in ((0x5003, ("P", "W")), (0x9001, ("P",)))
+    ]
+    (row,) = rows(sides[:1], sides[1:])
+    assert (row.changed, row.appeared) == (0x2, frozenset({"W"}))

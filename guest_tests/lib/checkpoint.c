@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,6 +23,7 @@
 #define HP_PAGEMAP_PAGES 512
 #define HP_LINE (128 + HP_PAGEMAP_PAGES * 23)
 #define HP_CHILDREN 64
+#define HP_PROCESS_NAME "HUGEPFN_PROCESS_NAME" /* environment: what hp_start() registers as, "parent" where unset */
 
 struct shared_process {
 	pid_t pid;
@@ -46,7 +46,7 @@ struct shared {
 
 static struct shared *shared;
 static int events_fd = -1, kmsg_fd = -1;
-static uint64_t sequence;
+static _Atomic uint64_t sequence; /* one for all processes that share this memory */
 
 /* This process's own registered children, so that a wait for one notices when another dies. */
 static struct {
@@ -125,13 +125,13 @@ static void spin(const char *verb, const char *name, pid_t parent)
 		__builtin_ia32_pause();
 }
 
-void hp_register(const char *name)
+/* PARENT 0: nobody's mappings are this process's. */
+static void register_child_of(pid_t parent, const char *name)
 {
-	pid_t pid = getpid(), parent = getppid();
 	struct shared_process *slot = NULL;
+	pid_t pid = getpid();
 
 	check_name(name);
-	sequence = 0;
 	lock();
 	for (int i = 0; i < HP_PROCESSES && !slot; i++)
 		if (!shared->process[i].pid)
@@ -143,7 +143,7 @@ void hp_register(const char *name)
 	}
 	slot->pid = pid;
 	strcpy(slot->name, name);
-	for (int i = 0, free_slot = 0; i < HP_MAPPINGS; i++) {
+	for (int i = 0, free_slot = 0; parent && i < HP_MAPPINGS; i++) {
 		if (shared->mapping[i].owner != parent)
 			continue;
 		while (free_slot < HP_MAPPINGS && shared->mapping[free_slot].owner)
@@ -158,6 +158,11 @@ void hp_register(const char *name)
 	}
 	unlock();
 	spin("process", name, parent);
+}
+
+void hp_register(const char *name)
+{
+	register_child_of(getppid(), name);
 }
 
 /* A page of ordinary memory: at every stop the walk must see it as pagemap does, or it proves nothing. */
@@ -179,7 +184,7 @@ static void calibrate(void)
 struct hp_options hp_start(int argc, char **argv)
 {
 	struct hp_options options = { .level = HP_PTE, .argc = 1, .argv = argv };
-	const char *fd = getenv("HUGEPFN_EVENTS_FD");
+	const char *fd = getenv("HUGEPFN_EVENTS_FD"), *name = getenv(HP_PROCESS_NAME);
 
 	for (int i = 1; i < argc; i++) {
 		const char *value = argv[i];
@@ -200,9 +205,22 @@ struct hp_options hp_start(int argc, char **argv)
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		hp_die("mmap of the shared table");
-	hp_register("parent");
+	register_child_of(0, name ? name : "parent");
 	calibrate();
 	return options;
+}
+
+const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise)
+{
+	size_t length = strlen(name);
+
+	for (int i = 1; i < options->argc; i++) {
+		const char *given = options->argv[i];
+
+		if (!strncmp(given, "--", 2) && !strncmp(given + 2, name, length) && given[2 + length] == '=')
+			return given + 3 + length;
+	}
+	return otherwise;
 }
 
 static void remember_child(pid_t pid, const char *name)
@@ -276,6 +294,17 @@ static void forget(pid_t pid)
 	unlock();
 }
 
+_Noreturn void hp_exec(const char *name, char *const argv[])
+{
+	check_name(name);
+	if (setenv(HP_PROCESS_NAME, name, 1))
+		hp_die("setenv");
+	forget(getpid());
+	tell("gone %d\n", getpid());
+	execv("/proc/self/exe", argv);
+	hp_die("exec");
+}
+
 int hp_reap(pid_t pid)
 {
 	int status;
@@ -293,7 +322,7 @@ int hp_reap(pid_t pid)
 
 void hp_map(const struct hp_mapping *mapping)
 {
-	static const char *const backing[] = { [HP_BAR] = "bar", [HP_RAM] = "ram" };
+	const char *backing = mapping->backing == HP_RAM ? "ram" : mapping->region ? mapping->region : "bar";
 	struct shared_mapping *slot = NULL;
 	pid_t pid = getpid();
 
@@ -322,7 +351,7 @@ void hp_map(const struct hp_mapping *mapping)
 		slot->pagemap_pages = HP_PAGEMAP_PAGES;
 	unlock();
 	tell("mapping %s %d %" PRIx64 " %zx %x %s %" PRIx64 "\n", mapping->name, pid, (uint64_t)mapping->addr,
-	     mapping->length, mapping->prot, backing[mapping->backing], mapping->file_offset);
+	     mapping->length, mapping->prot, backing, mapping->file_offset);
 }
 
 void hp_unmap(const char *name)
@@ -381,60 +410,6 @@ void checkpoint(const char *name)
 		if (shared->mapping[i].owner && shared->mapping[i].pagemap_pages)
 			tell_pagemap(&shared->mapping[i]);
 	spin("checkpoint", name, getppid());
-}
-
-void *hp_reserve(size_t length, size_t align)
-{
-	char *base = mmap(NULL, length + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	char *aligned;
-
-	if (base == MAP_FAILED)
-		hp_die("reserve %zu bytes", length + align);
-	aligned = (char *)(((uintptr_t)base + align - 1) & ~(uintptr_t)(align - 1));
-	if (munmap(base, length + align))
-		hp_die("munmap of the reservation");
-	return aligned;
-}
-
-uint64_t hp_read(const void *addr)
-{
-	return *(const volatile uint64_t *)addr;
-}
-
-void hp_write(void *addr, uint64_t value)
-{
-	*(volatile uint64_t *)addr = value;
-}
-
-static long faults(void)
-{
-	struct rusage usage;
-
-	if (getrusage(RUSAGE_SELF, &usage))
-		hp_die("getrusage");
-	return usage.ru_minflt + usage.ru_majflt;
-}
-
-long hp_write_faults(void *addr, uint64_t value)
-{
-	long before;
-
-	faults(); /* whatever this touches for the first time is touched now */
-	before = faults();
-	hp_write(addr, value);
-	return faults() - before;
-}
-
-size_t hp_leaf_size(enum hp_level level)
-{
-	return (size_t)4096 << (9 * level);
-}
-
-const char *hp_level_name(enum hp_level level)
-{
-	static const char *const names[] = { [HP_PTE] = "pte", [HP_PMD] = "pmd", [HP_PUD] = "pud" };
-
-	return names[level];
 }
 
 void hp_gate_init(struct hp_gate *gate)

@@ -33,14 +33,32 @@ struct hp_options {
 	char **argv;
 };
 
-/* First call of main(): reads the options, opens the channel, registers this process as "parent". */
+/*
+ * First call of main(): reads the options, opens the channel, registers this process as "parent", or as what
+ * hp_exec() was told, with no mapping yet.
+ */
 struct hp_options hp_start(int argc, char **argv);
+
+/* The value of the program's own option --NAME=VALUE; OTHERWISE where it was not given. */
+const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise);
 
 /* fork(); the child registers under NAME before it returns, and the parent returns after that. */
 pid_t hp_fork(const char *name);
 
 /* Registers the calling process (after a raw fork, vfork or clone). */
 void hp_register(const char *name);
+
+/*
+ * A process of the caller's memory: clone(CLONE_VM | FLAGS | SIGCHLD) on a stack of its own, to run MAIN(ARGUMENT).
+ * It registers itself. Only one of those who share the memory may use stdio at a time.
+ */
+pid_t hp_clone_vm(int flags, int (*main)(void *), void *argument);
+
+/* Starts this program anew in the calling process: the host forgets its tables, and hp_start() registers NAME. */
+_Noreturn void hp_exec(const char *name, char *const argv[]);
+
+/* KiB that a process's page tables take, by its /proc/PID/status (VmPTE: the pte, pmd and pud tables). 0: self. */
+long hp_page_table_kib(pid_t pid);
 
 /* waitpid() for a registered child, and tells the host that its tables are gone. Returns the wait status. */
 int hp_reap(pid_t pid);
@@ -62,6 +80,7 @@ struct hp_mapping {
 	int prot;                /* PROT_* */
 	enum hp_backing backing;
 	uint64_t file_offset;    /* bytes into the BAR; 0 for ordinary memory */
+	const char *region;      /* which BAR, by its name; NULL: "bar" */
 	size_t pagemap_pages;    /* how many pages the guest reads pagemap for at a checkpoint, from the start */
 };
 
@@ -78,8 +97,33 @@ void *hp_reserve(size_t length, size_t align);
 uint64_t hp_read(const void *addr);
 void hp_write(void *addr, uint64_t value);
 
-/* Stores one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt + ru_majflt). */
+/*
+ * Stores (loads) one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt +
+ * ru_majflt). -1: the access was given up after 10,000 faults, since it would fault for ever. For one thread at a time.
+ */
 long hp_write_faults(void *addr, uint64_t value);
+long hp_read_faults(const void *addr);
+
+/* How an access ended: signal 0 where it was made, else the signal (SIGBUS, SIGSEGV), its si_code and si_addr. */
+struct hp_caught {
+	int signal;
+	int code;
+	void *addr;
+};
+
+/* One word loaded or stored where the kernel may refuse it. VALUE may be NULL. Any thread may. */
+struct hp_caught hp_try_read(const void *addr, uint64_t *value);
+struct hp_caught hp_try_write(void *addr, uint64_t value);
+
+/* "BUS", "SEGV"; "0" for no signal. "EINVAL"; "0" for no error. */
+const char *hp_signal_name(int number);
+const char *hp_errno_name(int error);
+
+/* Writes TEXT to an existing file (/proc, /sys) in one write; 0, or the error number. */
+int hp_write_file(const char *path, const char *text);
+
+/* The calling process's /proc/self/pagemap word of the page at ADDR (Documentation/admin-guide/mm/pagemap.rst). */
+uint64_t hp_pagemap_word(const void *addr);
 
 /* --- gates: one process lets another go on, without sleeping ------------------------------------- */
 
@@ -97,10 +141,15 @@ struct hp_bar {
 	int device_fd;
 	uint64_t size;   /* bytes */
 	uint64_t offset; /* of the region in device_fd */
+	char region[8];  /* "bar" for BAR 2, "bar0" for another */
+	int container_fd, group_fd; /* held for the device; nothing more is asked of them */
 };
 
 /* Opens BAR number BAR of the device bound to vfio-pci, memory enabled. Skips the run when there is none. */
 struct hp_bar hp_bar_open(unsigned int bar);
+
+/* Another BAR of a device that is open. Skips the run when it cannot be mapped. */
+struct hp_bar hp_bar_also(const struct hp_bar *opened, unsigned int bar);
 
 /* Sets or clears the memory bit of PCI_COMMAND through vfio's config region. */
 void hp_bar_memory(const struct hp_bar *bar, bool enabled);
@@ -111,11 +160,31 @@ void hp_bar_memory(const struct hp_bar *bar, bool enabled);
  */
 void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot);
 
+/* Any other part of a BAR at any other sort of address. */
+struct hp_bar_area {
+	const char *name; /* of the mapping; NULL: "bar" */
+	uint64_t offset;  /* bytes into the BAR */
+	size_t length;
+	size_t align;     /* the address is a multiple of this (2 MiB where it is less), */
+	size_t skew;      /* plus this */
+	int prot;
+	int flags;        /* beside MAP_SHARED and MAP_FIXED: MAP_POPULATE, ... */
+};
+
+/* Maps and names it. The 2 MiB before and behind it are left free, so that no neighbour merges with it. */
+void *hp_bar_map_area(const struct hp_bar *bar, const struct hp_bar_area *area);
+
+/* Says again where a part of the BAR is mapped, and with which rights, under a name: after mprotect, mremap, munmap. */
+void hp_bar_name(const char *name, void *addr, size_t length, int prot, uint64_t offset);
+
 /* --- results: KTAP on stdout --------------------------------------------------------------------- */
 
 void ktap_plan(unsigned int tests);
 bool ktap_ok(bool ok, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void ktap_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* One measured value, "# value NAME=...": result.values["NAME"] on the host. NAME has no blank and no "=". */
+void ktap_value(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* The premise is not met: the whole run is skipped, with the reason. Does not return. */
 _Noreturn void ktap_skip_all(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -174,6 +174,10 @@ static void bind_vfio(void)
 		snprintf(vfio_why, sizeof(vfio_why), "no PCI device %s", vfio_bdf);
 		return;
 	}
+	/* A driver of its own, built into the kernel, was there first (nvme). */
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver/unbind", vfio_bdf);
+	if (!access(path, W_OK) && write_file(path, vfio_bdf))
+		warn("unbind %s", vfio_bdf);
 	if (write_file("/sys/bus/pci/drivers_probe", vfio_bdf))
 		warn("drivers_probe %s", vfio_bdf);
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", vfio_bdf);

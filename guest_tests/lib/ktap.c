@@ -48,6 +48,17 @@ void ktap_note(const char *fmt, ...)
 	va_end(args);
 }
 
+void ktap_value(const char *name, const char *fmt, ...)
+{
+	char prefix[64];
+	va_list args;
+
+	snprintf(prefix, sizeof(prefix), "# value %s=", name);
+	va_start(args, fmt);
+	say(prefix, fmt, args);
+	va_end(args);
+}
+
 void ktap_skip_all(const char *fmt, ...)
 {
 	va_list args;

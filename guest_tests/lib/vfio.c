@@ -22,7 +22,7 @@ static struct vfio_region_info region_info(int device_fd, unsigned int index)
 	return info;
 }
 
-static int open_device(const char *group, const char *bdf)
+static struct hp_bar open_device(const char *group, const char *bdf)
 {
 	struct vfio_group_status status = { .argsz = sizeof(status) };
 	char path[64];
@@ -48,7 +48,7 @@ static int open_device(const char *group, const char *bdf)
 	device_fd = ioctl(group_fd, VFIO_GROUP_GET_DEVICE_FD, bdf);
 	if (device_fd < 0)
 		hp_die("VFIO_GROUP_GET_DEVICE_FD %s", bdf);
-	return device_fd;
+	return (struct hp_bar){ .device_fd = device_fd, .container_fd = container_fd, .group_fd = group_fd };
 }
 
 void hp_bar_memory(const struct hp_bar *bar, bool enabled)
@@ -67,39 +67,73 @@ void hp_bar_memory(const struct hp_bar *bar, bool enabled)
 struct hp_bar hp_bar_open(unsigned int bar)
 {
 	const char *group = getenv("HUGEPFN_VFIO_GROUP"), *bdf = getenv("HUGEPFN_VFIO_BDF");
-	struct vfio_region_info info;
 	struct hp_bar opened;
 
 	if (!group || !bdf)
 		ktap_skip_all("no device bound to vfio-pci: %s",
 			      getenv("HUGEPFN_VFIO_WHY") ? getenv("HUGEPFN_VFIO_WHY") : "not started by the agent");
-	opened.device_fd = open_device(group, bdf);
-	info = region_info(opened.device_fd, VFIO_PCI_BAR0_REGION_INDEX + bar);
-	if (!(info.flags & VFIO_REGION_INFO_FLAG_MMAP))
-		ktap_skip_all("vfio-pci does not let BAR %u of %s be mapped", bar, bdf);
-	opened.size = info.size;
-	opened.offset = info.offset;
+	opened = open_device(group, bdf);
+	opened = hp_bar_also(&opened, bar);
 	hp_bar_memory(&opened, true);
 	return opened;
+}
+
+struct hp_bar hp_bar_also(const struct hp_bar *opened, unsigned int bar)
+{
+	struct vfio_region_info info = region_info(opened->device_fd, VFIO_PCI_BAR0_REGION_INDEX + bar);
+	struct hp_bar also = *opened;
+
+	if (!(info.flags & VFIO_REGION_INFO_FLAG_MMAP))
+		ktap_skip_all("vfio-pci does not let BAR %u of %s be mapped", bar, getenv("HUGEPFN_VFIO_BDF"));
+	also.size = info.size;
+	also.offset = info.offset;
+	/* As harness/guest/protocol.py has it, bar_name(). */
+	if (bar == 2)
+		strcpy(also.region, "bar");
+	else
+		snprintf(also.region, sizeof(also.region), "bar%u", bar % 6);
+	return also;
+}
+
+static void name_part(const char *region, const char *name, void *addr, size_t length, int prot, uint64_t offset)
+{
+	hp_map(&(struct hp_mapping){ .name = name,
+				     .addr = addr,
+				     .length = length,
+				     .prot = prot,
+				     .backing = HP_BAR,
+				     .region = region,
+				     .file_offset = offset,
+				     .pagemap_pages = length / 4096 });
+}
+
+void hp_bar_name(const char *name, void *addr, size_t length, int prot, uint64_t offset)
+{
+	name_part("bar", name, addr, length, prot, offset);
+}
+
+void *hp_bar_map_area(const struct hp_bar *bar, const struct hp_bar_area *area)
+{
+	size_t align = area->align > MIB(2) ? area->align : MIB(2);
+	/* From one multiple of the alignment before to whatever is behind: no neighbour. */
+	char *where = (char *)hp_reserve(align + area->skew + area->length + MIB(2), align) + align + area->skew, *addr;
+
+	if (area->offset + area->length > bar->size)
+		ktap_skip_all("the BAR has %llu bytes, %zu at %llu were asked for", (unsigned long long)bar->size,
+			      area->length, (unsigned long long)area->offset);
+	addr = mmap(where, area->length, area->prot, MAP_SHARED | MAP_FIXED | area->flags, bar->device_fd,
+		    (off_t)(bar->offset + area->offset));
+	if (addr == MAP_FAILED)
+		hp_die("mmap of %zu bytes of the BAR", area->length);
+	name_part(bar->region, area->name ? area->name : "bar", addr, area->length, area->prot, area->offset);
+	return addr;
 }
 
 void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot)
 {
 	/* One leaf of the level, so that the next larger one cannot fit; a handful of entries at pte. */
 	size_t length = level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(level);
-	void *where = hp_reserve(length, hp_leaf_size(level)), *addr;
 
-	if (length > bar->size)
-		ktap_skip_all("the BAR has %llu bytes, a %s leaf %zu", (unsigned long long)bar->size,
-			      hp_level_name(level), length);
-	addr = mmap(where, length, prot, MAP_SHARED | MAP_FIXED, bar->device_fd, (off_t)bar->offset);
-	if (addr == MAP_FAILED)
-		hp_die("mmap of %zu bytes of the BAR", length);
-	hp_map(&(struct hp_mapping){ .name = "bar",
-				     .addr = addr,
-				     .length = length,
-				     .prot = prot,
-				     .backing = HP_BAR,
-				     .pagemap_pages = length / 4096 });
-	return addr;
+	return hp_bar_map_area(
+		bar, &(struct hp_bar_area){ .length = length, .align = hp_leaf_size(level), .prot = prot });
 }

@@ -22,7 +22,7 @@ from rich.table import Table
 from harness.errors import MachineryError
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine import VM, MachineSpec
-from harness.machine.qemu import find_qemu
+from harness.machine.binary import find_qemu
 from harness.machine.ram import SharedRam, ram_folder
 from harness.machine.spec import Descriptors, qemu_argv
 

@@ -6,7 +6,7 @@ import ast
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import pytest_plugin
 from harness.campaign.reporter import RunReporter
@@ -52,7 +52,7 @@ def run_session(
     :raises UsageError: there is no such scenario, or kernel.
     :raises MachineryError: the kernel cannot be had.
     """
-    known = {name for name, _, _ in scenario_lines()}
+    known = {line.name for line in scenario_lines()}
     for name in scenarios:
         if name not in known:
             raise UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
@@ -110,19 +110,29 @@ def run_session(
     return code
 
 
-def scenario_lines() -> list[tuple[str, str, str]]:
-    """Name, levels and claim (the docstring's first line) of each scenario, read from the source."""
+class ScenarioLine(NamedTuple):
+    """What ``hugepfn list`` says of one scenario."""
+
+    name: str
+    levels: str  # "pte pmd pud"; empty for one that knows no levels
+    claim: str  # the docstring's first line
+    decided_by: str  # the kernel's functions
+
+
+def scenario_lines() -> list[ScenarioLine]:
+    """Every scenario, read from the source."""
     found = []
     for path in sorted(guest_tests_dir().glob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 claim = (ast.get_docstring(node) or "").splitlines()[:1]
-                found.append((node.name.removeprefix("test_"), " ".join(_levels(node)), "".join(claim)))
+                name, levels = node.name.removeprefix("test_"), " ".join(_marked(node, "levels"))
+                found.append(ScenarioLine(name, levels, "".join(claim), ", ".join(_marked(node, "decided_by"))))
     return found
 
 
-def _levels(test: ast.FunctionDef) -> list[str]:
+def _marked(test: ast.FunctionDef, marker: str) -> list[str]:
     for decorator in test.decorator_list:
-        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("mark.levels"):
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith(f"mark.{marker}"):
             return [str(ast.literal_eval(argument)) for argument in decorator.args]
     return []

@@ -14,6 +14,17 @@ from dataclasses import dataclass
 from harness.errors import ProtocolError
 
 _HEADER_LIMIT = 128
+#: The BAR that scenarios map. It is called "bar"; another, "bar0".
+TESTED_BAR = 2
+ORDINARY = "ram"
+
+
+def bar_name(number: int) -> str:
+    """What BAR ``number`` (0 to 5) of the device is called, here, in observations and in events."""
+    return "bar" if number == TESTED_BAR else f"bar{number}"
+
+
+BACKINGS = (ORDINARY, *(bar_name(number) for number in range(6)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +120,7 @@ class WaitEvent:
 
 @dataclass(frozen=True, slots=True)
 class MappingEvent:
-    """A process named one of its mappings. ``prot`` is mmap's, ``backing`` is ``bar`` or ``ram``."""
+    """A process named one of its mappings. ``prot`` is mmap's, ``backing`` a :data:`BACKINGS` word."""
 
     name: str
     pid: int
@@ -157,7 +168,7 @@ def parse_event(line: str) -> Event:
         match verb, words:
             case "process" | "checkpoint", [name, pid, parent_pid, vaddr, nonce]:
                 return WaitEvent(Where(verb), name, int(pid), int(parent_pid), int(vaddr, 16), int(nonce, 16))
-            case "mapping", [name, pid, vaddr, size, prot, "bar" | "ram" as backing, offset]:
+            case "mapping", [name, pid, vaddr, size, prot, backing, offset] if backing in BACKINGS:
                 return MappingEvent(
                     name, int(pid), int(vaddr, 16), int(size, 16), int(prot, 16), backing, int(offset, 16)
                 )

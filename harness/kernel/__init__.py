@@ -5,6 +5,7 @@ from harness.kernel.debian import available, cached
 from harness.kernel.image import ImageKind, KernelImage, open_image
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.modules import LoadOrder, Module, defined_symbols, has_symbol, load_order, read
+from harness.kernel.offers import Offer, Stock
 from harness.kernel.spec import Kernel
 from harness.kernel.unpack import unpacked
 
@@ -15,7 +16,9 @@ __all__ = [
     "KernelImage",
     "LoadOrder",
     "Module",
+    "Offer",
     "Progress",
+    "Stock",
     "available",
     "cached",
     "defined_symbols",

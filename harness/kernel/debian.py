@@ -163,10 +163,13 @@ def cached() -> list[Offer]:
     return sorted(found, key=sort_key, reverse=True)
 
 
-def available(progress: Progress | None = None, *, refresh: bool = False, offline: bool = False) -> list[Offer]:
+def available(
+    progress: Progress | None = None, *, refresh: bool = False, offline: bool = False, incomplete: bool = False
+) -> list[Offer]:
     """Every stock kernel that can be had, each once, newest first: what the mirror offers and what is cached.
 
     :param refresh: ask the mirror now, whatever the index's age.
+    :param incomplete: those too of which the mirror has parts only (:attr:`Offer.gone`).
     :raises MachineryError: the mirror cannot be reached and nothing is known of it.
     """
     index = apt.load_index()
@@ -178,7 +181,7 @@ def available(progress: Progress | None = None, *, refresh: bool = False, offlin
                 raise
             say(progress, f"{error}; showing what is known")
     offers: dict[str, Offer] = {}
-    for offer in [*(o for o in (index.offers if index else ()) if not o.gone), *cached()]:
+    for offer in [*(o for o in (index.offers if index else ()) if incomplete or not o.gone), *cached()]:
         offers.setdefault(offer.entry, replace(offer, cached=cache.find(_KIND, offer.entry) is not None))
     return sorted(offers.values(), key=sort_key, reverse=True)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from harness.kernel.versions import upstream_of
+from harness.kernel.versions import newest_of_each_series, series_of, upstream_of
 
 _IMAGE = re.compile(r"linux-image-(\d\S*-cloud-amd64)")
 _OTHER_IMAGE = re.compile(r"\blinux-image-\d")
@@ -100,6 +101,29 @@ def parse_packages(data: bytes, uri: str, suite: str) -> list[Offer]:
         files = tuple(_file(s, uri) for s in whole)
         offers.append(Offer(package, version, release, suite, upstream_of(version), files=files, gone=gone))
     return offers
+
+
+@dataclass(frozen=True)
+class Stock:
+    """The newest kernel of each series (6.1, 6.12, 7.3) that can be had."""
+
+    offers: tuple[Offer, ...]  # oldest series first
+    missing: dict[str, str]  # a series of which no kernel is whole, and why
+
+    @classmethod
+    def of(cls, offers: Sequence[Offer]) -> Stock:
+        """Out of everything that the mirror has, incomplete kernels included.
+
+        A kernel that is cached is whole, whatever the mirror has left of it.
+        """
+        whole = newest_of_each_series([offer for offer in offers if not offer.gone or offer.cached])
+        series = {series_of(offer.upstream) for offer in whole}
+        missing = {
+            series_of(offer.upstream): f"the mirror has {offer.package} only in part, without {', '.join(offer.gone)}"
+            for offer in reversed(newest_of_each_series(offers))
+            if series_of(offer.upstream) not in series
+        }
+        return cls(tuple(reversed(whole)), missing)
 
 
 def _linux_stanzas(data: bytes) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from harness import cache
 from harness.errors import MachineryError
 from harness.guest.compiler import assemble_rom
-from harness.machine.qemu import QemuBinary
+from harness.machine.binary import QemuBinary
 from harness.machine.spec import Accel
 
 _KVM = Path("/dev/kvm")

@@ -12,7 +12,7 @@ from typing import Any
 from harness import cache
 from harness.errors import UsageError
 from harness.machine.qemu import Qemu
-from harness.machine.spec import Accel, Channel, MachineSpec
+from harness.machine.spec import Accel, Channel, Device, MachineSpec
 from harness.machine.template import save_state
 from harness.pagetable import Region
 
@@ -29,7 +29,7 @@ class Kept:
     kernel: str  # what was asked for, "debian:6.12"
     why: str
     ready: Mapping[str, str]
-    bar: Region
+    bars: tuple[Region, ...]
     log: str
 
     @property
@@ -69,8 +69,11 @@ def find(name: str) -> Kept:
             "initramfs": Path(plain["initramfs"]),
             "accel": Accel(plain["accel"]),
             "channel": Channel(plain["channel"]),
+            "device": Device(plain["device"]),
             "append": tuple(plain["append"]),
         }
     )
     log = (folder / "log").read_text()
-    return Kept(folder, spec, meta["kernel"], meta["why"], meta["ready"], Region(**meta["bar"]), log)
+    return Kept(
+        folder, spec, meta["kernel"], meta["why"], meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), log
+    )

@@ -11,15 +11,15 @@ from pathlib import Path
 from harness.errors import BootError, KernelError
 from harness.kernel import KernelImage
 from harness.machine.agent import Agent
+from harness.machine.binary import find_qemu
 from harness.machine.kept import Kept
-from harness.machine.qemu import Qemu, find_qemu
+from harness.machine.qemu import Qemu
 from harness.machine.ram import PrivateRam, SharedRam
 from harness.machine.spec import BAR_SLOT, Accel, MachineSpec
 from harness.machine.template import Template
-from harness.machine.witness import bar_from_pci
+from harness.machine.witness import bars_from_pci
 from harness.pagetable import Region
 
-_BAR_REGION = 2
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
 _RESTORE_TIMEOUT_S = 60.0
 #: A kernel that KVM really runs has printed something long before this.
@@ -41,7 +41,7 @@ class Machine:
     qemu: Qemu
     agent: Agent
     ready: Mapping[str, str]
-    bar: Region
+    bars: tuple[Region, ...]
     origin: Origin
 
 
@@ -83,8 +83,8 @@ async def boot(
             exit_status=qemu.exit_status,
             console_tail=qemu.log.tail(),
         ) from error
-    bar = bar_from_pci(await qemu.execute("query-pci"), BAR_SLOT, _BAR_REGION)
-    return Machine(qemu, agent, ready, bar, Origin.BOOT)
+    bars = bars_from_pci(await qemu.execute("query-pci"), BAR_SLOT)
+    return Machine(qemu, agent, ready, bars, Origin.BOOT)
 
 
 async def clone(
@@ -97,7 +97,7 @@ async def clone(
     qemu = Qemu(spec, find_qemu(), PrivateRam(template.ram))
     started(qemu)
     agent = await _restore(qemu, template.state, template.log, on_event)
-    return Machine(qemu, agent, template.ready, template.bar, Origin.CLONE)
+    return Machine(qemu, agent, template.ready, template.bars, Origin.CLONE)
 
 
 async def revive(
@@ -110,7 +110,7 @@ async def revive(
     qemu = Qemu(kept.spec, find_qemu(), SharedRam(kept.spec.memory_mib, ram_dir))
     started(qemu)
     agent = await _restore(qemu, kept.state, kept.log, on_event)
-    return Machine(qemu, agent, kept.ready, kept.bar, Origin.KEPT)
+    return Machine(qemu, agent, kept.ready, kept.bars, Origin.KEPT)
 
 
 async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes], None]) -> Agent:

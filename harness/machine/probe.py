@@ -28,7 +28,7 @@ def probe(vm: VM) -> Capabilities:
     with run:
         at = run.until("saved-dirty")
         leaf = at["parent"].leaf("readonly")
-        five_level = at["parent"].walks["readonly"].path[0].layout.five_level
+        five_level = leaf.entry.layout.five_level
         saved_dirty = _has_saved_dirty(leaf, vm.kernel)
         result = run.finish()
     said = dict(_CAP.findall(result.stdout))

@@ -5,29 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
 from harness.errors import DeadlineError, KernelDied, MachineryError
+from harness.machine.binary import QemuBinary
 from harness.machine.ram import GuestRam
 from harness.machine.spec import Descriptors, MachineSpec, qemu_argv
 from harness.verdict import scan
 
 T = TypeVar("T")
 
-#: The oldest QEMU the harness was measured with: Debian 12's.
-QEMU_MINIMUM = (7, 2)
 _TAIL_LINES = 25
 _QUIT_TIMEOUT_S = 5.0
 _GOING_S = 0.5
@@ -35,39 +29,6 @@ _CHANNELS = ("qmp", "console", "agent", "events", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-
-
-@dataclass(frozen=True, slots=True)
-class QemuBinary:
-    """The QEMU on this host."""
-
-    path: str
-    version: str  # "7.2.22"
-    package: str  # the whole version line
-
-
-@cache
-def find_qemu() -> QemuBinary:
-    """The QEMU that is used: ``HUGEPFN_QEMU``, else qemu-system-x86_64 in PATH.
-
-    :raises MachineryError: missing, not QEMU, or older than :data:`QEMU_MINIMUM`.
-    """
-    wanted = os.environ.get("HUGEPFN_QEMU") or "qemu-system-x86_64"
-    path = shutil.which(wanted)
-    if path is None:
-        raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")
-    try:
-        done = subprocess.run([path, "--version"], capture_output=True, errors="replace", timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MachineryError(f"{path} --version: {error}") from error
-    said = done.stdout
-    match = re.search(r"QEMU emulator version ((\d+)\.(\d+)(\.\d+)?)", said)
-    if match is None:
-        raise MachineryError(f"{path} is no QEMU: --version says {said[:80]!r}")
-    if (int(match[2]), int(match[3])) < QEMU_MINIMUM:
-        least = ".".join(map(str, QEMU_MINIMUM))
-        raise MachineryError(f"{path} is QEMU {match[1]}, {least} or newer is needed")
-    return QemuBinary(path, match[1], said.splitlines()[0])
 
 
 class KernelLog:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, MachineryError, PremiseNotMet, UsageError
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
-from harness.machine.agent import ExitStatus, Job
-from harness.machine.snapshot import CALIBRATION_MAPPING, MappingView, Snapshot
+from harness.machine.agent import Job
+from harness.machine.held import Invariants
+from harness.machine.result import RunResult
+from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
 from harness.machine.witness import Witness, needs_registration
 from harness.pagetable import LeafArrays
 from harness.verdict import (
     Complaint,
-    KtapOutcome,
-    Report,
     Taint,
     added_taint,
     alarming_taint,
@@ -29,50 +27,13 @@ from harness.verdict import (
     scan,
 )
 from harness.verdict.invariants import (
-    Area,
     Violation,
-    cache_violations,
-    calibration_violations,
-    pfnmap_violations,
 )
 
 if TYPE_CHECKING:
     from harness.machine.vm import VM
 
 _LOG_TIMEOUT_S = 30.0
-#: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
-SKIP_STATUS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a guest program ended: what it reported (KTAP), how it exited, what it printed."""
-
-    report: Report
-    exit: ExitStatus
-    stdout: str
-    stderr: str
-
-    @property
-    def passed(self) -> bool:
-        """Every planned test was reported and passed, and the program exited with 0."""
-        return self.report.outcome is KtapOutcome.PASSED and self.exit.ok
-
-    @property
-    def skipped(self) -> bool:
-        """The program said that its premise is not met."""
-        return self.report.outcome is KtapOutcome.SKIPPED and self.exit.status in (0, SKIP_STATUS)
-
-    @property
-    def reason(self) -> str:
-        """Why it did not pass, in one line; empty where it did."""
-        if self.passed:
-            return ""
-        if self.exit.signal is not None:
-            return f"killed by {self.exit.signal_name}"
-        if self.report.reason:
-            return self.report.reason
-        return f"{self.report.outcome.value}, {self.exit}: {(self.stderr or self.stdout).strip()[-200:]}"
 
 
 class GuestRun:
@@ -94,7 +55,7 @@ class GuestRun:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lines = LineDecoder()
         self._result: RunResult | None = None
-        self._cache_bits: int | None = None
+        self._invariants = Invariants(vm.layout.saved_dirty)
         self.taint = Taint(0)  # that the kernel got since it booted, but for what means no harm
 
     @property
@@ -155,9 +116,14 @@ class GuestRun:
         """Where the two witnesses disagree on the page that every run maps for that: then nothing else is believed."""
         return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
 
+    @property
+    def log(self) -> str:
+        """The kernel's log since the run began."""
+        return self.vm.kernel_log[self._log_start :]
+
     def complaints(self) -> tuple[Complaint, ...]:
         """What the kernel log complains about since the run began."""
-        return scan(self.vm.kernel_log[self._log_start :])
+        return scan(self.log)
 
     def kernel_troubles(self) -> list[str]:
         """What the kernel itself found wrong: its log's complaints, its taint."""
@@ -294,7 +260,7 @@ class GuestRun:
         self._held = event
         snapshot = self._witness.snapshot(event.name, event.pid)
         self.snapshots.append(snapshot)
-        self._hold_invariants(snapshot)
+        self.violations += self._invariants.violations(snapshot)
         return snapshot
 
     async def let_go(self) -> None:
@@ -321,27 +287,3 @@ class GuestRun:
             return
         await self._kill(signal.SIGKILL)
         await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")
-
-    def _hold_invariants(self, at: Snapshot) -> None:
-        for process in at:
-            for name, view in process.mappings.items():
-                declared = view.declared
-                is_bar = declared.backing == "bar"
-                start = at.bar.start_paddr + declared.offset_bytes if is_bar else None
-                area = Area(process.name, name, declared.vaddr, view.end, declared.prot, start, at.checkpoint)
-                if view.broken:
-                    self.violations.append(Violation("the tables can be walked", area, view.broken))
-                # Another process may run on between the guest's reading of its pagemap and the stop. The page
-                # that is mapped for calibration, nobody touches again.
-                settled = process.pid == at.pid or name == CALIBRATION_MAPPING
-                if is_bar:
-                    self.violations += self._bar_violations(area, view)
-                elif settled:
-                    self.violations += calibration_violations(area, view.leaves, view.pagemap)
-
-    def _bar_violations(self, area: Area, view: MappingView) -> Iterator[Violation]:
-        yield from pfnmap_violations(area, view.leaves, view.pagemap, self.vm.layout.saved_dirty)
-        if view.leaves and self._cache_bits is None:
-            self._cache_bits = view.leaves[0].cache
-        if self._cache_bits is not None:
-            yield from cache_violations(area, view.leaves, self._cache_bits)

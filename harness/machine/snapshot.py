@@ -44,7 +44,7 @@ class ProcessView:
     pid: int
     checkpoint: str
     mappings: Mapping[str, MappingView]
-    walks: Mapping[str, Walk]  # of each mapping's first byte, whole: what to show when a leaf is missing
+    holes: Mapping[str, tuple[Walk, ...]]  # of each mapping: the walk to the first byte of every gap between leaves
 
     def __repr__(self) -> str:
         return f"<{self.name} (pid {self.pid}) at {self.checkpoint!r}>"
@@ -71,8 +71,9 @@ class ProcessView:
         """
         found = self.find_leaf(mapping, offset)
         if found is None:
-            way = f"\n{self.walks[mapping]}" if not offset and mapping in self.walks else ""
-            way = f": {self.mapping(mapping).broken}" if self.mapping(mapping).broken else way
+            view = self.mapping(mapping)
+            before = [walk for walk in self.holes.get(mapping, ()) if walk.vaddr <= view.declared.vaddr + offset]
+            way = f": {view.broken}" if view.broken else f"\n{before[-1]}" if before else ""
             raise ClaimFailed(f"{self.name} has no entry for {mapping}+{offset:#x} at {self.checkpoint!r}{way}")
         return found
 
@@ -92,13 +93,23 @@ class Snapshot:
     checkpoint: str
     pid: int  # of the process that is at the checkpoint
     processes: Mapping[str, ProcessView]
-    bar: Region
+    bars: tuple[Region, ...]
     stopped_s: float = 0.0  # how long the machine stood still, in seconds of the host
 
     def __getitem__(self, name: str) -> ProcessView:
         if name not in self.processes:
             raise UsageError(f"no process {name!r} at {self.checkpoint!r}; there are {sorted(self.processes)}")
         return self.processes[name]
+
+    def bar(self, name: str) -> Region:
+        """A BAR of the device by its name.
+
+        :raises UsageError: the device has no such BAR, or it is no memory.
+        """
+        for bar in self.bars:
+            if bar.name == name:
+                return bar
+        raise UsageError(f"the device has no {name!r}; it has {[bar.name for bar in self.bars]}")
 
     def __contains__(self, name: object) -> bool:
         return name in self.processes
@@ -124,21 +135,13 @@ def _observe(at: Snapshot, process: ProcessView, name: str, view: MappingView) -
         page = offset // PAGE_SIZE_BYTES
         return view.pagemap[page].raw if page < len(view.pagemap) else None
 
-    if view.leaf_at(0) is None:
-        raw = process.walks[name].terminal.raw if name in process.walks else 0
-        yield Observation(at.checkpoint, process.name, name, 0, "none", raw, (), "", pagemap(0))
-    for leaf in view.leaves:
-        vaddr = max(leaf.vaddr, start)
-        where = relative_pfn(leaf.pfn_at(vaddr), [at.bar])
+    found: list[Leaf | Walk] = [*view.leaves, *process.holes.get(name, ())]
+    for one in sorted(found, key=lambda one: one.vaddr):
+        vaddr = max(one.vaddr, start)
         offset = vaddr - start
-        yield Observation(
-            at.checkpoint,
-            process.name,
-            name,
-            offset,
-            leaf.level.label,
-            leaf.raw,
-            leaf.bits.names(),
-            where,
-            pagemap(offset),
-        )
+        if isinstance(one, Leaf):
+            level, raw, bits = one.level.label, one.raw, one.bits.names()
+            pfn = relative_pfn(one.pfn_at(vaddr), at.bars)
+        else:
+            level, raw, bits, pfn = "none", one.terminal.raw, (), ""
+        yield Observation(at.checkpoint, process.name, name, offset, level, raw, bits, pfn, pagemap(offset))

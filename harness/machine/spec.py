@@ -32,6 +32,21 @@ class Channel(enum.Enum):
     SERIAL = "serial"
 
 
+class Device(enum.Enum):
+    """The device under test, whose BAR 2 is the one that scenarios map."""
+
+    TESTDEV = (
+        "pci-testdev"  # BAR 2 with nothing behind it (it reads 0), and costs nothing; BAR 0 is a page of registers
+    )
+    SHMEM = "ivshmem-plain"  # RAM behind BAR 2, as small as a 1G leaf lets it be
+    NVME = "nvme"  # its memory buffer is BAR 2; has function-level reset and D3hot; QEMU cannot save it
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether QEMU saves and restores a machine that has it (hw/nvme/ctrl.c, nvme_vmstate.unmigratable)."""
+        return self is not Device.NVME
+
+
 @dataclass(frozen=True)
 class MachineSpec:
     """One machine, before it runs. Everything here changes what the guest sees."""
@@ -44,7 +59,8 @@ class MachineSpec:
     memory_mib: int = 1024  # at 512 the kernel turns transparent huge pages off (mm/huge_memory.c, hugepage_init())
     cpu: str = "max"  # under TCG: 1G pages, 5-level tables, PTI-able
     append: tuple[str, ...] = ()  # the user's own words for the kernel command line, last, so that they win
-    bar_size: str = "2G"  # of pci-testdev's BAR 2: no memory behind it
+    device: Device = Device.TESTDEV
+    bar_size: str = "2G"  # of pci-testdev's BAR 2
 
     def __post_init__(self) -> None:
         if not MEMORY_MIB_MIN <= self.memory_mib <= MEMORY_MIB_MAX:
@@ -76,6 +92,9 @@ def kernel_command_line(spec: MachineSpec) -> str:
         "panic=-1",
         "printk.devkmsg=on",  # checkpoints in the log, however fast they follow each other
         "intel_iommu=on",
+        # The kernel's trial of its timer counts TSC cycles, which pass on a busy host while the guest does not run; it
+        # then panics (arch/x86/kernel/apic/io_apic.c, check_timer()). Under KVM it leaves the trial out by itself.
+        "no_timer_check",
         f"hugepfn.channel={spec.channel.value}",
         f"hugepfn.vfio={BAR_BDF}",
         *spec.append,
@@ -122,7 +141,17 @@ def _channel_args(spec: MachineSpec, descriptors: Descriptors) -> list[str]:
 
 
 def _device_args(spec: MachineSpec) -> list[str]:
-    return ["-device", "intel-iommu", "-device", f"pci-testdev,id=bar,membar={spec.bar_size},addr={BAR_SLOT:02x}.0"]
+    place = f"id=bar,addr={BAR_SLOT:02x}.0"
+    match spec.device:
+        case Device.TESTDEV:
+            args = ["-device", f"pci-testdev,membar={spec.bar_size},{place}"]
+        case Device.SHMEM:
+            # Private to QEMU: then it is saved with the machine's state, where a gigabyte of zeroes is 2 MB.
+            args = ["-object", "memory-backend-ram,id=shmem,size=1G,share=off"]
+            args += ["-device", f"ivshmem-plain,memdev=shmem,master=on,{place}"]
+        case Device.NVME:
+            args = ["-device", f"nvme,serial=hugepfn,cmb_size_mb=2048,legacy-cmb=on,{place}"]
+    return ["-device", "intel-iommu", *args]
 
 
 def qemu_argv(

@@ -12,22 +12,26 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import cache
 from harness.errors import MachineryError
-from harness.machine.qemu import Qemu, QemuBinary
-from harness.machine.ram import data_ranges
+from harness.machine.binary import QemuBinary
+from harness.machine.qemu import Qemu
+from harness.machine.ram import SharedRam, data_ranges
 from harness.machine.spec import Accel, MachineSpec
 from harness.pagetable import Region
 from harness.verdict.capabilities import Capabilities
 
+if TYPE_CHECKING:
+    from harness.machine.machine import Machine
+
 KIND = "templates"
-_FORMAT = 3
-_KEPT = 8
+_FORMAT = 4
+_KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
 _SAVE_TIMEOUT_S = 60.0
 _verified: set[Path] = set()
 
@@ -38,7 +42,7 @@ class Template:
 
     folder: Path
     ready: Mapping[str, str]
-    bar: Region  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
+    bars: tuple[Region, ...]  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
     capabilities: Capabilities
     log: str  # the console until the machine was saved
 
@@ -84,11 +88,44 @@ async def save_state(qemu: Qemu, path: Path, *, with_ram: bool) -> None:
     await qemu.migrate("migrate", {"uri": "fd:state"}, ignore_shared=not with_ram, timeout_s=_SAVE_TIMEOUT_S)
 
 
-def write_meta(folder: Path, ready: Mapping[str, str], bar: Region, capabilities: Capabilities, log: str) -> None:
+async def save_template(machine: Machine, folder: Path, capabilities: Capabilities) -> None:
+    """Makes a template of a machine that booted, in an empty folder. The machine stands still afterwards.
+
+    :raises MachineryError: QEMU cannot save it.
+    """
+    await machine.qemu.stop()
+    await save_state(machine.qemu, folder / "state", with_ram=False)
+    assert isinstance(machine.qemu.ram, SharedRam)
+    machine.qemu.ram.copy_to(folder / "ram")
+    write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.text)
+    prune()
+
+
+def obtain(key: str, build: Callable[[Path], None], say: Callable[[str], None]) -> Template:
+    """The template of a machine; one that is not what was saved is made again.
+
+    :param build: makes it, in an empty folder.
+    :raises MachineryError: it can be made, but not be read.
+    """
+    for last in (False, True):
+        folder = cache.obtain(KIND, key, build, say)
+        try:
+            return load(folder)
+        except MachineryError as error:
+            if last:
+                raise
+            say(f"{error}; making it again")
+            discard(folder)
+    raise AssertionError
+
+
+def write_meta(
+    folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: str
+) -> None:
     """Seals a template: what clones need to know, and what its content must be."""
     meta = {
         "ready": dict(ready),
-        "bar": asdict(bar),
+        "bars": [asdict(bar) for bar in bars],
         "capabilities": capabilities.to_json(),
         "digest": _digest(folder),
     }
@@ -107,7 +144,7 @@ def load(folder: Path) -> Template:
             raise MachineryError(f"the template {folder.name} is not what was saved")
         capabilities = Capabilities.from_json(meta["capabilities"])
         log = (folder / "log").read_text()
-        template = Template(folder, meta["ready"], Region(**meta["bar"]), capabilities, log)
+        template = Template(folder, meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), capabilities, log)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MachineryError(f"the template {folder.name} cannot be read: {error}") from error
     _verified.add(folder)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import DeadlineError, ProtocolError, UsageError
 from harness.guest.protocol import (
+    TESTED_BAR,
     Event,
     GoneEvent,
     MappingEvent,
@@ -21,6 +23,7 @@ from harness.guest.protocol import (
     UnmappingEvent,
     WaitEvent,
     Where,
+    bar_name,
 )
 from harness.machine.qemu import Qemu
 from harness.machine.ram import GuestMemory
@@ -58,9 +61,9 @@ class Process:
 class Witness:
     """Follows one guest program and its children."""
 
-    def __init__(self, qemu: Qemu, bar: Region, layout: Layout) -> None:
+    def __init__(self, qemu: Qemu, bars: Sequence[Region], layout: Layout) -> None:
         self._qemu = qemu
-        self._bar = bar
+        self._bars = tuple(bars)
         self._layout = layout
         self._stopped_at = 0.0
         self.processes: dict[int, Process] = {}
@@ -119,8 +122,7 @@ class Witness:
                 process = Process(event.name, event.pid, root, registers.five_level)
                 if (parent := self.processes.get(event.parent_pid)) is not None:
                     process.mappings = {
-                        name: MappingEvent(name, event.pid, m.vaddr, m.size_bytes, m.prot, m.backing, m.offset_bytes)
-                        for name, m in parent.mappings.items()
+                        name: dataclasses.replace(mapping, pid=event.pid) for name, mapping in parent.mappings.items()
                     }
                 self.processes[event.pid] = process
                 return process
@@ -181,7 +183,7 @@ class Witness:
     def snapshot(self, checkpoint: str, pid: int) -> Snapshot:
         """Walks every mapping of every registered process. The machine must be stopped."""
         views = {process.name: self._view(process, checkpoint) for process in self.processes.values()}
-        return Snapshot(checkpoint, pid, views, self._bar, time.perf_counter() - self._stopped_at)
+        return Snapshot(checkpoint, pid, views, self._bars, time.perf_counter() - self._stopped_at)
 
     def leaf_arrays(self, name: str, mapping: str) -> LeafArrays:
         """The leaves of one mapping in bulk. The machine must be stopped.
@@ -198,19 +200,30 @@ class Witness:
 
     def _view(self, process: Process, checkpoint: str) -> ProcessView:
         layout = self._layout_for(process.five_level)
-        mappings, walks = {}, {}
+        mappings, holes = {}, {}
         for name, declared in process.mappings.items():
             end = declared.vaddr + declared.size_bytes
             leaves: tuple[Leaf, ...] = ()
             broken = ""
             try:
                 leaves = tuple(walk_range(self._memory, process.root, declared.vaddr, end, layout))
-                walks[name] = walk(self._memory, process.root, declared.vaddr, layout)
+                gaps = _gaps(leaves, declared.vaddr, end)
+                holes[name] = tuple(walk(self._memory, process.root, vaddr, layout) for vaddr in gaps)
             except WalkError as error:  # the root is this process's, so these tables are what the kernel made
                 broken = str(error)
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
             mappings[name] = MappingView(declared, leaves, words, broken)
-        return ProcessView(process.name, process.pid, checkpoint, mappings, walks)
+        return ProcessView(process.name, process.pid, checkpoint, mappings, holes)
+
+
+def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:
+    """First address of every gap between leaves."""
+    for leaf in leaves:
+        if start < leaf.vaddr:
+            yield start
+        start = leaf.vaddr + leaf.size_bytes
+    if start < end:
+        yield start
 
 
 def needs_registration(event: WaitEvent) -> bool:
@@ -218,16 +231,18 @@ def needs_registration(event: WaitEvent) -> bool:
     return event.where is Where.REGISTERING
 
 
-def bar_from_pci(devices: object, slot: int, region: int) -> Region:
-    """Where a BAR is, out of QMP's ``query-pci``.
+def bars_from_pci(devices: object, slot: int) -> tuple[Region, ...]:
+    """Where a device's memory BARs are, out of QMP's ``query-pci``: BAR 2 is "bar", another "bar0".
 
-    :raises ProtocolError: the device or the BAR is not there, or has no address.
+    :raises ProtocolError: the device or its BAR 2 is not there, or has no address.
     """
+    found = {}
     for bus in devices if isinstance(devices, list) else []:
         for device in bus["devices"]:
-            if device["slot"] != slot:
-                continue
-            for bar in device["regions"]:
-                if bar["bar"] == region and bar["address"] >= 0:
-                    return Region("bar", int(bar["address"]), int(bar["size"]))
-    raise ProtocolError(f"QEMU's query-pci shows no BAR {region} with an address in slot {slot}")
+            for bar in device["regions"] if device["slot"] == slot else ():
+                if bar["type"] == "memory" and bar["address"] >= 0:
+                    name = bar_name(int(bar["bar"]))
+                    found[name] = Region(name, int(bar["address"]), int(bar["size"]))
+    if bar_name(TESTED_BAR) not in found:
+        raise ProtocolError(f"QEMU's query-pci shows no BAR {TESTED_BAR} with an address in slot {slot}")
+    return tuple(found.values())

@@ -117,13 +117,14 @@ def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[Ch
     than once, the n-th time of one run is matched with the n-th of the other. The raw entry is not compared: it holds
     absolute addresses.
     """
-    first, second = _by_key(before), _by_key(after)
+    first, second = by_key(before), by_key(after)
     changes = [Change(key, one, second.get(key)) for key, one in first.items()]
     changes += [Change(key, None, one) for key, one in second.items() if key not in first]
     return [change for change in changes if not change.empty]
 
 
-def _by_key(observations: Iterable[Observation]) -> dict[Key, Observation]:
+def by_key(observations: Iterable[Observation]) -> dict[Key, Observation]:
+    """Each observation under its question, in order."""
     seen: Counter[Key] = Counter()
     result: dict[Key, Observation] = {}
     for one in observations:

@@ -51,6 +51,11 @@ class Capabilities:
         return self.image.why_not(level)
 
     @property
+    def fault_fills_vma(self) -> bool:
+        """One fault maps the whole vma of a BAR, as vfio_pci_mmap_fault() did before there was a huge fault handler."""
+        return self.image.huge_fault is False
+
+    @property
     def layout(self) -> Layout:
         """How this kernel's entries are read."""
         devmap_bit = None if self.image.devmap is False else 57 if self.saved_dirty else 58

@@ -8,7 +8,8 @@ The file is one JSON object::
      "results": [
        {"scenario": "fork", "level": "pud", "outcome": "failed", "reason": "",
         "claims": [{"name": ..., "outcome": ..., "kernel_function": ..., "message": ...}],
-        "observations": [{...}]}]}      lines of the observation schema, carried and not interpreted
+        "observations": [{...}],        lines of the observation schema, carried and not interpreted
+        "log": ["..."]}]}               the kernel's own log of the time
 
 A reader ignores keys it does not know; a change that such a reader would misunderstand raises the version.
 """
@@ -90,6 +91,8 @@ class ScenarioResult:
     """Why it was skipped, or what went wrong; "" where it passed."""
     claims: tuple[Claim, ...] = ()
     observations: tuple[JsonObject, ...] = ()
+    log: tuple[str, ...] = ()
+    """The kernel's log from the first guest program on, a line each; of a boot that failed, its last lines."""
 
     def to_json(self) -> dict[str, Any]:
         """This result as an object of schema hugepfn-run."""
@@ -100,6 +103,7 @@ class ScenarioResult:
             "reason": self.reason,
             "claims": [claim.to_json() for claim in self.claims],
             "observations": [dict(observation) for observation in self.observations],
+            "log": list(self.log),
         }
 
     @classmethod
@@ -116,6 +120,7 @@ class ScenarioResult:
             reason=_field(data, "reason", str),
             claims=tuple(Claim.from_json(claim) for claim in _field(data, "claims", list)),
             observations=tuple(_object(one, "an observation") for one in _field(data, "observations", list)),
+            log=tuple(str(line) for line in _field({"log": [], **data}, "log", list)),  # older files have none
         )
 
 

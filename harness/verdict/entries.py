@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.pagetable import Level, Observation, PagemapWord
+from harness.pagetable.bits import PADDR_MASK
+from harness.pagetable.changes import by_key
+from harness.pagetable.observation import ORDINARY_MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +23,13 @@ class Row:
     level: str
     raw: str  # of the first
     bits: tuple[str, ...]
-    appeared: frozenset[str]  # bits that this place did not have at the stop before
+    appeared: frozenset[str]  # bits that this place did not have at the stop before, or in the other run
     vanished: tuple[str, ...]  # bits that it had
     pfn: str
     pagemap: str
+    changed: int = (
+        0  # the positions, as a mask, at which the first one's raw differs from before; with a move of its pfn
+    )
 
 
 _NO_BITS: frozenset[str] = frozenset()
@@ -36,12 +42,17 @@ class _Seen(NamedTuple):  # one a page: cheaper than a dataclass
     one: Observation
     appeared: frozenset[str]
     vanished: frozenset[str]
+    changed: int
 
 
-def rows(observations: Iterable[Observation]) -> list[Row]:
-    """The table of one run, in order."""
+def rows(observations: Iterable[Observation], against: Iterable[Observation] | None = None) -> list[Row]:
+    """The table of one run, in order.
+
+    :param against: another run of the same program: what changed is told against that, not against the stop before.
+        Where ordinary memory comes from is no change between two runs.
+    """
     found = []
-    for group in _groups(_compared(observations)):
+    for group in _groups(_compared(observations) if against is None else _against(observations, against)):
         seen = group[0]
         first = seen.one
         found.append(
@@ -57,21 +68,35 @@ def rows(observations: Iterable[Observation]) -> list[Row]:
                 vanished=tuple(sorted(seen.vanished)),
                 pfn=first.pfn or "-",
                 pagemap=_pagemap(first.pagemap),
+                changed=seen.changed,
             )
         )
     return found
 
 
 def _compared(observations: Iterable[Observation]) -> Iterator[_Seen]:
-    last: dict[tuple[str, str, int], tuple[str, ...]] = {}
+    last: dict[tuple[str, str, int], Observation] = {}
     for one in observations:
         key = (one.process, one.mapping, one.offset)
-        before = last.get(key, one.bits)
-        last[key] = one.bits
-        if before == one.bits:
-            yield _Seen(one, _NO_BITS, _NO_BITS)
-        else:
-            yield _Seen(one, frozenset(one.bits).difference(before), frozenset(before).difference(one.bits))
+        before = last.get(key, one)
+        last[key] = one
+        yield _seen(one, before, one.raw ^ before.raw)
+
+
+def _against(observations: Iterable[Observation], other: Iterable[Observation]) -> Iterator[_Seen]:
+    there = by_key(other)
+    for key, one in by_key(observations).items():
+        twin = there.get(key, one)
+        moved = one.raw ^ twin.raw
+        if one.pfn.startswith(ORDINARY_MEMORY) and twin.pfn.startswith(ORDINARY_MEMORY):
+            moved &= ~PADDR_MASK
+        yield _seen(one, twin, moved)
+
+
+def _seen(one: Observation, before: Observation, changed: int) -> _Seen:
+    if before.bits == one.bits:
+        return _Seen(one, _NO_BITS, _NO_BITS, changed)
+    return _Seen(one, frozenset(one.bits).difference(before.bits), frozenset(before.bits).difference(one.bits), changed)
 
 
 def _groups(observations: Iterable[_Seen]) -> Iterator[Sequence[_Seen]]:

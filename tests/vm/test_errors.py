@@ -67,6 +67,13 @@ def test_no_network(hugepfn: Command, tmp_path: Path) -> None:
     _one_line(done, "cached")
 
 
+@pytest.mark.parametrize("cpu", ["NOSUCH", "max,nosuch=on"])
+def test_a_cpu_that_qemu_does_not_have(hugepfn: Command, cpu: str) -> None:
+    done = hugepfn("run", "fork", "--kernel", "debian:6.1", "--cpu", cpu)
+    assert done.returncode == 2
+    _one_line(done, f"--cpu {cpu}", "nosuch" if "," in cpu else "NOSUCH")
+
+
 def test_qemu_missing(hugepfn: Command) -> None:
     done = hugepfn("run", "fork", "--kernel", "debian:6.1", HUGEPFN_QEMU="no-such-qemu")
     assert done.returncode == 3

@@ -9,7 +9,7 @@ import pytest
 
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, Channel
-from harness.machine import vm as vm_module
+from harness.machine import wanted as wanted_module
 from harness.pagetable import Level, Observation
 
 
@@ -64,7 +64,7 @@ def test_with_kaslr_and_through_pvh_without(image: KernelImage, plain: list[Obse
 def test_uarts_carry_the_channels_where_there_is_no_virtio(
     image: KernelImage, plain: list[Observation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vm_module, "_channel", lambda _kernel: Channel.SERIAL)
+    monkeypatch.setattr(wanted_module, "_channel", lambda _kernel: Channel.SERIAL)
     with VM(image) as vm:
         assert vm.spec.channel is Channel.SERIAL
         assert _fork(vm, "pud") == plain

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Invariant: mprotect() of a whole leaf changes its rights and nothing else: level, pfn, cache bits, A and the kernel's
+ * idea of dirty stay, and back again means the entry that was. Of a part of a leaf, it leaves no leaf that spans both.
+ *
+ * Maps --leaves leaves of the level PROT_READ | PROT_WRITE and does --steps (by commas) one after the other, each with a
+ * checkpoint and, where it measures something, a value, both named as the step is:
+ *   read@OFF write@OFF           the faults that it took; OFF in hexadecimal
+ *   try-read@OFF try-write@OFF   SIGNAL CODE OFFSET
+ *   none ro rw rx                mprotect() of all; the errno
+ *   part-none part-ro part-rw    mprotect() of --part=FROM-TO; the errno. The rest is "bar-before" and "bar-after"
+ *   map-exec                     mmap() of the BAR with PROT_EXEC; the errno
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "lib/hugepfn.h"
+
+static struct hp_bar bar;
+static char *mapped;
+static size_t length, part_from, part_to;
+
+static int rights(const char *word)
+{
+	static const struct {
+		const char *word;
+		int prot;
+	} all[] = { { "none", PROT_NONE },
+		    { "ro", PROT_READ },
+		    { "rw", PROT_READ | PROT_WRITE },
+		    { "rx", PROT_READ | PROT_EXEC } };
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
+		if (!strcmp(word, all[i].word))
+			return all[i].prot;
+	return -1;
+}
+
+/* A vma of its own for the part, as long as its rights differ from those of its neighbours. */
+static void name_parts(int prot)
+{
+	bool apart = prot != (PROT_READ | PROT_WRITE);
+
+	hp_unmap("bar");
+	hp_unmap("bar-before");
+	hp_unmap("bar-part");
+	hp_unmap("bar-after");
+	if (!apart) {
+		hp_bar_name("bar", mapped, length, prot, 0);
+		return;
+	}
+	if (part_from)
+		hp_bar_name("bar-before", mapped, part_from, PROT_READ | PROT_WRITE, 0);
+	hp_bar_name("bar-part", mapped + part_from, part_to - part_from, prot, part_from);
+	if (part_to < length)
+		hp_bar_name("bar-after", mapped + part_to, length - part_to, PROT_READ | PROT_WRITE, part_to);
+}
+
+static void protect_part(const char *step, int prot)
+{
+	int error = mprotect(mapped + part_from, part_to - part_from, prot) ? errno : 0;
+
+	ktap_value(step, "%s", hp_errno_name(error));
+	if (!error)
+		name_parts(prot);
+}
+
+static void protect(const char *step, int prot)
+{
+	int error = mprotect(mapped, length, prot) ? errno : 0;
+
+	ktap_value(step, "%s", hp_errno_name(error));
+	if (!error)
+		hp_bar_name("bar", mapped, length, prot, 0);
+}
+
+static void map_exec(const char *step)
+{
+	void *addr = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_SHARED, bar.device_fd, (off_t)bar.offset);
+
+	ktap_value(step, "%s", hp_errno_name(addr == MAP_FAILED ? errno : 0));
+	if (addr != MAP_FAILED)
+		munmap(addr, 4096);
+}
+
+static void say_caught(const char *step, struct hp_caught caught)
+{
+	ktap_value(step, "%s %d %tx", hp_signal_name(caught.signal), caught.code, (char *)caught.addr - mapped);
+}
+
+static void take(const char *step)
+{
+	const char *at = strchr(step, '@');
+	char *where = mapped + (at ? strtoull(at + 1, NULL, 16) : 0);
+
+	if (!strncmp(step, "read@", 5))
+		ktap_value(step, "%ld", hp_read_faults(where));
+	else if (!strncmp(step, "write@", 6))
+		ktap_value(step, "%ld", hp_write_faults(where, 1));
+	else if (!strncmp(step, "try-read@", 9))
+		say_caught(step, hp_try_read(where, NULL));
+	else if (!strncmp(step, "try-write@", 10))
+		say_caught(step, hp_try_write(where, 1));
+	else if (!strcmp(step, "map-exec"))
+		map_exec(step);
+	else if (!strncmp(step, "part-", 5) && rights(step + 5) >= 0)
+		protect_part(step, rights(step + 5));
+	else if (rights(step) >= 0)
+		protect(step, rights(step));
+	else
+		hp_die("step '%s' is not known", step);
+	checkpoint(step);
+}
+
+int main(int argc, char **argv)
+{
+	struct hp_options options = hp_start(argc, argv);
+	size_t leaf = hp_leaf_size(options.level);
+	char *steps = strdup(hp_option(&options, "steps", ""));
+
+	length = leaf * strtoul(hp_option(&options, "leaves", "1"), NULL, 16);
+	if (sscanf(hp_option(&options, "part", "0-0"), "%zx-%zx", &part_from, &part_to) != 2 || part_to > length)
+		hp_die("--part");
+	bar = hp_bar_open(2);
+	mapped = hp_bar_map_area(
+		&bar, &(struct hp_bar_area){ .length = length, .align = leaf, .prot = PROT_READ | PROT_WRITE });
+
+	ktap_plan(1);
+	for (char *step = strtok(steps, ","); step; step = strtok(NULL, ","))
+		take(step);
+	ktap_ok(true, "every step taken");
+	free(steps);
+	return ktap_finish();
+}

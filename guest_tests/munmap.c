@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Invariant: munmap() takes away what it was asked for and nothing else. No entry is left in the hole, no entry of the
+ * rest reaches into it, another process keeps what it has; the rest can still be used, at the largest level that fits.
+ *
+ * --case=start|middle|end  one page of sixteen, one page of a 2M leaf, 2M of a 1G leaf
+ * --case=page              one page of a 1G leaf
+ * --case=across            eight pages, of two leaves that are neighbours (at pte: of two page tables)
+ * --case=whole             everything
+ * --case=over              2M or a page in the middle, by mmap(MAP_FIXED) of another part of the BAR over it
+ * --case=remap             the same by remap_file_pages()
+ * --lock=1                 mlock()s the mapping first
+ * --child=1                fork()s a child first, which keeps all of it and writes into the place of the parent's hole
+ *
+ * Mappings: "bar" before; then "low" and "high", what is left, "hole", where nothing may be, "over", what was put there.
+ * Checkpoints: read, written, unmapped, child-written (with a child), refaulted, gone.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "lib/hugepfn.h"
+
+#define PAGE 4096
+#define RIGHTS (PROT_READ | PROT_WRITE)
+
+struct span {
+	size_t start, end; /* bytes from the start of the mapping */
+};
+
+struct plan {
+	size_t length, skew;
+	struct span hole;
+};
+
+static struct plan make_plan(enum hp_level level, const char *name)
+{
+	size_t leaf = hp_leaf_size(level), unit = level == HP_PTE ? PAGE : leaf / 512;
+	struct plan plan = { .length = level == HP_PTE ? 16 * PAGE : leaf };
+	size_t middle = plan.length / 2;
+
+	if (!strcmp(name, "start"))
+		plan.hole = (struct span){ 0, unit };
+	else if (!strcmp(name, "middle") || !strcmp(name, "over") || !strcmp(name, "remap"))
+		plan.hole = (struct span){ middle, middle + unit };
+	else if (!strcmp(name, "end"))
+		plan.hole = (struct span){ plan.length - unit, plan.length };
+	else if (!strcmp(name, "whole"))
+		plan.hole = (struct span){ 0, plan.length };
+	else if (!strcmp(name, "page"))
+		plan.hole = (struct span){ middle + 5 * PAGE, middle + 6 * PAGE };
+	else if (!strcmp(name, "across")) {
+		if (level == HP_PTE)
+			plan.skew = MIB(2) - middle;
+		else
+			middle = leaf, plan.length = 2 * leaf;
+		plan.hole = (struct span){ middle - 5 * PAGE, middle + 3 * PAGE };
+	} else {
+		errno = EINVAL;
+		hp_die("--case=%s", name);
+	}
+	return plan;
+}
+
+/* Page tables of this process in KiB, all levels (fs/proc/task_mmu.c, task_mem()). */
+static long table_kib(void)
+{
+	char text[4096], *line;
+	FILE *status = fopen("/proc/self/status", "re");
+	size_t n = status ? fread(text, 1, sizeof(text) - 1, status) : 0;
+
+	text[n] = '\0';
+	line = strstr(text, "VmPTE:");
+	if (!line)
+		hp_die("/proc/self/status has no VmPTE");
+	fclose(status);
+	return strtol(line + 6, NULL, 10);
+}
+
+/* The first and the last page of a span; none of an empty one. */
+static void touch(char *base, struct span span, void (*access)(char *at))
+{
+	if (span.start < span.end) {
+		access(base + span.start);
+		access(base + span.end - PAGE);
+	}
+}
+
+static void write_at(char *at)
+{
+	hp_write(at, 1);
+}
+
+static void read_at(char *at)
+{
+	hp_read(at);
+}
+
+static void refused_at(const char *when, char *at)
+{
+	struct hp_caught caught = hp_try_read(at, NULL);
+	char name[64];
+
+	snprintf(name, sizeof(name), "hole-%s", when);
+	ktap_value(name, "%s code %d %s", hp_signal_name(caught.signal), caught.code,
+		   caught.addr == at ? "there" : "elsewhere");
+}
+
+static void name_rest(const struct plan *plan, char *base)
+{
+	if (plan->hole.start)
+		hp_bar_name("low", base, plan->hole.start, RIGHTS, 0);
+	if (plan->hole.end < plan->length)
+		hp_bar_name("high", base + plan->hole.end, plan->length - plan->hole.end, RIGHTS, plan->hole.end);
+}
+
+static _Noreturn void child_main(char *at, const struct hp_gate *go)
+{
+	hp_gate_wait(go);
+	ktap_value("child-write-faults", "%ld", hp_write_faults(at, 2));
+	checkpoint("child-written");
+	_exit(0);
+}
+
+/* Another part of the BAR where the hole would be: one that is congruent, so that the largest leaf may come. */
+static void map_over(const struct hp_bar *bar, char *base, const struct plan *plan, bool remap)
+{
+	size_t length = plan->hole.end - plan->hole.start;
+	uint64_t offset = plan->hole.start + plan->length;
+
+	if (offset + length > bar->size)
+		ktap_skip_all("the BAR ends at %llu", (unsigned long long)bar->size);
+	if (remap ? remap_file_pages(base + plan->hole.start, length, 0, (bar->offset + offset) / PAGE, 0) :
+		    mmap(base + plan->hole.start, length, RIGHTS, MAP_SHARED | MAP_FIXED, bar->device_fd,
+			 (off_t)(bar->offset + offset)) == MAP_FAILED)
+		hp_die("another part of the BAR in the middle");
+	hp_bar_name("over", base + plan->hole.start, length, RIGHTS, offset);
+}
+
+int main(int argc, char **argv)
+{
+	struct hp_options options = hp_start(argc, argv);
+	const char *name = hp_option(&options, "case", "whole");
+	bool remap = !strcmp(name, "remap"), over = remap || !strcmp(name, "over");
+	struct plan plan = make_plan(options.level, name);
+	struct hp_bar bar = hp_bar_open(2);
+	struct hp_gate go;
+	long before = (table_kib(), table_kib()); /* once for what this touches first */
+	char *base = hp_bar_map_area(&bar, &(struct hp_bar_area){ .length = plan.length,
+								  .align = hp_leaf_size(options.level),
+								  .skew = plan.skew,
+								  .prot = RIGHTS });
+	struct span low = { 0, plan.hole.start }, high = { plan.hole.end, plan.length };
+	pid_t child = 0;
+
+	ktap_plan(1);
+	hp_gate_init(&go);
+	if (strcmp(hp_option(&options, "lock", "0"), "0") && mlock(base, plan.length))
+		hp_die("mlock");
+	touch(base, low, read_at);
+	touch(base, plan.hole, read_at);
+	touch(base, high, read_at);
+	checkpoint("read");
+	touch(base, low, write_at);
+	touch(base, plan.hole, write_at);
+	touch(base, high, write_at);
+	checkpoint("written");
+
+	if (strcmp(hp_option(&options, "child", "0"), "0")) {
+		child = hp_fork("child");
+		if (!child)
+			child_main(base + plan.hole.start, &go);
+	}
+	if (over)
+		map_over(&bar, base, &plan, remap);
+	else if (munmap(base + plan.hole.start, plan.hole.end - plan.hole.start))
+		hp_die("munmap");
+	if (!over) { /* at once: what the CPU still remembers would be forgotten in a while */
+		refused_at("first", base + plan.hole.start);
+		refused_at("last", base + plan.hole.end - PAGE);
+	}
+	hp_unmap("bar");
+	name_rest(&plan, base);
+	if (!over) /* nothing of it may be there, so no rights and no matter which pfn */
+		hp_bar_name("hole", base + plan.hole.start, plan.hole.end - plan.hole.start, PROT_NONE, plan.hole.start);
+	checkpoint("unmapped");
+	if (child) {
+		hp_gate_open(&go);
+		if (hp_reap(child))
+			hp_die("the child failed");
+	}
+	touch(base, low, read_at);
+	touch(base, high, read_at);
+	if (over)
+		touch(base, plan.hole, read_at);
+	checkpoint("refaulted");
+
+	ktap_ok(munmap(base, plan.length) == 0, "what was left is unmapped");
+	hp_unmap("low");
+	hp_unmap("high");
+	hp_unmap("over");
+	hp_bar_name("hole", base, plan.length, PROT_NONE, 0);
+	ktap_value("table-kib-left", "%ld", table_kib() - before);
+	checkpoint("gone");
+	return ktap_finish();
+}

@@ -1,0 +1,58 @@
+"""The memory type of a BAR: the same at every level, after every change of rights, and in a child."""
+
+import pytest
+
+from harness.claims import Claims
+from harness.errors import PremiseNotMet
+from harness.machine import VM, ProcessView
+from harness.pagetable import Bits, Leaf, Level
+
+MAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"
+KEPT_BY = "arch/x86/include/asm/pgtable.h pgprot_modify()"
+COPIED_BY = "mm/memory.c copy_page_range()"
+CPU = "the CPU (SDM volume 3, 4.8)"
+LEVELS = (Level.PTE, Level.PMD, Level.PUD)
+#: PAT index of uncached-minus: PCD alone (arch/x86/mm/pat/memtype.c, pat_bp_init()).
+UC_MINUS = 2
+
+
+def three(process: ProcessView) -> list[Leaf]:
+    """The pte, the pmd and the pud that map the BAR's first byte."""
+    return [process.leaf(f"bar-{level.label}") for level in LEVELS]
+
+
+@pytest.mark.decided_by(
+    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()",
+    "arch/x86/include/asm/pgtable.h pgprot_modify()",
+    "mm/memory.c copy_page_range()",
+)
+def test_cache_bits(vm: VM, claim: Claims) -> None:
+    """One BAR mapped as pte, pmd and pud at once has the same cache bits in each, through mprotect() and fork()."""
+    for level in LEVELS:
+        if why_not := vm.caps.why_not(level):
+            raise PremiseNotMet(why_not)
+    with vm.run("caching") as guest:
+        touched = three(guest.until("touched")["parent"])
+        with claim("the BAR is mapped at three levels at once", MAPPED_BY):
+            assert [leaf.level for leaf in touched] == list(LEVELS)
+            assert len({leaf.pfn for leaf in touched}) == 1
+        with claim("all three are uncached-minus, and differ in PSE alone", MAPPED_BY):
+            assert [leaf.cache for leaf in touched] == [UC_MINUS] * 3
+            assert [leaf.bits & ~Bits.PSE for leaf in touched] == [touched[0].bits] * 3
+        written = three(guest.until("one-written")["parent"])
+        with claim("a write through one sets D there, and in none of the others", CPU):
+            assert [leaf.dirty for leaf in written] == [False, True, False]
+        for step in ("readonly", "none", "writable"):
+            leaves = three(guest.until(step)["parent"])
+            with claim(f"{step}: all three are still there, and uncached-minus", KEPT_BY):
+                assert [leaf.level for leaf in leaves] == list(LEVELS)
+                assert [leaf.cache for leaf in leaves] == [UC_MINUS] * 3
+        forked = guest.until("forked")
+        with claim("forked: parent and child have all three, uncached-minus", COPIED_BY):
+            for process in forked:
+                assert [leaf.level for leaf in three(process)] == list(LEVELS)
+                assert [leaf.cache for leaf in three(process)] == [UC_MINUS] * 3
+        child = three(guest.until("child-readonly")["child"])
+        with claim("the child's, set read-only, are as well", KEPT_BY):
+            assert [leaf.cache for leaf in child] == [UC_MINUS] * 3
+            assert not any(leaf.write for leaf in child)

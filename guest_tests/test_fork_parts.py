@@ -1,0 +1,195 @@
+"""fork() after something was done to a part of a leaf: the rights of each part's vma, and no more, in every process."""
+
+import pytest
+
+from harness.claims import Claims
+from harness.kernel import has_symbol
+from harness.machine import VM, GuestRun, ProcessView
+from harness.pagetable import Level
+
+COPIED_BY = {
+    Level.PTE: "mm/memory.c copy_pte_range()",
+    Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
+    Level.PUD: "mm/huge_memory.c copy_huge_pud()",
+}
+#: Who takes a leaf apart when only a part of it is meant.
+SPLIT_BY = {
+    Level.PTE: "mm/mprotect.c change_pte_range()",
+    Level.PMD: "mm/huge_memory.c __split_huge_pmd()",
+    Level.PUD: "mm/huge_memory.c __split_huge_pud()",
+}
+#: What a part of a leaf is mapped with when it is touched again.
+BELOW = {Level.PTE: Level.PTE, Level.PMD: Level.PTE, Level.PUD: Level.PMD}
+FAULTED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
+VMA_SPLIT = "mm/huge_memory.c vma_adjust_trans_huge()"
+DUP_MMAP = "kernel/fork.c dup_mmap()"
+ANONYMOUS = "mm/memory.c do_anonymous_page()"
+SEGV_MAPERR, SEGV_ACCERR = "SEGV 1", "SEGV 2"
+NO_SIGNAL = "0 0"
+TIMEOUT_S = 20.0
+
+
+def _parts(process: ProcessView) -> list[int]:
+    """Where the leaves of both parts are.
+
+    :raises AssertionError: a leaf reaches out of its part.
+    """
+    parts = [process.mapping(name) for name in ("low", "high")]
+    for view in parts:
+        for leaf in view.leaves:
+            assert view.declared.vaddr <= leaf.vaddr, leaf
+            assert leaf.vaddr + leaf.size_bytes <= view.end, leaf
+    return [leaf.vaddr for view in parts for leaf in view.leaves]
+
+
+def _zaps_new_vma(vm: VM) -> bool:
+    """Whether vfio zaps a vma as it comes to be, to learn of it by a fault (vfio_pci_mmap_open(), gone with 6.10)."""
+    return has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open") is True
+
+
+def _dontfork(guest: GuestRun, level: Level, claim: Claims) -> None:
+    written = guest.until("written-first")["parent"].leaves("bar")
+    at = guest.until("parted")
+    with claim("two vmas share no leaf", VMA_SPLIT):
+        low_end = at["parent"].mapping("low").end
+        stays = [
+            leaf for leaf in written if level is Level.PTE and (not _zaps_new_vma(guest.vm) or leaf.vaddr < low_end)
+        ]
+        assert _parts(at["parent"]) == [leaf.vaddr for leaf in stays]
+    at = guest.until("forked")
+    with claim("the child has no leaf where it has no vma", COPIED_BY[level]):
+        assert not at["child"].leaves("low")
+    with claim("the child has a copy of the other part's leaves", COPIED_BY[level]):
+        assert [leaf.pfn for leaf in at["child"].leaves("high")] == [leaf.pfn for leaf in at["parent"].leaves("high")]
+    at = guest.until("child-tried")
+    with claim("the child's write maps and dirties the other part", FAULTED_BY):
+        assert at["child"].leaf("high").write
+        assert at["child"].leaf("high").dirty
+    at = guest.until("child-mapped")
+    with claim("what the child maps there is memory of its own", ANONYMOUS):
+        own = at["child"].leaf("own")
+        assert own.level is Level.PTE
+        assert not own.special
+    at = guest.until("parent-tried")
+    with claim("the parent may write both parts", DUP_MMAP):
+        for part in ("low", "high"):
+            assert at["parent"].leaf(part).dirty
+            assert guest.result.values[f"parent-{part}"] == NO_SIGNAL
+    with claim("a write where the child has no vma is SIGSEGV, nothing mapped", DUP_MMAP):
+        assert guest.result.values["child-low"] == SEGV_MAPERR
+    with claim("the child may write the other part", DUP_MMAP):
+        assert guest.result.values["child-high"] == NO_SIGNAL
+    with claim("what the child writes to its own memory is there", ANONYMOUS):
+        assert guest.result.values["own-value"] == "7"
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/huge_memory.c vma_adjust_trans_huge()",
+    "mm/memory.c copy_pte_range()",
+    "mm/huge_memory.c copy_huge_pmd()",
+    "mm/huge_memory.c copy_huge_pud()",
+)
+def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
+    """MADV_DONTFORK of half a leaf: the child has the other half, and nothing where it has no vma."""
+    with vm.run("forks", f"--level={level.label}", "--case=dontfork_part", timeout_s=TIMEOUT_S) as guest:
+        _dontfork(guest, level, claim)
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/huge_memory.c vma_adjust_trans_huge()",
+    "mm/memory.c copy_pte_range()",
+    "mm/huge_memory.c copy_huge_pmd()",
+    "mm/huge_memory.c copy_huge_pud()",
+)
+def test_fork_dontfork_page(vm: VM, level: Level, claim: Claims) -> None:
+    """MADV_DONTFORK of one page of a leaf: the child has the rest, and nothing where it has no vma."""
+    with vm.run("forks", f"--level={level.label}", "--case=dontfork_page", timeout_s=TIMEOUT_S) as guest:
+        _dontfork(guest, level, claim)
+
+
+def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:
+    """What a read-only low part and a writable high part come to, from the checkpoint "forked" on."""
+    at = guest.until("child-tried")
+    with claim("the child's write maps the writable part again, as large as fits, with its own D", FAULTED_BY):
+        high = at["child"].leaf("high")
+        assert high.level is BELOW[level]
+        assert high.write
+        assert high.dirty
+    with claim("no leaf of the read-only part is writable", SPLIT_BY[level]):
+        for process in at:
+            assert not any(leaf.write for leaf in process.leaves("low"))
+    guest.until("parent-tried")
+    for who in ("child", "parent"):
+        with claim(f"the {who} may write the one part only", "mm/memory.c handle_mm_fault()"):
+            assert guest.result.values[f"{who}-low"] == SEGV_ACCERR
+            assert guest.result.values[f"{who}-high"] == NO_SIGNAL
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/mprotect.c change_pte_range()",
+    "mm/huge_memory.c __split_huge_pmd()",
+    "mm/huge_memory.c __split_huge_pud()",
+    "mm/memory.c copy_pte_range()",
+    "mm/huge_memory.c copy_huge_pmd()",
+    "mm/huge_memory.c copy_huge_pud()",
+)
+def test_fork_mprotect_part(vm: VM, level: Level, claim: Claims) -> None:
+    """Half a leaf read-only, then fork(): the huge leaf is gone, and each half comes back with its own rights."""
+    with vm.run("forks", f"--level={level.label}", "--case=mprotect_part", timeout_s=TIMEOUT_S) as guest:
+        guest.until("written-first")
+        at = guest.until("parted")
+        if level is Level.PTE:
+            with claim("each page has the rights of its own vma", SPLIT_BY[level]):
+                assert [leaf.write for leaf in at["parent"].leaves("low")] == [False, False]
+                high = [] if _zaps_new_vma(vm) else [True, True]
+                assert [leaf.write for leaf in at["parent"].leaves("high")] == high
+        else:
+            with claim("the leaf is gone, for device memory is not split", SPLIT_BY[level]):
+                assert not _parts(at["parent"])
+        forked = guest.until("forked")
+        with claim("the child has what the parent has", COPIED_BY[level]):
+            for part in ("low", "high"):
+                copied = [(leaf.pfn, leaf.write) for leaf in forked["child"].leaves(part)]
+                assert copied == [(leaf.pfn, leaf.write) for leaf in at["parent"].leaves(part)]
+        with claim("fork() leaves the parent's entries as they were", COPIED_BY[level]):
+            assert [leaf.entry for leaf in forked["parent"].leaves("low")] == [
+                leaf.entry for leaf in at["parent"].leaves("low")
+            ]
+        _protected(guest, level, claim)
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/mprotect.c change_pte_range()",
+    "mm/huge_memory.c __split_huge_pmd()",
+    "mm/huge_memory.c __split_huge_pud()",
+    "mm/memory.c copy_pte_range()",
+    "mm/huge_memory.c copy_huge_pmd()",
+    "mm/huge_memory.c copy_huge_pud()",
+)
+def test_fork_mprotect_part_touched(vm: VM, level: Level, claim: Claims) -> None:
+    """Half a leaf read-only, both halves touched again, then fork(): the child has the smaller leaves, old."""
+    below = BELOW[level]
+    with vm.run("forks", f"--level={level.label}", "--case=mprotect_part_touched", timeout_s=TIMEOUT_S) as guest:
+        guest.until("written-first")
+        at = guest.until("touched")
+        low, high = at["parent"].leaf("low"), at["parent"].leaf("high")
+        with claim("each half is mapped again, as large as fits, with the rights of its vma", FAULTED_BY):
+            assert (low.level, high.level) == (below, below)
+            assert (low.write, high.write) == (False, True)
+        at = guest.until("forked")
+        with claim("the child has the same leaves, with the same rights, old", COPIED_BY[below]):
+            for part, leaf in (("low", low), ("high", high)):
+                child = at["child"].leaf(part)
+                assert (child.level, child.pfn, child.write) == (below, leaf.pfn, leaf.write)
+                assert not child.young
+        sentence = "the child's pte is clean" if below is Level.PTE else f"the child's {below.label} keeps D"
+        with claim(sentence, COPIED_BY[below]):
+            assert at["child"].leaf("high").kernel_dirty is (below is not Level.PTE)
+        with claim("fork() leaves the parent's entries as they were", COPIED_BY[below]):
+            assert at["parent"].leaf("low").entry == low.entry
+            assert at["parent"].leaf("high").entry == high.entry
+        _protected(guest, level, claim)

@@ -1,0 +1,57 @@
+"""mincore() of a pfnmap: one answer for every page, whatever the level, and no entry changes."""
+
+import pytest
+
+from harness.claims import Claims
+from harness.machine import VM
+from harness.pagetable import Level
+
+PAGES = {Level.PTE: 4, Level.PMD: 512, Level.PUD: 512 * 512}
+WALKED_BY = {
+    Level.PTE: "mm/mincore.c mincore_pte_range()",
+    Level.PMD: "mm/mincore.c mincore_pte_range()",
+    Level.PUD: "mm/pagewalk.c walk_pud_range()",
+}
+SKIPPED_BY = "mm/pagewalk.c walk_page_test()"
+#: Of 4K entries of a BAR: the walk skips a pfnmap, and no page of it is in a page cache; or it looks at the entries.
+ANSWERS = {"0*3": 0, "1*3": 1}
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by("mm/pagewalk.c walk_page_test()", "mm/mincore.c mincore_pte_range()")
+def test_mincore(vm: VM, level: Level, claim: Claims) -> None:
+    """mincore() says the same of a leaf's pages at every level, and changes no entry."""
+    by = WALKED_BY[level]
+    with vm.run("mincore", f"--level={level.label}") as guest:
+        before = guest.until("before")["parent"]
+        at = guest.until("asked")["parent"]
+        with claim(f"the mapping is a {level.label}", by):
+            assert at.leaf("bar").level is level
+        with claim("no entry changes", by):
+            assert [leaf.entry for leaf in at.leaves("bar")] == [leaf.entry for leaf in before.leaves("bar")]
+        values = guest.result.values
+        with claim("of anonymous memory, the written page is in core and the other is not", by):
+            assert values["anon-vector"] == "1*1 0*1"
+        with claim("of 4K entries of a BAR, it says one thing: not in core, or, where it looks at them, in core", by):
+            assert values["pages-vector"] in ANSWERS
+        with claim("of every page of a leaf, it says what it says of a 4K entry", by):
+            assert values["errno"] == "0"
+            assert values["vector"] == f"{ANSWERS.get(values['pages-vector'])}*{PAGES[level]}"
+        with claim("a write needs no fault after it", by):
+            assert values["write-faults"] == "0"
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by("mm/mincore.c mincore_unmapped_range()")
+def test_mincore_untouched(vm: VM, level: Level, claim: Claims) -> None:
+    """mincore() says of a pfnmap that nobody touched that nothing is in core, and makes no entry."""
+    by = "mm/mincore.c mincore_unmapped_range()"
+    with vm.run("mincore", f"--level={level.label}", "--touch=0") as guest:
+        at = guest.until("asked")["parent"]
+        with claim("no entry is made", by):
+            assert at.leaves("bar") == ()
+        with claim("no page is in core", by):
+            assert guest.result.values["errno"] == "0"
+            assert guest.result.values["vector"] == f"0*{PAGES[level]}"
+        with claim("the first write needs its fault after it", by):
+            assert guest.result.values["write-faults"] == "1"

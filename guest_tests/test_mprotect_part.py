@@ -1,0 +1,177 @@
+"""mprotect() of a part of a leaf: the leaf goes, and what comes back fits the vmas that the cut made."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from harness.claims import Claims
+from harness.kernel import has_symbol
+from harness.machine import VM, ProcessView
+from harness.pagetable import Bits, Leaf, Level
+
+SPLIT_BY = {
+    Level.PMD: "mm/huge_memory.c __split_huge_pmd_locked()",
+    Level.PUD: "mm/huge_memory.c __split_huge_pud_locked()",
+}
+CHANGED_BY = "mm/mprotect.c change_pte_range()"
+#: Gone with the handler that fills a whole vma and keeps a list of the vmas that it filled.
+MMAP_OPEN = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_open()"
+ACCESS_ERROR = "arch/x86/mm/fault.c access_error()"
+HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
+HANDLER = "mm/memory.c __handle_mm_fault()"
+BELOW = {Level.PMD: Level.PTE, Level.PUD: Level.PMD}
+PAGE, MIB = 4096, 1 << 20
+WHOLE, BEFORE, PART, AFTER = "bar", "bar-before", "bar-part", "bar-after"
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A byte of the mapping, the vma in which it is after the cut, and the leaf that a touch brings there."""
+
+    at: int
+    vma: str
+    level: Level
+
+
+def _part(vm: VM, level: Level, claim: Claims, start: int, end: int, touches: list[Touch], rights: str = "ro") -> None:
+    """A dirty leaf of which [start, end) gets other rights: what is left, what each touch brings, and the way back."""
+    allowed = [touch for touch in touches if rights != "none" or touch.vma != PART]
+    inside = next(touch for touch in touches if touch.vma == PART)
+    refused = f"try-{'read' if rights == 'none' else 'write'}@{inside.at + 8:x}"
+    reads = [f"read@{touch.at:x}" for touch in allowed]
+    write = f"write@{inside.at + 16:x}"
+    words = [f"write@{start:x}", f"part-{rights}", *reads, refused, "part-rw", write]
+    part = f"--part={start:x}-{end:x}"
+    with vm.run("mprotect", f"--level={level.label}", part, "--steps=" + ",".join(words)) as guest:
+        assert guest.until(words[0])["parent"].leaf(WHOLE).level is level
+        cut = guest.until(words[1])["parent"]
+        with claim(f"the {level.label} is gone, from both sides of the cut", SPLIT_BY[level]):
+            assert [leaf for vma in (BEFORE, PART, AFTER) if vma in cut.mappings for leaf in cut.leaves(vma)] == []
+        touched = guest.until(reads[-1])["parent"]
+        for touch in allowed:
+            with claim(f"a touch at {touch.at:#x} brings a {touch.level.label}", HUGE_FAULT):
+                assert _leaf(touched, touch).level is touch.level
+        with claim("what comes back is clean, and writable where its vma is", HUGE_FAULT):
+            for touch in allowed:
+                leaf = _leaf(touched, touch)
+                assert not leaf.kernel_dirty
+                assert leaf.write == (touch.vma != PART)
+        before = guest.until(refused)["parent"]
+        with claim("the refused access leaves all entries as they are", ACCESS_ERROR):
+            for touch in allowed:
+                assert _leaf(before, touch) == _leaf(touched, touch)
+        back = guest.until("part-rw")["parent"]
+        with claim("with the same rights again every entry is writable, and otherwise as it was", CHANGED_BY):
+            leaves = back.leaves(WHOLE)
+            assert len(leaves) == len(allowed)
+            for touch in allowed:
+                assert back.leaf(WHOLE, touch.at).bits == _leaf(touched, touch).bits | Bits.W
+        written = guest.until(write)["parent"].leaf(WHOLE, inside.at)
+        with claim("a write there is made in a leaf of the level that the cut left", HANDLER):
+            assert written.level is inside.level
+            assert written.dirty
+        values = guest.result.values
+        with claim("the part refuses what its rights forbid, by SIGSEGV", ACCESS_ERROR):
+            assert values[refused] == f"SEGV 2 {inside.at + 8:x}"
+        with claim("one fault a leaf that came back, and none for the write to one", HANDLER):
+            assert [values[read] for read in reads] == ["1"] * len(reads)
+            assert values[write] == ("1" if rights == "none" else "0")
+
+
+def _leaf(process: ProcessView, touch: Touch) -> Leaf:
+    view = process.mapping(touch.vma)
+    return process.leaf(touch.vma, touch.at - view.declared.offset_bytes)
+
+
+@pytest.mark.levels("pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/huge_memory.c __split_huge_pmd_locked()",
+    "mm/huge_memory.c __split_huge_pud_locked()",
+    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
+)
+def test_mprotect_first_part(vm: VM, level: Level, claim: Claims) -> None:
+    """Of a leaf whose first 2M (pmd: 4K) is set read-only nothing is left; the rest comes back writable, smaller."""
+    below = BELOW[level]
+    end = below.size_bytes
+    touches = [Touch(0, PART, below), Touch(end, AFTER, below), Touch(level.size_bytes - PAGE, AFTER, below)]
+    _part(vm, level, claim, 0, end, touches)
+
+
+@pytest.mark.levels("pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/huge_memory.c __split_huge_pmd_locked()",
+    "mm/huge_memory.c __split_huge_pud_locked()",
+    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
+)
+def test_mprotect_last_part(vm: VM, level: Level, claim: Claims) -> None:
+    """Of a leaf whose last 2M (pmd: 4K) is set read-only nothing is left; the rest comes back writable, smaller."""
+    below = BELOW[level]
+    start = level.size_bytes - below.size_bytes
+    touches = [Touch(0, BEFORE, below), Touch(start - PAGE, BEFORE, below), Touch(start, PART, below)]
+    _part(vm, level, claim, start, level.size_bytes, touches)
+
+
+@pytest.mark.levels("pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/huge_memory.c __split_huge_pmd_locked()",
+    "mm/huge_memory.c __split_huge_pud_locked()",
+    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
+)
+def test_mprotect_middle_part(vm: VM, level: Level, claim: Claims) -> None:
+    """Of a leaf whose middle 2M (pmd: 4K) is PROT_NONE nothing is left; both sides come back, the middle only later."""
+    below = BELOW[level]
+    start = level.size_bytes // 2
+    end = start + below.size_bytes
+    touches = [Touch(0, BEFORE, below), Touch(start, PART, below), Touch(end, AFTER, below)]
+    _part(vm, level, claim, start, end, touches, rights="none")
+
+
+@pytest.mark.levels("pud")
+@pytest.mark.decided_by(
+    "mm/huge_memory.c __split_huge_pmd_locked()",
+    "mm/huge_memory.c __split_huge_pud_locked()",
+    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
+)
+def test_mprotect_unaligned_part(vm: VM, level: Level, claim: Claims) -> None:
+    """A part of a pud that starts and ends between 2M boundaries: 4K leaves beside the cuts, 2M ones further away."""
+    start, end = 2 * MIB + PAGE, 6 * MIB + 2 * PAGE
+    touches = [
+        Touch(0, BEFORE, Level.PMD),
+        Touch(2 * MIB, BEFORE, Level.PTE),
+        Touch(start, PART, Level.PTE),
+        Touch(4 * MIB, PART, Level.PMD),
+        Touch(6 * MIB, PART, Level.PTE),
+        Touch(end, AFTER, Level.PTE),
+        Touch(8 * MIB, AFTER, Level.PMD),
+    ]
+    _part(vm, level, claim, start, end, touches)
+
+
+@pytest.mark.levels("pte")
+@pytest.mark.decided_by("mm/mprotect.c change_pte_range()")
+def test_mprotect_some_pages(vm: VM, level: Level, claim: Claims) -> None:
+    """At 4K mprotect() changes the entries of its pages, dirty or clean, and leaves their neighbours as they are."""
+    words = ["write@0", "read@1000", "write@2000", "read@3000", "part-ro", "part-rw", "read@0"]
+    with vm.run(
+        "mprotect", f"--level={level.label}", "--leaves=4", "--part=1000-3000", "--steps=" + ",".join(words)
+    ) as guest:
+        entries = [leaf.entry for leaf in guest.until("read@3000")["parent"].leaves(WHOLE)]
+        cut = guest.until("part-ro")["parent"]
+        if zapped := has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"):
+            with claim("the driver zaps the vmas that the cuts make, to see them fault", MMAP_OPEN):
+                assert cut.leaves(BEFORE) == cut.leaves(AFTER) == ()
+        else:
+            with claim("the neighbours' entries do not change", CHANGED_BY):
+                assert cut.leaf(BEFORE).entry == entries[0]
+                assert cut.leaf(AFTER).entry == entries[3]
+        with claim("the clean page's entry loses W, the dirty one's keeps its dirt as well", CHANGED_BY):
+            clean, dirty = cut.leaves(PART)
+            assert clean.bits == entries[1].bits & ~Bits.W
+            aside = Bits.SAVED_DIRTY if vm.caps.saved_dirty else Bits.D
+            assert dirty.bits == entries[2].bits & ~(Bits.W | Bits.D) | aside
+        back = guest.until("part-rw")["parent"]
+        with claim("with the same rights again what is there is what it was", CHANGED_BY):
+            assert [leaf.entry for leaf in back.leaves(WHOLE)] == (entries[1:3] if zapped else entries)
+        last = guest.until("read@0")["parent"]
+        with claim("the first page can be touched again", CHANGED_BY):
+            assert last.leaf(WHOLE).write

@@ -1,0 +1,178 @@
+"""``hugepfn compare A B``: the suite on both kernels, then only what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from harness.campaign.kernels import RunOptions
+from harness.campaign.matrix import check_kernels, follow, prepare, write_json, write_text
+from harness.campaign.progress import Live
+from harness.campaign.report import compare_page
+from harness.campaign.reporter import QuietOnBrokenPipe
+from harness.errors import ExitCode, MachineryError
+from harness.kernel import Kernel
+from harness.verdict import Run
+from harness.verdict.differences import (
+    SCHEMA,
+    VERSION,
+    CaseDifference,
+    Difference,
+    What,
+    compare_runs,
+    folded,
+    lasting,
+    unknown_cases,
+)
+from harness.verdict.table import TROUBLE, Case
+
+
+def run_compare(
+    before: str,
+    after: str,
+    scenarios: Sequence[str],
+    options: RunOptions,
+    confirm: int,
+    json_file: Path | None,
+    html_file: Path | None,
+) -> ExitCode:
+    """Runs everything on both, prints what differs, writes the files.
+
+    :param confirm: how often what differs is run again; an answer that one kernel gives differently from time to time
+        is no difference.
+    :returns: OK where they do the same, CLAIM_FAILED where they differ, MACHINERY where that is not known.
+    :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
+    :raises MachineryError: a kernel could not be run at all.
+    """
+    prepare(scenarios, options, json_file, html_file)
+    specs = tuple(Kernel.parse(word).spec for word in (before, after))
+    with Live() as live:
+        check_kernels(specs, options, live)
+        sides: tuple[list[Run], list[Run]] = ([], [])
+        _run_both(specs, scenarios, options, live, sides)
+        rounds = [compare_runs(sides[0][0], sides[1][0])]
+        for number in range(confirm):
+            if not (again := lasting(rounds)[0]):
+                break
+            live.say(f"running again what differs ({number + 1} of {confirm})")
+            _run_both(specs, sorted({one.case.scenario for one in again}), options, live, sides)
+            # The new ones against all of the other side, the new one included.
+            rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
+            rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
+    differences, passing = lasting(rounds)
+    unknown = unknown_cases(sides[0][0], sides[1][0])
+    console = QuietOnBrokenPipe(highlight=False)
+    for line in report_lines(specs, (sides[0][0], sides[1][0]), differences, passing, unknown):
+        console.print(line, soft_wrap=True)
+    write_json(json_file, to_json((sides[0][0], sides[1][0]), differences, passing, unknown))
+    write_text(html_file, lambda: compare_page(specs, (sides[0][0], sides[1][0]), differences))
+    if differences:
+        return ExitCode.CLAIM_FAILED
+    return ExitCode.MACHINERY if unknown else ExitCode.OK
+
+
+def _run_both(
+    specs: tuple[str, ...],
+    scenarios: Sequence[str],
+    options: RunOptions,
+    live: Live,
+    sides: tuple[list[Run], list[Run]],
+) -> None:
+    for spec, side in zip(specs, sides, strict=True):
+        run = follow(spec, scenarios, options, live, spec)
+        if run.context.get(TROUBLE):
+            raise MachineryError(f"{spec}: {run.context[TROUBLE]}")
+        side.append(run)
+
+
+def to_json(
+    runs: tuple[Run, Run],
+    differences: Sequence[CaseDifference],
+    passing: Sequence[CaseDifference],
+    unknown: Mapping[Case, str],
+) -> dict[str, Any]:
+    """The object that ``hugepfn compare --json`` writes."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "same": not differences,
+        "before": dict(runs[0].context),
+        "after": dict(runs[1].context),
+        "cases": [one.to_json() for one in differences],
+        "unstable": [one.to_json() for one in passing],
+        "unknown": [{"scenario": c.scenario, "level": c.level, "reason": why} for c, why in unknown.items()],
+    }
+
+
+def report_lines(
+    specs: Sequence[str],
+    runs: tuple[Run, Run],
+    differences: Sequence[CaseDifference],
+    passing: Sequence[CaseDifference],
+    unknown: Mapping[Case, str],
+) -> Iterator[Text]:
+    """What is printed."""
+    names = "AB"
+    for name, spec, run in zip(names, specs, runs, strict=True):
+        kernel = run.context.get("kernel")
+        release = kernel.get("release") if isinstance(kernel, dict) else None
+        yield Text(f"{name}  {spec}" + (f": Linux {release}" if release else ""), style="bold")
+    for one in differences:
+        yield Text(f"\n{one.case}", style="bold cyan")
+        yield from case_lines(one)
+    if passing:
+        yield Text("\nDiffers from time to time on one kernel, so not counted:", style="dim")
+    for one in passing:
+        yield Text(f"  {one.case}: {_summary(one)}", style="dim")
+    for case, reason in unknown.items():
+        yield Text(f"not compared: {case}: {reason.partition(chr(10))[0]}", style="bold magenta")
+    cases = len({result.scenario + str(result.level) for result in runs[0].results})
+    words = f"{len(differences)} of {cases} cases differ" if differences else f"the same in {cases} cases"
+    yield Text(f"\n{words}", style="bold")
+
+
+def case_lines(one: CaseDifference) -> Iterator[Text]:
+    """What differs in one case: outcome, claims, then entries by checkpoint."""
+    for difference in (*one.of(What.OUTCOME), *one.of(What.REASON)):
+        yield from _pair("", difference.before, difference.after)
+    for difference in one.of(What.CLAIM):
+        by = f"  [{difference.kernel_function}]" if difference.kernel_function else ""
+        yield Text(f"  claim: {difference.name}").append(by, style="dim")
+        yield from _pair("  ", difference.before, difference.after)
+    for difference in one.of(What.CHECKPOINT):
+        yield Text(f"  checkpoint {difference.name}: A {difference.before}, B {difference.after}")
+    checkpoint = ""
+    for difference, count in folded(one.of(What.ENTRY)):
+        change = difference.change
+        assert change is not None
+        if change.key.checkpoint != checkpoint:
+            checkpoint = change.key.checkpoint
+            yield Text(f"  at {checkpoint}", style="cyan")
+        many = f" x{count}" if count > 1 else ""
+        again = f" (time {change.key.turn + 1})" if change.key.turn else ""
+        line = Text(f"    {change.key.process} {change.key.mapping}+{change.key.offset:#x}{many}{again}")
+        line.append("".join(f" +{name}" for name in change.appeared), style="bold green")
+        line.append("".join(f" -{name}" for name in change.vanished), style="bold red")
+        for what, pair in (("level", change.level), ("pfn", change.pfn), ("pagemap", change.pagemap)):
+            line.append(f" {what} {pair[0] or 'none'} -> {pair[1] or 'none'}" if pair else "")
+        yield line
+        yield from _pair("    ", difference.before, difference.after)
+
+
+def _pair(indent: str, before: str, after: str) -> Iterator[Text]:
+    for name, said in (("A", before), ("B", after)):
+        yield Text(f"{indent}  {name} ", style="dim").append(said, style="not dim")
+
+
+def _summary(one: CaseDifference) -> str:
+    def name(difference: Difference) -> str:
+        key = difference.change.key if difference.change else None
+        return f"{key.checkpoint} {key.process} {key.mapping}+{key.offset:#x}" if key else difference.name
+
+    names = [name(difference) or difference.what.value for difference in one.differences]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,195 @@
+"""The suite on one kernel after another, each in a process of its own: what one kernel breaks is not the next one's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import ExitCode, HugepfnError, UsageError
+from harness.guest.compiler import guest_tests_dir
+from harness.kernel import Kernel, Stock, available
+from harness.verdict import Run
+from harness.verdict.table import TROUBLE, Case
+
+Say = Callable[[str], None]
+
+ALL_STOCK = "all-stock"
+_GRACE_S = 10.0  # for a child that was told to end: it ends its QEMUs and removes their RAM
+_WORDS_MAX = 2000
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is given beside kernel and scenarios; the names are those of :class:`harness.settings.Settings`."""
+
+    levels: tuple[str, ...] = ()  # empty: all
+    accel: str = "auto"
+    smp: int = 1
+    memory_mib: int = 1024
+    cpu: str = "max"
+    append: str = ""
+    ram_dir: Path | None = None
+    boot_timeout_s: float | None = None
+    workers: int = 1
+    pvh: bool = False
+    no_clone: bool = False
+    strict: bool = False
+    modules: Path | None = None  # of kernels given by path
+
+    def argv(self, spec: str) -> list[str]:
+        """As words of ``hugepfn run``."""
+        words = [f"--level={level}" for level in self.levels]
+        words += [f"--accel={self.accel}", f"--smp={self.smp}", f"--memory={self.memory_mib}", f"--cpu={self.cpu}"]
+        words += [f"--append={self.append}", f"--workers={self.workers}"]
+        if self.modules is not None and takes_modules(spec):
+            words.append(f"--modules={self.modules}")
+        words += [f"--ram-dir={self.ram_dir}"] if self.ram_dir is not None else []
+        words += [f"--boot-timeout={self.boot_timeout_s}"] if self.boot_timeout_s is not None else []
+        flags = {"--pvh": self.pvh, "--no-clone": self.no_clone, "--strict": self.strict}
+        return words + [flag for flag, given in flags.items() if given]
+
+
+def takes_modules(spec: str) -> bool:
+    """Whether a kernel is given by path, so that its modules are somewhere else.
+
+    :raises UsageError: it is no kernel.
+    """
+    Kernel.parse(spec)
+    try:
+        Kernel.parse(spec, "/")
+    except UsageError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a campaign runs on."""
+
+    specs: tuple[str, ...]
+    missing: dict[str, str]  # asked for, and not to be had: why
+
+
+def choose_kernels(words: Sequence[str], say: Say) -> Kernels:
+    """What ``--kernel`` asks for, ``all-stock`` included; each once.
+
+    :raises UsageError: something that is no kernel.
+    :raises MachineryError: the mirror cannot be reached and nothing is known of it.
+    """
+    specs: dict[str, None] = {}
+    missing: dict[str, str] = {}
+    for word in words:
+        if word == ALL_STOCK:
+            stock = Stock.of(available(say, incomplete=True))
+            specs |= dict.fromkeys(f"debian:{offer.upstream}" for offer in stock.offers)
+            missing |= stock.missing
+        else:
+            specs.setdefault(Kernel.parse(word).spec)
+    return Kernels(tuple(specs), missing)
+
+
+def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Say = lambda _line: None) -> Run:
+    """Run scenarios on one kernel, in a child that ends with us.
+
+    Never fails on the kernel's account: a run that came to no results has the reason in its context, under
+    :data:`harness.verdict.table.TROUBLE`.
+
+    :param scenarios: empty: all of them.
+    :param say: called with a line as each scenario ends.
+    :raises KeyboardInterrupt: it was interrupted; the child has ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
+        results = Path(folder) / "results.json"
+        argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), "run", "--kernel", spec, "--quiet"]
+        argv += ["--json", os.fspath(results), *options.argv(spec), *scenarios]
+        with (Path(folder) / "stderr").open("w+") as stderr:
+            status = _run_child(argv, stderr.fileno(), say)
+            if status == ExitCode.INTERRUPTED:
+                raise KeyboardInterrupt
+            stderr.seek(0)
+            words = stderr.read().strip()
+        return _read(results, spec, status, words)
+
+
+def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
+    """A child in a group of its own: Ctrl-C comes to us, and we tell it."""
+    with subprocess.Popen(
+        ["setpriv", "--pdeathsig", "TERM", "--", *argv],  # should somebody kill us, nobody else would end it
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as child:
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if line.strip() and not line.startswith(" "):  # verdicts and progress; claims are indented
+                    say(line.strip())
+            return child.wait()
+        finally:
+            if child.returncode is None:
+                _end(child)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """SIGTERM, at which it cleans up; SIGKILL to its whole group when it does not."""
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _read(results: Path, spec: str, status: int, words: str) -> Run:
+    """What the child wrote, or why it wrote nothing."""
+    trouble = ""
+    try:
+        run = Run.from_json(json.loads(results.read_text()))
+    except (OSError, ValueError, HugepfnError):
+        run = Run((), {"kernel": {"spec": spec, "release": None, "config_hash": None}})
+        trouble = _last_words(words) or "no results"
+    if not run.results and not trouble:
+        trouble = _last_words(words) or "nothing was run"
+    if status not in tuple(ExitCode):
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        trouble = f"the run ended ({how}): {_last_words(words) or 'it said nothing'}"
+    return Run(run.results, {**run.context, TROUBLE: trouble}) if trouble else run
+
+
+def _last_words(stderr: str) -> str:
+    """What it complained about: our own line, or the end of a traceback."""
+    own = [line.removeprefix("hugepfn: ") for line in stderr.splitlines() if line.startswith("hugepfn: ")]
+    return (own or stderr.splitlines() or [""])[-1][:_WORDS_MAX]
+
+
+def expected_cases(scenarios: Sequence[str], levels: Sequence[str], known: Sequence[tuple[str, str]]) -> list[Case]:
+    """The rows that a selection asks for.
+
+    :param known: each scenario with its levels, as ``"pte pmd pud"``.
+    :raises UsageError: there is no such scenario, or none of this level.
+    """
+    names = {name for name, _ in known}
+    for name in scenarios:
+        if name not in names:
+            raise UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(names))}")
+    all_cases = [Case(name, level) for name, own in known for level in (own.split() or (None,))]
+    found = [
+        case
+        for case in all_cases
+        if (not scenarios or case.scenario in scenarios) and (not levels or case.level in (*levels, None))
+    ]
+    if not found:
+        raise UsageError(f"no scenario of these has the level {' or '.join(levels)}")
+    return found

@@ -1,0 +1,194 @@
+"""``hugepfn matrix``: kernels × scenarios, as text, JSON and a page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
+from harness.campaign.progress import Live
+from harness.campaign.report import matrix_page
+from harness.campaign.reporter import QuietOnBrokenPipe
+from harness.campaign.session import scenario_lines
+from harness.errors import ExitCode, MachineryError, UsageError
+from harness.kernel import Kernel
+from harness.settings import Settings
+from harness.verdict import Outcome, Run
+from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
+
+STYLE = {
+    Mark.PASS: "green",
+    Mark.FIXED: "green",
+    Mark.SKIP: "dim",
+    Mark.BUG: "yellow",
+    Mark.UNKNOWN: "yellow",
+    Mark.ERROR: "bold magenta",
+    Mark.FLAKE: "bold magenta",
+    Mark.FAIL: "bold red",
+}
+_MEANING = {
+    Mark.FIXED: "passes, though the ledger has a bug here",
+    Mark.UNKNOWN: "cannot know",
+    Mark.FLAKE: "repeats differ",
+}
+
+
+def run_matrix(
+    kernels: Sequence[str],
+    scenarios: Sequence[str],
+    options: RunOptions,
+    repeat: int,
+    json_file: Path | None,
+    html_file: Path | None,
+) -> ExitCode:
+    """Runs everything, prints the table, writes the files.
+
+    Ctrl-C ends the run at hand, and the table of those before it is still printed.
+
+    :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
+    :raises MachineryError: QEMU is missing, or the mirror cannot be asked.
+    """
+    expected = prepare(scenarios, options, json_file, html_file)
+    interrupted = False
+    with Live() as live:
+        chosen = choose_kernels(kernels, live.say)
+        if not chosen.specs:
+            raise UsageError(
+                "no kernel is left: " + "; ".join(f"{name}: {why}" for name, why in chosen.missing.items())
+            )
+        check_kernels(chosen.specs, options, live)
+        runs: dict[str, list[Run]] = {spec: [] for spec in chosen.specs}
+        try:
+            for number in range(repeat):
+                for spec in chosen.specs:
+                    name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
+                    runs[spec].append(follow(spec, scenarios, options, live, name))
+        except KeyboardInterrupt:
+            interrupted = True
+    table = Table.of([Column(spec, tuple(found)) for spec, found in runs.items()], expected)
+    stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "missing": dict(chosen.missing)}
+    if any(runs.values()):
+        print_table(QuietOnBrokenPipe(highlight=False), table, chosen.missing, repeat)
+        write_json(json_file, {**table.to_json(), **stamp, **({"interrupted": True} if interrupted else {})})
+        write_text(html_file, lambda: matrix_page(table, chosen.missing))
+    if interrupted:
+        raise KeyboardInterrupt
+    return table.exit_code(strict=options.strict)
+
+
+def prepare(scenarios: Sequence[str], options: RunOptions, *files: Path | None) -> list[Case]:
+    """Looks at everything that may be wrong before an hour is spent on it; returns the rows that are asked for."""
+    expected = expected_cases(scenarios, options.levels, [(line[0], line[1]) for line in scenario_lines()])
+    for file in files:
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text("")
+            except OSError as error:
+                raise UsageError(f"{file}: {error.strerror}") from error
+    return expected
+
+
+def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None:
+    """Looks at what every machine needs, and gets the kernels.
+
+    :raises UsageError: one does not exist.
+    :raises MachineryError: this host cannot run any.
+    """
+    settings = Settings(accel=options.accel, memory_mib=options.memory_mib, cpu=options.cpu, ram_dir=options.ram_dir)
+    settings.preflight(live.say)
+    for spec in specs:
+        live.now(f"{spec}: looking for it")
+        modules = options.modules if takes_modules(spec) else None
+        try:
+            Kernel.parse(spec, modules).resolve(live.say)
+        except MachineryError as error:
+            live.say(f"{spec}: {error}")  # its column will say so too; the others are run
+
+
+def follow(spec: str, scenarios: Sequence[str], options: RunOptions, live: Live, name: str) -> Run:
+    """One kernel's run, told as it goes."""
+    live.now(name)
+    run = run_kernel(spec, scenarios, options, lambda line: live.now(f"{name}: {line}"))
+    counts = Counter(result.outcome for result in run.results)
+    words = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome])
+    live.say(f"{name}: " + "; ".join(filter(None, (words, str(run.context.get(TROUBLE, ""))))))
+    return run
+
+
+def print_table(console: Console, table: Table, missing: Mapping[str, str], repeat: int = 1) -> None:
+    """The table, as many kernels side by side as fit; then the reasons, what was not to be had, and the sums."""
+    for line in table_lines(table, console.width if console.is_terminal else None):
+        console.print(line, soft_wrap=True)
+    if table.notes:
+        console.print()
+    for note, number in table.notes.items():
+        console.print(Text(f"{number:>3}  {note}"), soft_wrap=True)
+    for case, column, cell in table.flakes:
+        console.print(Text(f"flake: {case} on {column.spec}: {cell.note}", style=STYLE[Mark.FLAKE]), soft_wrap=True)
+    for series, why in missing.items():
+        console.print(Text(f"not to be had: {series}: {why}"), soft_wrap=True)
+    words = [f"{table.counts[mark]} {mark.value}" for mark in Mark if table.counts[mark]]
+    meanings = [f"{mark.value} {_MEANING[mark]}" for mark in _MEANING if table.counts[mark]]
+    times = f", each {repeat} times" if repeat > 1 else ""
+    total = Text(f"\n{len(table.columns)} kernels, {len(table.cases)} cases{times}: {', '.join(words)}", style="bold")
+    console.print(total.append(f"  ({'; '.join(meanings)})" if meanings else "", style="not bold"), soft_wrap=True)
+
+
+def table_lines(table: Table, width: int | None) -> Iterator[Text]:
+    """The table alone, in blocks of as many columns as fit.
+
+    :param width: of the terminal in characters; None: everything in one block.
+    """
+    names = [str(case) for case in table.cases]
+    first = max(map(len, names), default=0)
+    texts = [[_cell_text(table, row[number]) for row in table.cells] for number in range(len(table.columns))]
+    widths = [max([len(column.label), *map(len, cells)]) for column, cells in zip(table.columns, texts, strict=True)]
+    numbers = list(range(len(table.columns)))
+    while numbers:
+        block = [numbers.pop(0)]
+        while numbers and (width is None or first + sum(widths[n] + 2 for n in (*block, numbers[0])) <= width):
+            block.append(numbers.pop(0))
+        heading = "".join(f"  {table.columns[number].label:<{widths[number]}}" for number in block)
+        yield Text(" " * first + heading.rstrip(), style="bold")
+        for row, name in enumerate(names):
+            line = Text(f"{name:<{first}}")
+            for number in block:
+                line.append("  ").append_text(texts[number][row])
+                line.append(" " * (widths[number] - len(texts[number][row])))
+            line.rstrip()
+            yield line
+        if numbers:
+            yield Text()
+
+
+def _cell_text(table: Table, cell: Cell) -> Text:
+    text = Text(cell.word, style=STYLE[cell.mark])
+    if cell.note:
+        text.append(f" {table.notes[cell.note]}", style="not bold dim")
+    return text
+
+
+def write_json(file: Path | None, data: Mapping[str, Any]) -> None:
+    """Writes ``--json``, where it was asked for."""
+    write_text(file, lambda: json.dumps(data, indent=1) + "\n")
+
+
+def write_text(file: Path | None, make: Callable[[], str]) -> None:
+    """Writes a file that was asked for.
+
+    :raises MachineryError: it cannot be written.
+    """
+    if file is None:
+        return
+    try:
+        file.write_text(make())
+    except OSError as error:
+        raise MachineryError(f"{file} cannot be written: {error.strerror}") from error

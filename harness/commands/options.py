@@ -1,0 +1,41 @@
+"""What several commands ask alike."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+LEVELS = ("pte", "pmd", "pud")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+modules_option = click.option(
+    "--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path"
+)
+_MACHINE_OPTIONS = (
+    modules_option,
+    click.option(
+        "--level", "-l", "levels", multiple=True, type=click.Choice(LEVELS), help="only this level; may be repeated"
+    ),
+    click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True),
+    click.option("--smp", type=click.IntRange(1, 4), default=1, show_default=True, help="number of vCPUs"),
+    click.option("--memory", type=click.IntRange(256, 2048), default=1024, show_default=True, help="guest RAM in MiB"),
+    click.option("--cpu", default="max", show_default=True, metavar="MODEL", help="QEMU's CPU model"),
+    click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ..."),
+    click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]"),
+    click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot"),
+    click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
+    click.option("--pvh", is_flag=True, help="start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels"),
+    click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine"),
+    click.option("--strict", is_flag=True, help="a premise that is not met fails"),
+)
+
+
+def machine_options(command: F) -> F:
+    """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(_MACHINE_OPTIONS), command)

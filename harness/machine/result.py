@@ -1,0 +1,49 @@
+"""How a guest program ended."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.machine.agent import ExitStatus
+from harness.verdict import KtapOutcome, Report
+
+#: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
+SKIP_STATUS = 4
+_VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a guest program ended: what it reported (KTAP), how it exited, what it printed."""
+
+    report: Report
+    exit: ExitStatus
+    stdout: str
+    stderr: str
+
+    @property
+    def passed(self) -> bool:
+        """Every planned test was reported and passed, and the program exited with 0."""
+        return self.report.outcome is KtapOutcome.PASSED and self.exit.ok
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What it measured and said with ktap_value(), by name; the last word on each."""
+        return dict(_VALUE.findall(self.stdout))
+
+    @property
+    def skipped(self) -> bool:
+        """The program said that its premise is not met."""
+        return self.report.outcome is KtapOutcome.SKIPPED and self.exit.status in (0, SKIP_STATUS)
+
+    @property
+    def reason(self) -> str:
+        """Why it did not pass, in one line; empty where it did."""
+        if self.passed:
+            return ""
+        if self.exit.signal is not None:
+            return f"killed by {self.exit.signal_name}"
+        if self.report.reason:
+            return self.report.reason
+        return f"{self.report.outcome.value}, {self.exit}: {(self.stderr or self.stdout).strip()[-200:]}"

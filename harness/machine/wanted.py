@@ -1,0 +1,78 @@
+"""What somebody wants of a machine, before it is known on which kernel and under which accelerator it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.guest.initramfs import build_initramfs
+from harness.kernel import Kernel, KernelImage, load_order, unpacked
+from harness.machine.spec import Accel, Channel, Device, MachineSpec
+
+#: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
+#: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
+_TCG_CPU = "max,cx16=off"
+ACCELS = ("auto", "kvm", "tcg")
+DEVICES = tuple(device.value for device in Device)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The parameters of :class:`harness.machine.vm.VM`, which says what each means.
+
+    :raises UsageError: there is no such accelerator or device.
+    """
+
+    accel: str = "auto"
+    smp: int = 1
+    memory_mib: int = 1024
+    cpu: str = "max"
+    append: tuple[str, ...] = ()
+    device: str = Device.TESTDEV.value
+    ram_dir: Path | None = None
+    boot_timeout_s: float | None = None
+    clone: bool = True
+    pvh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accel not in ACCELS:
+            raise UsageError(f"accel {self.accel!r}; valid values: {', '.join(ACCELS)}")
+        if self.device not in DEVICES:
+            raise UsageError(f"device {self.device!r}; valid values: {', '.join(DEVICES)}")
+
+    def spec(self, kernel: KernelImage, accel: Accel) -> MachineSpec:
+        """The machine that it comes to."""
+        vmlinux = unpacked(kernel) if self.pvh else None
+        return MachineSpec(
+            kernel=vmlinux or kernel.image,
+            initramfs=build_initramfs(kernel),
+            accel=accel,
+            channel=_channel(kernel),
+            smp=self.smp,
+            memory_mib=self.memory_mib,
+            cpu=_TCG_CPU if self.cpu == "max" and accel is Accel.TCG else self.cpu,
+            append=self.append,
+            device=Device(self.device),
+        )
+
+
+def kernel_image(asked: Kernel | KernelImage | str, say: Callable[[str], None]) -> KernelImage:
+    """The kernel that was asked for, fetched if need be."""
+    if isinstance(asked, KernelImage):
+        return asked
+    kernel = Kernel.parse(asked) if isinstance(asked, str) else asked
+    return kernel.resolve(say)
+
+
+def _channel(kernel: KernelImage) -> Channel:
+    """virtio-serial where the kernel has the driver, else UARTs."""
+    if (
+        kernel.config is not None
+        and kernel.config.is_builtin("VIRTIO_CONSOLE")
+        and kernel.config.is_builtin("VIRTIO_PCI")
+    ):
+        return Channel.VIRTIO
+    order = load_order(kernel, ("virtio_console", "virtio_pci"))
+    return Channel.SERIAL if order.missing else Channel.VIRTIO

@@ -1,0 +1,83 @@
+"""Which tests run: once a page-table level, and only what was asked for; and what is known of them beforehand."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.pagetable import Level
+from harness.verdict.known_bugs import KnownBug, parse_ledger
+
+LEVELS = ("pte", "pmd", "pud")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a level."""
+    marker = metafunc.definition.get_closest_marker("levels")
+    if marker is None or "level" not in metafunc.fixturenames:
+        return
+    names = [name for name in marker.args if name in LEVELS]  # for the others see check_levels()
+    metafunc.parametrize("level", [Level.from_label(name) for name in names], ids=names)
+
+
+def check_levels(item: pytest.Item) -> None:
+    """Refuses a level that does not exist. Not while pytest collects: that would be a traceback through pytest."""
+    marker = item.get_closest_marker("levels")
+    if marker is not None and (not marker.args or not set(marker.args) <= set(LEVELS)):
+        raise pytest.UsageError(f"{item.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}")
+
+
+def has_machine(item: pytest.Item) -> bool:
+    """Whether a test is about a kernel."""
+    return not {"vm", "live_vm"}.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def scenario_of(item: pytest.Item) -> str:
+    """A test's scenario: its function's name without ``test_``."""
+    return getattr(item, "originalname", item.name).removeprefix("test_")
+
+
+def level_of(item: pytest.Item) -> str | None:
+    """The level a test is about: its parameter, or the only one its marker names."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and isinstance(callspec.params.get("level"), Level):
+        return str(callspec.params["level"].label)
+    marker = item.get_closest_marker("levels")
+    return str(marker.args[0]) if marker is not None and len(marker.args) == 1 else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--hugepfn-level and --hugepfn-scenario."""
+    for item in items:
+        check_levels(item)
+        if has_machine(item):
+            try:
+                ledger_of(item.path.parent)
+            except UsageError as error:
+                raise pytest.UsageError(str(error)) from error
+    levels, scenarios = config.getoption("hugepfn_level"), config.getoption("hugepfn_scenario")
+    known = {scenario_of(item) for item in items if has_machine(item)}
+    for name in scenarios or ():
+        if name not in known:
+            raise pytest.UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        wanted = (not levels or level_of(item) in (*levels, None)) and (not scenarios or scenario_of(item) in scenarios)
+        (kept if wanted else dropped).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+@functools.cache
+def ledger_of(folder: Path) -> tuple[KnownBug, ...]:
+    """The known bugs of the scenarios in a folder: its ``known_bugs.toml``, if it has one.
+
+    :raises UsageError: it cannot be read.
+    """
+    path = folder / "known_bugs.toml"
+    return tuple(parse_ledger(path.read_text())) if path.is_file() else ()

@@ -1,0 +1,240 @@
+"""Two kernels, the same suite: only what differs. Pure.
+
+What two runs of one and the same kernel may answer differently is no difference: where ordinary memory comes from
+(:mod:`harness.pagetable.changes`), addresses and pids in a message, the kernel's own name. What is left may still be
+a race, so a caller may run again what differs (:func:`lasting`).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.pagetable import Change, Level, Observation, diff
+from harness.verdict.claims import Outcome, Run, ScenarioResult
+from harness.verdict.table import Case, Column
+
+SCHEMA = "hugepfn-compare"
+VERSION = 1
+NOTHING = "nothing"  # what a side says that has no such result or entry
+NOT_CLAIMED = "not claimed"
+
+_UNSTABLE = (
+    (re.compile(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,16}\b"), "0x.."),  # addresses
+    (re.compile(r"\b(pid|PID|CPU|cpu)(:? )\d+"), r"\1\2N"),
+    (re.compile(r"\[\s*\d+\.\d+\]"), "[..]"),  # printk's time
+)
+_STOPS = re.compile(r"\bheld at \d+ stops\b")
+
+
+class What(enum.Enum):
+    """What a difference is about."""
+
+    OUTCOME = "outcome"
+    REASON = "reason"  # the same outcome, for another reason
+    CLAIM = "claim"
+    CHECKPOINT = "checkpoint"  # only one kernel came there
+    ENTRY = "entry"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One question that the two kernels answer differently."""
+
+    what: What
+    name: str  # of the claim or the checkpoint; "" for the others
+    before: str  # what the first kernel says: an outcome, a reason, a level with its bits
+    after: str
+    kernel_function: str = ""  # that decides the claim
+    change: Change | None = None  # of an entry
+
+    @property
+    def question(self) -> tuple[object, ...]:
+        """What is asked, without the answers."""
+        return self.what, self.name, self.change.key if self.change else None
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        data: dict[str, Any] = {"what": self.what.value, "name": self.name}
+        data |= {"before": self.before, "after": self.after, "kernel_function": self.kernel_function}
+        if self.change is not None:
+            one, other = self.change.before, self.change.after
+            data["entry"] = {
+                **self.change.key._asdict(),
+                "before": one.to_json() if one else None,
+                "after": other.to_json() if other else None,
+                "appeared": list(self.change.appeared),
+                "vanished": list(self.change.vanished),
+            }
+        return data
+
+
+@dataclass(frozen=True)
+class CaseDifference:
+    """Everything that differs in one scenario at one level; at least one thing does."""
+
+    case: Case
+    differences: tuple[Difference, ...]
+
+    def of(self, what: What) -> tuple[Difference, ...]:
+        """Those about one thing."""
+        return tuple(one for one in self.differences if one.what is what)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        case = {"scenario": self.case.scenario, "level": self.case.level, "turn": self.case.turn}
+        return {**case, "differences": [one.to_json() for one in self.differences]}
+
+
+def compare_runs(before: Run, after: Run) -> tuple[CaseDifference, ...]:
+    """What differs between two runs. A case that is an error on either side is not compared: nothing is known of it."""
+    first, second = (Column("", (run,)).by_case[0] for run in (before, after))
+    found = []
+    for case in dict.fromkeys((*first, *second)):
+        one, other = first.get(case), second.get(case)
+        differences = tuple(_differences(one, other, (_names(before), _names(after))))
+        if differences:
+            found.append(CaseDifference(case, differences))
+    return tuple(found)
+
+
+def unknown_cases(*runs: Run) -> dict[Case, str]:
+    """Cases of which the machinery lost at least one side, and why."""
+    found: dict[Case, str] = {}
+    for run in runs:
+        for case, result in Column("", (run,)).by_case[0].items():
+            if result.outcome is Outcome.ERROR:
+                found.setdefault(case, result.reason or "error")
+    return found
+
+
+def lasting(
+    rounds: Sequence[tuple[CaseDifference, ...]],
+) -> tuple[tuple[CaseDifference, ...], tuple[CaseDifference, ...]]:
+    """Of several comparisons of the same two kernels: what differs in all of them, and what only in some.
+
+    :param rounds: the first is of everything; later ones may be of those cases only that differed in it.
+    """
+    everywhere = [{(one.case, d.question) for one in found for d in one.differences} for found in rounds]
+    lasts = set.intersection(*everywhere) if everywhere else set()
+    stays, passes = [], []
+    for one in rounds[0] if rounds else ():
+        kept = tuple(d for d in one.differences if (one.case, d.question) in lasts)
+        rest = tuple(d for d in one.differences if (one.case, d.question) not in lasts)
+        stays += [CaseDifference(one.case, kept)] if kept else []
+        passes += [CaseDifference(one.case, rest)] if rest else []
+    return tuple(stays), tuple(passes)
+
+
+def folded(differences: Iterable[Difference]) -> Iterator[tuple[Difference, int]]:
+    """Entries that differ alike, side by side: the first of them and how many there are."""
+    group: list[Difference] = []
+    for one in differences:
+        if group and not _continues(group[-1], one):
+            yield group[0], len(group)
+            group = []
+        group.append(one)
+    if group:
+        yield group[0], len(group)
+
+
+def _names(run: Run) -> tuple[str, ...]:
+    """What the kernel under test is called, the longest first."""
+    kernel = run.context.get("kernel")
+    names = [str(kernel[key]) for key in ("spec", "release") if kernel.get(key)] if isinstance(kernel, dict) else []
+    return tuple(sorted(names, key=len, reverse=True))
+
+
+def _differences(
+    one: ScenarioResult | None, other: ScenarioResult | None, names: tuple[tuple[str, ...], tuple[str, ...]]
+) -> Iterator[Difference]:
+    sides = [side for side in (one, other) if side is not None]
+    if any(side.outcome is Outcome.ERROR for side in sides):
+        return
+    said = _said(one), _said(other)
+    if one is None or other is None or one.outcome is not other.outcome:
+        yield Difference(What.OUTCOME, "", *said)
+    elif _stable(one.reason, names[0]) != _stable(other.reason, names[1]):
+        yield Difference(What.REASON, "", *said)
+    if one is None or other is None or Outcome.SKIPPED in (one.outcome, other.outcome):
+        return  # the other side has a whole scenario that this one has not: the outcome says so
+    yield from _claims(one, other)
+    yield from _entries(one, other)
+
+
+def _said(result: ScenarioResult | None) -> str:
+    if result is None:
+        return NOTHING
+    return ": ".join(filter(None, (result.outcome.value, result.reason.strip().partition("\n")[0])))
+
+
+def _stable(reason: str, names: Iterable[str]) -> str:
+    for name in names:
+        reason = reason.replace(name, "KERNEL")
+    for pattern, substitute in _UNSTABLE:
+        reason = pattern.sub(substitute, reason)
+    return reason
+
+
+def _claims(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
+    first, second = _claims_by_name(one), _claims_by_name(other)
+    for key in dict.fromkeys((*first, *second)):
+        name, function, _ = first.get(key) or second[key]
+        before, after = (side[key][2] if key in side else NOT_CLAIMED for side in (first, second))
+        early = _ended_early(first, one, key) or _ended_early(second, other, key)
+        if early and one.outcome is not other.outcome:
+            continue  # it was never reached: the outcome says so
+        if before != after:
+            yield Difference(What.CLAIM, name, before, after, function)
+
+
+def _ended_early(claims: Container[tuple[str, int]], result: ScenarioResult, key: tuple[str, int]) -> bool:
+    return key not in claims and result.outcome is Outcome.FAILED
+
+
+def _claims_by_name(result: ScenarioResult) -> dict[tuple[str, int], tuple[str, str, str]]:
+    """Name, kernel function, outcome of each; the claim of the invariants counts stops, which a hang makes fewer."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for claim in result.claims:
+        name = _STOPS.sub("held at every stop", claim.name)
+        found[name, seen[name]] = name, claim.kernel_function, claim.outcome.value
+        seen[name] += 1
+    return found
+
+
+def _entries(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
+    first, second = ([Observation.from_json(dict(line)) for line in result.observations] for result in (one, other))
+    stops = [dict.fromkeys(seen.checkpoint for seen in side) for side in (first, second)]
+    for name in dict.fromkeys((*stops[0], *stops[1])):
+        if not (name in stops[0] and name in stops[1]):
+            before, after = ("came there" if name in side else "never came there" for side in stops)
+            yield Difference(What.CHECKPOINT, name, before, after)
+    for change in diff(first, second):
+        if change.key.checkpoint in stops[0] and change.key.checkpoint in stops[1]:
+            yield Difference(What.ENTRY, "", _answer(change.before), _answer(change.after), change=change)
+
+
+def _answer(seen: Observation | None) -> str:
+    if seen is None:
+        return NOTHING
+    return " ".join((seen.level, f"{seen.raw:#018x}", *seen.bits, seen.pfn)).rstrip()
+
+
+def _continues(last: Difference, one: Difference) -> bool:
+    """Whether ``one`` is the next entry and differs as the last did."""
+    if last.change is None or one.change is None:
+        return False
+    answers = [
+        tuple((seen.level, seen.bits) if seen else None for seen in (change.before, change.after))
+        for change in (last.change, one.change)
+    ]
+    seen = last.change.before or last.change.after
+    if answers[0] != answers[1] or seen is None or seen.level == "none":
+        return False
+    step = Level.from_label(seen.level).size_bytes
+    return one.change.key == last.change.key._replace(offset=last.change.key.offset + step)

@@ -1,0 +1,245 @@
+"""Many runs as one table: scenarios (and levels) down, kernels across. Pure."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import ExitCode
+from harness.verdict.claims import Outcome, Run, ScenarioResult, exit_code
+
+SCHEMA = "hugepfn-matrix"
+VERSION = 1
+
+#: Where a Run's context says why it has no results, or not all: the child that should have made them failed.
+TROUBLE = "trouble"
+
+_KNOWN_BUG = re.compile(r"known bug (\S+?)(?=:|;|\s|$)")
+_FIXED = re.compile(r"fixed here: (.+)")
+_CANNOT_KNOW = re.compile(r"cannot know\b", re.IGNORECASE)
+
+
+class Mark(enum.Enum):
+    """What stands in a cell."""
+
+    PASS = "pass"
+    FIXED = "pass*"  # and the ledger has a bug here, which this kernel no longer shows
+    SKIP = "skip"  # a premise is not met
+    BUG = "bug"  # it failed as the ledger says
+    UNKNOWN = "?"  # cannot know: no witness can tell, or there is no result
+    ERROR = "error"  # the machinery failed
+    FLAKE = "flake"  # repeats differ
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One row: a scenario at a level."""
+
+    scenario: str
+    level: str | None
+    turn: int = 0  # 0 for the first result of that name in a run, 1 for the second
+
+    def __str__(self) -> str:
+        again = f"({self.turn + 1})" if self.turn else ""
+        return " ".join(word for word in (self.scenario, self.level, again) if word)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One case on one kernel."""
+
+    mark: Mark
+    reason: str = ""  # "" where it simply passed
+    bug: str = ""  # the ledger's id
+    results: tuple[ScenarioResult | None, ...] = ()  # one a repeat, None where that run has none
+
+    @property
+    def word(self) -> str:
+        """What is printed: ``pass``, ``bug HP-001``, ``skip``."""
+        return f"bug {self.bug}" if self.mark is Mark.BUG and self.bug else self.mark.value
+
+    @property
+    def note(self) -> str:
+        """The footnote: the reason's first line; "" where there is nothing to explain."""
+        return self.reason.strip().partition("\n")[0]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One kernel, and what its runs found."""
+
+    spec: str
+    runs: tuple[Run, ...]  # one a repeat, in order
+
+    @property
+    def label(self) -> str:
+        """A short name for a heading."""
+        return self.spec.removeprefix("debian:")
+
+    @property
+    def trouble(self) -> str:
+        """Why a run of it has no results, or not all; "" where all went well."""
+        return next((str(run.context[TROUBLE]) for run in self.runs if run.context.get(TROUBLE)), "")
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """What it ran on, of the first run that got so far."""
+        told = [run.context for run in self.runs if run.context.get("qemu")]
+        return (told or [run.context for run in self.runs] or [{}])[0]
+
+    @functools.cached_property
+    def by_case(self) -> tuple[Mapping[Case, ScenarioResult], ...]:
+        """The results of each run by the row they belong to."""
+        return tuple(dict(_cases(run)) for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The whole. ``cells[row][column]``."""
+
+    columns: tuple[Column, ...]
+    cases: tuple[Case, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+
+    @classmethod
+    def of(cls, columns: Sequence[Column], expected: Sequence[Case] = ()) -> Table:
+        """Put the runs of some kernels side by side.
+
+        :param expected: the rows where no kernel has any result at all.
+        """
+        found: dict[Case, None] = {}
+        for column in columns:
+            for results in column.by_case:
+                found |= dict.fromkeys(results)
+        # In the order of the expected; the rest, and xdist's random order, by name.
+        order = {case: number for number, case in enumerate(expected)}
+        first = {case.scenario: number for number, case in reversed([*enumerate(found)])}
+        cases = sorted(
+            found or expected,
+            key=lambda case: (order.get(case, len(order)), first.get(case.scenario, 0), _level_rank(case), case.turn),
+        )
+        cells = tuple(tuple(_cell(column, case) for column in columns) for case in cases)
+        return cls(tuple(columns), tuple(cases), cells)
+
+    def rows(self) -> Iterator[tuple[Case, tuple[Cell, ...]]]:
+        """Each case with its cells."""
+        return zip(self.cases, self.cells, strict=True)
+
+    @functools.cached_property
+    def notes(self) -> Mapping[str, int]:
+        """Every reason once, with its number from 1, in reading order."""
+        numbers: dict[str, int] = {}
+        for row in self.cells:
+            for cell in row:
+                if cell.note:
+                    numbers.setdefault(cell.note, len(numbers) + 1)
+        return numbers
+
+    @property
+    def flakes(self) -> list[tuple[Case, Column, Cell]]:
+        """The cells whose repeats differ."""
+        return [
+            (case, column, cell)
+            for case, row in self.rows()
+            for column, cell in zip(self.columns, row, strict=True)
+            if cell.mark is Mark.FLAKE
+        ]
+
+    @property
+    def counts(self) -> Counter[Mark]:
+        """How many cells have each mark."""
+        return Counter(cell.mark for row in self.cells for cell in row)
+
+    def exit_code(self, *, strict: bool = False) -> ExitCode:
+        """As of one run with all results in it; a kernel without results is the machinery's fault."""
+        results = [result for column in self.columns for run in column.runs for result in run.results]
+        missing = [ScenarioResult("", None, Outcome.ERROR) for column in self.columns if column.trouble]
+        return exit_code([*results, *missing], strict=strict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``hugepfn matrix --json`` writes: the table, and every run in full."""
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "kernels": [
+                {"spec": column.spec, "trouble": column.trouble, "runs": [run.to_json() for run in column.runs]}
+                for column in self.columns
+            ],
+            "rows": [
+                {
+                    "scenario": case.scenario,
+                    "level": case.level,
+                    "turn": case.turn,
+                    "cells": [{"mark": cell.mark.value, "bug": cell.bug, "reason": cell.reason} for cell in row],
+                }
+                for case, row in self.rows()
+            ],
+        }
+
+
+def broken_claims(result: ScenarioResult) -> tuple[str, ...]:
+    """The names of the claims that do not hold."""
+    return tuple(claim.name for claim in result.claims if claim.outcome is Outcome.FAILED)
+
+
+def _cases(run: Run) -> Iterator[tuple[Case, ScenarioResult]]:
+    seen: Counter[tuple[str, str | None]] = Counter()
+    for result in run.results:
+        key = result.scenario, result.level
+        yield Case(*key, seen[key]), result
+        seen[key] += 1
+
+
+def _level_rank(case: Case) -> int:
+    return ("pte", "pmd", "pud").index(case.level) if case.level in ("pte", "pmd", "pud") else -1
+
+
+def _cell(column: Column, case: Case) -> Cell:
+    results = tuple(found.get(case) for found in column.by_case)
+    single = [_judge(result, column.trouble) for result in results]
+    if not single:
+        return Cell(Mark.UNKNOWN, "cannot know: it was not run")
+    if len({(cell.mark, cell.bug) for cell in single}) > 1:
+        words = Counter(cell.word for cell in single)
+        said = ", ".join(f"{count} of {len(single)} {word}" for word, count in words.most_common())
+        why = next((cell.note for cell in single if cell.mark not in (Mark.PASS, Mark.FIXED) and cell.note), "")
+        return Cell(Mark.FLAKE, f"{said}: {why}" if why else said, "", results)
+    return Cell(single[0].mark, single[0].reason, single[0].bug, results)
+
+
+def _judge(result: ScenarioResult | None, trouble: str) -> Cell:
+    if result is None:
+        return Cell(Mark.ERROR, trouble) if trouble else Cell(Mark.UNKNOWN, "cannot know: the run has no result of it")
+    reason = result.reason
+    match _outcome(result):
+        case Outcome.PASSED:
+            fixed = _FIXED.match(reason)
+            return Cell(Mark.FIXED, reason, fixed[1]) if fixed else Cell(Mark.PASS, reason)
+        case Outcome.SKIPPED:
+            return Cell(Mark.UNKNOWN if _CANNOT_KNOW.match(reason) else Mark.SKIP, reason)
+        case Outcome.KNOWN_BUG:
+            return Cell(Mark.BUG, reason, ", ".join(_KNOWN_BUG.findall(reason)))
+        case Outcome.ERROR:
+            return Cell(Mark.ERROR, reason or "; ".join(_errors(result)))
+        case Outcome.FAILED:
+            broken = broken_claims(result)
+            first, newline, rest = reason.partition("\n")
+            return Cell(Mark.FAIL, ": ".join(filter(None, (first, "; ".join(broken)))) + newline + rest)
+
+
+def _outcome(result: ScenarioResult) -> Outcome:
+    """A claim counts as much as the scenario it stands in, as in :func:`harness.verdict.claims.exit_code`."""
+    if result.outcome is Outcome.PASSED:
+        claims = {claim.outcome for claim in result.claims}
+        return next((one for one in (Outcome.FAILED, Outcome.ERROR) if one in claims), Outcome.PASSED)
+    return result.outcome
+
+
+def _errors(result: ScenarioResult) -> tuple[str, ...]:
+    return tuple(claim.message or claim.name for claim in result.claims if claim.outcome is Outcome.ERROR)

@@ -1,0 +1,371 @@
+"""Several kernels: the child of each, what is printed, the page. No kernel is booted; the child is a script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.campaign import kernels
+from harness.campaign.compare import report_lines
+from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
+from harness.campaign.matrix import print_table, table_lines
+from harness.campaign.report import ROWS_MAX, compare_page, matrix_page
+from harness.errors import UsageError
+from harness.kernel import Offer
+from harness.pagetable import Observation
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.differences import compare_runs
+from harness.verdict.table import TROUBLE, Case, Column, Table
+
+PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
+SKIPPED = ScenarioResult("fork", "pmd", Outcome.SKIPPED, "no huge pfnmap")
+
+
+def silent(_line: str) -> None:
+    """Nobody listens."""
+
+
+# --- the child -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A script in the place of ``vm.py``; a test writes what it does."""
+    monkeypatch.setattr(kernels, "guest_tests_dir", lambda: tmp_path / "guest_tests")
+    return tmp_path / "vm.py"
+
+
+def write_results(*results: ScenarioResult) -> str:
+    text = json.dumps(Run(results, {"argv": "ARGV"}).to_json())
+    return (
+        "import sys, json\nfile = sys.argv[sys.argv.index('--json') + 1]\n"
+        f"open(file, 'w').write({text!r}.replace('\"ARGV\"', json.dumps(sys.argv[1:])))\n"
+    )
+
+
+def test_a_run_is_what_the_child_wrote_and_its_lines_are_told(child: Path) -> None:
+    child.write_text(write_results(PASSED, SKIPPED) + "print('  ok a claim')\nprint('fork pud: passed')\nsys.exit(1)\n")
+    said: list[str] = []
+    run = run_kernel("debian:6.12", ["fork"], RunOptions(), said.append)
+    assert run.results == (PASSED, SKIPPED)
+    assert TROUBLE not in run.context
+    assert said == ["fork pud: passed"]
+
+
+def test_the_child_is_given_the_options(child: Path) -> None:
+    child.write_text(write_results(PASSED))
+    options = RunOptions(
+        levels=("pmd", "pud"), smp=2, append="pti=on no5lvl", strict=True, modules=Path("/m"), boot_timeout_s=9
+    )
+    words = run_kernel("./bzImage", ["fork", "zap"], options).context["argv"]
+    assert words[:3] == ["run", "--kernel", "./bzImage"]
+    assert words[-2:] == ["fork", "zap"]
+    given = {"--level=pmd", "--level=pud", "--smp=2", "--append=pti=on no5lvl", "--strict", "--modules=/m"}
+    assert given | {"--boot-timeout=9"} <= set(words)
+    assert not {"--pvh", "--no-clone"} & set(words)
+    assert "--modules=/m" not in run_kernel("debian:6.12", [], options).context["argv"]
+
+
+@pytest.mark.parametrize(
+    ("script", "trouble"),
+    [
+        ("import sys; sys.exit('hugepfn: the mirror is gone')", "the mirror is gone"),
+        ("raise KeyError('typo')", "KeyError: 'typo'"),
+        ("import os; os.kill(os.getpid(), 9)", "the run ended (killed by SIGKILL): it said nothing"),
+        (write_results(), "nothing was run"),
+        ("import sys; open(sys.argv[5], 'w').write('{')", "no results"),
+        ("", "no results"),
+    ],
+)
+def test_a_child_that_fails_is_trouble_with_its_words_and_no_exception(child: Path, script: str, trouble: str) -> None:
+    child.write_text(script)
+    run = run_kernel("debian:6.1", [], RunOptions())
+    assert (run.results, run.context[TROUBLE]) == ((), trouble)
+
+
+def test_a_child_that_is_killed_after_its_results_keeps_them_and_says_so(child: Path) -> None:
+    child.write_text(write_results(PASSED) + "import os; os.kill(os.getpid(), 11)\n")
+    run = run_kernel("debian:6.1", [], RunOptions())
+    assert run.results == (PASSED,)
+    assert "SIGSEGV" in run.context[TROUBLE]
+
+
+def test_a_child_that_was_interrupted_interrupts(child: Path) -> None:
+    child.write_text("import sys; sys.exit(130)")
+    with pytest.raises(KeyboardInterrupt):
+        run_kernel("debian:6.1", [], RunOptions())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals) -> None:
+    """The child holds a pipe open until it ends."""
+    (tmp_path / "vm.py").write_text("import os, signal\nos.write(1, b'up\\n')\nsignal.pause()\n")
+    reader, writer = os.pipe()
+    parent = (
+        "import pathlib, os\nfrom harness.campaign import kernels\n"
+        f"kernels.guest_tests_dir = lambda: pathlib.Path({str(tmp_path)!r}) / 'guest_tests'\n"
+        "popen = kernels.subprocess.Popen\n"
+        f"kernels.subprocess.Popen = lambda *a, **k: popen(*a, **k, pass_fds=[{writer}])\n"
+        "kernels.run_kernel('debian:6.1', [], kernels.RunOptions(), lambda line: print(line, flush=True))\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", parent],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[writer],
+    ) as process:
+        os.close(writer)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(number)
+    started = time.monotonic()
+    assert os.read(reader, 1) == b"", "every end of the pipe that the child had is closed"
+    assert time.monotonic() - started < 60
+    os.close(reader)
+
+
+# --- what is asked for ---------------------------------------------------------------------------
+
+
+def test_all_stock_is_the_newest_of_each_series_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    offers = [Offer("i", f"{v}-1", v, "sid", v) for v in ("6.12.1", "6.12.9", "6.1.4")]
+    offers.append(Offer("linux-image-7.0.1", "7.0.1-1", "7.0.1", "sid", "7.0.1", gone=("linux-modules-7.0.1",)))
+    monkeypatch.setattr(kernels, "available", lambda *_, **__: offers)
+    chosen = choose_kernels(["./bzImage", "all-stock", "debian:6.1.4"], silent)
+    assert chosen.specs == ("bzImage", "debian:6.1.4", "debian:6.12.9")
+    assert list(chosen.missing) == ["7.0"]
+    assert "without linux-modules-7.0.1" in chosen.missing["7.0"]
+
+
+def test_only_a_kernel_given_by_path_takes_modules() -> None:
+    assert takes_modules("./bzImage")
+    assert not takes_modules("debian:6.12")
+    with pytest.raises(UsageError):
+        takes_modules("fedora:40")
+
+
+def test_the_rows_that_a_selection_asks_for() -> None:
+    known = [("fork", "pte pmd pud"), ("zap", ""), ("thp", "pmd")]
+    assert [str(case) for case in expected_cases([], ["pmd"], known)] == ["fork pmd", "zap", "thp pmd"]
+    assert expected_cases(["thp"], [], known) == [Case("thp", "pmd")]
+    with pytest.raises(UsageError, match="no scenario 'frok'; there are: fork, thp, zap"):
+        expected_cases(["frok"], [], known)
+    with pytest.raises(UsageError, match="has the level pud"):
+        expected_cases(["thp"], ["pud"], known)
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def printed(table: Table, width: int | None = None, **more: Any) -> str:
+    console = Console(record=True, width=200, force_terminal=False)
+    if width is not None:
+        return "\n".join(line.plain for line in table_lines(table, width))
+    with console.capture() as captured:
+        print_table(console, table, **more)
+    return captured.get()
+
+
+def test_the_table_with_its_footnotes() -> None:
+    table = Table.of(
+        [
+            Column("debian:6.1", (Run((SKIPPED, PASSED)),)),
+            Column("debian:6.12", (Run((ScenarioResult("fork", "pmd", Outcome.PASSED), PASSED)),)),
+            Column("./bzImage", (Run((), {TROUBLE: "it is [bold] gone"}),)),
+        ]
+    )
+    assert printed(table, missing={"7.0": "only in part"}).splitlines() == [
+        "          6.1     6.12  ./bzImage",
+        "fork pmd  skip 1  pass  error 2",
+        "fork pud  pass    pass  error 2",
+        "",
+        "  1  no huge pfnmap",
+        "  2  it is [bold] gone",
+        "not to be had: 7.0: only in part",
+        "",
+        "3 kernels, 2 cases: 3 pass, 1 skip, 2 error",
+    ]
+
+
+def test_a_narrow_terminal_gets_the_columns_in_blocks() -> None:
+    table = Table.of([Column(f"debian:6.{number}", (Run((PASSED,)),)) for number in range(5)])
+    assert printed(table, width=24).splitlines() == [
+        *("          6.0   6.1", "fork pud  pass  pass", ""),
+        *("          6.2   6.3", "fork pud  pass  pass", ""),
+        *("          6.4", "fork pud  pass"),
+    ]
+    assert len(printed(table, width=10).splitlines()) == 14, "one column at least, however narrow"
+
+
+def observation(bits: str, raw: int, checkpoint: str = "forked", **more: Any) -> Observation:
+    given = {"process": "child", "mapping": "bar", "offset": 0, "level": "pud", "pfn": "bar+0x0", **more}
+    return Observation(checkpoint=checkpoint, raw=raw, bits=tuple(bits.split()), pagemap=None, **given)
+
+
+def run_of(*observations: Observation, claims: tuple[Claim, ...] = (), log: tuple[str, ...] = ()) -> Run:
+    lines = tuple(one.to_json() for one in observations)
+    return Run((ScenarioResult("fork", "pud", Outcome.PASSED, "", claims, lines, log),))
+
+
+def test_what_differs_is_printed_with_both_entries() -> None:
+    runs = (run_of(observation("P W D", 0xC3)), run_of(observation("P SAVED_DIRTY", 1 << 58 | 0x81)))
+    lines = [line.plain for line in report_lines(("debian:6.12", "./bzImage"), runs, compare_runs(*runs), (), {})]
+    assert lines == [
+        "A  debian:6.12",
+        "B  ./bzImage",
+        "\nfork pud",
+        "  at forked",
+        "    child bar+0x0 +SAVED_DIRTY -W -D",
+        "      A pud 0x00000000000000c3 P W D bar+0x0",
+        "      B pud 0x0400000000000081 P SAVED_DIRTY bar+0x0",
+        "\n1 of 1 cases differ",
+    ]
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """A page's tags, and the data in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self._inside = ""
+        self._json = ""
+        self.feed(text)
+        self.data = json.loads(self._json)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [str(given[name]) for name in ("src", "href") if given.get(name)]
+        self._inside = "json" if given.get("type") == "application/json" else ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self._json += data
+
+
+ROW = ("count", "checkpoint", "process", "place", "level", "raw", "changed", "bits", "appeared", "vanished", "pfn")
+
+
+def first_row(page: Page, column: int = 0, number: int = 0) -> dict[str, Any]:
+    row = page.data["cells"][0][column]["runs"][0]["rows"][number]
+    strings = page.data["strings"]
+    return {name: value if name == "count" else strings[value] for name, value in zip(ROW, row, strict=False)}
+
+
+def test_the_page_loads_nothing_from_anywhere() -> None:
+    text = matrix_page(Table.of([Column("debian:6.12", (run_of(observation("P W", 0x83)),))]), {"7.0": "gone"})
+    page = Page(text)
+    assert page.addresses == []
+    assert not re.search(r"@import|url\(|https?://|\bfetch\(|XMLHttpRequest|@(TITLE|STYLE|SCRIPT|PLAIN|DATA)@", text)
+    assert page.data["missing"] == ["7.0: gone"]
+
+
+def test_nothing_in_the_data_ends_the_script_or_becomes_a_tag() -> None:
+    evil = "</script><img src=x><!-- @DATA@ @STYLE@ & \u2028"
+    run = run_of(observation("P", 1), claims=(Claim(evil, Outcome.FAILED, evil, evil),), log=(evil,))
+    page = Page(matrix_page(Table.of([Column(evil, (run,))]), {evil: evil}))
+    assert "img" not in page.tags
+    assert evil in page.data["strings"]
+    assert page.data["columns"][0]["spec"] == evil
+
+
+def test_a_cell_has_claims_log_and_entries_with_what_changed() -> None:
+    claim = Claim("keeps D", Outcome.FAILED, "copy_huge_pud()", "D=0")
+    run = run_of(observation("P W", 0x83), observation("P W D", 0xC3, "written"), claims=(claim,), log=("[ 1.0] BUG",))
+    page = Page(matrix_page(Table.of([Column("debian:6.12", (run,))]), {}))
+    ((cell,),) = page.data["cells"]
+    strings = page.data["strings"]
+    assert [[strings[n] for n in one] for one in cell["runs"][0]["claims"]] == [
+        ["keeps D", "failed", "copy_huge_pud()", "D=0"]
+    ]
+    assert [strings[n] for n in cell["runs"][0]["log"]] == ["[ 1.0] BUG"]
+    assert first_row(page)["changed"] == "0" * 16
+    assert first_row(page, number=1) == {
+        "count": 1,
+        "checkpoint": "written",
+        "process": "child",
+        "place": "bar+0x0",
+        "level": "pud",
+        "raw": "0x00000000000000c3",
+        "changed": "0000000000000040",
+        "bits": "P W D",
+        "appeared": "D",
+        "vanished": "",
+        "pfn": "bar+0x0",
+    }
+    bits = page.data["columns"][0]["bits"]["pud"]
+    assert (bits[0], bits[6], bits[7], bits[58], bits[63]) == ("P", "D", "PSE", "SAVED_DIRTY", "NX")
+
+
+def test_repeats_that_agree_are_stored_once_and_flakes_all() -> None:
+    failed = Run((ScenarioResult("fork", "pud", Outcome.FAILED, "x"),))
+    same = Column("a", (run_of(), run_of()))
+    flaky = Column("b", (run_of(), failed))
+    page = Page(matrix_page(Table.of([same, flaky]), {}))
+    assert [len(cell["runs"]) for cell in page.data["cells"][0]] == [1, 2]
+
+
+def test_the_page_of_a_comparison_has_only_what_differs_marked_against_the_other() -> None:
+    same = ScenarioResult("zap", None, Outcome.PASSED)
+    broken = Claim("keeps W", Outcome.FAILED, "copy_huge_pud()", "W=0")
+    before, after = run_of(observation("P W", 0x83)), run_of(observation("P", 0x81), claims=(broken,))
+    runs = (Run((*before.results, same)), Run((*after.results, same)))
+    page = Page(compare_page(("debian:6.1", "debian:6.1"), runs, compare_runs(*runs)))
+    assert [case["name"] for case in page.data["cases"]] == ["fork pud"]
+    assert page.data["compared"] == 2
+    assert page.data["cases"][0]["entries"] == 1
+    assert page.data["cases"][0]["differs"] == [["claim", "keeps W", "copy_huge_pud()", "not claimed", "failed"]]
+    rows = [first_row(page, column) for column in (0, 1)]
+    assert [(row["appeared"], row["vanished"], row["changed"]) for row in rows] == [
+        ("W", "", "0000000000000002"),
+        ("", "W", "0000000000000002"),
+    ]
+
+
+def test_a_hundred_cases_on_ten_kernels_stay_small() -> None:
+    """A checkpoint of 512 entries, parent and child, in every case; every log line is unlike any other."""
+    stops = [
+        observation("P W D", 0x43 | number << 12, f"stop{stop}", process=process, level="pte", offset=4096 * number)
+        for stop in range(4)
+        for process in ("parent", "child")
+        for number in range(512)
+    ]
+    claims = tuple(Claim(f"claim {number}", Outcome.PASSED, "copy_pte_range()") for number in range(20))
+    (shared,) = run_of(*stops, claims=claims).results
+
+    def result(kernel: int, case: int) -> ScenarioResult:
+        log = tuple(f"[ {kernel}.{case}{line:04}] hugepfn: checkpoint stop{line} pid 77" for line in range(30))
+        return ScenarioResult(f"s{case}", "pte", Outcome.PASSED, "", shared.claims, shared.observations, log)
+
+    few = [Column(f"debian:6.{k}", (Run(tuple(result(k, case) for case in range(4))),)) for k in range(5)]
+    size = len(matrix_page(Table.of(few), {})) - len(matrix_page(Table.of([]), {}))
+    assert size / 20 * 1000 < 8e6, "bytes"
+
+
+def test_rows_beyond_the_limit_are_counted() -> None:
+    ragged = [observation("P W" if n % 2 else "P", n, level="pte", offset=4096 * n) for n in range(ROWS_MAX + 5)]
+    page = Page(matrix_page(Table.of([Column("a", (run_of(*ragged),))]), {}))
+    (shown,) = page.data["cells"][0][0]["runs"]
+    assert (len(shown["rows"]), shown["beyond"]) == (ROWS_MAX, 5)

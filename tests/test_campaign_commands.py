@@ -1,0 +1,225 @@
+"""``hugepfn matrix`` and ``hugepfn compare``, from the command line to the exit status. No kernel is booted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from harness import cli
+from harness.campaign import matrix
+from harness.campaign.kernels import RunOptions
+from harness.errors import MachineryError, UsageError
+from harness.pagetable import Observation
+from harness.settings import Settings
+from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict.table import TROUBLE
+
+Say = Callable[[str], None]
+
+
+class Done(NamedTuple):
+    """How the command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Suite:
+    """What each kernel answers: an outcome, a Run, or an exception; a list is one answer a run, the last for good."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[object]] = {}
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def run_kernel(self, spec: str, scenarios: Sequence[str], options: RunOptions, _say: Say) -> Run:
+        assert options.smp == 2
+        answers = self.answers[spec]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.asked.append((spec, tuple(scenarios)))
+        if isinstance(answer, BaseException):
+            raise answer
+        if isinstance(answer, Run):
+            return answer
+        assert isinstance(answer, Outcome)
+        return Run((ScenarioResult("fork", "pud", answer, "why" if answer is not Outcome.PASSED else ""),))
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> Suite:
+    suite = Suite()
+    monkeypatch.setattr(matrix, "run_kernel", suite.run_kernel)
+    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+    monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", lambda *_: None)
+    return suite
+
+
+@pytest.fixture
+def hugepfn(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def run(*args: str) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*args, "--smp", "2"])
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        assert "Traceback" not in out + err
+        return Done(ended.value.code, out, err)
+
+    return run
+
+
+Command = Callable[..., Done]
+P, F, S, E = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.ERROR
+MATRIX = ("matrix", "-k", "debian:6.1", "-k", "debian:6.12", "fork")
+COMPARE = ("compare", "debian:6.1", "debian:6.12", "fork")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words", "status"),
+    [(P, P, "pass  pass", 0), (P, S, "pass  skip 1", 0), (P, F, "pass  FAIL 1", 1), (E, P, "error 1  pass", 3)],
+)
+def test_the_table_and_the_exit_status(
+    hugepfn: Command, suite: Suite, first: Outcome, second: Outcome, words: str, status: int
+) -> None:
+    suite.answers = {"debian:6.1": [first], "debian:6.12": [second]}
+    done = hugepfn(*MATRIX)
+    assert done.out.splitlines()[1] == f"fork pud  {words}"
+    assert done.status == status
+    assert suite.asked == [("debian:6.1", ("fork",)), ("debian:6.12", ("fork",))]
+
+
+def test_a_kernel_that_comes_to_nothing_does_not_stop_the_next(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
+    suite.answers = {"debian:6.1": [Run((), {TROUBLE: "QEMU is gone"})], "debian:6.12": [P]}
+    file = tmp_path / "new" / "out.json"
+    done = hugepfn(*MATRIX, "--json", str(file), "--html", str(tmp_path / "out.html"))
+    assert done.status == 3
+    assert done.out.splitlines()[1] == "fork pud  error 1  pass"
+    assert "hugepfn: debian:6.1: QEMU is gone\nhugepfn: debian:6.12: 1 passed\n" in done.err
+    data = json.loads(file.read_text())
+    assert [kernel["trouble"] for kernel in data["kernels"]] == ["QEMU is gone", ""]
+    assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_repeats_name_the_flakes(hugepfn: Command, suite: Suite) -> None:
+    suite.answers = {"debian:6.1": [P, F, P], "debian:6.12": [P]}
+    done = hugepfn(*MATRIX, "--repeat", "3")
+    assert [spec for spec, _ in suite.asked] == ["debian:6.1", "debian:6.12"] * 3
+    assert done.out.splitlines()[1] == "fork pud  flake 1  pass"
+    assert "flake: fork pud on debian:6.1: 2 of 3 pass, 1 of 3 FAIL: why" in done.out
+    assert "2 kernels, 1 cases, each 3 times: 1 pass, 1 flake" in done.out
+    assert done.status == 1
+
+
+def test_what_was_found_before_ctrl_c_is_told_and_written(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
+    suite.answers = {"debian:6.1": [P], "debian:6.12": [KeyboardInterrupt()]}
+    file = tmp_path / "out.json"
+    done = hugepfn(*MATRIX, "--json", str(file))
+    assert done.status == 130
+    assert done.out.splitlines()[1] == "fork pud  pass  ? 1"
+    assert "cannot know: it was not run" in done.out
+    assert json.loads(file.read_text())["interrupted"] is True
+
+
+def test_the_mirror_s_failure_is_the_kernel_s_column(
+    hugepfn: Command, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MachineryError("the mirror is gone")
+
+    monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", refuse)
+    suite.answers = {"debian:6.1": [P], "debian:6.12": [P]}
+    assert hugepfn(*MATRIX).status == 0, "cached after all: the run itself decides"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("matrix", "-k", "debian:6.1", "frok"), "no scenario 'frok'"),
+        (("matrix", "-k", "fedora:40"), "kernel 'fedora:40' is not understood"),
+        (("matrix",), "Missing option '--kernel'"),
+        (("matrix", "-k", "debian:6.1", "--json", "/proc/x/y.json"), "/proc/x"),
+        (("matrix", "-k", "debian:6.1", "calibrate_thp", "--level", "pud"), "has the level pud"),
+        (("compare", "debian:6.1"), "Missing argument 'B'"),
+        (("compare", "debian:6.1", "fedora:40"), "kernel 'fedora:40' is not understood"),
+    ],
+)
+def test_what_is_not_understood_is_told_before_anything_runs(
+    hugepfn: Command, suite: Suite, args: tuple[str, ...], words: str
+) -> None:
+    done = hugepfn(*args)
+    assert done.status == 2
+    assert words in done.err
+    assert suite.asked == []
+
+
+def test_a_kernel_that_does_not_exist_is_a_usage_error(
+    hugepfn: Command, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UsageError("debian:5.4: no such kernel")
+
+    monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", refuse)
+    assert hugepfn(*MATRIX).status == 2
+    assert suite.asked == []
+
+
+# --- compare -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("second", "status", "words"), [(P, 0, "the same in 1 cases"), (F, 1, "1 of 1 cases differ")])
+def test_the_same_or_different(
+    hugepfn: Command, suite: Suite, tmp_path: Path, second: Outcome, status: int, words: str
+) -> None:
+    suite.answers = {"debian:6.1": [P], "debian:6.12": [second]}
+    done = hugepfn(*COMPARE, "--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html"))
+    assert (done.status, done.out.splitlines()[-1]) == (status, words)
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert (data["schema"], data["same"], len(data["cases"])) == ("hugepfn-compare", status == 0, status)
+    assert len(suite.asked) == (6 if status else 2), "what differs is run twice more, what does not is not"
+    assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_an_answer_that_changes_from_run_to_run_is_no_difference(hugepfn: Command, suite: Suite) -> None:
+    suite.answers = {"debian:6.1": [P, P], "debian:6.12": [F, P]}
+    done = hugepfn(*COMPARE)
+    assert done.status == 0
+    assert "Differs from time to time on one kernel, so not counted:\n  fork pud: outcome" in done.out
+    assert len(suite.asked) == 4, "nothing is left to confirm after the second round"
+
+
+def test_an_answer_of_the_other_side_in_another_round_counts_too(hugepfn: Command, suite: Suite) -> None:
+    """Each round alone differs, but both kernels give both answers."""
+    suite.answers = {"debian:6.1": [P, F], "debian:6.12": [F, P]}
+    assert hugepfn(*COMPARE, "--confirm", "1").status == 0
+    suite.answers = {"debian:6.1": [P, F], "debian:6.12": [F, P]}
+    assert hugepfn(*COMPARE, "--confirm", "0").status == 1
+
+
+def test_nothing_is_known_where_one_side_is_an_error(hugepfn: Command, suite: Suite) -> None:
+    suite.answers = {"debian:6.1": [P], "debian:6.12": [E]}
+    done = hugepfn(*COMPARE)
+    assert done.status == 3
+    assert "not compared: fork pud: why" in done.out
+
+
+def test_a_side_without_results_ends_the_comparison(hugepfn: Command, suite: Suite) -> None:
+    suite.answers = {"debian:6.1": [P], "debian:6.12": [Run((), {TROUBLE: "QEMU is gone"})]}
+    done = hugepfn(*COMPARE)
+    assert done.status == 3
+    assert done.err.splitlines()[-1] == "hugepfn: debian:6.12: QEMU is gone"
+
+
+def test_only_what_differs_is_run_again(hugepfn: Command, suite: Suite) -> None:
+    def run(bits: tuple[str, ...]) -> Run:
+        seen = Observation("forked", "child", "bar", 0, "pud", 1, bits, "bar+0x0", None).to_json()
+        return Run((ScenarioResult("fork", "pud", P, "", (), (seen,)), ScenarioResult("calibrate_anon", "pte", P)))
+
+    suite.answers = {"debian:6.1": [run(("P", "D"))], "debian:6.12": [run(("P",))]}
+    done = hugepfn("compare", "debian:6.1", "debian:6.12", "--confirm", "1")
+    assert done.status == 1
+    assert [scenarios for _, scenarios in suite.asked] == [(), (), ("fork",), ("fork",)]
+    assert "    child bar+0x0 -D\n" in done.out
+    assert "1 of 2 cases differ" in done.out

@@ -1,0 +1,141 @@
+"""What differs between two kernels, and what two runs of one kernel may answer differently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.pagetable import Observation
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.differences import What, compare_runs, folded, lasting, unknown_cases
+
+CLAIM = Claim("the child keeps D", Outcome.PASSED, "copy_huge_pud()")
+
+
+def seen(bits: str, *, checkpoint: str = "forked", level: str = "pud", raw: int = 0x87, **more: Any) -> Observation:
+    given = {"process": "child", "mapping": "bar", "offset": 0, "pfn": "bar+0x0", "pagemap": None, **more}
+    return Observation(checkpoint=checkpoint, level=level, raw=raw, bits=tuple(bits.split()), **given)
+
+
+def run(
+    *observations: Observation,
+    outcome: Outcome = Outcome.PASSED,
+    reason: str = "",
+    claims: tuple[Claim, ...] = (CLAIM,),
+    spec: str = "debian:6.12",
+) -> Run:
+    lines = tuple(one.to_json() for one in observations)
+    return Run((ScenarioResult("fork", "pud", outcome, reason, claims, lines),), {"kernel": {"spec": spec}})
+
+
+def told(before: Run, after: Run) -> list[tuple[str, str, str, str]]:
+    return [(d.what.value, d.name, d.before, d.after) for one in compare_runs(before, after) for d in one.differences]
+
+
+def test_the_same_is_no_difference() -> None:
+    assert compare_runs(run(seen("P W D")), run(seen("P W D"))) == ()
+
+
+def test_what_one_kernel_may_answer_differently_is_no_difference() -> None:
+    memory = [seen("P W", mapping="memory", pfn=f"ram+{paddr:#x}", raw=paddr | 3) for paddr in (0x1000, 0x9000)]
+    assert compare_runs(run(memory[0]), run(memory[1])) == ()
+    reasons = [
+        "debian:6.1 died: BUG at ffff888012345678, pid 12",
+        "./bzImage died: BUG at ffff8880deadbeef, pid 1234",
+    ]
+    failed = [
+        run(outcome=Outcome.FAILED, reason=reason, spec=spec)
+        for reason, spec in zip(reasons, ("debian:6.1", "./bzImage"), strict=True)
+    ]
+    assert compare_runs(*failed) == ()
+
+
+def test_an_entry_that_differs_with_its_bits() -> None:
+    (one,) = compare_runs(run(seen("P W D")), run(seen("P SAVED_DIRTY", raw=1 << 58 | 0x85)))
+    (difference,) = one.of(What.ENTRY)
+    assert difference.change is not None
+    assert (difference.change.appeared, difference.change.vanished) == (("SAVED_DIRTY",), ("W", "D"))
+    assert difference.before == "pud 0x0000000000000087 P W D bar+0x0"
+    assert str(one.case) == "fork pud"
+    entry = one.to_json()["differences"][0]["entry"]
+    assert (entry["checkpoint"], entry["process"], entry["mapping"], entry["offset"]) == ("forked", "child", "bar", 0)
+    assert entry["after"]["bits"] == ["P", "SAVED_DIRTY"]
+
+
+def test_a_pfn_inside_the_bar_is_compared() -> None:
+    assert len(told(run(seen("P")), run(seen("P", pfn="bar+0x1000")))) == 1
+
+
+def test_a_claim_whose_outcome_differs_is_named_with_its_function() -> None:
+    broken = Claim(CLAIM.name, Outcome.FAILED, CLAIM.kernel_function, "D=0")
+    (one,) = compare_runs(run(), run(claims=(broken,), outcome=Outcome.FAILED, reason="1 claims do not hold"))
+    assert [(d.name, d.kernel_function, d.before, d.after) for d in one.of(What.CLAIM)] == [
+        ("the child keeps D", "copy_huge_pud()", "passed", "failed")
+    ]
+    assert [(d.before, d.after) for d in one.of(What.OUTCOME)] == [("passed", "failed: 1 claims do not hold")]
+
+
+def test_a_claim_that_only_one_kernel_is_held_to() -> None:
+    assert told(run(claims=()), run()) == [("claim", "the child keeps D", "not claimed", "passed")]
+
+
+def test_the_number_of_stops_is_not_part_of_a_claim() -> None:
+    claims = [Claim(f"the invariants held at {stops} stops, and ...", Outcome.PASSED, "") for stops in (3, 8)]
+    assert told(run(claims=(claims[0],)), run(claims=(claims[1],))) == []
+
+
+def test_a_hang_is_the_checkpoint_that_was_never_reached_not_every_entry_after_it() -> None:
+    before = run(
+        *(seen("P"), seen("P", checkpoint="child-written"), seen("P", checkpoint="child-written", offset=4096)),
+        claims=(CLAIM, Claim("every process wrote and exited", Outcome.PASSED, "")),
+    )
+    after = run(seen("P"), outcome=Outcome.FAILED, reason="fork did not come to 'child-written' in 30 s")
+    assert told(before, after) == [
+        ("outcome", "", "passed", "failed: fork did not come to 'child-written' in 30 s"),
+        ("checkpoint", "child-written", "came there", "never came there"),
+    ]
+
+
+def test_the_same_outcome_for_another_reason() -> None:
+    skipped = [run(outcome=Outcome.SKIPPED, reason=why) for why in ("no huge pfnmap", "no THP")]
+    assert told(*skipped) == [("reason", "", "skipped: no huge pfnmap", "skipped: no THP")]
+
+
+def test_a_skip_on_one_side_is_one_difference() -> None:
+    skipped = run(outcome=Outcome.SKIPPED, reason="no huge pfnmap", claims=())
+    assert told(skipped, run(seen("P"))) == [("outcome", "", "skipped: no huge pfnmap", "passed")]
+
+
+def test_a_case_that_only_one_run_has() -> None:
+    assert told(Run(()), run()) == [("outcome", "", "nothing", "passed")]
+
+
+def test_an_error_is_not_compared_but_told() -> None:
+    lost = run(outcome=Outcome.ERROR, reason="QEMU is gone")
+    assert told(lost, run(seen("P"))) == []
+    assert [(str(case), why) for case, why in unknown_cases(lost, run()).items()] == [("fork pud", "QEMU is gone")]
+
+
+def test_what_differs_only_from_time_to_time_is_set_apart() -> None:
+    first = compare_runs(run(seen("P W"), seen("P", process="parent")), run(seen("P"), seen("P W", process="parent")))
+    again = compare_runs(run(seen("P W"), seen("P", process="parent")), run(seen("P"), seen("P", process="parent")))
+    stays, passes = lasting([first, again])
+    assert [d.change.key.process for one in stays for d in one.differences if d.change] == ["child"]
+    assert [d.change.key.process for one in passes for d in one.differences if d.change] == ["parent"]
+    assert lasting([first])[1] == ()
+    assert lasting([first, ()])[0] == ()
+
+
+@pytest.mark.parametrize("odd", [None, 3])
+def test_neighbours_that_differ_alike_are_folded(odd: int | None) -> None:
+    sides = [
+        [
+            seen("P" if number == odd else bits, level="pte", offset=4096 * number, pfn=f"bar+{4096 * number:#x}")
+            for number in range(8)
+        ]
+        for bits in ("P W", "P D")
+    ]
+    (one,) = compare_runs(run(*sides[0]), run(*sides[1]))
+    counts = [(d.change.key.offset, count) for d, count in folded(one.differences) if d.change]
+    assert counts == ([(0, 8)] if odd is None else [(0, 3), (4096 * 4, 4)])

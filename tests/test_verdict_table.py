@@ -1,0 +1,138 @@
+"""Many runs as one table: what stands in a cell, which reasons are told, what the whole deserves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from harness.errors import ExitCode
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.table import TROUBLE, Case, Column, Mark, Table
+
+PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
+BROKEN = Claim("the child keeps D", Outcome.FAILED, "copy_huge_pud()", "D=0")
+
+
+def result(scenario: str, level: str | None, outcome: Outcome = Outcome.PASSED, reason: str = "") -> ScenarioResult:
+    return ScenarioResult(scenario, level, outcome, reason)
+
+
+def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
+    return Column(spec, (Run(results, {TROUBLE: trouble} if trouble else {}),))
+
+
+@pytest.mark.parametrize(
+    ("one", "word", "note"),
+    [
+        (PASSED, "pass", ""),
+        (result("fork", "pud", Outcome.PASSED, "fixed here: HP-001, HP-002"), "pass*", "fixed here: HP-001, HP-002"),
+        (result("fork", "pud", Outcome.SKIPPED, "no huge pfnmap"), "skip", "no huge pfnmap"),
+        (result("fork", "pud", Outcome.SKIPPED, "cannot know: pagemap is blind"), "?", "cannot know: pagemap is blind"),
+        (
+            result("fork", "pud", Outcome.KNOWN_BUG, "known bug HP-007: W is"),
+            "bug HP-007",
+            "known bug HP-007: W is",
+        ),
+        (
+            result("fork", "pud", Outcome.KNOWN_BUG, "known bug HP-1: a; known bug HP-2: b"),
+            "bug HP-1, HP-2",
+            "known bug HP-1: a; known bug HP-2: b",
+        ),
+        (result("fork", "pud", Outcome.ERROR, "QEMU is gone\nargv ..."), "error", "QEMU is gone"),
+        (result("fork", "pud", Outcome.FAILED, "killed by SIGBUS"), "FAIL", "killed by SIGBUS"),
+        (
+            ScenarioResult("fork", "pud", Outcome.FAILED, "1 claims do not hold", (BROKEN,)),
+            "FAIL",
+            "1 claims do not hold: the child keeps D",
+        ),
+        (ScenarioResult("fork", "pud", Outcome.PASSED, "", (BROKEN,)), "FAIL", "the child keeps D"),
+    ],
+)
+def test_a_cell_says_what_became_of_it(one: ScenarioResult, word: str, note: str) -> None:
+    ((cell,),) = Table.of([column("debian:6.12", one)]).cells
+    assert (cell.word, cell.note) == (word, note)
+
+
+def test_rows_are_those_of_every_kernel_in_the_order_of_the_suite() -> None:
+    expected = [Case("fork", "pte"), Case("fork", "pmd"), Case("zap", None)]
+    table = Table.of(
+        [
+            column("a", result("zap", None), result("fork", "pmd"), result("new", "pud"), result("new", "pte")),
+            column("b", result("fork", "pte")),
+        ],
+        expected,
+    )
+    assert [str(case) for case in table.cases] == ["fork pte", "fork pmd", "zap", "new pte", "new pud"]
+    assert [[cell.word for cell in row] for row in table.cells][:2] == [["?", "pass"], ["pass", "?"]]
+    assert "cannot know" in table.cells[0][0].note
+
+
+def test_two_results_of_one_name_are_two_rows() -> None:
+    table = Table.of([column("a", result("fork", "pte"), result("fork", "pte", Outcome.FAILED, "x"))])
+    assert [str(case) for case in table.cases] == ["fork pte", "fork pte (2)"]
+    assert [row[0].mark for row in table.cells] == [Mark.PASS, Mark.FAIL]
+
+
+def test_a_kernel_without_results_is_a_column_of_errors_and_the_others_stand() -> None:
+    table = Table.of([column("a", PASSED), column("b", trouble="the mirror is gone")])
+    ((first, second),) = table.cells
+    assert (first.mark, second.mark, second.note) == (Mark.PASS, Mark.ERROR, "the mirror is gone")
+    assert table.exit_code() is ExitCode.MACHINERY
+
+
+def test_no_kernel_has_results() -> None:
+    table = Table.of([column("b", trouble="no QEMU")], [Case("fork", "pte"), Case("fork", "pmd")])
+    assert [[cell.word for cell in row] for row in table.cells] == [["error"], ["error"]]
+    assert table.exit_code() is ExitCode.MACHINERY
+
+
+def test_reasons_are_numbered_once_in_reading_order() -> None:
+    skipped = [result("s", level, Outcome.SKIPPED, f"no {level}") for level in ("pmd", "pud")]
+    table = Table.of([column("a", *skipped), column("b", *skipped)])
+    assert table.notes == {"no pmd": 1, "no pud": 2}
+    assert table.counts == {Mark.SKIP: 4}
+
+
+def test_a_cell_whose_repeats_differ_is_a_flake() -> None:
+    failed = result("fork", "pud", Outcome.FAILED, "killed by SIGBUS")
+    steady = result("zap", None)
+    runs = tuple(Run((one, steady)) for one in (PASSED, failed, PASSED))
+    table = Table.of([Column("debian:6.12", runs)])
+    ((case, on, cell),) = table.flakes
+    assert (str(case), on.spec) == ("fork pud", "debian:6.12")
+    assert cell.note == "2 of 3 pass, 1 of 3 FAIL: killed by SIGBUS"
+    assert cell.results == (PASSED, failed, PASSED)
+    assert table.cells[1][0].mark is Mark.PASS
+    assert table.exit_code() is ExitCode.CLAIM_FAILED
+
+
+def test_a_repeat_that_lost_a_result_is_a_flake_too() -> None:
+    table = Table.of([Column("a", (Run((PASSED,)), Run(())))])
+    assert table.cells[0][0].note == "1 of 2 pass, 1 of 2 ?: cannot know: the run has no result of it"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "code", "strict"),
+    [
+        ([Outcome.PASSED, Outcome.SKIPPED], ExitCode.OK, ExitCode.CLAIM_FAILED),
+        ([Outcome.PASSED, Outcome.KNOWN_BUG], ExitCode.OK, ExitCode.OK),
+        ([Outcome.ERROR, Outcome.FAILED], ExitCode.CLAIM_FAILED, ExitCode.CLAIM_FAILED),
+        ([Outcome.PASSED, Outcome.ERROR], ExitCode.MACHINERY, ExitCode.MACHINERY),
+    ],
+)
+def test_the_exit_status_is_that_of_all_results(outcomes: list[Outcome], code: ExitCode, strict: ExitCode) -> None:
+    table = Table.of([column(str(number), result("s", None, one)) for number, one in enumerate(outcomes)])
+    assert table.exit_code() is code
+    assert table.exit_code(strict=True) is strict
+
+
+def test_the_json_has_the_table_and_every_run() -> None:
+    table = Table.of([column("debian:6.12", PASSED), column("debian:6.1", trouble="gone")])
+    data = json.loads(json.dumps(table.to_json()))
+    assert (data["schema"], data["version"]) == ("hugepfn-matrix", 1)
+    assert [kernel["spec"] for kernel in data["kernels"]] == ["debian:6.12", "debian:6.1"]
+    assert Run.from_json(data["kernels"][0]["runs"][0]) == Run((PASSED,))
+    (row,) = data["rows"]
+    assert (row["scenario"], row["level"]) == ("fork", "pud")
+    assert row["cells"][1] == {"mark": "error", "bug": "", "reason": "gone"}
