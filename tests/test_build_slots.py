@@ -10,12 +10,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from harness import cache
 from harness.errors import KernelBuildError, MachineryError, UsageError
 from harness.kernel import Kernel, KernelImage
-from harness.kernel.build import Recipe, TreeOrigin, build, tools
+from harness.kernel.build import Recipe, TreeOrigin, build, builder, tools
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(
@@ -190,6 +191,15 @@ def test_a_linked_worktree_is_a_tree_of_its_own(repository: Tree, monkeypatch: p
     linked.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))
     assert linked.build().image != repository.build().image
     assert linked.build("HEAD").image == repository.build().image
+
+
+def test_only_the_kernels_used_last_are_kept(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "_KEPT", 2)
+    images = []
+    for number in (1, 4, 5):
+        tree.write("mm/b.c", FILES["mm/b.c"].replace("2", str(number)))
+        images.append(tree.build().image)
+    assert [image.exists() for image in images] == [False, True, True]
 
 
 def test_patches_go_on_and_off(repository: Tree) -> None:
@@ -390,6 +400,18 @@ def test_the_command_prints_the_vmlinux_and_how_to_run_it(ours: Tree) -> None:
     assert process.returncode == 0, err
     assert Path(out.strip()).name == "vmlinux"
     assert err.splitlines()[-1].endswith(f"run it with: hugepfn run --kernel {out.strip()}")
+
+
+def test_on_a_terminal_a_bar_counts_the_files(ours: Tree) -> None:
+    wait = fifo(ours)
+    argv = [str(ROOT / "vm.py"), "build", str(ours.path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "WAIT": str(wait), "TERM": "xterm", "COLUMNS": "100"}
+    with pexpect.spawn(sys.executable, argv, env=env, timeout=60, dimensions=(24, 100)) as child:
+        child.expect(r"[1-3]/\?")  # a.o waits, and others may be done; nobody knows yet how many there are
+        wait.write_text("")
+        child.expect(r"built 3 files in \d+ CPU seconds")
+        child.expect(r"built/\w+/vmlinux")
+        child.expect(pexpect.EOF)
 
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")

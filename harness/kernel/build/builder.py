@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from harness.kernel.image import KernelImage, open_image
 
 _KIND = "built"
 _SCHEMA = 1  # of a cache entry
+_KEPT = 64  # kernels: a series or a run of mutants fits
 
 
 def kconfigs_dir() -> Path:
@@ -76,7 +80,17 @@ def build(
     configuration = _digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
     job = Job(recipe, slot, tree, wanted, configuration, progress, counter)
     entry = cache.obtain(_KIND, _digest(str(_SCHEMA), tree, configuration), job.run, progress, BUILD_TIMEOUT_S)
+    os.utime(entry)
+    _prune()
     return open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config")
+
+
+def _prune() -> None:
+    """Keep the kernels used last; one costs 20 MB, and can be built again."""
+    with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
+        by_use = sorted(cache.entries(_KIND), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for folder in by_use[_KEPT:]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(*parts: str) -> str:

@@ -103,7 +103,7 @@ class Job:
         note.unlink(missing_ok=True)
         if self.recipe.config is BaseConfig.VIRTME:
             (self.objects / ".config").unlink(missing_ok=True)
-            module = [sys.executable, "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
+            module = [sys.executable, "-P", "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
             self._follow([*module, f"O={self.objects}"], lock, "configuring")
         else:
             self._make(["tinyconfig"], lock, "configuring")

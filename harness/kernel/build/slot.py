@@ -103,8 +103,10 @@ class Slot:
 
         :param ignored: also what the folder's .gitignore files ignore.
         """
-        # One pack instead of 85,000 files: git streams what it holds to be big straight into a pack.
-        options = ["-c", "core.bigFileThreshold=1", "-c", "core.compression=1", "-c", "core.autocrlf=false"]
+        options = ["-c", "core.compression=1", "-c", "core.autocrlf=false"]
+        if not index.is_file():
+            # One pack instead of 85,000 files: git streams what it holds to be big straight into a pack.
+            options += ["-c", "core.bigFileThreshold=1"]
         env = self.environment(GIT_WORK_TREE=folder, GIT_INDEX_FILE=index)
         git(*options, "add", "--all", *(["--force"] if ignored else []), ".", env=env)
         return git("write-tree", env=env).stdout.decode().strip()
