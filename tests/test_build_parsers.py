@@ -184,6 +184,8 @@ REASONS = [
     ("HELPER", "y", BASE, "it cannot be asked for, only selected, by CHECK"),
     ("LONELY", "m", BASE, "it cannot be asked for"),
     ("HELPER", "n", BASE + "CONFIG_CHECK=y\nCONFIG_HELPER=y", "CHECK selects it"),
+    ("64BIT", "n", "CONFIG_64BIT=y", 'it is on by default, and it can only be asked for with ("$(ARCH)" = "x86")'),
+    ("RAM", "n", "CONFIG_RAM=y", "it is on by default, and it cannot be asked for"),
     ("ONE", "y", BASE, "nothing in Kconfig:49 forbids it: another choice was taken, or the value is out of range"),
     ("LEVELS", "9", BASE + "CONFIG_LEVELS=5", "it is 5 instead; it cannot be asked for"),
     ("NOPE", "y", BASE, "there is no such symbol in any Kconfig file of this source"),

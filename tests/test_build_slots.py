@@ -249,8 +249,8 @@ def test_a_symbol_nobody_defines_and_one_that_is_dropped(tree: Tree) -> None:
     with pytest.raises(UsageError, match=r"f\.config:3: no Kconfig file of tree:.* has a symbol TYPO; --lax"):
         tree.build()
     tree.fragment.write_text("CONFIG_TINY=y\n# CONFIG_TYPO is not set\n")
-    with pytest.raises(UsageError, match=r"f\.config:2: no Kconfig file .* TYPO"):
-        tree.build()
+    tree.build()
+    assert any("f.config:2: no Kconfig file of" in line and "TYPO, so it is off" in line for line in tree.said)
     tree.fragment.write_text("CONFIG_DROPPED=y\n")
     with pytest.raises(KernelBuildError, match=r"f\.config:1: CONFIG_DROPPED=y: needs ABSENT\n--lax"):
         tree.build()

@@ -122,14 +122,13 @@ class Job:
         if not dropped and all(each.value != "n" for each in self.wanted):
             return
         symbols = read_symbols(self._source_text, {"SRCARCH": "x86"})
-        unknown = (
-            [each for each in self.wanted if each.symbol not in symbols.definitions] if symbols.definitions else []
-        )
-        if unknown:
-            first = unknown[0]
-            more = f" (and {', '.join(each.symbol for each in unknown[1:])})" if unknown[1:] else ""
-            line = f"{first.place}: no Kconfig file of {self.recipe.spec} has a symbol {first.symbol}{more}"
-            self._complain(line)
+        unknown = [each for each in self.wanted if symbols.definitions and each.symbol not in symbols.definitions]
+        for each in unknown:
+            line = f"{each.place}: no Kconfig file of {self.recipe.spec} has a symbol {each.symbol}"
+            if each.value == "n":
+                say(self.progress, f"{line}, so it is off")  # of another version, most likely
+            else:
+                self._complain(line)
         if dropped := [each for each in dropped if each not in unknown]:
             self._complain(self._explained(dropped, symbols, config))
 

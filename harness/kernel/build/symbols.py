@@ -125,7 +125,11 @@ def explain(symbol: str, value: str, symbols: Symbols, config: Kconfig) -> str:
             for by, condition in symbols.selected_by.get(symbol, [])
             if config.get(by) and value_of(condition, config)
         ]
-        return f"{', '.join(selectors)} selects it" if selectors else "it is on by default and cannot be asked for"
+        if selectors:
+            return f"{', '.join(selectors)} selects it"
+        prompts = [prompt for each in symbols.definitions.get(symbol, []) for prompt in each.prompts]
+        hidden = f"it can only be asked for with {_any_of(prompts, config)}" if prompts else "it cannot be asked for"
+        return f"it is on by default, and {hidden}"
     found = symbols.definitions.get(symbol)
     if not found:
         return "there is no such symbol in any Kconfig file of this source"
@@ -142,10 +146,12 @@ def _why_off(symbol: str, definition: Definition, symbols: Symbols, config: Kcon
         by = [selector for selector, _ in symbols.selected_by.get(symbol, [])]
         return "it cannot be asked for" + (f", only selected, by {' or '.join(by[:6])}" if by else "")
     if not any(value_of(prompt, config) for prompt in definition.prompts):
-        return "can only be asked for with " + " or ".join(
-            " and ".join(why_false(prompt, config)) for prompt in definition.prompts
-        )
+        return f"can only be asked for with {_any_of(definition.prompts, config)}"
     return f"nothing in {definition.place} forbids it: another choice was taken, or the value is out of range"
+
+
+def _any_of(conditions: list[str], config: Kconfig) -> str:
+    return " or ".join(" and ".join(why_false(condition, config)) for condition in conditions)
 
 
 def _with_reason(missing: str, symbols: Symbols, config: Kconfig, depth: int) -> str:
