@@ -39,9 +39,9 @@ def test_it_names_the_known_bugs() -> None:
 def test_every_known_bug_is_met_by_scenarios_and_its_command_names_one() -> None:
     lines = {line.name: line.levels.split() for line in scenario_lines()}
     for bug in ledger_of(ROOT / "guest_tests"):
-        met = [name for name, levels in lines.items() for level in levels or [None] if bug.covers(name, level)]
+        met = [name for name, levels in lines.items() for level in (levels or (None,)) if bug.covers(name, level)]
         assert met, bug.id
         words = bug.reproduce.split()
         assert words[:2] == ["hugepfn", "run"], bug.id
         level = words[words.index("--level") + 1] if "--level" in words else None
-        assert bug.covers(words[2], level or (lines[words[2]] or [None])[0]), bug.id
+        assert bug.covers(words[2], level or next(iter(lines[words[2]]), None)), bug.id

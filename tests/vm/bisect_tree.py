@@ -1,6 +1,6 @@
 """Makes a git tree to bisect: Debian's kernel source and 16 commits, one of which breaks fork() and one the build.
 
-    python tests/bisect_tree.py FOLDER [--source debsrc:6.12]
+    python tests/vm/bisect_tree.py FOLDER [--source debsrc:6.12]
     cd FOLDER && git bisect start HEAD v0 && git bisect run hugepfn check . fork:pud
 
 Commit 9 holds the mutant fork-pud-write-protected; commit 12 does not compile, and commit 13 mends that. The others
@@ -19,7 +19,7 @@ from harness.errors import HugepfnError
 from harness.kernel.build.debsrc import DebsrcOrigin
 
 COMMITS, MUTANT, BROKEN = 16, 9, 12
-PATCH = Path(__file__).resolve().parent / "mutants" / "fork-pud-write-protected.patch"
+PATCH = Path(__file__).resolve().parents[1] / "mutants" / "fork-pud-write-protected.patch"
 TOUCHED = Path("mm/huge_memory.c")
 _WHO = ("-c", "user.name=hugepfn", "-c", "user.email=hugepfn@example.org", "-c", "commit.gpgsign=false")
 
