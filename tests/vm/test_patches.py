@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT, Command
-
-sys.path.insert(0, str(ROOT / "tests"))
-import bisect_tree
+from . import bisect_tree
+from .conftest import Command
 
 pytestmark = pytest.mark.long
 TIMEOUT_S = 3600
