@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs what kernel builds need; `hugepfn doctor` names it",
 )
 
-# kbuild's interface as far as the builder uses it. WAIT: a fifo that a.o waits for, half written.
+# kbuild's interface as far as the builder uses it. a.o, half written, tells fifo READY and waits for WAIT.
 MAKEFILE = """\
 .DELETE_ON_ERROR:
 objects := $(O)/mm/a.o $(O)/mm/b.o $(O)/version.o
@@ -39,7 +40,7 @@ vmlinux: $(objects)
 	@echo map >$(O)/System.map
 $(O)/%.o: %.c mm/common.h
 	@echo "  CC      $*.o"
-	@if [ "$*" = mm/a ] && [ -n "$$WAIT" ]; then echo half >$@; cat $$WAIT >/dev/null; fi
+	@if [ "$*" = mm/a ] && [ -n "$$WAIT" ]; then echo half >$@; echo >$$READY; cat $$WAIT >/dev/null; fi
 	@$(CC) -nostdinc -fno-pie -c -o $@ $<
 """
 FILES = {
@@ -318,16 +319,33 @@ def test_what_is_missing_is_told_before_anything_is_done(tree: Tree, monkeypatch
     assert not (cache.root() / "builds").exists()
 
 
-def hugepfn(tree: Tree, *words: str, wrapper: tuple[str, ...] = (), **more: str) -> subprocess.Popen[str]:
+def hugepfn(
+    tree: Tree, *words: str, wrapper: tuple[str, ...] = (), more: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     argv = [*wrapper, sys.executable, str(ROOT / "vm.py"), "build", str(tree.path), *words]
-    env = {**os.environ, **more, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, **(more or {}), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def fifo(tree: Tree) -> Path:
-    path = tree.path.parent / "wait"
-    os.mkfifo(path)
-    return path
+class Gate:
+    """Holds the compiler of a.o: a build that never comes so far is a failure, not a hang."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names = {"READY": str(folder / "ready"), "WAIT": str(folder / "wait")}
+        for name in self.names.values():
+            os.mkfifo(name)
+        self.ready, self.wait = (os.open(name, os.O_RDWR) for name in self.names.values())
+
+    def reached(self) -> None:
+        assert select.select([self.ready], [], [], 60)[0], "a.o was never compiled"
+
+    def open(self) -> None:
+        os.close(self.wait)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path)
 
 
 @pytest.fixture
@@ -338,12 +356,12 @@ def ours(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_build_after_one_that_was_ended_is_right(ours: Tree, number: signal.Signals) -> None:
-    wait = fifo(ours)
-    process = hugepfn(ours, WAIT=str(wait))
-    with wait.open("w"):  # opens when the compiler of a.o has opened it
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+def test_the_build_after_one_that_was_ended_is_right(ours: Tree, gate: Gate, number: signal.Signals) -> None:
+    process = hugepfn(ours, more=gate.names)
+    gate.reached()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    gate.open()
     assert process.returncode == (130 if number is signal.SIGINT else -number), err
     assert out == ""
     if number is signal.SIGINT:
@@ -378,16 +396,16 @@ def test_a_source_that_was_half_updated_is_mended(tree: Tree) -> None:
     assert tree.build().key == first.key
 
 
-def test_of_two_builds_of_the_same_kernel_one_builds_and_one_waits(ours: Tree) -> None:
-    wait = fifo(ours)
-    first = hugepfn(ours, WAIT=str(wait))
-    with wait.open("w"):
-        second = hugepfn(ours, WAIT=str(wait))
-        assert second.stderr is not None
-        line = ""
-        while "waiting" not in line:
-            line = second.stderr.readline()
-            assert line, "ended instead of waiting"
+def test_of_two_builds_of_the_same_kernel_one_builds_and_one_waits(ours: Tree, gate: Gate) -> None:
+    first = hugepfn(ours, more=gate.names)
+    gate.reached()
+    second = hugepfn(ours, more=gate.names)
+    assert second.stderr is not None
+    line = ""
+    while "waiting" not in line:
+        line = second.stderr.readline()
+        assert line, "ended instead of waiting"
+    gate.open()
     outs = [process.communicate(timeout=60) for process in (first, second)]
     assert outs[0][0] == outs[1][0] != ""
     assert "files in" in outs[0][1]
@@ -402,13 +420,12 @@ def test_the_command_prints_the_vmlinux_and_how_to_run_it(ours: Tree) -> None:
     assert err.splitlines()[-1].endswith(f"run it with: hugepfn run --kernel {out.strip()}")
 
 
-def test_on_a_terminal_a_bar_counts_the_files(ours: Tree) -> None:
-    wait = fifo(ours)
+def test_on_a_terminal_a_bar_counts_the_files(ours: Tree, gate: Gate) -> None:
     argv = [str(ROOT / "vm.py"), "build", str(ours.path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "WAIT": str(wait), "TERM": "xterm", "COLUMNS": "100"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **gate.names, "TERM": "xterm", "COLUMNS": "100"}
     with pexpect.spawn(sys.executable, argv, env=env, timeout=60, dimensions=(24, 100)) as child:
         child.expect(r"[1-3]/\?")  # a.o waits, and others may be done; nobody knows yet how many there are
-        wait.write_text("")
+        gate.open()
         child.expect(r"built 3 files in \d+ CPU seconds")
         child.expect(r"built/\w+/vmlinux")
         child.expect(pexpect.EOF)
@@ -431,7 +448,7 @@ def test_a_full_disk_is_one_line(ours: Tree, tmp_path: Path) -> None:
         pytest.skip("needs a user namespace of its own to mount a small file system")
     ours.write("mm/b.c", '#include "common.h"\nchar b[3 << 20] = { 1 };\n')
     script = f'mount -t tmpfs -o size=2m tmpfs {small} && exec "$@"'
-    process = hugepfn(ours, wrapper=(*UNSHARE, "sh", "-c", script, "sh"), HUGEPFN_CACHE_DIR=str(small))
+    process = hugepfn(ours, wrapper=(*UNSHARE, "sh", "-c", script, "sh"), more={"HUGEPFN_CACHE_DIR": str(small)})
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert err.splitlines()[-1].startswith("hugepfn: no room left"), err

@@ -122,7 +122,8 @@ class Job:
         if not dropped and all(each.value != "n" for each in self.wanted):
             return
         symbols = read_symbols(self._source_text, {"SRCARCH": "x86"})
-        unknown = [each for each in self.wanted if symbols.definitions and each.symbol not in symbols.definitions]
+        doubtful = [each for each in self.wanted if each in dropped or each.value == "n"]  # what is set exists
+        unknown = [each for each in doubtful if each.symbol not in symbols.definitions]
         for each in unknown:
             line = f"{each.place}: no Kconfig file of {self.recipe.spec} has a symbol {each.symbol}"
             if each.value == "n":
