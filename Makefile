@@ -2,7 +2,9 @@
 # make test   every test, those that boot kernels included
 # make check  lint, types and the tests that need no QEMU
 # make bench  ratios, each measured in one run
-.PHONY: run test check lint types host-tests bench setup test-setup clean
+# make mutants     kernels that are broken on purpose, each with the claim that must notice it (half an hour)
+# make long-tests  a bisection and a series of patches, on kernels built for real (half an hour)
+.PHONY: run test check lint types host-tests bench mutants long-tests setup test-setup clean
 PYTHON := .venv/bin/python
 
 run: setup
@@ -26,6 +28,12 @@ host-tests:
 
 bench: setup
 	@.venv/bin/hugepfn bench
+
+mutants: test-setup
+	$(PYTHON) tests/mutants/kill.py
+
+long-tests: test-setup
+	$(PYTHON) -m pytest -q -m long tests/vm
 
 setup:
 	@scripts/setup

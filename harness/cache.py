@@ -94,16 +94,19 @@ def entries(kind: str) -> list[Path]:
     return sorted(e for e in folder.iterdir() if (e / _MARKER).is_file()) if folder.is_dir() else []
 
 
-def obtain(kind: str, name: str, build: Callable[[Path], None], progress: Progress | None = None) -> Path:
+def obtain(
+    kind: str, name: str, build: Callable[[Path], None], progress: Progress | None = None, timeout_s: float = 1800
+) -> Path:
     """The folder of an entry, built now if it is not there yet.
 
     :param kind: a folder of the cache, "kernels".
     :param build: fills the empty folder it is given; if it raises, nothing is left behind.
+    :param timeout_s: how long to wait for another process that builds it.
     :raises MachineryError: no room, or another process took too long to build it.
     """
     if found := find(kind, name):
         return found
-    with locked(f"{kind}.{name}", f"prepares {name}", progress):
+    with locked(f"{kind}.{name}", f"prepares {name}", progress, timeout_s):
         if found := find(kind, name):  # the one we waited for built it
             return found
         folder = root() / kind

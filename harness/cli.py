@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.commands.build import build
 from harness.commands.many import compare, matrix
 from harness.commands.options import machine_options, modules_option, scenarios_argument
+from harness.commands.patches import check, series
 from harness.errors import ExitCode, HugepfnError
 
 
@@ -31,7 +33,11 @@ def cli() -> None:
 @cli.command()
 @scenarios_argument
 @click.option(
-    "--kernel", "-k", default="debian", metavar="SPEC", help="debian, debian:6.12[@SUITE], bzImage or vmlinux"
+    "--kernel",
+    "-k",
+    default="debian",
+    metavar="SPEC",
+    help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
 )
 @machine_options
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
@@ -59,7 +65,10 @@ def run(scenarios: tuple[str, ...], **options: object) -> None:
 
 
 cli.add_command(matrix)
+cli.add_command(build)
 cli.add_command(compare)
+cli.add_command(series)
+cli.add_command(check)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HugepfnError
+from harness.kernel.build import LIBELF, TOOLS, has_libelf
 from harness.machine import find_qemu, kvm_proof
 from harness.machine.ram import ram_folder
 
@@ -65,6 +66,9 @@ def examine() -> tuple[list[Finding], list[str]]:
     )
     if not _LIBC.exists():
         packages.append("libc6-dev")
+    building, wanted = _building()
+    findings.append(building)
+    packages = list(dict.fromkeys([*packages, *wanted]))
     if findings[0].fine:
         findings.append(_try("QEMU version", lambda: find_qemu().package))
         findings.append(_kvm())
@@ -74,6 +78,15 @@ def examine() -> tuple[list[Finding], list[str]]:
         "room for guest RAM", free_mib >= _RAM_MIB, f"{free_mib} MiB free in {ram_folder()}, {_RAM_MIB} MiB per VM"
     )
     return [*findings, room], packages
+
+
+def _building() -> tuple[Finding, list[str]]:
+    """Whether kernels can be built here; stock kernels need none of it."""
+    missing = [tool for tool in TOOLS if _which(tool.command) is None]
+    missing += [] if has_libelf() else [LIBELF]
+    detail = ", ".join(f"{tool.command} ({tool.why})" for tool in missing)
+    words = f"missing: {detail}" if missing else "everything is here" + (", ccache too" if _which("ccache") else "")
+    return Finding("to build kernels", not missing, words, required=False), [tool.package for tool in missing]
 
 
 def _try(what: str, look: Callable[[], str]) -> Finding:

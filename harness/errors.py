@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class ExitCode(enum.IntEnum):
@@ -36,6 +37,20 @@ class UsageError(HugepfnError):
     """What was asked for does not exist or makes no sense."""
 
     exit_code = ExitCode.USAGE
+
+
+class KernelBuildError(UsageError):
+    """A source that was asked for gives no kernel: it does not compile, or not with the configuration wanted.
+
+    The user's input is at fault, not this machine, and nothing ran: neither a verdict nor a broken driver. A step of a
+    bisection skips such a commit.
+
+    :ivar log: the build's whole output, None where nothing was built.
+    """
+
+    def __init__(self, message: str, log: Path | None = None) -> None:
+        super().__init__(message)
+        self.log = log
 
 
 class MachineryError(HugepfnError):

@@ -68,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--hugepfn-kernel",
         metavar="SPEC",
         default="debian",
-        help="debian, debian:6.12[@SUITE], or a bzImage or vmlinux",
+        help="debian, debian:6.12[@SUITE], a bzImage or vmlinux, tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
     )
     add("--hugepfn-modules", metavar="DIR", type=Path, help="the modules of a kernel given by path")
     add("--hugepfn-accel", choices=("auto", "kvm", "tcg"), default="auto", help="who runs the guest (default: auto)")

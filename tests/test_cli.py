@@ -332,17 +332,21 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(
 ) -> None:
     monkeypatch.setattr(doctor, "_which", lambda command: None if command in ("gcc", "busybox") else f"/bin/{command}")
     monkeypatch.setattr(doctor, "_LIBC", tmp_path / "libc.a")
+    monkeypatch.setattr(doctor, "has_libelf", lambda: False)
     monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=False, reason="there is no /dev/kvm"))
     done = hugepfn("doctor")
     assert done.status == 3
     shown = dict(line.split(": ", 1) for line in done.out.splitlines() if ": " in line)
     assert shown["missing gcc"] == "missing: compiles the guest programs"
     assert shown["note    busybox"] == "missing: a shell in the guest, for people"
+    assert shown["note    to build kernels"].startswith("missing: gcc (compiles kernels), gelf.h (objtool")
     assert shown["note    KVM"] == "TCG is used: there is no /dev/kvm"
     assert shown["ok      QEMU version"] == "QEMU emulator version 8.2.1 (fake)"
-    assert shown["To mend it"].endswith("apt-get install --no-install-recommends gcc busybox-static libc6-dev")
+    assert shown["To mend it"].endswith(
+        "apt-get install --no-install-recommends gcc busybox-static libc6-dev libelf-dev"
+    )
     done = hugepfn("doctor", "--missing")
-    assert (done.status, done.out) == (0, "gcc busybox-static libc6-dev\n")
+    assert (done.status, done.out) == (0, "gcc busybox-static libc6-dev libelf-dev\n")
 
 
 def test_doctor_on_a_host_that_has_everything(
@@ -352,6 +356,7 @@ def test_doctor_on_a_host_that_has_everything(
     monkeypatch.setattr(doctor, "_which", lambda command: f"/bin/{command}")
     monkeypatch.setattr(doctor, "_LIBC", tmp_path / "libc.a")
     monkeypatch.setattr(doctor, "_RAM_MIB", 0)
+    monkeypatch.setattr(doctor, "has_libelf", lambda: True)
     monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=True, reason=""))
     done = hugepfn("doctor")
     assert (done.status, done.err) == (0, "")

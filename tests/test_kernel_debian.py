@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import pytest
 from harness import cache
 from harness.errors import MachineryError, UsageError
 from harness.kernel import Kernel
+from harness.kernel.build import DebsrcOrigin
 from harness.kernel.debian import available
 
 NEEDED = ("apt-get", "dpkg-deb", "gpg", "gpgconf")
@@ -81,6 +84,16 @@ class Mirror:
         }
         self.package(suite, f"linux-image-{release}", version, files, "kmod, linux-base (>= 4.3~)")
 
+    def source(self, suite: str, package: str, version: str) -> None:
+        """A source package whose only file says which version it is."""
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w:xz") as archive:
+            text = f"{version}\n".encode()
+            member = tarfile.TarInfo(f"{package}/Kconfig")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+        self.package(suite, package, version, {f"usr/src/{package}.tar.xz": data.getvalue()})
+
     def sign(self, suite: str, key: str = "debian@test", origin: str = "Debian") -> None:
         base = self.folder / ("debian-security" if suite.endswith("-security") else "debian") / "dists" / suite
         index = base / "main/binary-amd64/Packages"
@@ -123,6 +136,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
         mirror.package(
             "trixie-backports", "linux-image-7.1.2-cloud-amd64", "7.1.2-1", {}, "linux-modules-7.1.2-cloud-amd64"
         )
+        for suite, version in (("trixie", "6.12.5-1"), ("trixie-security", "6.12.9-1")):
+            mirror.source(suite, "linux-source-6.12", version)
         for suite in ("bookworm", "trixie", "trixie-security", "trixie-backports", "experimental"):
             mirror.sign(suite, origin="Debian Backports" if "backports" in suite else "Debian")
         mirror.sign("forky", key="stranger@test")
@@ -250,6 +265,52 @@ def test_offers_are_listed_once_newest_first() -> None:
         ("6.1.100", "bookworm", True),
         ("7.4~rc1", "experimental", False),
     ]
+
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="needs git: sources are kept as git trees")
+
+
+def source_version(origin: DebsrcOrigin, tree: str) -> str:
+    argv = ["git", "--git-dir", str(origin.slot.git_dir), "show", f"{tree}:Kconfig"]
+    return subprocess.run(argv, check=True, timeout=60, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def plain_cache(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    """kbuild takes no path with a space."""
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    return mirror
+
+
+@needs_git
+@pytest.mark.usefixtures("plain_cache")
+def test_debians_source_is_the_newest_of_its_series_or_of_a_suite() -> None:
+    newest, older = DebsrcOrigin.parse("6.12"), DebsrcOrigin.parse("6.12@trixie")
+    said: list[str] = []
+    tree = newest.tree(said.append, False)
+    assert source_version(newest, tree) == "6.12.9-1"
+    assert [line.split()[0] for line in said] == ["asking", "fetching", "unpacking"]
+    assert source_version(older, older.tree(None, False)) == "6.12.5-1"
+    assert source_version(older, DebsrcOrigin.parse("6.12.5").tree(None, False)) == "6.12.5-1"
+    said.clear()
+    assert newest.tree(said.append, True) == tree
+    assert said == []
+    assert list(newest.slot.folder.glob("import.*")) == []
+    with pytest.raises(UsageError, match=r"no such source; the mirror has \(newest of each series\) 6\.12\.9$"):
+        DebsrcOrigin.parse("7.2").tree(None, False)
+
+
+@needs_git
+def test_debians_source_without_a_network(plain_cache: Mirror) -> None:
+    origin = DebsrcOrigin.parse("6.12")
+    with pytest.raises(MachineryError, match=r"debsrc:6\.12 is not here and cannot be fetched \(offline\)"):
+        origin.tree(None, True)
+    tree = origin.tree(None, False)
+    lose_network(plain_cache)
+    expire("debsrc_6.12.json")
+    said: list[str] = []
+    assert origin.tree(said.append, False) == tree
+    assert "using linux-source-6.12 6.12.9-1, which is here" in said[-1]
 
 
 def lose_network(mirror: Mirror) -> None:

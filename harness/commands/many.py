@@ -35,7 +35,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any)
     from harness.campaign.matrix import run_matrix
 
     files = options.pop("json_file"), options.pop("html_file")
-    sys.exit(run_matrix(kernels, scenarios, _run_options(options), options["repeat"], *files))
+    sys.exit(run_matrix(kernels, scenarios, run_options(options), options["repeat"], *files))
 
 
 @click.command()
@@ -60,10 +60,11 @@ def compare(before: str, after: str, scenarios: tuple[str, ...], **options: Any)
     from harness.campaign.compare import run_compare
 
     files = options.pop("json_file"), options.pop("html_file")
-    sys.exit(run_compare(before, after, scenarios, _run_options(options), options["confirm"], *files))
+    sys.exit(run_compare(before, after, scenarios, run_options(options), options["confirm"], *files))
 
 
-def _run_options(options: dict[str, Any]) -> Any:
+def run_options(options: dict[str, Any]) -> Any:
+    """The options of :func:`harness.commands.options.machine_options` as a value."""
     from harness.campaign.kernels import RunOptions
 
     return RunOptions(

@@ -20,12 +20,12 @@ from typing import Any
 from harness import cache
 from harness.cache import Progress, say
 from harness.errors import MachineryError
-from harness.kernel.offers import Offer, PackageFile, parse_packages
+from harness.kernel.offers import Offer, PackageFile, SourceOffer, parse_packages, parse_source_packages
 from harness.kernel.process import check_room, find_program, run
 from harness.kernel.sources import Archive, candidates, debian_archives, is_debian, parse_sources
 
 INDEX_TTL_S = 24 * 3600.0
-_SCHEMA = 1
+_SCHEMA = 2
 _UPDATE_TIMEOUT_S, _DOWNLOAD_TIMEOUT_S, _ASK_TIMEOUT_S = 600.0, 1800.0, 60.0
 _PROBE_TIMEOUT_S = 15
 _ROOM_BYTES = 150_000_000  # the lists of twelve suites, compressed, are 90 MB
@@ -77,6 +77,7 @@ class Index:
     extra: tuple[str, ...]  # asked for by name, beyond the usual ones
     left_out: dict[str, str]  # suite: why it is not among suites
     offers: tuple[Offer, ...]  # the machine's own suites first
+    sources: tuple[SourceOffer, ...] = ()  # likewise
 
     @property
     def age_s(self) -> float:
@@ -146,8 +147,9 @@ def load_index() -> Index | None:
         return None
     try:
         offers = tuple(_offer_from(offer) for offer in note["offers"])
+        sources = tuple(SourceOffer(**{**s, "file": PackageFile(**s["file"])}) for s in note["sources"])
         suites, extra = tuple(note["suites"]), tuple(note["extra"])
-        return Index(float(note["fetched_at"]), suites, extra, dict(note["left_out"]), offers)
+        return Index(float(note["fetched_at"]), suites, extra, dict(note["left_out"]), offers, sources)
     except (KeyError, TypeError, ValueError):
         return None  # written by another version: ask again
 
@@ -239,6 +241,7 @@ def _read_lists(
 ) -> Index:
     helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
     offers: dict[str, list[Offer]] = {}
+    sources: dict[str, list[SourceOffer]] = {}
     for (uri, suite), stem in _list_stems(options, _state() / "lists").items():
         origin, files = _origin(stem), sorted(stem.parent.glob(f"{stem.name}_main_binary-amd64_Packages*"))
         if not origin:
@@ -250,10 +253,12 @@ def _read_lists(
             continue  # its Release file came, its Packages did not
         packages = run([helper, *options, "cat-file", *files], timeout_s=_ASK_TIMEOUT_S).stdout if files else b""
         offers.setdefault(suite, []).extend(parse_packages(packages, uri, suite))
+        sources.setdefault(suite, []).extend(parse_source_packages(packages, uri, suite))
     here = tuple(a.suite for a in archives if a.suite in offers)
     left_out = {suite: reason for suite, reason in reasons.items() if suite not in offers}
     kept = tuple(suite for suite in extra if suite in offers)
-    return Index(time.time(), here, kept, left_out, tuple(offer for suite in here for offer in offers[suite]))
+    found = tuple(offer for suite in here for offer in offers[suite])
+    return Index(time.time(), here, kept, left_out, found, tuple(o for suite in here for o in sources[suite]))
 
 
 def download(files: Iterable[PackageFile], folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a Debian archive offers: its Packages file in, kernels out. Pure."""
+"""What a Debian archive offers: its Packages file in, kernels and kernel sources out. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from harness.kernel.versions import newest_of_each_series, series_of, upstream_o
 
 _IMAGE = re.compile(r"linux-image-(\d\S*-cloud-amd64)")
 _OTHER_IMAGE = re.compile(r"\blinux-image-\d")
+_SOURCE = re.compile(r"linux-source-\d+\.\d+")
 _START = b"Package: linux-"
 
 
@@ -43,6 +44,38 @@ class Offer:
         return f"{self.package}_{self.version}"
 
 
+@dataclass(frozen=True)
+class SourceOffer:
+    """A linux-source package: Debian's patched source of one series as a tarball."""
+
+    package: str  # linux-source-6.12
+    version: str  # Debian's: 6.12.117-1
+    suite: str
+    upstream: str  # 6.12.117
+    file: PackageFile = field(repr=False)
+
+    @property
+    def tarball(self) -> str:
+        """Where the source is inside the package."""
+        return f"usr/src/{self.package}.tar.xz"
+
+
+def parse_source_packages(data: bytes, uri: str, suite: str) -> list[SourceOffer]:
+    """The linux-source packages of a Packages file; not the meta package linux-source.
+
+    :param uri: the mirror's, ends with a slash.
+    """
+    return [
+        SourceOffer(s["package"], s["version"], suite, upstream_of(s["version"]), _file(s, uri))
+        for s in _linux_stanzas(data)
+        if _SOURCE.match(s["package"])
+    ]
+
+
+def _file(stanza: dict[str, str], uri: str) -> PackageFile:
+    return PackageFile(stanza["package"], uri + stanza["filename"], int(stanza["size"]), stanza["sha256"])
+
+
 def parse_packages(data: bytes, uri: str, suite: str) -> list[Offer]:
     """The stock amd64 cloud kernels of a Packages file; no meta packages, no debug or unsigned ones.
 
@@ -65,7 +98,7 @@ def parse_packages(data: bytes, uri: str, suite: str) -> list[Offer]:
         split = any(part.startswith(("linux-binary-", "linux-modules-")) for part in parts)
         gone = tuple(part for part in missing if split)
         whole = [stanza, *(stanzas[part, version] for part in parts if part not in missing)]
-        files = tuple(PackageFile(s["package"], uri + s["filename"], int(s["size"]), s["sha256"]) for s in whole)
+        files = tuple(_file(s, uri) for s in whole)
         offers.append(Offer(package, version, release, suite, upstream_of(version), files=files, gone=gone))
     return offers
 

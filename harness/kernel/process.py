@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,33 +34,27 @@ class Finished:
         return " ".join(first.removeprefix("E:").split())[:_WORDS_MAX]
 
 
-def run(argv: Sequence[str | Path], *, timeout_s: float, cwd: Path | None = None, check: bool = True) -> Finished:
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float,
+    cwd: Path | None = None,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+) -> Finished:
     """Run a command and wait for it; on the deadline, on Ctrl-C, on any exception it is ended and reaped.
 
     :param check: raise when the exit status is not 0.
+    :param env: its environment instead of ours; in the C locale either way.
+    :param stdin: what it reads; nothing when None.
     :raises MachineryError: not there, too slow, or (``check``) failed; carries the first words of its stderr.
     """
     words = [os.fspath(word) for word in argv]
     name = Path(words[0]).name
-    held = _HeldSignals()
+    process = _start(words, cwd=cwd, env=env, stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE)
     try:
-        process = subprocess.Popen(
-            words,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            start_new_session=True,
-        )
-    except BaseException as error:
-        held.release()
-        if isinstance(error, OSError):
-            raise MachineryError(f"cannot start {name}: {error.strerror}") from error
-        raise
-    try:
-        held.release()
-        stdout, stderr = process.communicate(timeout=timeout_s)
+        stdout, stderr = process.communicate(stdin, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise MachineryError(f"{name} took more than {timeout_s:g} s: {' '.join(words[:8])}") from None
     finally:
@@ -71,6 +65,69 @@ def run(argv: Sequence[str | Path], *, timeout_s: float, cwd: Path | None = None
         check_room(finished, name)
         raise MachineryError(f"{name} failed (exit status {finished.status}): {finished.words}")
     return finished
+
+
+def follow(
+    argv: Sequence[str | Path],
+    on_line: Callable[[str], None],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    keep_open: Sequence[int] = (),
+    on_end: Callable[[int], None],
+) -> int:
+    """Run a command for as long as it takes, and look at each line of its output and errors as it comes.
+
+    :param keep_open: descriptors that it and all that it starts keep, a lock say.
+    :param on_end: hears its exit status however it ended; below 0 the signal that ended it.
+    :returns: its exit status.
+    :raises MachineryError: it cannot be started.
+    """
+    words = [os.fspath(word) for word in argv]
+    process = _start(words, cwd=cwd, env=env, stderr=subprocess.STDOUT, pass_fds=keep_open)
+    try:
+        assert process.stdout is not None, "it is a pipe"
+        for line in process.stdout:
+            on_line(line.decode(errors="replace").rstrip("\n"))
+        return process.wait()
+    finally:
+        if process.returncode is None:
+            _end(process)
+        on_end(process.returncode)
+
+
+def _start(
+    words: Sequence[str],
+    *,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+    stdin: int = subprocess.DEVNULL,
+    stderr: int = subprocess.PIPE,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    held = _HeldSignals()
+    try:
+        process = subprocess.Popen(
+            words,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={**(os.environ if env is None else env), "LC_ALL": "C"},
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except BaseException as error:
+        held.release()
+        if isinstance(error, OSError):
+            raise MachineryError(f"cannot start {Path(words[0]).name}: {error.strerror}") from error
+        raise
+    try:
+        held.release()
+    except BaseException:
+        _end(process)
+        raise
+    return process
 
 
 class _HeldSignals:

@@ -1,7 +1,6 @@
-"""What a user writes for a kernel: ``debian``, ``debian:6.12@trixie-backports``, a path.
+"""What a user writes for a kernel: ``debian``, ``debian:6.12@trixie-backports``, a path, ``tree:~/linux+fix.patch``.
 
-A new kind (a source tree, a Debian source package) is one class with ``spec`` and ``resolve`` and one line in
-``_SCHEMES``.
+A new kind is one class with ``spec`` and ``resolve`` and one line in ``_SCHEMES``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Protocol
 
 from harness.cache import Progress
 from harness.errors import UsageError
+from harness.kernel.build import BuiltSource
 from harness.kernel.debian import DebianSource
 from harness.kernel.image import KernelImage, open_image
 
@@ -51,8 +51,15 @@ class ImageSource:
         return open_image(self.path, spec=self.spec, modules=self.modules)
 
 
-_SCHEMES: dict[str, Callable[[str], Source]] = {"debian": DebianSource.parse}
-_UNDERSTOOD = "debian, debian:VERSION, debian:VERSION@SUITE, or the path of a bzImage or vmlinux"
+_SCHEMES: dict[str, Callable[[str], Source]] = {
+    "debian": DebianSource.parse,
+    "debsrc": BuiltSource.parse,
+    "tree": BuiltSource.parse,
+}
+_UNDERSTOOD = (
+    "debian[:VERSION[@SUITE]], the path of a bzImage or vmlinux, or, to build, "
+    "debsrc:VERSION[@SUITE][+PATCH...] or tree:PATH[@REVISION][+PATCH...]"
+)
 
 
 @dataclass(frozen=True)

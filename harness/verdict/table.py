@@ -6,7 +6,7 @@ import enum
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,11 @@ class Table:
     def rows(self) -> Iterator[tuple[Case, tuple[Cell, ...]]]:
         """Each case with its cells."""
         return zip(self.cases, self.cells, strict=True)
+
+    def only(self, cases: Collection[Case]) -> Table:
+        """The rows of some cases."""
+        kept = [(case, row) for case, row in self.rows() if case in cases]
+        return Table(self.columns, tuple(case for case, _ in kept), tuple(row for _, row in kept))
 
     @functools.cached_property
     def notes(self) -> Mapping[str, int]:

@@ -1,0 +1,65 @@
+"""``hugepfn build``: a recipe from words, and a progress bar while it is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from harness.kernel import KernelImage
+from harness.kernel.build import BaseConfig, BuiltSource, Recipe, build
+
+
+def recipe_of(
+    tree: str,
+    patches: Sequence[Path],
+    fragments: Sequence[str],
+    config: str = "tiny",
+    lax: bool = False,
+    cc: str = "gcc",
+) -> Recipe:
+    """What the options of ``hugepfn build`` mean.
+
+    :param tree: a path, ``tree:PATH[@REV]`` or ``debsrc:VERSION[@SUITE]``; may have patches of its own.
+    :param fragments: on top of the default ones; the last word about a symbol counts.
+    """
+    recipe = BuiltSource.parse(tree).recipe
+    return dataclasses.replace(
+        recipe,
+        patches=(*recipe.patches, *patches),
+        fragments=(*recipe.fragments, *fragments),
+        config=BaseConfig(config),
+        lax=lax,
+        cc=cc,
+    )
+
+
+def build_shown(
+    tree: str, patches: Sequence[Path], fragments: Sequence[str], config: str, lax: bool, cc: str
+) -> KernelImage:
+    """Build with a bar on stderr: the files built, of at most as many as this configuration has had."""
+    recipe = recipe_of(tree, patches, fragments, config, lax, cc)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(f"hugepfn: {line}")
+
+    if not console.is_terminal:
+        return build(recipe, say)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[file]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("building", total=None, file="", visible=False)
+
+        def count(done: int, total: int | None, file: str) -> None:
+            bar.update(task, completed=done, total=max(total, done) if total else None, file=file, visible=True)
+
+        return build(recipe, say, count)

@@ -1,0 +1,186 @@
+"""``hugepfn series``: a series of patches, one after the other, as a table patch × scenario."""
+
+from __future__ import annotations
+
+import email.header
+import email.parser
+import email.policy
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.campaign.kernels import RunOptions
+from harness.campaign.matrix import STYLE, follow, prepare, print_table, write_json, write_text
+from harness.campaign.progress import Live
+from harness.campaign.report import matrix_page
+from harness.campaign.reporter import QuietOnBrokenPipe
+from harness.errors import ExitCode, MachineryError, UsageError
+from harness.kernel import Kernel
+from harness.settings import Settings
+from harness.verdict.series import Change, changes, steady
+from harness.verdict.table import Column, Table
+
+_GIT_TIMEOUT_S = 120
+_DIFF = re.compile(r"^(diff --git |--- \S)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel of a series: the base, or the base with so many patches."""
+
+    name: str  # "base", "2/3"
+    subject: str  # of the patch that it adds
+    spec: str  # of the kernel
+
+
+def run_series(
+    tree: str,
+    what: str | Path,
+    scenarios: Sequence[str],
+    options: RunOptions,
+    json_file: Path | None,
+    html_file: Path | None,
+) -> ExitCode:
+    """Builds and runs every step, prints what changes at which patch.
+
+    :param tree: a git tree or a source folder, or ``debsrc:VERSION``.
+    :param what: ``"BASE..TIP"`` of the git tree, or the path of an mbox of patches.
+    :returns: CLAIM_FAILED when something changes, or a patch does not build or boot; MACHINERY when nothing ran.
+    :raises UsageError: no such tree, range, mbox or scenario.
+    """
+    expected = prepare(scenarios, options, json_file, html_file)
+    Settings(accel=options.accel, memory_mib=options.memory_mib, ram_dir=options.ram_dir).preflight(lambda _line: None)
+    columns = []
+    with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
+        split = what if isinstance(what, str) else None
+        steps = steps_of_range(tree, split) if split else steps_of_mbox(tree, Path(what), Path(folder))
+        with Live() as live:
+            for step in steps:
+                name = f"{step.name} {step.subject}".strip()
+                columns.append(Column(step.name, (follow(step.spec, scenarios, options, live, name),)))
+    table = Table.of(columns, expected)
+    found = changes(table)
+    _print(QuietOnBrokenPipe(highlight=False), steps, table, found)
+    data = {"steps": [vars(step) for step in steps], "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(json_file, {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]})
+    write_text(html_file, lambda: matrix_page(table, {}))
+    if all(column.trouble and not any(run.results for run in column.runs) for column in columns):
+        return ExitCode.MACHINERY
+    return ExitCode.CLAIM_FAILED if found or any(column.trouble for column in columns) else ExitCode.OK
+
+
+def steps_of_range(tree: str, revisions: str) -> list[Step]:
+    """The commits of ``BASE..TIP``, oldest first, after the base itself.
+
+    :raises UsageError: no git tree, or no such revisions.
+    """
+    path = Path(tree.removeprefix("tree:"))
+    base, dots, tip = revisions.partition("..")
+    if not base or not dots or tip.startswith("."):
+        raise UsageError(f"{revisions!r}: a range of commits is written BASE..TIP")
+    start = _git(path, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}").strip()
+    said = _git(path, "log", "--reverse", "--topo-order", "--format=%H %s", f"{start}..{tip or 'HEAD'}", "--")
+    commits = [line.partition(" ") for line in said.splitlines()]
+    if not commits:
+        raise UsageError(f"{revisions}: there is no commit in this range")
+    steps = [Step("base", base, f"tree:{path}@{start}")]
+    for number, (commit, _, subject) in enumerate(commits, start=1):
+        steps.append(Step(f"{number}/{len(commits)}", subject, f"tree:{path}@{commit}"))
+    return steps
+
+
+def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[Step]:
+    """The patches of an mbox in its order, after the tree itself. A cover letter is no step.
+
+    :param folder: where the patches are written, each a file of its own.
+    :raises UsageError: no such file, or no patch in it.
+    """
+    if not mbox.is_file():
+        raise UsageError(f"{mbox}: no such file")
+    base = tree if ":" in tree else f"tree:{tree}"
+    Kernel.parse(base)
+    _git(folder, "mailsplit", "-b", f"-o{folder}", "--", str(mbox.resolve()))
+    found = []
+    for part in sorted(folder.iterdir()):
+        text = part.read_text(errors="replace")
+        if not _DIFF.search(text):
+            continue
+        message = email.parser.Parser(policy=email.policy.default).parsestr(text, headersonly=True)
+        subject = re.sub(r"^\[[^]]*\]\s*", "", " ".join(str(message.get("Subject") or part.name).split()))
+        patch = part.rename(part.with_suffix(".patch"))
+        found.append((patch, subject))
+    if not found:
+        raise UsageError(f"{mbox}: there is no patch in it")
+    steps = [Step("base", tree, base)]
+    for number, (_, subject) in enumerate(found, start=1):
+        spec = base + "".join(f"+{patch}" for patch, _ in found[:number])
+        steps.append(Step(f"{number}/{len(found)}", subject, spec))
+    return steps
+
+
+def _git(folder: Path, *args: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *args],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_GIT_TIMEOUT_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise MachineryError("no git on this machine; install git") from None
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["there is no such revision"])[-1]
+        raise UsageError(f"{folder}: git {args[0]} {args[-1]}: {said}")
+    return done.stdout
+
+
+def _print(console: Console, steps: Sequence[Step], table: Table, found: Sequence[Change]) -> None:
+    for step in steps:
+        console.print(Text(f"{step.name:>6}  {step.subject}"), soft_wrap=True)
+    console.print()
+    changing = table.only([change.case for change in found])
+    if changing.cases:
+        print_table(console, changing, {})
+    for line in change_lines(steps, found):
+        console.print(line, soft_wrap=True)
+    for step, column in zip(steps, table.columns, strict=True):
+        if column.trouble:
+            console.print(Text(f"{step.name} {step.subject}: {column.trouble}", style="bold red"), soft_wrap=True)
+    marks = ", ".join(f"{count} {mark.value}" for mark, count in steady(table).most_common())
+    console.print(Text(f"the same at every step: {marks or 'nothing'}", style="bold"))
+
+
+def change_lines(steps: Sequence[Step], found: Sequence[Change]) -> Iterator[Text]:
+    """One line a change: the case, what it was, what it is, and at which patch."""
+    for change in found:
+        step, last = steps[change.step], steps[change.since]
+        between = f" (the patches after {last.name} have no result)" if change.step - change.since > 1 else ""
+        line = Text(f"{change.case}: {change.before.word} -> ")
+        line.append(change.after.word, style=STYLE[change.after.mark])
+        line.append(f" at {step.name} {step.subject}{between}")
+        if change.after.note:
+            line.append(f": {change.after.note}")
+        yield line
+
+
+def _change_json(steps: Sequence[Step], change: Change) -> dict[str, Any]:
+    return {
+        "scenario": change.case.scenario,
+        "level": change.case.level,
+        "step": steps[change.step].name,
+        "subject": steps[change.step].subject,
+        "before": change.before.word,
+        "after": change.after.word,
+        "reason": change.after.reason,
+    }

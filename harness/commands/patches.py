@@ -1,0 +1,90 @@
+"""``hugepfn series`` and ``hugepfn check``: patches one after the other, and one step of a bisection."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from harness.commands.many import run_options
+from harness.commands.options import machine_options, scenarios_argument
+from harness.errors import HugepfnError
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("tree")
+@click.argument("revisions", metavar="[BASE..TIP]", required=False)
+@scenarios_argument
+@click.option("--mbox", type=_FILE, help="the patches, instead of BASE..TIP")
+@machine_options
+@click.option("--json", "json_file", type=_FILE, help="write the table, every run and the changes there")
+@click.option("--html", "html_file", type=_FILE, help="write one self-contained page there")
+def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: Path | None, **options: Any) -> None:
+    """Apply patches one at a time, build and run at each, and show at which patch a scenario changes.
+
+    TREE is a git tree with BASE..TIP, or anything that builds (debsrc:6.12, a source folder) with --mbox. A patch that
+    does not build or boot is named, and the next one is still tried.
+
+    Exit status: 0 nothing changes, 1 something does, 2 usage, 3 the machinery failed.
+    """
+    from harness.campaign.series import run_series
+
+    if mbox is not None and revisions is not None:
+        scenarios = (revisions, *scenarios)  # with --mbox there is no range
+    elif mbox is None and (revisions is None or ".." not in revisions):
+        raise click.UsageError("give BASE..TIP, or --mbox FILE")
+    what: str | Path = mbox if mbox is not None else str(revisions)
+    files = options.pop("json_file"), options.pop("html_file")
+    sys.exit(run_series(tree, what, scenarios, run_options(options), *files))
+
+
+class BisectStep(click.Command):
+    """A command whose every failure of its own ends with 128: git would take 1 to 127 for a bad commit."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """What the user typed wrong is not the commit's fault."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException as error:
+            error.show()
+            _stop()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Nor is anything else that is not a verdict."""
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Exit:
+            raise
+        except HugepfnError as error:
+            click.echo(f"hugepfn: {error}", err=True)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("hugepfn: interrupted", err=True)
+        except Exception:
+            traceback.print_exc()
+        return _stop()
+
+
+def _stop() -> NoReturn:
+    sys.exit(128)
+
+
+@click.command(cls=BisectStep)
+@click.argument("tree")
+@click.argument("case", metavar="SCENARIO[:LEVEL]")
+@machine_options
+def check(tree: str, case: str, **options: Any) -> None:
+    """One step of a bisection: git bisect run hugepfn check . fork:pud
+
+    Builds what is checked out in TREE, boots it and runs the scenario. Exit status, as git understands it: 0 good,
+    1 bad, 125 cannot tell (it does not build or boot, or a premise is not met), 128 the machinery is broken: git stops.
+    """
+    from harness.campaign.check import check as step
+
+    verdict, reason = step(tree, case, run_options(options), lambda line: click.echo(f"hugepfn: {line}", err=True))
+    click.echo(f"{verdict.name.lower().replace('_', ' ')}: {reason}")
+    sys.exit(verdict)

@@ -1,0 +1,26 @@
+"""Kernels from source: a git tree, a folder, Debian's source package; patched, configured, built, kept."""
+
+from harness.kernel.build.builder import build, kconfigs_dir
+from harness.kernel.build.debsrc import DebsrcOrigin
+from harness.kernel.build.job import Counter
+from harness.kernel.build.origins import Origin, TreeOrigin
+from harness.kernel.build.recipe import BaseConfig, Recipe
+from harness.kernel.build.source import BuiltSource, parse_origin
+from harness.kernel.build.tools import LIBELF, TOOLS, Tool, has_libelf
+
+__all__ = [
+    "LIBELF",
+    "TOOLS",
+    "BaseConfig",
+    "BuiltSource",
+    "Counter",
+    "DebsrcOrigin",
+    "Origin",
+    "Recipe",
+    "Tool",
+    "TreeOrigin",
+    "build",
+    "has_libelf",
+    "kconfigs_dir",
+    "parse_origin",
+]

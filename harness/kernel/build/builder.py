@@ -1,0 +1,97 @@
+"""From a recipe to a kernel: what it is made of is found out, and it is built where the cache has not got it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import cache
+from harness.cache import Progress
+from harness.errors import UsageError
+from harness.kernel.build import patches as patch_files
+from harness.kernel.build.fragments import config_lines, merge, parse
+from harness.kernel.build.job import Counter, Job
+from harness.kernel.build.patches import Patch
+from harness.kernel.build.recipe import Recipe
+from harness.kernel.build.slot import BUILD_TIMEOUT_S
+from harness.kernel.build.tools import check_tools, compiler_identity
+from harness.kernel.image import KernelImage, open_image
+
+_KIND = "built"
+_SCHEMA = 1  # of a cache entry
+_KEPT = 64  # kernels: a series or a run of mutants fits
+
+
+def kconfigs_dir() -> Path:
+    """Where the fragments are: beside the ``harness`` package, in a wheel too."""
+    return Path(__file__).resolve().parents[3] / "kconfigs"
+
+
+def read_fragment(name: str) -> tuple[str, str]:
+    """File name and text of a fragment: a name of kconfigs/ or a path.
+
+    :raises UsageError: there is none; lists those there are.
+    """
+    ours = kconfigs_dir() / f"{name}.config"
+    path = ours if ours.is_file() and "/" not in name else Path(name).expanduser()
+    try:
+        return path.name if path == ours else str(path), path.read_text()
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(p.stem for p in kconfigs_dir().glob("*.config")))
+        raise UsageError(f"no fragment {name!r}; expected a file, or one of: {known}") from error
+
+
+def read_patches(paths: Sequence[Path]) -> list[Patch]:
+    """The patches of all files, in order.
+
+    :raises UsageError: a file cannot be read or has no patch in it.
+    """
+    found = []
+    for path in paths:
+        try:
+            data = path.expanduser().read_bytes()
+        except OSError as error:
+            raise UsageError(f"cannot read the patch {path}: {error.strerror}") from error
+        found += patch_files.split(str(path), data)
+    return found
+
+
+def build(
+    recipe: Recipe, progress: Progress | None = None, counter: Counter | None = None, offline: bool = False
+) -> KernelImage:
+    """The kernel of a recipe, from the cache where it was built before.
+
+    :param counter: called for every file built; None: ``progress`` hears of every 250th.
+    :raises UsageError: no such source, patch or fragment; a patch that does not apply.
+    :raises KernelBuildError: the source does not compile, or not with this configuration.
+    :raises MachineryError: this machine lacks something, or its disk is full.
+    """
+    wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
+    patches = read_patches(recipe.patches)
+    check_tools(recipe.cc)
+    compiler = compiler_identity(recipe.cc)
+    slot = recipe.origin.slot
+    with cache.locked(f"builds.{slot.name}", f"reads the source of {recipe.origin.spec}", progress, BUILD_TIMEOUT_S):
+        tree = slot.apply(recipe.origin.tree(progress, offline), patches)
+    configuration = _digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
+    job = Job(recipe, slot, tree, wanted, configuration, progress, counter)
+    entry = cache.obtain(_KIND, _digest(str(_SCHEMA), tree, configuration), job.run, progress, BUILD_TIMEOUT_S)
+    os.utime(entry)
+    _prune()
+    return open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config")
+
+
+def _prune() -> None:
+    """Keep the kernels used last; one costs 20 MB, and can be built again."""
+    with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
+        by_use = sorted(cache.entries(_KIND), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for folder in by_use[_KEPT:]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,230 @@
+"""One build in a slot: source, configuration, make, and what to say when it fails."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import cache
+from harness.cache import Progress, say
+from harness.errors import KernelBuildError, MachineryError
+from harness.kernel.build.fragments import Wanted, config_lines, unmet
+from harness.kernel.build.output import Diagnostic, built, diagnostics, machine_fault
+from harness.kernel.build.recipe import BaseConfig, Recipe
+from harness.kernel.build.slot import Slot, check_disk
+from harness.kernel.build.symbols import Symbols, explain, read_symbols
+from harness.kernel.build.tools import jobs, make_compiler
+from harness.kernel.kconfig import Kconfig
+from harness.kernel.process import find_program, follow
+
+Counter = Callable[[int, int | None, str], None]
+"""Called with the files built so far, how many the last build of this configuration had in all, and the file."""
+
+_TOLD = 5  # errors of a failed build
+_SAY_EVERY = 250  # files
+_RECONFIGURING = ("scripts/", "kernel/configs/", "arch/x86/configs/")
+# Nothing of these may come in from outside: they change what is built, or where.
+_FOREIGN_PREFIXES = ("GIT_", "KBUILD_", "KCONFIG_", "MAKE", "INSTALL_", "LLVM", "RUST")
+_FOREIGN = {"O", "V", "W", "C", "M", "CC", "HOSTCC", "LD", "ARCH", "SRCARCH", "CROSS_COMPILE", "LOCALVERSION"} | {
+    *("MFLAGS", "GNUMAKEFLAGS", "KCFLAGS", "KCPPFLAGS", "KAFLAGS", "HOSTCFLAGS", "CFLAGS_KERNEL"),
+}
+# The same source gives the same bytes, whoever builds it and when (Documentation/kbuild/reproducible-builds.rst).
+_REPRODUCIBLE = {
+    "KBUILD_BUILD_TIMESTAMP": "1970-01-01 00:00:00 UTC",
+    "KBUILD_BUILD_USER": "hugepfn",
+    "KBUILD_BUILD_HOST": "hugepfn",
+    "KBUILD_BUILD_VERSION": "1",
+}
+
+
+@dataclass
+class Job:
+    """One build in a slot."""
+
+    recipe: Recipe
+    slot: Slot
+    tree: str
+    wanted: list[Wanted]
+    configuration: str  # names the O= folder
+    progress: Progress | None
+    counter: Counter | None
+
+    @functools.cached_property
+    def objects(self) -> Path:
+        return self.slot.folder / "obj" / self.configuration[:12]
+
+    def run(self, entry: Path) -> None:
+        """Fill a cache entry: ``vmlinux``, ``config``, ``System.map``, ``build.log``, ``build.json``."""
+        with self.slot.locked(self.progress) as lock, cache.room_errors(self.slot.folder):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.slot.check_out(self.tree)
+            self.objects.mkdir(parents=True, exist_ok=True)
+            self._mend()
+            log = self.objects / "build.log"
+            say(self.progress, f"building {self.recipe.spec} in {self.slot.folder}")
+            log.unlink(missing_ok=True)
+            self._configure(lock)
+            files = self._compile(lock)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            for name, kept in (("vmlinux", "vmlinux"), (".config", "config"), ("System.map", "System.map")):
+                if (self.objects / name).is_file() or name != "System.map":
+                    shutil.copyfile(self.objects / name, entry / kept)
+            shutil.copyfile(log, entry / "build.log")
+            note = {"spec": self.recipe.spec, "tree": self.tree, "files": files, "cpu_s": round(cpu_s, 1)}
+            cache.write_note(entry / "build.json", note)
+            say(self.progress, f"built {files} files in {cpu_s:.0f} CPU seconds")
+
+    def _mend(self) -> None:
+        """After a make that was killed outright: what it wrote may be half of it, and newer than its source."""
+        mark = self.objects / "building"
+        if mark.exists():
+            since_ns = mark.stat().st_mtime_ns
+            for path in self.objects.rglob("*"):
+                if path.is_file() and not path.is_symlink() and path.stat().st_mtime_ns >= since_ns:
+                    path.unlink()
+
+    def _configure(self, lock: int) -> None:
+        """Make .config, where source or wishes have changed since the last one, and hold it against the wishes."""
+        note = self.objects / "configured.json"
+        known = cache.read_note(note)
+        if known and (self.objects / ".config").is_file():
+            changed = self.slot.changed(known["tree"], self.tree) if known["tree"] != self.tree else []
+            if not any(p.rpartition("/")[2].startswith("Kconfig") or p.startswith(_RECONFIGURING) for p in changed):
+                return
+        note.unlink(missing_ok=True)
+        if self.recipe.config is BaseConfig.VIRTME:
+            (self.objects / ".config").unlink(missing_ok=True)
+            module = [sys.executable, "-P", "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
+            self._follow([*module, f"O={self.objects}"], lock, "configuring")
+        else:
+            self._make(["tinyconfig"], lock, "configuring")
+        with (self.objects / ".config").open("a") as file:
+            file.write("\n" + config_lines(self.wanted))
+        self._make(["olddefconfig"], lock, "configuring")
+        self._verify(Kconfig((self.objects / ".config").read_text(errors="replace")))
+        cache.write_note(note, {"tree": self.tree})
+
+    def _verify(self, config: Kconfig) -> None:
+        """Every symbol asked for is as asked for.
+
+        :raises KernelBuildError: one is not; says which dependency is missing, or that there is no such symbol.
+        """
+        dropped = unmet(self.wanted, config)
+        if not dropped and all(each.value != "n" for each in self.wanted):
+            return
+        symbols = read_symbols(self._source_text, {"SRCARCH": "x86"})
+        doubtful = [each for each in self.wanted if each in dropped or each.value == "n"]  # what is set exists
+        unknown = [each for each in doubtful if each.symbol not in symbols.definitions]
+        for each in unknown:
+            line = f"{each.place}: no Kconfig file of {self.recipe.spec} has a symbol {each.symbol}"
+            if each.value == "n":
+                say(self.progress, f"{line}, so it is off")  # of another version, most likely
+            else:
+                self._complain(line)
+        if dropped := [each for each in dropped if each not in unknown]:
+            self._complain(self._explained(dropped, symbols, config))
+
+    def _explained(self, dropped: list[Wanted], symbols: Symbols, config: Kconfig) -> str:
+        reasons = [
+            f"{d.place}: CONFIG_{d.symbol}={d.value}: {explain(d.symbol, d.value, symbols, config)}" for d in dropped
+        ]
+        return f"{self.recipe.spec}: the configuration lacks what was asked for:\n  " + "\n  ".join(reasons)
+
+    def _complain(self, line: str) -> None:
+        if not self.recipe.lax:
+            raise KernelBuildError(
+                f"{line}\n--lax builds it all the same" if "\n" in line else f"{line}; --lax ignores it"
+            )
+        say(self.progress, line)
+
+    def _source_text(self, path: str) -> str | None:
+        try:
+            return (self.slot.source / path).read_text(errors="replace")
+        except OSError:
+            return None
+
+    def _compile(self, lock: int) -> int:
+        """Make vmlinux; how many files were built."""
+        note = self.objects / "files.json"
+        known = (cache.read_note(note) or {}).get("files")
+        files = self._make([f"-j{jobs()}", "vmlinux"], lock, "building", known)
+        if known is None or files > known:
+            cache.write_note(note, {"files": files})
+        return files
+
+    def _make(self, words: list[str], lock: int, doing: str, total: int | None = None) -> int:
+        cc = make_compiler(self.recipe.cc)
+        variables = [f"O={self.objects}", "ARCH=x86_64", f"CC={cc}", "LOCALVERSION="]
+        argv = [str(find_program("make", "make")), "-C", str(self.slot.source), *variables, *words]
+        return self._follow(argv, lock, doing, total)
+
+    def _follow(self, argv: list[str], lock: int, doing: str, total: int | None = None) -> int:
+        """Run a step of the build, count files, keep the log; explain a failure."""
+        counted = 0
+        env = {n: v for n, v in os.environ.items() if not n.startswith(_FOREIGN_PREFIXES) and n not in _FOREIGN}
+        mark = self.objects / "building"
+        with (self.objects / "build.log").open("a", buffering=1) as log:
+
+            def on_line(line: str) -> None:
+                nonlocal counted
+                log.write(line + "\n")
+                if doing == "building" and (file := built(line)) is not None:
+                    counted += 1
+                    self._count(counted, total, file)
+
+            def on_end(status: int) -> None:
+                if status != -signal.SIGKILL:  # make has deleted what it was writing, also on Ctrl-C
+                    mark.unlink(missing_ok=True)
+
+            mark.touch()
+            # SIGTERM when we are killed, so that make does not build on behind our back.
+            guard = [str(find_program("setpriv", "util-linux")), "--pdeathsig", "TERM"]
+            status = follow(
+                [*guard, *argv],
+                on_line,
+                cwd=self.slot.source,
+                env={**env, **_REPRODUCIBLE},
+                keep_open=[lock],
+                on_end=on_end,
+            )
+        if status != 0:
+            self._failed(doing, status)
+        return counted
+
+    def _count(self, counted: int, total: int | None, file: str) -> None:
+        if self.counter is not None:
+            self.counter(counted, total, file)
+        elif counted % _SAY_EVERY == 0:
+            say(self.progress, f"{counted} files built" + (f" of {total} at most" if total else ""))
+
+    def _failed(self, doing: str, status: int) -> None:
+        """:raises KernelBuildError: or MachineryError, where it is not the source's fault."""
+        log = self.objects / "build.log"
+        lines = log.read_text(errors="replace").splitlines()
+        fault = machine_fault(lines)
+        if fault == "no room":
+            check_disk(self.slot.folder, Path(tempfile.gettempdir()))
+            raise MachineryError(
+                f"no room left while {doing} in {self.slot.folder}; free some, or set HUGEPFN_CACHE_DIR"
+            )
+        if fault == "no memory":
+            raise MachineryError(
+                f"a compiler ran out of memory or was killed while {doing} {self.recipe.spec}; see {log}"
+            )
+        if fault is not None:
+            raise MachineryError(f"cannot build {self.recipe.spec}: install with: apt-get install {fault}; see {log}")
+        found = diagnostics(lines, str(self.slot.source)) or [Diagnostic("", None, f"make ended with status {status}")]
+        shown = [str(each) for each in found[:_TOLD]]
+        if len(found) > _TOLD:
+            shown.append(f"and {len(found) - _TOLD} more")
+        text = f"{self.recipe.spec} does not build:\n  " + "\n  ".join(shown) + f"\nthe whole log: {log}"
+        raise KernelBuildError(text, log)

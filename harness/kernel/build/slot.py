@@ -1,0 +1,169 @@
+"""A build slot: one source folder of our own for one origin, kept between builds so that the next build is incremental.
+
+``git/`` holds trees as git objects, ``src/`` one of them checked out, ``obj/KEY/`` the O= folder of one configuration
+and compiler. git decides by content which files of ``src/`` change from one tree to the next; only those get a new
+mtime, so make builds only what they concern. Patches are applied to a tree, not to files: one that fails leaves nothing
+behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from harness import cache
+from harness.cache import Progress, say
+from harness.errors import MachineryError, UsageError
+from harness.kernel.build.patches import Patch, why_not
+from harness.kernel.process import Finished, check_room, find_program, run
+
+_GIT_TIMEOUT_S = 3600.0
+BUILD_TIMEOUT_S = 6 * 3600.0  # how long one waits for another that builds
+# What the user's own git is set to do must not reach into our folders.
+_OURS = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+def git_environment(ours: Mapping[str, str | Path]) -> dict[str, str]:
+    """Our environment without what a surrounding git (a hook, `git bisect run`) says, and with ``ours``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {**kept, "GIT_OPTIONAL_LOCKS": "0", **{name: os.fspath(value) for name, value in ours.items()}}
+
+
+def git(*words: str | Path, env: Mapping[str, str], stdin: bytes | None = None, check: bool = True) -> Finished:
+    """Run git and wait.
+
+    :raises MachineryError: git is missing, the disk is full, or (``check``) git failed.
+    """
+    argv: list[str | Path] = [find_program("git", "git"), *words]
+    finished = run(argv, timeout_s=_GIT_TIMEOUT_S, check=False, env=env, stdin=stdin)
+    if finished.status != 0:
+        if "unable to write" in finished.stderr or "No space left" in finished.stderr:
+            check_disk(cache.root())
+        check_room(finished, str(cache.root()))
+        if check:
+            raise MachineryError(f"git {words[0]} failed (exit status {finished.status}): {finished.words}")
+    return finished
+
+
+def check_disk(*folders: Path, least_bytes: int = 1 << 24) -> None:
+    """Say which folder has no room left.
+
+    :raises MachineryError: one has less than ``least_bytes``.
+    """
+    for folder in folders:
+        if shutil.disk_usage(folder).free < least_bytes:
+            raise MachineryError(f"no room left in {folder}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
+
+
+class Slot:
+    """The folder of one origin, ``builds/NAME`` in the cache."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = cache.root() / "builds" / name
+        self.git_dir = self.folder / "git"
+        self.source = self.folder / "src"
+
+    def environment(self, **more: str | Path) -> dict[str, str]:
+        """For git on this slot's own repository."""
+        return git_environment({**_OURS, "GIT_DIR": self.git_dir, **more})
+
+    def create(self, alternate: Path | None = None) -> None:
+        """Make the slot's repository where there is none.
+
+        :param alternate: a folder of git objects that it may read, the user's.
+        """
+        if re.search(r"[\s:]", str(self.folder)):
+            raise MachineryError(
+                f"kernels cannot be built below a path with a space or a colon, {self.folder}; set HUGEPFN_CACHE_DIR"
+            )
+        with cache.room_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.git_dir / "HEAD").is_file():
+                git("init", "--quiet", "--bare", self.git_dir, env=git_environment(_OURS))
+            if alternate is not None:
+                info = self.git_dir / "objects/info"
+                info.mkdir(exist_ok=True)
+                text = f"{alternate}\n"
+                if not (info / "alternates").is_file() or (info / "alternates").read_text() != text:
+                    (info / "alternates").write_text(text)
+
+    def has_tree(self, tree: str) -> bool:
+        """Whether a tree is here, or in the user's repository."""
+        return git("cat-file", "-e", f"{tree}^{{tree}}", env=self.environment(), check=False).status == 0
+
+    def add_folder(self, folder: Path, index: Path, *, ignored: bool) -> str:
+        """A folder's content as a tree of this slot's repository; only what changed since ``index`` is read.
+
+        :param ignored: also what the folder's .gitignore files ignore.
+        """
+        options = ["-c", "core.compression=1", "-c", "core.autocrlf=false"]
+        if not index.is_file():
+            # One pack instead of 85,000 files: git streams what it holds to be big straight into a pack.
+            options += ["-c", "core.bigFileThreshold=1"]
+        env = self.environment(GIT_WORK_TREE=folder, GIT_INDEX_FILE=index)
+        git(*options, "add", "--all", *(["--force"] if ignored else []), ".", env=env)
+        return git("write-tree", env=env).stdout.decode().strip()
+
+    def apply(self, tree: str, patches: Sequence[Patch]) -> str:
+        """The tree with patches applied, one after the other. No file is touched.
+
+        :raises UsageError: one does not apply; names the patch, the file and the hunk.
+        """
+        if not patches:
+            return tree
+        with self._scratch_index() as index:
+            env = self.environment(GIT_INDEX_FILE=index)
+            git("read-tree", tree, env=env)
+            for patch in patches:
+                applied = git("apply", "--cached", "--whitespace=nowarn", "-", env=env, stdin=patch.diff, check=False)
+                if applied.status != 0:
+                    undone = git("apply", "--cached", "--check", "-R", "-", env=env, stdin=patch.diff, check=False)
+                    hint = "; it is in there already" if undone.status == 0 else ""
+                    raise UsageError(f"{patch.name} does not apply: {why_not(applied.stderr, patch)}{hint}")
+            return git("write-tree", env=env).stdout.decode().strip()
+
+    @contextlib.contextmanager
+    def _scratch_index(self) -> Iterator[Path]:
+        with cache.room_errors(self.folder), tempfile.TemporaryDirectory(prefix="index.", dir=self.folder) as folder:
+            yield Path(folder) / "index"
+
+    @contextlib.contextmanager
+    def locked(self, progress: Progress | None) -> Iterator[int]:
+        """Hold source and O= folders; yields a descriptor to hand to make.
+
+        The lock is its, too: it lasts until make and all its children have ended, even if we are killed.
+        """
+        with cache.room_errors(self.folder), (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(progress, f"waiting for another build in {self.folder}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file.fileno()
+
+    def check_out(self, tree: str) -> None:
+        """Make ``src/`` that tree. Only files whose content differs are written; call it locked."""
+        mark = self.folder / "half-updated"
+        interrupted = mark.exists()
+        with cache.room_errors(self.folder):
+            self.source.mkdir(exist_ok=True)
+            mark.touch()
+            (self.folder / "index.lock").unlink(missing_ok=True)  # of a git that was killed
+            env = self.environment(GIT_WORK_TREE=self.source, GIT_INDEX_FILE=self.folder / "index")
+            # By the index's stat data git also sees, and mends, files that somebody or an interruption changed.
+            git("-c", "core.autocrlf=false", "read-tree", "--reset", "-u", tree, env=env)
+            if interrupted:
+                git("clean", "-ffdxq", env=env)  # files of a tree that git was writing, and no longer knows of
+            mark.unlink()
+
+    def changed(self, before: str, after: str) -> list[str]:
+        """The paths in which two trees differ."""
+        answer = git("diff-tree", "-r", "-z", "--name-only", before, after, env=self.environment(), check=False)
+        return answer.stdout.decode(errors="replace").split("\0")[:-1] if answer.status == 0 else ["Kconfig"]

@@ -1,0 +1,52 @@
+"""Where a table's cells change along a series of patches. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from harness.verdict.table import Case, Cell, Mark, Table, broken_claims
+
+#: Marks that say nothing about the kernel of that step.
+_SILENT = {Mark.ERROR, Mark.UNKNOWN}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One case that is otherwise from one step on."""
+
+    case: Case
+    step: int  # index of the column at which it is first seen
+    since: int  # index of the last column before it that has a result
+    before: Cell
+    after: Cell
+
+
+def changes(table: Table) -> list[Change]:
+    """Every change along the table's columns, in the order of the columns. A column without a result is passed over."""
+    found = []
+    for case, row in table.rows():
+        last: tuple[int, Cell] | None = None
+        for step, cell in enumerate(row):
+            if cell.mark in _SILENT:
+                continue
+            if last is not None and _said(last[1]) != _said(cell):
+                found.append(Change(case, step, last[0], last[1], cell))
+            last = step, cell
+    return sorted(found, key=lambda change: change.step)
+
+
+def steady(table: Table) -> Counter[Mark]:
+    """How many cases have one and the same answer at every step, by that answer."""
+    changing = {change.case for change in changes(table)}
+    return Counter(
+        next((cell.mark for cell in row if cell.mark not in _SILENT), row[0].mark)
+        for case, row in table.rows()
+        if case not in changing and row
+    )
+
+
+def _said(cell: Cell) -> tuple[object, ...]:
+    """What has to differ for a change: the mark, the bug, or which claims are broken."""
+    broken = frozenset(name for result in cell.results if result is not None for name in broken_claims(result))
+    return cell.mark, cell.bug, broken if cell.mark is Mark.FAIL else frozenset()

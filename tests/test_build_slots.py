@@ -1,0 +1,455 @@
+"""Builds of a tiny tree that behaves like kbuild: real git, real make, real compiler, a kernel of two files."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from harness import cache
+from harness.errors import KernelBuildError, MachineryError, UsageError
+from harness.kernel import Kernel, KernelImage
+from harness.kernel.build import Recipe, TreeOrigin, build, builder, tools
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(
+    any(shutil.which(name) is None for name in ("git", "make", "gcc", "flex", "bison", "bc")) or not tools.has_libelf(),
+    reason="needs what kernel builds need; `hugepfn doctor` names it",
+)
+
+# kbuild's interface as far as the builder uses it. a.o, half written, tells fifo READY and waits for WAIT.
+MAKEFILE = """\
+.DELETE_ON_ERROR:
+objects := $(O)/mm/a.o $(O)/mm/b.o $(O)/version.o
+tinyconfig:
+	@mkdir -p $(O)/mm && echo CONFIG_TINY=y >$(O)/.config
+olddefconfig:
+	@grep -v -e "CONFIG_DROPPED" -e "CONFIG_TYPO" $(O)/.config >$(O)/.new; mv $(O)/.new $(O)/.config
+	@echo configured >>$(O)/configured
+vmlinux: $(objects)
+	@echo "  LD      vmlinux"
+	@gcc -nostdlib -static -no-pie -Wl,--build-id=none -o $(O)/vmlinux $(objects)
+	@echo map >$(O)/System.map
+$(O)/%.o: %.c mm/common.h
+	@echo "  CC      $*.o"
+	@if [ "$*" = mm/a ] && [ -n "$$WAIT" ]; then echo half >$@; echo >$$READY; cat $$WAIT >/dev/null; fi
+	@$(CC) -nostdinc -fno-pie -c -o $@ $<
+"""
+FILES = {
+    "Makefile": MAKEFILE,
+    "Kconfig": 'config TINY\n\tbool "t"\nconfig DROPPED\n\tbool "d"\n\tdepends on ABSENT\nconfig ABSENT\n\tbool\n',
+    "arch/x86/Makefile": "",
+    "mm/common.h": "#define COMMON 1\n",
+    "mm/a.c": '#include "common.h"\nint a = 1;\nvoid _start(void) { for (;;); }\n',
+    "mm/b.c": '#include "common.h"\nint b = 2;\n',
+    "version.c": 'const char banner[] = "Linux version 6.0.0-tiny (";\n',
+    ".gitignore": "*.o\n.config\n",
+}
+PATCH = """\
+--- a/mm/a.c
++++ b/mm/a.c
+@@ -1,3 +1,3 @@
+ #include "common.h"
+-int a = 1;
++int a = 17;
+ void _start(void) { for (;;); }
+"""
+
+
+@dataclass
+class Tree:
+    """A user's tree and what is said while it is built."""
+
+    path: Path
+    fragment: Path
+    said: list[str]
+
+    def write(self, name: str, text: str) -> None:
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_text(text)
+
+    def git(self, *words: str) -> str:
+        identity = ["-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgSign=false"]
+        argv = ["git", "-C", str(self.path), *identity, *words]
+        return subprocess.run(argv, check=True, timeout=60, capture_output=True, text=True).stdout
+
+    def build(self, revision: str | None = None, patches: tuple[Path, ...] = (), **more: object) -> KernelImage:
+        recipe = Recipe(TreeOrigin(self.path, revision), patches, (str(self.fragment),), **more)  # type: ignore[arg-type]
+        return build(recipe, self.said.append)
+
+    def patch(self, text: str = PATCH, name: str = "fix.patch") -> Path:
+        path = self.path.parent / name
+        path.write_text(text)
+        return path
+
+    def listing(self) -> dict[str, tuple[int, int]]:
+        """Everything in the tree, git's own folder too, with size and mtime.
+
+        git renews the mtime of an object that it would have written; that keeps it from being thrown away.
+        """
+        found = {}
+        for path in self.path.rglob("*"):
+            if not path.is_dir():
+                stat = path.lstat()
+                found[str(path)] = (stat.st_size, 0 if ".git/objects/" in str(path) else stat.st_mtime_ns)
+        return found
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CCACHE_DISABLE", "1")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as inside a hook; must not matter
+    monkeypatch.setenv("MAKEFLAGS", "-n")  # as under make; must not matter
+    found = Tree(tmp_path / "li+n@x", tmp_path / "f.config", [])
+    for name, text in FILES.items():
+        found.write(name, text)
+    found.fragment.write_text("CONFIG_TINY=y  # a reason\n")
+    return found
+
+
+@pytest.fixture
+def repository(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """The tree as a git repository with one commit."""
+    monkeypatch.delenv("GIT_DIR")
+    tree.git("init", "--quiet")
+    tree.git("add", "--all")
+    tree.git("commit", "--quiet", "-m", "first")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    return tree
+
+
+def compiled(image: KernelImage) -> list[str]:
+    """What the build that made this kernel compiled."""
+    lines = (image.image.parent / "build.log").read_text().splitlines()
+    return sorted(line.split()[1] for line in lines if line.startswith("  CC "))
+
+
+ALL = ["mm/a.o", "mm/b.o", "version.o"]
+
+
+def test_a_folder_is_built_once_and_never_written_to(tree: Tree) -> None:
+    tree.write("mm/stale.o", "of a build in the tree: ignored")
+    before = tree.listing()
+    image = tree.build()
+    assert image.release == "6.0.0-tiny"
+    assert image.config is not None
+    assert image.config.is_builtin("TINY")
+    assert image.modules_dir is None
+    assert compiled(image) == ALL
+    assert {p.name for p in image.image.parent.iterdir()} >= {
+        "vmlinux",
+        "config",
+        "System.map",
+        "build.log",
+        "build.json",
+    }
+    assert tree.listing() == before
+    tree.said.clear()
+    assert tree.build() == image
+    assert tree.said == [], "built again"
+
+
+def test_a_change_builds_what_it_concerns(tree: Tree) -> None:
+    first = tree.build()
+    tree.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))
+    second = tree.build()
+    assert second.image != first.image
+    assert compiled(second) == ["mm/b.o"]
+    tree.write("mm/b.c", FILES["mm/b.c"])
+    assert tree.build().image == first.image
+    tree.write("mm/common.h", "#define COMMON 2\n")
+    assert compiled(tree.build()) == ["mm/a.o", "mm/b.o", "version.o"], "b.c was put back, too"
+
+
+def test_a_git_tree_as_it_stands_and_at_a_revision(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = repository.build("HEAD")
+    assert compiled(committed) == ALL
+    assert repository.build().image == committed.image, "nothing is changed in it"
+    repository.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))  # tracked
+    repository.write("mm/new.h", "#define NEW 3\n")  # untracked
+    repository.write("mm/a.c", '#include "new.h"\n' + FILES["mm/a.c"])
+    before = repository.listing()
+    assert compiled(repository.build()) == ["mm/a.o", "mm/b.o"]
+    assert repository.build("HEAD").image == committed.image
+    assert repository.listing() == before, "the user's tree or its .git was written to"
+    monkeypatch.delenv("GIT_DIR")
+    assert repository.git("status", "--porcelain").split() == ["M", "mm/a.c", "M", "mm/b.c", "??", "mm/new.h"]
+
+
+def test_a_linked_worktree_is_a_tree_of_its_own(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GIT_DIR")
+    repository.git("worktree", "add", "--quiet", "../linked")
+    linked = Tree(repository.path.parent / "linked", repository.fragment, [])
+    linked.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))
+    assert linked.build().image != repository.build().image
+    assert linked.build("HEAD").image == repository.build().image
+
+
+def test_only_the_kernels_used_last_are_kept(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "_KEPT", 2)
+    images = []
+    for number in (1, 4, 5):
+        tree.write("mm/b.c", FILES["mm/b.c"].replace("2", str(number)))
+        images.append(tree.build().image)
+    assert [image.exists() for image in images] == [False, True, True]
+
+
+def test_patches_go_on_and_off(repository: Tree) -> None:
+    plain = repository.build()
+    spec = f"tree:{repository.path}@HEAD+{repository.patch()}"
+    assert Kernel.parse(spec).spec == spec
+    patched = repository.build(patches=(repository.patch(),))
+    assert compiled(patched) == ["mm/a.o"]
+    assert patched.image.read_bytes() != plain.image.read_bytes()
+    text = PATCH.replace("mm/a.c", "mm/b.c").replace("-1,3 +1,3", "-1,2 +1,2").replace("int a = 17", "int b = 3")
+    text = text.replace("int a = 1;", "int b = 2;").rpartition(" void")[0]
+    other = repository.patch(text, "other.patch")
+    both = repository.build(patches=(repository.patch(name="first.patch"), other))
+    assert compiled(both) == ["mm/b.o"], "the first was on already"
+    assert repository.build().image == plain.image
+
+
+def test_a_patch_that_does_not_apply_leaves_nothing_behind(repository: Tree) -> None:
+    plain = repository.build()
+    bad = repository.patch(PATCH.replace("1;", "5;").replace("17", "18"), "bad.patch")
+    with pytest.raises(UsageError, match=r"bad\.patch does not apply: mm/a\.c, hunk 1 \(@@ -1,3 \+1,3 @@\)$"):
+        repository.build(patches=(repository.patch(), bad))
+    with pytest.raises(UsageError, match="it is in there already"):
+        repository.build(patches=(repository.patch(), repository.patch(name="again.patch")))
+    with pytest.raises(UsageError, match=r"cannot read the patch .*nope\.patch"):
+        repository.build(patches=(repository.path / "nope.patch",))
+    assert (TreeOrigin(repository.path).slot.source / "mm/a.c").read_text() == FILES["mm/a.c"]
+    repository.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))
+    assert compiled(repository.build()) == ["mm/b.o"]
+    assert repository.build("HEAD").image == plain.image
+
+
+def test_a_build_that_fails_is_file_line_and_words_and_the_next_one_goes_on(tree: Tree) -> None:
+    tree.write("mm/b.c", '#include "common.h"\nint b = nothing;\n')
+    with pytest.raises(KernelBuildError) as caught:
+        tree.build()
+    assert "mm/b.c:2: ‘nothing’ undeclared" in str(caught.value).replace("'", "‘", 1).replace("'", "’", 1)
+    assert caught.value.log is not None
+    assert "  CC      mm/b.o" in caught.value.log.read_text().splitlines()
+    assert cache.entries("built") == []
+    tree.write("mm/b.c", FILES["mm/b.c"])
+    assert set(compiled(tree.build())) >= {"mm/b.o"}
+
+
+def test_a_symbol_nobody_defines_and_one_that_is_dropped(tree: Tree) -> None:
+    tree.fragment.write_text("# what for\nCONFIG_TINY=y\nCONFIG_TYPO=y\n")
+    with pytest.raises(UsageError, match=r"f\.config:3: no Kconfig file of tree:.* has a symbol TYPO; --lax"):
+        tree.build()
+    tree.fragment.write_text("CONFIG_TINY=y\n# CONFIG_TYPO is not set\n")
+    tree.build()
+    assert any("f.config:2: no Kconfig file of" in line and "TYPO, so it is off" in line for line in tree.said)
+    tree.fragment.write_text("CONFIG_DROPPED=y\n")
+    with pytest.raises(KernelBuildError, match=r"f\.config:1: CONFIG_DROPPED=y: needs ABSENT\n--lax"):
+        tree.build()
+    assert tree.build(lax=True).config is not None
+    assert any("needs ABSENT" in line for line in tree.said)
+    tree.fragment.write_text("TINY=y\n")
+    with pytest.raises(UsageError, match=r"f\.config:1: 'TINY=y' is not understood"):
+        tree.build()
+
+
+def test_it_is_configured_again_when_kconfig_changes_and_only_then(tree: Tree) -> None:
+    tree.build()
+    (objects,) = (TreeOrigin(tree.path).slot.folder / "obj").iterdir()
+    tree.write("mm/b.c", FILES["mm/b.c"] + "int c;\n")
+    tree.build()
+    assert (objects / "configured").read_text() == "configured\n"
+    tree.write("mm/Kconfig.debug", "config MORE\n\tbool\n")
+    tree.build()
+    assert (objects / "configured").read_text() == "configured\n" * 2
+
+
+def test_another_configuration_has_its_own_objects_and_the_same_source(tree: Tree) -> None:
+    first = tree.build()
+    tree.fragment.write_text("CONFIG_TINY=y\nCONFIG_ABSENT=y\n")
+    second = tree.build()
+    assert second.image != first.image
+    assert len(list((TreeOrigin(tree.path).slot.folder / "obj").iterdir())) == 2
+
+
+WRONG = [
+    ("tree:/nowhere", "no such folder"),
+    ("tree:{tmp}", "not a kernel source tree: it has no Makefile"),
+    ("tree:{tree}@v9", "has no revision v9"),
+    ("tree:{tree}@HEAD~1", "has no revision HEAD~1"),
+]
+
+
+@pytest.mark.parametrize(("spec", "words"), WRONG)
+def test_what_is_no_source_is_told(repository: Tree, tmp_path: Path, spec: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Kernel.parse(spec.format(tmp=tmp_path, tree=repository.path)).resolve()
+
+
+def test_a_folder_without_git_has_no_revisions(tree: Tree) -> None:
+    with pytest.raises(UsageError, match="not a git tree, so it has no revision v6"):
+        tree.build("v6")
+
+
+def test_a_cache_where_kbuild_cannot_work_is_told(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tree.path.parent / "a space"))
+    with pytest.raises(MachineryError, match="cannot be built below a path with a space or a colon"):
+        tree.build()
+
+
+def test_what_is_missing_is_told_before_anything_is_done(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineryError, match="the compiler 'clang-99' is missing"):
+        tree.build(cc="clang-99")
+    monkeypatch.setattr(tools, "path_of", lambda name: None if name in ("flex", "bc") else f"/usr/bin/{name}")
+    with pytest.raises(MachineryError, match=r"flex, bc missing; install with: apt-get install flex bc$"):
+        tree.build()
+    monkeypatch.undo()
+    monkeypatch.setattr(tools, "has_libelf", lambda: False)
+    with pytest.raises(MachineryError, match=r"gelf\.h missing; install with: apt-get install libelf-dev$"):
+        tree.build()
+    assert not (cache.root() / "builds").exists()
+
+
+def hugepfn(
+    tree: Tree, *words: str, wrapper: tuple[str, ...] = (), more: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    argv = [*wrapper, sys.executable, str(ROOT / "vm.py"), "build", str(tree.path), *words]
+    env = {**os.environ, **(more or {}), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+class Gate:
+    """Holds the compiler of a.o: a build that never comes so far is a failure, not a hang."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names = {"READY": str(folder / "ready"), "WAIT": str(folder / "wait")}
+        for name in self.names.values():
+            os.mkfifo(name)
+        self.ready, self.wait = (os.open(name, os.O_RDWR) for name in self.names.values())
+
+    def reached(self) -> None:
+        assert select.select([self.ready], [], [], 60)[0], "a.o was never compiled"
+
+    def open(self) -> None:
+        os.close(self.wait)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    return Gate(tmp_path)
+
+
+@pytest.fixture
+def ours(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    """The default fragments ask for what this tree has not got."""
+    monkeypatch.delenv("MAKEFLAGS")
+    return tree
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_build_after_one_that_was_ended_is_right(ours: Tree, gate: Gate, number: signal.Signals) -> None:
+    process = hugepfn(ours, more=gate.names)
+    gate.reached()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    gate.open()
+    assert process.returncode == (130 if number is signal.SIGINT else -number), err
+    assert out == ""
+    if number is signal.SIGINT:
+        assert err.endswith("hugepfn: interrupted\n")
+        assert not list(TreeOrigin(ours.path).slot.folder.glob("obj/*/mm/a.o")), "half of it is still there"
+    again = hugepfn(ours)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    image = Kernel.image(out.strip()).resolve()
+    assert "mm/a.o" in compiled(image)
+    shutil.rmtree(cache.root() / "builds")
+    shutil.rmtree(cache.root() / "built")
+    fresh = hugepfn(ours)
+    out, _ = fresh.communicate(timeout=120)
+    assert Kernel.image(out.strip()).resolve().key == image.key, "not what a fresh build gives"
+
+
+def test_a_source_that_was_half_updated_is_mended(tree: Tree) -> None:
+    first = tree.build()
+    slot = TreeOrigin(tree.path).slot
+    # As git leaves it when it is killed in the middle of a checkout.
+    (slot.folder / "half-updated").touch()
+    (slot.folder / "index.lock").touch()
+    (slot.source / "mm/b.c").write_text("int half")
+    (slot.source / "mm/unknown.h").write_text("of another tree\n")
+    tree.write("mm/a.c", FILES["mm/a.c"].replace("1", "4"))
+    assert compiled(tree.build()) == ["mm/a.o", "mm/b.o"]
+    assert not (slot.source / "mm/unknown.h").exists()
+    assert not (slot.folder / "half-updated").exists()
+    tree.write("mm/a.c", FILES["mm/a.c"])
+    shutil.rmtree(cache.root() / "built")
+    assert tree.build().key == first.key
+
+
+def test_of_two_builds_of_the_same_kernel_one_builds_and_one_waits(ours: Tree, gate: Gate) -> None:
+    first = hugepfn(ours, more=gate.names)
+    gate.reached()
+    second = hugepfn(ours, more=gate.names)
+    assert second.stderr is not None
+    line = ""
+    while "waiting" not in line:
+        line = second.stderr.readline()
+        assert line, "ended instead of waiting"
+    gate.open()
+    outs = [process.communicate(timeout=60) for process in (first, second)]
+    assert outs[0][0] == outs[1][0] != ""
+    assert "files in" in outs[0][1]
+    assert "files in" not in outs[1][1], "both built"
+
+
+def test_the_command_prints_the_vmlinux_and_how_to_run_it(ours: Tree) -> None:
+    process = hugepfn(ours, "--patch", str(ours.patch()))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert Path(out.strip()).name == "vmlinux"
+    assert err.splitlines()[-1].endswith(f"run it with: hugepfn run --kernel {out.strip()}")
+
+
+def test_on_a_terminal_a_bar_counts_the_files(ours: Tree, gate: Gate) -> None:
+    argv = [str(ROOT / "vm.py"), "build", str(ours.path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **gate.names, "TERM": "xterm", "COLUMNS": "100"}
+    with pexpect.spawn(sys.executable, argv, env=env, timeout=60, dimensions=(24, 100)) as child:
+        child.expect(r"[1-3]/\?")  # a.o waits, and others may be done; nobody knows yet how many there are
+        gate.open()
+        child.expect(r"built 3 files in \d+ CPU seconds")
+        child.expect(r"built/\w+/vmlinux")
+        child.expect(pexpect.EOF)
+
+
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+def can_mount(folder: Path) -> bool:
+    argv = [*UNSHARE, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    return (
+        shutil.which("unshare") is not None and subprocess.run(argv, check=False, capture_output=True).returncode == 0
+    )
+
+
+def test_a_full_disk_is_one_line(ours: Tree, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if not can_mount(small):
+        pytest.skip("needs a user namespace of its own to mount a small file system")
+    ours.write("mm/b.c", '#include "common.h"\nchar b[3 << 20] = { 1 };\n')
+    script = f'mount -t tmpfs -o size=2m tmpfs {small} && exec "$@"'
+    process = hugepfn(ours, wrapper=(*UNSHARE, "sh", "-c", script, "sh"), more={"HUGEPFN_CACHE_DIR": str(small)})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert err.splitlines()[-1].startswith("hugepfn: no room left"), err
+    assert str(small) in err.splitlines()[-1]

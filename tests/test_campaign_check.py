@@ -1,0 +1,105 @@
+"""One step of a bisection: what git is told, above all when something other than the commit is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from harness.campaign.check import Step, judge
+from harness.commands.patches import check as command
+from harness.errors import BootError, KernelBuildError, MachineryError
+from harness.kernel import Kernel
+from harness.settings import Settings
+from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict.table import TROUBLE
+
+
+def result(outcome: Outcome, level: str = "pud") -> ScenarioResult:
+    return ScenarioResult("fork", level, outcome, f"because of {outcome.value}")
+
+
+P, F, S, K, E = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.KNOWN_BUG, Outcome.ERROR
+PASSED = Run((result(P),))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "step"),
+    [
+        ([P], Step.GOOD),
+        ([P, P], Step.GOOD),
+        ([P, F], Step.BAD),
+        ([K], Step.BAD),
+        ([S, F], Step.BAD),
+        ([P, S], Step.CANNOT_TELL),
+        ([S], Step.CANNOT_TELL),
+        ([F, E], Step.BROKEN),
+        ([], Step.BROKEN),
+    ],
+)
+def test_judge(outcomes: list[Outcome], step: Step) -> None:
+    assert judge([result(outcome) for outcome in outcomes])[0] is step
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A tree that builds, boots and passes, but for what a test makes otherwise."""
+
+    def make(build: Exception | None = None, boot: Exception | None = None, run: Run | BaseException = PASSED) -> None:
+        class Machine:
+            def start(self) -> Machine:
+                if boot:
+                    raise boot
+                return self
+
+            def close(self) -> None:
+                pass
+
+        def resolve(_say: Any) -> Any:
+            if build:
+                raise build
+            return SimpleNamespace(image="/vmlinux")
+
+        def run_kernel(spec: str, scenarios: list[str], options: Any, _say: Any) -> Run:
+            assert (spec, scenarios, options.levels) == ("/vmlinux", ["fork"], ("pud",))
+            if isinstance(run, BaseException):
+                raise run
+            return run
+
+        monkeypatch.setattr(Kernel, "parse", lambda _spec: SimpleNamespace(resolve=resolve))
+        monkeypatch.setattr(Settings, "vm", lambda *_args: Machine())
+        monkeypatch.setattr("harness.campaign.check.run_kernel", run_kernel)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "words"),
+    [
+        ({}, 0, "good: 1 of 1 passed"),
+        ({"run": Run((result(F),))}, 1, "bad: fork pud: failed: because of failed"),
+        ({"run": Run((result(S),))}, 125, "cannot tell: fork pud: skipped"),
+        ({"build": KernelBuildError("mm/memory.c:7: error: x")}, 125, "cannot tell: it does not build: mm/memory.c:7"),
+        ({"boot": BootError("panic", argv=(), exit_status=None, console_tail="")}, 125, "does not boot: panic"),
+        ({"build": MachineryError("the disk is full")}, 128, "hugepfn: the disk is full"),
+        ({"boot": MachineryError("no QEMU")}, 128, "hugepfn: no QEMU"),
+        ({"run": Run((), {TROUBLE: "killed by SIGKILL"})}, 128, "broken: killed by SIGKILL"),
+        ({"run": KeyError("ours")}, 128, "KeyError: 'ours'"),
+        ({"run": KeyboardInterrupt()}, 128, "interrupted"),
+    ],
+)
+def test_the_exit_status_is_what_git_understands(
+    world: Callable[..., None], what: dict[str, Any], status: int, words: str
+) -> None:
+    world(**what)
+    done = CliRunner().invoke(command, ["/tree", "fork:pud"])
+    assert done.exit_code == status
+    assert words in done.output
+
+
+@pytest.mark.parametrize("args", [[], ["/tree"], ["/tree", "fork:p4d"], ["/tree", "fork", "--smp=9"], ["--what"]])
+def test_bad_words_never_make_a_bad_commit(args: list[str]) -> None:
+    assert CliRunner().invoke(command, args).exit_code == 128

@@ -1,0 +1,81 @@
+"""The steps of a series: from a git range, from an mbox."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.campaign.series import Step, steps_of_mbox, steps_of_range
+from harness.errors import UsageError
+
+
+def git(tree: Path, *args: str) -> str:
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", "-C", str(tree), *who, *args], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    for number in range(4):
+        (folder / "f").write_text(f"{number}\n")
+        git(folder, "add", "f")
+        git(folder, "commit", "-q", "-m", f"mm: change {number}")
+    return folder
+
+
+def commits(tree: Path) -> list[str]:
+    return git(tree, "rev-list", "--reverse", "main").split()
+
+
+def test_the_steps_of_a_range(tree: Path) -> None:
+    ids = commits(tree)
+    assert steps_of_range(str(tree), f"{ids[0]}..main") == [
+        Step("base", ids[0], f"tree:{tree}@{ids[0]}"),
+        Step("1/3", "mm: change 1", f"tree:{tree}@{ids[1]}"),
+        Step("2/3", "mm: change 2", f"tree:{tree}@{ids[2]}"),
+        Step("3/3", "mm: change 3", f"tree:{tree}@{ids[3]}"),
+    ]
+    assert [step.subject for step in steps_of_range(f"tree:{tree}", "main~1..")] == ["main~1", "mm: change 3"]
+
+
+@pytest.mark.parametrize("revisions", ["main", "main...main~1", "nobody..main", "main..nobody", "..main", "main..main"])
+def test_a_range_that_is_none(tree: Path, revisions: str) -> None:
+    with pytest.raises(UsageError):
+        steps_of_range(str(tree), revisions)
+
+
+def test_a_folder_that_is_no_git_tree(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a git repository"):
+        steps_of_range(str(tmp_path), "a..b")
+
+
+def test_the_steps_of_an_mbox_without_its_cover_letter(tree: Path, tmp_path: Path) -> None:
+    mbox = tmp_path / "series.mbox"
+    mbox.write_text(git(tree, "format-patch", "--stdout", "--cover-letter", "main~2"))
+    folder = tmp_path / "patches"
+    folder.mkdir()
+    base, first, second = steps_of_mbox("debsrc:6.12", mbox, folder)
+    assert (base.name, base.spec) == ("base", "debsrc:6.12")
+    assert (first.name, first.subject) == ("1/2", "mm: change 2")
+    assert (second.name, second.subject) == ("2/2", "mm: change 3")
+    spec, one, two = second.spec.split("+")
+    assert (spec, f"{spec}+{one}") == ("debsrc:6.12", first.spec)
+    assert "+2\n" in Path(one).read_text()
+    assert "+3\n" in Path(two).read_text()
+
+
+@pytest.mark.parametrize("text", ["", "From: a@example.org\n\nno patch\n"])
+def test_an_mbox_without_a_patch(tmp_path: Path, text: str) -> None:
+    mbox = tmp_path / "m"
+    mbox.write_text(text)
+    (tmp_path / "p").mkdir()
+    with pytest.raises(UsageError):
+        steps_of_mbox("debsrc:6.12", mbox, tmp_path / "p")
+    with pytest.raises(UsageError, match="no such file"):
+        steps_of_mbox("debsrc:6.12", tmp_path / "none", tmp_path / "p")

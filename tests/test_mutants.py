@@ -1,0 +1,88 @@
+"""The mutants' heads, and what is made of a mutant's run. The kernels themselves: ``make mutants``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from harness.campaign.session import scenario_lines
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.table import TROUBLE
+
+
+def _load() -> ModuleType:
+    path = Path(__file__).parent / "mutants" / "kill.py"
+    spec = importlib.util.spec_from_file_location("kill", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+kill = _load()
+HEAD = "fork() loses W.\n\nKilled-by: fork:pud: W is kept\nKilled-by: race:: the kernel log: WARNING\n---\ndiff\n"
+
+
+@pytest.fixture
+def mutant(tmp_path: Path) -> Any:
+    path = tmp_path / "fork-pud.patch"
+    path.write_text(HEAD)
+    return kill.Mutant.read(path)
+
+
+def result(scenario: str, level: str | None, outcome: Outcome, claim: str = "", message: str = "") -> ScenarioResult:
+    claims = (Claim(claim, outcome, "", message),) if claim else ()
+    return ScenarioResult(scenario, level, outcome, "", claims)
+
+
+W_LOST = result("fork", "pud", Outcome.FAILED, "W is kept")
+WARNED = result("race", None, Outcome.FAILED, "the invariants held at 3 stops", "the kernel log: WARNING: mm")
+
+
+def test_every_mutant_names_scenarios_that_exist() -> None:
+    levels = {line.name: line.levels.split() for line in scenario_lines()}
+    for mutant in kill.mutants():
+        for killer in mutant.killers:
+            assert killer.scenario in levels, mutant.path.name
+            assert killer.level in levels[killer.scenario] or (killer.level is None and not levels[killer.scenario])
+
+
+def test_a_head_is_read(mutant: Any) -> None:
+    assert mutant.what == "fork() loses W."
+    assert mutant.killers == (
+        kill.Killer("fork", "pud", "W is kept"),
+        kill.Killer("race", None, "the kernel log: WARNING"),
+    )
+
+
+def test_a_patch_that_nobody_kills_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.patch"
+    path.write_text("breaks something\n---\ndiff\n")
+    with pytest.raises(ValueError, match="Killed-by"):
+        kill.Mutant.read(path)
+
+
+@pytest.mark.parametrize(
+    ("results", "what"),
+    [
+        ([W_LOST, WARNED], "killed"),
+        ([W_LOST], "killed by another"),
+        ([result("fork", "pud", Outcome.FAILED, "D is kept"), WARNED], "killed by another"),
+        ([result("fork", "pmd", Outcome.FAILED, "W is kept"), WARNED], "killed by another"),
+        ([result("fork", "pud", Outcome.PASSED, "W is kept"), result("race", None, Outcome.PASSED)], "survived"),
+        ([result("fork", "pud", Outcome.SKIPPED)], "survived"),
+    ],
+)
+def test_what_became_of_a_mutant(mutant: Any, results: list[ScenarioResult], what: str) -> None:
+    assert kill.verdict(mutant, Run(tuple(results)))[0] == what
+
+
+def test_a_mutant_that_does_not_build_is_an_error(mutant: Any) -> None:
+    assert kill.verdict(mutant, Run((), {TROUBLE: "does not build"})) == ("error", "does not build")

@@ -1,0 +1,47 @@
+"""docs/truth.md names scenarios and known bugs that exist, and names every known bug."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.campaign.session import scenario_lines
+from harness.selection import ledger_of
+
+ROOT = Path(__file__).resolve().parents[1]
+TRUTH = (ROOT / "docs" / "truth.md").read_text()
+#: The last cell of every row of the tables that have a column "scenario".
+NAMED = [
+    word
+    for table in re.findall(r"^\|[^\n]*\| scenario \|\n\|[-|]+\|\n((?:\|.*\n)+)", TRUTH, re.MULTILINE)
+    for row in table.splitlines()
+    for word in row.rsplit("|", 2)[1].strip().split(", ")
+]
+
+
+def test_it_has_such_tables() -> None:
+    assert len(NAMED) > 50
+
+
+@pytest.mark.parametrize("word", sorted(set(NAMED)))
+def test_a_scenario_that_is_named_exists(word: str) -> None:
+    names = [line.name for line in scenario_lines()]
+    assert fnmatch.filter(names, word), f"docs/truth.md names {word}"
+
+
+def test_it_names_the_known_bugs() -> None:
+    assert set(re.findall(r"HP-\d+", TRUTH)) == {bug.id for bug in ledger_of(ROOT / "guest_tests")}
+
+
+def test_every_known_bug_is_met_by_scenarios_and_its_command_names_one() -> None:
+    lines = {line.name: line.levels.split() for line in scenario_lines()}
+    for bug in ledger_of(ROOT / "guest_tests"):
+        met = [name for name, levels in lines.items() for level in (levels or (None,)) if bug.covers(name, level)]
+        assert met, bug.id
+        words = bug.reproduce.split()
+        assert words[:2] == ["hugepfn", "run"], bug.id
+        level = words[words.index("--level") + 1] if "--level" in words else None
+        assert bug.covers(words[2], level or next(iter(lines[words[2]]), None)), bug.id

@@ -1,0 +1,60 @@
+"""At which patch a scenario changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.series import changes, steady
+from harness.verdict.table import TROUBLE, Column, Mark, Table
+
+P, F, S, K = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.KNOWN_BUG
+
+
+def run_of(*outcomes: Outcome | None, claim: str = "W is kept") -> Run:
+    """Scenarios a, b, ... with these outcomes; None: it has no result."""
+    results = []
+    for name, outcome in zip("abcdef", outcomes, strict=False):
+        if outcome is None:
+            continue
+        claims = (Claim(claim, outcome, "f()"),) if outcome in (P, F) else ()
+        reason = {F: "1 claims do not hold", S: "no THP", K: "known bug HP-1: x"}.get(outcome, "")
+        results.append(ScenarioResult(name, "pud", outcome, reason, claims))
+    return Run(tuple(results))
+
+
+def broken(why: str) -> Run:
+    return Run((), {TROUBLE: why})
+
+
+def table_of(*runs: Run) -> Table:
+    return Table.of([Column(str(number), (run,)) for number, run in enumerate(runs)])
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([run_of(P), run_of(P), run_of(P)], []),
+        ([run_of(P), run_of(F), run_of(F)], [("a", 1, 0)]),
+        ([run_of(P), run_of(F), run_of(P)], [("a", 1, 0), ("a", 2, 1)]),
+        ([run_of(P), broken("does not build"), run_of(F)], [("a", 2, 0)]),
+        ([run_of(P), broken("does not build"), run_of(P)], []),
+        ([run_of(P, P), run_of(P, S), run_of(K, S)], [("b", 1, 0), ("a", 2, 1)]),
+        ([run_of(F), run_of(F, claim="D is kept")], [("a", 1, 0)]),
+        ([broken("does not boot"), run_of(F)], []),
+    ],
+)
+def test_changes(runs: list[Run], expected: list[tuple[str, int, int]]) -> None:
+    found = [(one.case.scenario, one.step, one.since) for one in changes(table_of(*runs))]
+    assert found == expected
+
+
+def test_what_never_changes_is_counted() -> None:
+    table = table_of(run_of(P, P, S), broken("does not build"), run_of(P, F, S))
+    assert dict(steady(table)) == {Mark.PASS: 1, Mark.SKIP: 1}
+
+
+def test_a_table_of_some_rows() -> None:
+    table = table_of(run_of(P, F, S))
+    assert [case.scenario for case in table.only([table.cases[1]]).cases] == ["b"]
+    assert table.only([]).cases == ()

@@ -1,0 +1,66 @@
+"""A kernel built for real from Debian's source, booted, judged, and changed. Minutes where none is cached."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.kernel import Kernel
+
+from .conftest import ROOT, Command
+
+BUILD_TIMEOUT_S = 3000
+UNDONE = ROOT / "examples/undo-fork-patch.patch"
+HARMLESS = """\
+--- a/mm/huge_memory.c
++++ b/mm/huge_memory.c
+@@ -1 +1,2 @@
+ // SPDX-License-Identifier: GPL-2.0-only
++/* {} */
+"""
+
+
+def compiled(spec: str) -> list[str]:
+    """What the build of a kernel that is in the cache compiled."""
+    log = Kernel.parse(spec).resolve().image.parent / "build.log"
+    return [line.split()[1] for line in log.read_text().splitlines() if line.startswith("  CC ")]
+
+
+def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: Command) -> None:
+    done = hugepfn("run", "fork", "--level", "pud", "--kernel", "debsrc:6.12", timeout_s=BUILD_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    image = Kernel.parse("debsrc:6.12").resolve()
+    assert image.config is not None
+    assert image.config.is_builtin("ARCH_SUPPORTS_HUGE_PFNMAP")
+    assert not image.config.is_set("NET"), "the minimal kernel has grown"
+    assert image.modules_dir is None
+
+
+def test_a_change_in_huge_memory_is_an_incremental_build(hugepfn: Command, tmp_path: Path) -> None:
+    specs = []
+    for name in ("first", "second"):
+        patch = tmp_path / f"{name}.patch"
+        patch.write_text(HARMLESS.format(os.urandom(8).hex()))  # never built before
+        specs.append(f"debsrc:6.12+{patch}")
+    done = hugepfn("build", specs[0], timeout_s=BUILD_TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    done = hugepfn("run", "fork", "--level", "pud", "--kernel", specs[1], timeout_s=BUILD_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Besides, what every link makes anew: the version, the table of symbols.
+    assert [name for name in compiled(specs[1]) if name.startswith(("mm/", "kernel/", "drivers/"))] == [
+        "mm/huge_memory.o"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("level", "broken"),
+    [("pmd", "the child has the parent's leaf"), ("pud", "the parent's entry is as it was before fork")],
+)
+def test_without_the_fork_patch_the_claims_about_fork_fail_by_name(hugepfn: Command, level: str, broken: str) -> None:
+    spec = f"debsrc:6.12+{UNDONE}"
+    done = hugepfn("run", "fork", "--level", level, "--kernel", spec, timeout_s=BUILD_TIMEOUT_S)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert any("BROKEN" in line and broken in line for line in done.stdout.splitlines()), done.stdout
