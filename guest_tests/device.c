@@ -476,7 +476,8 @@ static uint32_t device_flags(int device_fd)
 static int no_reset(enum hp_level level)
 {
 	struct vfio_pci_hot_reset_info info = { .argsz = sizeof(info) };
-	struct vfio_pci_hot_reset reset = { .argsz = sizeof(reset) };
+	_Alignas(struct vfio_pci_hot_reset) char room[sizeof(struct vfio_pci_hot_reset) + sizeof(int32_t)] = { 0 };
+	struct vfio_pci_hot_reset *reset = (struct vfio_pci_hot_reset *)room;
 	struct hp_bar bar = hp_bar_open(2);
 	uint64_t *mapped = hp_bar_map(&bar, level, rw);
 
@@ -487,8 +488,11 @@ static int no_reset(enum hp_level level)
 	ktap_value("reset", "%s", hp_errno_name(ioctl(bar.device_fd, VFIO_DEVICE_RESET) ? errno : 0));
 	ktap_value("hot-reset-info", "%s",
 		   hp_errno_name(ioctl(bar.device_fd, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &info) ? errno : 0));
+	reset->argsz = sizeof(room);
+	reset->count = 1;
+	reset->group_fds[0] = bar.group_fd;
 	ktap_value("hot-reset", "%s",
-		   hp_errno_name(ioctl(bar.device_fd, VFIO_DEVICE_PCI_HOT_RESET, &reset) ? errno : 0));
+		   hp_errno_name(ioctl(bar.device_fd, VFIO_DEVICE_PCI_HOT_RESET, reset) ? errno : 0));
 	checkpoint("refused");
 	return 0;
 }

@@ -10,6 +10,7 @@
  *   none ro rw rx                mprotect() of all; the errno
  *   part-none part-ro part-rw    mprotect() of --part=FROM-TO; the errno. The rest is "bar-before" and "bar-after"
  *   map-exec                     mmap() of the BAR with PROT_EXEC; the errno
+ * With --memory=anon it is anonymous memory instead, "memory", which at pmd may be a transparent huge page.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -21,6 +22,7 @@
 
 static struct hp_bar bar;
 static char *mapped;
+static bool anonymous;
 static size_t length, part_from, part_to;
 
 static int rights(const char *word)
@@ -68,13 +70,36 @@ static void protect_part(const char *step, int prot)
 		name_parts(prot);
 }
 
+static void name_all(int prot)
+{
+	if (!anonymous)
+		return hp_bar_name("bar", mapped, length, prot, 0);
+	hp_map(&(struct hp_mapping){ .name = "memory",
+				     .addr = mapped,
+				     .length = length,
+				     .prot = prot,
+				     .backing = HP_RAM,
+				     .pagemap_pages = length / 4096 });
+}
+
 static void protect(const char *step, int prot)
 {
 	int error = mprotect(mapped, length, prot) ? errno : 0;
 
 	ktap_value(step, "%s", hp_errno_name(error));
 	if (!error)
-		hp_bar_name("bar", mapped, length, prot, 0);
+		name_all(prot);
+}
+
+static void map_anonymous(size_t leaf)
+{
+	mapped = mmap(hp_reserve(length, leaf), length, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	if (mapped == MAP_FAILED)
+		hp_die("mmap");
+	if (leaf > KIB(4) && madvise(mapped, length, MADV_HUGEPAGE))
+		ktap_skip_all("madvise(MADV_HUGEPAGE): no transparent huge pages in this kernel");
+	name_all(PROT_READ | PROT_WRITE);
 }
 
 static void map_exec(const char *step)
@@ -124,9 +149,14 @@ int main(int argc, char **argv)
 	length = leaf * strtoul(hp_option(&options, "leaves", "1"), NULL, 16);
 	if (sscanf(hp_option(&options, "part", "0-0"), "%zx-%zx", &part_from, &part_to) != 2 || part_to > length)
 		hp_die("--part");
-	bar = hp_bar_open(2);
-	mapped = hp_bar_map_area(
-		&bar, &(struct hp_bar_area){ .length = length, .align = leaf, .prot = PROT_READ | PROT_WRITE });
+	anonymous = !strcmp(hp_option(&options, "memory", "bar"), "anon");
+	if (anonymous) {
+		map_anonymous(leaf);
+	} else {
+		bar = hp_bar_open(2);
+		mapped = hp_bar_map_area(
+			&bar, &(struct hp_bar_area){ .length = length, .align = leaf, .prot = PROT_READ | PROT_WRITE });
+	}
 
 	ktap_plan(1);
 	for (char *step = strtok(steps, ","); step; step = strtok(NULL, ","))

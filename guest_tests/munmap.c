@@ -65,21 +65,6 @@ static struct plan make_plan(enum hp_level level, const char *name)
 	return plan;
 }
 
-/* Page tables of this process in KiB, all levels (fs/proc/task_mmu.c, task_mem()). */
-static long table_kib(void)
-{
-	char text[4096], *line;
-	FILE *status = fopen("/proc/self/status", "re");
-	size_t n = status ? fread(text, 1, sizeof(text) - 1, status) : 0;
-
-	text[n] = '\0';
-	line = strstr(text, "VmPTE:");
-	if (!line)
-		hp_die("/proc/self/status has no VmPTE");
-	fclose(status);
-	return strtol(line + 6, NULL, 10);
-}
-
 /* The first and the last page of a span; none of an empty one. */
 static void touch(char *base, struct span span, void (*access)(char *at))
 {
@@ -148,7 +133,7 @@ int main(int argc, char **argv)
 	struct plan plan = make_plan(options.level, name);
 	struct hp_bar bar = hp_bar_open(2);
 	struct hp_gate go;
-	long before = (table_kib(), table_kib()); /* once for what this touches first */
+	long before = (hp_page_table_kib(0), hp_page_table_kib(0)); /* once for what this touches first */
 	char *base = hp_bar_map_area(&bar, &(struct hp_bar_area){ .length = plan.length,
 								  .align = hp_leaf_size(options.level),
 								  .skew = plan.skew,
@@ -203,7 +188,7 @@ int main(int argc, char **argv)
 	hp_unmap("high");
 	hp_unmap("over");
 	hp_bar_name("hole", base, plan.length, PROT_NONE, 0);
-	ktap_value("table-kib-left", "%ld", table_kib() - before);
+	ktap_value("table-kib-left", "%ld", hp_page_table_kib(0) - before);
 	checkpoint("gone");
 	return ktap_finish();
 }

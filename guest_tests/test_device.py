@@ -7,7 +7,6 @@ from harness.errors import PremiseNotMet
 from harness.machine import VM, ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
-FAULT_4K = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()"
 FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
 ZAP = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_zap_bars()"
 COMMAND = "drivers/vfio/pci/vfio_pci_config.c vfio_basic_config_write()"
@@ -32,7 +31,10 @@ COPIED_BY = {
     Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
     Level.PUD: "mm/huge_memory.c copy_huge_pud()",
 }
+MAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"
 CPU = "the CPU (SDM volume 3, 4.8)"
+#: PAT index of uncached-minus: PCD alone (arch/x86/mm/pat/memtype.c, pat_bp_init()).
+UC_MINUS = 2
 #: BUS_ADRERR, include/uapi/asm-generic/siginfo.h
 REFUSED = "BUS code 2 at the address"
 
@@ -42,9 +44,9 @@ def is_fresh(leaf: Leaf, before: Leaf) -> bool:
     return (leaf.level, leaf.pfn) == (before.level, before.pfn) and leaf.young and not leaf.kernel_dirty
 
 
-def without_leaf(at: Snapshot, *mappings: str) -> bool:
-    """Whether no process has an entry in any of the mappings."""
-    return all(not process.leaves(name) for process in at for name in mappings)
+def holders(at: Snapshot, *mappings: str) -> list[str]:
+    """Who has an entry in which of the mappings: "child bar"."""
+    return [f"{process.name} {name}" for process in at for name in mappings if process.leaves(name)]
 
 
 def holds(process: ProcessView, level: Level) -> bool:
@@ -79,10 +81,10 @@ def test_device_memory_off(vm: VM, level: Level, claim: Claims) -> None:
             assert at["child"].find_leaf("bar") is None
         at = guest.until("refused")
         with claim("an access while the memory is off makes no entry", FAULT):
-            assert without_leaf(at, "bar")
+            assert holders(at, "bar") == []
         at = guest.until("on")
         with claim("turning the memory on brings no entry back by itself", COMMAND):
-            assert without_leaf(at, "bar")
+            assert holders(at, "bar") == []
         at = guest.until("read")
         with claim("a read makes a fresh leaf: same level and pfn, young and clean", INSERT[level]):
             again = at["parent"].leaf("bar")
@@ -144,7 +146,7 @@ def test_device_fork_while_off(vm: VM, level: Level, claim: Claims) -> None:
     with vm.run("device", "--case=fork-off", f"--level={level.label}") as guest:
         at = guest.until("off")
         with claim("neither parent nor child has a leaf", ZAP):
-            assert without_leaf(at, "bar")
+            assert holders(at, "bar") == []
             assert "child" in at
         at = guest.until("child-on")
         with claim("the child turns the memory on by the descriptor it inherited", COMMAND):
@@ -189,7 +191,7 @@ def test_device_memory_off_everywhere(vm: VM, level: Level, claim: Claims) -> No
             assert holds(at["parent"], level)
             assert at["parent"].leaf("low").level is Level.PTE
         with claim("nobody else has anything yet", INSERT[level]):
-            assert not any(at[name].leaves(mapping) for name in who[1:] for mapping in ("bar", "low"))
+            assert holders(at, "bar", "low") == ["parent bar", "parent low"]
 
 
 @pytest.mark.levels("pmd", "pud")
@@ -234,13 +236,13 @@ def test_device_two_bars(vm: VM, level: Level, claim: Claims) -> None:
         with claim("D is each entry's own", CPU):
             assert [at["parent"].leaf(name).dirty for name in ("registers", "bar")] == [False, True]
             assert at["child"].leaf("registers").dirty
-        with claim("both BARs have the same cache bits", "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"):
+        with claim("both BARs have the same cache bits", MAPPED_BY):
             assert at["parent"].leaf("registers").cache == at["parent"].leaf("bar").cache
         held = at
         with claim("memory off takes both, in parent and child", ZAP):
-            assert without_leaf(guest.until("off"), "registers", "bar")
+            assert holders(guest.until("off"), "registers", "bar") == []
         with claim("an access to either while off makes no entry", FAULT):
-            assert without_leaf(guest.until("refused"), "registers", "bar")
+            assert holders(guest.until("refused"), "registers", "bar") == []
         at = guest.until("on")
         for name in ("registers", "bar"):
             with claim(f"memory on: {name} is read through a fresh entry", FAULT):
@@ -296,6 +298,8 @@ def test_device_data(vm: VM, level: Level, claim: Claims) -> None:
                 leaf = at["parent"].leaf(f"as-{each.label}")
                 assert leaf.level is each
                 assert leaf.pfn == vm.bar.start_paddr >> 12
+        with claim("RAM behind the BAR is mapped uncached-minus all the same, at every level", MAPPED_BY):
+            assert {at["parent"].leaf(f"as-{each.label}").cache for each in levels} == {UC_MINUS}
         with claim("reading through the other levels made nothing dirty there", CPU):
             others = [each for each in levels if each is not level]
             assert not any(at["parent"].leaf(f"as-{each.label}").dirty for each in others)
@@ -355,7 +359,7 @@ def test_device_passed_on(vm: VM, level: Level, claim: Claims) -> None:
         with claim("each has its own D", CPU):
             assert [parent.dirty, other.dirty] == [False, True]
         with claim("memory off takes the leaf from both", ZAP):
-            assert without_leaf(guest.until("off"), "bar")
+            assert holders(guest.until("off"), "bar") == []
         at = guest.until("back")
         with claim("the second turns it on again, for itself", COMMAND):
             assert is_fresh(at["other"].leaf("bar"), other)
@@ -406,11 +410,11 @@ def test_device_low_power(vm: VM, level: Level, claim: Claims) -> None:
             assert holds(held["parent"], level)
             assert holds(held["child"], level)
         with claim("low power takes the leaf from both", LOW_POWER):
-            assert without_leaf(guest.until("asleep"), "bar")
+            assert holders(guest.until("asleep"), "bar") == []
         with claim("an access makes no entry", FAULT):
-            assert without_leaf(guest.until("refused"), "bar")
+            assert holders(guest.until("refused"), "bar") == []
         with claim("waking brings no entry back by itself", LOW_POWER.replace("entry", "exit")):
-            assert without_leaf(guest.until("awake"), "bar")
+            assert holders(guest.until("awake"), "bar") == []
         with claim("awake, a read makes a fresh leaf", INSERT[level]):
             assert is_fresh(guest.until("read")["parent"].leaf("bar"), before)
         for who in ("parent", "child"):

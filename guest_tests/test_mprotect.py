@@ -3,6 +3,7 @@
 import pytest
 
 from harness.claims import Claims
+from harness.errors import PremiseNotMet
 from harness.kernel import has_symbol
 from harness.machine import VM
 from harness.pagetable import Bits, Level
@@ -229,3 +230,40 @@ def test_mprotect_one_leaf(vm: VM, level: Level, claim: Claims) -> None:
         with claim("the refused write is SIGSEGV, the one after it takes no fault", ACCESS_ERROR):
             assert guest.result.values[words[3]] == ACCERR.format(size)
             assert guest.result.values[words[5]] == "0"
+
+
+@pytest.mark.levels("pte")
+@pytest.mark.decided_by("mm/mprotect.c change_pte_range()")
+def test_mprotect_memory(vm: VM, claim: Claims) -> None:
+    """The control: an anonymous 4K page keeps its dirt through read-only and back as well."""
+    _memory(vm, Level.PTE, claim)
+
+
+@pytest.mark.levels("pmd")
+@pytest.mark.decided_by("mm/huge_memory.c change_huge_pmd()")
+def test_mprotect_thp(vm: VM, claim: Claims) -> None:
+    """The control: a transparent huge page keeps its dirt through read-only and back as well."""
+    _memory(vm, Level.PMD, claim)
+
+
+def _memory(vm: VM, level: Level, claim: Claims) -> None:
+    words = ("write@0", "ro", "try-write@8", "rw", "write@10")
+    with vm.run("mprotect", f"--level={level.label}", "--memory=anon", steps(*words)) as guest:
+        written = guest.until("write@0")["parent"].leaf("memory")
+        if written.level is not level:
+            raise PremiseNotMet(f"the kernel gave no huge page, but {written}")
+        readonly = guest.until("ro")["parent"].leaf("memory")
+        with claim("read-only: W is clear, the dirt is kept, and no other bit but A changes", MODIFIED_BY[level]):
+            assert readonly.bits | Bits.A == set_aside(vm, written.bits) | Bits.A  # reclaim may clear A at any time
+            assert readonly.pfn == written.pfn
+        back = guest.until("rw")["parent"].leaf("memory")
+        with claim("writable again: still dirty, and the same page", MODIFIED_BY[level]):
+            assert back.kernel_dirty
+            assert back.pfn == written.pfn
+        again = guest.until("write@10")["parent"].leaf("memory")
+        with claim("the next write is made in the same page", CHANGED_BY[level]):
+            assert again.pfn == written.pfn
+            assert again.write
+            assert again.dirty
+        with claim("the refused write is SIGSEGV", ACCESS_ERROR):
+            assert guest.result.values["try-write@8"] == ACCERR.format(8)

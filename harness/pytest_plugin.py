@@ -24,6 +24,7 @@ from harness.pagetable import Level
 from harness.results import (
     CONTEXT_PROPERTY,
     RESULT_PROPERTY,
+    WISHES_PROPERTY,
     Results,
     context_of,
     failures_of,
@@ -297,6 +298,8 @@ def pytest_runtest_makereport(
             report.outcome, report.wasxfail = "skipped", result.reason
         report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
         report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
+        if item.get_closest_marker("machine") is not None:
+            report.user_properties.append((WISHES_PROPERTY, True))
         if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):
             # Our own words need no traceback; what was broken before belongs to it.
             told = item.stash[_CLAIMS].verdict if _CLAIMS in item.stash else ""

@@ -30,6 +30,7 @@ from harness.verdict.known_bugs import Failure, KnownBug, judge
 RESULT_PROPERTY = "hugepfn_result"
 CONTEXT_PROPERTY = "hugepfn_context"
 LOG_LINES_MAX = 400
+WISHES_PROPERTY = "hugepfn_wishes"  # there where the test had another machine than was asked for
 
 
 def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
@@ -140,6 +141,7 @@ class Results:
         self._config = config
         self._by_test: dict[str, ScenarioResult] = {}
         self.context: dict[str, object] = {}
+        self._context_rank = (False, False, False)
 
     @property
     def results(self) -> tuple[ScenarioResult, ...]:
@@ -155,8 +157,10 @@ class Results:
         if before is None or before.outcome is not Outcome.FAILED:  # a failed teardown takes no failure back
             self._by_test[report.nodeid] = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
         context = json.loads(str(properties[CONTEXT_PROPERTY]))
-        if not self.context or (context["qemu"] and not self.context["qemu"]) or context["capabilities"]:
-            self.context = context
+        # Of the machine that was asked for, rather than of one that a single test wished for.
+        rank = (bool(context["capabilities"]), WISHES_PROPERTY not in properties, bool(context["qemu"]))
+        if rank >= self._context_rank:
+            self.context, self._context_rank = context, rank
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         """Writes --hugepfn-json; of a session that was interrupted, it says so."""

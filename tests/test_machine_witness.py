@@ -334,6 +334,28 @@ def test_a_child_has_what_its_parent_had_mapped_when_it_was_born() -> None:
     assert sorted(witness.processes[77].mappings) == ["bar", "later"]
 
 
+def test_a_program_that_execs_registers_anew_with_other_tables_and_no_mapping() -> None:
+    family = Family()
+    family.witness.note(GoneEvent(78))
+    execed = family.guest.process(NONCE + 2)
+    family.qemu.stops[:] = [registers(execed.root)]
+    asyncio.run(family.witness.register(registering(78, name="child", parent_pid=0, nonce=NONCE + 2), 5.0))
+    assert family.witness.processes[78].root == execed.root
+    assert family.witness.processes[78].mappings == {}
+
+
+def test_processes_that_share_their_memory_have_one_root_and_a_word_each() -> None:
+    guest = Guest()
+    parent = guest.process()
+    guest.store(parent.release_word + 64, NONCE + 1)
+    witness, _ = registered(guest, registers(parent.root))
+    born = WaitEvent(Where.REGISTERING, "child", 78, 77, STACK + 64, NONCE + 1)
+    asyncio.run(witness.register(born, 5.0))
+    assert witness.processes[77].root == witness.processes[78].root
+    witness.release(born)
+    assert guest.load(parent.release_word) == NONCE
+
+
 def test_a_stop_shows_parent_and_child() -> None:
     family = Family()
     family.witness.note(PagemapEvent("bar", 77, (1 << 55, 0)))

@@ -414,8 +414,9 @@ def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester
 @pytest.mark.parametrize(
     ("marker", "expected"),
     [
-        ("smp=2", "2 () True"),
-        ("append=['x=1'], clone=False", "1 ('x=1',) False"),
+        ("smp=2", "2 () True pci-testdev"),
+        ("append=['x=1'], clone=False", "1 ('x=1',) False pci-testdev"),
+        ("device='nvme'", "1 () True nvme"),
     ],
 )
 def test_a_test_may_wish_for_a_machine(pytester: pytest.Pytester, marker: str, expected: str) -> None:
@@ -427,7 +428,7 @@ def test_a_test_may_wish_for_a_machine(pytester: pytest.Pytester, marker: str, e
         @pytest.mark.machine({marker})
         def test_wish(request):
             found = _settings_for(request.node)
-            assert f"{{found.smp}} {{found.append}} {{found.clone}}" == "{expected}"
+            assert f"{{found.smp}} {{found.append}} {{found.clone}} {{found.device}}" == "{expected}"
         """
     )
     pytest_run(pytester).assert_outcomes(passed=1)

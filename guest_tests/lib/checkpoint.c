@@ -181,6 +181,15 @@ static void calibrate(void)
 				     .pagemap_pages = 1 });
 }
 
+/* What the program will need of its stack is there before page tables are counted: it may cross into a new table. */
+static void grow_stack(void)
+{
+	volatile char deep[KIB(256)];
+
+	for (size_t at = 0; at < sizeof(deep); at += KIB(4))
+		deep[at] = 1;
+}
+
 struct hp_options hp_start(int argc, char **argv)
 {
 	struct hp_options options = { .level = HP_PTE, .argc = 1, .argv = argv };
@@ -207,6 +216,7 @@ struct hp_options hp_start(int argc, char **argv)
 		hp_die("mmap of the shared table");
 	register_child_of(0, name ? name : "parent");
 	calibrate();
+	grow_stack();
 	return options;
 }
 

@@ -142,7 +142,8 @@ struct hp_bar {
 	uint64_t size;   /* bytes */
 	uint64_t offset; /* of the region in device_fd */
 	char region[8];  /* "bar" for BAR 2, "bar0" for another */
-	int container_fd, group_fd; /* held for the device; nothing more is asked of them */
+	int container_fd; /* VFIO_TYPE1v2_IOMMU */
+	int group_fd;
 };
 
 /* Opens BAR number BAR of the device bound to vfio-pci, memory enabled. Skips the run when there is none. */

@@ -234,8 +234,9 @@ class Qemu:
         """Why the machine ended: the kernel's own doing, or QEMU's."""
         complaints = scan(self.log.text[self.log_from :])
         if complaints:
-            after = f" (after checkpoint {complaints[0].after})" if complaints[0].after else ""
-            return KernelDied(f"{when}the kernel died: {complaints[0].line}{after}")
+            first = complaints[0]
+            words = [first.line, first.where, f"(after checkpoint {first.after})" if first.after else ""]
+            return KernelDied(f"{when}the kernel died: {' '.join(filter(None, words))}")
         status = self.exit_status
         if status == 0:
             return KernelDied(f"{when}the kernel powered off or reset, and said nothing of why")

@@ -22,7 +22,7 @@ from harness.errors import MachineryError
 from harness.machine.binary import QemuBinary
 from harness.machine.qemu import Qemu
 from harness.machine.ram import SharedRam, data_ranges
-from harness.machine.spec import Accel, MachineSpec
+from harness.machine.spec import Accel, MachineSpec, kernel_command_line
 from harness.pagetable import Region
 from harness.verdict.capabilities import Capabilities
 
@@ -60,7 +60,8 @@ class Template:
 def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
     """Everything that a template depends on, as one name."""
     status = Path(binary.path).stat()
-    parts: list[object] = [_FORMAT, spec, kernel_key, binary.package, status.st_size, status.st_mtime_ns]
+    words = kernel_command_line(spec)  # more than the spec says: what we give every kernel
+    parts: list[object] = [_FORMAT, spec, words, kernel_key, binary.package, status.st_size, status.st_mtime_ns]
     if spec.accel is Accel.KVM:
         parts.append(_host_cpu())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -20,6 +20,11 @@ MAX_LEAD_LINES = 16
 """So many lines between "cut here" and the first line proper belong to it: the text of a WARN() of older kernels."""
 
 _CUT_HERE = re.compile(r"-+\[ cut here \]-+$")
+_RIP = re.compile(r"RIP: 0010:([\w.]+)\+0x")
+_FRAME = re.compile(r"([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
+_FRAMES = 4
+"""So many functions tell one bug from another."""
+
 _DIE_COUNTER = re.compile(r".*\[#\d+\]")
 _CHECKPOINT = re.compile(r"hugepfn: checkpoint (?P<name>\S+) pid (?P<pid>\d{1,10})$")
 _USER_FAULT = re.compile(
@@ -41,6 +46,20 @@ class Complaint:
     """Name of the last checkpoint written to the log before it; "" if there was none."""
     number: int
     """Where `line` stands in the log, counted from 1."""
+
+    @property
+    def trace(self) -> tuple[str, ...]:
+        """The functions it came through, innermost first: RIP's, then the call trace but for its guesses ("? ...")."""
+        own = [message(line).strip() for line in self.excerpt.splitlines()]
+        rip = [match[1] for line in own if (match := _RIP.match(line))][:1]
+        called = [match[1] for line in own if (match := _FRAME.match(line))]
+        return tuple(dict.fromkeys([*rip, *called]))
+
+    @property
+    def where(self) -> str:
+        """Those nearest to it, in words: "in f(), from g(), h()"; "" where the log has no trace."""
+        names = [f"{name}()" for name in self.trace[:_FRAMES]]
+        return f"in {names[0]}" + (f", from {', '.join(names[1:])}" if names[1:] else "") if names else ""
 
     @property
     def fatal(self) -> bool:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, Channel
 from harness.machine import wanted as wanted_module
+from harness.machine.machine import Origin
 from harness.pagetable import Level, Observation
 
 
@@ -45,6 +47,25 @@ def test_every_machine_shows_the_same(
         assert vm.caps.five_level == ("no5lvl" not in append)
         if "pti=on" in append:
             assert "page tables isolation: enabled" in vm.kernel_log
+
+
+@pytest.mark.parametrize(("device", "origin"), [("ivshmem-plain", Origin.CLONE), ("nvme", Origin.BOOT)])
+def test_another_device_in_the_same_place_shows_the_same(
+    image: KernelImage, plain: list[Observation], device: str, origin: Origin
+) -> None:
+    with VM(image, device=device) as vm:
+        assert vm.origin is origin
+        assert {bar.name for bar in vm.bars} >= {"bar", "bar0"}
+        assert vm.bar.size_bytes >= 1 << 30
+        # Where in the physical address space it is, is its own; everything else is the same.
+        assert [(one.level, one.bits, one.pfn, one.pagemap) for one in _fork(vm, "pud")] == [
+            (one.level, one.bits, one.pfn, one.pagemap) for one in plain
+        ]
+
+
+def test_no_such_device(image: KernelImage) -> None:
+    with pytest.raises(UsageError, match="pci-testdev, ivshmem-plain, nvme"):
+        VM(image, device="e1000")
 
 
 def test_with_kaslr_and_through_pvh_without(image: KernelImage, plain: list[Observation]) -> None:

@@ -1,0 +1,235 @@
+"""Those who track pages, and a pfnmap that has none: its entries stay as they are, and every write completes."""
+
+import pytest
+
+from harness.claims import Claims
+from harness.errors import PremiseNotMet
+from harness.machine import VM, RunResult
+from harness.pagetable import Level
+
+CLEAR_REFS = "fs/proc/task_mmu.c clear_refs_write()"
+TEST_WALK = "fs/proc/task_mmu.c clear_refs_test_walk()"
+PAGEMAP_HOLE = "fs/proc/task_mmu.c pagemap_pte_hole()"
+SCAN = "fs/proc/task_mmu.c pagemap_scan_test_walk()"
+REGISTER = "fs/userfaultfd.c userfaultfd_register()"
+PAGE_PROT = "mm/mmap.c vma_set_page_prot()"
+#: Who lets a write to a write-protected leaf go on.
+WRITE_FAULT = {
+    Level.PTE: "mm/memory.c wp_pfn_shared()",
+    Level.PMD: "mm/memory.c wp_huge_pmd()",
+    Level.PUD: "mm/memory.c wp_huge_pud()",
+}
+
+
+#: hp_write_faults() of a write that was given up.
+FOR_EVER = "-1"
+
+
+def _completes(result: RunResult, faults: str) -> None:
+    assert result.values[faults] != FOR_EVER, "it was given up after 10,000 faults, and would have faulted for ever"
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by("fs/proc/task_mmu.c clear_refs_write()", "fs/proc/task_mmu.c clear_refs_test_walk()")
+def test_dirty_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
+    """clear_refs 1, 2 and 3 leave a pfnmap's entry alone, and its child's: A and D stay set."""
+    with vm.run("dirty", f"--level={level.label}", "--case=referenced") as guest:
+        before = guest.until("before")
+        with claim("parent and child have written: their leaves are young and dirty", CLEAR_REFS):
+            for process in before:
+                assert process.leaf("bar").level is level
+                assert process.leaf("bar").young
+                assert process.leaf("bar").dirty
+            assert before["parent"].leaf("control").young
+        for what, checkpoint in ((1, "all"), (2, "anon"), (3, "file")):
+            at = guest.until(checkpoint)
+            with claim(f"clear_refs {what} leaves the parent's entry as it was", TEST_WALK):
+                assert at["parent"].leaf("bar").entry == before["parent"].leaf("bar").entry
+            with claim(f"clear_refs {what} leaves the child's entry as it was", CLEAR_REFS):
+                assert at["child"].leaf("bar").entry == before["child"].leaf("bar").entry
+            if what == 1:
+                with claim("clear_refs 1 makes an anonymous page old", "fs/proc/task_mmu.c clear_refs_pte_range()"):
+                    assert not at["parent"].leaf("control").young
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "fs/proc/task_mmu.c clear_refs_write()",
+    "fs/proc/task_mmu.c clear_refs_test_walk()",
+    "fs/proc/task_mmu.c pagemap_pte_hole()",
+)
+def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
+    """clear_refs 4 clears pagemap's bit 55 over a pfnmap for good, and leaves its entry writable."""
+    if not vm.caps.soft_dirty:
+        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+    with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty") as guest:
+        before = guest.until("before")
+        with claim("a new area is soft-dirty as a whole, to pagemap, in parent and child", PAGEMAP_HOLE):
+            for process in before:
+                assert all(word.soft_dirty for word in process.pagemap("bar"))
+
+        at = guest.until("cleaned")
+        with claim("clear_refs 4 clears bit 55 of every page of the parent's pfnmap", CLEAR_REFS):
+            assert not any(word.soft_dirty for word in at["parent"].pagemap("bar"))
+        with claim("clear_refs 4 of the parent leaves bit 55 of the child's pages set", CLEAR_REFS):
+            assert all(word.soft_dirty for word in at["child"].pagemap("bar"))
+        with claim("clear_refs 4 leaves the entry as it was, writable and dirty", TEST_WALK):
+            for process in at:
+                assert process.leaf("bar").entry == before[process.name].leaf("bar").entry
+        with claim("clear_refs 4 write-protects an anonymous page", "fs/proc/task_mmu.c clear_soft_dirty()"):
+            assert not at["parent"].leaf("control").write
+            assert not at["parent"].leaf("control").soft_dirty
+            assert not at["parent"].pagemap("control")[0].soft_dirty
+
+        at = guest.until("rewritten")
+        with claim("a write after that is seen by nobody: entry and bit 55 stay as they were", PAGEMAP_HOLE):
+            assert at["parent"].leaf("bar").entry == before["parent"].leaf("bar").entry
+            assert not any(word.soft_dirty for word in at["parent"].pagemap("bar"))
+        with claim("a write to the anonymous page is seen by walk and pagemap", "mm/memory.c wp_page_copy()"):
+            assert at["parent"].leaf("control").soft_dirty
+            assert at["parent"].pagemap("control")[0].soft_dirty
+        with claim("a write after clear_refs 4 takes no fault", TEST_WALK):
+            assert guest.result.values["write-faults"] == "0"
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/mmap.c vma_set_page_prot()",
+    "mm/memory.c wp_pfn_shared()",
+    "mm/memory.c wp_huge_pmd()",
+    "mm/memory.c wp_huge_pud()",
+)
+def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
+    """An entry that is made after clear_refs 4 is read-only, and the write that it waits for completes."""
+    if not vm.caps.soft_dirty:
+        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+    with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-first") as guest:
+        read = guest.until("read")["parent"].leaf("bar")
+        with claim("a first read after clear_refs 4 maps the leaf read-only, to see the first write", PAGE_PROT):
+            assert read.level is level
+            assert not read.write
+            assert not read.soft_dirty
+        at = guest.until("written")
+        with claim("a write to that leaf completes", WRITE_FAULT[level]):
+            _completes(guest.result, "write-faults")
+        if guest.result.values["write-faults"] == FOR_EVER:
+            return
+        with claim("after the write the leaf is writable and dirty", WRITE_FAULT[level]):
+            written = at["parent"].leaf("bar")
+            assert written.write
+            assert written.dirty
+            assert written.pfn == read.pfn
+        with claim("the write made the entry soft-dirty", WRITE_FAULT[level]):
+            assert at["parent"].leaf("bar").soft_dirty
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(
+    "mm/mmap.c vma_set_page_prot()",
+    "mm/memory.c wp_pfn_shared()",
+    "mm/memory.c wp_huge_pmd()",
+    "mm/memory.c wp_huge_pud()",
+)
+def test_dirty_soft_dirty_mprotect(vm: VM, level: Level, claim: Claims) -> None:
+    """After clear_refs 4, a leaf set read-only and writable again waits for a write, and the write completes."""
+    if not vm.caps.soft_dirty:
+        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+    with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-mprotect") as guest:
+        back = guest.until("back")["parent"].leaf("bar")
+        with claim("mprotect to writable leaves the leaf read-only, to see the first write", PAGE_PROT):
+            assert back.level is level
+            assert not back.write
+        at = guest.until("written")
+        with claim("a write to that leaf completes", WRITE_FAULT[level]):
+            _completes(guest.result, "write-faults")
+        if guest.result.values["write-faults"] == FOR_EVER:
+            return
+        with claim("after the write the leaf is writable and dirty", WRITE_FAULT[level]):
+            written = at["parent"].leaf("bar")
+            assert written.write
+            assert written.dirty
+            assert written.pfn == back.pfn
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_scan_test_walk()")
+def test_dirty_pagemap_scan(vm: VM, level: Level, claim: Claims) -> None:
+    """PAGEMAP_SCAN finds no page in a pfnmap, write-protects none, and leaves its entry alone."""
+    if not vm.caps.pagemap_scan:
+        raise PremiseNotMet("this kernel has no PAGEMAP_SCAN")
+    with vm.run("dirty", f"--level={level.label}", "--case=scan") as guest:
+        before = guest.until("before")["parent"].leaf("bar")
+        after = guest.until("after")["parent"]
+        with claim("no scan changed the entry, the write-protecting one included", SCAN):
+            assert after.leaf("bar").entry == before.entry
+        values = guest.result.values
+        with claim("a scan for any category, or none, has no range", SCAN):
+            assert values["all"] == "none"
+        with claim("a scan for present pages has no range", SCAN):
+            assert values["present"] == "none"
+        with claim("PM_SCAN_WP_MATCHING has no range", SCAN):
+            assert values["protect"] == "none"
+        with claim("PM_SCAN_CHECK_WPASYNC is refused: EPERM", SCAN):
+            assert values["check"] == "EPERM"
+        with claim("a scan finds an anonymous page", "fs/proc/task_mmu.c pagemap_scan_pmd_entry()"):
+            pages, categories = values["control"].split(":")
+            assert pages == "0-1"
+            assert {"PRESENT", "SOFT_DIRTY"} <= set(categories.split("+"))
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by("fs/userfaultfd.c userfaultfd_register()")
+def test_dirty_uffd_register(vm: VM, level: Level, claim: Claims) -> None:
+    """userfaultfd registers no pfnmap, for whatever it is to watch: EINVAL, and the entry stays as it was."""
+    with vm.run("dirty", f"--level={level.label}", "--case=uffd") as guest:
+        before = guest.until("before")["parent"].leaf("bar")
+        after = guest.until("after")["parent"].leaf("bar")
+        with claim("the entry is as it was, and a write needed nothing", REGISTER):
+            assert after.entry == before.entry
+        values = guest.result.values
+        for mode in ("wp", "missing", "minor"):
+            with claim(f"UFFDIO_REGISTER for {mode.upper()} is refused: EINVAL", REGISTER):
+                assert values[mode] == "EINVAL"
+        with claim("UFFDIO_REGISTER for WP takes an anonymous page", REGISTER):
+            assert values["control"] == "0"
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by("fs/userfaultfd.c userfaultfd_register()")
+def test_dirty_uffd_register_async(vm: VM, level: Level, claim: Claims) -> None:
+    """userfaultfd registers no pfnmap for asynchronous WP either, which it takes for any memory with pages: EINVAL."""
+    with vm.run("dirty", f"--level={level.label}", "--case=uffd-async") as guest:
+        before = guest.until("before")["parent"].leaf("bar")
+        after = guest.until("after")["parent"].leaf("bar")
+        with claim("the entry is as it was, and a write needed nothing", REGISTER):
+            assert after.entry == before.entry
+        with claim("UFFDIO_REGISTER for asynchronous WP is refused: EINVAL", REGISTER):
+            assert guest.result.values["wp"] == "EINVAL"
+        with claim("UFFDIO_REGISTER for asynchronous WP takes an anonymous page", REGISTER):
+            assert guest.result.values["control"] == "0"
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by("mm/mprotect.c change_protection()", "mm/memory.c handle_pte_marker()")
+def test_dirty_uffd_protect(vm: VM, level: Level, claim: Claims) -> None:
+    """Where userfaultfd does take a pfnmap for asynchronous WP, a write to what it protects completes."""
+    protect, marker = "mm/mprotect.c change_protection()", "mm/memory.c handle_pte_marker()"
+    with vm.run("dirty", f"--level={level.label}", "--case=uffd-protect") as guest:
+        before = guest.until("before")["parent"].leaf("bar")
+        leaf = guest.until("protected")["parent"].find_leaf("bar")
+        with claim("what is protected is not writable: its leaf is marked, or gone", protect):
+            assert leaf is None or (leaf.uffd_wp and not leaf.write)
+        at = guest.until("written")
+        with claim("a write to a protected leaf completes", marker):
+            _completes(guest.result, "write-faults")
+        if level is Level.PTE:
+            with claim("a write to a page that was not mapped when protected completes", marker):
+                _completes(guest.result, "hole-write-faults")
+        if guest.result.values["write-faults"] == FOR_EVER:
+            return
+        with claim("after the write the leaf is writable, dirty and unmarked", marker):
+            leaf = at["parent"].leaf("bar")
+            assert leaf.write
+            assert leaf.dirty
+            assert not leaf.uffd_wp
+            assert leaf.pfn == before.pfn
