@@ -193,7 +193,9 @@ def test_a_spec_survives_parsing(text: str, spec: str) -> None:
     assert Kernel.parse(spec) == kernel
 
 
-@pytest.mark.parametrize("text", ["", "tree:", "debian:", "debian:six", "debian:6.12@", "debian:6.12@A b", "deb:6"])
+@pytest.mark.parametrize(
+    "text", ["", "tree:", "debsrc:", "vng:6.12", "debian:", "debian:six", "debian:6.12@", "debian:6.12@A b", "deb:6"]
+)
 def test_what_is_not_understood_is_answered_with_what_is(text: str) -> None:
     with pytest.raises(UsageError, match="expected"):
         Kernel.parse(text)

@@ -16,9 +16,11 @@ UNDONE = ROOT / "examples/undo-fork-patch.patch"
 HARMLESS = """\
 --- a/mm/huge_memory.c
 +++ b/mm/huge_memory.c
-@@ -1 +1,2 @@
+@@ -1,3 +1,4 @@
  // SPDX-License-Identifier: GPL-2.0-only
 +/* {} */
+ /*
+  *  Copyright (C) 2009  Red Hat, Inc.
 """
 
 
