@@ -40,7 +40,7 @@ vmlinux: $(objects)
 	@echo map >$(O)/System.map
 $(O)/%.o: %.c mm/common.h
 	@echo "  CC      $*.o"
-	@if [ "$*" = mm/a ] && [ -n "$$WAIT" ]; then echo half >$@; echo >$$READY; cat $$WAIT >/dev/null; fi
+	@if [ "$*" = mm/a ] && [ -n "$$WAIT" ]; then echo half >$@; exec 3<$$WAIT; echo >$$READY; cat <&3 >/dev/null; fi
 	@$(CC) -nostdinc -fno-pie -c -o $@ $<
 """
 FILES = {

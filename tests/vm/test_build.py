@@ -37,7 +37,7 @@ def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: C
     image = Kernel.parse("debsrc:6.12").resolve()
     assert image.config is not None
     assert image.config.is_builtin("ARCH_SUPPORTS_HUGE_PFNMAP")
-    assert not image.config.is_set("INET"), "the minimal kernel has grown"
+    assert not image.config.is_set("NET"), "the minimal kernel has grown"
     assert image.modules_dir is None
 
 
