@@ -98,4 +98,4 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
             assert guest.result.passed, guest.result.reason
         for who in ("child", "parent", "grandchild"):
             with claim(f"the {who} writes without a fault, by the kernel's own count", copied_by):
-                assert guest.result.values[f"{who}-write-faults"] == "0"
+                assert guest.result.faults(f"{who}-write-faults", before=f"{who}-written") == 0

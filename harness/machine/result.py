@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from harness.errors import ClaimFailed
 from harness.machine.agent import ExitStatus
 from harness.verdict import KtapOutcome, Report
 
@@ -31,6 +32,20 @@ class RunResult:
     def values(self) -> dict[str, str]:
         """What it measured and said with ktap_value(), by name; the last word on each."""
         return dict(_VALUE.findall(self.stdout))
+
+    def faults(self, name: str, before: str) -> int:
+        """How many faults an access took, by hp_write_faults() or hp_read_faults() and ktap_value().
+
+        :param name: of the value.
+        :param before: the checkpoint that follows the access, for the message.
+        :raises ClaimFailed: the access was given up: it hangs.
+        """
+        count = int(self.values[name])
+        if count < 0:
+            raise ClaimFailed(
+                f"a hang before checkpoint {before!r}: {name.removesuffix('-faults')} was given up after 10,000 faults"
+            )
+        return count
 
     @property
     def skipped(self) -> bool:
