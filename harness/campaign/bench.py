@@ -26,6 +26,8 @@ from harness.machine.binary import find_qemu
 from harness.machine.ram import SharedRam, ram_folder
 from harness.machine.spec import Descriptors, qemu_argv
 
+#: So many cases that a suite's cost beside a boot can be measured often.
+_SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")
 _RAW_TIMEOUT_S = 300
 _CHECKPOINTS = 200
 
@@ -223,9 +225,14 @@ def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file
             rounds,
         ),
         paired(
-            "whole suite", lambda: command_s(run), "whole suite, --no-clone", lambda: command_s([*run, "--no-clone"]), 1
+            "fork and calibrate, 6 cases",
+            lambda: command_s([*run, *_SIX]),
+            "the same with --no-clone",
+            lambda: command_s([*run, *_SIX, "--no-clone"]),
+            1,
         ),
-        paired("whole suite", lambda: command_s(run), raw, lambda: raw_boot_s(spec), rounds),
+        paired("fork and calibrate, 6 cases", lambda: command_s([*run, *_SIX]), raw, lambda: raw_boot_s(spec), rounds),
+        paired("the whole suite, one worker", lambda: command_s(run), raw, lambda: raw_boot_s(spec), 1),
         checkpoint_row(image),
         walk_row(image),
     ]
