@@ -131,6 +131,8 @@ FAULTS = [
     ("gcc: fatal error: Killed signal terminated program cc1", "no memory"),
     ("/s/tools/objtool/include/objtool/elf.h:10:10: fatal error: gelf.h: No such file or directory", "libelf-dev"),
     ("/bin/sh: 1: bc: not found", "bc"),
+    ("make[4]: *** [/s/scripts/Makefile.build:234: mm/sparse.o] Terminated", "ended"),
+    ("make: *** [Makefile:236: __sub-make] Error 2", None),
     ("/s/mm/x.c:1:10: fatal error: linux/gelf.h.h: No such file or directory", None),
 ]
 

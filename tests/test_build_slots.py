@@ -379,6 +379,25 @@ def test_the_build_after_one_that_was_ended_is_right(ours: Tree, gate: Gate, num
     assert Kernel.image(out.strip()).resolve().key == image.key, "not what a fresh build gives"
 
 
+def test_a_make_that_somebody_ends_is_no_fault_of_the_source(ours: Tree, gate: Gate) -> None:
+    process = hugepfn(ours, more=gate.names)
+    gate.reached()
+    make = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/stat") if is_make_of(p, process.pid)]
+    os.kill(make[0], signal.SIGTERM)
+    gate.open()  # make has ended its shell, but not what that waits for
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "make was ended from outside" in err.splitlines()[-1]
+
+
+def is_make_of(stat: Path, parent: int) -> bool:
+    try:
+        name, _, rest = stat.read_text().rpartition(")")
+    except OSError:  # it has just ended
+        return False
+    return name.endswith("(make") and int(rest.split()[1]) == parent
+
+
 def test_a_source_that_was_half_updated_is_mended(tree: Tree) -> None:
     first = tree.build()
     slot = TreeOrigin(tree.path).slot

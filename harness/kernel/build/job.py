@@ -220,6 +220,10 @@ class Job:
             raise MachineryError(
                 f"a compiler ran out of memory or was killed while {doing} {self.recipe.spec}; see {log}"
             )
+        if fault == "ended":
+            raise MachineryError(
+                f"make was ended from outside while {doing} {self.recipe.spec}; the next build goes on"
+            )
         if fault is not None:
             raise MachineryError(f"cannot build {self.recipe.spec}: install with: apt-get install {fault}; see {log}")
         found = diagnostics(lines, str(self.slot.source)) or [Diagnostic("", None, f"make ended with status {status}")]

@@ -26,6 +26,8 @@ _MISSING = (
     (re.compile(r"\b(?:python3: (?:command )?not found|env: .python3.: No such file)"), "python3"),
 )
 _KILLED = re.compile(r"(?:fatal error: Killed signal|: Killed$|virtual memory exhausted|out of memory allocating)")
+# GNU make's words for a recipe that a signal ended: somebody's kill, or the kernel's for want of memory.
+_ENDED = re.compile(r"make(?:\[\d+\])?: \*\*\* \[.+\] (?:Terminated|Killed|Hangup|Interrupt)")
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 
 
@@ -79,13 +81,15 @@ def _relative(file: str, source: str) -> str:
 def machine_fault(lines: Iterable[str]) -> str | None:
     """Why a build failed that has nothing to do with the source: no room, no memory, a missing tool; None otherwise.
 
-    :returns: "no room", "no memory", or the Debian package to install.
+    :returns: "no room", "no memory", "ended" (by a signal), or the Debian package to install.
     """
     for line in lines:
         if any(words in line for words in _NO_ROOM):
             return "no room"
         if _KILLED.search(line):
             return "no memory"
+        if _ENDED.fullmatch(line):
+            return "ended"
         for pattern, package in _MISSING:
             if pattern.search(line):
                 return package
