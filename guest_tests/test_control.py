@@ -8,7 +8,7 @@ import pytest
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.machine import VM, ProcessView, Snapshot
-from harness.pagetable import Leaf, Level, PagemapWord
+from harness.pagetable import Bits, Leaf, Level, PagemapWord
 
 PAGEMAP = "fs/proc/task_mmu.c pagemap_read()"
 SCAN = "fs/proc/task_mmu.c pagemap_scan_pmd_entry()"
@@ -91,7 +91,10 @@ def _share(vm: VM, claim: Claims, memory: str) -> None:
         if shared:
             with claim("fork copies no entry of shared memory that a fault can find again", copied_by):
                 assert at["child"].leaves("memory") == ()
-                assert at["parent"].leaf("memory").entry == filled["parent"].leaf("memory").entry
+                before, after = (one["parent"].leaf("memory") for one in (filled, at))
+                # Ordinary memory ages: the kernel may take A at any time (mm/vmscan.c), seen on 6.18.
+                assert after.bits | Bits.A == before.bits | Bits.A
+                assert after.pfn == before.pfn
         else:
             with claim("after fork every page is read-only in parent and child, and the same page", copied_by):
                 assert _pfns(at["parent"]) == _pfns(at["child"]) == _pfns(filled["parent"])

@@ -181,13 +181,18 @@ static void calibrate(void)
 				     .pagemap_pages = 1 });
 }
 
-/* What the program will need of its stack is there before page tables are counted: it may cross into a new table. */
-static void grow_stack(void)
+/* What the program will need of stack and heap is there before page tables are counted: it may cross into a new table. */
+static void grow_stack_and_heap(void)
 {
-	volatile char deep[KIB(256)];
+	volatile char deep[KIB(256)], *heap = malloc(KIB(96));
 
+	if (!heap)
+		hp_die("malloc");
 	for (size_t at = 0; at < sizeof(deep); at += KIB(4))
 		deep[at] = 1;
+	for (size_t at = 0; at < KIB(96); at += KIB(4))
+		heap[at] = 1;
+	free((void *)heap);
 }
 
 struct hp_options hp_start(int argc, char **argv)
@@ -216,7 +221,7 @@ struct hp_options hp_start(int argc, char **argv)
 		hp_die("mmap of the shared table");
 	register_child_of(0, name ? name : "parent");
 	calibrate();
-	grow_stack();
+	grow_stack_and_heap();
 	return options;
 }
 
