@@ -95,7 +95,7 @@ def test_programs_one_after_another_in_one_machine(image: KernelImage) -> None:
     with VM(image) as vm:
         for level in ("pud", "pte", "pmd", "pud"):
             found = {one.level for one in _fork(vm, level)}
-            assert found == {level}
+            assert found - {"none"} == {level}  # at pte, one page of four is touched
         with vm.run("calibrate", "--memory=thp") as guest:
             at = guest.until("filled")
             assert at["parent"].leaf("memory").level is Level.PMD
