@@ -10,12 +10,12 @@
  * child-written.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "lib/hugepfn.h"
+#include "lib/tracking.h"
 
 #define PAGES 16
 
@@ -52,15 +52,6 @@ static char *map_pages(bool shared, size_t *length)
 	return memory;
 }
 
-static void clear_soft_dirty(void)
-{
-	int fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0 || write(fd, "4", 1) != 1)
-		hp_die("/proc/self/clear_refs");
-	close(fd);
-}
-
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
@@ -84,7 +75,7 @@ int main(int argc, char **argv)
 		hp_write(memory + at, at + 1);
 	checkpoint("filled");
 
-	clear_soft_dirty();
+	hp_clear_refs(getpid(), "4");
 	checkpoint("cleaned");
 	hp_write(memory + KIB(4), 42);
 	checkpoint("rewritten");

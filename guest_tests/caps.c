@@ -7,40 +7,14 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "lib/hugepfn.h"
+#include "lib/tracking.h"
 
-/* include/uapi/linux/fs.h of 6.7 and mman-common.h of 6.13, for headers that are older */
-struct scan_arg {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define SCAN_IOCTL _IOWR('f', 16, struct scan_arg)
+/* include/uapi/asm-generic/mman-common.h of 6.13, for headers that are older */
 #define GUARD_INSTALL 102
-
-static bool has_soft_dirty(const void *page)
-{
-	uint64_t word = 0;
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0 || pread(fd, &word, sizeof(word), (off_t)((uintptr_t)page / 4096 * 8)) != sizeof(word))
-		hp_die("/proc/self/pagemap");
-	close(fd);
-	return word >> 55 & 1;
-}
-
-static bool has_pagemap_scan(void *page)
-{
-	struct scan_arg arg = { .size = sizeof(arg), .start = (uint64_t)page, .end = (uint64_t)page + 4096 };
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	bool answers = fd >= 0 && ioctl(fd, SCAN_IOCTL, &arg) >= 0;
-
-	close(fd);
-	return answers;
-}
 
 static void note_thp(void)
 {
@@ -67,8 +41,8 @@ int main(int argc, char **argv)
 		hp_die("mmap");
 	ktap_plan(1);
 	hp_write(page, 1);
-	ktap_note("cap soft_dirty=%d", has_soft_dirty(page));
-	ktap_note("cap pagemap_scan=%d", has_pagemap_scan(page));
+	ktap_note("cap soft_dirty=%d", (int)(hp_pagemap_word(page) >> 55 & 1));
+	ktap_note("cap pagemap_scan=%d", hp_scan(page, 4096, 0, 0, NULL, 0) >= 0);
 	ktap_note("cap guard_regions=%d", madvise(guard, 4096, GUARD_INSTALL) == 0);
 	note_thp();
 	ktap_ok(mprotect(page, 4096, PROT_READ) == 0, "a dirty page set read-only");

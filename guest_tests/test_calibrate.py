@@ -85,8 +85,8 @@ def test_calibrate_anon(vm: VM, claim: Claims) -> None:
 @pytest.mark.decided_by("mm/huge_memory.c copy_huge_pmd()")
 def test_calibrate_thp(vm: VM, claim: Claims) -> None:
     """A transparent huge page: walk and pagemap agree on its 512 pages; after fork it is read-only in both."""
-    if not vm.caps.thp or vm.caps.thp == "never":
-        raise PremiseNotMet(f"transparent huge pages are off in this kernel ({vm.caps.thp or 'not built in'})")
+    if vm.caps.why_no_thp:
+        raise PremiseNotMet(vm.caps.why_no_thp)
     forked = _calibrate(vm, claim, "thp", Level.PMD, 512)
     with claim("after fork the huge page is W=0 in parent and child", "mm/huge_memory.c copy_huge_pmd()"):
         for process in forked:

@@ -66,28 +66,32 @@ def _exclusive(at: Snapshot) -> None:
                 assert word.exclusive == (mapped[pfn] == 1), where
 
 
+#: Memory that parent and child go on sharing.
+SHARED = ("shmem", "shmem-thp", "hugetlb")
+
+
 def _share(vm: VM, claim: Claims, memory: str) -> None:
     """fork() and writes: who shares which page with whom, to the walk and to pagemap."""
-    shared = memory in ("shmem", "shmem-thp", "hugetlb")
+    shared = memory in SHARED
     copied_by, broken_by = COPY.get(memory, (NEEDS_COPY, "mm/memory.c do_shared_fault()"))
     level = _level(memory)
-    agree = "walk and pagemap agree on present, pfn and file or shared:"
-    exclusive = "pagemap's exclusive pages are those that one process maps, by the walk:"
     with vm.run("control", f"--memory={memory}", "--case=share") as guest:
-        filled = at = guest.until("filled")
+
+        def look(checkpoint: str, when: str) -> Snapshot:
+            """A stop, and what holds at each."""
+            at = guest.until(checkpoint)
+            with claim(f"walk and pagemap agree on present, pfn and file or shared: {when}", PAGEMAP):
+                _agree(at, file_or_shared=shared)
+            with claim(f"pagemap's exclusive pages are those that one process maps, by the walk: {when}", PAGEMAP):
+                _exclusive(at)
+            return at
+
+        filled = at = look("filled", "filled")
         with claim(f"the memory is mapped as {level.label}, writable and dirty", PAGEMAP):
             assert {leaf.level for leaf in at["parent"].leaves("memory")} == {level}
             assert all(leaf.write and leaf.dirty for leaf in at["parent"].leaves("memory"))
-        with claim(f"{agree} filled", PAGEMAP):
-            _agree(at, file_or_shared=shared)
-        with claim(f"{exclusive} filled", PAGEMAP):
-            _exclusive(at)
 
-        at = guest.until("forked")
-        with claim(f"{agree} after fork", PAGEMAP):
-            _agree(at, file_or_shared=shared)
-        with claim(f"{exclusive} after fork", PAGEMAP):
-            _exclusive(at)
+        at = look("forked", "after fork")
         if shared:
             with claim("fork copies no entry of shared memory that a fault can find again", copied_by):
                 assert at["child"].leaves("memory") == ()
@@ -100,11 +104,7 @@ def _share(vm: VM, claim: Claims, memory: str) -> None:
                 assert _pfns(at["parent"]) == _pfns(at["child"]) == _pfns(filled["parent"])
                 assert not any(leaf.write for process in at for leaf in process.leaves("memory"))
 
-        at = guest.until("child-written")
-        with claim(f"{agree} after the child's write", PAGEMAP):
-            _agree(at, file_or_shared=shared)
-        with claim(f"{exclusive} after the child's write", PAGEMAP):
-            _exclusive(at)
+        at = look("child-written", "after the child's write")
         with claim(
             "the child writes to the shared page" if shared else "the child's write gets a page of its own", broken_by
         ):
@@ -113,37 +113,25 @@ def _share(vm: VM, claim: Claims, memory: str) -> None:
         with claim("the child's write leaves the parent's pages where they are", broken_by):
             assert _pfns(at["parent"]) == _pfns(filled["parent"])
 
-        at = guest.until("child-owns")
-        with claim(f"{agree} after the child wrote everything", PAGEMAP):
-            _agree(at, file_or_shared=shared)
-        with claim(f"{exclusive} after the child wrote everything", PAGEMAP):
-            _exclusive(at)
+        at = look("child-owns", "after the child wrote everything")
         with claim("all pages are shared" if shared else "no page is shared any more", broken_by):
             if shared:
                 assert _pfns(at["child"]) == _pfns(at["parent"])
             else:
                 assert not set(_pfns(at["child"])) & set(_pfns(at["parent"]))
 
-        at = guest.until("parent-written")
-        with claim(f"{agree} after the parent's write", PAGEMAP):
-            _agree(at, file_or_shared=shared)
-        with claim(f"{exclusive} after the parent's write", PAGEMAP):
-            _exclusive(at)
+        at = look("parent-written", "after the parent's write")
         with claim("the parent, alone with its page, writes to that very page", broken_by):
             assert _pfns(at["parent"]) == _pfns(filled["parent"])
             assert at["parent"].leaf("memory").write
-        at = guest.until("exited")
-        with claim(f"{agree} after the child's end", PAGEMAP):
-            _agree(at, file_or_shared=shared)
-        with claim(f"{exclusive} after the child's end", PAGEMAP):
-            _exclusive(at)
+        at = look("exited", "after the child's end")
         with claim("the parent sees what the child wrote" if shared else "the parent sees nothing of it", broken_by):
             assert guest.result.values["page-1"] == ("3" if shared else "1")
 
 
 def _need_thp(vm: VM) -> None:
-    if not vm.caps.thp or vm.caps.thp == "never":
-        raise PremiseNotMet(f"transparent huge pages are off in this kernel ({vm.caps.thp or 'not built in'})")
+    if vm.caps.why_no_thp:
+        raise PremiseNotMet(vm.caps.why_no_thp)
 
 
 @pytest.mark.levels("pte")
@@ -192,7 +180,7 @@ def test_control_share_hugetlb_private(vm: VM, claim: Claims) -> None:
 
 def _uffd(vm: VM, claim: Claims, memory: str) -> None:
     """userfaultfd's write protection, to the walk and to pagemap's bit 57."""
-    shared = memory in ("shmem", "shmem-thp", "hugetlb")
+    shared = memory in SHARED
     released = range(512) if memory == "hugetlb" else range(3, 4)
     torn_down = memory == "shmem-thp"
     with vm.run("control", f"--memory={memory}", "--case=uffd") as guest:

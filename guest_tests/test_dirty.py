@@ -4,8 +4,8 @@ import pytest
 
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
-from harness.machine import VM
-from harness.pagetable import Level
+from harness.machine import VM, GuestRun, Snapshot
+from harness.pagetable import Leaf, Level
 
 CLEAR_REFS = "fs/proc/task_mmu.c clear_refs_write()"
 TEST_WALK = "fs/proc/task_mmu.c clear_refs_test_walk()"
@@ -23,6 +23,27 @@ WRITE_FAULT = {
 
 #: hp_write_faults() of a write that was given up.
 FOR_EVER = "-1"
+
+
+def _need_soft_dirty(vm: VM) -> None:
+    if not vm.caps.soft_dirty:
+        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+
+
+def _written(guest: GuestRun, claim: Claims, before: Leaf) -> Snapshot | None:
+    """The stop after a write to a read-only leaf that waits for one; None where the write never completes."""
+    by = WRITE_FAULT[before.level]
+    at = guest.until("written")
+    with claim("a write to that leaf completes", by):
+        guest.result.faults("write-faults", before="written")
+    if guest.result.values["write-faults"] == FOR_EVER:
+        return None
+    with claim("after the write the leaf is writable and dirty", by):
+        leaf = at["parent"].leaf("bar")
+        assert leaf.write
+        assert leaf.dirty
+        assert leaf.pfn == before.pfn
+    return at
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
@@ -56,8 +77,7 @@ def test_dirty_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
 )
 def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
     """clear_refs 4 clears pagemap's bit 55 over a pfnmap for good, and leaves its entry writable."""
-    if not vm.caps.soft_dirty:
-        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+    _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty") as guest:
         before = guest.until("before")
         with claim("a new area is soft-dirty as a whole, to pagemap, in parent and child", PAGEMAP_HOLE):
@@ -97,26 +117,17 @@ def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
 )
 def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
     """An entry that is made after clear_refs 4 is read-only, and the write that it waits for completes."""
-    if not vm.caps.soft_dirty:
-        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+    _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-first") as guest:
         read = guest.until("read")["parent"].leaf("bar")
         with claim("a first read after clear_refs 4 maps the leaf read-only, to see the first write", PAGE_PROT):
             assert read.level is level
             assert not read.write
             assert not read.soft_dirty
-        at = guest.until("written")
-        with claim("a write to that leaf completes", WRITE_FAULT[level]):
-            guest.result.faults("write-faults", before="written")
-        if guest.result.values["write-faults"] == FOR_EVER:
-            return
-        with claim("after the write the leaf is writable and dirty", WRITE_FAULT[level]):
-            written = at["parent"].leaf("bar")
-            assert written.write
-            assert written.dirty
-            assert written.pfn == read.pfn
-        with claim("the write made the entry soft-dirty", WRITE_FAULT[level]):
-            assert at["parent"].leaf("bar").soft_dirty
+        written = _written(guest, claim, read)
+        if written is not None:
+            with claim("the write made the entry soft-dirty", WRITE_FAULT[level]):
+                assert written["parent"].leaf("bar").soft_dirty
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
@@ -128,23 +139,13 @@ def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
 )
 def test_dirty_soft_dirty_mprotect(vm: VM, level: Level, claim: Claims) -> None:
     """After clear_refs 4, a leaf set read-only and writable again waits for a write, and the write completes."""
-    if not vm.caps.soft_dirty:
-        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+    _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-mprotect") as guest:
         back = guest.until("back")["parent"].leaf("bar")
         with claim("mprotect to writable leaves the leaf read-only, to see the first write", PAGE_PROT):
             assert back.level is level
             assert not back.write
-        at = guest.until("written")
-        with claim("a write to that leaf completes", WRITE_FAULT[level]):
-            guest.result.faults("write-faults", before="written")
-        if guest.result.values["write-faults"] == FOR_EVER:
-            return
-        with claim("after the write the leaf is writable and dirty", WRITE_FAULT[level]):
-            written = at["parent"].leaf("bar")
-            assert written.write
-            assert written.dirty
-            assert written.pfn == back.pfn
+        _written(guest, claim, back)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")

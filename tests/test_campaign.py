@@ -84,7 +84,7 @@ def test_the_child_is_given_the_options(child: Path) -> None:
         ("raise KeyError('typo')", "KeyError: 'typo'"),
         ("import os; os.kill(os.getpid(), 9)", "the run ended (killed by SIGKILL): it said nothing"),
         (write_results(), "nothing was run"),
-        ("import sys; open(sys.argv[5], 'w').write('{')", "no results"),
+        ("import sys; open(sys.argv[sys.argv.index('--json') + 1], 'w').write('{')", "no results"),
         ("", "no results"),
     ],
 )

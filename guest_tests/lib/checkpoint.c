@@ -270,7 +270,7 @@ static void notice_end_of_child(int i)
 	if (info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED) {
 		errno = 0;
 		hp_die("%s (pid %d) was killed by signal %d (SIG%s)", children[i].name, children[i].pid, info.si_status,
-		       sigabbrev_np(info.si_status) ? sigabbrev_np(info.si_status) : "?");
+		       hp_signal_name(info.si_status));
 	}
 	forget_child(i);
 }

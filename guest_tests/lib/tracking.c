@@ -13,11 +13,7 @@
 
 #define SCAN_RANGES 64
 
-/* struct page_region and struct pm_scan_arg of include/uapi/linux/fs.h (6.7) */
-struct scan_range {
-	uint64_t start, end, categories;
-};
-
+/* struct pm_scan_arg of include/uapi/linux/fs.h (6.7) */
 struct scan_arg {
 	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
 	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
@@ -35,7 +31,7 @@ void hp_clear_refs(pid_t pid, const char *what)
 		hp_die("write of %s to %s", what, path);
 }
 
-static void say_ranges(const char *name, const void *addr, const struct scan_range *ranges, long count)
+static void say_ranges(const char *name, const void *addr, const struct hp_scan_range *ranges, long count)
 {
 	static const char *const names[] = { "WPALLOWED", "WRITTEN", "FILE", "PRESENT",
 					     "SWAPPED",   "PFNZERO", "HUGE", "SOFT_DIRTY" };
@@ -54,17 +50,16 @@ static void say_ranges(const char *name, const void *addr, const struct scan_ran
 	ktap_value(name, "%s", length ? text : "none");
 }
 
-void hp_say_scan(const char *name, const void *addr, size_t length, uint64_t flags, uint64_t mask)
+long hp_scan(const void *addr, size_t length, uint64_t flags, uint64_t mask, struct hp_scan_range *ranges, size_t room)
 {
-	struct scan_range ranges[SCAN_RANGES];
 	struct scan_arg arg = { .size = sizeof(arg),
 				.flags = flags,
 				.start = (uint64_t)addr,
 				.end = (uint64_t)addr + length,
 				.vec = (uint64_t)ranges,
-				.vec_len = SCAN_RANGES,
+				.vec_len = room,
 				.category_mask = mask,
-				.return_mask = SCAN_CATEGORIES };
+				.return_mask = ranges ? SCAN_CATEGORIES : 0 };
 	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	long count;
 
@@ -72,10 +67,20 @@ void hp_say_scan(const char *name, const void *addr, size_t length, uint64_t fla
 		hp_die("/proc/self/pagemap");
 	count = ioctl(fd, SCAN_IOCTL, &arg);
 	if (count < 0)
-		ktap_value(name, "%s", hp_errno_name(errno));
+		count = -errno;
+	close(fd);
+	return count;
+}
+
+void hp_say_scan(const char *name, const void *addr, size_t length, uint64_t flags, uint64_t mask)
+{
+	struct hp_scan_range ranges[SCAN_RANGES];
+	long count = hp_scan(addr, length, flags, mask, ranges, SCAN_RANGES);
+
+	if (count < 0)
+		ktap_value(name, "%s", hp_errno_name((int)-count));
 	else
 		say_ranges(name, addr, ranges, count);
-	close(fd);
 }
 
 int hp_uffd_open(uint64_t features)

@@ -26,9 +26,20 @@ enum {
 /* Flags of PAGEMAP_SCAN: write-protect what matches; refuse where userfaultfd does not track by itself. */
 enum { HP_SCAN_WP_MATCHING = 1 << 0, HP_SCAN_CHECK_WPASYNC = 1 << 1 };
 
+/* struct page_region of the same header: addresses, and PAGE_IS_* of the range. */
+struct hp_scan_range {
+	uint64_t start, end, categories;
+};
+
 /*
- * PAGEMAP_SCAN of the calling process: says as value NAME the ranges of pages that have every category of MASK,
- * "FIRST-END:CATEGORIES" in pages from ADDR, "none" where there is none, or the name of the error.
+ * PAGEMAP_SCAN of the calling process: the ranges of pages that have every category of MASK. How many there are, at
+ * most ROOM, or a negative error number. RANGES may be NULL where ROOM is 0.
+ */
+long hp_scan(const void *addr, size_t length, uint64_t flags, uint64_t mask, struct hp_scan_range *ranges, size_t room);
+
+/*
+ * The same, said as value NAME: "FIRST-END:CATEGORIES" in pages from ADDR, "none" where there is none, or the name
+ * of the error.
  */
 void hp_say_scan(const char *name, const void *addr, size_t length, uint64_t flags, uint64_t mask);
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 from harness.campaign.kernels import RunOptions, run_kernel
-from harness.errors import BootError, KernelBuildError, UsageError
+from harness.errors import BootError, KernelBuildError
 from harness.kernel import Kernel
-from harness.settings import Settings
+from harness.kernel.build import BuiltSource
+from harness.pagetable import Level
 from harness.verdict import Outcome, ScenarioResult
 from harness.verdict.table import TROUBLE
 
@@ -56,30 +57,17 @@ def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None])
     :raises MachineryError: the tools are broken; it says nothing about the commit.
     """
     scenario, _, level = case.partition(":")
-    if level and level not in ("pte", "pmd", "pud"):
-        raise UsageError(f"{case!r}: valid levels are pte, pmd, pud")
-    levels = (level,) if level else options.levels
-    spec = tree if ":" in tree else f"tree:{Path(tree).resolve()}"
+    levels = (Level.from_label(level).label,) if level else options.levels
+    spec = BuiltSource.parse(tree).spec
     try:
         image = Kernel.parse(spec).resolve(say)
     except KernelBuildError as error:
         return Step.CANNOT_TELL, f"it does not build: {error}"
-    settings = Settings(
-        kernel=spec,
-        accel=options.accel,
-        smp=options.smp,
-        memory_mib=options.memory_mib,
-        cpu=options.cpu,
-        append=tuple(options.append.split()),
-        ram_dir=options.ram_dir,
-        boot_timeout_s=options.boot_timeout_s,
-        clone=not options.no_clone,
-    )
     try:
-        settings.vm(image, (), say).start().close()
+        options.settings(spec).vm(image, (), say).start().close()
     except BootError as error:
         return Step.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
-    run = run_kernel(str(image.image), [scenario], RunOptions(**{**vars(options), "levels": levels}), say)
+    run = run_kernel(str(image.image), [scenario], replace(options, levels=levels), say)
     if trouble := run.context.get(TROUBLE):
         return Step.BROKEN, str(trouble)
     return judge(run.results)

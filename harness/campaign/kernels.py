@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.kernel import Kernel, Stock, available
+from harness.settings import Settings
 from harness.verdict import Run
 from harness.verdict.table import TROUBLE, Case
 
@@ -43,6 +44,22 @@ class RunOptions:
     no_clone: bool = False
     strict: bool = False
     modules: Path | None = None  # of kernels given by path
+
+    def settings(self, spec: str) -> Settings:
+        """The machine of one kernel, for this process to look at before a child runs it."""
+        return Settings(
+            kernel=spec,
+            modules=self.modules if self.modules is not None and takes_modules(spec) else None,
+            accel=self.accel,
+            smp=self.smp,
+            memory_mib=self.memory_mib,
+            cpu=self.cpu,
+            append=tuple(self.append.split()),
+            ram_dir=self.ram_dir,
+            boot_timeout_s=self.boot_timeout_s,
+            clone=not self.no_clone,
+            pvh=self.pvh,
+        )
 
     def argv(self, spec: str) -> list[str]:
         """As words of ``hugepfn run``."""

@@ -12,14 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
+from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel
 from harness.campaign.progress import Live
 from harness.campaign.report import matrix_page
 from harness.campaign.reporter import QuietOnBrokenPipe
 from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, MachineryError, UsageError
-from harness.kernel import Kernel
-from harness.settings import Settings
 from harness.verdict import Outcome, Run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
 
@@ -102,13 +100,11 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
     :raises UsageError: one does not exist.
     :raises MachineryError: this host cannot run any.
     """
-    settings = Settings(accel=options.accel, memory_mib=options.memory_mib, cpu=options.cpu, ram_dir=options.ram_dir)
-    settings.preflight(live.say)
+    options.settings(specs[0]).preflight(live.say)
     for spec in specs:
         live.now(f"{spec}: looking for it")
-        modules = options.modules if takes_modules(spec) else None
         try:
-            Kernel.parse(spec, modules).resolve(live.say)
+            options.settings(spec).resolve(live.say)
         except MachineryError as error:
             live.say(f"{spec}: {error}")  # its column will say so too; the others are run
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import email.header
-import email.parser
-import email.policy
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,14 +18,12 @@ from harness.campaign.matrix import STYLE, follow, prepare, print_table, write_j
 from harness.campaign.progress import Live
 from harness.campaign.report import matrix_page
 from harness.campaign.reporter import QuietOnBrokenPipe
-from harness.errors import ExitCode, MachineryError, UsageError
-from harness.kernel import Kernel
-from harness.settings import Settings
+from harness.errors import ExitCode, UsageError
+from harness.kernel.build import BuiltSource
+from harness.kernel.build.patches import split
+from harness.kernel.build.slot import git, git_environment
 from harness.verdict.series import Change, changes, steady
 from harness.verdict.table import Column, Table
-
-_GIT_TIMEOUT_S = 120
-_DIFF = re.compile(r"^(diff --git |--- \S)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -57,12 +51,11 @@ def run_series(
     :raises UsageError: no such tree, range, mbox or scenario.
     """
     expected = prepare(scenarios, options, json_file, html_file)
-    Settings(accel=options.accel, memory_mib=options.memory_mib, ram_dir=options.ram_dir).preflight(lambda _line: None)
     columns = []
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
-        split = what if isinstance(what, str) else None
-        steps = steps_of_range(tree, split) if split else steps_of_mbox(tree, Path(what), Path(folder))
+        steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
         with Live() as live:
+            options.settings(steps[0].spec).preflight(live.say)
             for step in steps:
                 name = f"{step.name} {step.subject}".strip()
                 columns.append(Column(step.name, (follow(step.spec, scenarios, options, live, name),)))
@@ -105,44 +98,23 @@ def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[Step]:
     """
     if not mbox.is_file():
         raise UsageError(f"{mbox}: no such file")
-    base = tree if ":" in tree else f"tree:{tree}"
-    Kernel.parse(base)
-    _git(folder, "mailsplit", "-b", f"-o{folder}", "--", str(mbox.resolve()))
-    found = []
-    for part in sorted(folder.iterdir()):
-        text = part.read_text(errors="replace")
-        if not _DIFF.search(text):
-            continue
-        message = email.parser.Parser(policy=email.policy.default).parsestr(text, headersonly=True)
-        subject = re.sub(r"^\[[^]]*\]\s*", "", " ".join(str(message.get("Subject") or part.name).split()))
-        patch = part.rename(part.with_suffix(".patch"))
-        found.append((patch, subject))
-    if not found:
-        raise UsageError(f"{mbox}: there is no patch in it")
+    base = BuiltSource.parse(tree).spec
     steps = [Step("base", tree, base)]
-    for number, (_, subject) in enumerate(found, start=1):
-        spec = base + "".join(f"+{patch}" for patch, _ in found[:number])
-        steps.append(Step(f"{number}/{len(found)}", subject, spec))
+    found = split(mbox.name, mbox.read_bytes())
+    for number, patch in enumerate(found, start=1):
+        file = folder / f"{number:04}.patch"
+        file.write_bytes(patch.diff)
+        subject = re.sub(r"^\[[^]]*\]\s*", "", patch.subject) or file.name
+        steps.append(Step(f"{number}/{len(found)}", subject, f"{steps[-1].spec}+{file}"))
     return steps
 
 
-def _git(folder: Path, *args: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *args],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_GIT_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise MachineryError("no git on this machine; install git") from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["there is no such revision"])[-1]
-        raise UsageError(f"{folder}: git {args[0]} {args[-1]}: {said}")
-    return done.stdout
+def _git(folder: Path, *words: str) -> str:
+    done = git("-C", folder, *words, env=git_environment({}), check=False)
+    if done.status:
+        said = done.words if done.stderr.strip() else "there is no such revision"
+        raise UsageError(f"{folder}: git {words[0]} {words[-1]}: {said}")
+    return done.stdout.decode(errors="replace")
 
 
 def _print(console: Console, steps: Sequence[Step], table: Table, found: Sequence[Change]) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.commands.options import machine_options, scenarios_argument
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_html_option = click.option("--html", "html_file", type=_FILE, help="write one self-contained page there")
+from harness.commands.options import machine_options, report_options, run_options, scenarios_argument
 
 
 @click.command()
@@ -25,8 +21,7 @@ _html_option = click.option("--html", "html_file", type=_FILE, help="write one s
 )
 @machine_options
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
-@click.option("--json", "json_file", type=_FILE, help="write the table and every run there")
-@_html_option
+@report_options("the table and every run")
 def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any) -> None:
     """Run scenarios on many kernels, and print the table of what became of them.
 
@@ -50,8 +45,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any)
     show_default=True,
     help="run what differs so often again; only what differs every time counts",
 )
-@click.option("--json", "json_file", type=_FILE, help="write the differences there")
-@_html_option
+@report_options("the differences")
 def compare(before: str, after: str, scenarios: tuple[str, ...], **options: Any) -> None:
     """Run scenarios on kernels A and B, and show only what differs.
 
@@ -61,24 +55,3 @@ def compare(before: str, after: str, scenarios: tuple[str, ...], **options: Any)
 
     files = options.pop("json_file"), options.pop("html_file")
     sys.exit(run_compare(before, after, scenarios, run_options(options), options["confirm"], *files))
-
-
-def run_options(options: dict[str, Any]) -> Any:
-    """The options of :func:`harness.commands.options.machine_options` as a value."""
-    from harness.campaign.kernels import RunOptions
-
-    return RunOptions(
-        levels=options["levels"],
-        accel=options["accel"],
-        smp=options["smp"],
-        memory_mib=options["memory"],
-        cpu=options["cpu"],
-        append=options["append"],
-        ram_dir=options["ram_dir"],
-        boot_timeout_s=options["boot_timeout"],
-        workers=options["workers"],
-        pvh=options["pvh"],
-        no_clone=options["no_clone"],
-        strict=options["strict"],
-        modules=options["modules"],
-    )

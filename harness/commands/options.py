@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+if TYPE_CHECKING:
+    from harness.campaign.kernels import RunOptions
+
 LEVELS = ("pte", "pmd", "pud")
 
+FILE = click.Path(path_type=Path, dir_okay=False)
 F = TypeVar("F", bound=Callable[..., Any])
 
 scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
@@ -39,3 +43,34 @@ _MACHINE_OPTIONS = (
 def machine_options(command: F) -> F:
     """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
     return functools.reduce(lambda decorated, option: option(decorated), reversed(_MACHINE_OPTIONS), command)
+
+
+def report_options(what: str) -> Callable[[F], F]:
+    """``--json`` and ``--html`` of a command that reports on several kernels.
+
+    :param what: that the JSON file holds.
+    """
+    json_option = click.option("--json", "json_file", type=FILE, help=f"write {what} there")
+    html_option = click.option("--html", "html_file", type=FILE, help="write one self-contained page there")
+    return lambda command: json_option(html_option(command))
+
+
+def run_options(options: dict[str, Any]) -> RunOptions:
+    """The options of :func:`machine_options` as a value."""
+    from harness.campaign.kernels import RunOptions
+
+    return RunOptions(
+        levels=options["levels"],
+        accel=options["accel"],
+        smp=options["smp"],
+        memory_mib=options["memory"],
+        cpu=options["cpu"],
+        append=options["append"],
+        ram_dir=options["ram_dir"],
+        boot_timeout_s=options["boot_timeout"],
+        workers=options["workers"],
+        pvh=options["pvh"],
+        no_clone=options["no_clone"],
+        strict=options["strict"],
+        modules=options["modules"],
+    )

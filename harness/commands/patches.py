@@ -9,21 +9,17 @@ from typing import Any, NoReturn
 
 import click
 
-from harness.commands.many import run_options
-from harness.commands.options import machine_options, scenarios_argument
+from harness.commands.options import FILE, machine_options, report_options, run_options, scenarios_argument
 from harness.errors import HugepfnError
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
 @click.argument("tree")
 @click.argument("revisions", metavar="[BASE..TIP]", required=False)
 @scenarios_argument
-@click.option("--mbox", type=_FILE, help="the patches, instead of BASE..TIP")
+@click.option("--mbox", type=FILE, help="the patches, instead of BASE..TIP")
 @machine_options
-@click.option("--json", "json_file", type=_FILE, help="write the table, every run and the changes there")
-@click.option("--html", "html_file", type=_FILE, help="write one self-contained page there")
+@report_options("the table, every run and the changes")
 def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: Path | None, **options: Any) -> None:
     """Apply patches one at a time, build and run at each, and show at which patch a scenario changes.
 

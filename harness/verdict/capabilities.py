@@ -56,6 +56,13 @@ class Capabilities:
         return self.image.huge_fault is False
 
     @property
+    def why_no_thp(self) -> str:
+        """Why anonymous memory cannot have transparent huge pages; empty where it can, if only where it is advised."""
+        if self.thp and self.thp != "never":
+            return ""
+        return f"transparent huge pages are off in this kernel ({self.thp or 'not built in'})"
+
+    @property
     def layout(self) -> Layout:
         """How this kernel's entries are read."""
         devmap_bit = None if self.image.devmap is False else 57 if self.saved_dirty else 58

@@ -23,6 +23,7 @@ class Patch:
 
     name: str  # for messages: the file, and where it holds several the subject
     diff: bytes = field(repr=False)
+    subject: str = ""  # of its mail, "" where it is none
 
 
 def split(name: str, data: bytes) -> list[Patch]:
@@ -46,7 +47,9 @@ def split(name: str, data: bytes) -> list[Patch]:
             found.append((subject, diff))
     if not found:
         raise UsageError(f"{name} has no patch in it; expected a diff, a mail or a mailbox with one")
-    return [Patch(f"{name} ({subject})" if subject and len(found) > 1 else name, diff) for subject, diff in found]
+    return [
+        Patch(f"{name} ({subject})" if subject and len(found) > 1 else name, diff, subject) for subject, diff in found
+    ]
 
 
 def _body(message: email.message.Message) -> bytes:
