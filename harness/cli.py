@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.commands import live
 from harness.commands.build import build
 from harness.commands.many import compare, matrix
 from harness.commands.options import machine_options, modules_option, scenarios_argument
@@ -71,23 +72,8 @@ cli.add_command(series)
 cli.add_command(check)
 
 
-@cli.command()
-@click.argument("name", required=False)
-@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="what to boot without NAME")
-@modules_option
-def shell(name: str | None, kernel: str, modules: Path | None) -> None:
-    """A shell in a guest: the kept machine NAME, or a fresh one. Ctrl-] leaves."""
-    from harness.kernel import Kernel
-    from harness.machine import VM
-    from harness.machine.terminal import interact
-
-    vm = VM.revive(name) if name else VM(Kernel.parse(kernel, modules), say=_stderr).start()
-    try:
-        _stderr("Ctrl-] leaves")
-        with vm.shell() as line:
-            interact(line)
-    finally:
-        vm.close()
+for command in live.COMMANDS:
+    cli.add_command(command)
 
 
 @cli.command("list")

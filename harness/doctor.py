@@ -33,6 +33,7 @@ NEEDS = (
     Need("apt-get", "apt", "fetches Debian kernels"),
     Need("setpriv", "util-linux", "ends QEMU with its parent"),
     Need("busybox", "busybox-static", "a shell in the guest, for people", required=False),
+    Need("dropbear", "dropbear-bin", "SSH into the guest", required=False),
 )
 _LIBC = Path("/usr/lib/x86_64-linux-gnu/libc.a")
 _RAM_MIB = 1024

@@ -54,6 +54,7 @@ __all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]  # hooks th
 _MACHINE = pytest.StashKey[VM]()
 _CLAIMS = pytest.StashKey[Claims]()
 _SAY = pytest.StashKey[Callable[[str], None]]()
+_LIVE = pytest.StashKey[tuple[VM, Settings]]()
 _BOOT_FAILURES = pytest.StashKey[dict[Settings, list[BootError]]]()
 
 #: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
@@ -171,10 +172,32 @@ def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
 @pytest.fixture(scope="session")
 def kernel(pytestconfig: pytest.Config) -> KernelImage:
     """The kernel under test, fetched if need be."""
+    if _LIVE in pytestconfig.stash:
+        return pytestconfig.stash[_LIVE][0].kernel
     return settings_of(pytestconfig).resolve(_say(pytestconfig))
 
 
+def set_machine(config: pytest.Config, machine: VM, settings: Settings) -> None:
+    """Tests run on this machine, and boot none; ``settings`` is what it was made with."""
+    config.stash[_LIVE] = machine, settings
+
+
+def _lend(request: pytest.FixtureRequest, wanted: Settings) -> Iterator[VM]:
+    """The machine that lives, where it is one that the test can have."""
+    machine, settings = request.config.stash[_LIVE]
+    if wanted.smp > settings.smp:
+        _unmet(request.config, f"the live machine has {settings.smp} vCPU, this test wants {wanted.smp}")
+    if wanted.device != settings.device or set(wanted.append) - set(settings.append):
+        _unmet(request.config, "the live machine has another device or command line than this test wants")
+    machine.runs.clear()
+    machine.add_search(request.path.parent)
+    yield machine
+
+
 def _boot(request: pytest.FixtureRequest, image: KernelImage, settings: Settings) -> Iterator[VM]:
+    if _LIVE in request.config.stash:
+        yield from _lend(request, settings)
+        return
     failures = request.config.stash.setdefault(_BOOT_FAILURES, {}).setdefault(settings, [])
     if len(failures) >= BOOT_ATTEMPTS:  # each attempt may take a minute, and a suite has a hundred tests
         raise failures[-1]

@@ -21,6 +21,7 @@ claims settings selection
 results
 pytest_plugin
 campaign doctor
+session
 commands
 cli
 entry

@@ -24,6 +24,7 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
@@ -33,6 +34,7 @@
 
 #define EVENTS_FD 3
 #define JOBS 16
+#define ARGUMENTS 256
 #define PAYLOAD_MAX (64u << 20)
 
 static int agent_fd = -1, events_fd = -1;
@@ -322,48 +324,126 @@ static void read_exact(void *data, size_t length)
 
 /* --- jobs ---------------------------------------------------------------------------------------- */
 
+/* What a job reads as its standard input. */
+enum input {
+	INPUT_NULL,
+	INPUT_PIPE,
+	INPUT_SOCKET, /* its standard output as well: one connection, for a server of inetd's kind */
+};
+
 struct job {
 	unsigned int id;
 	pid_t pid;
-	int pipe[2]; /* stdout, stderr; -1 when at its end */
+	int pipe[2];     /* stdout, stderr; -1 when at its end */
+	int input;       /* what the host says to it goes in here; -1 when it hears nothing (any more) */
+	bool input_ends; /* after what is pending */
+	char *pending;   /* what the host said and the job has not taken */
+	size_t length, taken;
 };
 
 static struct job jobs[JOBS];
 
-static _Noreturn void become(char **argv, int out, int err)
+static struct {
+	unsigned int id;
+	pid_t pid;
+} shell;
+
+/* IN, OUT and ERR are above EVENTS_FD: PID 1 has its own descriptors up to there open from the start. */
+static _Noreturn void become(char **argv, int in, int out, int err)
 {
 	sigset_t none;
-	int null;
 
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGPIPE, SIG_DFL);
 	setsid();
-	null = open("/dev/null", O_RDONLY);
-	if (null < 0 || dup2(null, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0 || dup2(events_fd, EVENTS_FD) < 0)
+	if (in < 0)
+		in = open("/dev/null", O_RDONLY);
+	if (in < 0 || dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0 || dup2(events_fd, EVENTS_FD) < 0)
 		_exit(127);
 	close_range(EVENTS_FD + 1, ~0U, 0);
 	setenv("HUGEPFN_EVENTS_FD", "3", 1);
-	execv(argv[0], argv);
+	execvp(argv[0], argv);
 	fprintf(stderr, "exec %s: %s\n", argv[0], strerror(errno));
+	_exit(errno == ENOENT ? 127 : 126);
+}
+
+static _Noreturn void __attribute__((format(printf, 2, 3))) refuse(int err, const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	vdprintf(err, fmt, args);
+	va_end(args);
 	_exit(127);
 }
 
-/* PAYLOAD: NUL-terminated words: NAME=VALUE for the environment, then an empty word, then argv. */
-static void start_job(unsigned int id, char *payload, size_t length)
+/* The job's ends of its channels in THEIRS (stdin, stdout, stderr), ours in JOB. */
+static int open_job_channels(struct job *job, enum input input, int theirs[3])
 {
-	char *argv[64], *at = payload, *end = payload + length;
-	int out[2], err[2], n = 0;
+	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, err[2];
+
+	if (pipe2(err, O_CLOEXEC))
+		return -1;
+	if (input == INPUT_SOCKET) {
+		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, in))
+			goto no_channels;
+		out[0] = fcntl(in[1], F_DUPFD_CLOEXEC, 0);
+		out[1] = fcntl(in[0], F_DUPFD_CLOEXEC, 0);
+	} else if (pipe2(out, O_CLOEXEC) || (input == INPUT_PIPE && pipe2(in, O_CLOEXEC))) {
+		goto no_channels;
+	}
+	if (in[1] >= 0)
+		fcntl(in[1], F_SETFL, O_NONBLOCK);
+	job->pipe[0] = out[0];
+	job->pipe[1] = err[0];
+	job->input = in[1];
+	theirs[0] = in[0];
+	theirs[1] = out[1];
+	theirs[2] = err[1];
+	return 0;
+
+no_channels:
+	close(err[0]);
+	close(err[1]);
+	if (out[0] >= 0) {
+		close(out[0]);
+		close(out[1]);
+	}
+	return -1;
+}
+
+static void close_input(struct job *job)
+{
+	if (job->input >= 0)
+		close(job->input);
+	free(job->pending);
+	job->input = -1;
+	job->pending = NULL;
+	job->length = job->taken = 0;
+}
+
+/* PAYLOAD: NUL-terminated words: NAME=VALUE for the environment, then an empty word, then argv. */
+static void start_job(unsigned int id, char *payload, size_t length, enum input input)
+{
+	char *argv[ARGUMENTS], *at = payload, *end = payload + length;
 	bool environment = true;
 	struct job *job = NULL;
+	int theirs[3], n = 0;
 
 	for (int i = 0; i < JOBS && !job; i++)
 		if (!jobs[i].pid)
 			job = &jobs[i];
-	if (!job || pipe2(out, O_CLOEXEC) || pipe2(err, O_CLOEXEC)) {
-		send_text("error", id, "no room for another job: %s", strerror(errno));
+	if (!job) {
+		send_text("error", id, "%d jobs run already", JOBS);
 		return;
 	}
-	*job = (struct job){ .id = id, .pipe = { out[0], err[0] } };
+	*job = (struct job){ .id = id };
+	if (open_job_channels(job, input, theirs)) {
+		send_text("error", id, "a job's channels: %s%s", strerror(errno),
+			  input == INPUT_SOCKET ? " (does this kernel have CONFIG_UNIX?)" : "");
+		return;
+	}
 	job->pid = fork();
 	if (!job->pid) {
 		for (; at < end; at += strlen(at) + 1) {
@@ -371,24 +451,89 @@ static void start_job(unsigned int id, char *payload, size_t length)
 				environment = false;
 			else if (environment)
 				putenv(at);
-			else if (n < 63)
+			else if (n == ARGUMENTS - 1)
+				refuse(theirs[2], "more than %d words", ARGUMENTS - 1);
+			else
 				argv[n++] = at;
 		}
 		argv[n] = NULL;
 		if (!n)
-			_exit(127);
-		become(argv, out[1], err[1]);
+			refuse(theirs[2], "no program");
+		become(argv, theirs[0], theirs[1], theirs[2]);
 	}
-	close(out[1]);
-	close(err[1]);
+	for (int i = 0; i < 3; i++)
+		if (theirs[i] >= 0)
+			close(theirs[i]);
 	if (job->pid < 0) {
 		send_text("error", id, "fork: %s", strerror(errno));
-		close(out[0]);
-		close(err[0]);
+		close(job->pipe[0]);
+		close(job->pipe[1]);
+		close_input(job);
 		job->pid = 0;
 		return;
 	}
 	send_text("started", id, "%d", job->pid);
+}
+
+static struct job *find_job(unsigned int id)
+{
+	for (int i = 0; i < JOBS; i++)
+		if (jobs[i].pid && jobs[i].id == id)
+			return &jobs[i];
+	return NULL;
+}
+
+/* Gives a job what it takes now of what is pending, and tells the host how many bytes are off our hands. */
+static void feed(struct job *job)
+{
+	size_t before = job->taken;
+
+	while (job->input >= 0 && job->taken < job->length) {
+		ssize_t n = write(job->input, job->pending + job->taken, job->length - job->taken);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			break;
+		if (n < 0) { /* it reads no more: what is left is nobody's */
+			job->input_ends = true;
+			n = (ssize_t)(job->length - job->taken);
+		}
+		job->taken += (size_t)n;
+	}
+	if (job->taken > before)
+		send_text("took", job->id, "%zu", job->taken - before);
+	if (job->taken < job->length)
+		return;
+	job->length = job->taken = 0;
+	if (job->input_ends && job->input >= 0) {
+		shutdown(job->input, SHUT_WR); /* the socket's other half lives on in pipe[0] */
+		close_input(job);
+	}
+}
+
+/* More for a job's standard input; nothing ends it. */
+static void input_for_job(unsigned int id, const char *payload, size_t length)
+{
+	struct job *job = find_job(id);
+	char *grown;
+
+	if (!job || job->input < 0) { /* too late: it has ended, or closed its input */
+		send_text("took", id, "%zu", length);
+		return;
+	}
+	if (!length)
+		job->input_ends = true;
+	memmove(job->pending, job->pending + job->taken, job->length - job->taken);
+	job->length -= job->taken;
+	job->taken = 0;
+	grown = realloc(job->pending, job->length + length + 1);
+	if (!grown)
+		die("input of %zu bytes", length);
+	memcpy(grown + job->length, payload, length);
+	job->pending = grown;
+	job->length += length;
+	feed(job);
 }
 
 static void pump(struct job *job, int which)
@@ -400,6 +545,8 @@ static void pump(struct job *job, int which)
 		send_frame(which ? "err" : "out", job->id, buffer, (size_t)n);
 		return;
 	}
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
 	close(job->pipe[which]);
 	job->pipe[which] = -1;
 }
@@ -421,12 +568,24 @@ static void drain(struct job *job)
 	}
 }
 
+static void tell_exit(unsigned int id, int status)
+{
+	if (WIFSIGNALED(status))
+		send_text("exit", id, "signal %d", WTERMSIG(status));
+	else
+		send_text("exit", id, "status %d", WEXITSTATUS(status));
+}
+
 static void reap(void)
 {
 	int status;
 	pid_t pid;
 
 	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+		if (pid == shell.pid) {
+			shell.pid = 0;
+			tell_exit(shell.id, status);
+		}
 		for (int i = 0; i < JOBS; i++) {
 			struct job *job = &jobs[i];
 
@@ -434,10 +593,8 @@ static void reap(void)
 				continue;
 			kill(-pid, SIGKILL);
 			drain(job);
-			if (WIFSIGNALED(status))
-				send_text("exit", job->id, "signal %d", WTERMSIG(status));
-			else
-				send_text("exit", job->id, "status %d", WEXITSTATUS(status));
+			close_input(job);
+			tell_exit(job->id, status);
 			job->pid = 0;
 		}
 	}
@@ -445,7 +602,17 @@ static void reap(void)
 
 /* --- requests ------------------------------------------------------------------------------------ */
 
-/* PAYLOAD: "MODE PATH\n" and the bytes of the file. */
+/* The folders above PATH. */
+static void make_folders(char *path)
+{
+	for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+		*slash = 0;
+		mkdir(path, 0755);
+		*slash = '/';
+	}
+}
+
+/* PAYLOAD: "MODE PATH\n" and the bytes of the file. The folders above it are made. */
 static void put_file(unsigned int id, const char *payload, size_t length)
 {
 	const char *newline = memchr(payload, '\n', length);
@@ -460,6 +627,7 @@ static void put_file(unsigned int id, const char *payload, size_t length)
 	newline++;
 	length -= (size_t)(newline - payload);
 	unlink(path); /* a running program keeps its old file */
+	make_folders(path);
 	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
 	if (fd < 0) {
 		send_text("error", id, "put %s: %s", path, strerror(errno));
@@ -530,26 +698,53 @@ static void log_line(unsigned int id, const char *text)
 
 static void kill_job(unsigned int id, int signal_number)
 {
-	for (int i = 0; i < JOBS; i++)
-		if (jobs[i].pid && jobs[i].id == id)
-			kill(-jobs[i].pid, signal_number);
+	struct job *job = find_job(id);
+
+	if (job)
+		kill(-job->pid, signal_number);
 }
 
-/* A shell on ttyS3, for people. */
+/* PAYLOAD: "ROWS COLUMNS" of the terminal behind the shell's line; who is in front there gets SIGWINCH. */
+static void size_shell(unsigned int id, const char *payload)
+{
+	struct winsize size = { 0 };
+	int fd = open("/dev/ttyS3", O_RDWR | O_NOCTTY | O_CLOEXEC);
+
+	if (sscanf(payload, "%hu %hu", &size.ws_row, &size.ws_col) != 2)
+		send_text("error", id, "size: no 'ROWS COLUMNS'");
+	else if (fd < 0 || ioctl(fd, TIOCSWINSZ, &size))
+		send_text("error", id, "ttyS3: %s", strerror(errno));
+	else
+		send_text("done", id, "%u %u", size.ws_row, size.ws_col);
+	if (fd >= 0)
+		close(fd);
+}
+
+/* A shell on ttyS3, for people. There is one; whoever asked last hears when it ends. */
 static void start_shell(unsigned int id)
 {
-	pid_t pid;
+	sigset_t none;
 	int fd;
 
+	shell.id = id;
 	if (access("/bin/busybox", X_OK)) {
 		send_text("error", id, "no busybox in this initramfs");
 		return;
 	}
-	pid = fork();
-	if (pid) {
-		send_text(pid < 0 ? "error" : "done", id, "%d", pid);
+	if (!shell.pid)
+		shell.pid = fork();
+	if (shell.pid < 0) {
+		send_text("error", id, "fork: %s", strerror(errno));
+		shell.pid = 0;
 		return;
 	}
+	if (shell.pid) {
+		send_text("started", id, "%d", shell.pid);
+		return;
+	}
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	signal(SIGPIPE, SIG_DFL);
 	setsid();
 	fd = open("/dev/ttyS3", O_RDWR);
 	if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) || dup2(fd, 0) < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0)
@@ -612,11 +807,19 @@ static void handle_request(void)
 	else if (!strcmp(verb, "log"))
 		log_line(id, payload);
 	else if (!strcmp(verb, "run"))
-		start_job(id, payload, length);
+		start_job(id, payload, length, INPUT_NULL);
+	else if (!strcmp(verb, "pipe"))
+		start_job(id, payload, length, INPUT_PIPE);
+	else if (!strcmp(verb, "socket"))
+		start_job(id, payload, length, INPUT_SOCKET);
+	else if (!strcmp(verb, "in"))
+		input_for_job(id, payload, length);
 	else if (!strcmp(verb, "kill"))
 		kill_job(id, atoi(payload));
 	else if (!strcmp(verb, "shell"))
 		start_shell(id);
+	else if (!strcmp(verb, "size"))
+		size_shell(id, payload);
 	else if (!strcmp(verb, "poweroff"))
 		power_off();
 	else
@@ -629,19 +832,27 @@ static _Noreturn void serve(int signals)
 	struct signalfd_siginfo info;
 
 	for (;;) {
-		struct pollfd fds[2 + 2 * JOBS] = { { .fd = agent_fd, .events = POLLIN },
+		struct pollfd fds[2 + 3 * JOBS] = { { .fd = agent_fd, .events = POLLIN },
 						    { .fd = signals, .events = POLLIN } };
 
-		for (int i = 0; i < JOBS; i++)
+		for (int i = 0; i < JOBS; i++) {
+			struct pollfd *own = &fds[2 + 3 * i];
+			const struct job *job = &jobs[i];
+			bool waits = job->pid && job->taken < job->length;
+
 			for (int which = 0; which < 2; which++)
-				fds[2 + 2 * i + which] =
-					(struct pollfd){ .fd = jobs[i].pid ? jobs[i].pipe[which] : -1, .events = POLLIN };
-		if (poll(fds, 2 + 2 * JOBS, -1) < 0 && errno != EINTR)
+				own[which] = (struct pollfd){ .fd = job->pid ? job->pipe[which] : -1, .events = POLLIN };
+			own[2] = (struct pollfd){ .fd = waits ? job->input : -1, .events = POLLOUT };
+		}
+		if (poll(fds, 2 + 3 * JOBS, -1) < 0 && errno != EINTR)
 			die("poll");
-		for (int i = 0; i < JOBS; i++)
+		for (int i = 0; i < JOBS; i++) {
 			for (int which = 0; which < 2; which++)
-				if (fds[2 + 2 * i + which].revents && jobs[i].pid)
+				if (fds[2 + 3 * i + which].revents && jobs[i].pid)
 					pump(&jobs[i], which);
+			if (fds[2 + 3 * i + 2].revents && jobs[i].pid)
+				feed(&jobs[i]);
+		}
 		if (fds[1].revents) {
 			if (read(signals, &info, sizeof(info)) < 0)
 				die("signalfd");

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from harness import pytest_plugin
 from harness.campaign.reporter import RunReporter
 from harness.errors import ExitCode, MachineryError, UsageError
-from harness.guest.compiler import guest_tests_dir
+from harness.guest.compiler import forget_library, guest_tests_dir
+from harness.machine import VM
 from harness.settings import Settings
 from harness.verdict import exit_code
 
@@ -34,14 +37,24 @@ _OPTIONS = {
 _PYTEST_ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 
 
-class _Wiring:
-    """Connects the plugin's progress lines to the reporter once pytest is up."""
+_COMMON = (
+    *("-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib", "-p", "harness.pytest_plugin"),
+    *("--rootdir", str(guest_tests_dir().parent), "-c", "/dev/null"),
+)
 
-    def __init__(self, reporter: RunReporter) -> None:
+
+class _Wiring:
+    """Connects the plugin's progress lines to the reporter once pytest is up; and its tests to a machine that lives."""
+
+    def __init__(self, reporter: RunReporter, machine: VM | None = None, settings: Settings | None = None) -> None:
         self._reporter = reporter
+        self._machine = machine
+        self._settings = settings
 
     def pytest_configure(self, config: Any) -> None:
         pytest_plugin.set_progress(config, self._reporter.say)
+        if self._machine is not None and self._settings is not None:
+            pytest_plugin.set_machine(config, self._machine, self._settings)
 
 
 def run_session(
@@ -52,10 +65,7 @@ def run_session(
     :raises UsageError: there is no such scenario, or kernel.
     :raises MachineryError: the kernel cannot be had.
     """
-    known = {line.name for line in scenario_lines()}
-    for name in scenarios:
-        if name not in known:
-            raise UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
+    _known(scenarios)
     settings = Settings(
         kernel=options["kernel"],
         modules=options["modules"],
@@ -69,23 +79,61 @@ def run_session(
     image = settings.resolve(reporter.say)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
         reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
-    args = [str(guest_tests_dir()), "-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    args += ["--rootdir", str(guest_tests_dir().parent), "-c", "/dev/null"]
+    args = [str(guest_tests_dir()), *_COMMON]
     args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
-    args += [f"--hugepfn-level={level}" for level in options["levels"]]
-    args += [f"--hugepfn-scenario={name}" for name in scenarios]
+    args += _selection(scenarios, options["levels"])
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
     args += ["--hugepfn-pvh"] if options["pvh"] else []
     args += ["--hugepfn-no-clone"] if options["no_clone"] else []
-    args += ["-n", str(options["workers"])] if options["workers"] > 1 else []
+    args += ["-n", str(options["workers"]), "-p", "xdist"] if options["workers"] > 1 else []
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
-    plugins = [reporter, _Wiring(reporter)]
-    args += ["-p", "harness.pytest_plugin", *(["-p", "xdist"] if options["workers"] > 1 else [])]
+    return _main(pytest, reporter, args, [_Wiring(reporter)], image.spec, strict=bool(options["strict"]))
+
+
+def rerun_session(
+    pytest: ModuleType,
+    reporter: RunReporter,
+    scenarios: Sequence[str],
+    levels: Sequence[str],
+    machine: VM,
+    settings: Settings,
+) -> ExitCode:
+    """Runs scenarios on a machine that lives already, with what their files say now.
+
+    :raises UsageError: there is no such scenario, or it has no such level.
+    """
+    files = [str(path) for path in _known(scenarios)]
+    folder = str(guest_tests_dir())
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
+    forget_library()
+    # Nothing is captured: the descriptors of this process are not the caller's.
+    args = [*files, *_COMMON, "--capture=no", *_selection(scenarios, levels)]
+    return _main(pytest, reporter, args, [_Wiring(reporter, machine, settings)], settings.kernel, strict=False)
+
+
+def _known(scenarios: Sequence[str]) -> list[Path]:
+    """The files of scenarios, each once."""
+    known = {line.name: line.file for line in scenario_lines()}
+    for name in scenarios:
+        if name not in known:
+            raise UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
+    return list(dict.fromkeys(known[name] for name in scenarios or known))
+
+
+def _selection(scenarios: Sequence[str], levels: Sequence[str]) -> list[str]:
+    return [*(f"--hugepfn-level={level}" for level in levels), *(f"--hugepfn-scenario={name}" for name in scenarios)]
+
+
+def _main(
+    pytest: ModuleType, reporter: RunReporter, args: list[str], plugins: list[object], kernel: str, *, strict: bool
+) -> ExitCode:
     before = {name: os.environ.get(name) for name in _PYTEST_ENVIRONMENT}
     os.environ.update(_PYTEST_ENVIRONMENT)
     try:
-        status = int(pytest.main(args, plugins=plugins))
+        status = int(pytest.main(args, plugins=[reporter, *plugins]))
     finally:
         reporter.close()
         for name, value in before.items():
@@ -101,10 +149,10 @@ def run_session(
         return ExitCode.USAGE  # pytest has said what it does not understand
     reporter.verdict()
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise UsageError(f"nothing of {image.spec} was run: no scenario has this level")
+        raise UsageError(f"nothing of {kernel} was run: no scenario has this level")
     if status == pytest.ExitCode.INTERNAL_ERROR:
         return ExitCode.MACHINERY
-    code = exit_code(reporter.results, strict=bool(options["strict"]))
+    code = exit_code(reporter.results, strict=strict)
     if code is ExitCode.OK and status == pytest.ExitCode.TESTS_FAILED:
         return ExitCode.CLAIM_FAILED  # a test that is about no machine
     return code
@@ -117,6 +165,7 @@ class ScenarioLine(NamedTuple):
     levels: str  # "pte pmd pud"; empty for one that knows no levels
     claim: str  # the docstring's first line
     decided_by: str  # the kernel's functions
+    file: Path
 
 
 def scenario_lines() -> list[ScenarioLine]:
@@ -127,7 +176,7 @@ def scenario_lines() -> list[ScenarioLine]:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 claim = (ast.get_docstring(node) or "").splitlines()[:1]
                 name, levels = node.name.removeprefix("test_"), " ".join(_marked(node, "levels"))
-                found.append(ScenarioLine(name, levels, "".join(claim), ", ".join(_marked(node, "decided_by"))))
+                found.append(ScenarioLine(name, levels, "".join(claim), ", ".join(_marked(node, "decided_by")), path))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,11 +21,19 @@ scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...
 modules_option = click.option(
     "--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path"
 )
+level_option = click.option(
+    *("--level", "-l", "levels"),
+    multiple=True,
+    type=click.Choice(LEVELS),
+    help="only this level; may be repeated",
+)
+_SCENARIO_OPTIONS = (
+    level_option,
+    click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
+    click.option("--strict", is_flag=True, help="a premise that is not met fails"),
+)
 _MACHINE_OPTIONS = (
     modules_option,
-    click.option(
-        "--level", "-l", "levels", multiple=True, type=click.Choice(LEVELS), help="only this level; may be repeated"
-    ),
     click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True),
     click.option("--smp", type=click.IntRange(1, 4), default=1, show_default=True, help="number of vCPUs"),
     click.option("--memory", type=click.IntRange(256, 2048), default=1024, show_default=True, help="guest RAM in MiB"),
@@ -33,16 +41,39 @@ _MACHINE_OPTIONS = (
     click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ..."),
     click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]"),
     click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot"),
-    click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
     click.option("--pvh", is_flag=True, help="start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels"),
     click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine"),
-    click.option("--strict", is_flag=True, help="a premise that is not met fails"),
 )
+
+
+_KERNEL = click.option(
+    *("--kernel", "-k"),
+    default="debian",
+    show_default=True,
+    metavar="SPEC",
+    help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
+)
+_DEVICE = click.option(
+    "--device",
+    type=click.Choice(["pci-testdev", "ivshmem-plain", "nvme"]),
+    default="pci-testdev",
+    show_default=True,
+    help="the device under test",
+)
+
+
+def _with(options: Sequence[Callable[[F], F]], command: F) -> F:
+    return functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
 def machine_options(command: F) -> F:
     """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
-    return functools.reduce(lambda decorated, option: option(decorated), reversed(_MACHINE_OPTIONS), command)
+    return _with((*_SCENARIO_OPTIONS, *_MACHINE_OPTIONS), command)
+
+
+def live_options(command: F) -> F:
+    """What machine to start, for somebody to work in."""
+    return _with((_KERNEL, _DEVICE, *_MACHINE_OPTIONS), command)
 
 
 def report_options(what: str) -> Callable[[F], F]:

@@ -85,6 +85,11 @@ def _library() -> tuple[tuple[Path, ...], bytes]:
     return tuple(file for file in files if file.suffix == ".c" and file.name != "init.c"), digest.digest()
 
 
+def forget_library() -> None:
+    """Reads the library's files anew: a process that lives long, beside somebody who edits them."""
+    _library.cache_clear()
+
+
 def compile_program(source: Path, *, library: bool = True) -> Program:
     """Compiles one C file with the guest library (``#include "lib/hugepfn.h"`` or ``"hugepfn.h"``).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from harness.kernel import read as read_module
 
 #: What vfio-pci needs below it comes from modules.dep; what is built in is skipped.
 MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")
+_FORMAT = 2  # of the archive: what is where in it
 _FOLDERS = ("bin", "dev", "proc", "run", "sys", "tests", "tmp", "modules")
 
 
@@ -29,7 +31,7 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
     init = compile_program(guest_tests_dir() / "lib" / "init.c", library=False)
     order = load_order(kernel, (*MODULES, *extra_modules))
     busybox = shutil.which("busybox")
-    parts = [str(init.stripped), kernel.key, " ".join(module.name for module in order.modules)]
+    parts = [str(_FORMAT), str(init.stripped), kernel.key, " ".join(module.name for module in order.modules)]
     if busybox:
         stat = Path(busybox).stat()
         parts.append(f"busybox {stat.st_size} {stat.st_mtime_ns}")
@@ -37,13 +39,13 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
 
     def build(folder: Path) -> None:
         modules = [(f"{module.name}.ko", read_module(module)) for module in order.modules]
-        archive = _archive(init.read(), modules, Path(busybox).read_bytes() if busybox else None)
+        archive = _archive(init.read(), modules, Path(busybox) if busybox else None)
         (folder / "initramfs.cpio").write_bytes(archive)
 
     return cache.obtain("initramfs", key, build) / "initramfs.cpio"
 
 
-def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: bytes | None) -> bytes:
+def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: Path | None) -> bytes:
     """The archive's bytes. /modules/order has the modules in insmod order, for init."""
     buffer = io.BytesIO()
     writer = CpioWriter(buffer)
@@ -55,7 +57,9 @@ def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: bytes |
         writer.write_file(f"modules/{name}".encode(), body, 0o644)
     writer.write_file(b"modules/order", "".join(f"{name}\n" for name, _ in modules).encode(), 0o644)
     if busybox is not None:
-        writer.write_file(b"bin/busybox", busybox, 0o755)
-        writer.symlink(b"busybox", b"bin/sh")
+        writer.write_file(b"bin/busybox", busybox.read_bytes(), 0o755)
+        listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, timeout=10, check=True)
+        for applet in sorted({"sh", *listed.stdout.split()} - {"busybox"}):
+            writer.symlink(b"busybox", f"bin/{applet}".encode())
     writer.write_trailer()
     return buffer.getvalue()

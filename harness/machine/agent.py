@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import MachineryError, ProtocolError, UsageError
@@ -45,6 +46,26 @@ class ExitStatus:
         return cls(None, int(number)) if kind == "signal" else cls(int(number), None)
 
 
+class Input(enum.Enum):
+    """What a job reads as its standard input; the value is the agent's verb that starts such a job."""
+
+    NULL = "run"  # /dev/null
+    PIPE = "pipe"
+    SOCKET = "socket"  # one connection, which is its standard output as well: for a server of inetd's kind
+
+
+class Stream(enum.Enum):
+    """What a job writes to; the value is the agent's verb."""
+
+    OUT = "out"
+    ERR = "err"
+
+
+#: So much of a job's input may be on its way; the agent tells when the job has taken it.
+_INPUT_WINDOW_BYTES = 256 << 10
+UNLIMITED_S = 1e7  # longer than any session: QEMU's end is what ends such a wait
+
+
 @dataclass
 class Job:
     """A program that runs in the guest."""
@@ -52,9 +73,19 @@ class Job:
     id: int
     argv: tuple[str, ...]
     exited: asyncio.Future[ExitStatus]
+    sink: Callable[[Stream, bytes], None] | None = None  # gets what it prints as it comes; else that is kept here
     pid: int = 0
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
+    on_its_way_bytes: int = 0  # of input
+    took: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def receive(self, stream: Stream, data: bytes) -> None:
+        """It printed something."""
+        if self.sink is not None:
+            self.sink(stream, data)
+        else:
+            (self.stdout if stream is Stream.OUT else self.stderr).extend(data)
 
 
 class Agent:
@@ -67,6 +98,7 @@ class Agent:
         self._answers: dict[int, asyncio.Future[Frame]] = {}
         self._jobs: dict[int, Job] = {}
         self._next_id = 1
+        self._sending = asyncio.Lock()  # a frame is whole before the next begins
         qemu.pump("agent", self._receive)
 
     def _receive(self, data: bytes) -> None:
@@ -75,9 +107,14 @@ class Agent:
             if frame.verb == "ready" and not self._ready.done():
                 self._ready.set_result(parse_ready(frame.text))
             elif frame.verb in ("out", "err") and job:
-                (job.stdout if frame.verb == "out" else job.stderr).extend(frame.payload)
+                job.receive(Stream(frame.verb), frame.payload)
+            elif frame.verb == "took":
+                if job:
+                    job.on_its_way_bytes -= int(frame.text)
+                    job.took.set()
             elif frame.verb == "exit" and job:
                 job.exited.set_result(ExitStatus.parse(frame.text))
+                job.took.set()
                 del self._jobs[frame.id]
             elif frame.id in self._answers:
                 self._answers.pop(frame.id).set_result(frame)
@@ -107,9 +144,11 @@ class Agent:
     async def _send(self, frame: Frame, timeout_s: float) -> None:
         if self._qemu.stopped:
             raise UsageError("the machine stands still (at a checkpoint, or paused), so its agent cannot answer now")
-        loop = asyncio.get_running_loop()
-        sending = loop.sock_sendall(self._qemu.end("agent"), frame.encode())
-        await self._qemu.expect(sending, timeout_s, f"the agent to take {frame.verb!r}")
+        await self._qemu.expect(self._write(frame), timeout_s, f"the agent to take {frame.verb!r}")
+
+    async def _write(self, frame: Frame) -> None:
+        async with self._sending:
+            await asyncio.get_running_loop().sock_sendall(self._qemu.end("agent"), frame.encode())
 
     async def put(self, path: str, data: bytes, mode: int = 0o755) -> None:
         """Writes a file in the guest."""
@@ -119,15 +158,56 @@ class Agent:
         """Reads a file of the guest, /proc and /sys included."""
         return (await self.request("get", path.encode())).payload
 
-    async def run(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Job:
-        """Starts a program; returns once it runs."""
+    async def run(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        reads: Input = Input.NULL,
+        sink: Callable[[Stream, bytes], None] | None = None,
+    ) -> Job:
+        """Starts a program; returns once it runs.
+
+        :param sink: gets what it prints as it comes, on the machine's loop; else the job keeps it.
+        """
+        return await self._begin(reads.value, tuple(argv), run_payload(argv, environment), sink)
+
+    async def shell(self) -> Job:
+        """The shell on the guest's ttyS3, started if there is none; it prints there, and not here.
+
+        :raises MachineryError: there is no busybox in the guest (it was not on the host).
+        """
+        return await self._begin("shell", ("sh",), b"", None)
+
+    async def _begin(
+        self, verb: str, argv: tuple[str, ...], payload: bytes, sink: Callable[[Stream, bytes], None] | None
+    ) -> Job:
         number = self._next_id
         self._next_id += 1
-        job = Job(number, tuple(argv), asyncio.get_running_loop().create_future())
+        job = Job(number, argv, asyncio.get_running_loop().create_future(), sink)
         self._jobs[number] = job
-        started = await self._exchange(Frame("run", number, run_payload(argv, environment)), 30.0)
+        try:
+            started = await self._exchange(Frame(verb, number, payload), 30.0)
+        except BaseException:
+            self._jobs.pop(number, None)
+            raise
         job.pid = int(started.text)
         return job
+
+    async def feed(self, job: Job, data: bytes) -> None:
+        """Gives a job more input, as fast as it takes it; nothing at all ends its input.
+
+        A machine that stands still meanwhile is waited for, however long.
+        """
+        for start in range(0, max(len(data), 1), _INPUT_WINDOW_BYTES // 4):
+            chunk = data[start : start + _INPUT_WINDOW_BYTES // 4]
+            while job.on_its_way_bytes + len(chunk) > _INPUT_WINDOW_BYTES and not job.exited.done():
+                job.took.clear()
+                await self._qemu.expect(job.took.wait(), UNLIMITED_S, f"{job.argv[0]} to read its input")
+            if job.exited.done():
+                return
+            job.on_its_way_bytes += len(chunk)
+            await self._qemu.expect(self._write(Frame("in", job.id, chunk)), UNLIMITED_S, "the agent to take input")
 
     async def kill(self, job: Job, number: signal.Signals = signal.SIGKILL) -> None:
         """Signals a job and all it started."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Coroutine, Iterator, Mapping
+import stat
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pexpect.fdpexpect import fdspawn
 
-from harness.errors import MachineryError
-from harness.machine.agent import Agent
+from harness.errors import MachineryError, UsageError
+from harness.guest.libraries import libraries
+from harness.machine.agent import UNLIMITED_S, Agent, Job
+from harness.machine.command import Completed, Sink, execute
 from harness.machine.loop import LoopThread
 from harness.machine.machine import Machine, Origin
 from harness.machine.qemu import Qemu
 from harness.machine.ram import GuestMemory
+from harness.machine.ssh import Ssh
+from harness.machine.sshd import SshAddress, SshServer
 from harness.pagetable import Region
 from harness.verdict import Taint, parse_taint
 
@@ -28,6 +34,8 @@ class LiveMachine:
         self._loop: LoopThread | None = None
         self._qemu: Qemu | None = None
         self._machine: Machine | None = None
+        self._sshd: tuple[SshServer, SshAddress] | None = None
+        self._sent: set[str] = set()  # shared libraries
 
     def _use(self, coming_up: Coroutine[Any, Any, Machine]) -> None:
         """Waits for a machine to come up, on a loop of its own; what does not come up is ended."""
@@ -47,6 +55,8 @@ class LiveMachine:
         if loop is None:
             return
         try:
+            if self._sshd is not None:
+                loop.run(self._sshd[0].stop())
             if self._qemu is not None:
                 loop.run(self._qemu.quit())
                 self._qemu.ram.close()
@@ -61,7 +71,8 @@ class LiveMachine:
         return self._loop.run(work)
 
     @property
-    def _running(self) -> Machine:
+    def machine(self) -> Machine:
+        """What runs, for coroutines on its loop."""
         if self._machine is None:
             raise MachineryError("this VM is not running")
         return self._machine
@@ -74,12 +85,12 @@ class LiveMachine:
     @property
     def qemu(self) -> Qemu:
         """The QEMU process."""
-        return self._running.qemu
+        return self.machine.qemu
 
     @property
     def agent(self) -> Agent:
         """PID 1 of the guest."""
-        return self._running.agent
+        return self.machine.agent
 
     @property
     def bar(self) -> Region:
@@ -89,7 +100,7 @@ class LiveMachine:
     @property
     def bars(self) -> tuple[Region, ...]:
         """Where each memory BAR of the device is; BAR 2 is called "bar", another "bar0"."""
-        return self._running.bars
+        return self.machine.bars
 
     def bar_word(self, offset: int) -> int:
         """The 8-byte word at a byte offset of BAR 2, read by QEMU itself (HMP ``xp``), the guest's MMU not asked.
@@ -106,12 +117,12 @@ class LiveMachine:
     @property
     def ready(self) -> Mapping[str, str]:
         """What the guest said of itself when it came up."""
-        return self._running.ready
+        return self.machine.ready
 
     @property
     def origin(self) -> Origin:
         """Whether it booted, or is a clone."""
-        return self._running.origin
+        return self.machine.origin
 
     @property
     def kernel_log(self) -> str:
@@ -132,6 +143,60 @@ class LiveMachine:
         """A file of the guest, /proc and /sys included."""
         return self.on_loop(self.agent.get(path))
 
+    def put(self, path: str, data: bytes, mode: int = 0o755) -> None:
+        """Writes a file of the guest, and the folders above it."""
+        self.on_loop(self.agent.put(path, data, mode))
+
+    def send(self, program: str | Path) -> str:
+        """Sends a program of the host's over, with its shared libraries where it has some; its path in the guest.
+
+        :raises UsageError: there is no such file, or a library is missing.
+        """
+        path = Path(program)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file")
+        for library in libraries(path):
+            if str(library) not in self._sent:
+                self.put(str(library), library.read_bytes())
+                self._sent.add(str(library))
+        self.put(f"/tests/{path.name}", path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+        return f"/tests/{path.name}"
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout_s: float = UNLIMITED_S,
+        sink: Sink | None = None,
+    ) -> Completed:
+        """Runs a command in the guest, to its end.
+
+        :param argv: a program's path in the guest, or a name that is looked for in /tests, /bin and /sbin; and words.
+        :param environment: beside PATH, HOME and where the device is (VFIO_GROUP, VFIO_BDF).
+        :param timeout_s: then it is killed.
+        :param sink: gets what it prints as it comes, in another thread; the result then has none of it.
+        :raises DeadlineError: it took longer.
+        :raises KernelDied: the kernel did not live to see its end.
+        """
+        work = execute(self.machine, argv, environment=environment, stdin=stdin, timeout_s=timeout_s, sink=sink)
+        return self.on_loop(work)
+
+    def ssh_address(self) -> SshAddress:
+        """Where SSH reaches the guest, with the keys; its server is installed at the first call.
+
+        :raises MachineryError: dropbear is not on this host.
+        """
+        if self._sshd is None:
+            server = SshServer(self.machine)
+            self._sshd = server, self.on_loop(server.start())
+        return self._sshd[1]
+
+    def ssh(self) -> Ssh:
+        """A new SSH connection to the guest. Close it, or use it as a context."""
+        return Ssh(self.ssh_address())
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """A block during which no vCPU runs."""
@@ -144,16 +209,20 @@ class LiveMachine:
             if not was_stopped:
                 self.on_loop(self.qemu.resume())
 
-    def shell(self) -> socket.socket:
-        """Starts a shell in the guest; our end of its serial line.
+    def shell(self) -> tuple[socket.socket, Job]:
+        """The shell on the guest's ttyS3, started if there is none: our end of that line, and its end as a job's.
 
         :raises MachineryError: there is no busybox in the guest (it was not on the host).
         """
-        self.on_loop(self.agent.request("shell"))
+        job = self.on_loop(self.agent.shell())
         own = self.qemu.end("shell").dup()
         own.setblocking(True)
-        return own
+        return own, job
+
+    def resize_shell(self, rows: int, columns: int) -> None:
+        """Tells the shell's line how large the terminal behind it is."""
+        self.on_loop(self.agent.request("size", f"{rows} {columns}".encode()))
 
     def console(self) -> fdspawn:
         """A shell in the guest, as a pexpect spawn, on a serial line of its own; see :meth:`shell`."""
-        return fdspawn(self.shell().detach(), encoding="utf-8", timeout=30)
+        return fdspawn(self.shell()[0].detach(), encoding="utf-8", timeout=30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -134,7 +135,7 @@ class VM(LiveMachine):
         if not isinstance(self.qemu.ram, SharedRam):
             raise UsageError("only a machine that booted can be made a template")
         capabilities = self.caps
-        self.on_loop(save_template(self._running, folder, capabilities))
+        self.on_loop(save_template(self.machine, folder, capabilities))
 
     def keep(self, name: str, why: str) -> None:
         """Saves this machine whole, under a name for ``hugepfn shell NAME``. It stands still afterwards."""
@@ -155,6 +156,8 @@ class VM(LiveMachine):
         saved = kept.find(name)
         vm = cls(saved.kernel, ram_dir=ram_dir)
         vm.spec = saved.spec
+        with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
+            vm.kernel = Kernel.parse(saved.kernel).resolve(offline=True)
         vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
         return vm
 
@@ -187,6 +190,10 @@ class VM(LiveMachine):
     def _start(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
         path = self.push(program)
         return self.on_loop(self._launch([path, *args], timeout_s))
+
+    def add_search(self, folder: Path) -> None:
+        """Looks for guest programs in one more folder, before the others."""
+        self._search = (folder, *(other for other in self._search if other != folder))
 
     def push(self, program: str | Path) -> str:
         """Sends a guest program over, unless this build of it is there; returns its path in the guest."""

@@ -1,0 +1,277 @@
+"""Live machines: ``hugepfn start``, ``shell``, ``ssh``, ``exec``, ``rerun``, ``log``, ``ps`` and ``stop``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.commands.options import level_option, live_options, scenarios_argument
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.machine.agent import ExitStatus
+    from harness.session.client import SessionClient
+    from harness.session.registry import About
+    from harness.session.session import Session
+
+session_option = click.option("--session", "-s", metavar="NAME", help="which session  [default: the only one]")
+_WIDE = 1000  # a long state is for the terminal to wrap, not for us to cut
+_SIGNALLED = 128  # what a shell adds to a signal's number
+
+
+def say(line: str) -> None:
+    """A line of progress, out of the way of what is printed."""
+    click.echo(f"hugepfn: {line}", err=True)
+
+
+def client_of(name: str | None) -> SessionClient:
+    """The session of a name, or the only one.
+
+    :raises UsageError: there is none.
+    """
+    from harness.session.client import SessionClient
+    from harness.session.registry import choose
+
+    return SessionClient(choose(name))
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from harness.settings import Settings
+
+    return Settings(
+        kernel=options["kernel"],
+        modules=options["modules"],
+        accel=options["accel"],
+        smp=options["smp"],
+        memory_mib=options["memory"],
+        cpu=options["cpu"],
+        append=tuple(options["append"].split()),
+        device=options["device"],
+        ram_dir=options["ram_dir"],
+        boot_timeout_s=options["boot_timeout"],
+        clone=not options["no_clone"],
+        pvh=options["pvh"],
+    )
+
+
+def _start(name: str | None, options: dict[str, Any], *, with_us: bool, kept: str | None = None) -> About:
+    from harness.session.server import Start
+    from harness.session.starting import start_session
+
+    settings = _settings(options)
+    stem = re.sub(r"[^\w.-]+", "-", kept or Path(settings.kernel).name).strip("-")[:30] or "session"
+    return start_session(Start(name or f"{stem}*", settings, kept), say, with_us=with_us)
+
+
+@click.command()
+@click.option("--name", metavar="NAME", help="of the session  [default: after the kernel]")
+@live_options
+def start(name: str | None, **options: Any) -> None:
+    """Start a session: a live machine that stays until `hugepfn stop`. Prints its name."""
+    click.echo(_start(name, options, with_us=False).name)
+
+
+@click.command()
+@click.argument("name", required=False)
+@live_options
+def shell(name: str | None, **options: Any) -> None:
+    """A shell on the serial line of a guest. Ctrl-] leaves.
+
+    NAME is a session, or a machine that --keep-vm kept; without it, a fresh machine that ends with the shell, and is a
+    session meanwhile.
+    """
+    from harness.machine.terminal import interact, require_terminal
+    from harness.session.client import SessionClient
+    from harness.session.registry import sessions
+
+    require_terminal()
+    lives = name is not None and name in [about.name for about in sessions()]
+    client = client_of(name) if lives else SessionClient(_start(None, options, with_us=True, kept=name))
+    try:
+        say(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves")
+        with client.shell() as (line, ended, resize):
+            interact(line, resize, ended)
+        if (state := client.call("state")) != "runs":
+            raise click.ClickException(state)
+    finally:
+        if not lives:
+            client.stop()
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@session_option
+@click.option(
+    "--address", is_flag=True, help="print how another SSH client gets there; its files last as long as the session"
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
+    """SSH into a session: a login shell (Ctrl-] leaves), or COMMAND with its output and exit status.
+
+    On a loopback port, with a key made for this machine; nothing else is let in.
+    """
+    from harness.machine.agent import Stream
+    from harness.machine.ssh import Ssh
+    from harness.machine.terminal import interact, require_terminal
+
+    client = client_of(session)
+    if not command and not address:
+        require_terminal()
+    where = client.call("ssh_address")
+    if address:
+        click.echo(_openssh_line(client.about.name, where))
+        return
+    with Ssh(where) as connection:
+        if not command:
+            rows, columns = os.get_terminal_size()[::-1]
+            with contextlib.closing(connection.shell(os.environ.get("TERM", "vt102"), columns, rows)) as channel:
+                interact(channel, lambda rows, columns: channel.resize_pty(columns, rows))
+            return
+        stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+
+        def sink(stream: Stream, data: bytes) -> None:
+            to = sys.stdout.buffer if stream is Stream.OUT else sys.stderr.buffer
+            to.write(data)
+            to.flush()
+
+        ended = connection.run(" ".join(command), stdin=stdin, sink=sink)
+    _leave_as(ended.exit)
+
+
+def _openssh_line(name: str, where: Any) -> str:
+    from harness.session.registry import folder_of
+
+    key, known = folder_of(name) / "ssh_key", folder_of(name) / "known_hosts"
+    key.touch(mode=0o600)
+    key.write_text(where.client_key)
+    known.write_text(f"{where.known_hosts}\n")
+    return f"ssh -i {key} -o UserKnownHostsFile={known} -o IdentitiesOnly=yes -p {where.port} root@127.0.0.1"
+
+
+def _leave_as(ended: ExitStatus) -> None:
+    """Exits as a command in the guest did; a signal is 128 and its number, as a shell says it."""
+    sys.exit(ended.status if ended.signal is None else _SIGNALLED + ended.signal)
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@session_option
+@live_options
+@click.option(
+    "--env", "-e", "environment", multiple=True, metavar="NAME=VALUE", help="for the program; may be repeated"
+)
+@click.argument("program")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ARG...]")
+def exec_(
+    session: str | None, environment: tuple[str, ...], program: str, words: tuple[str, ...], **options: Any
+) -> None:
+    """Run a program of yours in a guest: in a session, or (without --session) in a fresh machine.
+
+    PROGRAM with a slash is a file of this host, sent over with its shared libraries; else a command of the guest's.
+    The BAR is bound to vfio-pci; VFIO_GROUP and VFIO_BDF say where, and so do {group} and {bdf} in an ARG. Standard
+    streams and signals are the program's own, and its exit status is this command's (128 and more: a signal).
+    """
+    if any("=" not in one for one in environment):
+        raise UsageError(f"--env {environment[0]!r}: expected NAME=VALUE")
+    file = str(Path(program).absolute()) if "/" in program else None
+    if file is not None and not Path(file).is_file():
+        raise UsageError(f"{program}: no such file (a command of the guest's has no slash)")
+    wanted = dict(one.split("=", 1) for one in environment)
+    if session is not None:
+        ended: ExitStatus = client_of(session).exec((program, *words), file, wanted)
+        _leave_as(ended)
+    with _fresh(options) as own:
+        from harness.session.client import passing_signals
+
+        signals: queue.Queue[int | None] = queue.Queue()
+        with passing_signals(signals.put):
+            ended = own.exec((program, *words), file, wanted, (0, 1, 2), signals)
+    _leave_as(ended)
+
+
+@contextlib.contextmanager
+def _fresh(options: dict[str, Any]) -> Iterator[Session]:
+    from harness.session.session import Session
+
+    settings = _settings(options)
+    settings.preflight(say)
+    with settings.vm(settings.resolve(say), (), say) as vm:
+        yield Session(vm, settings)
+
+
+@click.command()
+@scenarios_argument
+@session_option
+@level_option
+@click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
+def rerun(scenarios: tuple[str, ...], session: str | None, levels: Sequence[str], quiet: bool) -> None:
+    """Run scenarios in a session, as their files are now: no boot, and only what was changed is compiled and sent.
+
+    The machine is not a pristine one: what earlier runs did to it is still there.
+    """
+    width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
+    sys.stdout.flush()
+    status = client_of(session).call(
+        "rerun", descriptors=[1], scenarios=scenarios, levels=tuple(levels), entries=not quiet, width=width
+    )
+    sys.exit(int(status))
+
+
+@click.command()
+@session_option
+def log(session: str | None) -> None:
+    """Print a session's kernel log."""
+    click.echo(client_of(session).call("log"), nl=False)
+
+
+@click.command()
+def ps() -> None:
+    """Show this user's sessions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness.session.client import SessionClient
+    from harness.session.registry import sessions
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("session", "pid", "kernel", "release", "age", "state"):
+        table.add_column(heading, no_wrap=True)
+    for about in sessions():
+        age = time.strftime("%H:%M:%S", time.gmtime(time.time() - about.started_at))
+        state = str(SessionClient(about).call("state")).splitlines()[0]
+        table.add_row(about.name, str(about.pid), about.kernel, about.release, age, state)
+    Console(highlight=False, width=_WIDE).print(table if table.row_count else "no sessions", soft_wrap=True)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@click.option("--all", "everything", is_flag=True, help="every session of this user")
+def stop(names: tuple[str, ...], everything: bool) -> None:
+    """End sessions: those named, or the only one."""
+    from harness.session.client import SessionClient
+    from harness.session.registry import choose, sessions
+
+    chosen = sessions() if everything else [choose(name) for name in names or (None,)]
+    for about in chosen:
+        SessionClient(about).stop()
+
+
+@click.command("serve-session", hidden=True)
+@click.argument("descriptor", type=int)
+def serve_session(descriptor: int) -> None:
+    """The process of a session; started by other commands."""
+    from multiprocessing.connection import Connection
+
+    from harness.session.server import serve
+
+    serve(Connection(descriptor))
+
+
+COMMANDS = (start, shell, ssh, exec_, rerun, log, ps, stop, serve_session)

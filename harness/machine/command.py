@@ -1,0 +1,101 @@
+"""Commands in a guest: any program with its arguments, its output apart, its end as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.errors import DeadlineError
+from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
+
+if TYPE_CHECKING:
+    from harness.machine.machine import Machine
+
+_KILL_TIMEOUT_S = 5.0
+
+Sink = Callable[[Stream, bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that ended."""
+
+    argv: tuple[str, ...]
+    exit: ExitStatus
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def ok(self) -> bool:
+        """Whether it exited with 0."""
+        return self.exit.ok
+
+
+def vfio_environment(ready: Mapping[str, str]) -> dict[str, str]:
+    """What tells a program where the device under test is; empty where vfio has it not.
+
+    VFIO_GROUP is the number below /dev/vfio, VFIO_BDF the device's domain:bus:device.function; the kernel's own vfio
+    selftests look for VFIO_SELFTESTS_BDF (tools/testing/selftests/vfio/lib).
+    """
+    if not ready.get("vfio_group"):
+        return {}
+    bdf = ready["vfio_bdf"]
+    return {"VFIO_GROUP": ready["vfio_group"], "VFIO_BDF": bdf, "VFIO_SELFTESTS_BDF": bdf}
+
+
+async def start(
+    machine: Machine,
+    argv: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    reads: Input = Input.NULL,
+    sink: Sink | None = None,
+) -> Job:
+    """Starts a command that knows where the device is."""
+    everything = {**vfio_environment(machine.ready), **(environment or {})}
+    return await machine.agent.run(argv, everything, reads=reads, sink=sink)
+
+
+async def finish(machine: Machine, job: Job, timeout_s: float) -> ExitStatus:
+    """Waits for the end of a command; one that does not end in time, or that nobody waits for any more, is killed.
+
+    :raises DeadlineError: it took longer.
+    :raises KernelDied: the kernel did not live to see it.
+    """
+    try:
+        return await machine.qemu.expect(asyncio.shield(job.exited), timeout_s, f"the end of {job.argv[0]}")
+    except (DeadlineError, asyncio.CancelledError):
+        with contextlib.suppress(Exception):
+            await machine.agent.kill(job, signal.SIGKILL)
+            await machine.qemu.expect(asyncio.shield(job.exited), _KILL_TIMEOUT_S, "its end after SIGKILL")
+        raise
+
+
+async def execute(
+    machine: Machine,
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    timeout_s: float = UNLIMITED_S,
+    sink: Sink | None = None,
+) -> Completed:
+    """Runs a command to its end; see :meth:`harness.machine.live.LiveMachine.exec`."""
+    job = await start(machine, argv, environment, reads=Input.PIPE if stdin else Input.NULL, sink=sink)
+    feeding = asyncio.ensure_future(_feed_all(machine, job, stdin)) if stdin else None
+    try:
+        ended = await finish(machine, job, timeout_s)
+    finally:
+        if feeding is not None:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+    return Completed(tuple(argv), ended, bytes(job.stdout), bytes(job.stderr))
+
+
+async def _feed_all(machine: Machine, job: Job, data: bytes) -> None:
+    await machine.agent.feed(job, data)
+    await machine.agent.feed(job, b"")

@@ -1,0 +1,202 @@
+"""SSH into a guest, through paramiko: commands with their streams and their end, files, a terminal."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import logging
+import shlex
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import paramiko
+from paramiko.common import MSG_CHANNEL_REQUEST
+
+from harness.errors import DeadlineError, MachineryError
+from harness.machine.agent import UNLIMITED_S, ExitStatus, Stream
+from harness.machine.command import Completed, Sink
+from harness.machine.sshd import SshAddress
+
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what goes wrong is an error of ours, with its reason
+
+_CONNECT_TIMEOUT_S = 60.0
+_CHUNK_BYTES = 32 << 10
+_WINDOW_BYTES = 1 << 20
+"""Of a channel: so much may be on its way."""
+
+
+def _handle_request(channel: paramiko.Channel, message: paramiko.Message) -> None:
+    """Channel._handle_request(), and what that leaves out: a command that a signal ended (RFC 4254, 6.10)."""
+    start = message.packet.tell()
+    if message.get_text() == "exit-signal":
+        message.get_boolean()
+        channel.exit_signal = message.get_text()
+    message.packet.seek(start)
+    paramiko.Channel._handle_request(channel, message)
+
+
+def _transport(connection: socket.socket, **options: Any) -> Any:
+    """A paramiko transport that hears of exit signals."""
+    transport = paramiko.Transport(connection, **options)
+    transport._channel_handler_table = {
+        **transport._channel_handler_table,
+        MSG_CHANNEL_REQUEST: _handle_request,
+    }
+    return transport
+
+
+class Ssh:
+    """A connection to a guest. A context; what leaves the block is disconnected."""
+
+    def __init__(self, address: SshAddress) -> None:
+        """:raises MachineryError: nobody answers there, or not with the key that is expected."""
+        self._address = address
+        self._client = paramiko.SSHClient()
+        kind, blob = address.host_key.split()
+        name = f"[127.0.0.1]:{address.port}"
+        self._client.get_host_keys().add(name, kind, paramiko.PKey.from_type_string(kind, base64.b64decode(blob)))
+        self._client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        try:
+            self._client.connect(
+                "127.0.0.1",
+                address.port,
+                "root",
+                pkey=paramiko.ECDSAKey.from_private_key(io.StringIO(address.client_key)),
+                allow_agent=False,
+                look_for_keys=False,
+                timeout=_CONNECT_TIMEOUT_S,
+                banner_timeout=_CONNECT_TIMEOUT_S,
+                auth_timeout=_CONNECT_TIMEOUT_S,
+                transport_factory=_transport,
+            )
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise MachineryError(f"no SSH connection to the guest on 127.0.0.1:{address.port}: {error}") from error
+
+    def close(self) -> None:
+        """Disconnects."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _channel(self) -> paramiko.Channel:
+        transport = self._client.get_transport()
+        if transport is None or not transport.is_active():
+            raise MachineryError("the SSH connection to the guest is gone")
+        try:
+            return transport.open_session(window_size=_WINDOW_BYTES, timeout=_CONNECT_TIMEOUT_S)
+        except (paramiko.SSHException, EOFError) as error:
+            raise MachineryError(f"the guest opens no SSH channel: {error}") from error
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout_s: float = UNLIMITED_S,
+        sink: Sink | None = None,
+    ) -> Completed:
+        """Runs a command to its end.
+
+        :param command: a line for the guest's shell, or words that it does not look into.
+        :param sink: gets what it prints as it comes, from a thread for each stream; the result then has none of it.
+        :raises DeadlineError: it took longer than ``timeout_s``; its channel is closed.
+        :raises MachineryError: the connection broke before its end.
+        """
+        line = command if isinstance(command, str) else f"exec {shlex.join(command)}"
+        out, err = bytearray(), bytearray()
+
+        def keep(stream: Stream, data: bytes) -> None:
+            (out if stream is Stream.OUT else err).extend(data)
+
+        channel = self._channel()
+        try:
+            channel.exec_command(line)
+            ended = _follow(channel, stdin, sink or keep, timeout_s, line)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise MachineryError(f"SSH: {line!r} was cut off: {error}") from error
+        finally:
+            channel.close()
+        argv = (line,) if isinstance(command, str) else tuple(command)
+        return Completed(argv, ended, bytes(out), bytes(err))
+
+    def put(self, local: Path | bytes, remote: str, mode: int = 0o755) -> None:
+        """Writes a file of the guest's.
+
+        :raises MachineryError: the guest does not take it.
+        """
+        data = local if isinstance(local, bytes) else local.read_bytes()
+        path = shlex.quote(remote)
+        done = self.run(f"cat > {path} && chmod {mode:o} {path}", stdin=data)
+        if not done.ok:
+            raise MachineryError(f"put {remote}: {done.stderr.decode(errors='replace').strip() or done.exit}")
+
+    def get(self, remote: str) -> bytes:
+        """Reads a file of the guest's.
+
+        :raises MachineryError: the guest cannot read it.
+        """
+        done = self.run(f"cat {shlex.quote(remote)}")
+        if not done.ok:
+            raise MachineryError(f"get {remote}: {done.stderr.decode(errors='replace').strip() or done.exit}")
+        return done.stdout
+
+    def shell(self, terminal: str, columns: int, rows: int) -> paramiko.Channel:
+        """A login shell on a terminal of the guest's; its channel, for :func:`harness.machine.terminal.interact`."""
+        channel = self._channel()
+        channel.get_pty(terminal, columns, rows)
+        channel.invoke_shell()
+        return channel
+
+
+def _feed(channel: paramiko.Channel, data: bytes) -> None:
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # it reads no more
+        channel.sendall(data)
+        channel.shutdown_write()
+
+
+def _read(receive: Callable[[int], bytes], stream: Stream, sink: Sink) -> None:
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # how it ended says so
+        while data := receive(_CHUNK_BYTES):
+            sink(stream, data)
+
+
+def _follow(channel: paramiko.Channel, stdin: bytes, sink: Sink, timeout_s: float, line: str) -> ExitStatus:
+    """Feeds and reads a command's streams, each in its own thread, until they are at their end and it has ended."""
+    deadline = time.monotonic() + timeout_s
+    work: list[tuple[Callable[..., None], tuple[object, ...]]] = [
+        (_feed, (channel, stdin)),
+        (_read, (channel.recv, Stream.OUT, sink)),
+        (_read, (channel.recv_stderr, Stream.ERR, sink)),
+    ]
+    threads = [threading.Thread(target=target, args=args, daemon=True) for target, args in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join(max(deadline - time.monotonic(), 0.0))
+    if any(thread.is_alive() for thread in threads[1:]) or not channel.status_event.wait(
+        max(deadline - time.monotonic(), 0.0)
+    ):
+        raise DeadlineError(f"SSH: {line!r} did not end within {timeout_s:g} s; its connection to us is cut")
+    return _ended(channel, line)
+
+
+def _ended(channel: paramiko.Channel, line: str) -> ExitStatus:
+    name = getattr(channel, "exit_signal", None)
+    if name is not None:
+        return ExitStatus(None, signal.Signals[f"SIG{name}"].value)
+    if channel.exit_status < 0:
+        raise MachineryError(f"SSH: {line!r} was cut off: the guest did not say how it ended")
+    return ExitStatus(channel.exit_status, None)

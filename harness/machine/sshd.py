@@ -1,0 +1,176 @@
+"""An SSH server in the guest, reached through the agent's channel: no network device, no network in the guest.
+
+The host listens on a loopback port. Each connection is a dropbear of its own in the guest, started as inetd would start
+it, whose one socket the agent connects to ours. Nothing but that port leads there, and nothing leads out of the guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import paramiko
+
+from harness.errors import HugepfnError, MachineryError
+from harness.guest.libraries import libraries
+from harness.machine.agent import Input, Stream
+from harness.machine.command import start
+from harness.machine.machine import Machine
+
+_SERVER = "/tests/.ssh/dropbear"
+_HOST_KEY = "/tests/.ssh/host_key"
+_SHELL = "/tests/.ssh/shell"
+#: dropbear sets a PATH of its own; the guest programs are to be found all the same.
+_SHELL_TEXT = b'#!/bin/sh\nPATH=/tests:/bin:/sbin:$PATH\nexport PATH\nexec /bin/sh "$@"\n'
+_HOME = "/root"
+_SEED_BYTES = 256
+_READ_BYTES = 64 << 10
+_KEYGEN_TIMEOUT_S = 30
+_KEY_BITS = 256
+
+
+@dataclass(frozen=True)
+class SshAddress:
+    """Where the server is, and the two keys: its own, and the only one that it lets in."""
+
+    port: int  # on 127.0.0.1
+    host_key: str  # "ssh-ed25519 AAAA..."
+    client_key: str  # a private key, PEM
+
+    @property
+    def known_hosts(self) -> str:
+        """The line of a known_hosts file that pins the server's key."""
+        return f"[127.0.0.1]:{self.port} {self.host_key}"
+
+
+class SshServer:
+    """The host's end: a loopback port, and a job of the agent's for each connection."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self.log = bytearray()  # what the dropbears say of themselves
+
+    async def start(self) -> SshAddress:
+        """Installs the server in the guest, and listens.
+
+        :raises MachineryError: dropbear is not on this host.
+        """
+        host_key, private_host_key = await asyncio.to_thread(_make_host_key)
+        client_key = paramiko.ECDSAKey.generate(bits=_KEY_BITS)
+        await self._install(private_host_key, f"{client_key.get_name()} {client_key.get_base64()}")
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        return SshAddress(port, host_key, _private_pem(client_key))
+
+    async def stop(self) -> None:
+        """Listens no more, and cuts every connection."""
+        if self._server is not None:
+            self._server.close()
+        connections = list(self._connections)
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    async def _install(self, private_host_key: bytes, authorized_key: str) -> None:
+        agent = self._machine.agent
+        dropbear = Path(_find("dropbear"))
+        for file, target in [(dropbear, _SERVER), *((path, str(path)) for path in libraries(dropbear))]:
+            await agent.put(target, file.read_bytes())
+        await agent.put(_HOST_KEY, private_host_key, 0o600)
+        await agent.put(f"{_HOME}/.ssh/authorized_keys", f"{authorized_key}\n".encode(), 0o600)
+        await agent.put(_SHELL, _SHELL_TEXT)
+        try:
+            await agent.get("/etc/passwd")
+        except MachineryError:  # a guest that has no users yet
+            await agent.put("/etc/passwd", f"root:x:0:0:root:{_HOME}:{_SHELL}\n".encode(), 0o644)
+            await agent.put("/etc/group", b"root:x:0:\ntty:x:5:\n", 0o644)
+            await agent.put("/etc/shells", f"{_SHELL}\n".encode(), 0o644)
+        # A clone's random numbers would be its template's, and so would the keys of its connections.
+        seeding = await agent.run(["/bin/sh", "-c", "cat > /dev/urandom"], reads=Input.PIPE)
+        await agent.feed(seeding, os.urandom(_SEED_BYTES))
+        await agent.feed(seeding, b"")
+        await self._machine.qemu.expect(asyncio.shield(seeding.exited), 30.0, "the guest to take a random seed")
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._serve(reader, writer)
+        except (HugepfnError, OSError) as error:  # the guest, or who is connected, is gone: the end of the connection
+            self.log += f"{error}\n".encode()
+        except asyncio.CancelledError:
+            pass  # by stop(), the only one who has this task
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def sink(stream: Stream, data: bytes) -> None:
+            if stream is Stream.OUT:
+                writer.write(data)
+            else:
+                self.log.extend(data)
+
+        # -i: one connection, on standard input; -s: keys only; -j, -k: no forwarding, there is no network; -m: no motd
+        argv = [_SERVER, "-i", "-e", "-s", "-j", "-k", "-m", "-r", _HOST_KEY, "-W", str(1 << 20)]
+        # What a person starts by hand has no host to wait for at checkpoints.
+        argv = ["/usr/bin/env" if await self._has("/usr/bin/env") else "/bin/env", "-u", "HUGEPFN_EVENTS_FD", *argv]
+        job = await start(self._machine, argv, {"HOME": _HOME}, reads=Input.SOCKET, sink=sink)
+
+        async def forward() -> None:
+            while data := await reader.read(_READ_BYTES):
+                await self._machine.agent.feed(job, data)
+            await self._machine.agent.feed(job, b"")
+
+        forwarding = asyncio.ensure_future(forward())
+        try:
+            await asyncio.shield(job.exited)
+        finally:
+            forwarding.cancel()
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await forwarding
+
+    async def _has(self, path: str) -> bool:
+        job = await self._machine.agent.run(["/bin/sh", "-c", f"test -x {path}"])
+        return (await job.exited).ok
+
+
+def _find(program: str) -> str:
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if found is None:
+        raise MachineryError(f"no {program} on this host: SSH needs the Debian package dropbear-bin")
+    return found
+
+
+def _make_host_key() -> tuple[str, bytes]:
+    """A new key of the server's: public ("ssh-ed25519 AAAA..."), and private as dropbear writes it."""
+    with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
+        path = Path(folder) / "key"
+        done = subprocess.run(
+            [_find("dropbearkey"), "-t", "ed25519", "-f", str(path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_KEYGEN_TIMEOUT_S,
+            check=False,
+        )
+        public = [line for line in done.stdout.splitlines() if line.startswith("ssh-ed25519 ")]
+        if done.returncode or not public:
+            raise MachineryError(f"dropbearkey makes no key: {done.stderr.strip() or done.stdout.strip()}")
+        return " ".join(public[0].split()[:2]), path.read_bytes()
+
+
+def _private_pem(key: paramiko.ECDSAKey) -> str:
+    text = io.StringIO()
+    key.write_private_key(text)
+    return text.getvalue()

@@ -1,0 +1,128 @@
+"""Which sessions this user has. A session is a folder whose lock its process holds for as long as it lives."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from harness import cache
+from harness.errors import UsageError
+
+_NAME = re.compile(r"[\w.-]{1,40}")
+_ABOUT = "about.json"
+SOCKET = "socket"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """One session, as it describes itself."""
+
+    name: str
+    pid: int  # of the process that holds the machine
+    kernel: str  # what was asked for
+    release: str
+    started_at: float  # seconds since the epoch
+
+
+def root() -> Path:
+    """The folder of this user's sessions: ``HUGEPFN_RUNTIME_DIR``, else the user's runtime folder (XDG)."""
+    chosen = os.environ.get("HUGEPFN_RUNTIME_DIR")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    with warnings.catch_warnings():  # without XDG_RUNTIME_DIR it is a folder below /tmp, which does here
+        warnings.simplefilter("ignore")
+        return Path(platformdirs.user_runtime_path("hugepfn"))
+
+
+def folder_of(name: str) -> Path:
+    """Where a session's socket and keys are."""
+    return root() / name
+
+
+@contextlib.contextmanager
+def claim(name: str) -> Iterator[Path]:
+    """The folder of a new session, this user's alone, until the block ends; then nothing is left of it.
+
+    :param name: of the session; with "*" at its end, the first that is free: "debian-6.12", "debian-6.12-2", ...
+    :raises UsageError: the name is taken, or is none.
+    """
+    stem, wildcard = name.removesuffix("*"), name.endswith("*")
+    if not _NAME.fullmatch(stem):
+        raise UsageError(f"{stem!r} is no name for a session: letters, digits, '.', '_' and '-', at most 40")
+    with cache.room_errors(root()):
+        root().mkdir(parents=True, exist_ok=True, mode=0o700)
+        for number in range(1, 1000):
+            candidate = stem if number == 1 else f"{stem}-{number}"
+            lock = _lock(candidate)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                if wildcard:
+                    continue
+                raise UsageError(f"there is a session {stem!r} already; see `hugepfn ps`") from None
+            break
+        folder = folder_of(candidate)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+            folder.mkdir(mode=0o700)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+def _lock(name: str) -> filelock.FileLock:
+    return filelock.FileLock(root() / f"{name}.lock")
+
+
+def publish(folder: Path, about: About) -> None:
+    """The session can be talked to from now on."""
+    cache.write_note(folder / _ABOUT, asdict(about))
+
+
+def sessions() -> list[About]:
+    """The sessions that live, by name. What is left of others, which were killed, is thrown away."""
+    found = []
+    for lock_file in sorted(root().glob("*.lock")):
+        name = lock_file.name.removesuffix(".lock")
+        lock = _lock(name)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            about: dict[str, Any] | None = cache.read_note(folder_of(name) / _ABOUT)
+            if about is not None:
+                found.append(About(**about))
+            continue
+        shutil.rmtree(folder_of(name), ignore_errors=True)
+        lock_file.unlink(missing_ok=True)
+        lock.release()
+    return found
+
+
+def choose(name: str | None) -> About:
+    """The session of a name; without one, the only one there is.
+
+    :raises UsageError: there is none, or there are several to choose from.
+    """
+    there = sessions()
+    names = ", ".join(about.name for about in there) or "none"
+    if name is not None:
+        for about in there:
+            if about.name == name:
+                return about
+        raise UsageError(f"no session {name!r}; there are: {names} (`hugepfn start` makes one)")
+    if len(there) != 1:
+        what = "no session lives; `hugepfn start` makes one" if not there else f"say which session: {names}"
+        raise UsageError(what)
+    return there[0]

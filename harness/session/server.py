@@ -1,0 +1,169 @@
+"""The process of a session: it holds the machine, and does what commands ask, each in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ExitCode, HugepfnError, UsageError
+from harness.machine import VM
+from harness.machine.agent import Job
+from harness.session import registry, wire
+from harness.session.registry import About
+from harness.session.session import Session
+from harness.settings import Settings
+
+
+@dataclass(frozen=True)
+class Start:
+    """What kind of session to be."""
+
+    name: str  # see :func:`registry.claim`
+    settings: Settings
+    kept: str | None = None  # a kept machine's name: that one, instead of a fresh one
+
+
+class Server:
+    """One session, from its start to its end."""
+
+    def __init__(self, start: Start, folder: Path, say: Callable[[str], None]) -> None:
+        self._start = start
+        self._folder = folder
+        self._say = say
+        self._stopping = threading.Event()
+        self._shell_taken = threading.Lock()
+        self._session: Session
+
+    def run(self, ready: Callable[[About], None]) -> None:
+        """Brings the machine up, says so, and serves until somebody stops it or the machine ends."""
+        vm = self._machine()
+        try:
+            self._session = Session(vm, self._start.settings)
+            asked = self._start.settings.kernel if self._start.kept is None else f"kept machine {self._start.kept}"
+            about = About(self._folder.name, os.getpid(), asked, vm.ready["release"], time.time())
+            with Listener(str(self._folder / registry.SOCKET), "AF_UNIX") as listener:
+                registry.publish(self._folder, about)
+                threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+                ready(about)
+                self._stopping.wait()
+        finally:
+            vm.close()
+
+    def _machine(self) -> VM:
+        if self._start.kept is not None:
+            return VM.revive(self._start.kept)
+        settings = self._start.settings
+        return settings.vm(settings.resolve(self._say), (), self._say).start()
+
+    def stop(self) -> None:
+        """Ends the session."""
+        self._stopping.set()
+
+    def _accept(self, listener: Listener) -> None:
+        while True:
+            try:
+                connection = listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: Connection) -> None:
+        descriptors: list[int] = []
+        with connection, contextlib.suppress(EOFError, OSError):  # who asked has gone
+            call = connection.recv()
+            descriptors = wire.receive_descriptors(connection, call.descriptors)
+            try:
+                answer = self._answer(connection, call, descriptors)
+            except HugepfnError as error:
+                connection.send(wire.Failure(str(error), int(error.exit_code)))
+                return
+            except Exception as error:
+                connection.send(wire.Failure(f"{call.verb}: {error!r}, a bug of hugepfn", int(ExitCode.MACHINERY)))
+                raise
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            connection.send(wire.Answer(answer))
+
+    def _answer(self, connection: Connection, call: wire.Call, descriptors: list[int]) -> Any:
+        match call.verb:
+            case "stop":
+                return self.stop()
+            case "shell":
+                return self._shell(connection)
+            case "exec":
+                signals: queue.Queue[int | None] = queue.Queue()
+                threading.Thread(target=_listen, args=(connection, signals), daemon=True).start()
+                return self._session.exec(**call.arguments, streams=descriptors, signals=signals)
+            case "rerun":
+                return self._session.rerun(**call.arguments, stdout=descriptors[0])
+            case _:
+                return getattr(self._session, call.verb)(**call.arguments)
+
+    def _shell(self, connection: Connection) -> None:
+        """Lends the serial line to a person, until they leave or the shell ends."""
+        if not self._shell_taken.acquire(blocking=False):
+            raise UsageError("somebody is at this session's shell; `hugepfn ssh` opens another")
+        try:
+            line, job = self._session.vm.shell()
+            with line:
+                connection.send(wire.Answer(None, 1))
+                wire.send_descriptors(connection, [line.fileno()])
+            threading.Thread(target=self._end_with, args=(connection, job), daemon=True).start()
+            while True:
+                said = connection.recv()
+                if isinstance(said, wire.Size):
+                    self._session.vm.resize_shell(said.rows, said.columns)
+        finally:
+            self._shell_taken.release()
+
+    def _end_with(self, connection: Connection, job: Job) -> None:
+        """Tells who has the line that the shell has ended."""
+        with contextlib.suppress(HugepfnError, OSError):
+            self._session.vm.on_loop(_wait(job))
+            connection.send(wire.Answer())
+
+
+async def _wait(job: Job) -> None:
+    await asyncio.shield(job.exited)
+
+
+def _listen(connection: Connection, signals: queue.Queue[int | None]) -> None:
+    """Signals for what runs in the guest; that nobody waits for it any more is one as well."""
+    try:
+        while isinstance(said := connection.recv(), wire.Signal):
+            signals.put(said.number)
+    except (EOFError, OSError):
+        signals.put(signal.SIGKILL)
+
+
+def serve(control: Connection) -> None:
+    """The whole life of a session's process; ``control`` leads to the command that wanted it, until it is ready."""
+    start: Start = control.recv()
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):
+            control.send(wire.Say(line))
+
+    def ready(about: About) -> None:
+        control.send(wire.Answer(about))
+        control.close()
+
+    try:
+        with registry.claim(start.name) as folder:
+            Server(start, folder, say).run(ready)
+    except HugepfnError as error:
+        with contextlib.suppress(OSError):
+            control.send(wire.Failure(str(error), int(error.exit_code)))
+    except KeyboardInterrupt:
+        pass

@@ -1,0 +1,153 @@
+"""What can be asked of a live machine: each public method is a verb that a command may call from its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from harness.errors import ExitCode, UsageError
+from harness.machine import VM
+from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
+from harness.machine.command import finish, start
+from harness.machine.sshd import SshAddress
+from harness.settings import Settings
+
+_READ_BYTES = 64 << 10
+
+
+class Session:
+    """A machine that runs, and the order in which several commands use it."""
+
+    def __init__(self, vm: VM, settings: Settings) -> None:
+        self.vm = vm
+        self._settings = settings
+        self._turn = threading.RLock()  # one command at a time stops the machine or asks the agent for a file
+
+    # --- commands in the guest -------------------------------------------------------------------
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        program: str | None,
+        environment: Mapping[str, str],
+        streams: Sequence[int],
+        signals: queue.Queue[int | None],
+    ) -> ExitStatus:
+        """Runs a command in the guest on the caller's standard streams.
+
+        :param argv: in which {bdf} and {group} stand for where the device is.
+        :param program: a file of the host's that is sent over first, and takes the place of ``argv[0]``.
+        :param streams: descriptors: standard input, output and error.
+        :param signals: for the command; None ends the listening.
+        """
+        with self._turn:
+            known = self.vm.ready
+            words = [word.replace("{bdf}", known["vfio_bdf"]).replace("{group}", known["vfio_group"]) for word in argv]
+            if program is not None:
+                words[0] = self.vm.send(program)
+            out: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
+
+            def sink(stream: Stream, data: bytes) -> None:
+                out.put((streams[1] if stream is Stream.OUT else streams[2], data))
+
+            starting = start(self.vm.machine, words, environment, reads=Input.PIPE, sink=sink)
+            job = self.vm.on_loop(starting)
+        with _thread(_write_all, out), _feeding(self.vm, job, streams[0]), _thread(self._pass_on, job, signals):
+            try:
+                return self.vm.on_loop(finish(self.vm.machine, job, UNLIMITED_S))
+            finally:
+                signals.put(None)
+                out.put(None)
+
+    def _pass_on(self, job: Job, signals: queue.Queue[int | None]) -> None:
+        while (number := signals.get()) is not None:
+            with contextlib.suppress(Exception):  # it has just ended, or the machine has
+                self.vm.on_loop(self.vm.agent.kill(job, signal.Signals(number)))
+
+    def rerun(
+        self, scenarios: Sequence[str], levels: Sequence[str], entries: bool, stdout: int, width: int | None
+    ) -> ExitCode:
+        """Runs scenarios on this very machine, with what their files say now.
+
+        :param width: of the caller's terminal; None where it is none.
+        """
+        import pytest
+
+        from harness.campaign.reporter import QuietOnBrokenPipe, RunReporter
+        from harness.campaign.session import rerun_session
+
+        if not hasattr(self.vm, "kernel"):
+            raise UsageError("the kernel of this kept machine is no longer here, so nothing can be claimed of it")
+        with self._turn, os.fdopen(os.dup(stdout), "w") as file:
+            console = QuietOnBrokenPipe(file=file, highlight=False, force_terminal=width is not None, width=width)
+            return rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, self._settings)
+
+    # --- people ------------------------------------------------------------------------------------
+
+    def ssh_address(self) -> SshAddress:
+        """Where SSH reaches the guest; its server is installed at the first call."""
+        with self._turn:
+            return self.vm.ssh_address()
+
+    def log(self) -> str:
+        """The kernel's log."""
+        return self.vm.kernel_log
+
+    def state(self) -> str:
+        """ "runs", or how it ended."""
+        return "runs" if self.vm.qemu.exit_status is None else str(self.vm.qemu.end_error(""))
+
+
+@contextlib.contextmanager
+def _thread(target: Callable[..., None], *args: Any) -> Iterator[None]:
+    """A thread that has ended when the block has."""
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _write_all(out: queue.Queue[tuple[int, bytes] | None]) -> None:
+    """Writes what a job printed, for as long as somebody reads it."""
+    broken = set()
+    while (item := out.get()) is not None:
+        descriptor, data = item
+        while data and descriptor not in broken:
+            try:
+                data = data[os.write(descriptor, data) :]
+            except OSError:
+                broken.add(descriptor)
+
+
+@contextlib.contextmanager
+def _feeding(vm: VM, job: Job, stdin: int) -> Iterator[None]:
+    """Feeds a job from a descriptor, which is left alone as soon as the block ends."""
+    wake, waker = os.pipe()
+
+    def feed() -> None:
+        with contextlib.suppress(Exception):  # the job or the machine is gone: who waits for them knows
+            while True:
+                ready, _, _ = select.select([stdin, wake], [], [])
+                if wake in ready:
+                    return
+                data = os.read(stdin, _READ_BYTES)
+                vm.on_loop(vm.agent.feed(job, data))
+                if not data:
+                    return
+
+    try:
+        with _thread(feed):
+            try:
+                yield
+            finally:
+                os.close(waker)
+    finally:
+        os.close(wake)

@@ -1,0 +1,65 @@
+"""Starting a session: its process, until its machine is up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+from harness.errors import MachineryError
+from harness.guest.compiler import guest_tests_dir
+from harness.session import wire
+from harness.session.registry import About
+from harness.session.server import Start
+
+_END_TIMEOUT_S = 20.0
+#: The command of this package that is a session's process; nobody types it.
+SERVE = "serve-session"
+
+
+def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) -> About:
+    """Starts a session; returns once its machine is up.
+
+    :param with_us: it ends when this process does, however that ends.
+    :raises HugepfnError: it does not come up; in the words of its process.
+    """
+    ours, theirs = Pipe()
+    bind = ("setpriv", "--pdeathsig", "TERM", "--") if with_us else ()
+    argv = [*bind, sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), SERVE, str(theirs.fileno())]
+    with tempfile.TemporaryFile("w+") as words, ours:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=words,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        try:
+            ours.send(start)
+            return _until_ready(ours, say)
+        except EOFError:
+            child.wait(_END_TIMEOUT_S)
+            words.seek(0)
+            last = words.read().strip().splitlines()[-1:]
+            raise MachineryError(f"the session's process ended: {' '.join(last) or child.returncode}") from None
+        except BaseException:
+            child.terminate()
+            child.wait(_END_TIMEOUT_S)
+            raise
+
+
+def _until_ready(control: Connection, say: Callable[[str], None]) -> About:
+    while True:
+        match control.recv():
+            case wire.Say(line=line):
+                say(line)
+            case wire.Failure() as failure:
+                raise wire.RemoteError(failure)
+            case wire.Answer(value=About() as about):
+                return about

@@ -1,0 +1,246 @@
+"""Live machines that outlive a command: start, exec, rerun, shell, ps and stop, as a user types them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from harness.session import registry
+from tests.vm.conftest import ROOT, Command, own_qemus
+
+KERNEL = "debian:6.12"
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for this module's sessions alone; all of them are ended with it."""
+    folder = tmp_path_factory.mktemp("rt")
+    yield folder
+    environment = {**os.environ, "HUGEPFN_RUNTIME_DIR": str(folder)}
+    subprocess.run([sys.executable, str(ROOT / "vm.py"), "stop", "--all"], env=environment, check=True, timeout=60)
+    assert list(folder.iterdir()) == []
+
+
+@dataclass
+class Live(Command):
+    """The command, with sessions of its own."""
+
+    checkout: Path = ROOT
+
+    def argv(self, *args: str) -> list[str]:
+        return [sys.executable, str(self.checkout / "vm.py"), *args]
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return super().environment(HUGEPFN_RUNTIME_DIR=str(self.ram_dir), **extra)
+
+    def ok(self, *args: str, stdin: bytes = b"") -> bytes:
+        done = subprocess.run(self.argv(*args), env=self.environment(), input=stdin, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def live(runtime: Path) -> Live:
+    """One session that the tests share."""
+    command = Live(f"sessions-{os.getpid()}", runtime)
+    assert command.ok("start", "--kernel", KERNEL, "--name", "one") == b"one\n"
+    return command
+
+
+def test_ps_shows_it(live: Live) -> None:
+    line = live.ok("ps").decode().splitlines()[1].split()
+    assert line[0] == "one"
+    assert line[2] == KERNEL
+    assert line[3].startswith("6.12.")
+    assert line[5] == "runs"
+
+
+def test_a_name_is_one_sessions(live: Live) -> None:
+    done = live("start", "--kernel", KERNEL, "--name", "one")
+    assert done.returncode == 2
+    assert "there is a session 'one' already" in done.stderr
+
+
+def test_exec_has_the_programs_streams_and_status(live: Live) -> None:
+    done = live("exec", "-s", "one", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.stdout, done.returncode) == ("out\n", 7)
+    assert done.stderr == "err\n"
+
+
+def test_exec_feeds_standard_input(live: Live) -> None:
+    data = os.urandom(2_000_000)
+    assert live.ok("exec", "-s", "one", "cat", stdin=data) == data
+
+
+def test_exec_passes_a_signal_on(live: Live) -> None:
+    argv = live.argv("exec", "-s", "one", "sh", "-c", "trap 'echo caught; exit 5' INT; echo ready; sleep 100 & wait")
+    with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "caught\n"
+        assert child.wait(30) == 5
+
+
+def test_what_exec_ran_ends_with_the_command(live: Live) -> None:
+    argv = live.argv("exec", "-s", "one", "sh", "-c", "echo $$; exec sleep 1000")
+    with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        pid = child.stdout.readline().strip()
+        child.kill()
+    deadline = time.monotonic() + 30
+    while live("exec", "-s", "one", "test", "-d", f"/proc/{pid}").returncode == 0:
+        assert time.monotonic() < deadline, "sleep still runs in the guest"
+
+
+def test_a_strangers_vfio_program(live: Live, tmp_path: Path) -> None:
+    program = tmp_path / "vfio-regions"
+    subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, ROOT / "examples/vfio-regions.c"], check=True)
+    said = live.ok("exec", "-s", "one", str(program), "{bdf}").decode()
+    assert "BAR 2: 2147483648 bytes, first word 0\n" in said
+
+
+def test_rerun_takes_the_source_as_it_is_now(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    for part in ("harness", "guest_tests"):
+        shutil.copytree(ROOT / part, checkout / part)
+    shutil.copy(ROOT / "vm.py", checkout)
+    runtime = tmp_path / "rt"
+    runtime.mkdir()
+    copy = Live(f"rerun-{os.getpid()}", runtime, checkout)
+    copy.ok("start", "--kernel", KERNEL)
+    try:
+        first = copy("rerun", "fork", "--level", "pud")
+        assert first.returncode == 0, first.stderr
+        assert "fork pud: passed" in first.stdout
+        source = checkout / "guest_tests/fork.c"
+        source.write_text(source.read_text().replace('"child-written"', '"written-by-the-child"'))
+        changed = copy("rerun", "fork", "--level", "pud")
+        assert changed.returncode == 1
+        assert "ended before checkpoint 'child-written'" in changed.stdout
+    finally:
+        copy.ok("stop")
+
+
+def test_rerun_names_what_there_is(live: Live) -> None:
+    done = live("rerun", "nonesuch")
+    assert done.returncode == 2
+    assert "no scenario 'nonesuch'" in done.stderr
+
+
+def test_rerun_skips_what_this_machine_is_not(live: Live) -> None:
+    done = live("rerun", "race_fault", "-q")
+    assert done.returncode in (0, 2)
+    assert "this test wants 2" in done.stdout + done.stderr
+
+
+def test_the_kernels_log(live: Live) -> None:
+    assert b"Linux version 6.12." in live.ok("log")
+
+
+def _shell(live: Live, *args: str) -> pexpect.spawn:
+    argv = live.argv("shell", *args)
+    shell = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=60, env=live.environment(), dimensions=(33, 99))
+    shell.expect("guest# ")
+    return shell
+
+
+def test_a_shell_knows_the_terminals_size_and_takes_ctrl_c(live: Live) -> None:
+    shell = _shell(live, "one")
+    shell.sendline("stty size")
+    shell.expect("33 99")
+    shell.setwinsize(44, 111)
+    shell.sendline("sleep 1000; echo over")
+    shell.expect("over\r\n")  # the echo of what was typed
+    shell.sendintr()
+    shell.expect("guest# ")
+    shell.sendline("stty size; echo $?")
+    shell.expect("44 111\r\n0")
+    shell.send("\x1d")
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 0
+    assert live.ok("ps").decode().count("one ") == 1, "the session stays"
+
+
+def test_a_shell_that_is_left_is_entered_again_and_ends_by_exit(live: Live) -> None:
+    shell = _shell(live, "one")
+    shell.sendline("variable=kept")
+    shell.expect("guest# ")
+    other = pexpect.spawn(*_argv(live.argv("shell", "one")), encoding="utf-8", timeout=60, env=live.environment())
+    other.expect("somebody is at this session's shell")
+    other.expect(pexpect.EOF)
+    shell.send("\x1d")
+    shell.expect(pexpect.EOF)
+    argv = live.argv("shell", "one")
+    again = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=60, env=live.environment())
+    again.sendline("echo $variable")
+    again.expect("\r\nkept\r\n")
+    again.sendline("exit")
+    again.expect(pexpect.EOF)
+    again.close()
+    assert again.exitstatus == 0
+
+
+def _argv(words: list[str]) -> tuple[str, list[str]]:
+    return words[0], words[1:]
+
+
+def test_a_fresh_shell_is_a_session_and_ends_with_it(live: Live) -> None:
+    shell = _shell(live, "--kernel", KERNEL)
+    names = [about.split()[0] for about in live.ok("ps").decode().splitlines()[1:]]
+    assert sorted(names) == ["debian-6.12", "one"]
+    assert "fork pte: passed" in live("rerun", "-s", "debian-6.12", "fork", "-l", "pte", "-q").stdout
+    shell.send("\x1d")
+    shell.expect(pexpect.EOF)
+    assert [line.split()[0] for line in live.ok("ps").decode().splitlines()[1:]] == ["one"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_session_that_is_killed_leaves_nothing(live: Live, runtime: Path, number: signal.Signals) -> None:
+    live.ok("start", "--kernel", KERNEL, "--name", "two")
+    (pid,) = (int(line.split()[1]) for line in live.ok("ps").decode().splitlines() if line.startswith("two "))
+    qemus = own_qemus(live.marker)
+    assert len(qemus) == 2
+    process = os.pidfd_open(pid)
+    os.kill(pid, number)
+    _gone(process)
+    assert "two" not in live.ok("ps").decode()
+    assert sorted(path.name for path in runtime.iterdir()) == ["one", "one.lock"]
+    assert len(own_qemus(live.marker)) == 1
+
+
+def _gone(pidfd: int) -> None:
+    import select
+
+    assert select.select([pidfd], [], [], 30)[0]
+    os.close(pidfd)
+
+
+def test_a_kernel_that_dies_is_told(live: Live) -> None:
+    live.ok("start", "--kernel", KERNEL, "--name", "three")
+    done = live("exec", "-s", "three", "sh", "-c", "echo c > /proc/sysrq-trigger")
+    assert done.returncode == 1
+    assert "the kernel died" in done.stderr
+    assert "the kernel died" in next(line for line in live.ok("ps").decode().splitlines() if line.startswith("three "))
+    assert "sysrq triggered crash" in live.ok("log", "-s", "three").decode().lower()
+    live.ok("stop", "three")
+
+
+def test_nobody_to_talk_to(tmp_path: Path) -> None:
+    command = Live("nobody", tmp_path)
+    for args in (("ssh",), ("rerun", "fork"), ("log",), ("stop",), ("exec", "-s", "x", "true")):
+        done = command(*args)
+        assert done.returncode == 2, args
+        assert "`hugepfn start` makes one" in done.stderr
+    assert registry.root() != tmp_path
