@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -40,8 +39,8 @@ class _HasFileno(Protocol):
 
 def size() -> tuple[int, int]:
     """Rows and columns of this terminal."""
-    found = shutil.get_terminal_size()
-    return found.lines, found.columns
+    columns, rows = os.get_terminal_size(sys.stdout.fileno())
+    return rows, columns
 
 
 def interact(line: Line, resize: Callable[[int, int], None], ended: _HasFileno | None = None) -> None:

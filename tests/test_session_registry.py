@@ -1,0 +1,101 @@
+"""Which sessions there are: names, what is left of those that were killed, which one is meant."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ExitCode, UsageError
+from harness.session import registry, wire
+from harness.session.registry import About
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HUGEPFN_RUNTIME_DIR", str(tmp_path / "rt"))
+    return tmp_path / "rt"
+
+
+def about(name: str) -> About:
+    return About(name, os.getpid(), "debian:6.12", "6.12.1", time.time())
+
+
+def test_a_session_is_seen_while_it_lives_and_leaves_nothing(runtime: Path) -> None:
+    assert registry.sessions() == []
+    with registry.claim("one") as folder:
+        assert registry.sessions() == [], "not before it can be talked to"
+        registry.publish(folder, about("one"))
+        assert [one.name for one in registry.sessions()] == ["one"]
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert registry.sessions() == []
+    assert list(runtime.iterdir()) == []
+
+
+def test_names_are_taken_or_numbered() -> None:
+    with registry.claim("one"), registry.claim("one*") as second, registry.claim("one*") as third:
+        assert (second.name, third.name) == ("one-2", "one-3")
+        with pytest.raises(UsageError, match="there is a session 'one' already"), registry.claim("one"):
+            pass
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..%", "a b", "x" * 41])
+def test_what_is_no_name(name: str, runtime: Path) -> None:
+    with pytest.raises(UsageError, match="is no name for a session"), registry.claim(name):
+        pass
+    assert not runtime.exists()
+
+
+def _live(name: str, ready: Connection) -> None:
+    with registry.claim(name) as folder:
+        registry.publish(folder, about(name))
+        ready.send("up")
+        time.sleep(1000)
+
+
+def test_what_a_killed_session_left_is_thrown_away(runtime: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.get_context("spawn").Process(target=_live, args=("one", theirs))
+    child.start()
+    assert ours.recv() == "up"
+    assert [one.name for one in registry.sessions()] == ["one"]
+    child.kill()
+    child.join()
+    assert (runtime / "one" / "about.json").exists()
+    assert registry.sessions() == []
+    assert list(runtime.iterdir()) == []
+
+
+def test_the_only_session_is_the_one_that_is_meant() -> None:
+    with pytest.raises(UsageError, match="no session lives; `hugepfn start` makes one"):
+        registry.choose(None)
+    with registry.claim("one") as one, registry.claim("two") as two:
+        registry.publish(one, about("one"))
+        assert registry.choose(None).name == "one"
+        registry.publish(two, about("two"))
+        assert registry.choose("two").name == "two"
+        with pytest.raises(UsageError, match="say which session: one, two"):
+            registry.choose(None)
+        with pytest.raises(UsageError, match="no session 'three'; there are: one, two"):
+            registry.choose("three")
+
+
+def test_a_remote_error_has_the_words_and_the_status() -> None:
+    error = wire.RemoteError(wire.Failure("the kernel died: BUG", 1))
+    assert str(error) == "the kernel died: BUG"
+    assert error.exit_code is ExitCode.CLAIM_FAILED
+
+
+def test_descriptors_go_over() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    readable, writable = os.pipe()
+    wire.send_descriptors(ours, [writable])
+    (received,) = wire.receive_descriptors(theirs, 1)
+    os.write(received, b"there")
+    assert os.read(readable, 10) == b"there"
+    for descriptor in (readable, writable, received):
+        os.close(descriptor)
