@@ -101,17 +101,28 @@ def rerun_session(
 ) -> ExitCode:
     """Runs scenarios on a machine that lives already, with what their files say now.
 
+    :param scenarios: names, or files of tests: the paths of one's own test_*.py.
     :raises UsageError: there is no such scenario, or it has no such level.
     """
-    files = [str(path) for path in _known(scenarios)]
-    folder = str(guest_tests_dir())
+    own = [Path(name) for name in scenarios if name.endswith(".py")]
+    names = [name for name in scenarios if not name.endswith(".py")]
+    if own and names:
+        raise UsageError("either names of scenarios or files of tests, not both")
+    files = own or _known(names)
+    for missing in (path for path in files if not path.is_file()):
+        raise UsageError(f"{missing}: no such file")
+    _forget({path.parent for path in files})
+    # Nothing is captured: the descriptors of this process are not the caller's.
+    args = [*map(str, files), *_COMMON, "--capture=no", *_selection(names, levels)]
+    return _main(pytest, reporter, args, [_Wiring(reporter, machine, settings)], settings.kernel, strict=False)
+
+
+def _forget(folders: set[Path]) -> None:
+    """Modules of tests, and the guest library: their files may have changed."""
     for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+        if Path(getattr(module, "__file__", None) or "/").parent in folders:
             del sys.modules[name]
     forget_library()
-    # Nothing is captured: the descriptors of this process are not the caller's.
-    args = [*files, *_COMMON, "--capture=no", *_selection(scenarios, levels)]
-    return _main(pytest, reporter, args, [_Wiring(reporter, machine, settings)], settings.kernel, strict=False)
 
 
 def _known(scenarios: Sequence[str]) -> list[Path]:

@@ -214,12 +214,14 @@ def _fresh(options: dict[str, Any]) -> Iterator[Session]:
 def rerun(scenarios: tuple[str, ...], session: str | None, levels: Sequence[str], quiet: bool) -> None:
     """Run scenarios in a session, as their files are now: no boot, and only what was changed is compiled and sent.
 
-    The machine is not a pristine one: what earlier runs did to it is still there.
+    SCENARIO is a name of `hugepfn list`, or the path of a test file of your own. The machine is not a pristine one:
+    what earlier runs did to it is still there.
     """
     width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
     sys.stdout.flush()
+    wanted = tuple(str(Path(name).absolute()) if name.endswith(".py") else name for name in scenarios)
     status = client_of(session).call(
-        "rerun", descriptors=[1], scenarios=scenarios, levels=tuple(levels), entries=not quiet, width=width
+        "rerun", descriptors=[1], scenarios=wanted, levels=tuple(levels), entries=not quiet, width=width
     )
     sys.exit(int(status))
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +130,19 @@ def test_rerun_takes_the_source_as_it_is_now(tmp_path: Path) -> None:
         assert "ended before checkpoint 'child-written'" in changed.stdout
     finally:
         copy.ok("stop")
+
+
+def test_rerun_of_a_test_of_ones_own(live: Live, tmp_path: Path, program: Callable[[str, str], Path]) -> None:
+    program("own", '\tktap_plan(1);\n\tcheckpoint("here");\n\tktap_ok(true, "was here");')
+    test = tmp_path / "test_own.py"
+    test.write_text(
+        "def test_own(vm):\n    with vm.run('own') as guest:\n        assert 'parent' in guest.until('here')\n"
+    )
+    assert "own: passed" in live.ok("rerun", str(test)).decode()
+    test.write_text(test.read_text().replace("'here'", "'there'"))
+    changed = live("rerun", str(test))
+    assert changed.returncode == 1
+    assert "ended before checkpoint 'there'" in changed.stdout
 
 
 def test_rerun_names_what_there_is(live: Live) -> None:
