@@ -16,6 +16,7 @@ from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.binary import find_qemu
+from harness.machine.gdbstub import GdbStub, start_stub
 from harness.machine.live import LiveMachine
 from harness.machine.machine import Timing, boot, clone, revive
 from harness.machine.probe import probe
@@ -251,6 +252,10 @@ class VM(LiveMachine):
     def probed(self) -> bool:
         """Whether :attr:`caps` is known already."""
         return self._capabilities is not None
+
+    def gdb(self) -> GdbStub:
+        """Stops the guest and waits for gdb on a loopback port; ``.command`` attaches it. See :class:`GdbStub`."""
+        return start_stub(self)
 
     def process_root(self, pid: int) -> ProcessRoot:
         """Where the page tables of any process start, by the kernel's own structures: see :meth:`Processes.root`."""
