@@ -37,12 +37,12 @@ class KernelFacts:
     @functools.cached_property
     def kallsyms(self) -> bytes:
         """/proc/kallsyms; empty where the kernel has none (CONFIG_KALLSYMS)."""
-        return self._optional("/proc/kallsyms")
+        return self.optional("/proc/kallsyms")
 
     @functools.cached_property
     def build_id(self) -> bytes | None:
         """Of the kernel that runs."""
-        return build_id(self._optional("/sys/kernel/notes"))
+        return build_id(self.optional("/sys/kernel/notes"))
 
     @functools.cached_property
     def vmlinux(self) -> Vmlinux | None:
@@ -53,7 +53,7 @@ class KernelFacts:
     def btf(self) -> Btf | None:
         """Its types, None where it does not tell them. From the cache, if this build was met before."""
         if self.build_id is None:
-            data = self._optional(_BTF_PATH)
+            data = self.optional(_BTF_PATH)
         else:
             fetch = functools.partial(_write_btf, self._vm)
             data = (cache.obtain("btf", self.build_id.hex(), fetch) / "btf").read_bytes()
@@ -92,7 +92,8 @@ class KernelFacts:
             raise PremiseNotMet(f"{self._vm.kernel.spec} has no BTF, and no vmlinux with DWARF is known; {_ADVICE}")
         return TaskOffsets.of(dwarf_offset(self.vmlinux.path))
 
-    def _optional(self, path: str) -> bytes:
+    def optional(self, path: str) -> bytes:
+        """A file of the guest, empty where there is none."""
         return _optional(self._vm, path)
 
 

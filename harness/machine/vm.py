@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from harness import cache
 from harness.errors import BootError, HugepfnError, MachineryError, UsageError
@@ -16,6 +16,7 @@ from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.binary import find_qemu
+from harness.machine.drgn_program import drgn_program
 from harness.machine.gdbstub import GdbStub, start_stub
 from harness.machine.live import LiveMachine
 from harness.machine.machine import Timing, boot, clone, revive
@@ -252,6 +253,10 @@ class VM(LiveMachine):
     def probed(self) -> bool:
         """Whether :attr:`caps` is known already."""
         return self._capabilities is not None
+
+    def drgn(self) -> Any:
+        """A drgn.Program on the guest's RAM; needs the extra ``drgn``. See :func:`drgn_program`."""
+        return drgn_program(self)
 
     def gdb(self) -> GdbStub:
         """Stops the guest and waits for gdb on a loopback port; ``.command`` attaches it. See :class:`GdbStub`."""
