@@ -24,7 +24,7 @@ def drgn_program(vm: VM) -> Any:
     """A :class:`drgn.Program` on the guest's RAM. Read through it inside ``vm.paused()`` or at a checkpoint.
 
     Types come from the DWARF of a vmlinux, if there is one for this kernel, else from the kernel's BTF; symbols from
-    kallsyms and from a vmlinux. What is not there, drgn misses by name (LookupError).
+    kallsyms. What is not there, drgn misses by name (LookupError).
 
     :raises PremiseNotMet: drgn is not installed, or the kernel has no vmcoreinfo: drgn finds no page table without.
     """
@@ -47,10 +47,10 @@ def drgn_program(vm: VM) -> Any:
         return read_physical(memory, paddr, count)
 
     program.add_memory_segment(0, memory.size_bytes, read, True)
-    if vmlinux is not None:
-        program.main_module("kernel", create=True)[0].try_file(vmlinux.path, force=True)
     program.register_symbol_finder("hugepfn kallsyms", KallsymsFinder(drgn, kallsyms), enable_index=-1)
-    if btf is not None and not (vmlinux is not None and vmlinux.has_dwarf):
+    if vmlinux is not None and vmlinux.has_dwarf:
+        program.load_debug_info([vmlinux.path])
+    elif btf is not None:
         types = BtfTypes(drgn, program, btf)
         program.register_type_finder("hugepfn BTF", types.find_type, enable_index=-1)
         program.register_object_finder("hugepfn BTF", types.find_object, enable_index=-1)

@@ -28,7 +28,7 @@ def dwarf_offset(vmlinux: Path) -> Callable[[str], int]:
     """
     drgn = import_drgn()
     program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
-    module = program.extra_module(str(vmlinux), create=True)[0]
+    module = program.extra_module(str(vmlinux), create=True)
     module.try_file(vmlinux, force=True)
     if module.wants_debug_file():
         raise PremiseNotMet(f"drgn finds no debug information in {vmlinux}")
