@@ -20,6 +20,7 @@ from harness.pagetable import (
     Level,
     PhysicalMemory,
     WalkError,
+    entry_arrays,
     has_bit,
     pfns,
     root_paddr,
@@ -190,6 +191,22 @@ def test_ranges_agree_with_the_model(builder: Builder, data: st.DataObject) -> N
     assert pfns(arrays).tolist() == [leaf.pfn for leaf in leaves]
     for bit in Bits:
         assert has_bit(arrays, bit, builder.layout).tolist() == [bit in leaf.bits for leaf in leaves]
+
+
+@settings(max_examples=60, deadline=None)
+@given(builders(), st.data())
+def test_every_entry_of_a_range_is_where_a_walk_ends(builder: Builder, data: st.DataObject) -> None:
+    places = st.sampled_from(edges(builder))
+    start, last = sorted((data.draw(places), data.draw(places)))
+    top = (1 << builder.layout.address_bits) - 1
+    found = entry_arrays(builder.memory, ROOT, start, last + 1, builder.layout)
+    at = start & top
+    for vaddr, raw, level in zip(*(column.tolist() for column in found), strict=True):
+        assert vaddr & top <= at, "no gap"
+        at = (vaddr & top) + (1 << builder.layout.shift(Level(level)))
+        way = walk(builder.memory, ROOT, vaddr, builder.layout)
+        assert (way.terminal.raw, way.terminal.level) == (raw, level)
+    assert at > last & top
 
 
 @settings(max_examples=100, deadline=None)

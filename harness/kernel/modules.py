@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import lzma
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import overload
 import zstandard
 
 from harness.errors import MachineryError, UsageError
+from harness.kernel.elf import Elf
 from harness.kernel.image import KernelImage
 
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
-_SHT_SYMTAB, _SHN_UNDEF = 2, 0
 
 
 @dataclass(frozen=True)
@@ -131,28 +130,7 @@ def defined_symbols(elf: bytes) -> frozenset[str]:
 
     :raises MachineryError: not a 64-bit little-endian ELF file, or one that is cut off.
     """
-    if elf[:6] != b"\x7fELF\x02\x01":
-        raise MachineryError("a module is not a 64-bit little-endian ELF file")
-    try:
-        sections_at = struct.unpack_from("<Q", elf, 0x28)[0]
-        section_size, section_count = struct.unpack_from("<HH", elf, 0x3A)
-        # Elf64_Shdr: name, type, flags, addr, offset, size, link, info, addralign, entsize
-        sections = [
-            struct.unpack_from("<IIQQQQIIQQ", elf, sections_at + i * section_size) for i in range(section_count)
-        ]
-        names: set[str] = set()
-        for section in sections:
-            if section[1] != _SHT_SYMTAB:
-                continue
-            strings_at, strings_size = sections[section[6]][4:6]
-            strings = elf[strings_at : strings_at + strings_size]
-            # Elf64_Sym: name, info, other, shndx, value, size
-            for name_at, _, _, index, _, _ in struct.iter_unpack("<IBBHQQ", elf[section[4] : section[4] + section[5]]):
-                if index != _SHN_UNDEF and name_at:
-                    names.add(strings[name_at : strings.index(b"\0", name_at)].decode("ascii", "replace"))
-    except (struct.error, IndexError, ValueError) as error:
-        raise MachineryError(f"a module's ELF file is cut off or broken: {error}") from error
-    return frozenset(names)
+    return frozenset(Elf(elf, "a module").symbols())
 
 
 def _module_name(path: str) -> str:

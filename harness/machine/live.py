@@ -200,7 +200,7 @@ class LiveMachine:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """A block during which no vCPU runs."""
-        was_stopped = self.qemu.stopped
+        was_stopped = self.on_loop(self.qemu.is_stopped())
         if not was_stopped:
             self.on_loop(self.qemu.stop())
         try:

@@ -92,6 +92,8 @@ class Qemu:
         self._process: asyncio.subprocess.Process | None = None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resumed = asyncio.Event()
+        self._followed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._readers: list[asyncio.Task[None]] = []
         self._stderr = b""
@@ -257,6 +259,37 @@ class Qemu:
         if self.stopped:
             await self.execute("cont")
             self.stopped = False
+
+    async def follow_stops(self) -> None:
+        """From now on somebody else may stop and resume the machine as well, gdb: ``stopped`` follows."""
+        if not self._followed:
+            self._followed = True
+            self._tasks.append(asyncio.create_task(self._follow()))
+
+    async def _follow(self) -> None:
+        # An event of our own stop() or resume() is in the queue before its answer is, and says what they set.
+        with self.qmp.listener(("STOP", "RESUME")) as events:
+            async for event in events:
+                self.stopped = event["event"] == "STOP"
+                if self.stopped:
+                    self._resumed.clear()
+                else:
+                    self._resumed.set()
+
+    async def is_stopped(self) -> bool:
+        """Whether it stands still now, whoever stopped it."""
+        if self._followed:  # its event may still be on the way
+            status = await self.execute("query-status")
+            self.stopped = not (isinstance(status, dict) and status["running"])
+        return self.stopped
+
+    async def until_resumed(self, timeout_s: float) -> None:
+        """Waits until the machine runs, see :meth:`follow_stops`.
+
+        :raises DeadlineError: it did not within the time.
+        """
+        if self.stopped:
+            await self.expect(self._resumed.wait(), timeout_s, "gdb to let the guest run")
 
     async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
         """One QMP command.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from harness import cache
 from harness.errors import BootError, HugepfnError, MachineryError, UsageError
@@ -17,16 +17,19 @@ from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.binary import find_qemu
+from harness.machine.drgn_program import drgn_program
+from harness.machine.gdbstub import GdbStub, start_stub
 from harness.machine.live import LiveMachine
 from harness.machine.machine import Timing, boot, clone, revive
 from harness.machine.probe import probe
+from harness.machine.processes import ProcessAreas, Processes, ProcessRoot, RangeWalk
 from harness.machine.ram import SharedRam
 from harness.machine.run import GuestRun
 from harness.machine.spec import Accel, Device, MachineSpec
 from harness.machine.template import Template, discard, obtain, save_template, template_key
 from harness.machine.wanted import Wanted, kernel_image
 from harness.machine.witness import Witness
-from harness.pagetable import Layout
+from harness.pagetable import Layout, Walk
 from harness.verdict.capabilities import Capabilities
 
 #: A kernel that KVM really runs has printed something long before this.
@@ -75,6 +78,7 @@ class VM(LiveMachine):
         self._early: list[bytes] | None = None
         self._pushed: dict[str, Path] = {}
         self._capabilities: Capabilities | None = None
+        self.processes = Processes(self)
         self.runs: list[GuestRun] = []
         self.on_failure: Callable[[VM], None] | None = None  # called while a failed run's processes are still there
         self._broken = False
@@ -256,3 +260,27 @@ class VM(LiveMachine):
     def probed(self) -> bool:
         """Whether :attr:`caps` is known already."""
         return self._capabilities is not None
+
+    def drgn(self) -> Any:
+        """A drgn.Program on the guest's RAM; needs the extra ``drgn``. See :func:`drgn_program`."""
+        return drgn_program(self)
+
+    def gdb(self) -> GdbStub:
+        """Stops the guest and waits for gdb on a loopback port; ``.command`` attaches it. See :class:`GdbStub`."""
+        return start_stub(self)
+
+    def process_root(self, pid: int) -> ProcessRoot:
+        """Where the page tables of any process start, by the kernel's own structures: see :meth:`Processes.root`."""
+        return self.processes.root(pid)
+
+    def walk(self, pid: int, vaddr: int) -> Walk:
+        """The way from the root of any process to one address: see :meth:`Processes.walk`."""
+        return self.processes.walk(pid, vaddr)
+
+    def walk_range(self, pid: int, start: int, end: int) -> RangeWalk:
+        """Everything in [start, end) of any process: see :meth:`Processes.walk_range`."""
+        return self.processes.walk_range(pid, start, end)
+
+    def areas(self, pid: int) -> ProcessAreas:
+        """The areas of any process and what its tables have in each: see :meth:`Processes.areas`."""
+        return self.processes.areas(pid)

@@ -4,12 +4,13 @@ Pure: bytes, integers and numpy arrays in, values out. No I/O, no printing, noth
 """
 
 from harness.pagetable.bits import Bits, Kind, Layout, Level, bit_positions
-from harness.pagetable.bulk import LeafArrays, has_bit, pfns, walk_arrays, walk_range
+from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk_arrays, walk_range
 from harness.pagetable.changes import Change, Key, diff
 from harness.pagetable.entry import Entry, kind_of
 from harness.pagetable.memory import Memory, PhysicalMemory, WalkError
 from harness.pagetable.observation import Observation, Region, dump_observations, load_observations, relative_pfn
 from harness.pagetable.pagemap import PagemapRange, PagemapWord, decode_pagemap
+from harness.pagetable.runs import Run, hole_mask, leaf_mask, only, runs
 from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
 
 __all__ = [
@@ -28,18 +29,24 @@ __all__ = [
     "PagemapWord",
     "PhysicalMemory",
     "Region",
+    "Run",
     "Walk",
     "WalkError",
     "bit_positions",
     "decode_pagemap",
     "diff",
     "dump_observations",
+    "entry_arrays",
     "has_bit",
+    "hole_mask",
     "kind_of",
+    "leaf_mask",
     "load_observations",
+    "only",
     "pfns",
     "relative_pfn",
     "root_paddr",
+    "runs",
     "translate",
     "walk",
     "walk_arrays",

@@ -38,7 +38,15 @@ class LeafArrays(NamedTuple):
 
     vaddr: U64Array  # of the first byte that the leaf maps, canonical
     raw: U64Array  # the entry
-    level: NDArray[np.uint8]  # Level.PTE, PMD or PUD
+    level: NDArray[np.uint8]  # Level.PTE, PMD or PUD; of a hole (entry_arrays) up to PGD
+
+
+class _Search(NamedTuple):
+    """What a bulk walk looks for."""
+
+    layout: Layout
+    span: tuple[int, int]  # first and last byte, linear
+    every: bool  # holes and swap entries too
 
 
 class _Tables(NamedTuple):
@@ -58,16 +66,16 @@ def walk_arrays(memory: Memory, root: int, start: int, end: int, layout: Layout)
     :raises WalkError: a table lies outside RAM, an entry above pud says that it is a leaf, or the range has more than
         65,536 tables of one level.
     """
-    span = _linear_range(start, end, layout)
-    found: list[LeafArrays] = []
-    if span is not None:
-        require_table(memory, root, Level.PGD, "given as the root")
-        tables = _Tables(np.array([root], np.uint64), np.zeros(1, np.uint64))
-        for level in layout.levels:
-            if not len(tables.paddr):
-                break
-            tables = _read_level(memory, tables, level, layout, span, found)
-    return _in_order(found, layout)
+    return _descend(memory, root, start, end, layout, every=False)
+
+
+def entry_arrays(memory: Memory, root: int, start: int, end: int, layout: Layout) -> LeafArrays:
+    """Return every entry at which the walk of an address in [start, end) ends: leaves, holes and swap entries.
+
+    Together they cover the range without a gap. A hole has the level at which the walk meets it, up to pgd; the first
+    and the last entry may reach over the edges. The rest is as in :func:`walk_arrays`.
+    """
+    return _descend(memory, root, start, end, layout, every=True)
 
 
 def walk_range(memory: Memory, root: int, start: int, end: int, layout: Layout) -> list[Leaf]:
@@ -77,6 +85,20 @@ def walk_range(memory: Memory, root: int, start: int, end: int, layout: Layout) 
         Leaf(Entry(one_raw, Level(one_level), layout), one_vaddr)
         for one_vaddr, one_raw, one_level in zip(vaddr.tolist(), raw.tolist(), level.tolist(), strict=True)
     ]
+
+
+def _descend(memory: Memory, root: int, start: int, end: int, layout: Layout, *, every: bool) -> LeafArrays:
+    span = _linear_range(start, end, layout)
+    found: list[LeafArrays] = []
+    if span is not None:
+        require_table(memory, root, Level.PGD, "given as the root")
+        search = _Search(layout, span, every)
+        tables = _Tables(np.array([root], np.uint64), np.zeros(1, np.uint64))
+        for level in layout.levels:
+            if not len(tables.paddr):
+                break
+            tables = _read_level(memory, tables, level, search, found)
+    return _in_order(found, layout)
 
 
 def has_bit(leaves: LeafArrays, bit: Bits, layout: Layout) -> BoolArray:
@@ -115,15 +137,13 @@ def _linear_range(start: int, end: int, layout: Layout) -> tuple[int, int] | Non
     return start & mask, (end - 1) & mask
 
 
-def _read_level(
-    memory: Memory, tables: _Tables, level: Level, layout: Layout, span: tuple[int, int], found: list[LeafArrays]
-) -> _Tables:
-    """Read all tables of one level, add their leaves to found, and return the tables of the next level."""
-    shift = layout.shift(level)
+def _read_level(memory: Memory, tables: _Tables, level: Level, search: _Search, found: list[LeafArrays]) -> _Tables:
+    """Read all tables of one level, add what is looked for to found, and return the tables of the next level."""
+    shift = search.layout.shift(level)
     raw = memory.tables(tables.paddr)
     offsets = np.arange(ENTRIES_PER_TABLE, dtype=np.uint64) << np.uint64(shift)
     base = tables.base[:, np.newaxis] + offsets
-    first, last = (np.uint64(edge >> shift << shift) for edge in span)
+    first, last = (np.uint64(edge >> shift << shift) for edge in search.span)
     if int(base[0, 0]) < first or int(base[-1, -1]) > last:
         inside = (base >= first) & (base <= last)
         raw, base = raw[inside], base[inside]
@@ -131,13 +151,14 @@ def _read_level(
         raw, base = raw.ravel(), base.ravel()
 
     is_leaf, is_table = _kinds(raw, level)
-    if is_leaf.all():
+    wanted = ~is_table if search.every else is_leaf
+    if wanted.all():
         found.append(LeafArrays(base, raw, np.full(len(raw), level, np.uint8)))
-    elif is_leaf.any():
-        leaf_raw = raw[is_leaf]
-        found.append(LeafArrays(base[is_leaf], leaf_raw, np.full(len(leaf_raw), level, np.uint8)))
+    elif wanted.any():
+        wanted_raw = raw[wanted]
+        found.append(LeafArrays(base[wanted], wanted_raw, np.full(len(wanted_raw), level, np.uint8)))
     below = _Tables(raw[is_table] & np.uint64(PADDR_MASK), base[is_table])
-    _check_tables(memory, raw[is_table], below, level, layout)
+    _check_tables(memory, raw[is_table], below, level, search.layout)
     return below
 
 

@@ -1,0 +1,115 @@
+"""An ELF file of the kernel's, an object or vmlinux: its sections, its symbols, its build ID.
+
+Source: the System V ABI, "Object Files"; include/uapi/linux/elf.h.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+
+from harness.errors import MachineryError
+
+_SHT_SYMTAB, _SHT_NOBITS, _SHN_UNDEF = 2, 8, 0
+_NT_GNU_BUILD_ID = 3
+_SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr: name, type, flags, addr, offset, size, link, info, align, entsize
+_SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, shndx, value, size
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What is needed of a section header."""
+
+    name: str
+    type: int
+    offset: int
+    size_bytes: int
+    link: int
+
+
+class Elf:
+    """A 64-bit little-endian ELF file.
+
+    :param data: the whole file.
+    :param what: what the messages call it: "a module".
+    :raises MachineryError: it is no such file, or is cut off.
+    """
+
+    def __init__(self, data: bytes | mmap.mmap, what: str) -> None:
+        self._data = data
+        self._what = what
+        if data[:6] != b"\x7fELF\x02\x01":
+            raise MachineryError(f"{what} is not a 64-bit little-endian ELF file")
+        try:
+            self.sections = self._read_sections()
+        except (struct.error, IndexError, ValueError) as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> MachineryError:
+        return MachineryError(f"{self._what}: its ELF file is cut off or broken: {error}")
+
+    def _read_sections(self) -> list[Section]:
+        table_at = struct.unpack_from("<Q", self._data, 0x28)[0]
+        size, count, names_index = struct.unpack_from("<HHH", self._data, 0x3A)
+        headers = [_SECTION.unpack_from(self._data, table_at + size * index) for index in range(count)]
+        if not headers:
+            return []
+        names = self._slice(*headers[names_index][4:6])  # of section 0, SHN_UNDEF, in a file without names: empty
+        return [
+            Section(_string(names, name) if names else "", kind, offset, size_bytes, link)
+            for name, kind, _, _, offset, size_bytes, link, _, _, _ in headers
+        ]
+
+    def _slice(self, offset: int, size_bytes: int) -> bytes:
+        return bytes(self._data[offset : offset + size_bytes])
+
+    def has_section(self, name: str) -> bool:
+        """Whether there is one of this name: ``.BTF``, ``.debug_info``."""
+        return any(section.name == name for section in self.sections)
+
+    def symbols(self) -> dict[str, int]:
+        """Every symbol that it defines, local ones too, and its value; of several with one name the last.
+
+        :raises MachineryError: it is cut off.
+        """
+        found: dict[str, int] = {}
+        try:
+            for section in self.sections:
+                if section.type != _SHT_SYMTAB:
+                    continue
+                names = self.sections[section.link]
+                strings = self._slice(names.offset, names.size_bytes)
+                table = self._slice(section.offset, section.size_bytes)
+                for name, _, _, index, value, _ in _SYMBOL.iter_unpack(table):
+                    if index != _SHN_UNDEF and name:
+                        found[_string(strings, name)] = value
+        except (struct.error, IndexError, ValueError) as error:
+            raise self._broken(error) from error
+        return found
+
+    def build_id(self) -> bytes | None:
+        """NT_GNU_BUILD_ID of any of its notes; None where it has none."""
+        for section in self.sections:
+            if section.name.startswith(".note") and section.type != _SHT_NOBITS:
+                found = build_id(self._slice(section.offset, section.size_bytes))
+                if found is not None:
+                    return found
+        return None
+
+
+def _string(strings: bytes, at: int) -> str:
+    return strings[at : strings.index(b"\0", at)].decode("ascii", "replace")
+
+
+def build_id(notes: bytes) -> bytes | None:
+    """NT_GNU_BUILD_ID among ELF notes, as in /sys/kernel/notes; None where there is none or they are cut off."""
+    at = 0
+    while at + 12 <= len(notes):
+        name_bytes, data_bytes, kind = struct.unpack_from("<III", notes, at)
+        name_at = at + 12
+        data_at = name_at + (name_bytes + 3 & ~3)
+        if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + name_bytes] == b"GNU\0":
+            return notes[data_at : data_at + data_bytes]
+        at = data_at + (data_bytes + 3 & ~3)
+    return None

@@ -1,0 +1,117 @@
+"""What has to be known of a running kernel before its tasks can be found: addresses from kallsyms, offsets from BTF.
+
+Both are the kernel's own words about itself. Where one is missing, a vmlinux with symbols or DWARF stands in for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import cache
+from harness.errors import MachineryError, PremiseNotMet
+from harness.kernel.btf import Btf
+from harness.kernel.elf import build_id
+from harness.kernel.vmlinux import Vmlinux, find_vmlinux
+from harness.machine.dwarf import dwarf_offset
+from harness.machine.tasks import TaskOffsets
+
+if TYPE_CHECKING:
+    from harness.machine.vm import VM
+
+_BTF_PATH = "/sys/kernel/btf/vmlinux"
+_ADVICE = (
+    "a kernel with CONFIG_DEBUG_INFO_BTF=y says where things are, as stock ones do; so does DWARF in its vmlinux "
+    "(CONFIG_DEBUG_INFO_DWARF5=y), with drgn to read it: pip install 'hugepfn[drgn]'"
+)
+
+
+class KernelFacts:
+    """Facts about the kernel of one VM, each asked for once. The VM must run when they are first wanted."""
+
+    def __init__(self, vm: VM) -> None:
+        self._vm = vm
+
+    @functools.cached_property
+    def kallsyms(self) -> bytes:
+        """/proc/kallsyms; empty where the kernel has none (CONFIG_KALLSYMS)."""
+        return self.optional("/proc/kallsyms")
+
+    @functools.cached_property
+    def build_id(self) -> bytes | None:
+        """Of the kernel that runs."""
+        return build_id(self.optional("/sys/kernel/notes"))
+
+    @functools.cached_property
+    def vmlinux(self) -> Vmlinux | None:
+        """The file with this kernel's symbols, None where there is none on this host."""
+        return find_vmlinux(self._vm.kernel, self.build_id)
+
+    @functools.cached_property
+    def btf(self) -> Btf | None:
+        """Its types, None where it does not tell them. From the cache, if this build was met before."""
+        if self.build_id is None:
+            data = self.optional(_BTF_PATH)
+        else:
+            fetch = functools.partial(_write_btf, self._vm)
+            data = (cache.obtain("btf", self.build_id.hex(), fetch) / "btf").read_bytes()
+        return Btf(data) if data else None
+
+    def address(self, symbol: str) -> int:
+        """Where a symbol of the kernel itself is now, KASLR included.
+
+        :raises PremiseNotMet: neither kallsyms nor a vmlinux has it.
+        """
+        found = address_in(self.kallsyms, symbol)
+        if found is not None:
+            return found
+        text = address_in(self.kallsyms, "_text")
+        if text is not None and self.vmlinux is not None and symbol in self.vmlinux.symbols:
+            return text + self.vmlinux.symbols[symbol] - self.vmlinux.symbols["_text"]
+        raise PremiseNotMet(
+            f"{self._vm.kernel.spec}: where {symbol} is, neither /proc/kallsyms says (CONFIG_KALLSYMS, and "
+            "CONFIG_KALLSYMS_ALL for data) nor a vmlinux with symbols"
+        )
+
+    @functools.cached_property
+    def init_task(self) -> int:
+        """Where the first task is."""
+        return self.address("init_task")
+
+    @functools.cached_property
+    def offsets(self) -> TaskOffsets:
+        """Where in its structs the kernel keeps what leads to a process's tables.
+
+        :raises PremiseNotMet: it does not tell, and no vmlinux with DWARF does.
+        """
+        if self.btf is not None:
+            return TaskOffsets.of(self.btf.offset)
+        if self.vmlinux is None or not self.vmlinux.has_dwarf:
+            raise PremiseNotMet(f"{self._vm.kernel.spec} has no BTF, and no vmlinux with DWARF is known; {_ADVICE}")
+        return TaskOffsets.of(dwarf_offset(self.vmlinux.path))
+
+    def optional(self, path: str) -> bytes:
+        """A file of the guest, empty where there is none."""
+        return _optional(self._vm, path)
+
+
+def _write_btf(vm: VM, folder: Path) -> None:
+    (folder / "btf").write_bytes(_optional(vm, _BTF_PATH))
+
+
+def _optional(vm: VM, path: str) -> bytes:
+    """A file of the guest; empty where there is none."""
+    try:
+        return vm.get(path)
+    except MachineryError as error:
+        if "No such file" in str(error):
+            return b""
+        raise
+
+
+def address_in(kallsyms: bytes, symbol: str) -> int | None:
+    """Where a symbol is by /proc/kallsyms; None where it is not there, or kptr_restrict hides it."""
+    found = re.search(rb"^([0-9a-f]{16}) [A-Za-z] " + re.escape(symbol.encode()) + rb"$", kallsyms, re.MULTILINE)
+    return (int(found[1], 16) or None) if found else None

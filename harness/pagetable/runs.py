@@ -1,0 +1,134 @@
+"""A range of a process's page tables as a reader wants it: neighbours that are alike in one run, changes marked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import UsageError
+from harness.pagetable.bits import PADDR_MASK, PAGE_SHIFT, Bits, Layout, Level
+from harness.pagetable.bulk import BoolArray, LeafArrays, pfns
+from harness.pagetable.entry import HUGE_LEVELS, KNL_ERRATUM_MASK, PRESENT, PROTNONE, PSE, Entry
+from harness.pagetable.memory import U64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring entries of one level that have the same bits, or are all holes, or all swap entries."""
+
+    vaddr: int  # of the first byte
+    end: int  # one past the last byte
+    count: int  # of entries
+    entry: Entry  # the first
+    consecutive: bool  # each leaf's pfn follows the one before it
+    before: Entry | None  # what the last look found at vaddr, where that differs; None: it does not, or there was none
+
+    @property
+    def appeared(self) -> Bits:
+        """Bits that were not there at the last look."""
+        return Bits(0) if self.before is None else self.entry.bits & ~self.before.bits
+
+    @property
+    def vanished(self) -> Bits:
+        """Bits that were there at the last look."""
+        return Bits(0) if self.before is None else self.before.bits & ~self.entry.bits
+
+
+class _Seen(NamedTuple):
+    """By column: what decides whether two entries are alike."""
+
+    kind: U64Array  # 0 hole, 1 leaf, 2 swap
+    level: U64Array
+    bits: U64Array  # the raw word without its address; the same for all holes, and for all swap entries
+
+
+def leaf_mask(entries: LeafArrays) -> BoolArray:
+    """Return for each entry whether it is a leaf, bool[n]: what :func:`entry_arrays` gave, with tables left out."""
+    small = (entries.level == Level.PTE) & ((entries.raw & np.uint64(PRESENT | PROTNONE)) != 0)
+    huge = np.isin(entries.level, [int(level) for level in HUGE_LEVELS]) & ((entries.raw & np.uint64(PSE)) != 0)
+    result: BoolArray = small | huge
+    return result
+
+
+def hole_mask(entries: LeafArrays) -> BoolArray:
+    """Return for each entry whether it is empty, bool[n]; what is neither leaf nor hole is a swap entry."""
+    result: BoolArray = (entries.raw & np.uint64(~KNL_ERRATUM_MASK & (1 << 64) - 1)) == 0
+    return result
+
+
+def only(entries: LeafArrays, which: BoolArray) -> LeafArrays:
+    """Return those entries of which ``which`` is true."""
+    return LeafArrays(entries.vaddr[which], entries.raw[which], entries.level[which])
+
+
+def runs(
+    entries: LeafArrays, layout: Layout, start: int, end: int, previous: LeafArrays | None = None
+) -> Iterator[Run]:
+    """Yield what :func:`entry_arrays` found in [start, end), neighbours that are alike as one.
+
+    :param previous: the same range at the last look. Neighbours that changed differently are not alike.
+    :raises UsageError: the last look was not at this range.
+    """
+    if not len(entries.vaddr):
+        return
+    seen = _seen(entries)
+    columns: list[U64Array | BoolArray] = [*seen]
+    changed = np.zeros(len(entries.vaddr), np.bool_)
+    at = None
+    if previous is not None:
+        at = _index_in(entries, previous)
+        old = _Seen(*(column[at] for column in _seen(previous)))
+        moved = _moved(entries, previous, at)
+        changed = moved | (seen.kind != old.kind) | (seen.level != old.level) | (seen.bits != old.bits)
+        columns += [*old, moved, changed]
+    breaks = np.zeros(len(entries.vaddr) - 1, np.bool_)
+    for column in columns:
+        breaks |= column[1:] != column[:-1]
+    firsts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(entries.vaddr)]
+    frames = pfns(entries)
+    for first, last in itertools.pairwise(firsts):
+        level = Level(int(entries.level[first]))
+        size_bytes = 1 << layout.shift(level)
+        entry = Entry(int(entries.raw[first]), level, layout)
+        vaddr, over = int(entries.vaddr[first]), int(entries.vaddr[last - 1]) + size_bytes
+        if not entry.leaf:
+            vaddr, over = max(vaddr, start), min(over, end)
+        steps = np.diff(frames[first:last])
+        before = None
+        if previous is not None and at is not None and changed[first]:
+            before = Entry(int(previous.raw[at[first]]), Level(int(previous.level[at[first]])), layout)
+        consecutive = entry.leaf and bool((steps == np.uint64(size_bytes >> PAGE_SHIFT)).all())
+        yield Run(vaddr, over, last - first, entry, consecutive, before)
+
+
+def _seen(entries: LeafArrays) -> _Seen:
+    is_leaf, is_hole = leaf_mask(entries), hole_mask(entries)
+    kind = np.where(is_leaf, np.uint64(1), np.where(is_hole, np.uint64(0), np.uint64(2)))
+    masks = np.zeros(len(Level) + 1, np.uint64)
+    for level in Level:
+        masks[level] = ~(PADDR_MASK & -level.size_bytes) & (1 << 64) - 1
+    bits = np.where(is_leaf, entries.raw & masks[entries.level], np.uint64(0))
+    return _Seen(kind, entries.level.astype(np.uint64), bits)
+
+
+def _index_in(entries: LeafArrays, previous: LeafArrays) -> NDArray[np.intp]:
+    """For each entry, which one of the last look held its first byte."""
+    at = np.searchsorted(previous.vaddr, entries.vaddr, side="right") - 1
+    if not len(previous.vaddr) or int(at[0]) < 0:
+        raise UsageError(f"the last look did not reach {int(entries.vaddr[0]):#x}: compare looks at the same range")
+    return at.astype(np.intp)
+
+
+def _moved(entries: LeafArrays, previous: LeafArrays, at: NDArray[np.intp]) -> BoolArray:
+    """Whether a leaf's first byte lay elsewhere in memory, or a swap entry was another, at the last look."""
+    offset = (entries.vaddr - previous.vaddr[at]) >> np.uint64(PAGE_SHIFT)
+    both = leaf_mask(entries) & leaf_mask(previous)[at]
+    neither = ~leaf_mask(entries) & ~hole_mask(entries)
+    elsewhere = both & (pfns(entries) != pfns(previous)[at] + offset)
+    result: BoolArray = elsewhere | (neither & (entries.raw != previous.raw[at]))
+    return result

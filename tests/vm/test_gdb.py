@@ -1,0 +1,100 @@
+"""gdb's way in: the stub's protocol by hand, and gdb itself where it is installed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from harness import cache
+from harness.errors import UsageError
+from harness.kernel import Kernel
+from harness.machine import VM
+from harness.machine.gdbstub import GdbStub
+from harness.machine.kernel_memory import KernelMemory
+
+STOCK = "debian:6.12"
+
+
+class Remote:
+    """GDB's remote serial protocol, as far as needed."""
+
+    def __init__(self, stub: GdbStub) -> None:
+        self.socket = socket.create_connection((stub.host, stub.port), timeout=30)
+        self.received = b""
+
+    def send(self, packet: str) -> None:
+        data = packet.encode()
+        self.socket.sendall(b"$%s#%02x" % (data, sum(data) % 256))
+
+    def answer(self) -> str:
+        while b"#" not in self.received or len(self.received.split(b"#", 1)[1]) < 2:
+            more = self.socket.recv(4096)
+            assert more, "QEMU hung up"
+            self.received += more
+        packet, rest = self.received.split(b"#", 1)
+        self.received = rest[2:]
+        self.socket.sendall(b"+")
+        return packet.split(b"$", 1)[1].decode()
+
+    def ask(self, packet: str) -> str:
+        self.send(packet)
+        return self.answer()
+
+
+def test_the_stub_reads_the_kernel_and_the_machine_follows_it() -> None:
+    with VM(STOCK) as vm:
+        stub = vm.gdb()
+        assert vm.qemu.stopped
+        assert stub.text is not None
+        assert stub.vmlinux is None
+        assert "no vmlinux with symbols" in stub.note
+        assert stub.argv[-1] == f"target remote 127.0.0.1:{stub.port}"
+
+        remote = Remote(stub)
+        assert "PacketSize" in remote.ask("qSupported:xmlRegisters=i386")
+        assert len(remote.ask("g")) > 2 * 8 * 17  # 16 general registers and rip, in hex
+        process = vm.process_root(1)
+        kernel = KernelMemory(vm.memory, process.paddr, process.layout)
+        assert bytes.fromhex(remote.ask(f"m{stub.text:x},40")) == kernel.read(stub.text, 64)
+        with pytest.raises(UsageError, match="stands still"):
+            vm.get("/proc/cmdline")
+
+        remote.send("c")
+        vm.on_loop(vm.qemu.until_resumed(30.0))
+        assert not vm.qemu.stopped
+        assert vm.get("/proc/cmdline")
+
+        remote.socket.sendall(b"\x03")
+        assert remote.answer()[0] == "T"
+        assert vm.process_root(1) == process
+        assert vm.on_loop(vm.qemu.is_stopped()), "a look at gdb's stop leaves the guest to gdb"
+
+        assert remote.ask("D") == "OK"
+        vm.on_loop(vm.qemu.until_resumed(30.0))
+        assert vm.get("/proc/cmdline")
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")
+def test_gdb_shows_the_symbols_of_a_built_kernel() -> None:
+    built = [entry / "vmlinux" for entry in cache.entries("built") if (entry / "vmlinux").is_file()]
+    if not built:
+        pytest.skip("no kernel was built on this host")
+    with VM(Kernel.image(built[0])) as vm:
+        stub = vm.gdb()
+        assert stub.vmlinux == built[0]
+        assert stub.note == ""
+        said = subprocess.run(
+            [*stub.argv, "-batch", "-ex", "x/s &linux_banner", "-ex", "info symbol schedule", "-ex", "detach"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert "Linux version" in said.stdout, said
+        assert "schedule in section .text" in said.stdout, said
+        vm.on_loop(vm.qemu.until_resumed(30.0))
+        assert vm.get("/proc/cmdline")
