@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.commands import live
+from harness.commands import live, look
 from harness.commands.build import build
 from harness.commands.many import compare, matrix
 from harness.commands.options import machine_options, modules_option, scenarios_argument
@@ -72,7 +72,7 @@ cli.add_command(series)
 cli.add_command(check)
 
 
-for command in live.COMMANDS:
+for command in (*live.COMMANDS, *look.COMMANDS):
     cli.add_command(command)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.session.session import Session
 
 session_option = click.option("--session", "-s", metavar="NAME", help="which session  [default: the only one]")
+gdb_option = click.option("--gdb", is_flag=True, help="wait for gdb on a loopback port, and print the command")
 _WIDE = 1000  # a long state is for the terminal to wrap, not for us to cut
 _SIGNALLED = 128  # what a shell adds to a signal's number
 
@@ -42,6 +43,15 @@ def client_of(name: str | None) -> SessionClient:
     from harness.session.registry import choose
 
     return SessionClient(choose(name))
+
+
+def show_gdb(client: SessionClient) -> None:
+    """Stops a session's machine for gdb, and says how to attach; the kernel's symbols are moved as KASLR moved it."""
+    stub = client.call("gdb")
+    if stub.note:
+        say(stub.note)
+    click.echo(stub.command)
+    say("the machine stands still until gdb lets it go on (continue)")
 
 
 def _settings(options: dict[str, Any]) -> Any:
@@ -74,16 +84,23 @@ def _start(name: str | None, options: dict[str, Any], *, with_us: bool, kept: st
 
 @click.command()
 @click.option("--name", metavar="NAME", help="of the session  [default: after the kernel]")
+@gdb_option
 @live_options
-def start(name: str | None, **options: Any) -> None:
+def start(name: str | None, gdb: bool, **options: Any) -> None:
     """Start a session: a live machine that stays until `hugepfn stop`. Prints its name."""
-    click.echo(_start(name, options, with_us=False).name)
+    from harness.session.client import SessionClient
+
+    about = _start(name, options, with_us=False)
+    click.echo(about.name)
+    if gdb:
+        show_gdb(SessionClient(about))
 
 
 @click.command()
 @click.argument("name", required=False)
+@gdb_option
 @live_options
-def shell(name: str | None, **options: Any) -> None:
+def shell(name: str | None, gdb: bool, **options: Any) -> None:
     """A shell on the serial line of a guest. Ctrl-] leaves.
 
     NAME is a session, or a machine that --keep-vm kept; without it, a fresh machine that ends with the shell, and is a
@@ -97,6 +114,9 @@ def shell(name: str | None, **options: Any) -> None:
     lives = name is not None and name in [about.name for about in sessions()]
     client = client_of(name) if lives else SessionClient(_start(None, options, with_us=True, kept=name))
     try:
+        if gdb:
+            show_gdb(client)
+            client.call("wait_until_it_runs")
         say(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves")
         with client.shell() as (line, ended, resize):
             interact(line, resize, ended)

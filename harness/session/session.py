@@ -15,7 +15,10 @@ from harness.errors import ExitCode, UsageError
 from harness.machine import VM
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
 from harness.machine.command import finish, start
+from harness.machine.gdbstub import GdbStub
+from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
 from harness.machine.sshd import SshAddress
+from harness.pagetable import Walk
 from harness.settings import Settings
 
 _READ_BYTES = 64 << 10
@@ -94,6 +97,30 @@ class Session:
         """Where SSH reaches the guest; its server is installed at the first call."""
         with self._turn:
             return self.vm.ssh_address()
+
+    # --- looking -----------------------------------------------------------------------------------
+
+    def look(self, pid: int, start: int, end: int | None) -> tuple[ProcessRoot, Walk | RangeWalk]:
+        """The way to one address of a process, or everything in [start, end), at one stop."""
+        with self._turn:
+            self.vm.processes.learn()
+            with self.vm.paused():
+                found = self.vm.walk(pid, start) if end is None else self.vm.walk_range(pid, start, end)
+                return self.vm.process_root(pid), found
+
+    def maps(self, pid: int) -> ProcessAreas:
+        """The areas of a process, with what is in them."""
+        with self._turn:
+            return self.vm.areas(pid)
+
+    def gdb(self) -> GdbStub:
+        """Stops the machine for gdb."""
+        with self._turn:
+            return self.vm.gdb()
+
+    def wait_until_it_runs(self) -> None:
+        """Returns once gdb has let the machine go."""
+        self.vm.on_loop(self.vm.qemu.until_resumed(UNLIMITED_S))
 
     def log(self) -> str:
         """The kernel's log."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -155,6 +156,75 @@ def test_rerun_skips_what_this_machine_is_not(live: Live) -> None:
     done = live("rerun", "race_fault", "-q")
     assert done.returncode in (0, 2)
     assert "this test wants 2" in done.stdout + done.stderr
+
+
+def test_walk_shows_every_level_of_pid_1(live: Live) -> None:
+    lines = live.ok("walk", "1", "400000").decode().splitlines()
+    assert lines[0].startswith("process 1 (init)  root 0x")
+    assert [line.split("[")[0].strip() for line in lines[2:7]] == ["pgd", "p4d", "pud", "pmd", "pte"]
+    assert lines[7].startswith("  4K page, paddr 0x")
+    assert "pte x" in live.ok("walk", "one", "1", "0x400000-0x4c0000").decode()
+
+
+def test_maps_counts_the_leaves_of_every_area(live: Live) -> None:
+    said = live.ok("maps", "1").decode()
+    (text,) = (line.split() for line in said.splitlines() if "r-xp" in line and line.endswith("/init"))
+    start, end = (int(edge, 16) for edge in text[0].split("-"))
+    assert 0 < int(text[2]) <= (end - start) >> 12, "pte leaves"
+    assert text[3:5] == ["-", "-"], "pmd and pud leaves"
+
+
+def test_watch_marks_what_changes(live: Live) -> None:
+    argv = live.argv(
+        "exec", "-s", "one", "sh", "-c", "echo $$; read line; x=$(yes | head -c 3000000); echo done; read line"
+    )
+    with subprocess.Popen(argv, env=live.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        pid = child.stdout.readline().decode().strip()
+        watch = live.argv("maps", pid, "--watch", "--every", "0.2")
+        watching = pexpect.spawn(
+            *_argv(watch), encoding="utf-8", timeout=60, env=live.environment(), dimensions=(60, 200)
+        )
+        watching.expect(r"\[stack\]")
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        watching.expect(r"\d\x1b\[1;32m\+\d{3}")  # hundreds of leaves more, in green
+        watching.sendintr()
+        watching.expect(pexpect.EOF)
+        child.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("walk", "1"), r"expected [SESSION] PID VADDR[-VADDR], got '1'"),
+        (("walk", "one", "x", "0"), "pid 'x' is no number"),
+        (("walk", "1", "zz"), "address 'zz' is not understood"),
+        (("maps", "99999"), "no process 99999 in the guest"),
+        (("maps", "2"), "kernel thread"),
+        (("maps", "other", "1"), "no session 'other'; there are: one"),
+    ],
+)
+def test_what_cannot_be_looked_at(live: Live, args: tuple[str, ...], words: str) -> None:
+    done = live(*args)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_gdb_finds_the_machine_standing_still(live: Live) -> None:
+    live.ok("start", "--kernel", KERNEL, "--name", "four")
+    command = live.ok("gdb", "-s", "four").decode()
+    port = int(command.strip().strip("'").rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as gdb:
+        gdb.sendall(b"+$?#3f")
+        said = b""
+        while b"$T05" not in said:  # stopped by SIGTRAP
+            said += gdb.recv(1000)
+        gdb.sendall(b"+$c#63")
+        assert live.ok("exec", "-s", "four", "echo", "on") == b"on\n"
+    live.ok("stop", "four")
 
 
 def test_the_kernels_log(live: Live) -> None:

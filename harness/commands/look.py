@@ -1,0 +1,105 @@
+"""Looking into a live machine: ``hugepfn walk``, ``maps`` and ``gdb``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.commands.live import client_of, session_option, show_gdb
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from harness.session.client import SessionClient
+
+watch_option = click.option(
+    "--watch", "-w", is_flag=True, help="look again and again; changes are marked; Ctrl-C ends it"
+)
+every_option = click.option(
+    "--every", type=click.FloatRange(0.05), default=1.0, show_default=True, metavar="S", help="seconds between looks"
+)
+
+
+@click.command(no_args_is_help=True)
+@click.argument("words", nargs=-1, metavar="[SESSION] PID VADDR[-VADDR]")
+@session_option
+@watch_option
+@every_option
+def walk(words: tuple[str, ...], session: str | None, watch: bool, every: float) -> None:
+    """Walk the page tables of any process of a live guest, raw and decoded.
+
+    Of one address, every level on the way; of a range, every leaf and hole, neighbours that are alike in one line. The
+    addresses are hexadecimal. The root comes from the kernel's own list of tasks (BTF and kallsyms of that kernel).
+    """
+    from harness.commands.walk_view import parse_span, process_line, range_lines, walk_lines
+
+    client, pid, (vaddr,) = _who(words, session, 1)
+    start, end = parse_span(vaddr)
+
+    def look() -> Any:
+        return client.call("look", pid=pid, start=start, end=end)
+
+    def lines(now: Any, before: Any) -> list[Text]:
+        draw: Callable[..., list[Text]] = walk_lines if end is None else range_lines
+        (process, found), (old_process, old) = now, before or (None, None)
+        return [process_line(process, old_process), *draw(found, old)]
+
+    _show(look, lines, every if watch else None)
+
+
+@click.command(no_args_is_help=True)
+@click.argument("words", nargs=-1, metavar="[SESSION] PID")
+@session_option
+@watch_option
+@every_option
+def maps(words: tuple[str, ...], session: str | None, watch: bool, every: float) -> None:
+    """Show the areas of a process: in each, the leaves of every level, and how many of them have which bit."""
+    from harness.commands.walk_view import areas_lines, process_line
+
+    client, pid, _ = _who(words, session, 0)
+
+    def lines(now: Any, before: Any) -> list[Text]:
+        return [process_line(now.process, before and before.process), *areas_lines(now, before)]
+
+    _show(lambda: client.call("maps", pid=pid), lines, every if watch else None)
+
+
+@click.command()
+@session_option
+def gdb(session: str | None) -> None:
+    """Let gdb attach to a session's kernel: stops it, and prints the command that does."""
+    show_gdb(client_of(session))
+
+
+def _who(words: Sequence[str], session: str | None, more: int) -> tuple[SessionClient, int, Sequence[str]]:
+    """The session, the pid, and what comes after it."""
+    if not 1 + more <= len(words) <= 2 + more:
+        raise UsageError(f"expected [SESSION] PID{' VADDR[-VADDR]' * more}, got {' '.join(words)!r}")
+    *name, pid = words[: len(words) - more]
+    if not pid.isdigit():
+        raise UsageError(f"pid {pid!r} is no number")
+    return client_of(name[0] if name else session), int(pid), words[len(words) - more :]
+
+
+def _show(look: Callable[[], Any], lines: Callable[[Any, Any], list[Text]], every_s: float | None) -> None:
+    from rich.console import Console, Group
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    now = look()
+    if every_s is None:
+        for line in lines(now, None):
+            console.print(line, soft_wrap=True)
+        return
+    with Live(Group(*lines(now, None)), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        while True:
+            time.sleep(every_s)
+            before, now = now, look()
+            live.update(Group(*lines(now, before)), refresh=True)
+
+
+COMMANDS = (walk, maps, gdb)
