@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import PremiseNotMet
-from harness.kernel.elf import Elf, build_id
+from harness.kernel.elf import Elf, build_id, symbols_as_elf
 from harness.machine.drgn_program import KallsymsFinder, note_data
 from harness.machine.dwarf import dwarf_offset, import_drgn
 from harness.machine.tasks import TaskOffsets
@@ -69,6 +69,13 @@ def test_what_an_elf_file_tells(tmp_path: Path) -> None:
     assert elf.symbols()["init_task"] > 0
     assert elf.build_id() == bytes.fromhex("0123456789abcdef")
     assert not Elf(compiled(tmp_path).read_bytes(), "it").has_section(".debug_info")
+
+
+def test_symbols_as_an_elf_file() -> None:
+    functions, data = {"_text": 0xFFFFFFFF81000000, "schedule": 0xFFFFFFFF81100000}, {"init_task": 0xFFFFFFFF82000000}
+    elf = Elf(symbols_as_elf(functions, data), "it")
+    assert elf.symbols() == functions | data
+    assert [section.name for section in elf.sections] == ["", ".text", ".symtab", ".strtab", ".strtab"]
 
 
 def test_notes() -> None:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import MachineryError
 
-_SHT_SYMTAB, _SHT_NOBITS, _SHN_UNDEF = 2, 8, 0
+_SHT_SYMTAB, _SHT_STRTAB, _SHT_NOBITS, _SHN_UNDEF = 2, 3, 8, 0
+_SHF_ALLOC, _SHF_EXEC = 2, 4
+_STB_GLOBAL, _STT_OBJECT, _STT_FUNC = 1, 1, 2
+_ET_EXEC, _EM_X86_64 = 2, 62
 _NT_GNU_BUILD_ID = 3
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr: name, type, flags, addr, offset, size, link, info, align, entsize
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, shndx, value, size
@@ -113,3 +117,31 @@ def build_id(notes: bytes) -> bytes | None:
             return notes[data_at : data_at + data_bytes]
         at = data_at + (data_bytes + 3 & ~3)
     return None
+
+
+def symbols_as_elf(functions: Mapping[str, int], data: Mapping[str, int]) -> bytes:
+    """An ELF program of nothing but symbols, for a debugger on a kernel that has no vmlinux with them.
+
+    :param functions: names and addresses of code; never empty.
+    :param data: of what is no code.
+    """
+    strings, table = bytearray(b"\0"), bytearray(_SYMBOL.size)
+    for symbols, kind in ((functions, _STT_FUNC), (data, _STT_OBJECT)):
+        for name, address in symbols.items():
+            table += _SYMBOL.pack(len(strings), _STB_GLOBAL << 4 | kind, 0, 1, address, 0)
+            strings += name.encode() + b"\0"
+    start, last = min(functions.values()), max([*functions.values(), *data.values()])
+    names = b"\0.text\0.symtab\0.strtab\0"
+    symtab_at, strtab_at = 64, 64 + len(table)
+    names_at = strtab_at + len(strings)
+    headers_at = names_at + len(names) + 7 & ~7
+    sections = [
+        bytes(_SECTION.size),
+        _SECTION.pack(1, _SHT_NOBITS, _SHF_ALLOC | _SHF_EXEC, start, 0, last + 1 - start, 0, 0, 16, 0),
+        _SECTION.pack(7, _SHT_SYMTAB, 0, 0, symtab_at, len(table), 3, 1, 8, _SYMBOL.size),
+        _SECTION.pack(15, _SHT_STRTAB, 0, 0, strtab_at, len(strings), 0, 0, 1, 0),
+        _SECTION.pack(15, _SHT_STRTAB, 0, 0, names_at, len(names), 0, 0, 1, 0),
+    ]
+    header = (_ET_EXEC, _EM_X86_64, 1, start, 0, headers_at, 0, 64, 0, 0, _SECTION.size, len(sections), 4)
+    body = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", *header) + table + strings + names
+    return body + bytes(headers_at - len(body)) + b"".join(sections)

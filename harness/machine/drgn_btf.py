@@ -1,4 +1,4 @@
-"""A kernel's BTF as drgn types, for kernels without debug information. drgn itself (0.3) reads DWARF and CTF only.
+"""A kernel's BTF as drgn types, for kernels without debug information. drgn itself (0.3) does not read it.
 
 BTF has the types of functions and per-CPU variables, and of no other variable: those that drgn's helpers start from are
 named here.

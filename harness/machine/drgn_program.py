@@ -11,6 +11,7 @@ import numpy as np
 from harness.errors import PremiseNotMet
 from harness.machine.drgn_btf import BtfTypes
 from harness.machine.dwarf import import_drgn
+from harness.machine.facts import FUNCTION_LETTERS, kernel_symbols
 from harness.pagetable.bits import PAGE_SIZE_BYTES
 from harness.pagetable.memory import Memory
 
@@ -76,10 +77,7 @@ class KallsymsFinder:
 
     def __init__(self, drgn: Any, kallsyms: bytes) -> None:
         self._drgn = drgn
-        lines = (line.split() for line in kallsyms.splitlines())
-        # letter a: absolute, a number and no place
-        rows = [(int(words[0], 16), words[2], words[1]) for words in lines if len(words) == 3 and words[1] not in b"aA"]
-        self._rows = sorted(rows)
+        self._rows = kernel_symbols(kallsyms)
         self._by_name: dict[bytes, list[int]] = {}
         for index, (_, name, _) in enumerate(self._rows):
             self._by_name.setdefault(name, []).append(index)
@@ -108,5 +106,5 @@ class KallsymsFinder:
             address,
             end - address,
             bindings.GLOBAL if letter.isupper() else bindings.LOCAL,
-            kinds.FUNC if letter in b"tTwW" else kinds.OBJECT,
+            kinds.FUNC if letter in FUNCTION_LETTERS else kinds.OBJECT,
         )

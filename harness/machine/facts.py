@@ -21,6 +21,8 @@ from harness.machine.tasks import TaskOffsets
 if TYPE_CHECKING:
     from harness.machine.vm import VM
 
+#: nm(1): code, weak symbols included, which in a kernel are code.
+FUNCTION_LETTERS = b"tTwW"
 _BTF_PATH = "/sys/kernel/btf/vmlinux"
 _ADVICE = (
     "a kernel with CONFIG_DEBUG_INFO_BTF=y says where things are, as stock ones do; so does DWARF in its vmlinux "
@@ -109,6 +111,12 @@ def _optional(vm: VM, path: str) -> bytes:
         if "No such file" in str(error):
             return b""
         raise
+
+
+def kernel_symbols(kallsyms: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Address, name and letter (nm(1)) of the kernel's own symbols, no modules, no absolute numbers; sorted."""
+    rows = (line.split() for line in kallsyms.splitlines())
+    return sorted((int(row[0], 16), row[2], row[1]) for row in rows if len(row) == 3 and row[1] not in b"aA")
 
 
 def address_in(kallsyms: bytes, symbol: str) -> int | None:

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import cache
 from harness.errors import MachineryError, PremiseNotMet
+from harness.kernel.elf import symbols_as_elf
+from harness.machine.facts import FUNCTION_LETTERS, KernelFacts, kernel_symbols
 from harness.machine.qemu import Qemu
 
 if TYPE_CHECKING:
     from harness.machine.vm import VM
 
 HOST = "127.0.0.1"
+_LINKED_AT = 0xFFFFFFFF81000000  # where _text is without KASLR (__START_KERNEL, CONFIG_PHYSICAL_START of 16 MiB)
 _LISTENING = re.compile(r"tcp:[\d.]+:(\d+)")
 
 
@@ -29,17 +33,17 @@ class GdbStub:
 
     host: str
     port: int
-    vmlinux: Path | None  # with symbols, of exactly this kernel
+    symbols: Path | None  # a vmlinux of exactly this kernel, or the names that kallsyms has
     text: int | None  # vaddr of the kernel's _text now; None: the kernel does not tell
-    offset: int  # bytes that KASLR moved it from where vmlinux has it
-    note: str  # why there are no symbols; empty where there are
+    offset: int  # bytes that KASLR moved it from where symbols has it
+    note: str  # what is missing, and what would help; empty where nothing is
 
     @property
     def argv(self) -> list[str]:
         """The command that attaches."""
         words = ["gdb", "-ex", "set architecture i386:x86-64"]
-        if self.vmlinux is not None:
-            words += ["-ex", f"symbol-file -o {self.offset:#x} {self.vmlinux}"]
+        if self.symbols is not None:
+            words += ["-ex", f"symbol-file -o {self.offset:#x} {self.symbols}"]
         return [*words, "-ex", f"target remote {self.host}:{self.port}"]
 
     @property
@@ -51,32 +55,42 @@ class GdbStub:
 def start_stub(vm: VM) -> GdbStub:
     """Stops the guest and lets gdb come.
 
+    :raises UsageError: the machine stands still, and what the kernel says of itself was never asked for.
     :raises MachineryError: QEMU does not open the port.
     """
-    text = _learn(vm)
-    vmlinux = vm.processes.facts.vmlinux
-    note, offset = "", 0
-    if vmlinux is None:
-        note = (
-            f"no vmlinux with symbols of {vm.kernel.spec} is on this host: gdb shows addresses only; a kernel built by "
-            "hugepfn has one, and so has a distribution's debug package"
-        )
-    elif text is None:
-        note = "the kernel has no kallsyms, so how far KASLR moved it is not known: boot with --append nokaslr"
-        vmlinux = None
-    else:
-        offset = text - vmlinux.symbols["_text"]
-    port = vm.on_loop(_listen(vm.qemu))
-    return GdbStub(HOST, port, vmlinux.path if vmlinux is not None else None, text, offset, note)
-
-
-def _learn(vm: VM) -> int | None:
-    """Where the kernel's text is; asks for what walks need too, while the guest still runs."""
+    facts = vm.processes.facts
+    text = None
+    with contextlib.suppress(PremiseNotMet):
+        text = facts.address("_text")
     with contextlib.suppress(PremiseNotMet):  # then there are no walks, but there is gdb
         vm.processes.learn()
-    with contextlib.suppress(PremiseNotMet):
-        return vm.processes.facts.address("_text")
-    return None
+    symbols, offset, note = None, 0, ""
+    if text is None:
+        note = "no symbols: the kernel has no kallsyms to say where it is; CONFIG_KALLSYMS=y gives them"
+    elif facts.vmlinux is not None:
+        symbols, offset = facts.vmlinux.path, text - facts.vmlinux.symbols["_text"]
+    else:
+        symbols, offset = _names_only(facts, text), text - _LINKED_AT
+        note = (
+            f"no vmlinux of {vm.kernel.spec} is on this host: gdb has the names that kallsyms has, no types and no "
+            "lines; a kernel built by hugepfn has its vmlinux, and so has a distribution's debug package"
+        )
+    return GdbStub(HOST, vm.on_loop(_listen(vm.qemu)), symbols, text, offset, note)
+
+
+def _names_only(facts: KernelFacts, text: int) -> Path:
+    """A file with the kernel's names at the addresses that they have without KASLR, from the cache."""
+
+    def build(folder: Path) -> None:
+        functions: dict[str, int] = {}
+        data: dict[str, int] = {}
+        for address, name, letter in kernel_symbols(facts.kallsyms):
+            if address >= text:  # below are per-CPU offsets
+                (functions if letter in FUNCTION_LETTERS else data)[name.decode()] = address - text + _LINKED_AT
+        (folder / "kallsyms.elf").write_bytes(symbols_as_elf(functions, data))
+
+    key = facts.build_id.hex() if facts.build_id is not None else f"text-{text:x}"
+    return cache.obtain("symbols", key, build) / "kallsyms.elf"
 
 
 async def _listen(qemu: Qemu) -> int:
