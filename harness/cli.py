@@ -16,7 +16,7 @@ from rich.table import Table
 
 from harness.commands.build import build
 from harness.commands.many import compare, matrix
-from harness.commands.options import machine_options, modules_option, scenarios_argument
+from harness.commands.options import guest_option, machine_options, modules_option, scenarios_argument
 from harness.commands.patches import check, series
 from harness.errors import ExitCode, HugepfnError
 
@@ -75,13 +75,14 @@ cli.add_command(check)
 @click.argument("name", required=False)
 @click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="what to boot without NAME")
 @modules_option
-def shell(name: str | None, kernel: str, modules: Path | None) -> None:
+@guest_option
+def shell(name: str | None, kernel: str, modules: Path | None, guest: str) -> None:
     """A shell in a guest: the kept machine NAME, or a fresh one. Ctrl-] leaves."""
     from harness.kernel import Kernel
     from harness.machine import VM
     from harness.machine.terminal import interact
 
-    vm = VM.revive(name) if name else VM(Kernel.parse(kernel, modules), say=_stderr).start()
+    vm = VM.revive(name) if name else VM(Kernel.parse(kernel, modules), say=_stderr, guest=guest).start()
     try:
         _stderr("Ctrl-] leaves")
         with vm.shell() as line:
