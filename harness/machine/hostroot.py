@@ -1,8 +1,8 @@
 """The host's root file system for a guest (``--guest host``): how a kernel gets it, and what QEMU is given for it.
 
-Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``), and a
-virtiofsd runs in a view of the file system in which nothing can be written (readonly.py). What the guest writes lies
-in its own memory, an overlay that init.c puts over it.
+Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``); so does a
+virtiofsd (``--readonly``), or it runs in a view of the file system in which nothing can be written (readonly.py).
+What the guest writes lies in its own memory, an overlay that init.c puts over it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
@@ -24,6 +25,7 @@ from virtme.commands.run import VirtFSConfig, export_virtfs
 
 from harness.errors import MachineryError, UsageError
 from harness.kernel import KernelImage, load_order
+from harness.kernel.process import run
 from harness.machine.spec import Root
 
 #: The mount tag, which init.c knows too.
@@ -35,6 +37,7 @@ _NEEDS: Mapping[Root, Mapping[str, str]] = {
 }
 _DAEMONS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _READONLY = Path(__file__).with_name("readonly.py")
+_ANOTHER = "use a kernel of your own: hugepfn build TREE --fragment hostroot"
 _ASK_TIMEOUT_S = 10.0
 
 
@@ -69,7 +72,7 @@ def choose_root(kernel: KernelImage) -> Root:
         f"--guest host: {kernel.spec} ({kernel.release}) cannot mount the host's root. "
         f"Over 9P it lacks {', '.join(missing[Root.HOST_9P])}; "
         f"over virtio-fs {', '.join(missing[Root.HOST_VIRTIOFS])}. "
-        "A kernel that can: hugepfn build TREE --fragment hostroot"
+        f"Instead, {_ANOTHER}"
     )
 
 
@@ -84,27 +87,51 @@ def _missing(kernel: KernelImage, root: Root) -> list[str]:
     return lacking + [f"the module of CONFIG_{symbol}=m" for symbol, module in as_modules.items() if module in gone]
 
 
-def find_virtiofsd() -> Path:
+@dataclass(frozen=True)
+class Virtiofsd:
+    """A virtiofsd of this host. There are two, with other words: QEMU's own up to 7.2, in C, and one in Rust since."""
+
+    path: str
+    words: str  # of --help
+
+    @property
+    def refuses_to_write(self) -> bool:
+        """Whether it has a read-only mode of its own."""
+        return "--readonly" in self.words
+
+    def argv(self, listener: int) -> list[str]:
+        """Its command line; root has it run in a view of the file system in which nothing can be written.
+
+        :param listener: a listening socket that it inherits.
+        """
+        view = [sys.executable, "-I", "-S", str(_READONLY)] if os.geteuid() == 0 else []
+        options = ["-o", "source=/", "-o", "sandbox=chroot", "-o", "log_level=err"]
+        if "--shared-dir" in self.words:
+            # A submount that is announced is an automount in the guest, which no overlay goes through.
+            options = ["--shared-dir=/", "--no-announce-submounts", "--sandbox=none", "--log-level=error"]
+        return [*view, self.path, f"--fd={listener}", *options, *(["--readonly"] if self.refuses_to_write else [])]
+
+
+def find_virtiofsd() -> Virtiofsd:
     """The daemon that serves virtio-fs: in PATH, or where distributions keep it.
 
-    :raises MachineryError: there is none.
+    :raises MachineryError: there is none, or none that keeps the guest from writing.
     """
-    for place in (shutil.which("virtiofsd"), *_DAEMONS):
-        if place and Path(place).is_file() and os.access(place, os.X_OK):
-            return Path(place)
-    raise MachineryError(
-        "--guest host: this kernel has no 9P, and for virtio-fs there is no virtiofsd here; install it "
-        "(Debian 12: qemu-system-common, later: virtiofsd), or use a kernel built with --fragment hostroot"
-    )
-
-
-def _virtiofsd_words(daemon: Path, listener: int) -> list[str]:
-    """Its command line; the one in C (QEMU up to 7.2) and the one in Rust have other words."""
-    asked = subprocess.run([daemon, "--help"], capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=False)
-    if "--shared-dir" in asked.stdout + asked.stderr:
-        return [str(daemon), f"--fd={listener}", "--shared-dir=/", "--sandbox=none", "--log-level=error"]
-    options = ("source=/", "sandbox=chroot", "log_level=err")
-    return [str(daemon), f"--fd={listener}", *(word for option in options for word in ("-o", option))]
+    places = [place for place in (shutil.which("virtiofsd"), *_DAEMONS) if place and os.access(place, os.X_OK)]
+    path = next((place for place in places if Path(place).is_file()), None)
+    if path is None:
+        raise MachineryError(
+            "no virtiofsd here, which --guest host needs for a kernel without 9P; install it "
+            f"(Debian 12: qemu-system-common, later: virtiofsd), or {_ANOTHER}"
+        )
+    asked = run([path, "--help"], timeout_s=_ASK_TIMEOUT_S, check=False)
+    found = Virtiofsd(path, asked.stdout.decode("utf-8", "replace") + asked.stderr)
+    if not found.refuses_to_write and os.geteuid() != 0:
+        raise MachineryError(
+            f"{path}, which --guest host needs for a kernel without 9P, is for root only; "
+            f"install one that has --readonly (virtiofsd 1.13), or {_ANOTHER}"
+        )
+    return found
 
 
 class FileServer:
@@ -130,17 +157,17 @@ class FileServer:
                 connection.connect(listener.getsockname())
                 process = await asyncio.create_subprocess_exec(
                     *("setpriv", "--pdeathsig", "KILL", "--"),
-                    *(sys.executable, "-I", "-S", str(_READONLY), *_virtiofsd_words(daemon, listener.fileno())),
+                    *daemon.argv(listener.fileno()),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=said,
                     pass_fds=[listener.fileno()],
                     start_new_session=True,
                 )
-        except (OSError, subprocess.SubprocessError) as error:
+        except OSError as error:
             connection.close()
             said.close()
-            raise MachineryError(f"cannot start {daemon}: {error}") from error
+            raise MachineryError(f"cannot start {daemon.path}: {error.strerror}") from error
         return cls(process, connection, said)
 
     @property

@@ -1,7 +1,7 @@
 """Becomes another program, in a view of the file system in which nothing can be written: ``readonly.py PROGRAM ARG...``
 
-A mount namespace of its own, private, with every mount in it read-only. Without root, in a user namespace of its own,
-where the kernel allows it. Run as a file, since whatever it imports is paid for with every machine.
+A mount namespace of its own, private, with every mount in it read-only; that takes root. Run as a file, since whatever
+it imports is paid for with every machine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000  # include/uapi/linux/sched.h
+_CLONE_NEWNS = 0x20000  # include/uapi/linux/sched.h
 _SYS_MOUNT_SETATTR = 442  # Linux 5.12
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _MOUNT_ATTR_RDONLY, _MS_PRIVATE = 1, 1 << 18
@@ -27,18 +27,13 @@ def enter() -> None:
 
     :raises OSError: the kernel does not allow it.
     """
-    uid, gid = os.geteuid(), os.getegid()
     libc = ctypes.CDLL(None, use_errno=True)
 
     def check(result: int, what: str) -> None:
         if result != 0:
             raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
-    check(libc.unshare(_CLONE_NEWNS | (_CLONE_NEWUSER if uid else 0)), "unshare")
-    if uid:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123
-                file.write(text)
+    check(libc.unshare(_CLONE_NEWNS), "unshare")
     attributes = _MountAttr(_MOUNT_ATTR_RDONLY, 0, _MS_PRIVATE, 0)
     size = ctypes.sizeof(attributes)
     answer = libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, ctypes.byref(attributes), size)
