@@ -3,7 +3,8 @@
  * PID 1 of the guest: mounts, modules, vfio-pci, then an agent that runs programs for the host.
  *
  * The kernel command line tells it: hugepfn.channel=virtio|serial, hugepfn.vfio=BDF, hugepfn.root=9p|virtiofs for the
- * host's userland, and hugepfn.job=poweroff to end where the agent would begin. Two channels:
+ * host's userland, hugepfn.modules=PATH for what modprobe finds there, and hugepfn.job=poweroff to end where the agent
+ * would begin. Two channels:
  * the agent's frames (described in docs/protocol.md) and the events that guest programs write themselves.
  * Nothing of it goes over the console, so kernel messages can never break a frame.
  */
@@ -172,7 +173,7 @@ static void load_modules(void)
 static void enter_host_root(void)
 {
 	const char *type = option("hugepfn.root");
-	const char *how = strcmp(type, "9p") ? "" : "trans=virtio,version=9p2000.L,access=any,cache=loose,msize=524288";
+	const char *how = strcmp(type, "9p") ? "" : "trans=virtio,version=9p2000.L,access=any,cache=loose,msize=512000";
 
 	if (!*type)
 		return;
@@ -200,6 +201,9 @@ static void be_a_system(void)
 						{ "/proc/self/fd/1", "/dev/stdout" },
 						{ "/proc/self/fd/2", "/dev/stderr" } };
 	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	const char *modules = option("hugepfn.modules");
+	struct utsname uts;
+	char path[128];
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
 	for (size_t i = 0; i < sizeof(links) / sizeof(*links); i++)
@@ -210,6 +214,11 @@ static void be_a_system(void)
 			warn("lo");
 		close(fd);
 	}
+	uname(&uts);
+	snprintf(path, sizeof(path), "/lib/modules/%s", uts.release);
+	mkdir("/lib/modules", 0755);
+	if (*modules && symlink(modules, path) && errno != EEXIST)
+		warn("%s", path);
 	if (sethostname("hugepfn", strlen("hugepfn")))
 		warn("the host's name");
 	setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/tests", 1);
@@ -597,12 +606,15 @@ static void kill_job(unsigned int id, int signal_number)
 /* A shell on ttyS3, for people. */
 static void start_shell(unsigned int id)
 {
-	const char *shell = on_host_root ? "/bin/sh" : "/bin/busybox";
+	const char *shell = on_host_root ? "/bin/sh" : "/bin/busybox", *name = "sh", *plain = NULL;
+	sigset_t none;
 	pid_t pid;
 	int fd;
 
-	if (on_host_root && !access("/bin/bash", X_OK))
-		shell = "/bin/bash";
+	if (on_host_root && !access("/bin/bash", X_OK)) {
+		shell = name = "/bin/bash";
+		plain = "--norc"; /* what a person's own brings up takes minutes under TCG */
+	}
 	if (access(shell, X_OK)) {
 		send_text("error", id, "no %s in this guest", shell + strlen("/bin/"));
 		return;
@@ -612,6 +624,8 @@ static void start_shell(unsigned int id)
 		send_text(pid < 0 ? "error" : "done", id, "%d", pid);
 		return;
 	}
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
 	setsid();
 	fd = open("/dev/ttyS3", O_RDWR);
 	if (fd < 0 || ioctl(fd, TIOCSCTTY, 0) || dup2(fd, 0) < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0)
@@ -619,7 +633,9 @@ static void start_shell(unsigned int id)
 	close_range(3, ~0U, 0);
 	setenv("PS1", "guest# ", 1);
 	setenv("TERM", "vt102", 0);
-	execl(shell, on_host_root ? shell : "sh", "-i", (char *)NULL);
+	if (plain)
+		execl(shell, name, plain, "-i", (char *)NULL);
+	execl(shell, name, "-i", (char *)NULL);
 	_exit(127);
 }
 

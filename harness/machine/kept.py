@@ -71,7 +71,8 @@ def find(name: str) -> Kept:
             "channel": Channel(plain["channel"]),
             "device": Device(plain["device"]),
             "append": tuple(plain["append"]),
-            "root": Root(plain.get("root", Root.INITRAMFS.value)),
+            "root": Root.INITRAMFS,  # no other is kept
+            "modules": None,
         }
     )
     log = (folder / "log").read_text()

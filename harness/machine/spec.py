@@ -76,6 +76,7 @@ class MachineSpec:
     device: Device = Device.TESTDEV
     bar_size: str = "2G"  # of pci-testdev's BAR 2
     root: Root = Root.INITRAMFS
+    modules: Path | None = None  # the kernel's, on the host's root: for modprobe
 
     def __post_init__(self) -> None:
         if not MEMORY_MIB_MIN <= self.memory_mib <= MEMORY_MIB_MAX:
@@ -120,6 +121,7 @@ def kernel_command_line(spec: MachineSpec) -> str:
         f"hugepfn.channel={spec.channel.value}",
         f"hugepfn.vfio={BAR_BDF}",
         *([f"hugepfn.root={spec.root.value}"] if spec.root is not Root.INITRAMFS else []),
+        *([f"hugepfn.modules={spec.modules}"] if spec.modules is not None else []),
         *spec.append,
     ]
     return " ".join(words)

@@ -62,6 +62,7 @@ class Wanted:
             append=self.append,
             device=Device(self.device),
             root=root,
+            modules=kernel.modules_dir if self.guest == "host" else None,
         )
 
 

@@ -116,6 +116,21 @@ def test_what_the_guest_writes_is_the_guests(machine: VM, tmp_path: Path) -> Non
     assert not Path("/usr/bin/hugepfn-was-here").exists()
 
 
+def test_modprobe_finds_the_kernels_modules(machine: VM) -> None:
+    if machine.kernel.modules_dir is None:
+        pytest.skip("this kernel has no modules")
+    assert execute(machine, "modprobe", "loop") == (ExitStatus(0, None), "", "")
+    assert b"\nloop " in b"\n" + machine.get("/proc/modules")
+
+
+def test_a_person_gets_the_hosts_shell(machine: VM) -> None:
+    console = machine.console()
+    console.expect_exact("guest# ")
+    console.sendline("echo $0 $((6 * 7)) $(uname -n)")
+    console.expect_exact("/bin/bash 42 hugepfn")
+    console.close()
+
+
 def test_it_is_not_kept(machine: VM) -> None:
     with pytest.raises(UsageError, match="QEMU cannot save a machine that has the host's root mounted"):
         machine.keep("host", "a test")
