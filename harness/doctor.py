@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.errors import HugepfnError
 from harness.kernel.build import LIBELF, TOOLS, has_libelf
 from harness.machine import find_qemu, kvm_proof
+from harness.machine.hostroot import find_virtiofsd
 from harness.machine.ram import ram_folder
 
 
@@ -68,7 +69,7 @@ def examine() -> tuple[list[Finding], list[str]]:
     if not _LIBC.exists():
         packages.append("libc6-dev")
     building, wanted = _building()
-    findings.append(building)
+    findings += [building, _try("virtiofsd", lambda: find_virtiofsd().path, required=False)]
     packages = list(dict.fromkeys([*packages, *wanted]))
     if findings[0].fine:
         findings.append(_try("QEMU version", lambda: find_qemu().package))
@@ -90,11 +91,11 @@ def _building() -> tuple[Finding, list[str]]:
     return Finding("to build kernels", not missing, words, required=False), [tool.package for tool in missing]
 
 
-def _try(what: str, look: Callable[[], str]) -> Finding:
+def _try(what: str, look: Callable[[], str], *, required: bool = True) -> Finding:
     try:
-        return Finding(what, True, look())
+        return Finding(what, True, look(), required)
     except HugepfnError as error:
-        return Finding(what, False, str(error))
+        return Finding(what, False, str(error), required)
 
 
 def _kvm() -> Finding:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.claims import Claims
-from harness.errors import BootError, HugepfnError, PremiseNotMet
+from harness.errors import BootError, HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.probe import probe_image
@@ -83,6 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-ram-dir", metavar="DIR", type=Path, help="where guest RAM lives (default: /dev/shm)")
     add("--hugepfn-boot-timeout", metavar="S", type=float, help="seconds that a kernel may take to boot")
     add("--hugepfn-no-clone", action="store_true", help="boot for every test instead of cloning a booted machine")
+    add("--hugepfn-guest", choices=("initramfs", "host"), default="initramfs", help="what the guest has for /")
     add("--hugepfn-pvh", action="store_true", help="start a bzImage's vmlinux: no KASLR, four-level tables")
     add("--hugepfn-keep-vm", action="store_true", help="keep the machine of a failed test, for `hugepfn shell NAME`")
     add("--hugepfn-strict", action="store_true", help="a premise that is not met fails the test")
@@ -92,7 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """The marker, and the collector of results."""
     config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
     config.addinivalue_line(
-        "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev'): the least that a test needs"
+        "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs"
     )
     config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
     if not config.pluginmanager.has_plugin("hugepfn-results"):
@@ -121,6 +122,7 @@ def settings_of(config: pytest.Config) -> Settings:
         boot_timeout_s=option("hugepfn_boot_timeout"),
         clone=not option("hugepfn_no_clone"),
         pvh=option("hugepfn_pvh"),
+        guest=option("hugepfn_guest"),
     )
 
 
@@ -225,9 +227,14 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     level = request.getfixturevalue("level") if "level" in request.fixturenames else Level.PTE
     if reason := probe_image(kernel).why_not(level):
         _unmet(request.config, reason)
-    for machine in _boot(request, kernel, _settings_for(request.node)):
+    settings = _settings_for(request.node)
+    try:
+        settings.check_guest(kernel)
+    except UsageError as error:
+        _unmet(request.config, str(error))
+    for machine in _boot(request, kernel, settings):
         request.node.stash[_MACHINE] = machine
-        if request.config.getoption("hugepfn_keep_vm") and machine.spec.device.can_be_saved:
+        if request.config.getoption("hugepfn_keep_vm"):
             machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
             _unmet(request.config, reason)
@@ -257,6 +264,9 @@ def claim(request: pytest.FixtureRequest) -> Claims:
 def _keep(item: pytest.Item, machine: VM) -> None:
     """--hugepfn-keep-vm: saves the machine under the scenario's name."""
     machine.on_failure = None  # once
+    if reason := machine.spec.why_not_saved:
+        _say(item.config)(f"the machine of {item.name} is not kept: {reason}")
+        return
     name = "-".join(word for word in (scenario_of(item), level_of(item)) if word)
     machine.keep(name, item.nodeid)
     _say(item.config)(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}")

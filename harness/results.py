@@ -130,6 +130,7 @@ def context_of(settings: Settings, image: KernelImage | None, machine: VM | None
         "origin": machine.origin.value if machine is not None and booted else None,
         "smp": settings.smp,
         "append": list(settings.append),
+        "guest": settings.guest,
         "capabilities": machine.caps.to_json() if machine is not None and machine.probed else None,
     }
 

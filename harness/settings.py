@@ -12,6 +12,7 @@ from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.accel import choose_accel
 from harness.machine.binary import check_cpu
+from harness.machine.hostroot import choose_root
 from harness.machine.ram import check_room, ram_folder
 from harness.machine.spec import Device
 
@@ -32,26 +33,37 @@ class Settings:
     boot_timeout_s: float | None = None
     clone: bool = True
     pvh: bool = False
+    guest: str = "initramfs"
 
     def resolve(self, say: Callable[[str], None]) -> KernelImage:
         """Gets the kernel onto this machine."""
         return Kernel.parse(self.kernel, self.modules).resolve(say)
 
+    def check_guest(self, kernel: KernelImage) -> None:
+        """Whether this kernel can have the guest that is asked for.
+
+        :raises UsageError: it cannot; names what its configuration lacks.
+        :raises MachineryError: this host cannot.
+        """
+        if self.guest == "host":
+            choose_root(kernel)
+
     def with_wishes(self, wishes: Mapping[str, Any]) -> Settings:
         """These settings, with at least what a test needs of its machine.
 
         :param wishes: ``smp`` (at least so many vCPUs), ``append`` (further words for the kernel command line),
-            ``clone`` (False: boot one of its own), ``device`` (the one under test).
+            ``clone`` (False: boot one of its own), ``device`` (the one under test), ``guest`` (what it has for /).
         :raises UsageError: something else is wished for.
         """
-        if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device"}):
-            raise UsageError(f"machine({unknown[0]}=...): a test may wish for smp, append, clone and device")
+        if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device", "guest"}):
+            raise UsageError(f"machine({unknown[0]}=...): a test may wish for smp, append, clone, device and guest")
         return replace(
             self,
             smp=max(self.smp, wishes.get("smp", 1)),
             append=(*self.append, *wishes.get("append", ())),
             clone=self.clone and wishes.get("clone", True),
             device=wishes.get("device", self.device),
+            guest=wishes.get("guest", self.guest),
         )
 
     def preflight(self, say: Callable[[str], None]) -> None:
@@ -81,4 +93,5 @@ class Settings:
             say=say,
             clone=self.clone,
             pvh=self.pvh,
+            guest=self.guest,
         )

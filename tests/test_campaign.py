@@ -66,13 +66,19 @@ def test_a_run_is_what_the_child_wrote_and_its_lines_are_told(child: Path) -> No
 def test_the_child_is_given_the_options(child: Path) -> None:
     child.write_text(write_results(PASSED))
     options = RunOptions(
-        levels=("pmd", "pud"), smp=2, append="pti=on no5lvl", strict=True, modules=Path("/m"), boot_timeout_s=9
+        levels=("pmd", "pud"),
+        smp=2,
+        append="pti=on no5lvl",
+        strict=True,
+        modules=Path("/m"),
+        boot_timeout_s=9,
+        guest="host",
     )
     words = run_kernel("./bzImage", ["fork", "zap"], options).context["argv"]
     assert words[:3] == ["run", "--kernel", "./bzImage"]
     assert words[-2:] == ["fork", "zap"]
     given = {"--level=pmd", "--level=pud", "--smp=2", "--append=pti=on no5lvl", "--strict", "--modules=/m"}
-    assert given | {"--boot-timeout=9"} <= set(words)
+    assert given | {"--boot-timeout=9", "--guest=host"} <= set(words)
     assert not {"--pvh", "--no-clone"} & set(words)
     assert "--modules=/m" not in run_kernel("debian:6.12", [], options).context["argv"]
 

@@ -129,11 +129,13 @@ def test_settings_are_what_was_asked_for(pytester: pytest.Pytester) -> None:
         def test_settings(pytestconfig):
             assert settings_of(pytestconfig) == Settings(
                 kernel="./bzImage", modules=Path("m"), accel="tcg", smp=4, memory_mib=512, cpu="qemu64",
-                append=("pti=on", "no5lvl"), ram_dir=Path("/ram"), boot_timeout_s=7.5,
+                append=("pti=on", "no5lvl"), ram_dir=Path("/ram"), boot_timeout_s=7.5, guest="host",
             )
         """
     )
-    options = "kernel=./bzImage modules=m accel=tcg smp=4 memory=512 cpu=qemu64 ram-dir=/ram boot-timeout=7.5"
+    options = (
+        "kernel=./bzImage modules=m accel=tcg smp=4 memory=512 cpu=qemu64 ram-dir=/ram boot-timeout=7.5 guest=host"
+    )
     args = [f"--hugepfn-{option}" for option in options.split()]
     pytest_run(pytester, *args, "--hugepfn-append=pti=on  no5lvl").assert_outcomes(passed=1)
 
@@ -476,13 +478,14 @@ class FakeVM:
 
     def __init__(self, settings: Settings, image: KernelImage, search: list[Path], _say: Say) -> None:
         self.settings, self.image, self.search = settings, image, search
-        self.spec = SimpleNamespace(accel=Accel.TCG, kernel=image.image)
+        self.spec = SimpleNamespace(accel=Accel.TCG, kernel=image.image, why_not_saved="QEMU cannot save it")
         self.qemu = SimpleNamespace(binary=find_qemu())
         self.runs: list[SimpleNamespace] = []
         self.origin = Origin.BOOT
         self.running = True
         self.probed = True
         self.closed = False
+        self.on_failure: Callable[[FakeVM], None] | None = None
         self.caps = Capabilities(probe_image(image), True, True, True, False, "always", True)
 
     def run(self, *, violation: str = "", trouble: str = "") -> None:
@@ -546,6 +549,34 @@ def test_each_test_has_its_own_machine_and_it_is_closed(pytester: pytest.Pyteste
     assert result.stderr.lines.count("hugepfn: fetching the kernel") == 1, "past pytest's capture, and once"
 
 
+def test_a_kernel_that_cannot_have_the_guest_is_skipped_without_a_boot(
+    pytester: pytest.Pytester, machines: list[FakeVM]
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_plain(vm): pass
+        @pytest.mark.machine(guest="host")
+        def test_host(vm): pass
+        """
+    )
+    result = pytest_run(pytester, "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*--guest host: debian:6.12 *CONFIG_9P_FS*CONFIG_VIRTIO_FS*"])
+    assert len(machines) == 1
+    pytest_run(pytester, "--hugepfn-guest=host").assert_outcomes(skipped=2)
+    pytest_run(pytester, "--hugepfn-guest=host", "--hugepfn-strict").assert_outcomes(errors=2)
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_machine_that_cannot_be_kept_says_why(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_fork(vm, claim):\n    with claim('holds', by='f()'): assert False\n")
+    result = pytest_run(pytester, "--hugepfn-keep-vm")
+    result.assert_outcomes(failed=1)
+    result.stderr.fnmatch_lines(["hugepfn: the machine of test_fork is not kept: QEMU cannot save it"])
+
+
 def test_a_level_that_this_kernel_cannot_have_is_skipped_without_a_boot(
     scenarios: pytest.Pytester, machines: list[FakeVM]
 ) -> None:
@@ -593,6 +624,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
         "image": "vmlinuz",
         "smp": 2,
         "append": ["pti=on", "no5lvl"],
+        "guest": "initramfs",
     }
     assert date.endswith("+00:00")
     assert capabilities["pfnmap_levels"] == ["pmd"]

@@ -2,8 +2,9 @@
 /*
  * PID 1 of the guest: mounts, modules, vfio-pci, then an agent that runs programs for the host.
  *
- * The kernel command line tells it: hugepfn.channel=virtio|serial, hugepfn.vfio=BDF, and hugepfn.job=poweroff to end
- * where the agent would begin. Two channels:
+ * The kernel command line tells it: hugepfn.channel=virtio|serial, hugepfn.vfio=BDF, hugepfn.root=9p|virtiofs for the
+ * host's userland, hugepfn.modules=PATH for what modprobe finds there, and hugepfn.job=poweroff to end where the agent
+ * would begin. Two channels:
  * the agent's frames (described in docs/protocol.md) and the events that guest programs write themselves.
  * Nothing of it goes over the console, so kernel messages can never break a frame.
  */
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <net/if.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -38,6 +40,7 @@
 #define PAYLOAD_MAX (64u << 20)
 
 static int agent_fd = -1, events_fd = -1;
+static bool on_host_root; /* / is the host's, copy on write */
 static char vfio_bdf[32], vfio_group[16], vfio_why[160] = "no device was asked for";
 
 static void complain(const char *fmt, va_list args)
@@ -135,6 +138,8 @@ static void mounts(void)
 	};
 
 	for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
+		if (on_host_root && !strcmp(table[i].where, "/tmp"))
+			continue; /* a test's own files are in the host's */
 		mkdir(table[i].where, 0755);
 		if (mount(table[i].type, table[i].where, table[i].type, 0, table[i].data) && errno != EBUSY)
 			warn("mount %s on %s", table[i].type, table[i].where);
@@ -160,6 +165,68 @@ static void load_modules(void)
 			close(fd);
 	}
 	fclose(order);
+}
+
+/*
+ * The host's root read only, memory over it, and both together as our root. The host's mounts below / are in it, but for
+ * those that are the kernel's (/dev, /proc, /sys) or a running system's (/run).
+ */
+static void enter_host_root(void)
+{
+	const char *type = option("hugepfn.root");
+	const char *how = strcmp(type, "9p") ? "" : "trans=virtio,version=9p2000.L,access=any,cache=loose,msize=512000";
+
+	if (!*type)
+		return;
+	mkdir("/lower", 0755);
+	mkdir("/upper", 0755);
+	mkdir("/root", 0755);
+	if (mount("ROOTFS", "/lower", type, MS_RDONLY, how))
+		die("mount the host's root (%s)", type);
+	if (mount("tmpfs", "/upper", "tmpfs", 0, "mode=0755") || mkdir("/upper/files", 0755) ||
+	    mkdir("/upper/work", 0755))
+		die("memory over the host's root");
+	if (mount("overlay", "/root", "overlay", 0, "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work"))
+		die("mount an overlay over the host's root");
+	if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot("."))
+		die("change to the host's root");
+	on_host_root = true;
+	mounts();
+}
+
+/* What a running system has, and no file system brings: names in /dev, a name of its own, an address of its own. */
+static void be_a_system(void)
+{
+	static const char *const links[][2] = { { "/proc/self/fd", "/dev/fd" },
+						{ "/proc/self/fd/0", "/dev/stdin" },
+						{ "/proc/self/fd/1", "/dev/stdout" },
+						{ "/proc/self/fd/2", "/dev/stderr" } };
+	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+	const char *modules = option("hugepfn.modules");
+	struct utsname uts;
+	char path[128];
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	for (size_t i = 0; i < sizeof(links) / sizeof(*links); i++)
+		if (symlink(links[i][0], links[i][1]) && errno != EEXIST)
+			warn("%s", links[i][1]);
+	if (fd >= 0) { /* a kernel without a network has none */
+		if (ioctl(fd, SIOCSIFFLAGS, &lo))
+			warn("lo");
+		close(fd);
+	}
+	uname(&uts);
+	snprintf(path, sizeof(path), "/lib/modules/%s", uts.release);
+	mkdir("/lib/modules", 0755);
+	if (*modules && symlink(modules, path) && errno != EEXIST)
+		warn("%s", path);
+	if (sethostname("hugepfn", strlen("hugepfn")))
+		warn("the host's name");
+	setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/tests", 1);
+	setenv("HOME", "/root", 1);
+	setenv("LANG", "C.UTF-8", 1);
+	if (chdir("/root") && chdir("/"))
+		warn("a home");
 }
 
 static void bind_vfio(void)
@@ -723,12 +790,17 @@ static void size_shell(unsigned int id, const char *payload)
 /* A shell on ttyS3, for people. There is one; whoever asked last hears when it ends. */
 static void start_shell(unsigned int id)
 {
+	const char *program = on_host_root ? "/bin/sh" : "/bin/busybox", *name = "sh", *plain = NULL;
 	sigset_t none;
 	int fd;
 
 	shell.id = id;
-	if (access("/bin/busybox", X_OK)) {
-		send_text("error", id, "no busybox in this initramfs");
+	if (on_host_root && !access("/bin/bash", X_OK)) {
+		program = name = "/bin/bash";
+		plain = "--norc"; /* what a person's own brings up takes minutes under TCG */
+	}
+	if (access(program, X_OK)) {
+		send_text("error", id, "no %s in this guest", program + strlen("/bin/"));
 		return;
 	}
 	if (!shell.pid)
@@ -751,9 +823,10 @@ static void start_shell(unsigned int id)
 		_exit(127);
 	close_range(3, ~0U, 0);
 	setenv("PS1", "guest# ", 1);
-	setenv("PATH", "/tests:/bin:/sbin", 1);
 	setenv("TERM", "vt102", 0);
-	execl("/bin/busybox", "sh", "-i", (char *)NULL);
+	if (plain)
+		execl(program, name, plain, "-i", (char *)NULL);
+	execl(program, name, "-i", (char *)NULL);
 	_exit(127);
 }
 
@@ -872,10 +945,13 @@ int main(void)
 
 	mounts();
 	load_modules();
-	bind_vfio();
-	write_file("/proc/sys/kernel/kptr_restrict", "0");
 	setenv("PATH", "/tests:/bin:/sbin", 1);
 	setenv("HOME", "/", 1);
+	enter_host_root();
+	if (on_host_root)
+		be_a_system();
+	bind_vfio();
+	write_file("/proc/sys/kernel/kptr_restrict", "0");
 	if (*vfio_group) {
 		setenv("HUGEPFN_VFIO_GROUP", vfio_group, 1);
 		setenv("HUGEPFN_VFIO_BDF", vfio_bdf, 1);

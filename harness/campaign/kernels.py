@@ -41,6 +41,7 @@ class RunOptions:
     boot_timeout_s: float | None = None
     workers: int = 1
     pvh: bool = False
+    guest: str = "initramfs"
     no_clone: bool = False
     strict: bool = False
     modules: Path | None = None  # of kernels given by path
@@ -59,13 +60,14 @@ class RunOptions:
             boot_timeout_s=self.boot_timeout_s,
             clone=not self.no_clone,
             pvh=self.pvh,
+            guest=self.guest,
         )
 
     def argv(self, spec: str) -> list[str]:
         """As words of ``hugepfn run``."""
         words = [f"--level={level}" for level in self.levels]
         words += [f"--accel={self.accel}", f"--smp={self.smp}", f"--memory={self.memory_mib}", f"--cpu={self.cpu}"]
-        words += [f"--append={self.append}", f"--workers={self.workers}"]
+        words += [f"--append={self.append}", f"--workers={self.workers}", f"--guest={self.guest}"]
         if self.modules is not None and takes_modules(spec):
             words.append(f"--modules={self.modules}")
         words += [f"--ram-dir={self.ram_dir}"] if self.ram_dir is not None else []

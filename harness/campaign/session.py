@@ -30,6 +30,7 @@ _OPTIONS = {
     "junit": "--junitxml",
     "ram_dir": "--hugepfn-ram-dir",
     "boot_timeout": "--hugepfn-boot-timeout",
+    "guest": "--hugepfn-guest",
 }
 
 
@@ -73,10 +74,12 @@ def run_session(
         memory_mib=options["memory"],
         cpu=options["cpu"],
         ram_dir=options["ram_dir"],
+        guest=options["guest"],
     )
     # Here, not in a fixture: what cannot be had is one line, not one error a test.
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
+    settings.check_guest(image)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
         reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
     args = [str(guest_tests_dir()), *_COMMON]

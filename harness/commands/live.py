@@ -69,6 +69,7 @@ def _settings(options: dict[str, Any]) -> Any:
         ram_dir=options["ram_dir"],
         boot_timeout_s=options["boot_timeout"],
         clone=not options["no_clone"],
+        guest=options["guest"],
         pvh=options["pvh"],
     )
 

@@ -32,6 +32,13 @@ _SCENARIO_OPTIONS = (
     click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
     click.option("--strict", is_flag=True, help="a premise that is not met fails"),
 )
+guest_option = click.option(
+    "--guest",
+    type=click.Choice(["initramfs", "host"]),
+    default="initramfs",
+    show_default=True,
+    help="what the guest has for /: our init, or this host's root, copy on write",
+)
 _MACHINE_OPTIONS = (
     modules_option,
     click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True),
@@ -41,6 +48,7 @@ _MACHINE_OPTIONS = (
     click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ..."),
     click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]"),
     click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot"),
+    guest_option,
     click.option("--pvh", is_flag=True, help="start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels"),
     click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine"),
 )
@@ -101,6 +109,7 @@ def run_options(options: dict[str, Any]) -> RunOptions:
         boot_timeout_s=options["boot_timeout"],
         workers=options["workers"],
         pvh=options["pvh"],
+        guest=options["guest"],
         no_clone=options["no_clone"],
         strict=options["strict"],
         modules=options["modules"],

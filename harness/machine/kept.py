@@ -12,7 +12,7 @@ from typing import Any
 from harness import cache
 from harness.errors import UsageError
 from harness.machine.qemu import Qemu
-from harness.machine.spec import Accel, Channel, Device, MachineSpec
+from harness.machine.spec import Accel, Channel, Device, MachineSpec, Root
 from harness.machine.template import save_state
 from harness.pagetable import Region
 
@@ -71,6 +71,8 @@ def find(name: str) -> Kept:
             "channel": Channel(plain["channel"]),
             "device": Device(plain["device"]),
             "append": tuple(plain["append"]),
+            "root": Root.INITRAMFS,  # no other is kept
+            "modules": None,
         }
     )
     log = (folder / "log").read_text()

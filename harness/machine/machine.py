@@ -26,6 +26,10 @@ _RESTORE_TIMEOUT_S = 60.0
 _KVM_FIRST_LINE_S = 20.0
 
 
+#: What PID 1 complains with (guest_tests/lib/init.c complain()); the panic that follows may push it out of the tail.
+_INIT = "hugepfn init: "
+
+
 class Origin(enum.Enum):
     """How a machine came to be."""
 
@@ -77,8 +81,9 @@ async def boot(
             await qemu.expect(qemu.log.first_line(), timing.first_line_s, "the kernel's first words")
         ready = await agent.ready(timing.boot_s or _BOOT_TIMEOUT_S[spec.accel])
     except KernelError as error:
+        init = [line for line in qemu.log.text.splitlines() if line.startswith(_INIT)][:1]
         raise BootError(
-            f"{kernel.spec} ({kernel.release}) does not boot: {error}\n{qemu.log.tail()}",
+            "\n".join([f"{kernel.spec} ({kernel.release}) does not boot: {error}", *init, qemu.log.tail()]),
             argv=qemu.argv,
             exit_status=qemu.exit_status,
             console_tail=qemu.log.tail(),

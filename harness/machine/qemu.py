@@ -16,8 +16,9 @@ from qemu.qmp.qmp_client import ExecuteError
 
 from harness.errors import DeadlineError, KernelDied, MachineryError
 from harness.machine.binary import QemuBinary
+from harness.machine.hostroot import FileServer, root_args
 from harness.machine.ram import GuestRam
-from harness.machine.spec import Descriptors, MachineSpec, qemu_argv
+from harness.machine.spec import Descriptors, MachineSpec, Root, qemu_argv
 from harness.verdict import scan
 
 T = TypeVar("T")
@@ -97,6 +98,7 @@ class Qemu:
         self._tasks: list[asyncio.Task[None]] = []
         self._readers: list[asyncio.Task[None]] = []
         self._stderr = b""
+        self._files: FileServer | None = None
 
     async def start(self, *, incoming: bool = False) -> None:
         """Starts QEMU with every channel connected.
@@ -104,13 +106,17 @@ class Qemu:
         :param incoming: it waits for a saved machine's state, see :meth:`restore`.
         :raises MachineryError: QEMU does not start; its own words are in the message.
         """
+        if self.spec.root is Root.HOST_VIRTIOFS:
+            self._files = await FileServer.start()
         theirs: dict[str, socket.socket] = {}
         for name in _CHANNELS:
             self._ends[name], theirs[name] = socket.socketpair()
             self._ends[name].setblocking(False)
         descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
-        share = self.ram.share
-        self.argv = qemu_argv(self.spec, descriptors, self.binary.path, share=share, incoming=incoming)
+        root, share = root_args(self.spec.root, self._files), self.ram.share
+        self.argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
+        inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
+        inherited += [self._files.connection.fileno()] if self._files is not None else []
         try:
             self._process = await asyncio.create_subprocess_exec(
                 # QEMU ends when this thread does, even by SIGKILL.
@@ -118,7 +124,7 @@ class Qemu:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=[self.ram.fd, *(end.fileno() for end in theirs.values())],
+                pass_fds=inherited,
                 start_new_session=True,
             )
         except OSError as error:
@@ -126,14 +132,16 @@ class Qemu:
         finally:
             for end in theirs.values():
                 end.close()
+            if self._files is not None:
+                self._files.connection.close()  # QEMU has it now, and the server ends when QEMU does
         self._tasks.append(asyncio.create_task(self._watch(self._process)))
         self.pump("console", self.log.write)
         try:
             await self.qmp.connect(self._ends["qmp"])
         except (QMPError, OSError, EOFError) as error:
             status = await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)
-            raise MachineryError(f"QEMU does not start (status {status}): {self.stderr or error}") from error
-
+            served = f"; virtiofsd: {self._files.words}" if self._files is not None and self._files.words else ""
+            raise MachineryError(f"QEMU does not start (status {status}): {self.stderr or error}{served}") from error
         self.ram.attach(self._process.pid)
 
     async def migrate(
@@ -317,6 +325,8 @@ class Qemu:
         for task in (*self._tasks, *self._readers):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._readers, return_exceptions=True)
+        if self._files is not None:
+            await self._files.end()
         for end in self._ends.values():
             end.close()
         self._failure.cancel()

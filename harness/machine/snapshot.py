@@ -75,9 +75,7 @@ class ProcessView:
             before = [walk for walk in self.holes.get(mapping, ()) if walk.vaddr <= view.declared.vaddr + offset]
             way = f": {view.broken}" if view.broken else f"\n{before[-1]}" if before else ""
             if before and len(before[-1].path) == 1:
-                way += (
-                    "\nnothing at all is mapped there, as if it had exited: let it wait at a gate (hp_gate) to be seen"
-                )
+                way += "\nnothing is mapped anywhere near, as if it had exited: let it wait at a gate (hp_gate)"
             raise ClaimFailed(f"{self.name} has no entry for {mapping}+{offset:#x} at {self.checkpoint!r}{way}")
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,19 @@ class Device(enum.Enum):
         return self is not Device.NVME
 
 
+class Root(enum.Enum):
+    """What the guest's programs have for /; the values are init.c's."""
+
+    INITRAMFS = "initramfs"
+    HOST_9P = "9p"  # the host's, copy on write, served by QEMU itself
+    HOST_VIRTIOFS = "virtiofs"  # the same, served by a virtiofsd
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether QEMU saves a machine that has it mounted (hw/9pfs/9p.c v9fs_attach(), hw/virtio/vhost-user-fs.c)."""
+        return self is Root.INITRAMFS
+
+
 @dataclass(frozen=True)
 class MachineSpec:
     """One machine, before it runs. Everything here changes what the guest sees."""
@@ -61,6 +75,8 @@ class MachineSpec:
     append: tuple[str, ...] = ()  # the user's own words for the kernel command line, last, so that they win
     device: Device = Device.TESTDEV
     bar_size: str = "2G"  # of pci-testdev's BAR 2
+    root: Root = Root.INITRAMFS
+    modules: Path | None = None  # the kernel's, on the host's root: for modprobe
 
     def __post_init__(self) -> None:
         if not MEMORY_MIB_MIN <= self.memory_mib <= MEMORY_MIB_MAX:
@@ -70,6 +86,13 @@ class MachineSpec:
             )
         if not 1 <= self.smp <= SMP_MAX:
             raise UsageError(f"smp {self.smp}: 1 to {SMP_MAX}")
+
+    @property
+    def why_not_saved(self) -> str:
+        """What keeps QEMU from saving this machine, so that it is neither cloned nor kept; empty where nothing does."""
+        if not self.device.can_be_saved:
+            return f"QEMU cannot save a machine with {self.device.value}"
+        return "" if self.root.can_be_saved else "QEMU cannot save a machine that has the host's root mounted"
 
 
 @dataclass(frozen=True)
@@ -97,6 +120,8 @@ def kernel_command_line(spec: MachineSpec) -> str:
         "no_timer_check",
         f"hugepfn.channel={spec.channel.value}",
         f"hugepfn.vfio={BAR_BDF}",
+        *([f"hugepfn.root={spec.root.value}"] if spec.root is not Root.INITRAMFS else []),
+        *([f"hugepfn.modules={spec.modules}"] if spec.modules is not None else []),
         *spec.append,
     ]
     return " ".join(words)
@@ -159,11 +184,13 @@ def qemu_argv(
     descriptors: Descriptors,
     qemu: str = "qemu-system-x86_64",
     *,
+    root: Sequence[str] = (),
     share: bool = True,
     incoming: bool = False,
 ) -> list[str]:
     """The whole command line.
 
+    :param root: what serves the guest's root, see :func:`harness.machine.hostroot.root_args`.
     :param share: what the guest writes goes into the RAM file; else it stays QEMU's own.
     :param incoming: wait for a saved machine's state instead of booting.
     """
@@ -172,6 +199,7 @@ def qemu_argv(
         *_platform_args(spec, descriptors, share),
         *_channel_args(spec, descriptors),
         *_device_args(spec),
+        *root,
         *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
         *("-append", kernel_command_line(spec)),
         *(("-incoming", "defer") if incoming else ()),

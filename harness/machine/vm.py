@@ -50,6 +50,8 @@ class VM(LiveMachine):
     :param clone: come back from a template (0.1 s) that is booted once and kept, instead of booting each time.
     :param pvh: start a bzImage's vmlinux through PVH where it can: a fifth faster under TCG, but the code that turns on
         KASLR and five-level tables is in the part that is skipped.
+    :param guest: what it has for /: ``initramfs`` (our init and what is sent over) or ``host`` (this host's root file
+        system, copy on write: a whole userland; boots each time, needs a kernel with overlayfs and 9P or virtio-fs).
     """
 
     def __init__(
@@ -68,10 +70,13 @@ class VM(LiveMachine):
         say: Callable[[str], None] = lambda _line: None,
         clone: bool = True,
         pvh: bool = False,
+        guest: str = "initramfs",
     ) -> None:
         super().__init__()
         self._asked = kernel
-        self._wanted = Wanted(accel, smp, memory_mib, cpu, tuple(append), device, ram_dir, boot_timeout_s, clone, pvh)
+        self._wanted = Wanted(
+            accel, smp, memory_mib, cpu, tuple(append), device, ram_dir, boot_timeout_s, clone, pvh, guest
+        )
         self._search = tuple(search)
         self._say = say
         self._run: GuestRun | None = None
@@ -110,7 +115,7 @@ class VM(LiveMachine):
 
     def _come_up(self, accel: Accel) -> None:
         self.spec = self._wanted.spec(self.kernel, accel)
-        if self._wanted.clone and self.spec.device.can_be_saved:
+        if self._wanted.clone and not self.spec.why_not_saved:
             template = self._template()
             self._use(clone(self.spec, template, self._receive_events, self._started))
             self._capabilities = template.capabilities
@@ -142,7 +147,12 @@ class VM(LiveMachine):
         self.on_loop(save_template(self.machine, folder, capabilities))
 
     def keep(self, name: str, why: str) -> None:
-        """Saves this machine whole, under a name for ``hugepfn shell NAME``. It stands still afterwards."""
+        """Saves this machine whole, under a name for ``hugepfn shell NAME``. It stands still afterwards.
+
+        :raises UsageError: QEMU cannot save a machine like it.
+        """
+        if self.spec.why_not_saved:
+            raise UsageError(self.spec.why_not_saved)
         if (old := cache.find(kept.KIND, name)) is not None:
             discard(old)
         facts = {

@@ -9,20 +9,22 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.guest.initramfs import build_initramfs
 from harness.kernel import Kernel, KernelImage, load_order, unpacked
-from harness.machine.spec import Accel, Channel, Device, MachineSpec
+from harness.machine.hostroot import choose_root, root_modules
+from harness.machine.spec import Accel, Channel, Device, MachineSpec, Root
 
 #: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
 #: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
 _TCG_CPU = "max,cx16=off"
 ACCELS = ("auto", "kvm", "tcg")
 DEVICES = tuple(device.value for device in Device)
+GUESTS = ("initramfs", "host")
 
 
 @dataclass(frozen=True)
 class Wanted:
     """The parameters of :class:`harness.machine.vm.VM`, which says what each means.
 
-    :raises UsageError: there is no such accelerator or device.
+    :raises UsageError: there is no such accelerator, device or guest.
     """
 
     accel: str = "auto"
@@ -35,19 +37,23 @@ class Wanted:
     boot_timeout_s: float | None = None
     clone: bool = True
     pvh: bool = False
+    guest: str = "initramfs"
 
     def __post_init__(self) -> None:
         if self.accel not in ACCELS:
             raise UsageError(f"accel {self.accel!r}; valid values: {', '.join(ACCELS)}")
         if self.device not in DEVICES:
             raise UsageError(f"device {self.device!r}; valid values: {', '.join(DEVICES)}")
+        if self.guest not in GUESTS:
+            raise UsageError(f"guest {self.guest!r}; valid values: {', '.join(GUESTS)}")
 
     def spec(self, kernel: KernelImage, accel: Accel) -> MachineSpec:
         """The machine that it comes to."""
         vmlinux = unpacked(kernel) if self.pvh else None
+        root = choose_root(kernel) if self.guest == "host" else Root.INITRAMFS
         return MachineSpec(
             kernel=vmlinux or kernel.image,
-            initramfs=build_initramfs(kernel),
+            initramfs=build_initramfs(kernel, root_modules(root)),
             accel=accel,
             channel=_channel(kernel),
             smp=self.smp,
@@ -55,6 +61,8 @@ class Wanted:
             cpu=_TCG_CPU if self.cpu == "max" and accel is Accel.TCG else self.cpu,
             append=self.append,
             device=Device(self.device),
+            root=root,
+            modules=kernel.modules_dir if self.guest == "host" else None,
         )
 
 

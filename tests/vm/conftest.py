@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def own_qemus(marker: str) -> list[int]:
-    """The QEMU processes that have ``marker`` in their environment: those this test started, by whatever way."""
+    """The QEMUs and file servers that have ``marker`` in their environment: what this test started, by whatever way."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -24,7 +24,9 @@ def own_qemus(marker: str) -> list[int]:
             state = (process / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if marker.encode() in environment and b"qemu" in command.split(b"\0")[0] and state != "Z":
+        program = command.split(b"\0")[0]
+        ours = b"qemu" in program or b"virtiofsd" in program
+        if marker.encode() in environment and ours and state != "Z":
             found.append(int(process.name))
     return found
 

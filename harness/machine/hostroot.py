@@ -1,0 +1,196 @@
+"""The host's root file system for a guest (``--guest host``): how a kernel gets it, and what QEMU is given for it.
+
+Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``); so does a
+virtiofsd (``--readonly``), or it runs in a view of the file system in which nothing can be written (readonly.py).
+What the guest writes lies in its own memory, an overlay that init.c puts over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from virtme.architectures import get as virtme_arch
+from virtme.commands.run import VirtFSConfig, export_virtfs
+
+from harness.errors import MachineryError, UsageError
+from harness.kernel import KernelImage, load_order
+from harness.kernel.process import run
+from harness.machine.spec import Root
+
+#: The mount tag, which init.c knows too.
+_TAG = "ROOTFS"
+#: For each way: the configuration symbols a kernel needs, with the module of each.
+_NEEDS: Mapping[Root, Mapping[str, str]] = {
+    Root.HOST_9P: {"9P_FS": "9p", "NET_9P_VIRTIO": "9pnet_virtio", "VIRTIO_PCI": "virtio_pci", "OVERLAY_FS": "overlay"},
+    Root.HOST_VIRTIOFS: {"VIRTIO_FS": "virtiofs", "VIRTIO_PCI": "virtio_pci", "OVERLAY_FS": "overlay"},
+}
+_DAEMONS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
+_READONLY = Path(__file__).with_name("readonly.py")
+_ANOTHER = "use a kernel of your own: hugepfn build TREE --fragment hostroot"
+_ASK_TIMEOUT_S = 10.0
+
+
+class _Qemu:
+    """What virtme-ng's export_virtfs() asks of its own QEMU helper; that one would look for QEMU once more."""
+
+    has_multidevs = True  # since QEMU 4.2, below our floor
+
+    @staticmethod
+    def quote_optarg(text: str) -> str:
+        return text.replace(",", ",,")
+
+
+def root_modules(root: Root) -> tuple[str, ...]:
+    """The modules to load before the host's root can be mounted."""
+    return tuple(_NEEDS.get(root, {}).values())
+
+
+def choose_root(kernel: KernelImage) -> Root:
+    """How this kernel gets at the host's root: 9P where it can, as that needs nothing but QEMU; else virtio-fs.
+
+    :raises UsageError: it can do neither; names the symbols that its configuration lacks.
+    :raises MachineryError: it can do virtio-fs only, and this host has no virtiofsd.
+    """
+    missing = {root: _missing(kernel, root) for root in _NEEDS}
+    if not missing[Root.HOST_9P]:
+        return Root.HOST_9P
+    if not missing[Root.HOST_VIRTIOFS]:
+        find_virtiofsd()
+        return Root.HOST_VIRTIOFS
+    raise UsageError(
+        f"--guest host: {kernel.spec} ({kernel.release}) cannot mount the host's root. "
+        f"Over 9P it lacks {', '.join(missing[Root.HOST_9P])}; "
+        f"over virtio-fs {', '.join(missing[Root.HOST_VIRTIOFS])}. "
+        f"Instead, {_ANOTHER}"
+    )
+
+
+def _missing(kernel: KernelImage, root: Root) -> list[str]:
+    """The symbols that a kernel lacks for one way, as in a .config; of one without configuration nothing is known."""
+    config = kernel.config
+    if config is None:
+        return []
+    lacking = [f"CONFIG_{symbol}" for symbol in _NEEDS[root] if not config.is_set(symbol)]
+    as_modules = {symbol: module for symbol, module in _NEEDS[root].items() if config.get(symbol) == "m"}
+    gone = set(load_order(kernel, as_modules.values()).missing)
+    return lacking + [f"the module of CONFIG_{symbol}=m" for symbol, module in as_modules.items() if module in gone]
+
+
+@dataclass(frozen=True)
+class Virtiofsd:
+    """A virtiofsd of this host. There are two, with other words: QEMU's own up to 7.2, in C, and one in Rust since."""
+
+    path: str
+    words: str  # of --help
+
+    @property
+    def refuses_to_write(self) -> bool:
+        """Whether it has a read-only mode of its own."""
+        return "--readonly" in self.words
+
+    def argv(self, listener: int) -> list[str]:
+        """Its command line; root has it run in a view of the file system in which nothing can be written.
+
+        :param listener: a listening socket that it inherits.
+        """
+        view = [sys.executable, "-I", "-S", str(_READONLY)] if os.geteuid() == 0 else []
+        options = ["-o", "source=/", "-o", "sandbox=chroot", "-o", "log_level=err"]
+        if "--shared-dir" in self.words:
+            # A submount that is announced is an automount in the guest, which no overlay goes through.
+            options = ["--shared-dir=/", "--no-announce-submounts", "--sandbox=none", "--log-level=error"]
+        return [*view, self.path, f"--fd={listener}", *options, *(["--readonly"] if self.refuses_to_write else [])]
+
+
+def find_virtiofsd() -> Virtiofsd:
+    """The daemon that serves virtio-fs: in PATH, or where distributions keep it.
+
+    :raises MachineryError: there is none, or none that keeps the guest from writing.
+    """
+    places = [place for place in (shutil.which("virtiofsd"), *_DAEMONS) if place and os.access(place, os.X_OK)]
+    path = next((place for place in places if Path(place).is_file()), None)
+    if path is None:
+        raise MachineryError(
+            "no virtiofsd here, which --guest host needs for a kernel without 9P; install it "
+            f"(Debian 12: qemu-system-common, later: virtiofsd), or {_ANOTHER}"
+        )
+    asked = run([path, "--help"], timeout_s=_ASK_TIMEOUT_S, check=False)
+    found = Virtiofsd(path, asked.stdout.decode("utf-8", "replace") + asked.stderr)
+    if not found.refuses_to_write and os.geteuid() != 0:
+        raise MachineryError(
+            f"{path}, which --guest host needs for a kernel without 9P, is for root only; "
+            f"install one that has --readonly (virtiofsd 1.13), or {_ANOTHER}"
+        )
+    return found
+
+
+class FileServer:
+    """A virtiofsd that serves one QEMU, through a connection that has no name, and ends with it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, said: IO[bytes]) -> None:
+        self._process = process
+        self._said = said
+        self.connection = connection  # for QEMU to inherit
+
+    @classmethod
+    async def start(cls) -> Self:
+        """Starts it, connected.
+
+        :raises MachineryError: there is none, or it cannot be started.
+        """
+        daemon = find_virtiofsd()
+        connection, said = socket.socket(socket.AF_UNIX), tempfile.TemporaryFile()  # noqa: SIM115 - end() closes it
+        try:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind("")  # a name of the kernel's choice, gone with the socket (unix(7), autobind)
+                listener.listen(1)
+                connection.connect(listener.getsockname())
+                process = await asyncio.create_subprocess_exec(
+                    *("setpriv", "--pdeathsig", "KILL", "--"),
+                    *daemon.argv(listener.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    pass_fds=[listener.fileno()],
+                    start_new_session=True,
+                )
+        except OSError as error:
+            connection.close()
+            said.close()
+            raise MachineryError(f"cannot start {daemon.path}: {error.strerror}") from error
+        return cls(process, connection, said)
+
+    @property
+    def words(self) -> str:
+        """What it complained about, its last line."""
+        self._said.seek(0)
+        return (self._said.read().decode("utf-8", "replace").strip().splitlines() or [""])[-1]
+
+    async def end(self) -> None:
+        """Ends and reaps it."""
+        self.connection.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        self._said.close()
+
+
+def root_args(root: Root, server: FileServer | None) -> list[str]:
+    """What QEMU is given for the guest's root."""
+    args: list[str] = []
+    if root is Root.HOST_9P:
+        export_virtfs(_Qemu(), virtme_arch("x86_64"), args, VirtFSConfig(path="/", mount_tag=_TAG, readonly=True))
+    elif server is not None:
+        args += ["-chardev", f"socket,id=hostroot,fd={server.connection.fileno()}"]
+        args += ["-device", f"vhost-user-fs-pci,chardev=hostroot,tag={_TAG}"]
+    return args
