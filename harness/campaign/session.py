@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from harness import pytest_plugin
-from harness.campaign.reporter import RunReporter
+from harness.campaign.reporter import RunReporter, SessionReporter
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.settings import Settings
@@ -32,6 +32,9 @@ _OPTIONS = {
 
 #: Our session is ours: no plugin that happens to be installed, no options that were meant for others.
 _PYTEST_ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+
+
+_PYTEST_ARGS = ("-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", "/dev/null")
 
 
 class _Wiring:
@@ -69,8 +72,7 @@ def run_session(
     image = settings.resolve(reporter.say)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
         reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
-    args = [str(guest_tests_dir()), "-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    args += ["--rootdir", str(guest_tests_dir().parent), "-c", "/dev/null"]
+    args = [str(guest_tests_dir()), "--rootdir", str(guest_tests_dir().parent)]
     args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
     args += [f"--hugepfn-level={level}" for level in options["levels"]]
     args += [f"--hugepfn-scenario={name}" for name in scenarios]
@@ -80,23 +82,8 @@ def run_session(
     args += ["-n", str(options["workers"])] if options["workers"] > 1 else []
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
-    plugins = [reporter, _Wiring(reporter)]
     args += ["-p", "harness.pytest_plugin", *(["-p", "xdist"] if options["workers"] > 1 else [])]
-    before = {name: os.environ.get(name) for name in _PYTEST_ENVIRONMENT}
-    os.environ.update(_PYTEST_ENVIRONMENT)
-    try:
-        status = int(pytest.main(args, plugins=plugins))
-    finally:
-        reporter.close()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-    if reporter.collect_errors:
-        raise MachineryError("the scenarios cannot be read:\n" + "\n".join(reporter.collect_errors))
-    if status == pytest.ExitCode.INTERRUPTED:
-        raise KeyboardInterrupt
+    status = run_pytest(pytest, reporter, args, [_Wiring(reporter)])
     if status == pytest.ExitCode.USAGE_ERROR:
         return ExitCode.USAGE  # pytest has said what it does not understand
     reporter.verdict()
@@ -108,6 +95,30 @@ def run_session(
     if code is ExitCode.OK and status == pytest.ExitCode.TESTS_FAILED:
         return ExitCode.CLAIM_FAILED  # a test that is about no machine
     return code
+
+
+def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str], plugins: Sequence[object]) -> int:
+    """One session of our own; its status.
+
+    :raises MachineryError: what is to be run cannot be read.
+    :raises KeyboardInterrupt: it was ended from outside.
+    """
+    before = {name: os.environ.get(name) for name in _PYTEST_ENVIRONMENT}
+    os.environ.update(_PYTEST_ENVIRONMENT)
+    try:
+        status = int(pytest.main([*_PYTEST_ARGS, *args], plugins=[reporter, *plugins]))
+    finally:
+        reporter.close()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    if reporter.collect_errors:
+        raise MachineryError("the tests cannot be read:\n" + "\n".join(reporter.collect_errors))
+    if status == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    return status
 
 
 class ScenarioLine(NamedTuple):

@@ -23,9 +23,6 @@ modules_option = click.option(
 )
 _MACHINE_OPTIONS = (
     modules_option,
-    click.option(
-        "--level", "-l", "levels", multiple=True, type=click.Choice(LEVELS), help="only this level; may be repeated"
-    ),
     click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True),
     click.option("--smp", type=click.IntRange(1, 4), default=1, show_default=True, help="number of vCPUs"),
     click.option("--memory", type=click.IntRange(256, 2048), default=1024, show_default=True, help="guest RAM in MiB"),
@@ -33,16 +30,27 @@ _MACHINE_OPTIONS = (
     click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ..."),
     click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]"),
     click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot"),
-    click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
     click.option("--pvh", is_flag=True, help="start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels"),
     click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine"),
+)
+_SCENARIO_OPTIONS = (
+    click.option(
+        "--level", "-l", "levels", multiple=True, type=click.Choice(LEVELS), help="only this level; may be repeated"
+    ),
+    click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
     click.option("--strict", is_flag=True, help="a premise that is not met fails"),
 )
 
 
 def machine_options(command: F) -> F:
-    """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
+    """The machine that tests run on, but for its kernel."""
     return functools.reduce(lambda decorated, option: option(decorated), reversed(_MACHINE_OPTIONS), command)
+
+
+def scenario_options(command: F) -> F:
+    """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
+    decorated = functools.reduce(lambda decorated, option: option(decorated), reversed(_SCENARIO_OPTIONS), command)
+    return machine_options(decorated)
 
 
 def report_options(what: str) -> Callable[[F], F]:
@@ -56,7 +64,7 @@ def report_options(what: str) -> Callable[[F], F]:
 
 
 def run_options(options: dict[str, Any]) -> RunOptions:
-    """The options of :func:`machine_options` as a value."""
+    """The options of :func:`scenario_options` as a value."""
     from harness.campaign.kernels import RunOptions
 
     return RunOptions(
