@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.campaign.kselftest_items import KselftestPlugin, Runner
 from harness.campaign.kselftest_report import KselftestReporter
-from harness.campaign.session import run_pytest
+from harness.campaign.session import run_pytest, settings_of
 from harness.errors import ExitCode, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import BuiltSource, DebsrcOrigin, Recipe
@@ -18,7 +18,6 @@ from harness.kernel.build.builder import source_tree
 from harness.kernel.build.selftests import SELFTESTS, Collection, collection
 from harness.kernel.debian import DebianSource
 from harness.kernel.versions import series_of
-from harness.settings import Settings
 
 
 def parse_selectors(words: Sequence[str]) -> dict[str, list[str]]:
@@ -88,34 +87,14 @@ def run_kselftest(
     :raises MachineryError: this machine lacks something.
     """
     selectors = parse_selectors(words)
-    settings = Settings(
-        kernel=options["kernel"],
-        modules=options["modules"],
-        accel=options["accel"],
-        smp=options["smp"],
-        memory_mib=options["memory"],
-        cpu=options["cpu"],
-        append=tuple(options["append"].split()),
-        device=options["device"],
-        ram_dir=options["ram_dir"],
-        boot_timeout_s=options["boot_timeout"],
-        clone=not options["no_clone"],
-        pvh=options["pvh"],
-    )
+    settings = settings_of(options)
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
     kernel = Kernel.parse(settings.kernel, settings.modules)
     recipe = _available(recipes_of(kernel, image, options["source"]), reporter)
-    wanted: list[tuple[Collection, list[str]]] = []
-    for name, asked in selectors.items():
-        found = collection(recipe, name, reporter.say)
-        wanted.append((found, commands_of(found, asked)))
-        if image.config is not None and (lacking := found.lacking(image.config)):
-            reporter.say(f"this kernel is without what selftests/{name} wants of it: {', '.join(lacking)}")
-        if not asked and (left := [*found.scripts, *(p for p in found.programs if not _named(p, wanted[-1][1]))]):
-            reporter.say(
-                f"not run of {name}, since they are scripts, or no script runs them as they are: {', '.join(left)}"
-            )
+    wanted = [
+        _wanted(collection(recipe, name, reporter.say), asked, image, reporter) for name, asked in selectors.items()
+    ]
     reporter.say(f"Linux {image.release} ({image.spec}), selftests of {recipe.spec}")
     runner = Runner(settings, image, options["timeout"], reporter.say)
     root = _root(wanted[0][0].folder)
@@ -131,6 +110,19 @@ def run_kselftest(
     if runner.broken or status == pytest.ExitCode.INTERNAL_ERROR:
         return ExitCode.MACHINERY
     return ExitCode.CLAIM_FAILED if status == pytest.ExitCode.TESTS_FAILED else ExitCode.OK
+
+
+def _wanted(
+    found: Collection, asked: Sequence[str], image: KernelImage, reporter: KselftestReporter
+) -> tuple[Collection, list[str]]:
+    """What is run of a collection; says what is not, and what its tests will miss."""
+    commands = commands_of(found, asked)
+    if image.config is not None and (lacking := found.lacking(image.config)):
+        reporter.say(f"this kernel is without what selftests/{found.name} wants of it: {', '.join(lacking)}")
+    left = [*found.scripts, *(program for program in found.programs if not _named(program, commands))]
+    if left and not asked:
+        reporter.say(f"not run of {found.name}, scripts and what no script runs as it is: {', '.join(left)}")
+    return found, commands
 
 
 def _named(program: str, commands: Sequence[str]) -> bool:

@@ -47,6 +47,24 @@ class _Wiring:
         pytest_plugin.set_progress(config, self._reporter.say)
 
 
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """What the options of a command mean."""
+    return Settings(
+        kernel=options["kernel"],
+        modules=options["modules"],
+        accel=options["accel"],
+        smp=options["smp"],
+        memory_mib=options["memory"],
+        cpu=options["cpu"],
+        append=tuple(options["append"].split()),
+        device=options.get("device", Settings.device),
+        ram_dir=options["ram_dir"],
+        boot_timeout_s=options["boot_timeout"],
+        clone=not options["no_clone"],
+        pvh=options["pvh"],
+    )
+
+
 def run_session(
     pytest: ModuleType, reporter: RunReporter, scenarios: Sequence[str], options: Mapping[str, Any]
 ) -> ExitCode:
@@ -59,14 +77,7 @@ def run_session(
     for name in scenarios:
         if name not in known:
             raise UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
-    settings = Settings(
-        kernel=options["kernel"],
-        modules=options["modules"],
-        accel=options["accel"],
-        memory_mib=options["memory"],
-        cpu=options["cpu"],
-        ram_dir=options["ram_dir"],
-    )
+    settings = settings_of(options)
     # Here, not in a fixture: what cannot be had is one line, not one error a test.
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
