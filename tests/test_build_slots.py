@@ -309,10 +309,10 @@ def test_a_cache_where_kbuild_cannot_work_is_told(tree: Tree, monkeypatch: pytes
 def test_what_is_missing_is_told_before_anything_is_done(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MachineryError, match="the compiler 'clang-99' is missing"):
         tree.build(cc="clang-99")
-    monkeypatch.setattr(tools, "path_of", lambda name: None if name in ("flex", "bc") else f"/usr/bin/{name}")
-    with pytest.raises(MachineryError, match=r"flex, bc missing; install with: apt-get install flex bc$"):
-        tree.build()
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(tools, "path_of", lambda name: None if name in ("flex", "bc") else f"/usr/bin/{name}")
+        with pytest.raises(MachineryError, match=r"flex, bc missing; install with: apt-get install flex bc$"):
+            tree.build()
     monkeypatch.setattr(tools, "has_libelf", lambda: False)
     with pytest.raises(MachineryError, match=r"gelf\.h missing; install with: apt-get install libelf-dev$"):
         tree.build()
