@@ -14,7 +14,7 @@ from rich.console import Console
 
 from harness.campaign import kselftest_items
 from harness.campaign.kselftest import commands_of, parse_selectors, recipes_of
-from harness.campaign.kselftest_items import KselftestPlugin, Runner, SelftestItem
+from harness.campaign.kselftest_items import KselftestPlugin, Runner, SelftestItem, knobs
 from harness.campaign.kselftest_report import KselftestReporter
 from harness.errors import (
     BootError,
@@ -81,7 +81,7 @@ class StubRunner(Runner):
     machines = 0
 
     @contextlib.contextmanager
-    def machine(self) -> Iterator[Any]:
+    def machine(self, program: str) -> Iterator[Any]:  # noqa: ARG002 - Runner's signature
         self.machines += 1
 
         async def put(_path: str, _data: bytes) -> None: ...
@@ -237,9 +237,14 @@ def test_a_kernel_that_does_not_boot_twice_is_not_booted_again(monkeypatch: pyte
     monkeypatch.setattr(Settings, "vm", lambda *_: vm)
     runner = Runner(Settings(), IMAGE, None, lambda _line: None)
     for _ in range(3):
-        with pytest.raises(BootError), runner.machine():
+        with pytest.raises(BootError), runner.machine("soft-dirty"):
             pass
     assert len(attempts) == 2
+
+
+def test_huge_pages_as_the_tests_own_script_reserves_them() -> None:
+    wanted = [knobs(name)["/proc/sys/vm/nr_hugepages"] for name in ("pagemap_ioctl", "hugetlb_madv_vs_map")]
+    assert wanted == ["128", "1"]
 
 
 def test_what_is_asked_for() -> None:

@@ -34,6 +34,7 @@ LEAST_TIMEOUT_S = 300.0
 #: What the tests' own scripts set before they run them (mm/run_vmtests.sh), so that fewer are skipped: 256 MiB of huge
 #: pages; and mappings larger than the guest, which mremap_test and virtual_address_range make but hardly touch.
 _KNOBS = {"/proc/sys/vm/nr_hugepages": "128", "/proc/sys/vm/overcommit_memory": "1"}
+_ONE_HUGE_PAGE = ("hugetlb_fault_after_madv", "hugetlb_madv_vs_map")  # "one and just one" (mm/run_vmtests.sh)
 _TAIL_LINES = 20
 
 
@@ -49,14 +50,14 @@ class Runner:
     _boot_failures: list[BootError] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def machine(self) -> Iterator[VM]:
-        """A machine as the tests want it, pristine."""
+    def machine(self, program: str) -> Iterator[VM]:
+        """A machine as a program wants it, pristine."""
         if len(self._boot_failures) >= BOOT_ATTEMPTS:
             raise self._boot_failures[-1]
         vm = self.settings.vm(self.image, (), self.say)
         try:
             vm.start()
-            for path, value in _KNOBS.items():
+            for path, value in knobs(program).items():
                 with contextlib.suppress(MachineryError):  # this kernel has no such knob: the tests say so themselves
                     vm.on_loop(vm.agent.put(path, value.encode()))
             yield vm
@@ -65,6 +66,11 @@ class Runner:
             raise
         finally:
             vm.close()
+
+
+def knobs(program: str) -> dict[str, str]:
+    """What is written to which file of /proc before a program starts."""
+    return {**_KNOBS, **({"/proc/sys/vm/nr_hugepages": "1"} if program in _ONE_HUGE_PAGE else {})}
 
 
 class SelftestFailed(ClaimFailed):
@@ -96,7 +102,7 @@ class SelftestItem(pytest.Item):
         :raises SelftestFailed: it did not pass, by its points, its exit status, or what the kernel said.
         """
         assert self._elf is not None, "set-up built it"
-        with self.runner.machine() as vm:
+        with self.runner.machine(self.program) as vm:
             path = f"/tests/{self.program}"
             vm.on_loop(vm.agent.put(path, self._elf.read_bytes()))
             judgement = self._run(vm, path)
