@@ -94,6 +94,14 @@ def entries(kind: str) -> list[Path]:
     return sorted(e for e in folder.iterdir() if (e / _MARKER).is_file()) if folder.is_dir() else []
 
 
+def prune(kind: str, kept: int) -> None:
+    """Throw away all entries of a kind but those used last, by the time of the entry's folder."""
+    with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
+        by_use = sorted(entries(kind), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for folder in by_use[kept:]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def obtain(
     kind: str, name: str, build: Callable[[Path], None], progress: Progress | None = None, timeout_s: float = 1800
 ) -> Path:

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from harness.commands import live, look
 from harness.commands.build import build
+from harness.commands.kselftest import kselftest
 from harness.commands.many import compare, matrix
-from harness.commands.options import machine_options, modules_option, scenarios_argument
+from harness.commands.options import modules_option, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
 from harness.errors import ExitCode, HugepfnError
 
@@ -40,7 +41,7 @@ def cli() -> None:
     metavar="SPEC",
     help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
 )
-@machine_options
+@scenario_options
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
 @click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell NAME`")
@@ -70,6 +71,7 @@ cli.add_command(build)
 cli.add_command(compare)
 cli.add_command(series)
 cli.add_command(check)
+cli.add_command(kselftest)
 
 
 for command in (*live.COMMANDS, *look.COMMANDS):

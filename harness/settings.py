@@ -35,6 +35,25 @@ class Settings:
     pvh: bool = False
     guest: str = "initramfs"
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Settings:
+        """What the options of a command mean (harness/commands/options.py)."""
+        return cls(
+            kernel=options["kernel"],
+            modules=options["modules"],
+            accel=options["accel"],
+            smp=options["smp"],
+            memory_mib=options["memory"],
+            cpu=options["cpu"],
+            append=tuple(options["append"].split()),
+            device=options.get("device", cls.device),
+            ram_dir=options["ram_dir"],
+            boot_timeout_s=options["boot_timeout"],
+            clone=not options["no_clone"],
+            pvh=options["pvh"],
+            guest=options["guest"],
+        )
+
     def resolve(self, say: Callable[[str], None]) -> KernelImage:
         """Gets the kernel onto this machine."""
         return Kernel.parse(self.kernel, self.modules).resolve(say)

@@ -33,22 +33,14 @@ class QuietOnBrokenPipe(Console):
         self.quiet = True
 
 
-class RunReporter:
-    """A pytest plugin that takes the terminal reporter's place."""
+class SessionReporter:
+    """A pytest plugin that takes the terminal reporter's place: what all our sessions say alike."""
 
-    def __init__(self, console: Console, entries: bool = True) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.entries = entries
-        self._by_test: dict[str, ScenarioResult] = {}
         self.collect_errors: list[str] = []
-        self._said_context = False
         self._said: set[str] = set()
         self._live: Progress | None = None
-
-    @property
-    def results(self) -> list[ScenarioResult]:
-        """One a test."""
-        return list(self._by_test.values())
 
     def _now(self, job: str) -> None:
         """The live line of a terminal: the job at hand and how long it has taken."""
@@ -84,6 +76,21 @@ class RunReporter:
         """A test file that cannot be read is an error of its own."""
         if report.failed:
             self.collect_errors.append(report.longreprtext)
+
+
+class RunReporter(SessionReporter):
+    """What ``hugepfn run`` says."""
+
+    def __init__(self, console: Console, entries: bool = True) -> None:
+        super().__init__(console)
+        self.entries = entries
+        self._by_test: dict[str, ScenarioResult] = {}
+        self._said_context = False
+
+    @property
+    def results(self) -> list[ScenarioResult]:
+        """One a test."""
+        return list(self._by_test.values())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One test has ended, or failed on the way."""

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from harness import pytest_plugin
-from harness.campaign.reporter import RunReporter
+from harness.campaign.reporter import RunReporter, SessionReporter
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.guest.compiler import forget_library, guest_tests_dir
 from harness.machine import VM
@@ -38,10 +38,8 @@ _OPTIONS = {
 _PYTEST_ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 
 
-_COMMON = (
-    *("-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib", "-p", "harness.pytest_plugin"),
-    *("--rootdir", str(guest_tests_dir().parent), "-c", "/dev/null"),
-)
+_PYTEST_ARGS = ("-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", "/dev/null")
+_OURS = ("-p", "harness.pytest_plugin", "--rootdir", str(guest_tests_dir().parent))
 
 
 class _Wiring:
@@ -67,22 +65,14 @@ def run_session(
     :raises MachineryError: the kernel cannot be had.
     """
     _known(scenarios)
-    settings = Settings(
-        kernel=options["kernel"],
-        modules=options["modules"],
-        accel=options["accel"],
-        memory_mib=options["memory"],
-        cpu=options["cpu"],
-        ram_dir=options["ram_dir"],
-        guest=options["guest"],
-    )
+    settings = Settings.from_options(options)
     # Here, not in a fixture: what cannot be had is one line, not one error a test.
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
     settings.check_guest(image)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
         reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
-    args = [str(guest_tests_dir()), *_COMMON]
+    args = [str(guest_tests_dir()), *_OURS]
     args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
     args += _selection(scenarios, options["levels"])
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
@@ -116,7 +106,7 @@ def rerun_session(
         raise UsageError(f"{missing}: no such file")
     _forget({path.parent for path in files})
     # Nothing is captured: the descriptors of this process are not the caller's.
-    args = [*map(str, files), *_COMMON, "--capture=no", *_selection(names, levels)]
+    args = [*map(str, files), *_OURS, "--capture=no", *_selection(names, levels)]
     return _main(pytest, reporter, args, [_Wiring(reporter, machine, settings)], settings.kernel, strict=False)
 
 
@@ -144,21 +134,7 @@ def _selection(scenarios: Sequence[str], levels: Sequence[str]) -> list[str]:
 def _main(
     pytest: ModuleType, reporter: RunReporter, args: list[str], plugins: list[object], kernel: str, *, strict: bool
 ) -> ExitCode:
-    before = {name: os.environ.get(name) for name in _PYTEST_ENVIRONMENT}
-    os.environ.update(_PYTEST_ENVIRONMENT)
-    try:
-        status = int(pytest.main(args, plugins=[reporter, *plugins]))
-    finally:
-        reporter.close()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-    if reporter.collect_errors:
-        raise MachineryError("the scenarios cannot be read:\n" + "\n".join(reporter.collect_errors))
-    if status == pytest.ExitCode.INTERRUPTED:
-        raise KeyboardInterrupt
+    status = run_pytest(pytest, reporter, args, plugins)
     if status == pytest.ExitCode.USAGE_ERROR:
         return ExitCode.USAGE  # pytest has said what it does not understand
     reporter.verdict()
@@ -170,6 +146,30 @@ def _main(
     if code is ExitCode.OK and status == pytest.ExitCode.TESTS_FAILED:
         return ExitCode.CLAIM_FAILED  # a test that is about no machine
     return code
+
+
+def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str], plugins: Sequence[object]) -> int:
+    """One session of our own; its status.
+
+    :raises MachineryError: what is to be run cannot be read.
+    :raises KeyboardInterrupt: it was ended from outside.
+    """
+    before = {name: os.environ.get(name) for name in _PYTEST_ENVIRONMENT}
+    os.environ.update(_PYTEST_ENVIRONMENT)
+    try:
+        status = int(pytest.main([*_PYTEST_ARGS, *args], plugins=[reporter, *plugins]))
+    finally:
+        reporter.close()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    if reporter.collect_errors:
+        raise MachineryError("the tests cannot be read:\n" + "\n".join(reporter.collect_errors))
+    if status == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    return status
 
 
 class ScenarioLine(NamedTuple):

@@ -54,31 +54,12 @@ def show_gdb(client: SessionClient) -> None:
     say("the machine stands still until gdb lets it go on (continue)")
 
 
-def _settings(options: dict[str, Any]) -> Any:
-    from harness.settings import Settings
-
-    return Settings(
-        kernel=options["kernel"],
-        modules=options["modules"],
-        accel=options["accel"],
-        smp=options["smp"],
-        memory_mib=options["memory"],
-        cpu=options["cpu"],
-        append=tuple(options["append"].split()),
-        device=options["device"],
-        ram_dir=options["ram_dir"],
-        boot_timeout_s=options["boot_timeout"],
-        clone=not options["no_clone"],
-        guest=options["guest"],
-        pvh=options["pvh"],
-    )
-
-
 def _start(name: str | None, options: dict[str, Any], *, with_us: bool, kept: str | None = None) -> About:
     from harness.session.server import Start
     from harness.session.starting import start_session
+    from harness.settings import Settings
 
-    settings = _settings(options)
+    settings = Settings.from_options(options)
     stem = re.sub(r"[^\w.-]+", "-", kept or Path(settings.kernel).name).strip("-")[:30] or "session"
     return start_session(Start(name or f"{stem}*", settings, kept), say, with_us=with_us)
 
@@ -220,8 +201,9 @@ def exec_(
 @contextlib.contextmanager
 def _fresh(options: dict[str, Any]) -> Iterator[Session]:
     from harness.session.session import Session
+    from harness.settings import Settings
 
-    settings = _settings(options)
+    settings = Settings.from_options(options)
     settings.preflight(say)
     with settings.vm(settings.resolve(say), (), say) as vm:
         yield Session(vm, settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import machine_options, report_options, run_options, scenarios_argument
+from harness.commands.options import report_options, run_options, scenario_options, scenarios_argument
 
 
 @click.command()
@@ -19,7 +19,7 @@ from harness.commands.options import machine_options, report_options, run_option
     metavar="SPEC",
     help="a kernel, may be repeated; all-stock: the newest of each series that the mirror has",
 )
-@machine_options
+@scenario_options
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
 @report_options("the table and every run")
 def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any) -> None:
@@ -37,7 +37,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any)
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @scenarios_argument
-@machine_options
+@scenario_options
 @click.option(
     "--confirm",
     type=click.IntRange(0),

@@ -75,13 +75,18 @@ def _with(options: Sequence[Callable[[F], F]], command: F) -> F:
 
 
 def machine_options(command: F) -> F:
-    """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
-    return _with((*_SCENARIO_OPTIONS, *_MACHINE_OPTIONS), command)
+    """The machine that tests run on, but for its kernel."""
+    return _with(_MACHINE_OPTIONS, command)
 
 
 def live_options(command: F) -> F:
     """What machine to start, for somebody to work in."""
     return _with((_KERNEL, _DEVICE, *_MACHINE_OPTIONS), command)
+
+
+def scenario_options(command: F) -> F:
+    """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
+    return _with((*_SCENARIO_OPTIONS, *_MACHINE_OPTIONS), command)
 
 
 def report_options(what: str) -> Callable[[F], F]:
@@ -95,7 +100,7 @@ def report_options(what: str) -> Callable[[F], F]:
 
 
 def run_options(options: dict[str, Any]) -> RunOptions:
-    """The options of :func:`machine_options` as a value."""
+    """The options of :func:`scenario_options` as a value."""
     from harness.campaign.kernels import RunOptions
 
     return RunOptions(

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from harness.commands.options import FILE, machine_options, report_options, run_options, scenarios_argument
+from harness.commands.options import FILE, report_options, run_options, scenario_options, scenarios_argument
 from harness.errors import HugepfnError
 
 
@@ -18,7 +18,7 @@ from harness.errors import HugepfnError
 @click.argument("revisions", metavar="[BASE..TIP]", required=False)
 @scenarios_argument
 @click.option("--mbox", type=FILE, help="the patches, instead of BASE..TIP")
-@machine_options
+@scenario_options
 @report_options("the table, every run and the changes")
 def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: Path | None, **options: Any) -> None:
     """Apply patches one at a time, build and run at each, and show at which patch a scenario changes.
@@ -72,7 +72,7 @@ def _stop() -> NoReturn:
 @click.command(cls=BisectStep)
 @click.argument("tree")
 @click.argument("case", metavar="SCENARIO[:LEVEL]")
-@machine_options
+@scenario_options
 def check(tree: str, case: str, **options: Any) -> None:
     """One step of a bisection: git bisect run hugepfn check . fork:pud
 

@@ -12,28 +12,16 @@ from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, Machin
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.machine.agent import Job
 from harness.machine.held import Invariants
+from harness.machine.kernel_watch import KernelWatch
 from harness.machine.result import RunResult
 from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
 from harness.machine.witness import Witness, needs_registration
 from harness.pagetable import LeafArrays
-from harness.verdict import (
-    Complaint,
-    Taint,
-    added_taint,
-    alarming_taint,
-    describe_taint,
-    parse_ktap,
-    parse_taint,
-    scan,
-)
-from harness.verdict.invariants import (
-    Violation,
-)
+from harness.verdict import Complaint, Taint, parse_ktap
+from harness.verdict.invariants import Violation
 
 if TYPE_CHECKING:
     from harness.machine.vm import VM
-
-_LOG_TIMEOUT_S = 30.0
 
 
 class GuestRun:
@@ -43,20 +31,19 @@ class GuestRun:
     lets it.
     """
 
-    def __init__(self, vm: VM, job: Job, witness: Witness, timeout_s: float, log_start: int) -> None:
+    def __init__(self, vm: VM, job: Job, witness: Witness, timeout_s: float, kernel: KernelWatch) -> None:
         self.vm = vm
         self.job = job
         self.snapshots: list[Snapshot] = []
         self.violations: list[Violation] = []
         self._witness = witness
         self._timeout_s = timeout_s
-        self._log_start = log_start
+        self._kernel = kernel
         self._held: WaitEvent | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lines = LineDecoder()
         self._result: RunResult | None = None
         self._invariants = Invariants(vm.layout.saved_dirty)
-        self.taint = Taint(0)  # that the kernel got since it booted, but for what means no harm
 
     @property
     def program(self) -> str:
@@ -119,16 +106,20 @@ class GuestRun:
     @property
     def log(self) -> str:
         """The kernel's log since the run began."""
-        return self.vm.kernel_log[self._log_start :]
+        return self._kernel.log
+
+    @property
+    def taint(self) -> Taint:
+        """What the kernel got since it booted, but for what means no harm."""
+        return self._kernel.taint
 
     def complaints(self) -> tuple[Complaint, ...]:
         """What the kernel log complains about since the run began."""
-        return scan(self.log)
+        return self._kernel.complaints()
 
     def kernel_troubles(self) -> list[str]:
         """What the kernel itself found wrong: its log's complaints, its taint."""
-        troubles = [f"the kernel log: {complaint.line}" for complaint in self.complaints()]
-        return troubles + ([f"the kernel got tainted: {describe_taint(self.taint)}"] if self.taint else [])
+        return self._kernel.troubles()
 
     def check(self) -> None:
         """Holds the run against what must hold at every stop, and against the kernel log.
@@ -192,16 +183,8 @@ class GuestRun:
         deadline = time.monotonic() + self._timeout_s
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
-        await self._settle_log()
-        tainted = parse_taint((await self.vm.agent.get("/proc/sys/kernel/tainted")).decode())
-        self.taint = alarming_taint(added_taint(parse_taint(self.vm.ready["taint"]), tainted))
+        await self._kernel.settle(self.job.id, self.program)
         return await self._collect()
-
-    async def _settle_log(self) -> None:
-        """Waits until the console has shown everything up to now: what the kernel said last is said by then."""
-        marker = f"hugepfn: end of job {self.job.id} ({self.program})"
-        await self.vm.agent.request("log", marker.encode())
-        await self.vm.qemu.expect(self.vm.qemu.log.shows(marker), _LOG_TIMEOUT_S, f"the kernel log to show {marker!r}")
 
     async def _next(self, deadline: float, what: str) -> Snapshot | None:
         """Lets the program go and waits for its next checkpoint; None once it has ended."""

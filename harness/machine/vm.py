@@ -19,6 +19,7 @@ from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.binary import find_qemu
 from harness.machine.drgn_program import drgn_program
 from harness.machine.gdbstub import GdbStub, start_stub
+from harness.machine.kernel_watch import KernelWatch
 from harness.machine.live import LiveMachine
 from harness.machine.machine import Timing, boot, clone, revive
 from harness.machine.probe import probe
@@ -219,14 +220,14 @@ class VM(LiveMachine):
         return path
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        log_start = self.qemu.log_from = len(self.qemu.log.text)
+        kernel = KernelWatch(self)
         witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
         early: list[bytes] = []
         self._early = early
         job = await job_started
-        run = GuestRun(self, job, witness, timeout_s, log_start)
+        run = GuestRun(self, job, witness, timeout_s, kernel)
         for data in early:
             run.receive(data)
         self._early = None

@@ -18,6 +18,7 @@ from harness.verdict.log_lines import split
 
 __all__ = ["MAX_DEPTH", "Outcome", "Report", "Test", "parse"]
 
+_SILENT = "no KTAP or TAP version line: the program reported nothing"
 MAX_DEPTH = 32
 """Levels below this one are not told apart: no kernel test nests a tenth of it."""
 
@@ -37,6 +38,11 @@ class Report:
     """Lines after the last result ("Totals: ...")."""
 
     @property
+    def silent(self) -> bool:
+        """True if the program spoke neither KTAP nor TAP."""
+        return self.problems == (_SILENT,)
+
+    @property
     def passed(self) -> bool:
         """True if there was a plan and every test of it was seen, none of them failed and one at least passed."""
         return self.outcome is Outcome.PASSED
@@ -45,8 +51,8 @@ class Report:
 class _Reader:
     """The state of one reading: the stack of levels that are open, outermost first."""
 
-    def __init__(self) -> None:
-        self.stack: list[Level] = []
+    def __init__(self, *, headless: bool = False) -> None:
+        self.stack: list[Level] = [Level("")] if headless else []
         self._stamped = False
         self._line_number = 0
 
@@ -179,19 +185,20 @@ class _Reader:
         level.broken = level.broken or breaks
 
 
-def parse(text: str) -> Report:
+def parse(text: str, *, headless: bool = False) -> Report:
     """Read a stream of results.
 
     :param text: all that the guest wrote, from any point before the version line on; line ends may be CR LF, lines may
         carry printk's timestamps, and the kernel may have spoken in between.
+    :param headless: plan and results without any version line will do, as of TAP 12.
     :returns: the report; CRASHED if there is no version line, no plan, or a planned test that never reported.
     """
-    reader = _Reader()
-    for line in text.split("\n"):
-        reader.take(line.rstrip("\r"))
-    level = reader.finish()
+    level = _outermost(text, _Reader())
+    if level is None and headless:
+        level = _outermost(text, _Reader(headless=True))
+        level = level if level and (level.tests or level.planned is not None or level.broken) else None
     if level is None:
-        return Report((), None, ("no KTAP or TAP version line: the program reported nothing",), Outcome.CRASHED)
+        return Report((), None, (_SILENT,), Outcome.CRASHED)
     outcome, reason = level.outcome(), ""
     if level.planned is None and outcome is not Outcome.FAILED:
         outcome = Outcome.CRASHED
@@ -200,3 +207,9 @@ def parse(text: str) -> Report:
     elif outcome is Outcome.SKIPPED:
         reason = level.skip_reasons()
     return Report(tuple(level.tests), level.planned, tuple(level.problems), outcome, reason, tuple(level.pending))
+
+
+def _outermost(text: str, reader: _Reader) -> Level | None:
+    for line in text.split("\n"):
+        reader.take(line.rstrip("\r"))
+    return reader.finish()

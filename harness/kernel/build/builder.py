@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from harness.kernel.image import KernelImage, open_image
 
 _KIND = "built"
 _SCHEMA = 1  # of a cache entry
-_KEPT = 64  # kernels: a series or a run of mutants fits
+_KEPT = 64  # kernels, 20 MB each: a series or a run of mutants fits
 
 
 def kconfigs_dir() -> Path:
@@ -71,27 +69,28 @@ def build(
     :raises MachineryError: this machine lacks something, or its disk is full.
     """
     wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
-    patches = read_patches(recipe.patches)
     check_tools(recipe.cc)
     compiler = compiler_identity(recipe.cc)
     slot = recipe.origin.slot
-    with cache.locked(f"builds.{slot.name}", f"reads the source of {recipe.origin.spec}", progress, BUILD_TIMEOUT_S):
-        tree = slot.apply(recipe.origin.tree(progress, offline), patches)
-    configuration = _digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
+    tree = source_tree(recipe, progress, offline)
+    configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
     job = Job(recipe, slot, tree, wanted, configuration, progress, counter)
-    entry = cache.obtain(_KIND, _digest(str(_SCHEMA), tree, configuration), job.run, progress, BUILD_TIMEOUT_S)
+    entry = cache.obtain(_KIND, digest(str(_SCHEMA), tree, configuration), job.run, progress, BUILD_TIMEOUT_S)
     os.utime(entry)
-    _prune()
+    cache.prune(_KIND, _KEPT)
     return open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config")
 
 
-def _prune() -> None:
-    """Keep the kernels used last; one costs 20 MB, and can be built again."""
-    with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
-        by_use = sorted(cache.entries(_KIND), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        for folder in by_use[_KEPT:]:
-            shutil.rmtree(folder, ignore_errors=True)
+def source_tree(recipe: Recipe, progress: Progress | None = None, offline: bool = False) -> str:
+    """The id of a recipe's source, patches applied, which its slot's repository then has.
+
+    :raises UsageError: no such source or patch; a patch that does not apply.
+    """
+    slot, patches = recipe.origin.slot, read_patches(recipe.patches)
+    with cache.locked(f"builds.{slot.name}", f"reads the source of {recipe.origin.spec}", progress, BUILD_TIMEOUT_S):
+        return slot.apply(recipe.origin.tree(progress, offline), patches)
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
+    """One name for everything that a cache entry depends on."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

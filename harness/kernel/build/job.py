@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import resource
 import shutil
 import signal
@@ -21,7 +20,7 @@ from harness.kernel.build.output import Diagnostic, built, diagnostics, machine_
 from harness.kernel.build.recipe import BaseConfig, Recipe
 from harness.kernel.build.slot import Slot, check_disk
 from harness.kernel.build.symbols import Symbols, explain, read_symbols
-from harness.kernel.build.tools import jobs, make_compiler
+from harness.kernel.build.tools import jobs, make_compiler, make_environment
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.process import find_program, follow
 
@@ -31,11 +30,6 @@ Counter = Callable[[int, int | None, str], None]
 _TOLD = 5  # errors of a failed build
 _SAY_EVERY = 250  # files
 _RECONFIGURING = ("scripts/", "kernel/configs/", "arch/x86/configs/")
-# Nothing of these may come in from outside: they change what is built, or where.
-_FOREIGN_PREFIXES = ("GIT_", "KBUILD_", "KCONFIG_", "MAKE", "INSTALL_", "LLVM", "RUST")
-_FOREIGN = {"O", "V", "W", "C", "M", "CC", "HOSTCC", "LD", "ARCH", "SRCARCH", "CROSS_COMPILE", "LOCALVERSION"} | {
-    *("MFLAGS", "GNUMAKEFLAGS", "KCFLAGS", "KCPPFLAGS", "KAFLAGS", "HOSTCFLAGS", "CFLAGS_KERNEL"),
-}
 # The same source gives the same bytes, whoever builds it and when (Documentation/kbuild/reproducible-builds.rst).
 _REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01 00:00:00 UTC",
@@ -170,7 +164,6 @@ class Job:
     def _follow(self, argv: list[str], lock: int, doing: str, total: int | None = None) -> int:
         """Run a step of the build, count files, keep the log; explain a failure."""
         counted = 0
-        env = {n: v for n, v in os.environ.items() if not n.startswith(_FOREIGN_PREFIXES) and n not in _FOREIGN}
         mark = self.objects / "building"
         with (self.objects / "build.log").open("a", buffering=1) as log:
 
@@ -192,7 +185,7 @@ class Job:
                 [*guard, *argv],
                 on_line,
                 cwd=self.slot.source,
-                env={**env, **_REPRODUCIBLE},
+                env={**make_environment(), **_REPRODUCIBLE},
                 keep_open=[lock],
                 on_end=on_end,
             )

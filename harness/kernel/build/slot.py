@@ -163,6 +163,29 @@ class Slot:
                 git("clean", "-ffdxq", env=env)  # files of a tree that git was writing, and no longer knows of
             mark.unlink()
 
+    def identities(self, tree: str, paths: Sequence[str]) -> dict[str, str]:
+        """The object ids of those of these files and folders that a tree has."""
+        answer = git("ls-tree", "-z", tree, "--", *paths, env=self.environment())
+        rows = (row.split("\t") for row in answer.stdout.decode(errors="replace").split("\0")[:-1])
+        return {path: described.split()[-1] for described, path in rows}
+
+    def links(self, tree: str, paths: Sequence[str]) -> list[str]:
+        """Where the symbolic links below these folders point to, in the tree."""
+        answer = git("ls-tree", "-rz", tree, "--", *paths, env=self.environment())
+        rows = [row.split("\t") for row in answer.stdout.decode(errors="replace").split("\0")[:-1]]
+        found = []
+        for described, path in rows:
+            if described.startswith("120000 "):
+                target = git("cat-file", "blob", described.split()[-1], env=self.environment()).stdout.decode()
+                found.append(os.path.normpath(os.path.join(os.path.dirname(path), target)))  # noqa: PTH118, PTH120
+        return found
+
+    def export(self, tree: str, paths: Sequence[str], folder: Path) -> None:
+        """Write files and folders of a tree into a folder of somebody else's."""
+        with self._scratch_index() as index:
+            env = self.environment(GIT_WORK_TREE=folder, GIT_INDEX_FILE=index)
+            git("-c", "core.autocrlf=false", "checkout", "--quiet", tree, "--", *paths, env=env)
+
     def changed(self, before: str, after: str) -> list[str]:
         """The paths in which two trees differ."""
         answer = git("diff-tree", "-r", "-z", "--name-only", before, after, env=self.environment(), check=False)

@@ -7,12 +7,18 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import MachineryError
 from harness.kernel.process import run
 
 _ASK_TIMEOUT_S = 30.0
+# Nothing of these may come in from outside: they change what is built, or where.
+_FOREIGN_PREFIXES = ("GIT_", "KBUILD_", "KCONFIG_", "MAKE", "INSTALL_", "LLVM", "RUST")
+_FOREIGN = {"O", "V", "W", "C", "M", "CC", "HOSTCC", "LD", "ARCH", "SRCARCH", "CROSS_COMPILE", "LOCALVERSION"} | {
+    *("MFLAGS", "GNUMAKEFLAGS", "KCFLAGS", "KCPPFLAGS", "KAFLAGS", "HOSTCFLAGS", "CFLAGS_KERNEL"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ TOOLS = (
     Tool("git", "git", "keeps kernel sources, applies patches"),
     Tool("xz", "xz-utils", "unpacks Debian's kernel source"),
 )
+SELFTEST_TOOLS = tuple(tool for tool in TOOLS if tool.command in ("gcc", "make", "ld", "git", "xz"))
 LIBELF = Tool("gelf.h", "libelf-dev", "objtool reads object files with it")
 
 
@@ -52,19 +59,23 @@ def has_libelf() -> bool:
     return answer.returncode == 0
 
 
-def check_tools(cc: str = "gcc") -> None:
+def check_tools(cc: str = "gcc", needed: Sequence[Tool] = (*TOOLS, LIBELF), what: str = "kernels") -> None:
     """Find out now what would stop a build minutes later.
 
     :raises MachineryError: something is missing; one line with the command that installs it.
     """
-    missing = [tool for tool in TOOLS if path_of(tool.command) is None]
-    if path_of("gcc") is not None and not has_libelf():
-        missing.append(LIBELF)
+    missing = [tool for tool in needed if not _is_here(tool)]
     if missing:
         names = ", ".join(tool.command for tool in missing)
         packages = " ".join(dict.fromkeys(tool.package for tool in missing))
-        raise MachineryError(f"cannot build kernels: {names} missing; install with: apt-get install {packages}")
+        raise MachineryError(f"cannot build {what}: {names} missing; install with: apt-get install {packages}")
     _compiler(cc)
+
+
+def _is_here(tool: Tool) -> bool:
+    if tool is LIBELF:  # a header: without a compiler nobody can say
+        return path_of("gcc") is None or has_libelf()
+    return path_of(tool.command) is not None
 
 
 def compiler_identity(cc: str) -> str:
@@ -89,6 +100,11 @@ def _compiler(cc: str) -> str:
 def make_compiler(cc: str) -> str:
     """What make gets as CC: through ccache where there is one."""
     return f"ccache {cc}" if path_of("ccache") and "ccache" not in cc else cc
+
+
+def make_environment() -> dict[str, str]:
+    """Our environment without what would change a kernel's build."""
+    return {n: v for n, v in os.environ.items() if not n.startswith(_FOREIGN_PREFIXES) and n not in _FOREIGN}
 
 
 def jobs() -> int:

@@ -1,0 +1,47 @@
+"""``hugepfn kselftest``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from harness.commands.options import FILE, machine_options
+
+
+@click.command()
+@click.argument("tests", nargs=-1, required=True, metavar="COLLECTION[:TEST]...")
+@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="as for `hugepfn run`")
+@click.option(
+    "--source", metavar="SPEC", help="debsrc:VERSION[+PATCH...], tree:PATH[@REV][+PATCH...]  [default: the kernel's]"
+)
+@click.option("--junit", type=FILE, help="write a JUnit report there")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="seconds that a program may take")
+@click.option(
+    "--device",
+    type=click.Choice(["pci-testdev", "ivshmem-plain", "nvme"]),
+    default="pci-testdev",
+    show_default=True,
+    help="what is bound to vfio-pci",
+)
+@machine_options
+@click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
+def kselftest(tests: tuple[str, ...], **options: Any) -> None:
+    """Build the kernel's own selftests from its source, and run them in the guest.
+
+    COLLECTION is a folder of tools/testing/selftests (mm, vfio), TEST a program of it, with arguments if you like:
+    mm:soft-dirty, "mm:gup_test -u". Each program has a machine of its own; each point of it is reported.
+    """
+    import pytest
+
+    from harness.campaign.kselftest import run_kselftest
+    from harness.campaign.kselftest_report import KselftestReporter
+    from harness.campaign.reporter import QuietOnBrokenPipe
+
+    # A copy of stdout, since pytest takes the descriptor itself while a test runs.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as stdout:
+        reporter = KselftestReporter(QuietOnBrokenPipe(file=stdout, highlight=False))
+        status = run_kselftest(pytest, reporter, tests, options)
+    sys.exit(status)

@@ -1,0 +1,97 @@
+"""What a program of the kernel's selftests says: its points one by one, and the verdict over the whole.
+
+kunit's rules: what was planned and never reported has crashed, a report without a plan never passes. kselftest's exit
+status counts beside the report (tools/testing/selftests/kselftest.h): 0 pass, 1 fail, 2 expected failure, 3 unexpected
+pass, 4 skip. Only a program that speaks no TAP at all is judged by its status alone, as kselftest's own runner does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from harness.verdict.ktap import Outcome, Report, Test
+
+KSFT_PASS, KSFT_FAIL, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP = range(5)
+_DOING = re.compile(r"\[(?:RUN|INFO)\]\s+(.+)")  # mm's programs: "# [RUN] test_prot_read"
+_FINE = (Outcome.PASSED, Outcome.SKIPPED, Outcome.TODO)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One test point."""
+
+    name: str  # nothing else in its program is called so
+    outcome: Outcome
+    reason: str = ""
+    lines: tuple[str, ...] = ()  # what was said since the point before
+
+
+def points(report: Report) -> list[Point]:
+    """The innermost tests of a report, each with a name of its own.
+
+    A name told twice (mkdirty has six alike) gets what the program said that it was about to do, and then a number.
+    """
+    leaves = list(_leaves(report.tests, ""))
+    often = Counter(name for name, _ in leaves)
+    found: list[Point] = []
+    seen: Counter[str] = Counter()
+    doing = ""
+    for name, test in leaves:
+        doing = next((match[1] for line in reversed(test.diagnostics) if (match := _DOING.match(line))), doing)
+        told = f"{doing}: {name}" if often[name] > 1 and doing else name
+        seen[told] += 1
+        unique = told if seen[told] == 1 else f"{told} ({seen[told]})"
+        found.append(Point(unique, test.outcome, test.reason, test.diagnostics))
+    return found
+
+
+def _leaves(tests: Sequence[Test], path: str) -> Iterator[tuple[str, Test]]:
+    for test in tests:
+        # kselftest.h writes "ok 3 # SKIP no huge pages": the name is what stands behind the word.
+        name = path + (test.name or test.reason or f"test {test.number}")
+        if test.subtests:
+            yield from _leaves(test.subtests, f"{name} / ")
+        if not test.subtests or all(inner.outcome in _FINE for inner in test.subtests) != (test.outcome in _FINE):
+            yield name, test
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict over one program."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+def judge(
+    report: Report, status: int | None, ended: str, last_words: str = "", troubles: Sequence[str] = ()
+) -> Judgement:
+    """Whether a program passed.
+
+    :param status: its exit status, None where a signal or the kernel's death ended it.
+    :param ended: how it ended, in words: "signal SIGSEGV".
+    :param last_words: its last line, the reason of a skip that has no other.
+    :param troubles: what the kernel complained about meanwhile.
+    """
+    bad = [point for point in points(report) if point.outcome not in _FINE]
+    faults = [f"{len(bad)} of {len(report.tests)} points failed"] if bad else []
+    gave_up = status == KSFT_SKIP and not bad  # it may say so in the middle of its plan
+    if not report.silent and not gave_up and report.outcome is not Outcome.SKIPPED:
+        faults += [] if report.outcome in _FINE else [*report.problems]
+    if status not in (KSFT_PASS, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP):
+        faults.append(ended)
+    faults += troubles
+    if faults or (report.outcome not in _FINE and not report.silent and not gave_up):
+        return Judgement(Outcome.FAILED, "; ".join(dict.fromkeys(faults)) or report.outcome.value)
+    if status == KSFT_SKIP or report.outcome is Outcome.SKIPPED:
+        return Judgement(Outcome.SKIPPED, report.reason or _last_reason(report) or last_words or "it says no reason")
+    if status == KSFT_XFAIL or report.outcome is Outcome.TODO:
+        return Judgement(Outcome.TODO, _last_reason(report) or ended)
+    return Judgement(Outcome.PASSED, "it reports no points: by its exit status" if report.silent else "")
+
+
+def _last_reason(report: Report) -> str:
+    return next((test.reason for test in reversed(report.tests) if test.reason), "")
