@@ -18,8 +18,10 @@ class Claims:
             assert child.dirty
     """
 
-    def __init__(self, evidence: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, evidence: Callable[[], str] = lambda: "", on_broken: Callable[[], None] = lambda: None) -> None:
+        """:param on_broken: called at each broken claim, while everything is as the claim saw it."""
         self._evidence = evidence
+        self._on_broken = on_broken
         self.made: list[Claim] = []
 
     @contextmanager
@@ -34,6 +36,7 @@ class Claims:
             evidence = self._evidence()
             message = str(error) + (f"\n{evidence}" if evidence else "")
             self.made.append(Claim(name, Outcome.FAILED, by, message))
+            self._on_broken()
         except KernelError as error:
             self.made.append(Claim(name, Outcome.FAILED, by, str(error)))
             raise

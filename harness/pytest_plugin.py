@@ -256,9 +256,16 @@ def caps(vm: VM) -> Capabilities:
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Claims:
     """``with claim("what holds", by="mm/file.c function()"): assert ...``, see :class:`harness.claims.Claims`."""
-    claims = Claims(lambda: _last_entries(request.node))
+    claims = Claims(lambda: _last_entries(request.node), lambda: _failed(request.node))
     request.node.stash[_CLAIMS] = claims
     return claims
+
+
+def _failed(item: pytest.Item) -> None:
+    """A claim is broken; the processes that it is about still wait at their checkpoint."""
+    machine = item.stash.get(_MACHINE, None)
+    if machine is not None and machine.on_failure is not None:
+        machine.on_failure(machine)
 
 
 def _keep(item: pytest.Item, machine: VM) -> None:
@@ -310,9 +317,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 def _fail_if_broken(item: pytest.Item) -> None:
     if _CLAIMS in item.stash and (verdict := item.stash[_CLAIMS].verdict):
-        machine = item.stash.get(_MACHINE, None)
-        if machine is not None and machine.on_failure is not None:
-            machine.on_failure(machine)
         pytest.fail(verdict, pytrace=False)  # each message already says where and what
 
 

@@ -15,6 +15,7 @@ from harness.machine.qemu import Qemu
 from harness.machine.spec import Accel, Channel, Device, MachineSpec, Root
 from harness.machine.template import save_state
 from harness.pagetable import Region
+from harness.verdict.capabilities import Capabilities
 
 KIND = "kept"
 _NAME = re.compile(r"[\w.-]+")
@@ -30,6 +31,7 @@ class Kept:
     why: str
     ready: Mapping[str, str]
     bars: tuple[Region, ...]
+    capabilities: Capabilities | None  # None: it was not probed yet
     log: str
 
     @property
@@ -39,7 +41,7 @@ class Kept:
 
 
 async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Saves a machine into an empty folder. It stands still afterwards."""
+    """Saves a machine into an empty folder. It stands still afterwards, until somebody lets it go on."""
     await qemu.stop()
     await save_state(qemu, folder / "state", with_ram=True)
     spec = asdict(qemu.spec)
@@ -75,7 +77,14 @@ def find(name: str) -> Kept:
             "modules": None,
         }
     )
-    log = (folder / "log").read_text()
+    probed = meta.get("capabilities")
     return Kept(
-        folder, spec, meta["kernel"], meta["why"], meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), log
+        folder=folder,
+        spec=spec,
+        kernel=meta["kernel"],
+        why=meta["why"],
+        ready=meta["ready"],
+        bars=tuple(Region(**bar) for bar in meta["bars"]),
+        capabilities=Capabilities.from_json(probed) if probed is not None else None,
+        log=(folder / "log").read_text(),
     )

@@ -148,7 +148,7 @@ class VM(LiveMachine):
         self.on_loop(save_template(self.machine, folder, capabilities))
 
     def keep(self, name: str, why: str) -> None:
-        """Saves this machine whole, under a name for ``hugepfn shell NAME``. It stands still afterwards.
+        """Saves this machine whole, under a name for ``hugepfn shell NAME``. It goes on as it was.
 
         :raises UsageError: QEMU cannot save a machine like it.
         """
@@ -161,9 +161,10 @@ class VM(LiveMachine):
             "why": why,
             "ready": dict(self.ready),
             "bars": [asdict(bar) for bar in self.bars],
+            "capabilities": self._capabilities.to_json() if self._capabilities is not None else None,
         }
-        cache.obtain(kept.KIND, name, lambda folder: self.on_loop(kept.keep(self.qemu, folder, facts)))
-        self._broken = True
+        with self.paused():
+            cache.obtain(kept.KIND, name, lambda folder: self.on_loop(kept.keep(self.qemu, folder, facts)))
 
     @classmethod
     def revive(cls, name: str, ram_dir: Path | None = None) -> VM:
@@ -173,6 +174,9 @@ class VM(LiveMachine):
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
             vm.kernel = Kernel.parse(saved.kernel).resolve(offline=True)
+        if saved.capabilities is not None:
+            vm._capabilities = saved.capabilities
+            vm.layout = saved.capabilities.layout
         vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
         return vm
 

@@ -135,10 +135,22 @@ def test_eight_workers_share_a_template(hugepfn: Command, tmp_path: Path) -> Non
     assert {result["outcome"] for result in data["results"]} == {"passed"}
 
 
-def test_a_kept_machine_is_entered_with_its_processes_still_there(hugepfn: Command, tmp_path: Path) -> None:
+#: An assertion ends the test; a broken claim does not, and what comes after it is told as well.
+BROKEN = "assert 0"
+BROKEN_CLAIM = """with claim('first'):
+            assert 0
+        guest.until('child-written')
+        with claim('second'):
+            assert 0"""
+
+
+@pytest.mark.parametrize(("broken", "told"), [(BROKEN, 1), (BROKEN_CLAIM, 2)])
+def test_a_kept_machine_is_entered_with_its_processes_still_there(
+    hugepfn: Command, tmp_path: Path, broken: str, told: int
+) -> None:
     (tmp_path / "test_kept.py").write_text(
-        "def test_kept(vm):\n    with vm.run('fork', '--level=pmd') as guest:\n"
-        "        guest.until('forked')\n        assert 0\n"
+        "def test_kept(vm, claim):\n    with vm.run('fork', '--level=pmd') as guest:\n"
+        f"        guest.until('forked')\n        {broken}\n"
     )
     pytest_argv = [sys.executable, "-m", "pytest", "-q", str(tmp_path / "test_kept.py"), "--rootdir", str(tmp_path)]
     plugin = ["-p", "harness.pytest_plugin", "--hugepfn-kernel=debian:6.12", "--hugepfn-keep-vm"]
@@ -147,11 +159,14 @@ def test_a_kept_machine_is_entered_with_its_processes_still_there(hugepfn: Comma
     )
     assert done.returncode == 1
     assert "hugepfn shell kept" in done.stderr
+    assert done.stdout.count("assert 0\n") >= told
     assert hugepfn.left_behind() == []
     shell = pexpect.spawn(sys.executable, [str(ROOT / "vm.py"), "shell", "kept"], encoding="utf-8", timeout=60)
     shell.expect("guest# ")
     shell.sendline("ps | grep -c '[f]ork --level=pmd'")
     shell.expect(r"\r\n2\r\n")
+    shell.sendline("dmesg | grep -c child-written")
+    shell.expect(r"\r\n0\r\n")  # kept at the first
     shell.send("\x1d")
     shell.expect(pexpect.EOF)
     shell.close()
