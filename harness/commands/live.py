@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import re
@@ -29,8 +30,9 @@ _WIDE = 1000  # a long state is for the terminal to wrap, not for us to cut
 _SIGNALLED = 128  # what a shell adds to a signal's number
 
 
+@functools.cache
 def say(line: str) -> None:
-    """A line of progress, out of the way of what is printed."""
+    """A line of progress, once, out of the way of what is printed."""
     click.echo(f"hugepfn: {line}", err=True)
 
 

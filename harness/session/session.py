@@ -17,6 +17,7 @@ from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
 from harness.machine.command import finish, start
 from harness.machine.gdbstub import GdbStub
 from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
+from harness.machine.spec import Root
 from harness.machine.sshd import SshAddress
 from harness.pagetable import Walk
 from harness.settings import Settings
@@ -52,8 +53,8 @@ class Session:
         with self._turn:
             known = self.vm.ready
             words = [word.replace("{bdf}", known["vfio_bdf"]).replace("{group}", known["vfio_group"]) for word in argv]
-            if program is not None:
-                words[0] = self.vm.send(program)
+            if program is not None:  # a guest with the host's root has it already
+                words[0] = self.vm.send(program) if self.vm.spec.root is Root.INITRAMFS else program
             out: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
 
             def sink(stream: Stream, data: bytes) -> None:

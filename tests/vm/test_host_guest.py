@@ -5,7 +5,6 @@ On a stock kernel over virtio-fs; over 9P on a kernel built for it, which takes 
 
 from __future__ import annotations
 
-import asyncio
 import platform
 import sys
 from collections.abc import Iterator
@@ -45,13 +44,8 @@ for path in sys.argv[1:]:
 
 def execute(vm: VM, *argv: str) -> tuple[ExitStatus, str, str]:
     """Runs a program of the host in the guest: how it ended, its output, its errors."""
-
-    async def run() -> tuple[ExitStatus, str, str]:
-        job = await vm.agent.run(argv)
-        status = await vm.qemu.expect(asyncio.shield(job.exited), RUN_TIMEOUT_S, f"the end of {argv[0]}")
-        return status, job.stdout.decode(), job.stderr.decode()
-
-    return vm.on_loop(run())
+    done = vm.exec(argv, timeout_s=RUN_TIMEOUT_S)
+    return done.exit, done.stdout.decode(), done.stderr.decode()
 
 
 @pytest.fixture(scope="module", params=["stock", pytest.param("built", marks=pytest.mark.long)])
@@ -166,6 +160,16 @@ def test_the_command_boots_it_and_leaves_nothing_behind(hugepfn: Command) -> Non
     done = hugepfn("run", "fork", "--level=pud", "--kernel=debian:6.12", "--guest=host", "--quiet")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fork pud: passed" in done.stdout
+
+
+def test_exec_runs_a_file_of_the_host_where_it_lies(hugepfn: Command, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"#!{sys.executable}\nimport os, sys\nprint(os.uname().release)\nsys.exit('to stderr')\n")
+    script.chmod(0o755)
+    done = hugepfn("exec", "--guest", "host", "--kernel", "debian:6.12", str(script))
+    assert done.returncode == 1
+    assert done.stdout.startswith("6.12.")
+    assert done.stderr.splitlines()[-1] == "to stderr"
 
 
 def test_a_kernel_that_cannot_is_one_line_before_anything_boots(hugepfn: Command, tmp_path: Path) -> None:
