@@ -117,8 +117,16 @@ def kernels(refresh: bool, show_all: bool) -> None:
 @modules_option
 @click.option("--clones", type=click.IntRange(1), default=50, show_default=True, help="so many in a row")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="keep the figures there")
-def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:
+@click.option("--builds", metavar="SOURCE", help="CPU seconds of kernel builds instead: debsrc:6.12; takes an hour")
+def bench(
+    kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None, builds: str | None
+) -> None:
     """Measure hugepfn beside its rivals, in turn, in one run."""
+    if builds is not None:
+        from harness.campaign.bench_build import bench_builds
+
+        bench_builds(builds, rounds)
+        return
     from harness.campaign.bench import bench as measure
 
     measure(kernel, modules, rounds, clones, json_file)

@@ -1,0 +1,129 @@
+"""``hugepfn bench --builds SOURCE``: CPU seconds of kernel builds, beside virtme-ng's default configuration of the same
+source. An hour of two cores; ccache is left out of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from harness import cache
+from harness.errors import MachineryError
+from harness.kernel.build.builder import read_fragment, source_tree
+from harness.kernel.build.fragments import merge, parse
+from harness.kernel.build.job import Job
+from harness.kernel.build.recipe import Recipe
+from harness.kernel.build.slot import Slot
+from harness.kernel.build.source import parse_origin
+from harness.kernel.build.tools import jobs, make_environment
+
+_CHANGED_FILE = "mm/huge_memory.c"
+
+
+@dataclass(frozen=True)
+class BuildRow:
+    """One build."""
+
+    what: str
+    cpu_s: float  # user + sys of everything that was started for it
+    files: int | None = None
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """User and system seconds of the processes that some work starts and waits for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def full_build(recipe: Recipe, tree: str) -> BuildRow:
+    """The minimal configuration, in an O= folder of its own that starts empty."""
+    wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
+    job = Job(recipe, recipe.origin.slot, tree, wanted, f"bench{os.getpid()}", None, None)
+    with tempfile.TemporaryDirectory(prefix="hugepfn-bench-") as entry:
+        try:
+            job.run(Path(entry))
+            note = cache.read_note(Path(entry) / "build.json") or {}
+            return BuildRow(f"{recipe.spec}, the minimal configuration", note["cpu_s"], note["files"])
+        finally:
+            shutil.rmtree(job.objects, ignore_errors=True)
+
+
+def virtme_build(slot: Slot, tree: str) -> BuildRow:
+    """virtme-ng's default configuration of the same tree: what ``vng --build`` runs, in an empty O= folder."""
+    objects = slot.folder / "obj" / f"virtme{os.getpid()}"
+    configure = [sys.executable, "-P", "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
+    make = ["make", f"O={objects}", "LOCALVERSION=-virtme", f"-j{jobs()}"]
+    with slot.locked(None) as lock:
+        slot.check_out(tree)
+        objects.mkdir(parents=True)
+        try:
+
+            def build() -> None:
+                for argv in ([*configure, f"O={objects}"], make):
+                    _call(argv, slot.source, lock)
+
+            return BuildRow("the same source, virtme-ng's default configuration", cpu_s(build))
+        finally:
+            shutil.rmtree(objects, ignore_errors=True)
+
+
+def _call(argv: list[str], folder: Path, lock: int) -> None:
+    done = subprocess.run(
+        ["setpriv", "--pdeathsig", "TERM", *argv],
+        cwd=folder,
+        env=make_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        pass_fds=[lock],
+        check=False,
+    )
+    if done.returncode:
+        raise MachineryError(f"{argv[0]} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+def incremental(recipe: Recipe, rounds: int) -> BuildRow:
+    """A line more in mm/huge_memory.c: build, boot, and the verdict on fork at 2M and 1G."""
+    slot = recipe.origin.slot
+    first, *rest = (slot.source / _CHANGED_FILE).read_text().splitlines()[:4]
+    times = []
+    with tempfile.TemporaryDirectory(prefix="hugepfn-bench-") as folder:
+        for number in range(rounds + 1):  # the first may find another tree in the source folder
+            patch = Path(folder) / f"{number}.patch"
+            added = f"/* {os.urandom(8).hex()} */"
+            hunk = "".join(f"{line}\n" for line in (f" {first}", f"+{added}", *(f" {line}" for line in rest)))
+            patch.write_text(f"--- a/{_CHANGED_FILE}\n+++ b/{_CHANGED_FILE}\n@@ -1,4 +1,5 @@\n{hunk}")
+            argv = [sys.executable, "-m", "harness.entry", "run", "fork", "--level", "pmd", "--level", "pud", "--quiet"]
+            argv += ["--kernel", f"{recipe.spec}+{patch}"]
+            times.append(cpu_s(lambda argv=argv: subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)))  # type: ignore[misc]
+    return BuildRow(f"a change in {_CHANGED_FILE}, boot and fork's verdict", statistics.median(times[1:]))
+
+
+def bench_builds(spec: str, rounds: int) -> None:
+    """Measures and prints one table."""
+    console = Console(highlight=False)
+    os.environ["CCACHE_DISABLE"] = "1"
+    recipe = Recipe(parse_origin(spec))
+    tree = source_tree(recipe, lambda line: console.print(f"[dim]{line}[/dim]"))
+    ours = full_build(recipe, tree)
+    console.print(f"{ours.what}: {ours.cpu_s:.0f} CPU s", soft_wrap=True)
+    rows = [ours, incremental(recipe, rounds), virtme_build(recipe.origin.slot, tree)]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("build", "CPU s", "files", "of virtme-ng's"):
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(row.what, f"{row.cpu_s:.0f}", str(row.files or ""), f"{row.cpu_s / rows[-1].cpu_s:.3f}")
+    console.print(table)
