@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -231,48 +232,50 @@ def test_the_kernels_log(live: Live) -> None:
     assert b"Linux version 6.12." in live.ok("log")
 
 
-def _shell(live: Live, *args: str) -> pexpect.spawn:
-    argv = live.argv("shell", *args)
-    shell = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=60, env=live.environment(), dimensions=(33, 99))
-    shell.expect("guest# ")
-    return shell
+@contextlib.contextmanager
+def _shell(live: Live, *args: str) -> Iterator[pexpect.spawn]:
+    """A shell that somebody is at; the block leaves it by Ctrl-], or it has ended."""
+    program, *argv = live.argv("shell", *args)
+    shell = pexpect.spawn(program, argv, encoding="utf-8", timeout=60, env=live.environment(), dimensions=(33, 99))
+    try:
+        yield shell
+        if shell.isalive():
+            shell.send("\x1d")
+        shell.expect(pexpect.EOF)
+        shell.close()
+        assert shell.exitstatus == 0
+    finally:
+        shell.close(force=True)
 
 
 def test_a_shell_knows_the_terminals_size_and_takes_ctrl_c(live: Live) -> None:
-    shell = _shell(live, "one")
-    shell.sendline("stty size")
-    shell.expect("33 99")
-    shell.setwinsize(44, 111)
-    shell.sendline("sleep 1000; echo over")
-    shell.expect("over\r\n")  # the echo of what was typed
-    shell.sendintr()
-    shell.expect("guest# ")
-    shell.sendline("stty size; echo $?")
-    shell.expect("44 111\r\n0")
-    shell.send("\x1d")
-    shell.expect(pexpect.EOF)
-    shell.close()
-    assert shell.exitstatus == 0
+    with _shell(live, "one") as shell:
+        shell.expect("guest# ")
+        shell.sendline("stty size")
+        shell.expect("33 99")
+        shell.setwinsize(44, 111)
+        shell.sendline("sh -c 'echo $((40 + 2))up; sleep 1000'")
+        shell.expect("42up")
+        shell.sendintr()
+        shell.expect("guest# ")
+        shell.sendline("stty size; echo $?")
+        shell.expect("44 111\r\n0")
     assert live.ok("ps").decode().count("one ") == 1, "the session stays"
 
 
 def test_a_shell_that_is_left_is_entered_again_and_ends_by_exit(live: Live) -> None:
-    shell = _shell(live, "one")
-    shell.sendline("variable=kept")
-    shell.expect("guest# ")
-    other = pexpect.spawn(*_argv(live.argv("shell", "one")), encoding="utf-8", timeout=60, env=live.environment())
-    other.expect("somebody is at this session's shell")
-    other.expect(pexpect.EOF)
-    shell.send("\x1d")
-    shell.expect(pexpect.EOF)
-    argv = live.argv("shell", "one")
-    again = pexpect.spawn(argv[0], argv[1:], encoding="utf-8", timeout=60, env=live.environment())
-    again.sendline("echo $variable")
-    again.expect("\r\nkept\r\n")
-    again.sendline("exit")
-    again.expect(pexpect.EOF)
-    again.close()
-    assert again.exitstatus == 0
+    with _shell(live, "one") as shell:
+        shell.expect("guest# ")
+        shell.sendline("variable=kept")
+        shell.expect("guest# ")
+        with pexpect.spawn(*_argv(live.argv("shell", "one")), encoding="utf-8", env=live.environment()) as other:
+            other.expect("somebody is at this session's shell", timeout=60)
+            other.expect(pexpect.EOF, timeout=60)
+    with _shell(live, "one") as again:
+        again.sendline("echo $variable")
+        again.expect("\r\nkept\r\n")
+        again.sendline("exit")
+        again.expect(pexpect.EOF)
 
 
 def _argv(words: list[str]) -> tuple[str, list[str]]:
@@ -280,12 +283,11 @@ def _argv(words: list[str]) -> tuple[str, list[str]]:
 
 
 def test_a_fresh_shell_is_a_session_and_ends_with_it(live: Live) -> None:
-    shell = _shell(live, "--kernel", KERNEL)
-    names = [about.split()[0] for about in live.ok("ps").decode().splitlines()[1:]]
-    assert sorted(names) == ["debian-6.12", "one"]
-    assert "fork pte: passed" in live("rerun", "-s", "debian-6.12", "fork", "-l", "pte", "-q").stdout
-    shell.send("\x1d")
-    shell.expect(pexpect.EOF)
+    with _shell(live, "--kernel", KERNEL) as shell:
+        shell.expect("guest# ")
+        names = [about.split()[0] for about in live.ok("ps").decode().splitlines()[1:]]
+        assert sorted(names) == ["debian-6.12", "one"]
+        assert "fork pte: passed" in live("rerun", "-s", "debian-6.12", "fork", "-l", "pte", "-q").stdout
     assert [line.split()[0] for line in live.ok("ps").decode().splitlines()[1:]] == ["one"]
 
 
