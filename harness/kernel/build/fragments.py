@@ -1,6 +1,7 @@
 """Configuration fragments: ``CONFIG_X=y  # reason`` lines in; wishes, and what a ``.config`` lacks of them, out. Pure.
 
-The line format is the kernel's own (scripts/kconfig/merge_config.sh), and a reason may follow on the same line.
+The line format is the kernel's own (scripts/kconfig/merge_config.sh), and a reason may follow on the same line. A reason
+that begins with "where there is one" says that a kernel without such a symbol will do: it came later, or is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from harness.errors import UsageError
 from harness.kernel.kconfig import Kconfig
 
-_SET = re.compile(r'CONFIG_(\w+)=("(?:[^"\\]|\\.)*"|[^\s#"]+)\s*(?:#.*)?')
+_SET = re.compile(r'CONFIG_(\w+)=("(?:[^"\\]|\\.)*"|[^\s#"]+)\s*(?:#\s*(?P<reason>.*))?')
+_OPTIONAL = "where there is one"
 _UNSET = re.compile(r"#\s*CONFIG_(\w+) is not set\b.*")
 
 
@@ -24,6 +26,7 @@ class Wanted:
     value: str  # as in a .config: y, m, n, 42, "text" with its quotes
     file: str
     line: int
+    optional: bool = False  # a kernel whose Kconfig files do not have it will do
 
     @property
     def assignment(self) -> str:
@@ -50,9 +53,10 @@ def parse(file: str, text: str) -> list[Wanted]:
     for number, line in enumerate(text.splitlines(), 1):
         words = line.strip()
         if match := _SET.fullmatch(words):
-            wanted.append(Wanted(match[1], match[2], file, number))
+            optional = (match["reason"] or "").startswith(_OPTIONAL)
+            wanted.append(Wanted(match[1], match[2], file, number, optional))
         elif match := _UNSET.fullmatch(words):
-            wanted.append(Wanted(match[1], "n", file, number))
+            wanted.append(Wanted(match[1], "n", file, number, optional=True))
         elif words and not words.startswith("#"):
             raise UsageError(f"{file}:{number}: {words!r} is not understood; expected CONFIG_NAME=VALUE  # reason")
     return wanted

@@ -120,8 +120,8 @@ class Job:
         unknown = [each for each in doubtful if each.symbol not in symbols.definitions]
         for each in unknown:
             line = f"{each.place}: no Kconfig file of {self.recipe.spec} has a symbol {each.symbol}"
-            if each.value == "n":
-                say(self.progress, f"{line}, so it is off")  # of another version, most likely
+            if each.optional:
+                say(self.progress, f"{line}{', so it is off' * (each.value == 'n')}")  # of another version, most likely
             else:
                 self._complain(line)
         if dropped := [each for each in dropped if each not in unknown]:
