@@ -32,7 +32,7 @@ objects := $(O)/mm/a.o $(O)/mm/b.o $(O)/version.o
 tinyconfig:
 	@mkdir -p $(O)/mm && echo CONFIG_TINY=y >$(O)/.config
 olddefconfig:
-	@grep -v -e "CONFIG_DROPPED" -e "CONFIG_TYPO" $(O)/.config >$(O)/.new; mv $(O)/.new $(O)/.config
+	@grep -v -e "CONFIG_DROPPED" -e "CONFIG_TYPO" -e "CONFIG_GONE" $(O)/.config >$(O)/.new; mv $(O)/.new $(O)/.config
 	@echo configured >>$(O)/configured
 vmlinux: $(objects)
 	@echo "  LD      vmlinux"
@@ -249,9 +249,9 @@ def test_a_symbol_nobody_defines_and_one_that_is_dropped(tree: Tree) -> None:
     tree.fragment.write_text("# what for\nCONFIG_TINY=y\nCONFIG_TYPO=y\n")
     with pytest.raises(UsageError, match=r"f\.config:3: no Kconfig file of tree:.* has a symbol TYPO; --lax"):
         tree.build()
-    tree.fragment.write_text("CONFIG_TINY=y\nCONFIG_OLDER=y  # where there is one: a reason\n")
+    tree.fragment.write_text("CONFIG_TINY=y\nCONFIG_GONE=y  # where there is one: a reason\n")
     tree.build()
-    assert any("f.config:2: no Kconfig file of" in line and line.endswith("OLDER") for line in tree.said)
+    assert any("f.config:2: no Kconfig file of" in line and line.endswith("GONE") for line in tree.said)
     tree.fragment.write_text("CONFIG_TINY=y\n# CONFIG_TYPO is not set\n")
     tree.build()
     assert any("f.config:2: no Kconfig file of" in line and "TYPO, so it is off" in line for line in tree.said)
