@@ -18,6 +18,7 @@ from harness import cache
 from harness.errors import KernelBuildError, MachineryError, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import Recipe, TreeOrigin, build, builder, tools
+from harness.kernel.offsets import find_offsets
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(
@@ -156,6 +157,35 @@ def test_a_folder_is_built_once_and_never_written_to(tree: Tree) -> None:
     tree.said.clear()
     assert tree.build() == image
     assert tree.said == [], "built again"
+
+
+def test_offsets_are_left_beside_the_kernel_or_the_reason_why_not(tree: Tree) -> None:
+    image = tree.build()
+    (line,) = [line for line in tree.said if "no walks" in line]
+    assert "kbuild left no command for kernel/fork.o" in line
+    assert f"hugepfn: {line}" in (image.image.parent / "build.log").read_text().splitlines()
+    found = find_offsets(image, None)
+    assert found is not None
+    assert found.problem
+    assert found.problem in line
+    members = "".join(f"char {name};" for name in ["tasks", "pid", "tgid", "comm", "flags", "signal", "thread_node"])
+    headers = {
+        "stddef": "#define offsetof(type, member) __builtin_offsetof(type, member)",
+        "sched": f"struct task_struct {{ {members} char mm; }};",
+        "sched/signal": "struct signal_struct { long live; char thread_head; };",
+        "mm_types": "struct mm_struct { char pgd; };",
+    }
+    for name, text in headers.items():
+        tree.write(f"include/linux/{name}.h", text)
+    saved = "savedcmd_kernel/fork.o := $(CC) -I$(CURDIR)/include -c -o kernel/fork.o $(CURDIR)/kernel/fork.c"
+    recipe = f'\t@mkdir -p $(O)/kernel && echo "{saved}" >$(O)/kernel/.fork.o.cmd\n'
+    tree.write("Makefile", MAKEFILE.replace("\t@echo map", f"{recipe}\t@echo map"))
+    tree.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))
+    found = find_offsets(tree.build(), None)
+    assert found is not None
+    assert found.problem == ""
+    assert [found.bytes_to[f"task_struct.{name}"] for name in ("tasks", "pid", "mm")] == [0, 1, 7]
+    assert found.bytes_to["signal_struct.thread_head"] == 8
 
 
 def test_a_change_builds_what_it_concerns(tree: Tree) -> None:

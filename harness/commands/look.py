@@ -33,7 +33,8 @@ def walk(words: tuple[str, ...], session: str | None, watch: bool, every: float)
     """Walk the page tables of any process of a live guest, raw and decoded.
 
     Of one address, every level on the way; of a range, every leaf and hole, neighbours that are alike in one line. The
-    addresses are hexadecimal. The root comes from the kernel's own list of tasks (BTF and kallsyms of that kernel).
+    addresses are hexadecimal. The root comes from the kernel's own list of tasks: by its BTF and kallsyms, or by what
+    `hugepfn build` left beside it.
     """
     from harness.commands.walk_view import parse_span, process_line, range_lines, walk_lines
 

@@ -72,6 +72,13 @@ class Elf:
         """Whether there is one of this name: ``.BTF``, ``.debug_info``."""
         return any(section.name == name for section in self.sections)
 
+    def content(self, name: str) -> bytes | None:
+        """What a section holds, before any relocation; None where there is none of this name."""
+        for section in self.sections:
+            if section.name == name and section.type != _SHT_NOBITS:
+                return self._slice(section.offset, section.size_bytes)
+        return None
+
     def symbols(self) -> dict[str, int]:
         """Every symbol that it defines, local ones too, and its value; of several with one name the last.
 

@@ -1,6 +1,7 @@
 """What has to be known of a running kernel before its tasks can be found: addresses from kallsyms, offsets from BTF.
 
-Both are the kernel's own words about itself. Where one is missing, a vmlinux with symbols or DWARF stands in for it.
+Both are the kernel's own words about itself. Where one is missing, what its build left stands in for it: a vmlinux with
+symbols, offsets beside it (harness/kernel/build/offsets.py), DWARF.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from harness import cache
 from harness.errors import MachineryError, PremiseNotMet
 from harness.kernel.btf import Btf
 from harness.kernel.elf import build_id
+from harness.kernel.offsets import OFFSETS_FILE, find_offsets
 from harness.kernel.vmlinux import Vmlinux, find_vmlinux
 from harness.machine.dwarf import dwarf_offset
 from harness.machine.tasks import TaskOffsets
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 FUNCTION_LETTERS = b"tTwW"
 _BTF_PATH = "/sys/kernel/btf/vmlinux"
 _ADVICE = (
-    "a kernel with CONFIG_DEBUG_INFO_BTF=y says where things are, as stock ones do; so does DWARF in its vmlinux "
-    "(CONFIG_DEBUG_INFO_DWARF5=y), with drgn to read it: pip install 'hugepfn[drgn]'"
+    "`hugepfn build` leaves one with the kernels it builds, a kernel with CONFIG_DEBUG_INFO_BTF=y says itself where "
+    "things are, as stock ones do, and so does DWARF in a vmlinux (CONFIG_DEBUG_INFO_DWARF5=y), with drgn to read it: "
+    "pip install 'hugepfn[drgn]'"
 )
 
 
@@ -86,13 +89,20 @@ class KernelFacts:
     def offsets(self) -> TaskOffsets:
         """Where in its structs the kernel keeps what leads to a process's tables.
 
-        :raises PremiseNotMet: it does not tell, and no vmlinux with DWARF does.
+        :raises PremiseNotMet: it does not tell, nor does what its build left, or a vmlinux with DWARF.
         """
         if self.btf is not None:
             return TaskOffsets.of(self.btf.offset)
-        if self.vmlinux is None or not self.vmlinux.has_dwarf:
-            raise PremiseNotMet(f"{self._vm.kernel.spec} has no BTF, and no vmlinux with DWARF is known; {_ADVICE}")
-        return TaskOffsets.of(dwarf_offset(self.vmlinux.path))
+        kernel = self._vm.kernel
+        built = find_offsets(kernel, self.build_id)
+        if built is not None and not built.problem:
+            return TaskOffsets.of(built.bytes_to.__getitem__)
+        if self.vmlinux is not None and self.vmlinux.has_dwarf:
+            return TaskOffsets.of(dwarf_offset(self.vmlinux.path))
+        left = f"no {OFFSETS_FILE} of its build is beside it"
+        if built is not None:
+            left = f"its build could not tell ({built.problem}; remove {kernel.image.parent} to have it built again)"
+        raise PremiseNotMet(f"{kernel.spec} has no BTF, {left}, and no vmlinux with DWARF is known; {_ADVICE}")
 
     def optional(self, path: str) -> bytes:
         """A file of the guest, empty where there is none."""

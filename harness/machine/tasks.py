@@ -6,11 +6,11 @@ for_each_thread() of include/linux/sched/signal.h. All is read at one stop, so n
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from harness.errors import MachineryError, UsageError
+from harness.kernel.offsets import TASK_MEMBERS
 from harness.machine.kernel_memory import FirstTask, KernelMemory
 from harness.pagetable.bits import PAGE_SIZE_BYTES
 
@@ -22,7 +22,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class TaskOffsets:
-    """Byte offsets of the members that lead from a task to its page tables."""
+    """Byte offsets of the members that lead from a task to its page tables: those of TASK_MEMBERS."""
 
     tasks: int
     pid: int
@@ -38,9 +38,7 @@ class TaskOffsets:
     @classmethod
     def of(cls, offset: Callable[[str], int]) -> TaskOffsets:
         """Asks for each: ``offset("task_struct.mm")``."""
-        structs = {"thread_head": "signal_struct", "pgd": "mm_struct"}
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: offset(f"{structs.get(name, 'task_struct')}.{name}") for name in names})
+        return cls(**{member.partition(".")[2]: offset(member) for member in TASK_MEMBERS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from harness.errors import UsageError
 from harness.kernel.build import patches as patch_files
 from harness.kernel.build.fragments import config_lines, merge, parse
 from harness.kernel.build.job import Counter, Job
+from harness.kernel.build.offsets import SOURCE as OFFSETS_SOURCE
 from harness.kernel.build.patches import Patch
 from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.slot import BUILD_TIMEOUT_S
@@ -75,7 +76,8 @@ def build(
     tree = source_tree(recipe, progress, offline)
     configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
     job = Job(recipe, slot, tree, wanted, configuration, progress, counter)
-    entry = cache.obtain(_KIND, digest(str(_SCHEMA), tree, configuration), job.run, progress, BUILD_TIMEOUT_S)
+    name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the O= folder's: it is kept
+    entry = cache.obtain(_KIND, name, job.run, progress, BUILD_TIMEOUT_S)
     os.utime(entry)
     cache.prune(_KIND, _KEPT)
     return open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config")

@@ -16,12 +16,14 @@ from harness import cache
 from harness.cache import Progress, say
 from harness.errors import KernelBuildError, MachineryError
 from harness.kernel.build.fragments import Wanted, config_lines, unmet
+from harness.kernel.build.offsets import built_offsets
 from harness.kernel.build.output import Diagnostic, built, diagnostics, machine_fault
 from harness.kernel.build.recipe import BaseConfig, Recipe
 from harness.kernel.build.slot import Slot, check_disk
 from harness.kernel.build.symbols import Symbols, explain, read_symbols
 from harness.kernel.build.tools import jobs, make_compiler, make_environment
 from harness.kernel.kconfig import Kconfig
+from harness.kernel.offsets import BuiltOffsets
 from harness.kernel.process import find_program, follow
 
 Counter = Callable[[int, int | None, str], None]
@@ -37,6 +39,10 @@ _REPRODUCIBLE = {
     "KBUILD_BUILD_HOST": "hugepfn",
     "KBUILD_BUILD_VERSION": "1",
 }
+
+
+def _environment() -> dict[str, str]:
+    return {**make_environment(), **_REPRODUCIBLE}
 
 
 @dataclass
@@ -56,7 +62,7 @@ class Job:
         return self.slot.folder / "obj" / self.configuration[:12]
 
     def run(self, entry: Path) -> None:
-        """Fill a cache entry: ``vmlinux``, ``config``, ``System.map``, ``build.log``, ``build.json``."""
+        """Fill a cache entry: vmlinux, config, System.map, offsets.json, build.log, build.json."""
         with self.slot.locked(self.progress) as lock, cache.room_errors(self.slot.folder):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             self.slot.check_out(self.tree)
@@ -67,6 +73,7 @@ class Job:
             log.unlink(missing_ok=True)
             self._configure(lock)
             files = self._compile(lock)
+            self._offsets().write(entry)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             for name, kept in (("vmlinux", "vmlinux"), (".config", "config"), ("System.map", "System.map")):
@@ -155,6 +162,16 @@ class Job:
             cache.write_note(note, {"files": files})
         return files
 
+    def _offsets(self) -> BuiltOffsets:
+        """Where this kernel's structs have what walks need. Without that the kernel is as good, only walks are not."""
+        found = built_offsets(self.objects, _environment())
+        if found.problem:
+            line = f"no walks of any process on this kernel: its build could not tell the offsets: {found.problem}"
+            with (self.objects / "build.log").open("a") as log:
+                log.write(f"hugepfn: {line}\n")
+            say(self.progress, line)
+        return found
+
     def _make(self, words: list[str], lock: int, doing: str, total: int | None = None) -> int:
         cc = make_compiler(self.recipe.cc)
         variables = [f"O={self.objects}", "ARCH=x86_64", f"CC={cc}", "LOCALVERSION="]
@@ -185,7 +202,7 @@ class Job:
                 [*guard, *argv],
                 on_line,
                 cwd=self.slot.source,
-                env={**make_environment(), **_REPRODUCIBLE},
+                env=_environment(),
                 keep_open=[lock],
                 on_end=on_end,
             )

@@ -1,0 +1,119 @@
+"""The offsets that walks need, asked of the compiler with the very command that compiled a part of the kernel.
+
+A minimal kernel has neither BTF nor DWARF. kbuild keeps the command of each object in ``.NAME.o.cmd``
+(scripts/Kbuild.include, "cmd_and_savecmd"): the same flags, headers and plugins give the same layout, that of
+CONFIG_RANDSTRUCT too. The kernel learns offsets for its own assembly in this way (arch/x86/kernel/asm-offsets.c).
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+import shlex
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.errors import MachineryError
+from harness.kernel.elf import Elf
+from harness.kernel.offsets import TASK_MEMBERS, BuiltOffsets
+from harness.kernel.process import run
+
+_OBJECT = "kernel/fork.o"  # of every kernel, and it needs all of these structs
+_SECTION = ".hugepfn_offsets"
+_TIMEOUT_S = 300.0
+_WORDS_MAX = 300
+# A section of its own: a sanitizer puts nothing around what is in one, and its name survives any compiler.
+SOURCE = "\n".join(
+    [
+        *(f"#include <linux/{name}.h>" for name in ("mm_types", "sched", "sched/signal", "stddef")),
+        f'const unsigned long hugepfn_offsets[] __attribute__((used, section("{_SECTION}"))) = {{',
+        *(f"\toffsetof(struct {member.replace('.', ', ')})," for member in TASK_MEMBERS),
+        "};\n",
+    ]
+)
+# GNU make's escapes in a saved command (scripts/Kbuild.include, "make-cmd").
+_ESCAPES = {"$(pound)": "#", "$$": "$"}
+
+
+def built_offsets(objects: Path, env: Mapping[str, str]) -> BuiltOffsets:
+    """What to leave beside the vmlinux that was built in an O= folder: its offsets, or why there are none.
+
+    :param env: make's environment.
+    """
+    build_id = None
+    try:
+        build_id = _build_id(objects / "vmlinux")
+        return BuiltOffsets(build_id, compiled_offsets(objects, env))
+    except MachineryError as error:
+        return BuiltOffsets(build_id, {}, str(error))
+
+
+def _build_id(vmlinux: Path) -> bytes | None:
+    try:
+        with vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return Elf(data, "vmlinux").build_id()
+    except (OSError, ValueError) as error:  # ValueError: it is empty
+        raise MachineryError(f"vmlinux cannot be read: {error}") from error
+
+
+def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
+    """Bytes from the start of its struct to each of TASK_MEMBERS, in the kernel that was built in an O= folder.
+
+    :param env: make's environment.
+    :raises MachineryError: there is no such command, or the compiler says no: in one line.
+    """
+    note = objects / _OBJECT.replace("/", "/.")
+    try:
+        saved = note.with_name(f"{note.name}.cmd").read_text(errors="replace")
+    except OSError as error:
+        raise MachineryError(f"kbuild left no command for {_OBJECT} ({error.strerror})") from error
+    words = compile_words(saved)
+    source, target = objects / "hugepfn-offsets.c", objects / "hugepfn-offsets.o"
+    source.write_text(SOURCE)
+    target.unlink(missing_ok=True)
+    # ccache would keep what is never asked for again; -flto would leave no machine code in the object.
+    argv = [*words, "-w", "-fno-lto", "-c", "-o", str(target), str(source)]
+    done = run(argv, timeout_s=_TIMEOUT_S, cwd=objects, env={**env, "CCACHE_DISABLE": "1"}, check=False)
+    if done.status != 0 or not target.is_file():
+        raise MachineryError(f"{Path(words[0]).name} ended with status {done.status}: {_first_error(done.stderr)}")
+    data = Elf(target.read_bytes(), "what the compiler made of hugepfn-offsets.c").content(_SECTION)
+    if data is None or len(data) != 8 * len(TASK_MEMBERS):
+        raise MachineryError(
+            f"expected {8 * len(TASK_MEMBERS)} bytes in the section {_SECTION} of hugepfn-offsets.o, "
+            f"found {0 if data is None else len(data)}"
+        )
+    return dict(zip(TASK_MEMBERS, struct.unpack(f"<{len(TASK_MEMBERS)}Q", data), strict=True))
+
+
+def compile_words(saved: str) -> list[str]:
+    """The compiler and its flags out of a ``.cmd`` file: without source, target and the list of headers it writes.
+
+    :raises MachineryError: that is no compile command.
+    """
+    # "cmd_" before 6.3. What follows the compiler's command, objtool say, is set off by a semicolon.
+    found = re.match(rf"(?:saved)?cmd_{re.escape(_OBJECT)} := (.*)", saved)
+    text = re.sub(r"\$\(pound\)|\$\$", lambda escape: _ESCAPES[escape[0]], found[1]) if found else ""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split, lexer.commenters = True, ""
+    kept: list[str] = []
+    try:
+        words = iter(lexer)
+        for word in words:
+            if word in (";", "&&", "||", "|", "&"):
+                break
+            if word == "-o":
+                next(words, "")
+            elif word != "-c" and not word.startswith("-Wp,-M") and not word.endswith("kernel/fork.c"):
+                kept.append(word)
+    except ValueError as error:
+        raise MachineryError(f"kbuild's command for {_OBJECT} makes no sense: {error}") from error
+    if len(kept) < 2:
+        raise MachineryError(f"kbuild's command for {_OBJECT} makes no sense: {saved.partition(chr(10))[0][:80]!r}")
+    return kept
+
+
+def _first_error(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    chosen = next((line for line in lines if "error:" in line.lower()), lines[0] if lines else "no message")
+    return chosen.partition("error: ")[2][:_WORDS_MAX] or chosen[:_WORDS_MAX]

@@ -1,0 +1,69 @@
+"""Where the members that walks need lie in a kernel's structs, as the build of that kernel left it beside its vmlinux.
+
+``offsets.json``: ``{"build_id": HEX or null, "offsets": {"task_struct.mm": BYTES, ...}}``, or in place of ``offsets``
+the ``problem``, in words: why the build could not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import cache
+from harness.kernel.image import KernelImage
+
+OFFSETS_FILE = "offsets.json"
+
+#: What leads from a task to the root of its page tables.
+TASK_MEMBERS = (
+    *(f"task_struct.{name}" for name in ("tasks", "pid", "tgid", "comm", "flags", "mm", "signal", "thread_node")),
+    "signal_struct.thread_head",
+    "mm_struct.pgd",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltOffsets:
+    """What the build of one kernel left: either every member of ``TASK_MEMBERS``, or the problem."""
+
+    build_id: bytes | None  # of the vmlinux; None where it has none
+    bytes_to: Mapping[str, int]  # "task_struct.mm": bytes from the struct's start
+    problem: str = ""  # why there are none
+
+    def write(self, folder: Path) -> None:
+        """Leave it in a folder, beside the vmlinux.
+
+        :raises MachineryError: no room, no permission.
+        """
+        said = {"problem": self.problem} if self.problem else {"offsets": dict(self.bytes_to)}
+        note = {"build_id": self.build_id.hex() if self.build_id else None, **said}
+        cache.write_note(folder / OFFSETS_FILE, note)
+
+
+def find_offsets(kernel: KernelImage, running: bytes | None) -> BuiltOffsets | None:
+    """What the build of a kernel left beside its image.
+
+    :param running: the build ID of the kernel that runs; what another build left is passed over. None: not known.
+    :returns: None where nothing is there; what is there and makes no sense is a problem.
+    """
+    path = kernel.image.parent / OFFSETS_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = _parse(cache.read_note(path) or {})
+    except (KeyError, TypeError, ValueError):
+        return BuiltOffsets(running, {}, f"{path.name} makes no sense")
+    return found if running in (None, found.build_id) else None
+
+
+def _parse(note: Mapping[str, Any]) -> BuiltOffsets:
+    """:raises KeyError, TypeError, ValueError: it is not what write() wrote."""
+    build_id = None if note["build_id"] is None else bytes.fromhex(note["build_id"])
+    if "problem" in note:
+        return BuiltOffsets(build_id, {}, str(note["problem"]))
+    found = {member: note["offsets"][member] for member in TASK_MEMBERS}
+    if not all(type(bytes_to) is int and bytes_to >= 0 for bytes_to in found.values()):
+        raise ValueError(found)
+    return BuiltOffsets(build_id, found)

@@ -1,0 +1,223 @@
+"""The offsets that a build leaves: a real compiler on headers made by hand, and what is said where it cannot tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import MachineryError, PremiseNotMet
+from harness.kernel.build.offsets import built_offsets, compile_words
+from harness.kernel.image import ImageKind, KernelImage
+from harness.kernel.offsets import OFFSETS_FILE, TASK_MEMBERS, BuiltOffsets, find_offsets
+from harness.kernel.vmlinux import Vmlinux
+from harness.machine.facts import KernelFacts
+from harness.machine.tasks import TaskOffsets
+
+pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+HEADERS = {
+    "mm_types": "struct mm_struct { struct { int count; void *pgd; }; };",
+    "sched": """
+#ifdef SHUFFLED
+#define FIRST char padding[4096];
+#else
+#define FIRST
+#endif
+struct list_head { void *next, *prev; };
+struct task_struct {
+    FIRST
+    unsigned flags; struct list_head tasks; void *mm; int pid, tgid; struct list_head thread_node;
+    char comm[16]; void *signal;
+};""",
+    "sched/signal": "struct signal_struct { int live; struct list_head thread_head; };",
+    "stddef": "#define offsetof(type, member) __builtin_offsetof(type, member)\n#warning a warning is no error here",
+}
+EXPECTED = {
+    "task_struct.tasks": 8,
+    "task_struct.pid": 32,
+    "task_struct.tgid": 36,
+    "task_struct.comm": 56,
+    "task_struct.flags": 0,
+    "task_struct.mm": 24,
+    "task_struct.signal": 72,
+    "task_struct.thread_node": 40,
+    "signal_struct.thread_head": 8,
+    "mm_struct.pgd": 8,
+}
+FLAGS = "-Wp,-MMD,kernel/.fork.o.d -nostdinc -I./include -Werror -Wall -flto -DNAME='\"a;b $(pound) $$x\"'"
+TAIL = "-c -o kernel/fork.o /src/kernel/fork.c"
+ID = bytes(range(20))
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Path:
+    """An O= folder after a build: headers, a vmlinux with a build ID; no command yet."""
+    folder = tmp_path / "obj"
+    for name, text in HEADERS.items():
+        path = folder / f"include/linux/{name}.h"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "kernel").mkdir()
+    argv = ["gcc", "-nostdlib", "-static", f"-Wl,--build-id=0x{ID.hex()},-e,0", "-x", "c", "/dev/null", "-o", "vmlinux"]
+    subprocess.run(argv, cwd=folder, check=True, timeout=60)
+    return folder
+
+
+def save(objects: Path, command: str, prefix: str = "savedcmd") -> None:
+    text = f"{prefix}_kernel/fork.o := {command}\n\nsource_kernel/fork.o := /src/kernel/fork.c\n"
+    (objects / "kernel/.fork.o.cmd").write_text(text)
+
+
+def ask(objects: Path) -> BuiltOffsets:
+    return built_offsets(objects, {"PATH": "/usr/local/bin:/usr/bin:/bin"})
+
+
+@pytest.mark.parametrize("prefix", ["savedcmd", "cmd"])
+def test_the_command_of_the_build_says_the_offsets(objects: Path, prefix: str) -> None:
+    save(objects, f"gcc {FLAGS}   {TAIL}   ; ./tools/objtool/objtool --orc kernel/fork.o", prefix)
+    assert ask(objects) == BuiltOffsets(ID, EXPECTED)
+    assert not list((objects / "kernel").glob("*.o")), "the kernel's own object was written"
+    assert not list((objects / "kernel").glob(".*.d")), "the list of headers was written"
+
+
+def test_the_flags_decide(objects: Path) -> None:
+    """What shuffles the members of a struct is in the command."""
+    save(objects, f"gcc {FLAGS} -DSHUFFLED {TAIL}")
+    assert ask(objects).bytes_to["task_struct.mm"] == 4096 + 24
+
+
+def test_a_saved_command_is_split_as_the_shell_would() -> None:
+    saved = f"savedcmd_kernel/fork.o := ccache gcc {FLAGS} -O2 {TAIL} && true\n"
+    assert compile_words(saved) == [
+        *("ccache", "gcc", "-nostdinc", "-I./include", "-Werror", "-Wall", "-flto", '-DNAME="a;b # $x"', "-O2"),
+    ]
+
+
+def test_a_member_that_is_gone_is_named(objects: Path) -> None:
+    header = objects / "include/linux/sched.h"
+    header.write_text(header.read_text().replace("*mm", "*memory"))
+    save(objects, f"gcc {FLAGS} {TAIL}")
+    found = ask(objects)
+    assert (found.build_id, found.bytes_to) == (ID, {})
+    assert "gcc ended with status 1: " in found.problem
+    assert "no member named" in found.problem
+    assert "\n" not in found.problem
+
+
+def compiler(objects: Path, script: str) -> str:
+    path = objects / "cc"
+    path.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n{script}\n')
+    path.chmod(0o755)
+    return f"{path} -Wall {TAIL}"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (None, "kbuild left no command for kernel/fork.o (No such file"),
+        ("gcc 'never closed", "makes no sense: No closing quotation"),
+        ("gcc", "makes no sense: 'savedcmd_kernel/fork.o := gcc'"),
+        ("", "makes no sense"),
+        (f"no-such-compiler -Wall {TAIL}", "cannot start no-such-compiler"),
+        ("true", "cc ended with status 0: no message"),
+        ("kill -9 $$", "cc ended with status -9: no message"),
+        ('echo garbage >"$2"', "not a 64-bit little-endian ELF file"),
+        ('gcc -c -o "$2" -x c /dev/null', "expected 80 bytes in the section .hugepfn_offsets"),
+    ],
+)
+def test_what_goes_wrong_is_a_reason_and_no_error(objects: Path, command: str | None, words: str) -> None:
+    if command is not None:
+        is_script = command.startswith(("true", "kill", "echo", "gcc -c"))
+        save(objects, compiler(objects, command) if is_script else command)
+    found = ask(objects)
+    assert words in found.problem
+    assert found == BuiltOffsets(ID, {}, found.problem)
+
+
+def test_a_file_that_is_no_command_and_a_vmlinux_that_is_none(objects: Path) -> None:
+    (objects / "kernel/.fork.o.cmd").write_bytes(b"\x7fELF\0\xff garbage")
+    assert "makes no sense" in ask(objects).problem
+    (objects / "vmlinux").write_bytes(b"")
+    assert ask(objects).problem.startswith("vmlinux cannot be read")
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> KernelImage:
+    return KernelImage("tree:here", tmp_path / "vmlinux", ImageKind.VMLINUX, "6.0.0", None, None)
+
+
+def test_what_was_left_is_read_for_the_kernel_that_was_built(kernel: KernelImage) -> None:
+    assert find_offsets(kernel, ID) is None
+    for left in (BuiltOffsets(ID, EXPECTED), BuiltOffsets(ID, {}, "why")):
+        left.write(kernel.image.parent)
+        assert find_offsets(kernel, ID) == find_offsets(kernel, None) == left
+        assert find_offsets(kernel, ID[::-1]) is None, "of another build"
+    nameless = BuiltOffsets(None, EXPECTED)
+    nameless.write(kernel.image.parent)
+    assert find_offsets(kernel, None) == nameless
+    assert find_offsets(kernel, ID) is None
+
+
+GARBAGE: list[Any] = [
+    *("", "[]", "{", {}, {"build_id": 5, "offsets": EXPECTED}, {"build_id": "xy", "offsets": EXPECTED}),
+    *({"build_id": ID.hex()}, {"build_id": ID.hex(), "offsets": {**EXPECTED, "mm_struct.pgd": "8"}}),
+    {"build_id": ID.hex(), "offsets": {**EXPECTED, "mm_struct.pgd": -8}},
+    {"build_id": ID.hex(), "offsets": {k: v for k, v in EXPECTED.items() if k != "mm_struct.pgd"}},
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_garbage_is_told(kernel: KernelImage, garbage: Any) -> None:
+    path = kernel.image.parent / OFFSETS_FILE
+    path.write_text(garbage if isinstance(garbage, str) else json.dumps(garbage))
+    found = find_offsets(kernel, ID)
+    assert found is not None
+    assert found.problem == "offsets.json makes no sense"
+
+
+@pytest.fixture
+def facts(kernel: KernelImage) -> Callable[..., KernelFacts]:
+    """Those of a guest without BTF, whose kallsyms have no data."""
+
+    def make(**known: object) -> KernelFacts:
+        made = KernelFacts(cast("Any", SimpleNamespace(kernel=kernel)))
+        kallsyms = b"ffffffff9a000000 T _text\nffffffff9a000100 T schedule\n"
+        made.__dict__.update({"build_id": ID, "btf": None, "vmlinux": None, "kallsyms": kallsyms, **known})
+        return made
+
+    return make
+
+
+def test_walks_use_what_the_build_left(kernel: KernelImage, facts: Callable[..., KernelFacts]) -> None:
+    BuiltOffsets(ID, EXPECTED).write(kernel.image.parent)
+    assert facts().offsets == TaskOffsets(
+        tasks=8, pid=32, tgid=36, comm=56, flags=0, mm=24, signal=72, thread_node=40, thread_head=8, pgd=8
+    )
+    told = {member: 8 * at for at, member in enumerate(TASK_MEMBERS)}
+    btf = SimpleNamespace(offset=told.__getitem__)
+    assert facts(btf=btf).offsets == TaskOffsets.of(told.__getitem__), "the kernel's own word comes first"
+
+
+def test_the_reason_of_the_build_is_repeated(kernel: KernelImage, facts: Callable[..., KernelFacts]) -> None:
+    with pytest.raises(PremiseNotMet, match=r"tree:here has no BTF, no offsets\.json .*`hugepfn build` leaves one"):
+        _ = facts().offsets
+    BuiltOffsets(ID, {}, "no member named 'mm'").write(kernel.image.parent)
+    with pytest.raises(PremiseNotMet, match=rf"could not tell \(no member named 'mm'; remove {kernel.image.parent} to"):
+        _ = facts().offsets
+
+
+def test_init_task_comes_from_the_vmlinux_where_kallsyms_has_no_data(facts: Callable[..., KernelFacts]) -> None:
+    vmlinux = Vmlinux(Path("vmlinux"), {"_text": 0xFFFFFFFF81000000, "init_task": 0xFFFFFFFF81808B40}, False, ID)
+    assert facts(vmlinux=vmlinux).init_task == 0xFFFFFFFF9A808B40
+    with pytest.raises(PremiseNotMet, match="where init_task is"):
+        _ = facts(vmlinux=dataclasses.replace(vmlinux, symbols={"_text": 0})).init_task
+    with pytest.raises(MachineryError):
+        _ = facts().init_task
