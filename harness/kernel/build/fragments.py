@@ -1,7 +1,7 @@
-"""Configuration fragments: ``CONFIG_X=y  # reason`` lines in; wishes, and what a ``.config`` lacks of them, out. Pure
+"""Configuration fragments: ``CONFIG_X=y  # reason`` lines in; wishes, and what a ``.config`` lacks of them, out. Pure.
 
-The line format is the kernel's own (scripts/kconfig/merge_config.sh), and a reason may follow on the same line. A reason
-that begins with "where there is one" says that a kernel without such a symbol will do: it came later, or is gone.
+The line format is the kernel's own (scripts/kconfig/merge_config.sh), and a reason may follow on the same line. If it
+begins with "where there is one", a kernel without such a symbol will do: it came later, or is gone.
 """
 
 from __future__ import annotations
