@@ -20,6 +20,7 @@ from harness.errors import BootError, HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.probe import probe_image
+from harness.machine.spec import Root
 from harness.pagetable import Level
 from harness.results import (
     CONTEXT_PROPERTY,
@@ -54,7 +55,7 @@ __all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]  # hooks th
 _MACHINE = pytest.StashKey[VM]()
 _CLAIMS = pytest.StashKey[Claims]()
 _SAY = pytest.StashKey[Callable[[str], None]]()
-_LIVE = pytest.StashKey[tuple[VM, Settings]]()
+_LIVE = pytest.StashKey[VM]()
 _BOOT_FAILURES = pytest.StashKey[dict[Settings, list[BootError]]]()
 
 #: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
@@ -175,22 +176,27 @@ def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
 def kernel(pytestconfig: pytest.Config) -> KernelImage:
     """The kernel under test, fetched if need be."""
     if _LIVE in pytestconfig.stash:
-        return pytestconfig.stash[_LIVE][0].kernel
+        return pytestconfig.stash[_LIVE].kernel
     return settings_of(pytestconfig).resolve(_say(pytestconfig))
 
 
-def set_machine(config: pytest.Config, machine: VM, settings: Settings) -> None:
-    """Tests run on this machine, and boot none; ``settings`` is what it was made with."""
-    config.stash[_LIVE] = machine, settings
+def set_machine(config: pytest.Config, machine: VM) -> None:
+    """Tests run on this machine, and boot none."""
+    config.stash[_LIVE] = machine
 
 
 def _lend(request: pytest.FixtureRequest, wanted: Settings) -> Iterator[VM]:
     """The machine that lives, where it is one that the test can have."""
-    machine, settings = request.config.stash[_LIVE]
-    if wanted.smp > settings.smp:
-        _unmet(request.config, f"the live machine has {settings.smp} vCPU, this test wants {wanted.smp}")
-    if wanted.device != settings.device or set(wanted.append) - set(settings.append):
-        _unmet(request.config, "the live machine has another device or command line than this test wants")
+    machine = request.config.stash[_LIVE]
+    spec = machine.spec
+    if wanted.smp > spec.smp:
+        _unmet(request.config, f"the live machine has {spec.smp} vCPU, this test wants {wanted.smp}")
+    if wanted.device != spec.device.value:
+        _unmet(request.config, f"the live machine has {spec.device.value}, this test wants {wanted.device}")
+    if missing := set(wanted.append) - set(spec.append):
+        _unmet(request.config, f"the live machine was started without {' '.join(sorted(missing))}")
+    if (wanted.guest == "host") is (spec.root is Root.INITRAMFS):
+        _unmet(request.config, f"this test wants --guest {wanted.guest}")
     machine.runs.clear()
     machine.add_search(request.path.parent)
     yield machine
@@ -275,8 +281,12 @@ def _keep(item: pytest.Item, machine: VM) -> None:
         _say(item.config)(f"the machine of {item.name} is not kept: {reason}")
         return
     name = "-".join(word for word in (scenario_of(item), level_of(item)) if word)
-    machine.keep(name, item.nodeid)
-    _say(item.config)(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}")
+    try:
+        machine.keep(name, item.nodeid)
+    except HugepfnError as error:  # the verdict is not about that
+        _say(item.config)(f"the machine of {item.name} is not kept: {error}")
+    else:
+        _say(item.config)(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}")
 
 
 def _unmet(config: pytest.Config, reason: str) -> None:

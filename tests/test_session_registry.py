@@ -43,11 +43,25 @@ def test_names_are_taken_or_numbered() -> None:
             pass
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..%", "a b", "x" * 41])
+@pytest.mark.parametrize("name", ["", ".", "..", "..*", "a/b", "a b", "a..b", ".a", "x.lock", "x" * 41])
 def test_what_is_no_name(name: str, runtime: Path) -> None:
     with pytest.raises(UsageError, match="is no name for a session"), registry.claim(name):
         pass
     assert not runtime.exists()
+
+
+def test_a_folder_that_others_can_write_to_is_not_believed(runtime: Path) -> None:
+    runtime.mkdir(mode=0o777)
+    runtime.chmod(0o777)
+    for ask in (registry.sessions, lambda: registry.claim("one").__enter__()):
+        with pytest.raises(UsageError, match="is no folder that only you can write to"):
+            ask()
+
+
+def test_a_path_too_long_for_a_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HUGEPFN_RUNTIME_DIR", str(tmp_path / ("x" * 100)))
+    with pytest.raises(UsageError, match="is too long; set HUGEPFN_RUNTIME_DIR"), registry.claim("one"):
+        pass
 
 
 def _live(name: str, ready: Connection) -> None:

@@ -37,7 +37,7 @@
 #define EVENTS_FD 3
 #define JOBS 16
 #define ARGUMENTS 256
-#define PAYLOAD_MAX (64u << 20)
+#define PAYLOAD_MAX (256u << 20) /* as in harness/guest/protocol.py */
 
 static int agent_fd = -1, events_fd = -1;
 static bool on_host_root; /* / is the host's, copy on write */
@@ -388,6 +388,16 @@ static void read_exact(void *data, size_t length)
 			die("read from the host");
 		at += n;
 		length -= (size_t)n;
+	}
+}
+
+static void discard(size_t length)
+{
+	char buffer[4096];
+
+	for (size_t n; length; length -= n) {
+		n = length < sizeof(buffer) ? length : sizeof(buffer);
+		read_exact(buffer, n);
 	}
 }
 
@@ -868,13 +878,16 @@ static void handle_request(void)
 		read_exact(&header[n], 1);
 	} while (header[n++] != '\n');
 	header[n] = 0;
-	if (sscanf(header, "%31s %u %zu", verb, &id, &length) != 3 || length > PAYLOAD_MAX) {
+	if (sscanf(header, "%31s %u %zu", verb, &id, &length) != 3) {
 		errno = EPROTO;
 		die("request '%s'", header);
 	}
-	payload = malloc(length + 1);
-	if (!payload)
-		die("request of %zu bytes", length);
+	payload = length <= PAYLOAD_MAX ? malloc(length + 1) : NULL;
+	if (!payload) {
+		discard(length);
+		send_text("error", id, "no memory for a request of %zu bytes", length);
+		return;
+	}
 	read_exact(payload, length);
 	payload[length] = 0;
 	if (!strcmp(verb, "ping"))

@@ -45,15 +45,30 @@ _OURS = ("-p", "harness.pytest_plugin", "--rootdir", str(guest_tests_dir().paren
 class _Wiring:
     """Connects the plugin's progress lines to the reporter once pytest is up; and its tests to a machine that lives."""
 
-    def __init__(self, reporter: RunReporter, machine: VM | None = None, settings: Settings | None = None) -> None:
+    def __init__(self, reporter: RunReporter, machine: VM | None = None, stopping: Stopping | None = None) -> None:
         self._reporter = reporter
         self._machine = machine
-        self._settings = settings
+        self._stopping = stopping
 
     def pytest_configure(self, config: Any) -> None:
         pytest_plugin.set_progress(config, self._reporter.say)
-        if self._machine is not None and self._settings is not None:
-            pytest_plugin.set_machine(config, self._machine, self._settings)
+        if self._machine is not None:
+            pytest_plugin.set_machine(config, self._machine)
+
+    def pytest_sessionstart(self, session: Any) -> None:
+        if self._stopping is not None:
+            self._stopping.session = session
+
+
+class Stopping:
+    """How somebody ends a session of pytest's from another thread: after the test at hand."""
+
+    session: Any = None
+
+    def stop(self) -> None:
+        """No further test."""
+        if self.session is not None:
+            self.session.shouldstop = "nobody waits for it any more"
 
 
 def run_session(
@@ -90,7 +105,7 @@ def rerun_session(
     scenarios: Sequence[str],
     levels: Sequence[str],
     machine: VM,
-    settings: Settings,
+    stopping: Stopping,
 ) -> ExitCode:
     """Runs scenarios on a machine that lives already, with what their files say now.
 
@@ -107,7 +122,7 @@ def rerun_session(
     _forget({path.parent for path in files})
     # Nothing is captured: the descriptors of this process are not the caller's.
     args = [*map(str, files), *_OURS, "--capture=no", *_selection(names, levels)]
-    return _main(pytest, reporter, args, [_Wiring(reporter, machine, settings)], settings.kernel, strict=False)
+    return _main(pytest, reporter, args, [_Wiring(reporter, machine, stopping)], machine.kernel.spec, strict=False)
 
 
 def _forget(folders: set[Path]) -> None:

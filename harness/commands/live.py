@@ -10,13 +10,14 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.commands.options import level_option, live_options, scenarios_argument
-from harness.errors import UsageError
+from harness.errors import HugepfnError, KernelDied, UsageError
 
 if TYPE_CHECKING:
     from harness.machine.agent import ExitStatus
@@ -62,7 +63,7 @@ def _start(name: str | None, options: dict[str, Any], *, with_us: bool, kept: st
     from harness.settings import Settings
 
     settings = Settings.from_options(options)
-    stem = re.sub(r"[^\w.-]+", "-", kept or Path(settings.kernel).name).strip("-")[:30] or "session"
+    stem = re.sub(r"[^\w.-]+", "-", kept or Path(settings.kernel).name)[:30].strip("-.") or "session"
     return start_session(Start(name or f"{stem}*", settings, kept), say, with_us=with_us)
 
 
@@ -105,13 +106,13 @@ def shell(name: str | None, gdb: bool, **options: Any) -> None:
         with client.shell() as (line, ended, resize):
             interact(line, resize, ended)
         if (state := client.call("state")) != "runs":
-            raise click.ClickException(state)
+            raise KernelDied(state)
     finally:
         if not lives:
             client.stop()
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @session_option
 @click.option(
     "--address", is_flag=True, help="print how another SSH client gets there; its files last as long as the session"
@@ -139,7 +140,7 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
             with contextlib.closing(connection.shell(os.environ.get("TERM", "vt102"), columns, rows)) as channel:
                 interact(channel, lambda rows, columns: channel.resize_pty(columns, rows))
             return
-        stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+        stdin = b"" if sys.stdin.isatty() else sys.stdin.fileno()
 
         def sink(stream: Stream, data: bytes) -> None:
             to = sys.stdout.buffer if stream is Stream.OUT else sys.stderr.buffer
@@ -165,7 +166,7 @@ def _leave_as(ended: ExitStatus) -> None:
     sys.exit(ended.status if ended.signal is None else _SIGNALLED + ended.signal)
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("exec", context_settings={"allow_interspersed_args": False})
 @session_option
 @live_options
 @click.option(
@@ -182,8 +183,8 @@ def exec_(
     The BAR is bound to vfio-pci; VFIO_GROUP and VFIO_BDF say where, and so do {group} and {bdf} in an ARG. Standard
     streams and signals are the program's own, and its exit status is this command's (128 and more: a signal).
     """
-    if any("=" not in one for one in environment):
-        raise UsageError(f"--env {environment[0]!r}: expected NAME=VALUE")
+    for wrong in (one for one in environment if "=" not in one):
+        raise UsageError(f"--env {wrong!r}: expected NAME=VALUE")
     file = str(Path(program).absolute()) if "/" in program else None
     if file is not None and not Path(file).is_file():
         raise UsageError(f"{program}: no such file (a command of the guest's has no slash)")
@@ -208,7 +209,7 @@ def _fresh(options: dict[str, Any]) -> Iterator[Session]:
     settings = Settings.from_options(options)
     settings.preflight(say)
     with settings.vm(settings.resolve(say), (), say) as vm:
-        yield Session(vm, settings)
+        yield Session(vm)
 
 
 @click.command()
@@ -251,8 +252,11 @@ def ps() -> None:
     for heading in ("session", "pid", "kernel", "release", "age", "state"):
         table.add_column(heading, no_wrap=True)
     for about in sessions():
-        age = time.strftime("%H:%M:%S", time.gmtime(time.time() - about.started_at))
-        state = str(SessionClient(about).call("state")).splitlines()[0]
+        age = str(timedelta(seconds=int(time.time() - about.started_at)))
+        try:
+            state = str(SessionClient(about).call("state")).splitlines()[0]
+        except HugepfnError as error:  # it ends just now
+            state = str(error)
         table.add_row(about.name, str(about.pid), about.kernel, about.release, age, state)
     Console(highlight=False, width=_WIDE).print(table if table.row_count else "no sessions", soft_wrap=True)
 
@@ -267,7 +271,8 @@ def stop(names: tuple[str, ...], everything: bool) -> None:
 
     chosen = sessions() if everything else [choose(name) for name in names or (None,)]
     for about in chosen:
-        SessionClient(about).stop()
+        with contextlib.suppress(ProcessLookupError, HugepfnError if everything else ProcessLookupError):
+            SessionClient(about).stop()
 
 
 @click.command("serve-session", hidden=True)

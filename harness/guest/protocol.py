@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from harness.errors import ProtocolError
 
 _HEADER_LIMIT = 128
+#: Of one frame to the guest.
+PAYLOAD_MAX_BYTES = 256 << 20
 #: The BAR that scenarios map. It is called "bar"; another, "bar0".
 TESTED_BAR = 2
 ORDINARY = "ram"

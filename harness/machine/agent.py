@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import MachineryError, ProtocolError, UsageError
-from harness.guest.protocol import Frame, FrameDecoder, parse_ready, put_payload, run_payload
+from harness.guest.protocol import PAYLOAD_MAX_BYTES, Frame, FrameDecoder, parse_ready, put_payload, run_payload
 from harness.machine.qemu import Qemu
 
 
@@ -63,6 +63,8 @@ class Stream(enum.Enum):
 
 #: So much of a job's input may be on its way; the agent tells when the job has taken it.
 _INPUT_WINDOW_BYTES = 256 << 10
+_PATH_ROOM_BYTES = 1 << 14
+_ANSWERS = ("done", "started", "error")
 UNLIMITED_S = 1e7  # longer than any session: QEMU's end is what ends such a wait
 
 
@@ -91,13 +93,15 @@ class Job:
 class Agent:
     """PID 1 of the guest, as the host talks to it."""
 
-    def __init__(self, qemu: Qemu) -> None:
+    def __init__(self, qemu: Qemu, first_id: int = 1) -> None:
+        """:param first_id: of the next request; a machine that was kept has jobs with those before it."""
         self._qemu = qemu
         self._decoder = FrameDecoder()
         self._ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._answers: dict[int, asyncio.Future[Frame]] = {}
         self._jobs: dict[int, Job] = {}
-        self._next_id = 1
+        self.next_id = first_id
+        self._late: list[asyncio.Future[None]] = []
         self._sending = asyncio.Lock()  # a frame is whole before the next begins
         qemu.pump("agent", self._receive)
 
@@ -116,8 +120,10 @@ class Agent:
                 job.exited.set_result(ExitStatus.parse(frame.text))
                 job.took.set()
                 del self._jobs[frame.id]
-            elif frame.id in self._answers:
+            elif frame.verb in _ANSWERS and frame.id in self._answers:
                 self._answers.pop(frame.id).set_result(frame)
+            elif frame.verb == "started":  # too late: nobody waits for it any more
+                self._late.append(asyncio.ensure_future(self._write(Frame("kill", frame.id, b"9"))))
 
     async def ready(self, timeout_s: float) -> dict[str, str]:
         """Waits for the agent's first words; what it says about the guest."""
@@ -128,15 +134,18 @@ class Agent:
 
         :raises MachineryError: the agent refuses it, with its reason.
         """
-        number = self._next_id
-        self._next_id += 1
+        number = self.next_id
+        self.next_id += 1
         return await self._exchange(Frame(verb, number, payload), timeout_s)
 
     async def _exchange(self, frame: Frame, timeout_s: float) -> Frame:
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._answers[frame.id] = answer
-        await self._send(frame, timeout_s)
-        answered = await self._qemu.expect(answer, timeout_s, f"the agent's answer to {frame.verb!r}")
+        try:
+            await self._send(frame, timeout_s)
+            answered = await self._qemu.expect(answer, timeout_s, f"the agent's answer to {frame.verb!r}")
+        finally:
+            self._answers.pop(frame.id, None)
         if answered.verb == "error":
             raise MachineryError(f"the guest's agent: {answered.text}")
         return answered
@@ -151,7 +160,12 @@ class Agent:
             await asyncio.get_running_loop().sock_sendall(self._qemu.end("agent"), frame.encode())
 
     async def put(self, path: str, data: bytes, mode: int = 0o755) -> None:
-        """Writes a file in the guest."""
+        """Writes a file in the guest.
+
+        :raises UsageError: it is larger than the agent takes.
+        """
+        if len(data) > PAYLOAD_MAX_BYTES - _PATH_ROOM_BYTES:
+            raise UsageError(f"{path}: {len(data) >> 20} MiB; the guest takes {PAYLOAD_MAX_BYTES >> 20} MiB at most")
         await self.request("put", put_payload(path, data, mode))
 
     async def get(self, path: str) -> bytes:
@@ -182,8 +196,8 @@ class Agent:
     async def _begin(
         self, verb: str, argv: tuple[str, ...], payload: bytes, sink: Callable[[Stream, bytes], None] | None
     ) -> Job:
-        number = self._next_id
-        self._next_id += 1
+        number = self.next_id
+        self.next_id += 1
         job = Job(number, argv, asyncio.get_running_loop().create_future(), sink)
         self._jobs[number] = job
         try:
@@ -210,8 +224,14 @@ class Agent:
             await self._qemu.expect(self._write(Frame("in", job.id, chunk)), UNLIMITED_S, "the agent to take input")
 
     async def kill(self, job: Job, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signals a job and all it started."""
-        await self._send(Frame("kill", job.id, str(int(number)).encode()), 30.0)
+        """Signals a job and all it started; while the machine stands still, as soon as it runs again."""
+        await self._qemu.expect(
+            self._write(Frame("kill", job.id, str(int(number)).encode())), 30.0, "a signal to go out"
+        )
+
+    async def resize_shell(self, rows: int, columns: int) -> None:
+        """How large the terminal behind the shell's line is; no answer is waited for."""
+        await self._qemu.expect(self._write(Frame("size", 0, f"{rows} {columns}".encode())), 30.0, "a size to go out")
 
     async def poweroff(self) -> None:
         """Asks for the end; nothing answers."""

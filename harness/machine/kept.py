@@ -32,6 +32,7 @@ class Kept:
     ready: Mapping[str, str]
     bars: tuple[Region, ...]
     capabilities: Capabilities | None  # None: it was not probed yet
+    next_id: int  # of the agent's requests: its jobs are still there
     log: str
 
     @property
@@ -86,5 +87,6 @@ def find(name: str) -> Kept:
         ready=meta["ready"],
         bars=tuple(Region(**bar) for bar in meta["bars"]),
         capabilities=Capabilities.from_json(probed) if probed is not None else None,
+        next_id=meta.get("next_id", 1),
         log=(folder / "log").read_text(),
     )

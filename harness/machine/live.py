@@ -34,8 +34,9 @@ class LiveMachine:
         self._loop: LoopThread | None = None
         self._qemu: Qemu | None = None
         self._machine: Machine | None = None
+        self._shell: Job | None = None
         self._sshd: tuple[SshServer, SshAddress] | None = None
-        self._sent: set[str] = set()  # shared libraries
+        self._sent: dict[Path, tuple[int, int]] = {}  # shared libraries: size and mtime_ns
 
     def _use(self, coming_up: Coroutine[Any, Any, Machine]) -> None:
         """Waits for a machine to come up, on a loop of its own; what does not come up is ended."""
@@ -156,11 +157,14 @@ class LiveMachine:
         if not path.is_file():
             raise UsageError(f"{path}: no such file")
         for library in libraries(path):
-            if str(library) not in self._sent:
+            status = library.stat()
+            version = (status.st_size, status.st_mtime_ns)
+            if self._sent.get(library) != version:
                 self.put(str(library), library.read_bytes())
-                self._sent.add(str(library))
-        self.put(f"/tests/{path.name}", path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
-        return f"/tests/{path.name}"
+                self._sent[library] = version
+        own = f"/sent/{path.name}"  # apart from the scenarios' programs
+        self.put(own, path.read_bytes(), stat.S_IMODE(path.stat().st_mode))
+        return own
 
     def exec(
         self,
@@ -193,6 +197,11 @@ class LiveMachine:
             self._sshd = server, self.on_loop(server.start())
         return self._sshd[1]
 
+    @property
+    def has_ssh(self) -> bool:
+        """Whether the SSH server is installed already."""
+        return self._sshd is not None
+
     def ssh(self) -> Ssh:
         """A new SSH connection to the guest. Close it, or use it as a context."""
         return Ssh(self.ssh_address())
@@ -214,14 +223,15 @@ class LiveMachine:
 
         :raises MachineryError: there is no busybox in the guest (it was not on the host).
         """
-        job = self.on_loop(self.agent.shell())
+        if self._shell is None or self._shell.exited.done():
+            self._shell = self.on_loop(self.agent.shell())
         own = self.qemu.end("shell").dup()
         own.setblocking(True)
-        return own, job
+        return own, self._shell
 
     def resize_shell(self, rows: int, columns: int) -> None:
         """Tells the shell's line how large the terminal behind it is."""
-        self.on_loop(self.agent.request("size", f"{rows} {columns}".encode()))
+        self.on_loop(self.agent.resize_shell(rows, columns))
 
     def console(self) -> fdspawn:
         """A shell in the guest, as a pexpect spawn, on a serial line of its own; see :meth:`shell`."""

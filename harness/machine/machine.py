@@ -114,11 +114,11 @@ async def revive(
     """
     qemu = Qemu(kept.spec, find_qemu(), SharedRam(kept.spec.memory_mib, ram_dir))
     started(qemu)
-    agent = await _restore(qemu, kept.state, kept.log, on_event)
+    agent = await _restore(qemu, kept.state, kept.log, on_event, kept.next_id)
     return Machine(qemu, agent, kept.ready, kept.bars, Origin.KEPT)
 
 
-async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes], None]) -> Agent:
+async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes], None], first_id: int = 1) -> Agent:
     """Starts QEMU with a saved state and lets it run. RAM that is private to it comes from its file."""
     qemu.log.write(log.encode())
     descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
@@ -130,7 +130,8 @@ async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes]
         os.close(descriptor)
     from_file = not qemu.ram.share
     await qemu.migrate("migrate-incoming", {"uri": "fd:state"}, ignore_shared=from_file, timeout_s=_RESTORE_TIMEOUT_S)
-    agent = Agent(qemu)
+    agent = Agent(qemu, first_id)
+    qemu.log_from = len(qemu.log.text)  # what the template's life had to say is over
     qemu.pump("events", on_event)
     await qemu.execute("cont")
     return agent

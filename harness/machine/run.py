@@ -142,7 +142,7 @@ class GuestRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.vm.abandon(self)
+            self.vm.abandon(self, error)
             return
         try:
             result = self.finish()
@@ -151,8 +151,8 @@ class GuestRun:
                 raise PremiseNotMet(result.reason)
             if not result.passed:
                 raise GuestProgramError(f"guest program {self.program}: {result.reason}")
-        except BaseException:
-            self.vm.abandon(self)
+        except BaseException as broken:
+            self.vm.abandon(self, broken)
             raise
         self.vm.forget(self)
 

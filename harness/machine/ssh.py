@@ -6,12 +6,14 @@ import base64
 import contextlib
 import io
 import logging
+import os
 import shlex
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -104,11 +106,13 @@ class Ssh:
         self,
         command: str | Sequence[str],
         *,
-        stdin: bytes = b"",
+        stdin: bytes | int = b"",
         timeout_s: float = UNLIMITED_S,
         sink: Sink | None = None,
     ) -> Completed:
         """Runs a command to its end.
+
+        :param stdin: what it reads: bytes, or a descriptor of ours that is read as it goes on.
 
         :param command: a line for the guest's shell, or words that it does not look into.
         :param sink: gets what it prints as it comes, from a thread for each stream; the result then has none of it.
@@ -161,34 +165,49 @@ class Ssh:
         return channel
 
 
-def _feed(channel: paramiko.Channel, data: bytes) -> None:
+def _feed(channel: paramiko.Channel, stdin: bytes | int) -> None:
     with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # it reads no more
-        channel.sendall(data)
+        if isinstance(stdin, bytes):
+            channel.sendall(stdin)
+        else:
+            while data := os.read(stdin, _CHUNK_BYTES):
+                channel.sendall(data)
         channel.shutdown_write()
 
 
-def _read(receive: Callable[[int], bytes], stream: Stream, sink: Sink) -> None:
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # how it ended says so
-        while data := receive(_CHUNK_BYTES):
+def _read(receive: Callable[[int], bytes], stream: Stream, sink: Sink, channel: paramiko.Channel) -> None:
+    """:raises Exception: the sink's own; the channel is closed then, so that nobody waits for its end."""
+    while True:
+        try:
+            data = receive(_CHUNK_BYTES)
+        except (OSError, EOFError, paramiko.SSHException):
+            return  # how it ended says so
+        if not data:
+            return
+        try:
             sink(stream, data)
+        except BaseException:
+            channel.close()
+            raise
 
 
-def _follow(channel: paramiko.Channel, stdin: bytes, sink: Sink, timeout_s: float, line: str) -> ExitStatus:
+def _follow(channel: paramiko.Channel, stdin: bytes | int, sink: Sink, timeout_s: float, line: str) -> ExitStatus:
     """Feeds and reads a command's streams, each in its own thread, until they are at their end and it has ended."""
     deadline = time.monotonic() + timeout_s
-    work: list[tuple[Callable[..., None], tuple[object, ...]]] = [
-        (_feed, (channel, stdin)),
-        (_read, (channel.recv, Stream.OUT, sink)),
-        (_read, (channel.recv_stderr, Stream.ERR, sink)),
-    ]
-    threads = [threading.Thread(target=target, args=args, daemon=True) for target, args in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads[1:]:
-        thread.join(max(deadline - time.monotonic(), 0.0))
-    if any(thread.is_alive() for thread in threads[1:]) or not channel.status_event.wait(
-        max(deadline - time.monotonic(), 0.0)
-    ):
+    threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
+    with ThreadPoolExecutor(2) as pool:
+        streams = (channel.recv, Stream.OUT), (channel.recv_stderr, Stream.ERR)
+        reading = [pool.submit(_read, receive, stream, sink, channel) for receive, stream in streams]
+        try:
+            for one in reading:
+                one.result(max(deadline - time.monotonic(), 0.0))
+            ended = channel.status_event.wait(max(deadline - time.monotonic(), 0.0))
+        except TimeoutError:
+            ended = False
+        finally:
+            if not all(one.done() for one in reading):
+                channel.close()  # which ends both
+    if not ended:
         raise DeadlineError(f"SSH: {line!r} did not end within {timeout_s:g} s; its connection to us is cut")
     return _ended(channel, line)
 

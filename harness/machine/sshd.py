@@ -20,7 +20,7 @@ import paramiko
 
 from harness.errors import HugepfnError, MachineryError
 from harness.guest.libraries import libraries
-from harness.machine.agent import Input, Stream
+from harness.machine.agent import UNLIMITED_S, Input, Stream
 from harness.machine.command import start
 from harness.machine.machine import Machine
 
@@ -128,13 +128,14 @@ class SshServer:
         job = await start(self._machine, argv, {"HOME": _HOME}, reads=Input.SOCKET, sink=sink)
 
         async def forward() -> None:
-            while data := await reader.read(_READ_BYTES):
-                await self._machine.agent.feed(job, data)
+            with contextlib.suppress(OSError):  # who left without reading what was sent resets the connection
+                while data := await reader.read(_READ_BYTES):
+                    await self._machine.agent.feed(job, data)
             await self._machine.agent.feed(job, b"")
 
         forwarding = asyncio.ensure_future(forward())
         try:
-            await asyncio.shield(job.exited)
+            await self._machine.qemu.expect(asyncio.shield(job.exited), UNLIMITED_S, "the end of a connection")
         finally:
             forwarding.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
@@ -142,7 +143,7 @@ class SshServer:
 
     async def _has(self, path: str) -> bool:
         job = await self._machine.agent.run(["/bin/sh", "-c", f"test -x {path}"])
-        return (await job.exited).ok
+        return (await self._machine.qemu.expect(asyncio.shield(job.exited), 30.0, f"a look for {path}")).ok
 
 
 def _find(program: str) -> str:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness import cache
-from harness.errors import BootError, HugepfnError, MachineryError, UsageError
+from harness.errors import BootError, HugepfnError, MachineryError, PremiseNotMet, UsageError
 from harness.guest.compiler import compile_program, find_source
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
@@ -161,6 +161,7 @@ class VM(LiveMachine):
             "why": why,
             "ready": dict(self.ready),
             "bars": [asdict(bar) for bar in self.bars],
+            "next_id": self.agent.next_id,
             "capabilities": self._capabilities.to_json() if self._capabilities is not None else None,
         }
         with self.paused():
@@ -249,10 +250,10 @@ class VM(LiveMachine):
         if self._run is run:
             self._run = None
 
-    def abandon(self, run: GuestRun) -> None:
-        """The run failed on the way: end its processes, or give the guest up if it no longer answers."""
+    def abandon(self, run: GuestRun, error: BaseException) -> None:
+        """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
         self.forget(run)
-        if self.on_failure is not None:
+        if self.on_failure is not None and not isinstance(error, PremiseNotMet | KeyboardInterrupt):
             self.on_failure(self)
         if self._broken:
             return

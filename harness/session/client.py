@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection as mp
 from multiprocessing.connection import Connection
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from harness.machine.agent import ExitStatus
 
 _END_TIMEOUT_S = 20.0
+_READ_BYTES = 64 << 10
 
 
 class SessionClient:
@@ -58,12 +60,15 @@ class SessionClient:
         return said.value
 
     def stop(self) -> None:
-        """Ends the session; returns once nothing of it is left."""
+        """Ends the session; returns once nothing of it is left.
+
+        :raises MachineryError: it does not end.
+        """
         end = os.pidfd_open(self.about.pid)
         try:
             self.call("stop")
-            with contextlib.suppress(TimeoutError):
-                _wait_for_exit(end)
+            if not select.select([end], [], [], _END_TIMEOUT_S)[0]:
+                raise MachineryError(f"the session {self.about.name} (pid {self.about.pid}) does not end")
         finally:
             os.close(end)
 
@@ -72,7 +77,8 @@ class SessionClient:
         with self._connected() as connection:
             arguments = {"argv": tuple(argv), "program": program, "environment": dict(environment)}
             connection.send(wire.Call("exec", arguments, 3))
-            wire.send_descriptors(connection, [0, 1, 2])
+            with _own_stdin() as stdin:
+                wire.send_descriptors(connection, [stdin, 1, 2])
             with passing_signals(lambda number: connection.send(wire.Signal(number))):
                 answer: ExitStatus = self._answer(connection)
             return answer
@@ -108,6 +114,22 @@ def passing_signals(send: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _wait_for_exit(pidfd: int) -> None:
-    if not select.select([pidfd], [], [], _END_TIMEOUT_S)[0]:
-        raise TimeoutError
+@contextlib.contextmanager
+def _own_stdin() -> Iterator[int]:
+    """Standard input for another process: a terminal stays ours to read, since job control is about us."""
+    if not os.isatty(0):
+        yield 0
+        return
+    readable, writable = os.pipe()
+
+    def copy() -> None:
+        with contextlib.suppress(OSError):
+            while data := os.read(0, _READ_BYTES):
+                os.write(writable, data)
+        os.close(writable)
+
+    threading.Thread(target=copy, daemon=True).start()
+    try:
+        yield readable
+    finally:
+        os.close(readable)

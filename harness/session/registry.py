@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,9 +19,12 @@ import platformdirs
 from harness import cache
 from harness.errors import UsageError
 
-_NAME = re.compile(r"[\w.-]{1,40}")
+_NAME = re.compile(r"\w[\w-]*(\.[\w-]+)*")  # never "." or "..": it is a folder's, too
+_NAME_MAX = 40
+_SOCKET_PATH_MAX = 107  # sun_path less its NUL, unix(7)
 _ABOUT = "about.json"
 SOCKET = "socket"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,13 @@ def claim(name: str) -> Iterator[Path]:
     :raises UsageError: the name is taken, or is none.
     """
     stem, wildcard = name.removesuffix("*"), name.endswith("*")
-    if not _NAME.fullmatch(stem):
-        raise UsageError(f"{stem!r} is no name for a session: letters, digits, '.', '_' and '-', at most 40")
+    if not _NAME.fullmatch(stem) or len(stem) > _NAME_MAX or stem.endswith(_LOCK):
+        raise UsageError(f"{stem!r} is no name for a session: letters, digits, '.', '_' and '-', at most {_NAME_MAX}")
+    if len(os.fsencode(folder_of(f"{stem}-999") / SOCKET)) > _SOCKET_PATH_MAX:
+        raise UsageError(f"a socket's path below {root()} is too long; set HUGEPFN_RUNTIME_DIR to a shorter one")
     with cache.room_errors(root()):
         root().mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_owner()
         for number in range(1, 1000):
             candidate = stem if number == 1 else f"{stem}-{number}"
             lock = _lock(candidate)
@@ -83,7 +90,22 @@ def claim(name: str) -> Iterator[Path]:
 
 
 def _lock(name: str) -> filelock.FileLock:
-    return filelock.FileLock(root() / f"{name}.lock")
+    return filelock.FileLock(root() / f"{name}{_LOCK}")
+
+
+def _check_owner() -> None:
+    """What is in the folder is believed, so nobody else may write there, or put another in its place.
+
+    :raises UsageError: somebody else might.
+    """
+    for folder in (root(), root().parent):
+        status = folder.lstat()
+        others = status.st_mode & 0o022 and not (status.st_mode & stat.S_ISVTX and folder != root())
+        owners = {os.geteuid()} if folder == root() else {os.geteuid(), 0}
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in owners or others:
+            raise UsageError(
+                f"{folder} is no folder that only you can write to; mend that, or set HUGEPFN_RUNTIME_DIR elsewhere"
+            )
 
 
 def publish(folder: Path, about: About) -> None:
@@ -93,9 +115,12 @@ def publish(folder: Path, about: About) -> None:
 
 def sessions() -> list[About]:
     """The sessions that live, by name. What is left of others, which were killed, is thrown away."""
-    found = []
-    for lock_file in sorted(root().glob("*.lock")):
-        name = lock_file.name.removesuffix(".lock")
+    found: list[About] = []
+    if not root().is_dir():
+        return found
+    _check_owner()
+    for lock_file in sorted(root().glob(f"*{_LOCK}")):
+        name = lock_file.name.removesuffix(_LOCK)
         lock = _lock(name)
         try:
             lock.acquire(timeout=0)

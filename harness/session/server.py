@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from harness.campaign.session import Stopping
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.machine import VM
 from harness.machine.agent import Job
@@ -45,10 +45,13 @@ class Server:
         self._session: Session
 
     def run(self, ready: Callable[[About], None]) -> None:
-        """Brings the machine up, says so, and serves until somebody stops it or the machine ends."""
+        """Brings the machine up, says so, and serves until somebody stops it.
+
+        A machine that died is still there to be asked how.
+        """
         vm = self._machine()
         try:
-            self._session = Session(vm, self._start.settings)
+            self._session = Session(vm)
             asked = self._start.settings.kernel if self._start.kept is None else f"kept machine {self._start.kept}"
             about = About(self._folder.name, os.getpid(), asked, vm.ready["release"], time.time())
             with Listener(str(self._folder / registry.SOCKET), "AF_UNIX") as listener:
@@ -106,7 +109,9 @@ class Server:
                 threading.Thread(target=_listen, args=(connection, signals), daemon=True).start()
                 return self._session.exec(**call.arguments, streams=descriptors, signals=signals)
             case "rerun":
-                return self._session.rerun(**call.arguments, stdout=descriptors[0])
+                stopping = Stopping()
+                threading.Thread(target=_end_with_caller, args=(connection, stopping), daemon=True).start()
+                return self._session.rerun(**call.arguments, stdout=descriptors[0], stopping=stopping)
             case _:
                 return getattr(self._session, call.verb)(**call.arguments)
 
@@ -119,23 +124,42 @@ class Server:
             with line:
                 connection.send(wire.Answer(None, 1))
                 wire.send_descriptors(connection, [line.fileno()])
-            threading.Thread(target=self._end_with, args=(connection, job), daemon=True).start()
-            while True:
-                said = connection.recv()
-                if isinstance(said, wire.Size):
-                    self._session.vm.resize_shell(said.rows, said.columns)
+            with self._telling(job, connection):
+                while True:
+                    said = connection.recv()
+                    if isinstance(said, wire.Size):
+                        self._session.vm.resize_shell(said.rows, said.columns)
         finally:
             self._shell_taken.release()
 
-    def _end_with(self, connection: Connection, job: Job) -> None:
-        """Tells who has the line that the shell has ended."""
-        with contextlib.suppress(HugepfnError, OSError):
-            self._session.vm.on_loop(_wait(job))
-            connection.send(wire.Answer())
+    @contextlib.contextmanager
+    def _telling(self, job: Job, connection: Connection) -> Iterator[None]:
+        """While the block runs, its caller hears when the shell ends."""
+
+        def tell(_exited: object) -> None:
+            with contextlib.suppress(OSError):
+                connection.send(wire.Answer())
+
+        async def add() -> None:
+            job.exited.add_done_callback(tell)
+
+        async def remove() -> None:
+            job.exited.remove_done_callback(tell)
+
+        vm = self._session.vm
+        vm.on_loop(add())
+        try:
+            yield
+        finally:
+            with contextlib.suppress(HugepfnError):
+                vm.on_loop(remove())
 
 
-async def _wait(job: Job) -> None:
-    await asyncio.shield(job.exited)
+def _end_with_caller(connection: Connection, stopping: Stopping) -> None:
+    """A rerun that nobody waits for any more ends after the test at hand."""
+    with contextlib.suppress(EOFError, OSError):
+        connection.recv()
+    stopping.stop()
 
 
 def _listen(connection: Connection, signals: queue.Queue[int | None]) -> None:

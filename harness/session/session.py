@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode, UsageError
 from harness.machine import VM
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
@@ -20,7 +21,6 @@ from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
 from harness.machine.spec import Root
 from harness.machine.sshd import SshAddress
 from harness.pagetable import Walk
-from harness.settings import Settings
 
 _READ_BYTES = 64 << 10
 
@@ -28,9 +28,8 @@ _READ_BYTES = 64 << 10
 class Session:
     """A machine that runs, and the order in which several commands use it."""
 
-    def __init__(self, vm: VM, settings: Settings) -> None:
+    def __init__(self, vm: VM) -> None:
         self.vm = vm
-        self._settings = settings
         self._turn = threading.RLock()  # one command at a time stops the machine or asks the agent for a file
 
     # --- commands in the guest -------------------------------------------------------------------
@@ -62,7 +61,11 @@ class Session:
 
             starting = start(self.vm.machine, words, environment, reads=Input.PIPE, sink=sink)
             job = self.vm.on_loop(starting)
-        with _thread(_write_all, out), _feeding(self.vm, job, streams[0]), _thread(self._pass_on, job, signals):
+        with (
+            _thread(_write_all, out, lambda: signals.put(signal.SIGPIPE)),
+            _feeding(self.vm, job, streams[0]),
+            _thread(self._pass_on, job, signals),
+        ):
             try:
                 return self.vm.on_loop(finish(self.vm.machine, job, UNLIMITED_S))
             finally:
@@ -75,27 +78,35 @@ class Session:
                 self.vm.on_loop(self.vm.agent.kill(job, signal.Signals(number)))
 
     def rerun(
-        self, scenarios: Sequence[str], levels: Sequence[str], entries: bool, stdout: int, width: int | None
+        self,
+        scenarios: Sequence[str],
+        levels: Sequence[str],
+        entries: bool,
+        stdout: int,
+        width: int | None,
+        stopping: Stopping,
     ) -> ExitCode:
         """Runs scenarios on this very machine, with what their files say now.
 
+        :param stopping: ends it after the test at hand.
         :param width: of the caller's terminal; None where it is none.
         """
         import pytest
 
         from harness.campaign.reporter import QuietOnBrokenPipe, RunReporter
-        from harness.campaign.session import rerun_session
 
         if not hasattr(self.vm, "kernel"):
             raise UsageError("the kernel of this kept machine is no longer here, so nothing can be claimed of it")
         with self._turn, os.fdopen(os.dup(stdout), "w") as file:
             console = QuietOnBrokenPipe(file=file, highlight=False, force_terminal=width is not None, width=width)
-            return rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, self._settings)
+            return rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, stopping)
 
     # --- people ------------------------------------------------------------------------------------
 
     def ssh_address(self) -> SshAddress:
         """Where SSH reaches the guest; its server is installed at the first call."""
+        if self.vm.has_ssh:
+            return self.vm.ssh_address()
         with self._turn:
             return self.vm.ssh_address()
 
@@ -143,16 +154,19 @@ def _thread(target: Callable[..., None], *args: Any) -> Iterator[None]:
         thread.join()
 
 
-def _write_all(out: queue.Queue[tuple[int, bytes] | None]) -> None:
-    """Writes what a job printed, for as long as somebody reads it."""
-    broken = set()
+def _write_all(out: queue.Queue[tuple[int, bytes] | None], on_broken: Callable[[], None]) -> None:
+    """Writes what a job printed; says so once when nobody reads it any more."""
+    broken: set[int] = set()
     while (item := out.get()) is not None:
         descriptor, data = item
         while data and descriptor not in broken:
             try:
                 data = data[os.write(descriptor, data) :]
+            except BlockingIOError:  # somebody shares the terminal or pipe and has set it so
+                select.select([], [descriptor], [])
             except OSError:
                 broken.add(descriptor)
+                on_broken()
 
 
 @contextlib.contextmanager

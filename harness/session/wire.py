@@ -1,7 +1,7 @@
 """The words between a session's process and a command: pickled tuples over a socket in the user's own folder.
 
-A command connects, sends one :class:`Call` and the descriptors that go with it, and gets lines of progress, then an
-answer. While the call works, it may send :class:`Signal`; its going away ends what it asked for.
+A command connects, sends one :class:`Call` and the descriptors that go with it, and gets an answer. While the call
+works, it may send :class:`Signal`; its going away ends what it asked for. Only a start tells its progress before.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from harness.errors import DeadlineError, MachineryError
+from harness.errors import DeadlineError, KernelDied, MachineryError
 from harness.machine import VM
 from harness.machine.agent import Stream
 from harness.machine.ssh import Ssh
@@ -170,6 +170,14 @@ def test_the_connection_ends_with_the_machine() -> None:
     with pytest.raises(MachineryError):
         connection.run("true")
     connection.close()
+
+
+def test_a_kernel_that_dies_ends_the_command() -> None:
+    with VM("debian:6.12") as vm, vm.ssh() as connection:
+        with pytest.raises(MachineryError, match="cut off"):
+            connection.run("echo c > /proc/sysrq-trigger", timeout_s=60)
+        with pytest.raises(KernelDied):
+            vm.get("/proc/version")
 
 
 def test_no_dropbear_on_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
