@@ -7,7 +7,7 @@ import socket
 import stat
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pexpect.fdpexpect import fdspawn
 
@@ -19,10 +19,12 @@ from harness.machine.loop import LoopThread
 from harness.machine.machine import Machine, Origin
 from harness.machine.qemu import Qemu
 from harness.machine.ram import GuestMemory
-from harness.machine.ssh import Ssh
-from harness.machine.sshd import SshAddress, SshServer
 from harness.pagetable import Region
 from harness.verdict import Taint, parse_taint
+
+if TYPE_CHECKING:
+    from harness.machine.ssh import Ssh
+    from harness.machine.sshd import SshAddress, SshServer
 
 T = TypeVar("T")
 
@@ -193,6 +195,8 @@ class LiveMachine:
         :raises MachineryError: dropbear is not on this host.
         """
         if self._sshd is None:
+            from harness.machine.sshd import SshServer  # paramiko takes 0.15 s, and few need it
+
             server = SshServer(self.machine)
             self._sshd = server, self.on_loop(server.start())
         return self._sshd[1]
@@ -204,6 +208,8 @@ class LiveMachine:
 
     def ssh(self) -> Ssh:
         """A new SSH connection to the guest. Close it, or use it as a context."""
+        from harness.machine.ssh import Ssh
+
         return Ssh(self.ssh_address())
 
     @contextlib.contextmanager

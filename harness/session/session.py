@@ -9,7 +9,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode, UsageError
@@ -19,8 +19,10 @@ from harness.machine.command import finish, start
 from harness.machine.gdbstub import GdbStub
 from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
 from harness.machine.spec import Root
-from harness.machine.sshd import SshAddress
 from harness.pagetable import Walk
+
+if TYPE_CHECKING:
+    from harness.machine.sshd import SshAddress
 
 _READ_BYTES = 64 << 10
 
