@@ -58,7 +58,8 @@ def invariants_of(machine: VM) -> Claim:
     broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
     uncalibrated = any(run.uncalibrated for run in machine.runs)
     outcome = Outcome.ERROR if uncalibrated else Outcome.FAILED if broken else Outcome.PASSED
-    name = f"the invariants held at {stops} stops, and the kernel log has no complaint"
+    plural = "" if stops == 1 else "s"
+    name = f"the invariants held at {stops} stop{plural}, and the kernel log has no complaint"
     return Claim(name, outcome, "", "\n".join(broken))
 
 

@@ -637,7 +637,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "claims": [
                 {"name": "holds", "outcome": "passed", "kernel_function": "f()", "message": ""},
                 {
-                    "name": "the invariants held at 1 stops, and the kernel log has no complaint",
+                    "name": "the invariants held at 1 stop, and the kernel log has no complaint",
                     "outcome": "passed",
                     "kernel_function": "",
                     "message": "",

@@ -974,6 +974,8 @@ int main(void)
 	if (*vfio_group) {
 		setenv("HUGEPFN_VFIO_GROUP", vfio_group, 1);
 		setenv("HUGEPFN_VFIO_BDF", vfio_bdf, 1);
+		setenv("VFIO_GROUP", vfio_group, 1); /* for programs that know nothing of us */
+		setenv("VFIO_BDF", vfio_bdf, 1);
 	} else {
 		setenv("HUGEPFN_VFIO_WHY", vfio_why, 1);
 	}

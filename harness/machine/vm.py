@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from harness import cache
 from harness.errors import BootError, HugepfnError, MachineryError, PremiseNotMet, UsageError
-from harness.guest.compiler import compile_program, find_source
+from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
@@ -210,6 +210,11 @@ class VM(LiveMachine):
     def _start(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
         path = self.push(program)
         return self.on_loop(self._launch([path, *args], timeout_s))
+
+    def push_all(self) -> None:
+        """Sends every scenario's program over: for people, who find them in PATH."""
+        for source in sorted(guest_tests_dir().glob("*.c")):
+            self.push(source.stem)
 
     def add_search(self, folder: Path) -> None:
         """Looks for guest programs in one more folder, before the others."""

@@ -120,6 +120,7 @@ class Server:
         if not self._shell_taken.acquire(blocking=False):
             raise UsageError("somebody is at this session's shell; `hugepfn ssh` opens another")
         try:
+            self._session.prepare_for_people()
             line, job = self._session.vm.shell()
             with line:
                 connection.send(wire.Answer(None, 1))

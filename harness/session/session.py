@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.campaign.session import Stopping, rerun_session
-from harness.errors import ExitCode, UsageError
+from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.machine import VM
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
 from harness.machine.command import finish, start
@@ -135,6 +135,11 @@ class Session:
     def wait_until_it_runs(self) -> None:
         """Returns once gdb has let the machine go."""
         self.vm.on_loop(self.vm.qemu.until_resumed(UNLIMITED_S))
+
+    def prepare_for_people(self) -> None:
+        """The scenarios' programs are in the guest, as far as they compile and the machine takes them now."""
+        with self._turn, contextlib.suppress(HugepfnError):
+            self.vm.push_all()
 
     def log(self) -> str:
         """The kernel's log."""

@@ -323,6 +323,8 @@ def test_a_shell_knows_the_terminals_size_and_takes_ctrl_c(live: Live) -> None:
         shell.expect("guest# ")
         shell.sendline("stty size; echo $?")
         shell.expect("44 111\r\n0")
+        shell.sendline("fork --level=pmd | head -1; echo $VFIO_BDF")
+        shell.expect("KTAP version 1\r\n0000:00:05.0")
     assert live.ok("ps").decode().count("one ") == 1, "the session stays"
 
 
