@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from harness import cli, doctor
+from harness import cache, cli, doctor
 from harness.campaign import session
 from harness.errors import BootError, ClaimFailed, GuestProgramError, MachineryError, UsageError
 from harness.kernel import ImageKind, Kconfig, KernelImage
@@ -370,3 +370,24 @@ def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path, monkey
     done = hugepfn("doctor")
     assert done.status == 3
     assert "is no QEMU: --version says '[/red] [bold]frob" in done.out
+
+
+# --- kept ----------------------------------------------------------------------------------------
+
+
+def test_kept_machines_are_shown_and_thrown_away(
+    hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path))
+    assert hugepfn("kept").out == "no kept machines\n"
+
+    def old(folder: Path) -> None:
+        (folder / "meta.json").write_text('{"spec": {}}')
+
+    cache.obtain("kept", "fork-pud", old)
+    assert "fork-pud" in hugepfn("kept").out
+    assert "another version of hugepfn" in hugepfn("kept").out
+    done = hugepfn("kept", "--rm", "fork-pmd")
+    assert (done.status, "there are: fork-pud" in done.err) == (2, True)
+    assert hugepfn("kept", "--rm", "fork-pud").status == 0
+    assert hugepfn("kept").out == "no kept machines\n"

@@ -105,7 +105,7 @@ def shell(name: str | None, gdb: bool, **options: Any) -> None:
         say(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves")
         with client.shell() as (line, ended, resize):
             interact(line, resize, ended)
-        if (state := client.call("state")) != "runs":
+        if (state := client.call("state")) not in ("runs", "stands still"):
             raise KernelDied(state)
     finally:
         if not lives:
@@ -286,4 +286,28 @@ def serve_session(descriptor: int) -> None:
     serve(Connection(descriptor))
 
 
-COMMANDS = (start, shell, ssh, exec_, rerun, log, ps, stop, serve_session)
+@click.command()
+@click.option("--rm", "unwanted", multiple=True, metavar="NAME", help="throw it away; may be repeated")
+def kept(unwanted: tuple[str, ...]) -> None:
+    """Show the machines that --keep-vm kept, for `hugepfn shell NAME`; or throw some away."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness.machine import kept as machines
+
+    if unwanted:
+        for name in unwanted:
+            machines.remove(name)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "MiB", "kernel", "kept of"):
+        table.add_column(heading, no_wrap=True)
+    for name, one in machines.everything():
+        if one is None:
+            table.add_row(name, "", "", "another version of hugepfn: it can only be thrown away")
+        else:
+            table.add_row(name, str(one.state.stat().st_size >> 20), one.kernel, one.why)
+    Console(highlight=False, width=_WIDE).print(table if table.row_count else "no kept machines", soft_wrap=True)
+
+
+COMMANDS = (kept, start, shell, ssh, exec_, rerun, log, ps, stop, serve_session)

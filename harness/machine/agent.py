@@ -152,7 +152,9 @@ class Agent:
 
     async def _send(self, frame: Frame, timeout_s: float) -> None:
         if self._qemu.stopped:
-            raise UsageError("the machine stands still (at a checkpoint, or paused), so its agent cannot answer now")
+            raise UsageError(
+                "the machine stands still (at a checkpoint, or for gdb): its agent answers when it goes on"
+            )
         await self._qemu.expect(self._write(frame), timeout_s, f"the agent to take {frame.verb!r}")
 
     async def _write(self, frame: Frame) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,10 +60,42 @@ def find(name: str) -> Kept:
 
     :raises UsageError: there is none; says which there are.
     """
+    try:
+        return _load(_folder(name))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the kept machine {name} is of another version of hugepfn; `hugepfn kept --rm {name}` throws it away"
+        ) from error
+
+
+def everything() -> list[tuple[str, Kept | None]]:
+    """Every kept machine by its name; None for one that cannot be read: of another version."""
+    found: list[tuple[str, Kept | None]] = []
+    for folder in cache.entries(KIND):
+        try:
+            found.append((folder.name, _load(folder)))
+        except (OSError, KeyError, TypeError, ValueError):
+            found.append((folder.name, None))
+    return found
+
+
+def remove(name: str) -> None:
+    """Throws a kept machine away; what runs of it goes on.
+
+    :raises UsageError: there is none.
+    """
+    shutil.rmtree(_folder(name))
+
+
+def _folder(name: str) -> Path:
     folder = cache.find(KIND, name) if _NAME.fullmatch(name) else None
     if folder is None:
-        names = ", ".join(sorted(entry.name for entry in cache.entries(KIND))) or "none"
+        names = ", ".join(entry.name for entry in cache.entries(KIND)) or "none"
         raise UsageError(f"no kept machine {name!r}; there are: {names} (--keep-vm keeps one when a test fails)")
+    return folder
+
+
+def _load(folder: Path) -> Kept:
     meta = json.loads((folder / "meta.json").read_text())
     plain = meta["spec"]
     spec = MachineSpec(

@@ -146,8 +146,10 @@ class Session:
         return self.vm.kernel_log
 
     def state(self) -> str:
-        """ "runs", or how it ended."""
-        return "runs" if self.vm.qemu.exit_status is None else str(self.vm.qemu.end_error(""))
+        """Whether it "runs" or "stands still", or how it ended."""
+        if self.vm.qemu.exit_status is not None:
+            return str(self.vm.qemu.end_error(""))
+        return "stands still" if self.vm.qemu.stopped else "runs"
 
 
 @contextlib.contextmanager
