@@ -167,7 +167,7 @@ def _leave_as(ended: ExitStatus) -> None:
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
-@session_option
+@click.option("--session", "-s", metavar="NAME", help="which session  [default: a fresh machine]")
 @live_options
 @click.option(
     "--env", "-e", "environment", multiple=True, metavar="NAME=VALUE", help="for the program; may be repeated"

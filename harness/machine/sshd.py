@@ -21,7 +21,7 @@ import paramiko
 from harness.errors import HugepfnError, MachineryError
 from harness.guest.libraries import libraries
 from harness.machine.agent import UNLIMITED_S, Input, Stream
-from harness.machine.command import start
+from harness.machine.command import execute, start
 from harness.machine.machine import Machine
 
 _SERVER = "/tests/.ssh/dropbear"
@@ -31,6 +31,7 @@ _SHELL = "/tests/.ssh/shell"
 _SHELL_TEXT = b'#!/bin/sh\nPATH=/tests:/bin:/sbin:$PATH\nexport PATH\nexec /bin/sh "$@"\n'
 _HOME = "/root"
 _SEED_BYTES = 256
+_SEED_TIMEOUT_S = 30.0
 _READ_BYTES = 64 << 10
 _KEYGEN_TIMEOUT_S = 30
 _KEY_BITS = 256
@@ -95,10 +96,8 @@ class SshServer:
             await agent.put("/etc/group", b"root:x:0:\ntty:x:5:\n", 0o644)
             await agent.put("/etc/shells", f"{_SHELL}\n".encode(), 0o644)
         # A clone's random numbers would be its template's, and so would the keys of its connections.
-        seeding = await agent.run(["/bin/sh", "-c", "cat > /dev/urandom"], reads=Input.PIPE)
-        await agent.feed(seeding, os.urandom(_SEED_BYTES))
-        await agent.feed(seeding, b"")
-        await self._machine.qemu.expect(asyncio.shield(seeding.exited), 30.0, "the guest to take a random seed")
+        seed = os.urandom(_SEED_BYTES)
+        await execute(self._machine, ["/bin/sh", "-c", "cat > /dev/urandom"], stdin=seed, timeout_s=_SEED_TIMEOUT_S)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -124,7 +123,7 @@ class SshServer:
         # -i: one connection, on standard input; -s: keys only; -j, -k: no forwarding, there is no network; -m: no motd
         argv = [_SERVER, "-i", "-e", "-s", "-j", "-k", "-m", "-r", _HOST_KEY, "-W", str(1 << 20)]
         # What a person starts by hand has no host to wait for at checkpoints.
-        argv = ["/usr/bin/env" if await self._has("/usr/bin/env") else "/bin/env", "-u", "HUGEPFN_EVENTS_FD", *argv]
+        argv = ["env", "-u", "HUGEPFN_EVENTS_FD", *argv]
         job = await start(self._machine, argv, {"HOME": _HOME}, reads=Input.SOCKET, sink=sink)
 
         async def forward() -> None:
@@ -140,10 +139,6 @@ class SshServer:
             forwarding.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
                 await forwarding
-
-    async def _has(self, path: str) -> bool:
-        job = await self._machine.agent.run(["/bin/sh", "-c", f"test -x {path}"])
-        return (await self._machine.qemu.expect(asyncio.shield(job.exited), 30.0, f"a look for {path}")).ok
 
 
 def _find(program: str) -> str:
