@@ -4,7 +4,6 @@ source. An hour of two cores; ccache is left out of it."""
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from harness import cache
 from harness.errors import MachineryError
 from harness.kernel.build.builder import read_fragment, source_tree
 from harness.kernel.build.fragments import merge, parse
-from harness.kernel.build.job import Job
+from harness.kernel.build.job import Job, children_cpu_s, virtme_configure
 from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.slot import Slot
 from harness.kernel.build.source import parse_origin
@@ -42,10 +41,9 @@ class BuildRow:
 
 def cpu_s(work: Callable[[], object]) -> float:
     """User and system seconds of the processes that some work starts and waits for."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before_s = children_cpu_s()
     work()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return children_cpu_s() - before_s
 
 
 def full_build(recipe: Recipe, tree: str) -> BuildRow:
@@ -64,7 +62,6 @@ def full_build(recipe: Recipe, tree: str) -> BuildRow:
 def virtme_build(slot: Slot, tree: str) -> BuildRow:
     """virtme-ng's default configuration of the same tree: what ``vng --build`` runs, in an empty O= folder."""
     objects = slot.folder / "obj" / f"virtme{os.getpid()}"
-    configure = [sys.executable, "-P", "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
     make = ["make", f"O={objects}", "LOCALVERSION=-virtme", f"-j{jobs()}"]
     with slot.locked(None) as lock:
         slot.check_out(tree)
@@ -72,7 +69,7 @@ def virtme_build(slot: Slot, tree: str) -> BuildRow:
         try:
 
             def build() -> None:
-                for argv in ([*configure, f"O={objects}"], make):
+                for argv in (virtme_configure(objects), make):
                     _call(argv, slot.source, lock)
 
             return BuildRow("the same source, virtme-ng's default configuration", cpu_s(build))

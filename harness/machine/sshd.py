@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import io
 import os
-import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -20,10 +19,12 @@ import paramiko
 
 from harness.errors import HugepfnError, MachineryError
 from harness.guest.libraries import libraries
+from harness.kernel.process import find_program
 from harness.machine.agent import UNLIMITED_S, Input, Stream
 from harness.machine.command import execute, start
 from harness.machine.machine import Machine
 
+_PACKAGE = "dropbear-bin"
 _SERVER = "/tests/.ssh/dropbear"
 _HOST_KEY = "/tests/.ssh/host_key"
 _SHELL = "/tests/.ssh/shell"
@@ -83,7 +84,7 @@ class SshServer:
 
     async def _install(self, private_host_key: bytes, authorized_key: str) -> None:
         agent = self._machine.agent
-        dropbear = Path(_find("dropbear"))
+        dropbear = find_program("dropbear", _PACKAGE)
         for file, target in [(dropbear, _SERVER), *((path, str(path)) for path in libraries(dropbear))]:
             await agent.put(target, file.read_bytes())
         await agent.put(_HOST_KEY, private_host_key, 0o600)
@@ -141,19 +142,12 @@ class SshServer:
                 await forwarding
 
 
-def _find(program: str) -> str:
-    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    if found is None:
-        raise MachineryError(f"no {program} on this host: SSH needs the Debian package dropbear-bin")
-    return found
-
-
 def _make_host_key() -> tuple[str, bytes]:
     """A new key of the server's: public ("ssh-ed25519 AAAA..."), and private as dropbear writes it."""
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
         path = Path(folder) / "key"
         done = subprocess.run(
-            [_find("dropbearkey"), "-t", "ed25519", "-f", str(path)],
+            [find_program("dropbearkey", _PACKAGE), "-t", "ed25519", "-f", str(path)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -123,7 +123,7 @@ class Server:
             self._session.prepare_for_people()
             line, job = self._session.vm.shell()
             with line:
-                connection.send(wire.Answer(None, 1))
+                connection.send(wire.Answer())
                 wire.send_descriptors(connection, [line.fileno()])
             with self._telling(job, connection):
                 while True:

@@ -49,10 +49,9 @@ class Say:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the call returned; ``descriptors`` follow."""
+    """What the call returned."""
 
     value: Any = None
-    descriptors: int = 0
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,6 @@ def test_a_kernel_that_dies_ends_the_command() -> None:
 
 def test_no_dropbear_on_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     with VM("debian:6.12") as vm, monkeypatch.context() as patch:
-        patch.setattr("harness.machine.sshd.shutil.which", lambda *_args, **_kwargs: None)
+        patch.setattr("harness.kernel.process.os.access", lambda *_args, **_kwargs: False)
         with pytest.raises(MachineryError, match="dropbear-bin"):
             vm.ssh_address()

@@ -41,6 +41,18 @@ _REPRODUCIBLE = {
 }
 
 
+def children_cpu_s() -> float:
+    """User and system seconds of all processes that this one has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def virtme_configure(objects: Path) -> list[str]:
+    """The command that makes virtme-ng's default configuration in an O= folder; run it in the source."""
+    module = [sys.executable, "-P", "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
+    return [*module, f"O={objects}"]
+
+
 def _environment() -> dict[str, str]:
     return {**make_environment(), **_REPRODUCIBLE}
 
@@ -64,7 +76,7 @@ class Job:
     def run(self, entry: Path) -> None:
         """Fill a cache entry: vmlinux, config, System.map, offsets.json, build.log, build.json."""
         with self.slot.locked(self.progress) as lock, cache.room_errors(self.slot.folder):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            before_s = children_cpu_s()
             self.slot.check_out(self.tree)
             self.objects.mkdir(parents=True, exist_ok=True)
             self._mend()
@@ -74,8 +86,7 @@ class Job:
             self._configure(lock)
             files = self._compile(lock)
             self._offsets().write(entry)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            cpu_s = children_cpu_s() - before_s
             for name, kept in (("vmlinux", "vmlinux"), (".config", "config"), ("System.map", "System.map")):
                 if (self.objects / name).is_file() or name != "System.map":
                     shutil.copyfile(self.objects / name, entry / kept)
@@ -104,8 +115,7 @@ class Job:
         note.unlink(missing_ok=True)
         if self.recipe.config is BaseConfig.VIRTME:
             (self.objects / ".config").unlink(missing_ok=True)
-            module = [sys.executable, "-P", "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
-            self._follow([*module, f"O={self.objects}"], lock, "configuring")
+            self._follow(virtme_configure(self.objects), lock, "configuring")
         else:
             self._make(["tinyconfig"], lock, "configuring")
         with (self.objects / ".config").open("a") as file:
