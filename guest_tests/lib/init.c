@@ -976,6 +976,7 @@ int main(void)
 		setenv("HUGEPFN_VFIO_BDF", vfio_bdf, 1);
 		setenv("VFIO_GROUP", vfio_group, 1); /* for programs that know nothing of us */
 		setenv("VFIO_BDF", vfio_bdf, 1);
+		setenv("VFIO_SELFTESTS_BDF", vfio_bdf, 1); /* tools/testing/selftests/vfio/lib */
 	} else {
 		setenv("HUGEPFN_VFIO_WHY", vfio_why, 1);
 	}

@@ -35,31 +35,6 @@ class Completed:
         return self.exit.ok
 
 
-def vfio_environment(ready: Mapping[str, str]) -> dict[str, str]:
-    """What tells a program where the device under test is; empty where vfio has it not.
-
-    VFIO_GROUP is the number below /dev/vfio, VFIO_BDF the device's domain:bus:device.function; the kernel's own vfio
-    selftests look for VFIO_SELFTESTS_BDF (tools/testing/selftests/vfio/lib).
-    """
-    if not ready.get("vfio_group"):
-        return {}
-    bdf = ready["vfio_bdf"]
-    return {"VFIO_GROUP": ready["vfio_group"], "VFIO_BDF": bdf, "VFIO_SELFTESTS_BDF": bdf}
-
-
-async def start(
-    machine: Machine,
-    argv: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-    *,
-    reads: Input = Input.NULL,
-    sink: Sink | None = None,
-) -> Job:
-    """Starts a command that knows where the device is."""
-    everything = {**vfio_environment(machine.ready), **(environment or {})}
-    return await machine.agent.run(argv, everything, reads=reads, sink=sink)
-
-
 async def finish(machine: Machine, job: Job, timeout_s: float) -> ExitStatus:
     """Waits for the end of a command; one that does not end in time, or that nobody waits for any more, is killed.
 
@@ -85,7 +60,8 @@ async def execute(
     sink: Sink | None = None,
 ) -> Completed:
     """Runs a command to its end; see :meth:`harness.machine.live.LiveMachine.exec`."""
-    job = await start(machine, argv, environment, reads=Input.PIPE if stdin else Input.NULL, sink=sink)
+    reads = Input.PIPE if stdin else Input.NULL
+    job = await machine.agent.run(argv, environment, reads=reads, sink=sink)
     feeding = asyncio.ensure_future(_feed_all(machine, job, stdin)) if stdin else None
     try:
         ended = await finish(machine, job, timeout_s)

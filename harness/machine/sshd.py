@@ -21,7 +21,7 @@ from harness.errors import HugepfnError, MachineryError
 from harness.guest.libraries import libraries
 from harness.kernel.process import find_program
 from harness.machine.agent import UNLIMITED_S, Input, Stream
-from harness.machine.command import execute, start
+from harness.machine.command import execute
 from harness.machine.machine import Machine
 
 _PACKAGE = "dropbear-bin"
@@ -125,7 +125,7 @@ class SshServer:
         argv = [_SERVER, "-i", "-e", "-s", "-j", "-k", "-m", "-r", _HOST_KEY, "-W", str(1 << 20)]
         # What a person starts by hand has no host to wait for at checkpoints.
         argv = ["env", "-u", "HUGEPFN_EVENTS_FD", *argv]
-        job = await start(self._machine, argv, {"HOME": _HOME}, reads=Input.SOCKET, sink=sink)
+        job = await self._machine.agent.run(argv, {"HOME": _HOME}, reads=Input.SOCKET, sink=sink)
 
         async def forward() -> None:
             with contextlib.suppress(OSError):  # who left without reading what was sent resets the connection

@@ -15,7 +15,7 @@ from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.machine import VM
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
-from harness.machine.command import finish, start
+from harness.machine.command import finish
 from harness.machine.gdbstub import GdbStub
 from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
 from harness.machine.spec import Root
@@ -61,8 +61,7 @@ class Session:
             def sink(stream: Stream, data: bytes) -> None:
                 out.put((streams[1] if stream is Stream.OUT else streams[2], data))
 
-            starting = start(self.vm.machine, words, environment, reads=Input.PIPE, sink=sink)
-            job = self.vm.on_loop(starting)
+            job = self.vm.on_loop(self.vm.agent.run(words, environment, reads=Input.PIPE, sink=sink))
         with (
             _thread(_write_all, out, lambda: signals.put(signal.SIGPIPE)),
             _feeding(self.vm, job, streams[0]),
