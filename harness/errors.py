@@ -71,6 +71,10 @@ class ProtocolError(MachineryError):
     """Host and guest disagree about the words they exchange: a bug of hugepfn, not of the kernel."""
 
 
+class EmulatorError(MachineryError):
+    """QEMU executed something that is not in the guest's memory: not the kernel's fault, and gone the next time."""
+
+
 class KernelError(HugepfnError):
     """The kernel under test did not boot, died, or never got where it was expected."""
 

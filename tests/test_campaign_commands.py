@@ -12,6 +12,7 @@ import pytest
 from harness import cli
 from harness.campaign import matrix
 from harness.campaign.kernels import RunOptions
+from harness.campaign.progress import Live
 from harness.errors import MachineryError, UsageError
 from harness.pagetable import Observation
 from harness.settings import Settings
@@ -111,6 +112,23 @@ def test_repeats_name_the_flakes(hugepfn: Command, suite: Suite) -> None:
     assert "flake: fork pud on debian:6.1: 2 of 3 pass, 1 of 3 FAIL: why" in done.out
     assert "2 kernels, 1 cases, each 3 times: 1 pass, 1 flake" in done.out
     assert done.status == 1
+
+
+def test_ctrl_c_at_the_very_line_that_tells_of_a_kernel_loses_nothing(
+    hugepfn: Command, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.answers = {"debian:6.1": [P], "debian:6.12": [P]}
+    say = Live.say
+
+    def interrupted(live: Live, line: str) -> None:
+        say(live, line)
+        if line.startswith("debian:6.1:"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Live, "say", interrupted)
+    done = hugepfn(*MATRIX)
+    assert done.status == 130
+    assert done.out.splitlines()[1] == "fork pud  pass  ? 1"
 
 
 def test_what_was_found_before_ctrl_c_is_told_and_written(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:

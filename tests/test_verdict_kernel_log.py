@@ -20,6 +20,7 @@ K = ComplaintKind
 GOLDEN: dict[str, list[Row]] = {
     "clean_boot.log": [],
     "null_deref_6_12.log": [(K.OOPS, "forked", 3, 15), (K.PANIC, "forked", 20, 3)],
+    "stale_breakpoint_6_12.log": [(K.OOPS, "booted", 2, 11), (K.PANIC, "booted", 13, 2)],
     "two_oopses.log": [(K.OOPS, "", 1, 4), (K.OOPS, "", 5, 3)],
     "warning_6_12.log": [(K.WARNING, "mapped", 4, 10)],
     "warning_7_0.log": [(K.WARNING, "forked", 3, 4), (K.WARNING, "forked", 7, 3)],
@@ -95,6 +96,18 @@ def test_no_text_raises(text: str) -> None:
     scan(text)
     user_faults(text)
     checkpoints(text)
+
+
+def test_a_breakpoint_is_stale_where_memory_has_none() -> None:
+    text = read("stale_breakpoint_6_12.log")
+    oops, panic = scan(text)
+    assert (oops.stale_breakpoint, panic.stale_breakpoint) == (True, False)
+    assert scan(text.replace("Oops: int3", "int3"))[0].stale_breakpoint, "as older kernels say it"
+    assert not scan(text.replace("66 <90>", "cc <90>"))[0].stale_breakpoint
+    code = next(line for line in text.splitlines() if "Code: " in line)
+    unread = text.replace(code, "[    1.712331] Code: Unable to access opcode bytes at 0xffffffffa2345678.")
+    assert not scan(unread)[0].stale_breakpoint, "what is not known is no excuse"
+    assert not scan(text.replace("int3: 0000", "invalid opcode: 0000"))[0].stale_breakpoint
 
 
 def test_a_fatal_line_is_recognised_before_its_block_ends() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import check_kernels, follow, prepare, write_json, write_text
+from harness.campaign.matrix import check_kernels, follow, prepare, summary, write_json, write_text
 from harness.campaign.progress import Live
 from harness.campaign.report import compare_page
 from harness.campaign.reporter import QuietOnBrokenPipe
@@ -87,6 +87,7 @@ def _run_both(
         if run.context.get(TROUBLE):
             raise MachineryError(f"{spec}: {run.context[TROUBLE]}")
         side.append(run)
+        live.say(summary(run, spec))
 
 
 def to_json(

@@ -67,7 +67,9 @@ def run_matrix(
             for number in range(repeat):
                 for spec in chosen.specs:
                     name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
-                    runs[spec].append(follow(spec, scenarios, options, live, name))
+                    run = follow(spec, scenarios, options, live, name)
+                    runs[spec].append(run)  # before it is told: who reads of it may interrupt
+                    live.say(summary(run, name))
         except KeyboardInterrupt:
             interrupted = True
     table = Table.of([Column(spec, tuple(found)) for spec, found in runs.items()], expected)
@@ -110,13 +112,16 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
 
 
 def follow(spec: str, scenarios: Sequence[str], options: RunOptions, live: Live, name: str) -> Run:
-    """One kernel's run, told as it goes."""
+    """One kernel's run, told as it goes; :func:`summary` tells its end."""
     live.now(name)
-    run = run_kernel(spec, scenarios, options, lambda line: live.now(f"{name}: {line}"))
+    return run_kernel(spec, scenarios, options, lambda line: live.now(f"{name}: {line}"))
+
+
+def summary(run: Run, name: str) -> str:
+    """One run, in a line."""
     counts = Counter(result.outcome for result in run.results)
     words = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome])
-    live.say(f"{name}: " + "; ".join(filter(None, (words, str(run.context.get(TROUBLE, ""))))))
-    return run
+    return f"{name}: " + "; ".join(filter(None, (words, str(run.context.get(TROUBLE, "")))))
 
 
 def print_table(console: Console, table: Table, missing: Mapping[str, str], repeat: int = 1) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import STYLE, follow, prepare, print_table, write_json, write_text
+from harness.campaign.matrix import STYLE, follow, prepare, print_table, summary, write_json, write_text
 from harness.campaign.progress import Live
 from harness.campaign.report import matrix_page
 from harness.campaign.reporter import QuietOnBrokenPipe
@@ -58,7 +58,9 @@ def run_series(
             options.settings(steps[0].spec).preflight(live.say)
             for step in steps:
                 name = f"{step.name} {step.subject}".strip()
-                columns.append(Column(step.name, (follow(step.spec, scenarios, options, live, name),)))
+                run = follow(step.spec, scenarios, options, live, name)
+                columns.append(Column(step.name, (run,)))
+                live.say(summary(run, name))
     table = Table.of(columns, expected)
     found = changes(table)
     _print(QuietOnBrokenPipe(highlight=False), steps, table, found)

@@ -22,9 +22,6 @@ from harness.pagetable import Region
 
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
 _RESTORE_TIMEOUT_S = 60.0
-#: A kernel that KVM really runs has printed something long before this.
-_KVM_FIRST_LINE_S = 20.0
-
 
 #: What PID 1 complains with (guest_tests/lib/init.c complain()); the panic that follows may push it out of the tail.
 _INIT = "hugepfn init: "

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness import cache
-from harness.errors import BootError, HugepfnError, MachineryError, PremiseNotMet, UsageError
+from harness.errors import BootError, EmulatorError, HugepfnError, MachineryError, PremiseNotMet, UsageError
 from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
@@ -35,6 +35,8 @@ from harness.verdict.capabilities import Capabilities
 
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
+#: QEMU's emulation spoils one in dozens with four vCPUs: more than three in a row are something else.
+_BOOTS_MAX = 3
 
 
 class VM(LiveMachine):
@@ -124,8 +126,18 @@ class VM(LiveMachine):
         else:
             first_line_s = _KVM_FIRST_LINE_S if accel is Accel.KVM and self._wanted.accel == "auto" else None
             timing = Timing(self._wanted.boot_timeout_s, first_line_s)
-            ram_dir = self._wanted.ram_dir
-            self._use(boot(self.spec, self.kernel, ram_dir, self._receive_events, self._started, timing))
+            self._boot(timing)
+
+    def _boot(self, timing: Timing) -> None:
+        ram_dir = self._wanted.ram_dir
+        for left in reversed(range(_BOOTS_MAX)):
+            try:
+                self._use(boot(self.spec, self.kernel, ram_dir, self._receive_events, self._started, timing))
+                return
+            except EmulatorError as error:
+                if not left:
+                    raise
+                self._say(f"booting again: {error}")
 
     def _template(self) -> Template:
         def build(folder: Path) -> None:

@@ -25,6 +25,8 @@ _FRAME = re.compile(r"(\? )?([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
 _FRAMES = 8
 """So many functions tell one bug from another, some of them guesses."""
 
+_INT3 = re.compile(r"(?:Oops: )?int3: ")
+_CODE = re.compile(r"Code: .*\b(?P<before>[0-9a-f]{2}) <[0-9a-f]{2}>")  # RIP is behind a breakpoint that was met
 _DIE_COUNTER = re.compile(r".*\[#\d+\]")
 _CHECKPOINT = re.compile(r"hugepfn: checkpoint (?P<name>\S+) pid (?P<pid>\d{1,10})$")
 _USER_FAULT = re.compile(
@@ -64,6 +66,18 @@ class Complaint:
         """Those nearest to it, in words: "in f(), from g(), h()"; "" where the log has no trace."""
         names = [f"{name}()" for name in self.trace[:_FRAMES]]
         return f"in {names[0]}" + (f", from {', '.join(names[1:])}" if names[1:] else "") if names else ""
+
+    @property
+    def stale_breakpoint(self) -> bool:
+        """True for a breakpoint exception where memory has none: the CPU ran an instruction that had been replaced.
+
+        Code patching ends with an IPI to every CPU (arch/x86/kernel/alternative.c, text_poke_sync()), after which a
+        processor sees what is in memory. QEMU's emulation before 8.1 sometimes does not, with several vCPUs.
+        """
+        if not _INT3.match(self.line):
+            return False
+        code = next((match for line in self.excerpt.splitlines() if (match := _CODE.match(message(line)))), None)
+        return code is not None and code["before"] != "cc"
 
     @property
     def fatal(self) -> bool:

@@ -1,0 +1,92 @@
+"""A boot that QEMU's emulation spoils is tried again; one that the kernel spoils is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import BootError, EmulatorError, HugepfnError, KernelDied
+from harness.machine import vm as vm_module
+from harness.machine.machine import Timing
+from harness.machine.qemu import Qemu
+from harness.machine.spec import Accel
+from harness.machine.vm import VM
+
+LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log").read_text()
+OOPS = (Path(__file__).parent / "data" / "verdict" / "null_deref_6_12.log").read_text()
+
+
+def _end(log: str, accel: Accel) -> HugepfnError:
+    ended = SimpleNamespace(
+        log=SimpleNamespace(text=log),
+        log_from=0,
+        spec=SimpleNamespace(accel=accel),
+        binary=SimpleNamespace(version="7.2"),
+    )
+    return Qemu.end_error(cast(Qemu, ended), "waiting: ")
+
+
+def test_what_emulation_did_is_not_laid_at_the_kernels_door() -> None:
+    error = _end(LOG, Accel.TCG)
+    assert isinstance(error, EmulatorError)
+    assert str(error).startswith("waiting: QEMU 7.2 made the kernel die of a breakpoint that is not in its memory")
+    assert "in sched_clock_tick(), from sched_tick()" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("log", "accel"),
+    [(LOG, Accel.KVM), (OOPS, Accel.TCG), (LOG.replace("66 <90>", "cc <90>"), Accel.TCG)],
+    ids=["a processor runs what is in memory", "another oops", "the breakpoint is there"],
+)
+def test_every_other_death_is_the_kernels(log: str, accel: Accel) -> None:
+    assert isinstance(_end(log, accel), KernelDied)
+
+
+class Boots:
+    """Stands in for boot(): raises what it is given, then comes up."""
+
+    def __init__(self, *errors: HugepfnError) -> None:
+        self.errors = list(errors)
+        self.count = 0
+
+    async def __call__(self, *_args: Any) -> object:
+        self.count += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return object()
+
+
+def _boot(monkeypatch: pytest.MonkeyPatch, *errors: HugepfnError) -> tuple[VM, Boots, list[str]]:
+    said: list[str] = []
+    boots = Boots(*errors)
+    monkeypatch.setattr(vm_module, "boot", boots)
+    vm = VM("debian:6.12", say=said.append)
+    vm.spec, vm.kernel = cast(Any, None), cast(Any, None)
+    return vm, boots, said
+
+
+def test_a_boot_that_emulation_spoils_is_tried_again_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, boots, said = _boot(monkeypatch, EmulatorError("stale"))
+    try:
+        vm._boot(Timing())
+        assert vm.running
+        assert (boots.count, said) == (2, ["booting again: stale"])
+    finally:
+        vm.close()
+
+
+def test_after_three_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, boots, _ = _boot(monkeypatch, *[EmulatorError(f"stale {number}") for number in range(4)])
+    with pytest.raises(EmulatorError, match="stale 2"):
+        vm._boot(Timing())
+    assert boots.count == 3
+
+
+def test_a_kernel_that_does_not_boot_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    vm, boots, said = _boot(monkeypatch, BootError("it died", argv=[], exit_status=0, console_tail=""))
+    with pytest.raises(BootError):
+        vm._boot(Timing())
+    assert (boots.count, said) == (1, [])
