@@ -372,10 +372,17 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     )
     if report.when != "call":
         return result
-    return held_against_ledger(result, failures_of(claims, machine, error), ledger_of(item.path.parent))
+    image, ledger = _image(item), ledger_of(item.path.parent)
+    if image is not None and image.config is not None:
+        ledger = tuple(bug for bug in ledger if bug.shows(image.config.is_set))
+    return held_against_ledger(result, failures_of(claims, machine, error), ledger)
+
+
+def _image(item: pytest.Item) -> KernelImage | None:
+    image = item.funcargs.get("kernel") if isinstance(item, pytest.Function) else None
+    return image if isinstance(image, KernelImage) else None
 
 
 def _context(item: pytest.Item) -> dict[str, object]:
-    image = item.funcargs.get("kernel") if isinstance(item, pytest.Function) else None
     machine = item.stash.get(_MACHINE, None)
-    return context_of(settings_of(item.config), image if isinstance(image, KernelImage) else None, machine)
+    return context_of(settings_of(item.config), _image(item), machine)

@@ -75,6 +75,7 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
         ('levels = ["pud"]', 'levels = ["p4d"]', "not understood"),
         ('"mprotect"', '"mprotect("', "'scenario' is no regular expression"),
         ("title", "titel", "'title' is missing"),
+        ('id = "HP-1"', 'id = "HP-1"\nconfig = "DEBUG_VM"', "'config' is a list"),
         ("[[bug.symptom]]", "[[bug.sign]]", "not understood"),
         ('"no entry for bar"', '"("', "regular expressions"),
         ('message = "no', 'massage = "no', "'claim' and 'message'"),
@@ -85,6 +86,15 @@ def test_a_ledger_that_cannot_be_read_says_why(old: str, new: str, words: str) -
     assert old in ENTRY
     with pytest.raises(UsageError, match=words):
         parse_ledger(ENTRY.replace(old, new))
+
+
+def test_a_bug_may_need_a_kernel_that_is_configured_for_it() -> None:
+    (bug,) = parse_ledger(ENTRY)
+    assert bug.shows({"DEBUG_VM"}.__contains__)
+    assert bug.shows(set().__contains__)
+    (bug,) = parse_ledger(ENTRY.replace("levels =", 'config = ["DEBUG_VM", "SMP"]\nlevels ='))
+    assert bug.shows({"DEBUG_VM", "SMP"}.__contains__)
+    assert not bug.shows({"SMP"}.__contains__)
 
 
 def test_ids_are_unique() -> None:

@@ -6,9 +6,10 @@
     id = "HP-001"
     title = "one sentence: what the kernel does, and what it should do"
     scenario = "mprotect_part"          # regular expression: "munmap_(page|across)" is both
-    levels = ["pud"]                    # left out: every level, and scenarios that know none
+    levels = ["pud"]                    # left out: every level; a scenario that knows none is always meant
     function = "mm/mprotect.c change_pud_range()"
     kernels = ["6.12.117", "7.3.4"]     # on which it was measured
+    config = ["DEBUG_VM"]               # left out: every kernel; else it shows only where all of these symbols are set
     reproduce = "hugepfn run mprotect_part --level pud --kernel debian:6.12.117"
 
     [[bug.symptom]]
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +66,18 @@ class KnownBug:
     kernels: tuple[str, ...]
     reproduce: str
     symptoms: tuple[Symptom, ...]
+    config: tuple[str, ...] = ()
+
+    def shows(self, is_set: Callable[[str], bool]) -> bool:
+        """Whether a kernel is configured so that the bug shows.
+
+        :param is_set: whether the kernel has a symbol.
+        """
+        return all(map(is_set, self.config))
 
     def covers(self, scenario: str, level: str | None) -> bool:
         """Whether it is about this scenario at this level."""
-        return self.scenario.fullmatch(scenario) is not None and (not self.levels or level in self.levels)
+        return self.scenario.fullmatch(scenario) is not None and (not self.levels or level is None or level in self.levels)
 
     def explains(self, failure: Failure) -> bool:
         """Whether the failure is one of its symptoms."""
@@ -127,10 +136,13 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
     for key, kind in _BUG_KEYS.items():
         if not entry.get(key) or not isinstance(entry[key], kind):
             raise UsageError(f"{where}: {key!r} is missing, empty or not a {kind.__name__}")
-    unknown = entry.keys() - _BUG_KEYS.keys() - {"levels", "symptom"}
+    unknown = entry.keys() - _BUG_KEYS.keys() - {"levels", "config", "symptom"}
     levels = entry.get("levels", [])
     if unknown or not set(levels) <= _LEVELS:
         raise UsageError(f"{where}: {sorted(unknown) or levels} not understood")
+    config = entry.get("config", [])
+    if not isinstance(config, list) or not all(isinstance(symbol, str) for symbol in config):
+        raise UsageError(f"{where}: 'config' is a list of symbols")
     if not entry.get("symptom"):
         raise UsageError(f"{where} has no [[bug.symptom]]: nothing would tell it from another bug")
     try:
@@ -142,5 +154,11 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
     except re.error as error:
         raise UsageError(f"{where}: 'scenario' is no regular expression: {error}") from None
     given = {key: entry[key] for key in ("id", "title", "function", "reproduce")}
-    kernels = tuple(entry["kernels"])
-    return KnownBug(**given, scenario=scenario, levels=frozenset(levels), kernels=kernels, symptoms=symptoms)
+    return KnownBug(
+        **given,
+        scenario=scenario,
+        levels=frozenset(levels),
+        kernels=tuple(entry["kernels"]),
+        symptoms=symptoms,
+        config=tuple(config),
+    )
