@@ -505,3 +505,15 @@ def test_a_full_disk_is_one_line(ours: Tree, tmp_path: Path) -> None:
     assert process.returncode == 3, err
     assert err.splitlines()[-1].startswith("hugepfn: no room left"), err
     assert str(small) in err.splitlines()[-1]
+
+
+def test_ccache_is_used_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CCACHE_DISABLE", raising=False)
+    monkeypatch.setattr(tools, "path_of", lambda command: f"/usr/bin/{command}")
+    assert tools.make_compiler("gcc-12") == "ccache gcc-12"
+    assert tools.make_compiler("ccache gcc") == "ccache gcc"
+    monkeypatch.setenv("CCACHE_DISABLE", "1")
+    assert tools.make_compiler("gcc-12") == "gcc-12", "even switched off it costs a tenth of a kernel's build"
+    monkeypatch.delenv("CCACHE_DISABLE")
+    monkeypatch.setattr(tools, "path_of", lambda _command: None)
+    assert tools.make_compiler("gcc-12") == "gcc-12"

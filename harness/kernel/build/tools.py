@@ -98,8 +98,9 @@ def _compiler(cc: str) -> str:
 
 
 def make_compiler(cc: str) -> str:
-    """What make gets as CC: through ccache where there is one."""
-    return f"ccache {cc}" if path_of("ccache") and "ccache" not in cc else cc
+    """What make gets as CC: through ccache where there is one, and it is not told to do nothing (CCACHE_DISABLE)."""
+    through = path_of("ccache") and "ccache" not in cc and not os.environ.get("CCACHE_DISABLE")
+    return f"ccache {cc}" if through else cc
 
 
 def make_environment() -> dict[str, str]:
