@@ -77,7 +77,8 @@ class KnownBug:
 
     def covers(self, scenario: str, level: str | None) -> bool:
         """Whether it is about this scenario at this level."""
-        return self.scenario.fullmatch(scenario) is not None and (not self.levels or level is None or level in self.levels)
+        meant = not self.levels or level is None or level in self.levels
+        return meant and self.scenario.fullmatch(scenario) is not None
 
     def explains(self, failure: Failure) -> bool:
         """Whether the failure is one of its symptoms."""
