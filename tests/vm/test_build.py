@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.kernel import Kernel
+from harness.machine import VM
 
 from .conftest import ROOT, Command
 
@@ -39,6 +40,14 @@ def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: C
     assert image.config.is_builtin("ARCH_SUPPORTS_HUGE_PFNMAP")
     assert not image.config.is_set("NET"), "the minimal kernel has grown"
     assert image.modules_dir is None
+
+
+def test_a_kernel_of_ours_has_each_vcpu_and_split_page_table_locks() -> None:
+    image = Kernel.parse("debsrc:6.12").resolve()
+    assert image.config is not None
+    assert image.config.is_set("SPLIT_PTE_PTLOCKS"), "as stock kernels; NR_CPUS below 4 would take it away"
+    with VM(image, smp=4) as vm:
+        assert vm.get("/sys/devices/system/cpu/online") == b"0-3\n"
 
 
 def test_a_change_in_huge_memory_is_an_incremental_build(hugepfn: Command, tmp_path: Path) -> None:
