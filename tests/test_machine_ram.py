@@ -7,6 +7,8 @@ import errno
 import mmap
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, 
 from harness.pagetable import WalkError
 
 MIB = 1 << 20
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def open_files() -> set[str]:
@@ -227,3 +230,36 @@ def test_a_clone_without_its_template_or_its_process(tmp_path: Path, template: P
             ram.attach(os.getpid())
     finally:
         ram.close()
+
+
+ON_OVERLAY = """
+mount -t tmpfs tmpfs {folder} || exit 77
+cd {folder}
+mkdir lower upper work merged
+mount -t tmpfs tmpfs lower || exit 77  # of one file system alone, overlayfs shows the real numbers
+mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged || exit 77
+cp {template} merged/ram
+cd {root}
+exec {python} -c '
+import mmap, os, sys
+from pathlib import Path
+from harness.machine.ram import PrivateRam
+ram = PrivateRam(Path(sys.argv[1]))
+with mmap.mmap(ram.fd, 0, flags=mmap.MAP_PRIVATE):
+    ram.attach(os.getpid())
+    print(ram.memory.read_u64(4096))
+    ram.close()
+' {folder}/merged/ram
+"""
+
+
+def test_a_clone_on_overlayfs(template: Path, tmp_path: Path) -> None:
+    """There, and on btrfs, /proc/PID/maps shows another device than fstat() does."""
+    folder = tmp_path / "overlay"
+    folder.mkdir()
+    script = ON_OVERLAY.format(folder=folder, template=template, python=sys.executable, root=ROOT)
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"needs a user namespace with overlayfs: {done.stderr.strip()}")
+    assert (done.returncode, done.stdout) == (0, "4097\n"), done.stderr

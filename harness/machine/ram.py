@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -186,14 +187,28 @@ class ProcessMemory:
 
 
 def _mapped_at(pid: int, ram_fd: int) -> int:
-    """Where a process has the whole of a file mapped (proc_pid_maps(5)), recognised by its device and inode."""
-    status = os.fstat(ram_fd)
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        span, _, offset, where, inode, *_ = line.split()
-        if (where, int(inode), int(offset, 16)) == (device, status.st_ino, 0):
-            return int(span.split("-")[0], 16)
+    """Where a process has the whole of a file mapped (proc_pid_maps(5)).
+
+    The file is recognised by the device and inode that our own mapping of it shows. On btrfs and overlayfs these are
+    not what fstat() says (fs/proc/task_mmu.c show_map_vma() takes them from the inode underneath).
+    """
+    with mmap.mmap(ram_fd, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as page:
+        ours = np.frombuffer(page, np.uint8)
+        vaddr = ours.ctypes.data
+        del ours  # or the mapping could not be closed
+        wanted = next(file for start, _offset, file in _file_mappings(os.getpid()) if start == vaddr)
+    for start, offset, file in _file_mappings(pid):
+        if (file, offset) == (wanted, 0):
+            return start
     raise MachineryError(f"QEMU (pid {pid}) does not map the template's RAM")
+
+
+def _file_mappings(pid: int) -> Iterator[tuple[int, int, tuple[str, str]]]:
+    """A process's mappings of files: first vaddr, offset in bytes, and the file as (device, inode)."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, _access, offset, device, inode, *_path = line.split()
+        if inode != "0":
+            yield int(span.partition("-")[0], 16), int(offset, 16), (device, inode)
 
 
 def data_ranges(fd: int) -> list[tuple[int, int]]:
