@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -27,6 +28,8 @@ _KVM = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DEADLINE_S = 10.0
 _KIND = "accel"
+#: What QEMU says of trouble that goes away: another hypervisor has the CPU (EBUSY of KVM_CREATE_VM), memory is short.
+_PASSING = re.compile(r"Device or resource busy|Cannot allocate memory|Resource temporarily unavailable")
 #: isa-debug-exit ends QEMU with twice the value written, plus one; accel.S writes 42.
 _PROVEN_STATUS = 42 * 2 + 1
 
@@ -37,6 +40,7 @@ class Proof:
 
     works: bool
     reason: str
+    lasting: bool = True  # it will be the same answer until the host boots again
 
 
 def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Callable[[str], None]) -> Accel:
@@ -66,7 +70,8 @@ def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:
     if known is not None and isinstance(known.get("works"), bool):
         return Proof(bool(known["works"]), str(known.get("reason", "")))
     proof = _prove(binary, cpu)
-    cache.write_note(note, {"works": proof.works, "reason": proof.reason})
+    if proof.lasting:
+        cache.write_note(note, {"works": proof.works, "reason": proof.reason})
     return proof
 
 
@@ -76,7 +81,7 @@ def forget_proofs() -> None:
 
 
 def remember_lie(binary: QemuBinary, cpu: str, reason: str) -> None:
-    """KVM passed the proof and then did not run a kernel: believe it no more until the host boots again."""
+    """KVM ran the probe but not a kernel that TCG runs: it is not used until the host boots again."""
     cache.write_note(_note(binary, cpu), {"works": False, "reason": reason})
 
 
@@ -109,7 +114,7 @@ def _prove(binary: QemuBinary, cpu: str) -> Proof:
         try:
             status = process.wait(timeout=_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            return Proof(False, f"guest code did not report within {_DEADLINE_S:g} s")
+            return Proof(False, f"guest code did not report within {_DEADLINE_S:g} s", lasting=False)
         finally:
             process.kill()
             process.wait()
@@ -117,4 +122,5 @@ def _prove(binary: QemuBinary, cpu: str) -> Proof:
             return Proof(True, "")
         errors.seek(0)
         words = errors.read().decode("utf-8", "replace").strip().splitlines()
-    return Proof(False, words[0] if words else f"QEMU ended with status {status} before guest code reported")
+    reason = words[0] if words else f"QEMU ended with status {status} before guest code reported"
+    return Proof(False, reason, lasting=not any(_PASSING.search(line) for line in words))
