@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from harness.errors import MachineryError, UsageError
+from harness.machine.qemu_debian import PREFIX, debian_qemu
 
 #: The oldest QEMU the harness was measured with: Debian 12's.
 QEMU_MINIMUM = (7, 2)
+#: Names the QEMU to use; the option --qemu sets it, so that child processes use the same.
+QEMU_VARIABLE = "HUGEPFN_QEMU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,13 @@ class QemuBinary:
 
 @cache
 def find_qemu() -> QemuBinary:
-    """The QEMU that is used: ``HUGEPFN_QEMU``, else qemu-system-x86_64 in PATH.
+    """The QEMU that is used: ``HUGEPFN_QEMU`` (a path, a name, or debian:VERSION), else qemu-system-x86_64 in PATH.
 
     :raises MachineryError: missing, not QEMU, or older than :data:`QEMU_MINIMUM`.
+    :raises UsageError: the mirror has no such version.
     """
-    wanted = os.environ.get("HUGEPFN_QEMU") or "qemu-system-x86_64"
-    path = shutil.which(wanted)
+    wanted = os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64"
+    path = os.fspath(debian_qemu(wanted)) if wanted.startswith(PREFIX) else shutil.which(wanted)
     if path is None:
         raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")
     try:
