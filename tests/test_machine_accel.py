@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import MachineryError
+from harness.errors import MachineryError, UsageError
 from harness.machine import Accel, Proof, QemuBinary, accel, kvm_proof
 from harness.machine.accel import choose_accel, remember_lie
 
@@ -239,3 +239,15 @@ def test_what_may_pass_is_not_kept(host: Host, monkeypatch: pytest.MonkeyPatch, 
     assert not kvm_proof(host.qemu(body), "max").works
     monkeypatch.setattr(accel, "_DEADLINE_S", 10.0)
     assert kvm_proof(host.qemu(PROVEN), "max").works
+
+
+@pytest.mark.parametrize("cpu", ["host", "host,pmu=off"])
+def test_the_hosts_cpu_without_kvm_is_one_line(host: Host, cpu: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"--cpu host needs KVM, but KVM does not run guests here \(broken\); use --cpu"
+    ):
+        choose_accel("auto", host.qemu("echo broken >&2; exit 1"), cpu, never)
+    with pytest.raises(UsageError, match="--cpu host needs KVM, but --accel tcg"):
+        choose_accel("tcg", host.qemu(PROVEN), cpu, never)
+    host.boot_id.write_text("another boot\n")
+    assert choose_accel("auto", host.qemu(PROVEN), cpu, never) is Accel.KVM

@@ -26,7 +26,7 @@ qemu-system-x86_64
 -m 1024M
 -object memory-backend-file,id=ram,size=1024M,mem-path=/proc/self/fd/10,share=on
 -chardev socket,id=qmp,fd=11
--mon chardev=qmp,mode=control
+-qmp chardev:qmp
 -chardev socket,id=console,fd=12
 -device isa-serial,chardev=console,index=0
 -chardev socket,id=shell,fd=15

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import cache
-from harness.errors import MachineryError
+from harness.errors import MachineryError, UsageError
 from harness.guest.compiler import assemble_rom
 from harness.machine.binary import QemuBinary
 from harness.machine.spec import Accel
@@ -47,16 +47,24 @@ def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Callable[[str],
     """``tcg``, ``kvm`` once it is proven, or ``auto``: KVM if it is proven, else TCG with one line why.
 
     :raises MachineryError: ``kvm`` was asked for and does not run guests here; with the reason.
+    :raises UsageError: the CPU is the host's, which only KVM has.
     """
     if wanted == "tcg":
+        _check_emulated(cpu, "--accel tcg")
         return Accel.TCG
     proof = kvm_proof(binary, cpu)
     if proof.works:
         return Accel.KVM
     if wanted == "kvm":
         raise MachineryError(f"--accel kvm: {proof.reason}; use --accel tcg, or a host whose KVM works")
+    _check_emulated(cpu, f"KVM does not run guests here ({proof.reason})")
     say(f"TCG, since KVM does not run guests here: {proof.reason}")
     return Accel.TCG
+
+
+def _check_emulated(cpu: str, why: str) -> None:
+    if cpu.partition(",")[0] == "host":
+        raise UsageError(f"--cpu host needs KVM, but {why}; use --cpu max")
 
 
 def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:

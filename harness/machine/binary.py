@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 
@@ -35,7 +36,7 @@ def find_qemu() -> QemuBinary:
     :raises UsageError: the mirror has no such version.
     """
     wanted = os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64"
-    path = os.fspath(debian_qemu(wanted)) if wanted.startswith(PREFIX) else shutil.which(wanted)
+    path = os.fspath(debian_qemu(wanted, _stderr)) if wanted.startswith(PREFIX) else shutil.which(wanted)
     if path is None:
         raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")
     try:
@@ -50,6 +51,10 @@ def find_qemu() -> QemuBinary:
         least = ".".join(map(str, QEMU_MINIMUM))
         raise MachineryError(f"{path} is QEMU {match[1]}, {least} or newer is needed")
     return QemuBinary(path, match[1], said.splitlines()[0])
+
+
+def _stderr(line: str) -> None:
+    print(f"hugepfn: {line}", file=sys.stderr, flush=True)
 
 
 @cache

@@ -147,7 +147,7 @@ def _channel_args(spec: MachineSpec, descriptors: Descriptors) -> list[str]:
     def chardev(name: str, fd: int) -> list[str]:
         return ["-chardev", f"socket,id={name},fd={fd}"]
 
-    args = [*chardev("qmp", descriptors.qmp), "-mon", "chardev=qmp,mode=control"]
+    args = [*chardev("qmp", descriptors.qmp), "-qmp", "chardev:qmp"]  # -mon: deprecated in 11.1
     args += [*chardev("console", descriptors.console), "-device", "isa-serial,chardev=console,index=0"]
     args += [*chardev("shell", descriptors.shell), "-device", "isa-serial,chardev=shell,index=3"]
     args += [*chardev("agent", descriptors.agent), *chardev("events", descriptors.events)]

@@ -116,7 +116,8 @@ class VM(LiveMachine):
         try:
             self._come_up(accel)
         except BootError as error:
-            if accel is not Accel.KVM or self._wanted.accel != "auto" or error.console_tail:
+            kvm_is_a_must = self._wanted.accel != "auto" or self._wanted.cpu.startswith("host")
+            if accel is not Accel.KVM or kvm_is_a_must or error.console_tail:
                 raise
             self._fall_back(binary, str(error).splitlines()[0])
         return self
