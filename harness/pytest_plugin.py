@@ -77,7 +77,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-modules", metavar="DIR", type=Path, help="the modules of a kernel given by path")
     add("--hugepfn-qemu", metavar="QEMU", help="the QEMU to use: a path, or debian:11.1[@SUITE] from the mirror")
     add("--hugepfn-accel", choices=("auto", "kvm", "tcg"), default="auto", help="who runs the guest (default: auto)")
-    add("--hugepfn-smp", metavar="N", type=int, default=1, help="vCPUs, 1 to 4")
+    add("--hugepfn-smp", metavar="N", type=int, default=1, help="vCPUs, 1 to 16")
     add("--hugepfn-memory", metavar="MIB", type=int, default=1024, help="guest RAM in MiB")
     add("--hugepfn-cpu", metavar="MODEL", default="max", help="QEMU's CPU model")
     add("--hugepfn-append", metavar="ARGS", default="", help="words for the kernel command line")

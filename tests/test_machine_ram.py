@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from harness.errors import MachineryError, UsageError
-from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, ram_folder
+from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, low_ram_bytes, ram_folder
 from harness.pagetable import WalkError
 
 MIB = 1 << 20
@@ -263,3 +263,18 @@ def test_a_clone_on_overlayfs(template: Path, tmp_path: Path) -> None:
     if done.returncode in (1, 77) and "Traceback" not in done.stderr:
         pytest.skip(f"needs a user namespace with overlayfs: {done.stderr.strip()}")
     assert (done.returncode, done.stdout) == (0, "4097\n"), done.stderr
+
+
+def test_where_a_large_guests_ram_is() -> None:
+    """QEMU 7.2 to 11.1: -m 2815M is one block, -m 2816M is split at 2 GiB (HMP info mtree)."""
+    assert [low_ram_bytes(mib * MIB) // MIB for mib in (256, 2048, 2815, 2816, 65536)] == [256, 2048, 2815, 2048, 2048]
+
+
+def test_a_large_guest_is_read_by_physical_address(tmp_path: Path) -> None:
+    ram = SharedRam(3072, tmp_path)
+    try:
+        ram.memory.write_u64((4 << 30) + 8, 7)
+        assert os.pread(ram.fd, 8, (2 << 30) + 8) == bytes([7, 0, 0, 0, 0, 0, 0, 0])
+        assert ram.memory.size_bytes == (4 << 30) + (1 << 30)
+    finally:
+        ram.close()

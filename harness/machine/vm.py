@@ -52,7 +52,7 @@ class VM(LiveMachine):
 
     :param kernel: what to boot; a spec such as ``"debian:6.12"`` will do.
     :param accel: ``auto`` (KVM if proven, else TCG), ``kvm`` or ``tcg``.
-    :param smp: number of vCPUs, 1 to 4.
+    :param smp: number of vCPUs, 1 to 16.
     :param append: words for the kernel command line.
     :param device: the one under test: ``pci-testdev``, ``ivshmem-plain`` (RAM behind its BAR) or ``nvme`` (reset, power
         states; boots each time), see :class:`harness.machine.spec.Device`.
