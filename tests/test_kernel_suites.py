@@ -1,18 +1,18 @@
-"""A QEMU of another suite: which version a spec means, and a package tree that is made to run."""
+"""A program of another suite: which version a spec means, and a package tree that is made to run."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import cache
 from harness.errors import MachineryError, UsageError
-from harness.kernel import apt
+from harness.kernel import apt, suites
 from harness.kernel.process import Finished
-from harness.machine import qemu_debian
-from harness.machine.qemu_debian import QemuOffer, choose_offer, debian_qemu, fitting, parse_policy
+from harness.kernel.suites import Program, SuiteOffer, choose_offer, fitting, parse_policy, unpacked_program
 
 POLICY = """\
 qemu-system-x86:
@@ -31,11 +31,11 @@ qemu-system-x86:
         100 /var/lib/dpkg/status
 """
 OFFERS = [
-    QemuOffer("1:11.1.3+ds-1", "sid"),
-    QemuOffer("1:11.1.3+ds-1~bpo13+1", "trixie-backports"),
-    QemuOffer("1:10.0.13+ds-0+deb13u1", "trixie"),
-    QemuOffer("1:10.0.13+ds-0+deb13u1", "trixie-security"),
-    QemuOffer("1:7.2+dfsg-7+deb12u18", "bookworm"),
+    SuiteOffer("1:11.1.3+ds-1", "sid"),
+    SuiteOffer("1:11.1.3+ds-1~bpo13+1", "trixie-backports"),
+    SuiteOffer("1:10.0.13+ds-0+deb13u1", "trixie"),
+    SuiteOffer("1:10.0.13+ds-0+deb13u1", "trixie-security"),
+    SuiteOffer("1:7.2+dfsg-7+deb12u18", "bookworm"),
 ]
 
 
@@ -55,20 +55,20 @@ def test_what_the_mirror_has() -> None:
         ("debian:7.2", OFFERS[4]),
     ],
 )
-def test_the_newest_that_fits(spec: str, expected: QemuOffer) -> None:
-    assert choose_offer(OFFERS, spec) == expected
+def test_the_newest_that_fits(spec: str, expected: SuiteOffer) -> None:
+    assert choose_offer(OFFERS, spec, "--qemu") == expected
 
 
 @pytest.mark.parametrize("spec", ["debian:1", "debian:11.1@bookworm", "debian:9.2"])
 def test_one_that_is_not_there(spec: str) -> None:
-    with pytest.raises(UsageError, match=rf"--qemu {spec}: the mirror has no such QEMU; it has debian:11.1.3@sid, "):
-        choose_offer(OFFERS, spec)
+    with pytest.raises(UsageError, match=rf"--qemu {spec}: the mirror has no such version; it has debian:11.1.3@sid, "):
+        choose_offer(OFFERS, spec, "--qemu")
 
 
 @pytest.mark.parametrize("spec", ["debian:", "debian:latest", "debian:11.1@", "debian:../x"])
 def test_a_malformed_spec(spec: str) -> None:
     with pytest.raises(UsageError, match="expected a path, or debian:VERSION"):
-        fitting(OFFERS, spec)
+        fitting(OFFERS, spec, "--qemu")
 
 
 @pytest.fixture
@@ -91,20 +91,27 @@ def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(apt, "state_options", lambda _progress: ["-c", "apt.conf"])
-    monkeypatch.setattr(qemu_debian, "find_program", lambda name, _package: name)
-    monkeypatch.setattr(qemu_debian, "run", run)
+    monkeypatch.setattr(suites, "find_program", lambda name, _package: name)
+    monkeypatch.setattr(suites, "run", run)
     return ran
+
+
+QEMU = Program("qemu-system-x86", "qemu-system-x86_64", '-L "$root/usr/share/qemu"', "export QEMU_MODULE_DIR=$lib/qemu")
+
+
+def debian_qemu(spec: str, say: Callable[[str], None] = lambda _line: None) -> Path:
+    return unpacked_program(QEMU, spec, "--qemu", say)
 
 
 def test_it_is_started_with_its_own_loader_libraries_and_firmware(mirror: list[list[str]]) -> None:
     said: list[str] = []
     program = debian_qemu("debian:10.0", said.append)
-    assert said == ["fetching QEMU 10.0.13 of trixie with its libraries (about 50 MB)"]
-    root = cache.root() / "qemu/10.0.13@trixie/root"
+    assert said == ["fetching qemu-system-x86 10.0.13 of trixie with its libraries"]
+    root = cache.root() / "qemu-system-x86_64/10.0.13@trixie/root"
     words = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert words[0] == "--library-path"
-    assert words[1].split(":")[0] == str(root / "usr/lib/x86_64-linux-gnu")
-    assert words[2:5] == [str(root / "usr/bin/qemu-system-x86_64"), "-L", str(root / "usr/share/qemu")]
+    assert words[:3] == ["--argv0", str(program), "--library-path"]
+    assert words[3].split(":")[0] == str(root / "usr/lib/x86_64-linux-gnu")
+    assert words[4:7] == [str(root / "usr/bin/qemu-system-x86_64"), "-L", str(root / "usr/share/qemu")]
     assert words[-1] == "--version"
     fetch = next(words for words in mirror if words[0] == "apt-get")
     assert fetch[-3:] == ["trixie", "install", "qemu-system-x86=1:10.0.13+ds-0+deb13u1"]
@@ -122,8 +129,8 @@ def test_what_is_unpacked_is_used_without_asking(mirror: list[list[str]]) -> Non
 def test_packages_without_a_loader_are_an_error_that_leaves_nothing(
     mirror: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qemu_debian, "_unpack", lambda _packages, root: root.mkdir())
-    with pytest.raises(MachineryError, match="have no loader: expected root/usr/lib64/ld-linux"):
+    monkeypatch.setattr(suites, "_unpack", lambda _packages, root: root.mkdir())
+    with pytest.raises(MachineryError, match="has no loader: expected root/usr/lib64/ld-linux"):
         debian_qemu("debian:10.0")
-    assert cache.entries("qemu") == []
+    assert cache.entries("qemu-system-x86_64") == []
     assert mirror
