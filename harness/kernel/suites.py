@@ -1,6 +1,6 @@
 """A program of another Debian suite, unpacked into the cache with all its libraries; nothing is installed.
 
-The host's C library and loader are not used: ``ld.so`` of the same suite starts the program, so that it runs on any host.
+The host's C library and loader are not used: ``ld.so`` of the same suite starts the program, which so runs on any host.
 apt resolves the dependencies, as if nothing were installed, and checks what it fetches.
 """
 
