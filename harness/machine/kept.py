@@ -12,9 +12,9 @@ from typing import Any
 
 from harness import cache
 from harness.errors import UsageError
+from harness.machine.migration import save_state
 from harness.machine.qemu import Qemu
 from harness.machine.spec import Accel, Channel, Device, MachineSpec, Root
-from harness.machine.template import save_state
 from harness.pagetable import Region
 from harness.verdict.capabilities import Capabilities
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import BootError, KernelError
+from harness.errors import BootError, DeadlineError, HugepfnError, KernelError, RestoreError
 from harness.kernel import KernelImage
 from harness.machine.agent import Agent
 from harness.machine.binary import find_qemu
 from harness.machine.kept import Kept
+from harness.machine.migration import restore_state
 from harness.machine.qemu import Qemu
 from harness.machine.ram import PrivateRam, SharedRam
-from harness.machine.spec import BAR_SLOT, Accel, MachineSpec
+from harness.machine.spec import BAR_BDF, BAR_SLOT, Accel, MachineSpec
 from harness.machine.template import Template
-from harness.machine.witness import bars_from_pci
+from harness.machine.witness import bars_from_pci, bars_from_sysfs
 from harness.pagetable import Region
 
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
-_RESTORE_TIMEOUT_S = 60.0
 
 #: What PID 1 complains with (guest_tests/lib/init.c complain()); the panic that follows may push it out of the tail.
 _INIT = "hugepfn init: "
@@ -86,6 +85,8 @@ async def boot(
             console_tail=qemu.log.tail(),
         ) from error
     bars = bars_from_pci(await qemu.execute("query-pci"), BAR_SLOT)
+    if not bars:  # it sleeps
+        bars = bars_from_sysfs((await agent.get(f"/sys/bus/pci/devices/{BAR_BDF}/resource")).decode())
     return Machine(qemu, agent, ready, bars, Origin.BOOT)
 
 
@@ -118,15 +119,13 @@ async def revive(
 async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes], None], first_id: int = 1) -> Agent:
     """Starts QEMU with a saved state and lets it run. RAM that is private to it comes from its file."""
     qemu.log.write(log.encode())
-    descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
+    await qemu.start(incoming=True)
     try:
-        await qemu.start(incoming=True)
-        qemu.qmp.send_fd_scm(descriptor)
-        await qemu.execute("getfd", {"fdname": "state"})
-    finally:
-        os.close(descriptor)
-    from_file = not qemu.ram.share
-    await qemu.migrate("migrate-incoming", {"uri": "fd:state"}, ignore_shared=from_file, timeout_s=_RESTORE_TIMEOUT_S)
+        await restore_state(qemu, state, with_ram=qemu.ram.share)
+    except DeadlineError:
+        raise  # a host that is too busy says nothing about what was saved
+    except HugepfnError as error:
+        raise RestoreError(f"QEMU {qemu.binary.version} does not restore {state.parent.name}: {error}") from error
     agent = Agent(qemu, first_id)
     qemu.log_from = len(qemu.log.text)  # what the template's life had to say is over
     qemu.pump("events", on_event)

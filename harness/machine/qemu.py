@@ -11,10 +11,10 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
-from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError
+from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, QemuRefused
 from harness.machine.binary import QemuBinary
 from harness.machine.hostroot import FileServer, root_args
 from harness.machine.ram import GuestRam
@@ -64,17 +64,6 @@ class KernelLog:
     def tail(self, lines: int = _TAIL_LINES) -> str:
         """The last lines."""
         return "\n".join(self.text.splitlines()[-lines:])
-
-
-async def _migrated(events: EventListener) -> None:
-    """Waits for the end of a migration."""
-    async for event in events:
-        data = event.get("data")
-        status = data.get("status") if isinstance(data, dict) else None
-        if status == "completed":
-            return
-        if status in ("failed", "cancelled"):
-            raise MachineryError(f"QEMU could not save or restore the machine: migration {status}")
 
 
 class Qemu:
@@ -143,21 +132,6 @@ class Qemu:
             served = f"; virtiofsd: {self._files.words}" if self._files is not None and self._files.words else ""
             raise MachineryError(f"QEMU does not start (status {status}): {self.stderr or error}{served}") from error
         self.ram.attach(self._process.pid)
-
-    async def migrate(
-        self, command: str, arguments: dict[str, object], *, ignore_shared: bool, timeout_s: float
-    ) -> None:
-        """Saves or restores the machine's state: ``migrate`` or ``migrate-incoming``, to its end.
-
-        :param ignore_shared: RAM is in a shared file, and stays there.
-        :raises MachineryError: QEMU could not.
-        """
-        wanted = {"events": True, "x-ignore-shared": ignore_shared}
-        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
-        await self.execute("migrate-set-capabilities", {"capabilities": capabilities})
-        with self.qmp.listener("MIGRATION") as events:
-            await self.execute(command, arguments)
-            await self.expect(_migrated(events), timeout_s, f"QEMU's {command}")
 
     def end(self, channel: str) -> socket.socket:
         """Our end of a channel: ``agent`` or ``shell``."""
@@ -310,12 +284,12 @@ class Qemu:
         """One QMP command.
 
         :raises KernelDied: QEMU ended meanwhile.
-        :raises MachineryError: QEMU refuses it.
+        :raises QemuRefused: QEMU refuses it.
         """
         try:
             return await self.qmp.execute(command, arguments)
         except ExecuteError as error:
-            raise MachineryError(f"QEMU refuses {command}: {error}") from error
+            raise QemuRefused(f"QEMU refuses {command}: {error}") from error
         except QMPError as error:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from harness.errors import UsageError
 
-#: Guest RAM is one block from physical address 0 up to here on q35 (hw/i386/pc_q35.c): file offset == paddr.
-MEMORY_MIB_MAX = 2048
-MEMORY_MIB_MIN = 256
-SMP_MAX = 4
+MEMORY_MIB_MIN, MEMORY_MIB_MAX = 256, 65536
+SMP_MAX = 16
 
 #: Where the device under test sits, for vfio-pci in the guest.
 BAR_SLOT = 5
@@ -80,10 +78,7 @@ class MachineSpec:
 
     def __post_init__(self) -> None:
         if not MEMORY_MIB_MIN <= self.memory_mib <= MEMORY_MIB_MAX:
-            raise UsageError(
-                f"memory {self.memory_mib} MiB: {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}, "
-                "so that an offset in the RAM file is a physical address"
-            )
+            raise UsageError(f"memory {self.memory_mib} MiB: {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}")
         if not 1 <= self.smp <= SMP_MAX:
             raise UsageError(f"smp {self.smp}: 1 to {SMP_MAX}")
 
@@ -147,7 +142,7 @@ def _channel_args(spec: MachineSpec, descriptors: Descriptors) -> list[str]:
     def chardev(name: str, fd: int) -> list[str]:
         return ["-chardev", f"socket,id={name},fd={fd}"]
 
-    args = [*chardev("qmp", descriptors.qmp), "-mon", "chardev=qmp,mode=control"]
+    args = [*chardev("qmp", descriptors.qmp), "-qmp", "chardev:qmp"]  # -mon: deprecated in 11.1
     args += [*chardev("console", descriptors.console), "-device", "isa-serial,chardev=console,index=0"]
     args += [*chardev("shell", descriptors.shell), "-device", "isa-serial,chardev=shell,index=3"]
     args += [*chardev("agent", descriptors.agent), *chardev("events", descriptors.events)]

@@ -7,9 +7,11 @@ content is checked before the first use in a process; whatever is wrong with it,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness import cache
 from harness.errors import MachineryError
 from harness.machine.binary import QemuBinary
-from harness.machine.qemu import Qemu
+from harness.machine.migration import save_state
 from harness.machine.ram import SharedRam, data_ranges
 from harness.machine.spec import Accel, MachineSpec, kernel_command_line
 from harness.pagetable import Region
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 KIND = "templates"
 _FORMAT = 4
 _KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
-_SAVE_TIMEOUT_S = 60.0
+_CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _verified: set[Path] = set()
 
 
@@ -63,30 +65,18 @@ def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
     words = kernel_command_line(spec)  # more than the spec says: what we give every kernel
     parts: list[object] = [_FORMAT, spec, words, kernel_key, binary.package, status.st_size, status.st_mtime_ns]
     if spec.accel is Accel.KVM:
-        parts.append(_host_cpu())
+        parts.append(_host_kvm())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _host_cpu() -> str:
-    """The host's CPU as far as a guest sees it through KVM."""
+def _host_kvm() -> str:
+    """What a guest sees of the host through KVM: its CPU, its kernel and how KVM's modules are set."""
     wanted = ("model name", "stepping", "microcode", "flags")
-    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    return "\n".join(line for line in lines if line.startswith(wanted))
-
-
-async def save_state(qemu: Qemu, path: Path, *, with_ram: bool) -> None:
-    """Writes the stopped machine's state to a file (QMP ``migrate`` to a descriptor).
-
-    :param with_ram: RAM too; else it must be a shared file, and stays there.
-    :raises MachineryError: QEMU cannot save it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        qemu.qmp.send_fd_scm(descriptor)
-        await qemu.execute("getfd", {"fdname": "state"})
-    finally:
-        os.close(descriptor)
-    await qemu.migrate("migrate", {"uri": "fd:state"}, ignore_shared=not with_ram, timeout_s=_SAVE_TIMEOUT_S)
+    lines = [line for line in _CPUINFO.read_text().split("\n\n")[0].splitlines() if line.startswith(wanted)]
+    for path in sorted(_MODULES.glob("kvm*/parameters/*")):
+        with contextlib.suppress(OSError):  # some are only for root
+            lines.append(f"{path.relative_to(_MODULES)}={path.read_text().strip()}")
+    return "\n".join([platform.release(), *lines])
 
 
 async def save_template(machine: Machine, folder: Path, capabilities: Capabilities) -> None:
