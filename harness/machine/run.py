@@ -121,10 +121,16 @@ class GuestRun:
         """What the kernel itself found wrong: its log's complaints, its taint."""
         return self._kernel.troubles()
 
+    @property
+    def log_gap(self) -> str:
+        """Why "no complaint" cannot be said of the kernel log; empty where all of it was read."""
+        return self._kernel.gap
+
     def check(self) -> None:
         """Holds the run against what must hold at every stop, and against the kernel log.
 
-        :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed.
+        :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed; or a part
+            of the kernel log is lost, and nothing else went wrong.
         :raises ClaimFailed: an invariant does not hold, or the kernel complained.
         """
         if self.uncalibrated:
@@ -134,6 +140,8 @@ class GuestRun:
         if found:
             more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
             raise ClaimFailed("\n".join(found[:8]) + more)
+        if self.log_gap:
+            raise MachineryError(self.log_gap)
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +191,7 @@ class GuestRun:
         deadline = time.monotonic() + self._timeout_s
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
-        await self._kernel.settle(self.job.id, self.program)
+        await self._kernel.settle()
         return await self._collect()
 
     async def _next(self, deadline: float, what: str) -> Snapshot | None:
@@ -220,8 +228,9 @@ class GuestRun:
         try:
             await self.vm.qemu.expect(both, max(deadline - time.monotonic(), 0.0), what)
         except DeadlineError:
+            last_words = await self._kernel.last_words()
             raise DeadlineError(
-                f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {self.vm.qemu.complaint()}"
+                f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {last_words}"
             ) from None
         finally:
             if not getting.done():
@@ -266,7 +275,8 @@ class GuestRun:
 
     async def end(self) -> None:
         """Ends the program after an error, as far as the guest still answers."""
-        if self.job.exited.done():
-            return
-        await self._kill(signal.SIGKILL)
-        await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")
+        if not self.job.exited.done():
+            await self._kill(signal.SIGKILL)
+            await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")
+        if not self._kernel.settled:
+            await self._kernel.settle()

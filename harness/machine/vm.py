@@ -242,7 +242,7 @@ class VM(LiveMachine):
         return path
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        kernel = KernelWatch(self)
+        kernel = await KernelWatch.begin(self, argv[0].rsplit("/", 1)[-1])
         witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
