@@ -30,6 +30,7 @@ from harness.verdict.known_bugs import Failure, KnownBug, judge
 RESULT_PROPERTY = "hugepfn_result"
 CONTEXT_PROPERTY = "hugepfn_context"
 LOG_LINES_MAX = 400
+USAGE_PROPERTY = "hugepfn_usage"  # there where what was asked for is the error
 WISHES_PROPERTY = "hugepfn_wishes"  # there where the test had another machine than was asked for
 
 

@@ -43,7 +43,8 @@
 static int agent_fd = -1, events_fd = -1;
 static bool on_uarts;
 static bool on_host_root; /* / is the host's, copy on write */
-static char vfio_bdf[32], vfio_group[16], vfio_why[160] = "no device was asked for";
+static char vfio_bdf[32], vfio_group[16], vfio_why[256] = "no device was asked for";
+static char module_why[160]; /* of the first that did not load */
 
 static void complain(const char *fmt, va_list args)
 {
@@ -163,8 +164,11 @@ static void load_modules(void)
 
 		snprintf(path, sizeof(path), "/modules/%s", name);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
+		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST)) {
+			if (!*module_why)
+				snprintf(module_why, sizeof(module_why), "%.100s: %s", name, strerror(errno));
 			warn("module %s", name);
+		}
 		if (fd >= 0)
 			close(fd);
 	}
@@ -256,7 +260,11 @@ static void bind_vfio(void)
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", vfio_bdf);
 	n = readlink(path, target, sizeof(target) - 1);
 	if (n < 0) {
-		snprintf(vfio_why, sizeof(vfio_why), "no vfio-pci driver took %s (no such module?)", vfio_bdf);
+		if (access("/sys/bus/pci/drivers/vfio-pci", F_OK))
+			snprintf(vfio_why, sizeof(vfio_why), "this guest has no vfio-pci driver%s%s",
+				 *module_why ? ": " : "", module_why);
+		else
+			snprintf(vfio_why, sizeof(vfio_why), "vfio-pci did not take %s", vfio_bdf);
 		return;
 	}
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", vfio_bdf);
@@ -933,6 +941,17 @@ static _Noreturn void power_off(void)
 	die("power off");
 }
 
+/* Which of what scenarios need is not here, by the names of its modules; built in, they are here as well. */
+static const char *missing_modules(void)
+{
+	static char missing[64];
+
+	snprintf(missing, sizeof(missing), "%s%s",
+		 access("/sys/bus/pci/drivers/vfio-pci", F_OK) ? "vfio_pci " : "",
+		 access("/sys/module/vfio_iommu_type1", F_OK) ? "vfio_iommu_type1 " : "");
+	return missing;
+}
+
 static void send_ready(void)
 {
 	char taint[32] = "0";
@@ -940,9 +959,10 @@ static void send_ready(void)
 
 	uname(&uts);
 	read_file("/proc/sys/kernel/tainted", taint, sizeof(taint));
-	send_text("ready", 0, "channel=%s\nrelease=%s\nversion=%s\ntaint=%s\nvfio_bdf=%s\nvfio_group=%s\nvfio_why=%s\n",
-		  on_uarts ? "serial" : "virtio", uts.release, uts.version, taint, vfio_bdf, vfio_group,
-		  vfio_group[0] ? "" : vfio_why);
+	send_text("ready", 0,
+		  "channel=%s\nrelease=%s\nversion=%s\ntaint=%s\nmissing=%s\nvfio_bdf=%s\nvfio_group=%s\nvfio_why=%s\n",
+		  on_uarts ? "serial" : "virtio", uts.release, uts.version, taint, missing_modules(), vfio_bdf,
+		  vfio_group, vfio_group[0] ? "" : vfio_why);
 }
 
 static void handle_request(void)

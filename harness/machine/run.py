@@ -8,8 +8,17 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, MachineryError, PremiseNotMet, UsageError
+from harness.errors import (
+    ClaimFailed,
+    DeadlineError,
+    GuestProgramError,
+    HugepfnError,
+    MachineryError,
+    PremiseNotMet,
+    UsageError,
+)
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
+from harness.kernel import why_missing
 from harness.machine.agent import Job
 from harness.machine.held import Invariants
 from harness.machine.kernel_watch import KernelWatch
@@ -156,7 +165,7 @@ class GuestRun:
             result = self.finish()
             self.check()
             if result.skipped:
-                raise PremiseNotMet(result.reason)
+                raise self._unmet(result)
             if not result.passed:
                 raise GuestProgramError(f"guest program {self.program}: {result.reason}")
         except BaseException as broken:
@@ -178,7 +187,7 @@ class GuestRun:
             if snapshot is None:
                 result = await self._collect()
                 if result.skipped:
-                    raise PremiseNotMet(result.reason)
+                    raise self._unmet(result)
                 seen = ", ".join(repr(at.checkpoint) for at in self.snapshots) or "none"
                 raise GuestProgramError(
                     f"guest program {self.program} ended before checkpoint {checkpoint!r} "
@@ -261,6 +270,14 @@ class GuestRun:
             held, self._held = self._held, None
             self._witness.release(held)
             await self.vm.qemu.resume()
+
+    def _unmet(self, result: RunResult) -> HugepfnError:
+        """Why a program was skipped; an error where the kernel came without what it needs."""
+        if result.lacks_device and hasattr(self.vm, "kernel"):
+            for module in self.vm.ready["missing"].split():
+                if (reason := why_missing(self.vm.kernel, module)) is not None:
+                    return reason
+        return PremiseNotMet(result.reason)
 
     async def _collect(self) -> RunResult:
         exited = await self.job.exited

@@ -270,7 +270,7 @@ class VM(LiveMachine):
     def abandon(self, run: GuestRun, error: BaseException) -> None:
         """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
         self.forget(run)
-        if self.on_failure is not None and not isinstance(error, PremiseNotMet | KeyboardInterrupt):
+        if self.on_failure is not None and not isinstance(error, PremiseNotMet | UsageError | KeyboardInterrupt):
             self.on_failure(self)
         if self._broken:
             return
