@@ -27,6 +27,7 @@ from harness.pagetable import Level
 from harness.results import (
     CONTEXT_PROPERTY,
     RESULT_PROPERTY,
+    USAGE_PROPERTY,
     WISHES_PROPERTY,
     Results,
     context_of,
@@ -350,6 +351,8 @@ def pytest_runtest_makereport(
             report.outcome, report.wasxfail = "skipped", result.reason
         report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
         report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
+        if isinstance(error, UsageError):
+            report.user_properties.append((USAGE_PROPERTY, True))
         if item.get_closest_marker("machine") is not None:
             report.user_properties.append((WISHES_PROPERTY, True))
         if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):

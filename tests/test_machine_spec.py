@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.machine.spec import Accel, Channel, Descriptors, Device, MachineSpec, kernel_command_line, qemu_argv
+from harness.machine.spec import Accel, Descriptors, Device, MachineSpec, kernel_command_line, qemu_argv
 
-DESCRIPTORS = Descriptors(ram=10, qmp=11, console=12, agent=13, events=14, shell=15)
+DESCRIPTORS = Descriptors(ram=10, qmp=11, console=12, agent=13, events=14, agent_uart=16, events_uart=17, shell=15)
 SPEC = MachineSpec(kernel=Path("/k/bzImage"), initramfs=Path("/c/initramfs.cpio"))
 
 GOLDEN = """
@@ -33,6 +33,10 @@ qemu-system-x86_64
 -device isa-serial,chardev=shell,index=3
 -chardev socket,id=agent,fd=13
 -chardev socket,id=events,fd=14
+-chardev socket,id=agent-uart,fd=16
+-device isa-serial,chardev=agent-uart,index=1
+-chardev socket,id=events-uart,fd=17
+-device isa-serial,chardev=events-uart,index=2
 -device virtio-serial-pci,id=serial,addr=04.0
 -device virtserialport,bus=serial.0,nr=1,chardev=agent,name=hugepfn.agent
 -device virtserialport,bus=serial.0,nr=2,chardev=events,name=hugepfn.events
@@ -42,8 +46,7 @@ qemu-system-x86_64
 -initrd /c/initramfs.cpio
 """
 COMMAND_LINE = (
-    "console=ttyS0 oops=panic panic=-1 printk.devkmsg=on intel_iommu=on no_timer_check "
-    "hugepfn.channel=virtio hugepfn.vfio=0000:00:05.0"
+    "console=ttyS0 oops=panic panic=-1 printk.devkmsg=on intel_iommu=on no_timer_check hugepfn.vfio=0000:00:05.0"
 )
 
 
@@ -74,17 +77,6 @@ def test_kvm_splits_the_interrupt_controller() -> None:
         ["-machine q35,memory-backend=ram", "-accel tcg"],
         ["-machine q35,memory-backend=ram,kernel-irqchip=split", "-accel kvm"],
     )
-
-
-def test_uarts_for_a_kernel_without_virtio() -> None:
-    gone, new = difference(replace(SPEC, channel=Channel.SERIAL))
-    assert [one for one in gone if "virt" not in one] == []
-    assert len(gone) == 4  # the bus, two ports, the kernel's word
-    assert new == [
-        "-device isa-serial,chardev=agent,index=1",
-        "-device isa-serial,chardev=events,index=2",
-        f"-append {COMMAND_LINE.replace('channel=virtio', 'channel=serial')}",
-    ]
 
 
 def test_size_and_cpu() -> None:

@@ -11,7 +11,9 @@ from harness.errors import BootError, DeadlineError, HugepfnError, KernelError, 
 from harness.kernel import KernelImage
 from harness.machine.agent import Agent
 from harness.machine.binary import find_qemu
+from harness.machine.channel import Channel
 from harness.machine.kept import Kept
+from harness.machine.kernel_log import SavedLog
 from harness.machine.migration import restore_state
 from harness.machine.qemu import Qemu
 from harness.machine.ram import PrivateRam, SharedRam
@@ -71,7 +73,6 @@ async def boot(
     started(qemu)
     await qemu.start()
     agent = Agent(qemu)
-    qemu.pump("events", on_event)
     try:
         if timing.first_line_s is not None:
             await qemu.expect(qemu.log.first_line(), timing.first_line_s, "the kernel's first words")
@@ -84,6 +85,7 @@ async def boot(
             exit_status=qemu.exit_status,
             console_tail=qemu.log.tail(),
         ) from error
+    qemu.pump(agent.channel.events, on_event)
     bars = bars_from_pci(await qemu.execute("query-pci"), BAR_SLOT)
     if not bars:  # it sleeps
         bars = bars_from_sysfs((await agent.get(f"/sys/bus/pci/devices/{BAR_BDF}/resource")).decode())
@@ -99,7 +101,7 @@ async def clone(
     """
     qemu = Qemu(spec, find_qemu(), PrivateRam(template.ram))
     started(qemu)
-    agent = await _restore(qemu, template.state, template.log, on_event)
+    agent = await _restore(qemu, template.state, template.log, on_event, template.ready)
     return Machine(qemu, agent, template.ready, template.bars, Origin.CLONE)
 
 
@@ -112,13 +114,20 @@ async def revive(
     """
     qemu = Qemu(kept.spec, find_qemu(), SharedRam(kept.spec.memory_mib, ram_dir))
     started(qemu)
-    agent = await _restore(qemu, kept.state, kept.log, on_event, kept.next_id)
+    agent = await _restore(qemu, kept.state, kept.log, on_event, kept.ready, kept.next_id)
     return Machine(qemu, agent, kept.ready, kept.bars, Origin.KEPT)
 
 
-async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes], None], first_id: int = 1) -> Agent:
+async def _restore(
+    qemu: Qemu,
+    state: Path,
+    log: SavedLog,
+    on_event: Callable[[bytes], None],
+    ready: Mapping[str, str],
+    first_id: int = 1,
+) -> Agent:
     """Starts QEMU with a saved state and lets it run. RAM that is private to it comes from its file."""
-    qemu.log.write(log.encode())
+    qemu.log.restore(log)
     await qemu.start(incoming=True)
     try:
         await restore_state(qemu, state, with_ram=qemu.ram.share)
@@ -126,8 +135,8 @@ async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes]
         raise  # a host that is too busy says nothing about what was saved
     except HugepfnError as error:
         raise RestoreError(f"QEMU {qemu.binary.version} does not restore {state.parent.name}: {error}") from error
-    agent = Agent(qemu, first_id)
-    qemu.log_from = len(qemu.log.text)  # what the template's life had to say is over
-    qemu.pump("events", on_event)
+    agent = Agent(qemu, first_id, Channel(ready["channel"]))
+    qemu.log_from = qemu.log.mark()  # what the template's life had to say is over
+    qemu.pump(agent.channel.events, on_event)
     await qemu.execute("cont")
     return agent

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from harness import cache
 from harness.errors import MachineryError
 from harness.machine.binary import QemuBinary
+from harness.machine.kernel_log import SavedLog
 from harness.machine.migration import save_state
 from harness.machine.ram import SharedRam, data_ranges
 from harness.machine.spec import Accel, MachineSpec, kernel_command_line
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from harness.machine.machine import Machine
 
 KIND = "templates"
-_FORMAT = 4
+_FORMAT = 5
 _KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _verified: set[Path] = set()
@@ -46,7 +47,7 @@ class Template:
     ready: Mapping[str, str]
     bars: tuple[Region, ...]  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
     capabilities: Capabilities
-    log: str  # the console until the machine was saved
+    log: SavedLog  # until the machine was saved
 
     @property
     def ram(self) -> Path:
@@ -88,7 +89,7 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
     await save_state(machine.qemu, folder / "state", with_ram=False)
     assert isinstance(machine.qemu.ram, SharedRam)
     machine.qemu.ram.copy_to(folder / "ram")
-    write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.text)
+    write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.saved())
     prune()
 
 
@@ -111,7 +112,7 @@ def obtain(key: str, build: Callable[[Path], None], say: Callable[[str], None]) 
 
 
 def write_meta(
-    folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: str
+    folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: SavedLog
 ) -> None:
     """Seals a template: what clones need to know, and what its content must be."""
     meta = {
@@ -120,7 +121,7 @@ def write_meta(
         "capabilities": capabilities.to_json(),
         "digest": _digest(folder),
     }
-    (folder / "log").write_text(log)
+    log.write(folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -134,7 +135,7 @@ def load(folder: Path) -> Template:
         if folder not in _verified and _digest(folder) != meta["digest"]:
             raise MachineryError(f"the template {folder.name} is not what was saved")
         capabilities = Capabilities.from_json(meta["capabilities"])
-        log = (folder / "log").read_text()
+        log = SavedLog.read(folder)
         template = Template(folder, meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), capabilities, log)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MachineryError(f"the template {folder.name} cannot be read: {error}") from error

@@ -270,7 +270,7 @@ class VM(LiveMachine):
         return path
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        kernel = KernelWatch(self)
+        kernel = await KernelWatch.begin(self, argv[0].rsplit("/", 1)[-1])
         witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
@@ -298,7 +298,7 @@ class VM(LiveMachine):
     def abandon(self, run: GuestRun, error: BaseException) -> None:
         """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
         self.forget(run)
-        if self.on_failure is not None and not isinstance(error, PremiseNotMet | KeyboardInterrupt):
+        if self.on_failure is not None and not isinstance(error, PremiseNotMet | UsageError | KeyboardInterrupt):
             self.on_failure(self)
         if self._broken:
             return
