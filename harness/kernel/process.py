@@ -6,13 +6,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from harness.errors import MachineryError
+from harness.signals import HeldSignals
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
 _WORDS_MAX = 300
@@ -105,7 +104,7 @@ def _start(
     stderr: int = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    held = _HeldSignals()
+    held = HeldSignals()
     try:
         process = subprocess.Popen(
             words,
@@ -128,28 +127,6 @@ def _start(
         _end(process)
         raise
     return process
-
-
-class _HeldSignals:
-    """Holds Ctrl-C back while a process starts: inside Popen the exception would lose a child that already runs."""
-
-    def __init__(self) -> None:
-        self._noted: list[tuple[int, FrameType | None]] = []
-        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python runs handlers in the main thread only
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if callable(handler):
-                self._handlers[number] = handler
-                signal.signal(number, lambda number, frame: self._noted.append((number, frame)))
-
-    def release(self) -> None:
-        """Put the handlers back and let them have what came meanwhile."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        for number, frame in self._noted:
-            self._handlers[number](number, frame)
 
 
 def check_room(finished: Finished, name: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import MachineryError
 from harness.session import registry, wire
 from harness.session.registry import About
+from harness.signals import handling
 
 if TYPE_CHECKING:
     from harness.machine.agent import ExitStatus
@@ -105,13 +106,8 @@ def passing_signals(send: Callable[[int], None]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             send(number)
 
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handler) for number in wanted}
-    try:
+    with handling((signal.SIGINT, signal.SIGTERM), handler):
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 @contextlib.contextmanager
