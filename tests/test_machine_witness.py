@@ -11,9 +11,10 @@ from typing import cast
 import pytest
 
 from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
+from harness.guest import bounds
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
 from harness.machine.qemu import Qemu
-from harness.machine.witness import Witness, bars_from_pci, needs_registration
+from harness.machine.witness import Process, Witness, bars_from_pci, needs_registration
 from harness.pagetable import Bits, Layout, Level, PhysicalMemory, Region
 
 PAGE = 4096
@@ -435,6 +436,62 @@ def test_a_reaped_process_is_gone() -> None:
     assert [process.name for process in witness.snapshot("exited", 77)] == ["parent"]
     witness.note(GoneEvent(99))  # a child that never registered
     witness.note(PagemapEvent("bar", 78, (0,)))  # read just before it was reaped
+
+
+def test_a_pid_is_one_process_until_that_is_gone() -> None:
+    family = Family()
+    other = family.guest.process(NONCE + 4)
+    family.qemu.stops[:] = [registers(other.root)]
+    before = dict(family.witness.processes)
+    with pytest.raises(ProtocolError, match="stranger registers as pid 78, which child has; is it in another pid name"):
+        asyncio.run(family.witness.register(registering(78, name="stranger", nonce=NONCE + 4), 5.0))
+    assert family.witness.processes == before
+
+
+def test_a_name_is_one_process_until_that_is_gone() -> None:
+    family = Family()
+    other = family.guest.process(NONCE + 4)
+    family.qemu.stops[:] = [registers(other.root)]
+    again = registering(79, name="child", nonce=NONCE + 4)
+    with pytest.raises(ProtocolError, match="pid 79 registers as 'child', as pid 78 did; give it another name"):
+        asyncio.run(family.witness.register(again, 5.0))
+    family.witness.note(GoneEvent(78))
+    asyncio.run(family.witness.register(again, 5.0))
+    assert sorted(family.witness.processes) == [77, 79]
+
+
+def test_pagemap_has_at_most_a_word_for_each_page_of_the_mapping() -> None:
+    witness = Family().witness
+    witness.note(mapping(77, "small", 0x7F0000000000, 2 * PAGE))
+    witness.note(PagemapEvent("small", 77, (1, 2)))
+    with pytest.raises(ProtocolError, match="3 pagemap words for small of pid 77, which has 2 pages"):
+        witness.note(PagemapEvent("small", 77, (1, 2, 3)))
+    witness.note(PagemapEvent("never", 77, (1, 2, 3)))  # unmapped while another process read it
+    assert list(witness.processes[77].pagemap) == ["small"]
+
+
+def test_a_mapping_ends_where_its_bar_ends() -> None:
+    witness = Family().witness
+    witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", 1 << 30))
+    with pytest.raises(ProtocolError, match=r"bar of pid 77 ends bar\+0x80001000, and bar has 0x80000000 bytes"):
+        witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", (1 << 30) + PAGE))
+    with pytest.raises(ProtocolError, match="and bar3 has 0x0 bytes"):
+        witness.note(MappingEvent("bar", 77, BAR_VADDR, PAGE, 3, "bar3", 0))
+
+
+def test_mappings_and_processes_are_counted() -> None:
+    guest = Guest()
+    witness, _ = registered(guest, registers(guest.process().root))
+    for number in range(bounds.MAPPINGS_MAX):
+        witness.note(mapping(77, f"m{number}", 0x7F0000000000 + number * PAGE, PAGE))
+    witness.note(mapping(77, "m0", 0x7F0000000000, PAGE))  # declared anew
+    with pytest.raises(ProtocolError, match="pid 77 has more than 256 mappings"):
+        witness.note(mapping(77, "one-more", 0x7E0000000000, PAGE))
+    process = witness.processes[77]
+    for pid in range(1000, 1000 + bounds.PROCESSES_MAX - 1):
+        witness.processes[pid] = Process(f"p{pid}", pid, process.root, False)
+    with pytest.raises(ProtocolError, match="more than 256 processes have registered"):
+        asyncio.run(witness.register(registering(78, name="one-more"), 5.0))
 
 
 @pytest.mark.parametrize("event", [mapping(99), UnmappingEvent("bar", 99)])

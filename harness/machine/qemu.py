@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from qemu.qmp import EventListener, QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
-from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError
+from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, ProtocolError
+from harness.guest import bounds
 from harness.machine.binary import QemuBinary
 from harness.machine.hostroot import FileServer, root_args
 from harness.machine.ram import GuestRam
@@ -37,6 +38,7 @@ class KernelLog:
 
     def __init__(self) -> None:
         self._chunks: list[str] = []
+        self._size_bytes = 0
         self._spoken = asyncio.Event()
 
     async def first_line(self) -> None:
@@ -44,7 +46,13 @@ class KernelLog:
         await self._spoken.wait()
 
     def write(self, data: bytes) -> None:
-        """More of it."""
+        """More of it.
+
+        :raises ProtocolError: it is more than is kept.
+        """
+        self._size_bytes += len(data)
+        if self._size_bytes > bounds.LOG_MAX_BYTES:
+            raise ProtocolError(f"the kernel's log is longer than the {bounds.LOG_MAX_BYTES >> 20} MiB that are kept")
         self._chunks.append(data.decode("utf-8", "replace").replace("\r\n", "\n"))
         self._spoken.set()
 

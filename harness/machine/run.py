@@ -8,7 +8,16 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, MachineryError, PremiseNotMet, UsageError
+from harness.errors import (
+    ClaimFailed,
+    DeadlineError,
+    GuestProgramError,
+    MachineryError,
+    PremiseNotMet,
+    ProtocolError,
+    UsageError,
+)
+from harness.guest import bounds
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.machine.agent import Job
 from harness.machine.held import Invariants
@@ -161,7 +170,10 @@ class GuestRun:
     def receive(self, data: bytes) -> None:
         """Bytes of the events channel."""
         for line in self._lines.feed(data):
-            self._events.put_nowait(parse_event(line))
+            event = parse_event(line)
+            if self._events.qsize() == bounds.EVENTS_MAX:
+                raise ProtocolError(f"events: {bounds.EVENTS_MAX} lines have come, and nobody waits for one")
+            self._events.put_nowait(event)
 
     async def _until(self, checkpoint: str) -> Snapshot:
         deadline = time.monotonic() + self._timeout_s

@@ -22,6 +22,7 @@ import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST
 
 from harness.errors import DeadlineError, MachineryError
+from harness.guest.bounds import OUTPUT_MAX_BYTES, shown
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Stream
 from harness.machine.command import Completed, Sink
 from harness.machine.sshd import SshAddress
@@ -123,7 +124,13 @@ class Ssh:
         out, err = bytearray(), bytearray()
 
         def keep(stream: Stream, data: bytes) -> None:
-            (out if stream is Stream.OUT else err).extend(data)
+            kept = out if stream is Stream.OUT else err
+            if len(kept) + len(data) > OUTPUT_MAX_BYTES:
+                raise MachineryError(
+                    f"SSH: {line!r} has printed more than {OUTPUT_MAX_BYTES >> 20} MiB, which is all that is kept; "
+                    "print less, or take it as it comes (sink=)"
+                )
+            kept += data
 
         channel = self._channel()
         try:
@@ -215,7 +222,10 @@ def _follow(channel: paramiko.Channel, stdin: bytes | int, sink: Sink, timeout_s
 def _ended(channel: paramiko.Channel, line: str) -> ExitStatus:
     name = getattr(channel, "exit_signal", None)
     if name is not None:
-        return ExitStatus(None, signal.Signals[f"SIG{name}"].value)
+        known = signal.Signals.__members__.get(f"SIG{name}")
+        if known is None:
+            raise MachineryError(f"SSH: {line!r} was ended by signal {shown(name)}, which this host does not know")
+        return ExitStatus(None, known.value)
     if channel.exit_status < 0:
         raise MachineryError(f"SSH: {line!r} was cut off: the guest did not say how it ended")
     return ExitStatus(channel.exit_status, None)

@@ -11,7 +11,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness import cache
-from harness.errors import BootError, EmulatorError, HugepfnError, MachineryError, PremiseNotMet, UsageError
+from harness.errors import (
+    BootError,
+    EmulatorError,
+    HugepfnError,
+    MachineryError,
+    PremiseNotMet,
+    ProtocolError,
+    UsageError,
+)
+from harness.guest import bounds
 from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
@@ -260,6 +269,8 @@ class VM(LiveMachine):
         if self._run is not None:
             self._run.receive(data)
         elif self._early is not None:
+            if len(self._early) == bounds.EVENTS_MAX:
+                raise ProtocolError("events: a program that has not been started yet says more than any does")
             self._early.append(data)
 
     def forget(self, run: GuestRun) -> None:

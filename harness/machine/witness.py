@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import DeadlineError, ProtocolError, UsageError
+from harness.guest import bounds
 from harness.guest.protocol import (
+    ORDINARY,
     TESTED_BAR,
     Event,
     GoneEvent,
@@ -76,18 +78,57 @@ class Witness:
         """Takes in what needs no stop."""
         match event:
             case MappingEvent(name=name, pid=pid):
-                self._process(pid).mappings[name] = event
-                self._process(pid).pagemap.pop(name, None)
+                self._declare(self._process(pid), event)
             case UnmappingEvent(name=name, pid=pid):
                 self._process(pid).mappings.pop(name, None)
                 self._process(pid).pagemap.pop(name, None)
             case PagemapEvent(mapping=name, pid=pid, words=words):
                 if pid in self.processes:
-                    self.processes[pid].pagemap[name] = words
+                    self._keep_pagemap(self.processes[pid], name, words)
             case GoneEvent(pid=pid):
                 self.processes.pop(pid, None)
             case WaitEvent():
                 raise ProtocolError(f"events: {event} needs a stop")
+
+    def _declare(self, process: Process, mapping: MappingEvent) -> None:
+        if mapping.name not in process.mappings and len(process.mappings) == bounds.MAPPINGS_MAX:
+            raise ProtocolError(f"events: pid {process.pid} has more than {bounds.MAPPINGS_MAX} mappings")
+        if mapping.backing != ORDINARY:
+            bar = next((bar for bar in self._bars if bar.name == mapping.backing), None)
+            size = bar.size_bytes if bar is not None else 0
+            if mapping.offset_bytes + mapping.size_bytes > size:
+                raise ProtocolError(
+                    f"events: mapping {mapping.name} of pid {process.pid} ends {mapping.backing}+"
+                    f"{mapping.offset_bytes + mapping.size_bytes:#x}, and {mapping.backing} has {size:#x} bytes"
+                )
+        process.mappings[mapping.name] = mapping
+        process.pagemap.pop(mapping.name, None)
+
+    def _keep_pagemap(self, process: Process, name: str, words: tuple[int, ...]) -> None:
+        mapping = process.mappings.get(name)
+        if mapping is None:  # it was unmapped while another process read its pagemap
+            return
+        if len(words) * bounds.PAGE_BYTES > mapping.size_bytes:
+            raise ProtocolError(
+                f"events: {len(words)} pagemap words for {name} of pid {process.pid}, "
+                f"which has {mapping.size_bytes // bounds.PAGE_BYTES} pages"
+            )
+        process.pagemap[name] = words
+
+    def _check_new(self, event: WaitEvent) -> None:
+        """:raises ProtocolError: this process's pid or name is another's, or there are too many."""
+        for known in self.processes.values():
+            if known.pid == event.pid:
+                raise ProtocolError(
+                    f"events: {event.name} registers as pid {event.pid}, which {known.name} has; is it in another pid "
+                    "namespace, or did a process end without hp_reap()?"
+                )
+            if known.name == event.name:
+                raise ProtocolError(
+                    f"events: pid {event.pid} registers as {event.name!r}, as pid {known.pid} did; give it another name"
+                )
+        if len(self.processes) == bounds.PROCESSES_MAX:
+            raise ProtocolError(f"events: more than {bounds.PROCESSES_MAX} processes have registered")
 
     def _process(self, pid: int) -> Process:
         if pid not in self.processes:
@@ -110,7 +151,9 @@ class Witness:
         When the process is on no vCPU just then, the machine runs on for the time of a few commands.
 
         :raises DeadlineError: it never was on a vCPU when the machine was stopped.
+        :raises ProtocolError: its pid or its name is another's.
         """
+        self._check_new(event)
         deadline = time.monotonic() + timeout_s
         while True:
             await self.stop()
