@@ -13,6 +13,7 @@ import pytest
 from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
+from harness.machine.deadline import Deadline
 from harness.machine.qemu import Qemu
 from harness.machine.witness import Process, Witness, bars_from_pci, needs_registration
 from harness.pagetable import Bits, Layout, Level, PhysicalMemory, Region
@@ -141,7 +142,7 @@ def witness_of(guest: Guest, *stops: str, layout: Layout = Layout.MODERN) -> tup
 def registered(guest: Guest, *stops: str, event: WaitEvent | None = None) -> tuple[Witness, FakeQemu]:
     """A witness that has registered one process, the machine stopped."""
     witness, qemu = witness_of(guest, *stops)
-    asyncio.run(witness.register(event or registering(), 5.0))
+    asyncio.run(witness.register(event or registering(), Deadline(5.0, None)))
     return witness, qemu
 
 
@@ -153,7 +154,7 @@ def test_the_vcpu_that_leads_to_the_release_word_has_the_root() -> None:
     never_started, other, junk, ours = 0, guest.process(nonce=0x4E00000003), guest.page(), guest.process()
     guest.ram[junk : junk + PAGE] = b"\xff" * PAGE
     witness, qemu = witness_of(guest, registers(never_started, other.root, junk, ours.root))
-    process = asyncio.run(witness.register(registering(), 5.0))
+    process = asyncio.run(witness.register(registering(), Deadline(5.0, None)))
     assert (process.root, process.name, process.pid, process.five_level) == (ours.root, "parent", 77, False)
     assert witness.processes == {77: process}
     assert qemu.commands == ["stop", "human-monitor-command"], "stopped when it returns"
@@ -209,7 +210,7 @@ def test_a_process_that_never_is_on_a_vcpu() -> None:
     guest = Guest()
     witness, qemu = witness_of(guest, registers(guest.process(nonce=0x4E00000003).root, 0))
     with pytest.raises(DeadlineError, match=r"process parent \(pid 77\) .* no vCPU had its page tables"):
-        asyncio.run(witness.register(registering(), -1.0))
+        asyncio.run(witness.register(registering(), Deadline(-1.0, None)))
     assert witness.processes == {}
     assert qemu.running
 
@@ -219,7 +220,7 @@ def test_a_word_that_is_not_the_nonce_is_refused() -> None:
     ours = guest.process(nonce=NONCE + 2)
     witness, _ = witness_of(guest, registers(ours.root))
     with pytest.raises(DeadlineError):
-        asyncio.run(witness.register(registering(), -1.0))
+        asyncio.run(witness.register(registering(), Deadline(-1.0, None)))
 
 
 def test_each_vcpu_has_its_own_depth() -> None:
@@ -323,7 +324,7 @@ class Family:
         self.witness, self.qemu = registered(self.guest, registers(parent.root, child.root))
         self.witness.note(mapping(77))
         born = registering(78, name="child", parent_pid=77, nonce=NONCE + 1)
-        asyncio.run(self.witness.register(born, 5.0))
+        asyncio.run(self.witness.register(born, Deadline(5.0, None)))
 
 
 def test_a_child_has_what_its_parent_had_mapped_when_it_was_born() -> None:
@@ -340,7 +341,9 @@ def test_a_program_that_execs_registers_anew_with_other_tables_and_no_mapping() 
     family.witness.note(GoneEvent(78))
     execed = family.guest.process(NONCE + 2)
     family.qemu.stops[:] = [registers(execed.root)]
-    asyncio.run(family.witness.register(registering(78, name="child", parent_pid=0, nonce=NONCE + 2), 5.0))
+    asyncio.run(
+        family.witness.register(registering(78, name="child", parent_pid=0, nonce=NONCE + 2), Deadline(5.0, None))
+    )
     assert family.witness.processes[78].root == execed.root
     assert family.witness.processes[78].mappings == {}
 
@@ -351,7 +354,7 @@ def test_processes_that_share_their_memory_have_one_root_and_a_word_each() -> No
     guest.store(parent.release_word + 64, NONCE + 1)
     witness, _ = registered(guest, registers(parent.root))
     born = WaitEvent(Where.REGISTERING, "child", 78, 77, STACK + 64, NONCE + 1)
-    asyncio.run(witness.register(born, 5.0))
+    asyncio.run(witness.register(born, Deadline(5.0, None)))
     assert witness.processes[77].root == witness.processes[78].root
     witness.release(born)
     assert guest.load(parent.release_word) == NONCE
@@ -391,7 +394,7 @@ def test_a_kernel_without_saved_dirty_is_read_as_such() -> None:
     ours = guest.process()
     guest.map(ours.root, BAR_VADDR, BAR.start_paddr | HUGE | 0x27 | 1 << 58, Level.PUD)
     witness, _ = witness_of(guest, registers(ours.root), layout=Layout.CLASSIC)
-    asyncio.run(witness.register(registering(), 5.0))
+    asyncio.run(witness.register(registering(), Deadline(5.0, None)))
     witness.note(mapping(77))
     bits = witness.snapshot("mapped", 77)["parent"].leaf("bar").bits
     assert Bits.DEVMAP in bits
@@ -444,7 +447,7 @@ def test_a_pid_is_one_process_until_that_is_gone() -> None:
     family.qemu.stops[:] = [registers(other.root)]
     before = dict(family.witness.processes)
     with pytest.raises(ProtocolError, match="stranger registers as pid 78, which child has; is it in another pid name"):
-        asyncio.run(family.witness.register(registering(78, name="stranger", nonce=NONCE + 4), 5.0))
+        asyncio.run(family.witness.register(registering(78, name="stranger", nonce=NONCE + 4), Deadline(5.0, None)))
     assert family.witness.processes == before
 
 
@@ -454,9 +457,9 @@ def test_a_name_is_one_process_until_that_is_gone() -> None:
     family.qemu.stops[:] = [registers(other.root)]
     again = registering(79, name="child", nonce=NONCE + 4)
     with pytest.raises(ProtocolError, match="pid 79 registers as 'child', as pid 78 did; give it another name"):
-        asyncio.run(family.witness.register(again, 5.0))
+        asyncio.run(family.witness.register(again, Deadline(5.0, None)))
     family.witness.note(GoneEvent(78))
-    asyncio.run(family.witness.register(again, 5.0))
+    asyncio.run(family.witness.register(again, Deadline(5.0, None)))
     assert sorted(family.witness.processes) == [77, 79]
 
 
@@ -491,7 +494,7 @@ def test_mappings_and_processes_are_counted() -> None:
     for pid in range(1000, 1000 + bounds.PROCESSES_MAX - 1):
         witness.processes[pid] = Process(f"p{pid}", pid, process.root, False)
     with pytest.raises(ProtocolError, match="more than 256 processes have registered"):
-        asyncio.run(witness.register(registering(78, name="one-more"), 5.0))
+        asyncio.run(witness.register(registering(78, name="one-more"), Deadline(5.0, None)))
 
 
 @pytest.mark.parametrize("event", [mapping(99), UnmappingEvent("bar", 99)])

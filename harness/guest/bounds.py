@@ -26,8 +26,8 @@ MAPPINGS_MAX = 256
 PID_MAX = 4 << 20
 #: The end of user space with five levels, TASK_SIZE_MAX of arch/x86/include/asm/page_64.h.
 USER_END = (1 << 56) - PAGE_BYTES
-#: Leaves that one stop makes values of: eight mappings of 1 GiB in pages. They take half a gigabyte of host memory.
-LEAVES_MAX = 8 << 18
+#: Leaves that all stops of one run make values of, 16 GiB in pages: about a gigabyte of host memory.
+LEAVES_MAX = 4 << 20
 #: What is kept of a job's output, each stream; a caller that takes it as it comes has no limit.
 OUTPUT_MAX_BYTES = 64 << 20
 #: What is kept of the kernel's log.

@@ -6,15 +6,19 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.errors import MachineryError
 from harness.signals import HeldSignals
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
 _WORDS_MAX = 300
+#: Of a command that is followed: a kernel with everything in it, on a slow machine.
+FOLLOW_TIMEOUT_S = 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -74,21 +78,23 @@ def follow(
     env: Mapping[str, str],
     keep_open: Sequence[int] = (),
     on_end: Callable[[int], None],
+    timeout_s: float = FOLLOW_TIMEOUT_S,
 ) -> int:
-    """Run a command for as long as it takes, and look at each line of its output and errors as it comes.
+    """Run a command, and look at each line of its output and errors as it comes.
 
     :param keep_open: descriptors that it and all that it starts keep, a lock say.
     :param on_end: hears its exit status however it ended; below 0 the signal that ended it.
     :returns: its exit status.
-    :raises MachineryError: it cannot be started.
+    :raises MachineryError: it cannot be started, or has not ended in time.
     """
     words = [os.fspath(word) for word in argv]
     process = _start(words, cwd=cwd, env=env, stderr=subprocess.STDOUT, pass_fds=keep_open)
     try:
         assert process.stdout is not None, "it is a pipe"
-        for line in process.stdout:
-            on_line(line.decode(errors="replace").rstrip("\n"))
-        return process.wait()
+        with ended_after(process, Path(words[0]).name, timeout_s):
+            for line in process.stdout:
+                on_line(line.decode(errors="replace").rstrip("\n"))
+            return process.wait()
     finally:
         if process.returncode is None:
             _end(process)
@@ -138,14 +144,42 @@ def check_room(finished: Finished, name: str) -> None:
         raise MachineryError(f"no room left for {name}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL, to the group that this command leads; reap it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+@contextlib.contextmanager
+def ended_after(process: subprocess.Popen[Any], name: str, timeout_s: float) -> Iterator[None]:
+    """Kills a command and what it started if the block, which reads its output, takes longer.
+
+    :param process: it leads a group of its own.
+    :raises MachineryError: it took longer.
+    """
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(timeout_s, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise MachineryError(f"{name} took more than {timeout_s:g} s, and was killed")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL, to the group that this command leads, stopped or not; reap it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for each in (number, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, each)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=_GRACE_S)
             return
+    with contextlib.suppress(subprocess.TimeoutExpired):  # somebody in another group keeps its output open
+        process.wait(_GRACE_S)
 
 
 def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "/sbin")) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +22,8 @@ from harness.errors import (
 from harness.guest import bounds
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.machine.agent import Job
+from harness.machine.aside import aside
+from harness.machine.deadline import Deadline
 from harness.machine.held import Invariants
 from harness.machine.kernel_watch import KernelWatch
 from harness.machine.result import RunResult
@@ -176,7 +180,7 @@ class GuestRun:
             self._events.put_nowait(event)
 
     async def _until(self, checkpoint: str) -> Snapshot:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self.vm.qemu.deadline(self._timeout_s)
         while True:
             snapshot = await self._next(deadline, f"checkpoint {checkpoint!r} of {self.program}")
             if snapshot is None:
@@ -192,13 +196,13 @@ class GuestRun:
                 return snapshot
 
     async def _finish(self) -> RunResult:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self.vm.qemu.deadline(self._timeout_s)
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
         await self._kernel.settle(self.job.id, self.program)
         return await self._collect()
 
-    async def _next(self, deadline: float, what: str) -> Snapshot | None:
+    async def _next(self, deadline: Deadline, what: str) -> Snapshot | None:
         """Lets the program go and waits for its next checkpoint; None once it has ended."""
         try:
             return await self._go_on(deadline, what)
@@ -207,7 +211,7 @@ class GuestRun:
                 raise self.vm.qemu.end_error(f"waiting for {what}: ") from error
             raise
 
-    async def _go_on(self, deadline: float, what: str) -> Snapshot | None:
+    async def _go_on(self, deadline: Deadline, what: str) -> Snapshot | None:
         await self.let_go()
         while True:
             event = await self._event(deadline, what)
@@ -216,13 +220,16 @@ class GuestRun:
             if not isinstance(event, WaitEvent):
                 self._witness.note(event)
             elif needs_registration(event):
-                await self._witness.register(event, max(deadline - time.monotonic(), 0.1))
+                await self._witness.register(event, deadline)
                 self._witness.release(event)
                 await self.vm.qemu.resume()
             else:
-                return await self._stop_at(event)
+                at = time.monotonic()
+                snapshot = await self._stop_at(event)
+                deadline.credit(time.monotonic() - at)
+                return snapshot
 
-    async def _event(self, deadline: float, what: str) -> Event | None:
+    async def _event(self, deadline: Deadline, what: str) -> Event | None:
         """The next event; None when the program has exited and said everything."""
         if not self._events.empty():
             return self._events.get_nowait()
@@ -230,7 +237,7 @@ class GuestRun:
         either: set[asyncio.Future[Any]] = {getting, self.job.exited}
         both = asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         try:
-            await self.vm.qemu.expect(both, max(deadline - time.monotonic(), 0.0), what)
+            await self.vm.qemu.expect(both, deadline, what)
         except DeadlineError:
             raise DeadlineError(
                 f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {self.vm.qemu.complaint()}"
@@ -253,10 +260,23 @@ class GuestRun:
         await self._witness.stop()
         self._witness.verify(event)
         self._held = event
-        snapshot = self._witness.snapshot(event.name, event.pid)
+        try:
+            snapshot, violations = await self.vm.qemu.expect(
+                aside(functools.partial(self._read, event)), self._timeout_s, f"the entries at {event.name!r}"
+            )
+        except DeadlineError:
+            raise MachineryError(
+                f"reading the page tables at checkpoint {event.name!r} took longer than {self._timeout_s:g} s: "
+                f"{self._witness.declared}; declare less with hp_map(), or give the run more time (timeout_s=)"
+            ) from None
         self.snapshots.append(snapshot)
-        self.violations += self._invariants.violations(snapshot)
+        self.violations += violations
         return snapshot
+
+    def _read(self, event: WaitEvent, check: Callable[[], None]) -> tuple[Snapshot, list[Violation]]:
+        """What a stop shows, and what does not hold there. In a thread of its own."""
+        snapshot = self._witness.snapshot(event.name, event.pid, check)
+        return snapshot, self._invariants.violations(snapshot)
 
     async def let_go(self) -> None:
         """Leaves the checkpoint at which the program is held, if it is."""

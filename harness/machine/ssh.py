@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -134,7 +134,8 @@ class Ssh:
 
         channel = self._channel()
         try:
-            channel.exec_command(line)
+            with _within(channel):
+                channel.exec_command(line)
             ended = _follow(channel, stdin, sink or keep, timeout_s, line)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise MachineryError(f"SSH: {line!r} was cut off: {error}") from error
@@ -167,9 +168,22 @@ class Ssh:
     def shell(self, terminal: str, columns: int, rows: int) -> paramiko.Channel:
         """A login shell on a terminal of the guest's; its channel, for :func:`harness.machine.terminal.interact`."""
         channel = self._channel()
-        channel.get_pty(terminal, columns, rows)
-        channel.invoke_shell()
+        with _within(channel):
+            channel.get_pty(terminal, columns, rows)
+            channel.invoke_shell()
         return channel
+
+
+@contextlib.contextmanager
+def _within(channel: paramiko.Channel) -> Iterator[None]:
+    """Closes a channel if the block takes too long: it waits for the guest's answer, and paramiko has no deadline."""
+    timer = threading.Timer(_CONNECT_TIMEOUT_S, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes | int) -> None:

@@ -45,6 +45,7 @@ from harness.verdict.capabilities import Capabilities
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
 #: QEMU's emulation spoils one in dozens with four vCPUs: more than three in a row are something else.
+_INTERRUPTED_S = 0.5  # after Ctrl-C nobody waits for a guest to clean up
 _BOOTS_MAX = 3
 
 
@@ -285,9 +286,10 @@ class VM(LiveMachine):
             self.on_failure(self)
         if self._broken:
             return
+        interrupted = isinstance(error, KeyboardInterrupt)
         try:
-            self.on_loop(run.end())
-        except HugepfnError:
+            self.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
+        except (TimeoutError, HugepfnError):
             self._broken = True
 
     # --- looking ---------------------------------------------------------------------------------
