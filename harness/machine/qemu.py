@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _TAIL_LINES = 25
 _QUIT_TIMEOUT_S = 5.0
-QMP_TIMEOUT_S = 60.0  # QEMU itself answers in milliseconds, whatever its guest does
+QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
 _GOING_S = 0.5
 _CHANNELS = ("qmp", "console", "agent", "events", "shell")
 

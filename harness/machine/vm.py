@@ -26,6 +26,7 @@ from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.binary import find_qemu
+from harness.machine.deadline import check_runs
 from harness.machine.drgn_program import drgn_program
 from harness.machine.gdbstub import GdbStub, start_stub
 from harness.machine.kernel_watch import KernelWatch
@@ -288,6 +289,7 @@ class VM(LiveMachine):
             return
         interrupted = isinstance(error, KeyboardInterrupt)
         try:
+            check_runs(self.qemu.pid)
             self.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
         except (TimeoutError, HugepfnError):
             self._broken = True
