@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 import platformdirs
@@ -80,6 +82,31 @@ def locked(name: str, what: str, progress: Progress | None = None, timeout_s: fl
         yield
     finally:
         lock.release()
+
+
+def flock(file: IO[str], who: str, timeout_s: float) -> None:
+    """Waits for the lock of an open file, flock(2). Ctrl-C ends the wait.
+
+    :param who: has it, for the message.
+    :raises MachineryError: they still have it after ``timeout_s`` seconds.
+    """
+    ended, got = threading.Event(), threading.Event()
+    descriptor = os.dup(file.fileno())  # of the same open file, so the lock is that file's
+
+    def wait() -> None:  # flock(2) has no deadline: the thread waits on, and lets go of a lock that nobody wants
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        got.set()
+        if ended.is_set():
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        if not got.wait(timeout_s):
+            raise MachineryError(f"{who} has not ended after {timeout_s:g} s")
+    except BaseException:
+        ended.set()
+        raise
 
 
 def find(kind: str, name: str) -> Path | None:

@@ -21,6 +21,7 @@ from harness.commands.many import compare, matrix
 from harness.commands.options import modules_option, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
 from harness.errors import ExitCode, HugepfnError
+from harness.signals import handle
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,7 +176,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The entry point: one line for every error that is ours, no traceback."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        handle(number, _interrupt)
     try:
         cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except click.ClickException as error:

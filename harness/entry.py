@@ -6,6 +6,8 @@ import os
 import signal
 from typing import NoReturn
 
+from harness.signals import handle
+
 _INTERRUPTED = 130
 
 
@@ -17,10 +19,10 @@ def _leave(_number: int, _frame: object) -> None:
 
 def main() -> NoReturn:
     """The command ``hugepfn``."""
-    signal.signal(signal.SIGINT, _leave)
+    handle(signal.SIGINT, _leave)
     from harness.cli import main as run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    handle(signal.SIGINT, signal.default_int_handler)
     run()
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ProtocolError
+from harness.guest import bounds
 from harness.guest.protocol import (
     Event,
     Frame,
@@ -110,11 +115,33 @@ def test_put_payload_has_an_octal_mode() -> None:
 
 
 def test_ready_words() -> None:
-    assert parse_ready("release=6.12.1\nempty=\nnoise\ncmdline=a=b c\n") == {
+    said = "release=6.12.1\nversion=#1 SMP a=b\ntaint=0\nvfio_bdf=0000:00:05.0\nvfio_group=\nnoise\nvfio_why=no group\n"
+    assert parse_ready(said) == {
         "release": "6.12.1",
-        "empty": "",
-        "cmdline": "a=b c",
+        "version": "#1 SMP a=b",
+        "taint": "0",
+        "vfio_bdf": "0000:00:05.0",
+        "vfio_group": "",
+        "vfio_why": "no group",
     }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("release=6.12.1", "release=", "'release=', expected release= and"),
+        ("release=6.12.1", "release=6.12.1\x1b[2J", "'release=6.12.1.x1b.2J', expected release= and"),
+        ("taint=0", "taint=W", "'taint=W', expected taint= and .0-9"),
+        ("taint=0\n", "", "expected taint= and"),
+        ("vfio_bdf=0000:00:05.0", "vfio_bdf=--help", "'vfio_bdf=--help', expected vfio_bdf= and"),
+        ("vfio_group=1", "vfio_group=" + "1" * 10000, r"1'\.\.\. \(10011 characters\), expected vfio_group= and"),
+    ],
+)
+def test_ready_words_that_are_none(before: str, after: str, expected: str) -> None:
+    said = "release=6.12.1\nversion=#1\ntaint=0\nvfio_bdf=0000:00:05.0\nvfio_group=1\nvfio_why=\n"
+    assert parse_ready(said)
+    with pytest.raises(ProtocolError, match=f"agent: ready .*{expected}"):
+        parse_ready(said.replace(before, after))
 
 
 # As guest_tests/lib/checkpoint.c prints them: pids and names in decimal and plain, the rest in bare hex.
@@ -162,12 +189,9 @@ def test_every_event(line: str, event: Event) -> None:
         "hello",
         "checkpoint",
         "checkpoint two words 77 1 1000 5",
-        "process parent x 1 1000 5",
-        "process parent 77 1 stack 5",
         "mapping bar 77 1000 1000 3 bar",
         "mapping bar 77 1000 1000 3 disk 0",
         "unmapping bar",
-        "pagemap bar 77 xyz",
         "gone",
         "gone 1 2",
         "Checkpoint a 77 1 1000 5",
@@ -177,6 +201,118 @@ def test_what_is_no_event_is_quoted(line: str) -> None:
     with pytest.raises(ProtocolError, match=r"is no event of docs/protocol\.md") as caught:
         parse_event(line)
     assert repr(line) in str(caught.value)
+
+
+# Each came from a guest that a test made up, or could: (line, what the error says).
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("process parent x 1 1000 5", "pid 'x', expected a decimal number from 1 to 4194304"),
+        ("process parent 4194305 1 1000 5", "pid '4194305', expected"),
+        ("process parent 0 1 1000 5", "pid '0', expected"),
+        ("process parent +77 1 1000 5", "pid '.77', expected"),
+        ("process parent 7_7 1 1000 5", "pid '7_7', expected"),
+        ("process parent \u0667 1 1000 5", "pid '\u0667', expected"),
+        ("process parent 77 -1 1000 5", "pid '-1', expected a decimal number from 0"),
+        ("process parent 77 1 stack 5", "address 'stack', expected 1 to 16 hexadecimal digits"),
+        ("process parent 77 1 1004 5", "address 0x1004, expected that of an aligned 8-byte word"),
+        ("process parent 77 1 ffffffff81000000 5", "expected that of an aligned 8-byte word below 0xfffffffffff000"),
+        ("process parent 77 1 0 5", "address 0x0, expected"),
+        ("process parent 77 1 1000 0x5", "nonce '0x5', expected"),
+        ("process p\x1b[2J 77 1 1000 5", "expected 1 to 31 printable ASCII characters without a blank"),
+        (f"checkpoint {'x' * 32} 77 1 1000 5", "expected 1 to 31 printable ASCII characters"),
+        ("checkpoint \N{REPLACEMENT CHARACTER} 77 1 1000 5", "expected 1 to 31 printable ASCII characters"),
+        ("mapping bar 77 1001 1000 3 bar 0", "address 0x1001, expected a multiple of 0x1000"),
+        ("mapping bar 77 1000 1001 3 bar 0", "size 0x1001, expected a multiple of 0x1000"),
+        ("mapping bar 77 1000 0 3 bar 0", "mapping of 0x0 bytes at 0x1000, expected pages that end below"),
+        ("mapping bar 77 1000 ffffffffffff1000 3 bar 0", "bytes at 0x1000, expected pages that end below"),
+        ("mapping bar 77 ffff800000000000 1000 3 bar 0", "at 0xffff800000000000, expected pages that end below"),
+        ("mapping bar 77 1000 1000 8 bar 0", "prot 0x8, expected PROT_READ, PROT_WRITE and PROT_EXEC"),
+        ("mapping bar 77 1000 1000 3 bar 800", "offset 0x800, expected a multiple of 0x1000"),
+        ("pagemap bar 77 xyz*1", "pagemap word 'xyz', expected"),
+        ("pagemap bar 77 0", "count '', expected a decimal number from 1 to 512"),
+        ("pagemap bar 77 0*0", "count '0', expected"),
+        ("pagemap bar 77 0*300000000", "count '300000000', expected a decimal number from 1 to 512"),
+        ("pagemap bar 77 0*500 1*13", "count '13', expected a decimal number from 1 to 12"),
+        ("pagemap bar 77 0*512 1*1", "more than 512 words of pagemap"),
+        ("pagemap bar 77 10000000000000000*1", "pagemap word '10000000000000000', expected 1 to 16"),
+        ("gone " + "9" * 5000, r"pid '9{80}'\.\.\. \(5000 characters\), expected"),
+    ],
+)
+def test_what_the_guest_says_is_bounded(line: str, expected: str) -> None:
+    with pytest.raises(ProtocolError, match=expected) as caught:
+        parse_event(line)
+    assert len(str(caught.value)) < 400
+
+
+# Words that are nearly events: numbers of any size and form where numbers belong.
+numbers = st.one_of(
+    st.integers(-1, 1 << 70).map(str),
+    st.integers(0, 1 << 70).map(lambda number: f"{number:x}"),
+    st.sampled_from(["0", "1000", "7ffd12345678", "0x10", "+1", "1_0", "", "\u0663", "9" * 5000]),
+)
+runs = st.builds("{}*{}".format, numbers, numbers)
+lines = st.one_of(
+    st.text(max_size=200),
+    st.builds(
+        lambda verb, words: " ".join([verb, *words]),
+        st.sampled_from(["process", "checkpoint", "mapping", "unmapping", "pagemap", "gone"]),
+        st.lists(st.one_of(st.sampled_from(["bar", "ram", "parent"]), numbers, runs), max_size=8),
+    ),
+)
+
+
+@settings(max_examples=200)
+@given(lines)
+def test_any_line_is_an_event_within_bounds_or_refused(line: str) -> None:
+    event, refused = None, ""
+    try:
+        event = parse_event(line)
+    except ProtocolError as error:
+        refused = str(error)
+    assert len(refused) < 400
+    match event:
+        case PagemapEvent(words=words):
+            assert len(words) <= bounds.PAGEMAP_WORDS_MAX
+            assert all(0 <= word < 1 << 64 for word in words)
+        case MappingEvent():
+            assert 0 < event.vaddr + event.size_bytes <= bounds.USER_END
+            assert event.vaddr % 4096 == event.size_bytes % 4096 == event.offset_bytes % 4096 == 0
+
+
+@settings(max_examples=100)
+@given(st.lists(st.binary(max_size=300) | st.just(b"x" * 5000) | st.just(b"out 1 999999999\n"), max_size=12))
+def test_any_bytes_are_decoded_or_refused_and_little_is_kept(stream: list[bytes]) -> None:
+    for decoder, limit in ((LineDecoder(), bounds.LINE_MAX_BYTES), (FrameDecoder(), 128 + sum(map(len, stream)))):
+        with contextlib.suppress(ProtocolError):
+            for data in stream:
+                decoder.feed(data)
+        assert len(decoder._pending) <= limit
+
+
+def test_a_line_that_does_not_end_is_not_collected_for_ever() -> None:
+    decoder = LineDecoder()
+    for _ in range(16):
+        assert decoder.feed(b"x" * 1024) == []
+    with pytest.raises(ProtocolError, match="events: a line of more than 16384 bytes, which begins 'xxx"):
+        decoder.feed(b"x")
+    with pytest.raises(ProtocolError, match="a line of more than 16384 bytes"):
+        LineDecoder().feed(b"gone 1\n" + b"y" * 16385 + b"\n")
+
+
+def test_a_frame_that_announces_too_much_is_refused_at_once() -> None:
+    with pytest.raises(ProtocolError, match="agent: a frame of 268435457 bytes, at most 268435456 are allowed"):
+        FrameDecoder().feed(b"out 1 268435457\n")
+
+
+def test_the_bounds_are_those_of_the_guests_side() -> None:
+    source = (Path(__file__).parents[1] / "guest_tests/lib/checkpoint.c").read_text()
+    said = {name: int(number) for name, number in re.findall(r"#define (HP_\w+) (\d+)$", source, re.MULTILINE)}
+    assert said["HP_PAGEMAP_PAGES"] == bounds.PAGEMAP_WORDS_MAX
+    assert said["HP_NAME"] == bounds.NAME_MAX + 1
+    assert said["HP_MAPPINGS"] == bounds.MAPPINGS_MAX
+    assert said["HP_PROCESSES"] < bounds.PROCESSES_MAX
+    assert 128 + said["HP_PAGEMAP_PAGES"] * 23 < bounds.LINE_MAX_BYTES
 
 
 @settings(max_examples=30)

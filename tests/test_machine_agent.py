@@ -1,196 +1,163 @@
-"""The host's end of the agent channel: which channel it is, how much a UART is given, whose fault silence is."""
+"""What PID 1 of the guest says to the host: believed within bounds, refused in words beyond them."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar, cast
+import signal
+from collections.abc import Callable
+from typing import cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from harness.errors import DeadlineError, MachineryError
-from harness.guest.protocol import Frame, FrameDecoder
-from harness.machine import agent as agent_module
-from harness.machine.agent import Agent
-from harness.machine.channel import Channel
+from harness.errors import ProtocolError
+from harness.guest import bounds
+from harness.guest.protocol import Frame
+from harness.machine import agent as module
+from harness.machine.agent import Agent, ExitStatus, Job, Stream
+from harness.machine.facts import kernel_symbols
+from harness.machine.kernel_log import KernelLog
+from harness.machine.qemu import Qemu
+from harness.machine.result import RunResult
+from harness.verdict import parse_ktap
 
-T = TypeVar("T")
-READY = b"channel=%s\nrelease=6.12\n"
+READY = b"release=6.12.1\nversion=#1\ntaint=0\nvfio_bdf=\nvfio_group=\nvfio_why=\n"
 
 
 class FakeQemu:
-    """Socket pairs in place of a machine."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self.theirs: dict[str, socket.socket] = {}
-        self._ends: dict[str, socket.socket] = {}
-        self.writers: dict[str, Callable[[bytes], None]] = {}
-        for name in ("agent", "agent_uart"):
-            self._ends[name], self.theirs[name] = socket.socketpair()
-            self._ends[name].setblocking(False)
-            self.theirs[name].setblocking(False)
-
-    def end(self, channel: str) -> socket.socket:
-        return self._ends[channel]
+    """Keeps what the agent's channel is pumped into."""
 
     def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
-        self.writers[channel] = write
-
-    async def expect(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
-        try:
-            return await asyncio.wait_for(asyncio.ensure_future(awaitable), timeout_s)
-        except TimeoutError:
-            raise DeadlineError(f"waiting for {what}: nothing within {timeout_s:g} s") from None
-
-    def close(self) -> None:
-        for end in (*self._ends.values(), *self.theirs.values()):
-            end.close()
+        if channel == "agent":
+            self.say = write
 
 
-class Guest:
-    """PID 1 on a UART: reads so much at a time, says so, answers whole requests.
-
-    :ivar most: the most that was on its way at any time.
-    """
-
-    def __init__(self, qemu: FakeQemu, *, takes: int | None = None) -> None:
-        self.qemu = qemu
-        self.takes = takes  # so many bytes and no more; None: all
-        self.most = 0
-        self.received: list[Frame] = []
-        self._decoder = FrameDecoder()
-
-    def say(self, frame: Frame) -> None:
-        self.qemu.writers["agent_uart"](frame.encode())
-
-    async def serve(self) -> None:
-        end, loop, taken = self.qemu.theirs["agent_uart"], asyncio.get_running_loop(), 0
-        while self.takes is None or taken < self.takes:
-            await asyncio.sleep(0)  # lets the sender send all that it would
-            data = await loop.sock_recv(end, 1 << 20)
-            self.most = max(self.most, len(data))
-            taken += len(data)
-            for frame in self._decoder.feed(data):
-                self.received.append(frame)
-                self.say(Frame("done", frame.id, b"x"))
-            self.say(Frame("read", 0, str(len(data)).encode()))
+async def _agent_with_a_job() -> tuple[FakeQemu, Agent, Job]:
+    qemu = FakeQemu()
+    agent = Agent(cast(Qemu, qemu))
+    job = Job(5, ("/tests/fork",), asyncio.get_running_loop().create_future())
+    agent._jobs[5] = job
+    return qemu, agent, job
 
 
-def on_uart(work: Callable[[FakeQemu, Agent], Coroutine[Any, Any, T]]) -> T:
-    """Runs something with an agent that said that it is on the UARTs."""
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (Frame("took", 5, b"lots"), "took 'lots', expected a decimal number from 0 to 10"),
+        (Frame("took", 5, b"11"), "took '11', expected a decimal number from 0 to 10"),
+        (Frame("took", 5, b"-1"), "took '-1', expected"),
+        (Frame("exit", 5, b"status \xc2\xb2"), "exit status '\u00b2', expected a decimal number from 0 to 255"),
+        (Frame("exit", 5, b"status 256"), "exit status '256', expected"),
+        (Frame("exit", 5, b"signal 65"), "signal '65', expected a decimal number from 1 to 64"),
+        (Frame("exit", 5, b"signal 0"), "signal '0', expected"),
+        (Frame("exit", 5, b"x" * 1000), r"exit 'x{80}'\.\.\. \(1000 characters\), expected 'status N' or 'signal N'"),
+        (Frame("ready", 0, b"taint=0"), "agent: ready 'taint=0', expected release="),
+    ],
+)
+def test_what_is_no_number_is_refused_in_words(frame: Frame, expected: str) -> None:
+    async def receive() -> None:
+        qemu, _, job = await _agent_with_a_job()
+        job.on_its_way_bytes = 10
+        qemu.say(frame.encode())
 
-    async def run() -> T:
-        qemu = FakeQemu()
-        try:
-            agent = Agent(cast(Any, qemu))
-            qemu.writers["agent_uart"](Frame("ready", 0, READY % b"serial").encode())
-            assert (await agent.ready(5.0))["release"] == "6.12"
-            return await work(qemu, agent)
-        finally:
-            qemu.close()
-
-    return asyncio.run(run())
-
-
-@pytest.mark.parametrize("channel", Channel)
-def test_the_channel_is_the_one_on_which_the_guest_speaks(channel: Channel) -> None:
-    async def run() -> Channel:
-        qemu = FakeQemu()
-        agent = Agent(cast(Any, qemu))
-        qemu.writers[channel.agent](Frame("ready", 0, READY % channel.value.encode()).encode())
-        other = next(one for one in Channel if one is not channel)
-        qemu.writers[other.agent](b"what somebody in the guest writes to a line that is not ours\n" * 9)
-        await agent.ready(5.0)
-        qemu.close()
-        return agent.channel
-
-    assert asyncio.run(run()) is channel
+    with pytest.raises(ProtocolError, match=expected):
+        asyncio.run(receive())
 
 
-def test_a_machine_that_comes_back_has_its_channel() -> None:
-    async def run() -> set[str]:
-        qemu = FakeQemu()
-        Agent(cast(Any, qemu), 7, Channel.SERIAL)
-        qemu.close()
-        return set(qemu.writers)
-
-    assert asyncio.run(run()) == {"agent_uart"}
+frames = st.builds(
+    Frame,
+    st.sampled_from(["ready", "out", "err", "took", "exit", "done", "error", "unknown"]),
+    st.sampled_from([0, 5, 6]),
+    st.binary(max_size=40) | st.sampled_from([READY, b"status 0", b"signal 9", b"3", b"9" * 5000]),
+)
 
 
-def test_a_uart_is_given_no_more_than_its_reader_has_room_for() -> None:
-    """Its tty drops what it has no room for, and no wire of QEMU's UART can stop the sender."""
+@settings(max_examples=100)
+@given(st.lists(frames, max_size=8))
+def test_any_frames_are_taken_or_refused(said: list[Frame]) -> None:
+    async def receive() -> None:
+        qemu, _, job = await _agent_with_a_job()
+        job.on_its_way_bytes = 4
+        for frame in said:
+            qemu.say(frame.encode())
 
-    async def put(qemu: FakeQemu, agent: Agent) -> Guest:
-        guest = Guest(qemu)
-        serving = asyncio.ensure_future(guest.serve())
-        await agent.put("/tests/fork", b"x" * 700_000)
-        serving.cancel()
-        return guest
-
-    guest = on_uart(put)
-    assert len(guest.received[0].payload) > 700_000
-    assert 0 < guest.most <= 8192
-
-
-def test_a_uart_that_is_slow_is_waited_for_and_one_that_is_dead_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[str] = []
-
-    async def put(qemu: FakeQemu, agent: Agent) -> None:
-        guest = Guest(qemu, takes=300_000)
-        expect = qemu.expect
-
-        async def impatient(awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
-            waits.append(what)
-            return await expect(awaitable, 1.0 if "take" in what else timeout_s, what)
-
-        monkeypatch.setattr(qemu, "expect", impatient)
-        serving = asyncio.ensure_future(guest.serve())
-        try:
-            await agent.request("put", b"x" * 1_000_000)
-        finally:
-            serving.cancel()
-
-    with pytest.raises(MachineryError, match=r"no guest program has run yet, so this says nothing about the kernel"):
-        on_uart(put)
-    assert len(waits) > 1
+    refused = ""
+    try:
+        asyncio.run(receive())
+    except ProtocolError as error:
+        refused = str(error)
+    assert len(refused) < 400
 
 
-async def _silent(_qemu: FakeQemu, agent: Agent) -> None:
-    await agent.request("get", b"/proc/uptime", 0.05)
+@pytest.mark.parametrize("number", range(1, 65))
+def test_every_signal_has_a_name(number: int) -> None:
+    assert ExitStatus.parse(f"signal {number}").signal_name.startswith("SIG")
 
 
-def test_silence_before_a_program_ran_is_no_verdict() -> None:
-    with pytest.raises(MachineryError, match="no guest program has run yet"):
-        on_uart(_silent)
+def test_a_signal_that_python_does_not_know() -> None:
+    assert ExitStatus(None, 32).signal_name == "SIG32"
+    assert ExitStatus(None, signal.SIGSEGV).signal_name == "SIGSEGV"
 
 
-def test_silence_after_a_program_ran_is_the_kernels() -> None:
-    async def after_a_program(qemu: FakeQemu, agent: Agent) -> None:
-        starting = asyncio.ensure_future(agent.run(["/tests/fork"]))
-        await asyncio.sleep(0)
-        qemu.writers["agent_uart"](Frame("started", 1, b"7").encode())
-        assert (await starting).pid == 7
-        await _silent(qemu, agent)
+def test_output_that_nobody_takes_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "OUTPUT_MAX_BYTES", 2 << 20)
 
-    with pytest.raises(DeadlineError, match="the agent's answer to 'get'"):
-        on_uart(after_a_program)
+    async def receive() -> None:
+        qemu, _, job = await _agent_with_a_job()
+        for _ in range(2):
+            qemu.say(Frame("out", 5, b"x" * (1 << 20)).encode())
+        qemu.say(Frame("err", 5, b"y").encode())
+        assert (len(job.stdout), bytes(job.stderr)) == (2 << 20, b"y")
+        with pytest.raises(ProtocolError, match="'/tests/fork' has printed more than 2 MiB, which is all that is kept"):
+            qemu.say(Frame("out", 5, b"x").encode())
+        taken: list[bytes] = []
+        job.sink = lambda _stream, data: taken.append(data)
+        qemu.say(Frame("out", 5, b"x").encode())
+        assert taken == [b"x"]
+        assert Stream.OUT.value == "out"
+
+    asyncio.run(receive())
 
 
-def test_a_frame_that_nobody_waits_for_any_more_is_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the next one would begin in its middle."""
-    monkeypatch.setattr(agent_module, "_UART_PIECE_BYTES", 1000)
+def test_the_kernel_log_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 1 << 20)
 
-    async def interrupted(qemu: FakeQemu, agent: Agent) -> list[Frame]:
-        guest = Guest(qemu)
-        first = asyncio.ensure_future(agent.put("/first", b"1" * 100_000))
-        while agent._unread_bytes == 0:
-            await asyncio.sleep(0)
-        first.cancel()
-        serving = asyncio.ensure_future(guest.serve())
-        await agent.put("/second", b"2")
-        serving.cancel()
-        return guest.received
+    async def write() -> None:
+        log = KernelLog()
+        log.write(b"x" * (1 << 20))
+        with pytest.raises(ProtocolError, match="the kernel's log is longer than the 1 MiB that are kept"):
+            log.write(b"x")
 
-    assert [frame.payload[-1:] for frame in on_uart(interrupted)] == [b"1", b"2"]
+    asyncio.run(write())
+
+
+def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def receive() -> None:
+        qemu, agent, _ = await _agent_with_a_job()
+
+        async def never(_frame: Frame) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(agent, "_write", never)
+        for number in range(module._LATE_MAX):
+            qemu.say(Frame("started", 100 + number, b"1").encode())
+        with pytest.raises(ProtocolError, match="64 jobs have started that nobody asked for"):
+            qemu.say(Frame("started", 999, b"1").encode())
+
+    asyncio.run(receive())
+
+
+@pytest.mark.parametrize("said", ["", "many", "1e9", "9" * 5000, "\u0663"])
+def test_a_number_of_faults_that_is_none(said: str) -> None:
+    result = RunResult(parse_ktap(""), ExitStatus(0, None), f"# value read-faults={said}\n", "")
+    with pytest.raises(ProtocolError, match=r"the program's value read-faults is .*, expected a number of faults"):
+        result.faults("read-faults", "read")
+    with pytest.raises(ProtocolError, match="the program's value other is '', expected"):
+        result.faults("other", "read")
+
+
+def test_kallsyms_that_is_none() -> None:
+    assert kernel_symbols(b"ffffffff81000000 T _text\n") == [(0xFFFFFFFF81000000, b"_text", b"T")]
+    with pytest.raises(ProtocolError, match="a line that begins with no address"):
+        kernel_symbols(b"here T _text\n")

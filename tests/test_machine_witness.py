@@ -11,9 +11,11 @@ from typing import cast
 import pytest
 
 from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
+from harness.guest import bounds
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
+from harness.machine.deadline import Deadline
 from harness.machine.qemu import Qemu
-from harness.machine.witness import Witness, bars_from_pci, bars_from_sysfs, needs_registration
+from harness.machine.witness import Process, Witness, bars_from_pci, bars_from_sysfs, needs_registration
 from harness.pagetable import Bits, Layout, Level, PhysicalMemory, Region
 
 PAGE = 4096
@@ -140,7 +142,7 @@ def witness_of(guest: Guest, *stops: str, layout: Layout = Layout.MODERN) -> tup
 def registered(guest: Guest, *stops: str, event: WaitEvent | None = None) -> tuple[Witness, FakeQemu]:
     """A witness that has registered one process, the machine stopped."""
     witness, qemu = witness_of(guest, *stops)
-    asyncio.run(witness.register(event or registering(), 5.0))
+    asyncio.run(witness.register(event or registering(), Deadline(5.0, None)))
     return witness, qemu
 
 
@@ -152,7 +154,7 @@ def test_the_vcpu_that_leads_to_the_release_word_has_the_root() -> None:
     never_started, other, junk, ours = 0, guest.process(nonce=0x4E00000003), guest.page(), guest.process()
     guest.ram[junk : junk + PAGE] = b"\xff" * PAGE
     witness, qemu = witness_of(guest, registers(never_started, other.root, junk, ours.root))
-    process = asyncio.run(witness.register(registering(), 5.0))
+    process = asyncio.run(witness.register(registering(), Deadline(5.0, None)))
     assert (process.root, process.name, process.pid, process.five_level) == (ours.root, "parent", 77, False)
     assert witness.processes == {77: process}
     assert qemu.commands == ["stop", "human-monitor-command"], "stopped when it returns"
@@ -208,7 +210,7 @@ def test_a_process_that_never_is_on_a_vcpu() -> None:
     guest = Guest()
     witness, qemu = witness_of(guest, registers(guest.process(nonce=0x4E00000003).root, 0))
     with pytest.raises(DeadlineError, match=r"process parent \(pid 77\) .* no vCPU had its page tables"):
-        asyncio.run(witness.register(registering(), -1.0))
+        asyncio.run(witness.register(registering(), Deadline(-1.0, None)))
     assert witness.processes == {}
     assert qemu.running
 
@@ -218,7 +220,7 @@ def test_a_word_that_is_not_the_nonce_is_refused() -> None:
     ours = guest.process(nonce=NONCE + 2)
     witness, _ = witness_of(guest, registers(ours.root))
     with pytest.raises(DeadlineError):
-        asyncio.run(witness.register(registering(), -1.0))
+        asyncio.run(witness.register(registering(), Deadline(-1.0, None)))
 
 
 def test_each_vcpu_has_its_own_depth() -> None:
@@ -322,7 +324,7 @@ class Family:
         self.witness, self.qemu = registered(self.guest, registers(parent.root, child.root))
         self.witness.note(mapping(77))
         born = registering(78, name="child", parent_pid=77, nonce=NONCE + 1)
-        asyncio.run(self.witness.register(born, 5.0))
+        asyncio.run(self.witness.register(born, Deadline(5.0, None)))
 
 
 def test_a_child_has_what_its_parent_had_mapped_when_it_was_born() -> None:
@@ -339,7 +341,9 @@ def test_a_program_that_execs_registers_anew_with_other_tables_and_no_mapping() 
     family.witness.note(GoneEvent(78))
     execed = family.guest.process(NONCE + 2)
     family.qemu.stops[:] = [registers(execed.root)]
-    asyncio.run(family.witness.register(registering(78, name="child", parent_pid=0, nonce=NONCE + 2), 5.0))
+    asyncio.run(
+        family.witness.register(registering(78, name="child", parent_pid=0, nonce=NONCE + 2), Deadline(5.0, None))
+    )
     assert family.witness.processes[78].root == execed.root
     assert family.witness.processes[78].mappings == {}
 
@@ -350,7 +354,7 @@ def test_processes_that_share_their_memory_have_one_root_and_a_word_each() -> No
     guest.store(parent.release_word + 64, NONCE + 1)
     witness, _ = registered(guest, registers(parent.root))
     born = WaitEvent(Where.REGISTERING, "child", 78, 77, STACK + 64, NONCE + 1)
-    asyncio.run(witness.register(born, 5.0))
+    asyncio.run(witness.register(born, Deadline(5.0, None)))
     assert witness.processes[77].root == witness.processes[78].root
     witness.release(born)
     assert guest.load(parent.release_word) == NONCE
@@ -390,7 +394,7 @@ def test_a_kernel_without_saved_dirty_is_read_as_such() -> None:
     ours = guest.process()
     guest.map(ours.root, BAR_VADDR, BAR.start_paddr | HUGE | 0x27 | 1 << 58, Level.PUD)
     witness, _ = witness_of(guest, registers(ours.root), layout=Layout.CLASSIC)
-    asyncio.run(witness.register(registering(), 5.0))
+    asyncio.run(witness.register(registering(), Deadline(5.0, None)))
     witness.note(mapping(77))
     bits = witness.snapshot("mapped", 77)["parent"].leaf("bar").bits
     assert Bits.DEVMAP in bits
@@ -435,6 +439,62 @@ def test_a_reaped_process_is_gone() -> None:
     assert [process.name for process in witness.snapshot("exited", 77)] == ["parent"]
     witness.note(GoneEvent(99))  # a child that never registered
     witness.note(PagemapEvent("bar", 78, (0,)))  # read just before it was reaped
+
+
+def test_a_pid_is_one_process_until_that_is_gone() -> None:
+    family = Family()
+    other = family.guest.process(NONCE + 4)
+    family.qemu.stops[:] = [registers(other.root)]
+    before = dict(family.witness.processes)
+    with pytest.raises(ProtocolError, match="stranger registers as pid 78, which child has; is it in another pid name"):
+        asyncio.run(family.witness.register(registering(78, name="stranger", nonce=NONCE + 4), Deadline(5.0, None)))
+    assert family.witness.processes == before
+
+
+def test_a_name_is_one_process_until_that_is_gone() -> None:
+    family = Family()
+    other = family.guest.process(NONCE + 4)
+    family.qemu.stops[:] = [registers(other.root)]
+    again = registering(79, name="child", nonce=NONCE + 4)
+    with pytest.raises(ProtocolError, match="pid 79 registers as 'child', as pid 78 did; give it another name"):
+        asyncio.run(family.witness.register(again, Deadline(5.0, None)))
+    family.witness.note(GoneEvent(78))
+    asyncio.run(family.witness.register(again, Deadline(5.0, None)))
+    assert sorted(family.witness.processes) == [77, 79]
+
+
+def test_pagemap_has_at_most_a_word_for_each_page_of_the_mapping() -> None:
+    witness = Family().witness
+    witness.note(mapping(77, "small", 0x7F0000000000, 2 * PAGE))
+    witness.note(PagemapEvent("small", 77, (1, 2)))
+    with pytest.raises(ProtocolError, match="3 pagemap words for small of pid 77, which has 2 pages"):
+        witness.note(PagemapEvent("small", 77, (1, 2, 3)))
+    witness.note(PagemapEvent("never", 77, (1, 2, 3)))  # unmapped while another process read it
+    assert list(witness.processes[77].pagemap) == ["small"]
+
+
+def test_a_mapping_ends_where_its_bar_ends() -> None:
+    witness = Family().witness
+    witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", 1 << 30))
+    with pytest.raises(ProtocolError, match=r"bar of pid 77 ends bar\+0x80001000, and bar has 0x80000000 bytes"):
+        witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", (1 << 30) + PAGE))
+    with pytest.raises(ProtocolError, match="and bar3 has 0x0 bytes"):
+        witness.note(MappingEvent("bar", 77, BAR_VADDR, PAGE, 3, "bar3", 0))
+
+
+def test_mappings_and_processes_are_counted() -> None:
+    guest = Guest()
+    witness, _ = registered(guest, registers(guest.process().root))
+    for number in range(bounds.MAPPINGS_MAX):
+        witness.note(mapping(77, f"m{number}", 0x7F0000000000 + number * PAGE, PAGE))
+    witness.note(mapping(77, "m0", 0x7F0000000000, PAGE))  # declared anew
+    with pytest.raises(ProtocolError, match="pid 77 has more than 256 mappings"):
+        witness.note(mapping(77, "one-more", 0x7E0000000000, PAGE))
+    process = witness.processes[77]
+    for pid in range(1000, 1000 + bounds.PROCESSES_MAX - 1):
+        witness.processes[pid] = Process(f"p{pid}", pid, process.root, False)
+    with pytest.raises(ProtocolError, match="more than 256 processes have registered"):
+        asyncio.run(witness.register(registering(78, name="one-more"), Deadline(5.0, None)))
 
 
 @pytest.mark.parametrize("event", [mapping(99), UnmappingEvent("bar", 99)])

@@ -29,6 +29,8 @@ from harness.machine.spec import Descriptors, qemu_argv
 #: So many cases that a suite's cost beside a boot can be measured often.
 _SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")
 _RAW_TIMEOUT_S = 300
+_COMMAND_TIMEOUT_S = 3600.0
+_END_TIMEOUT_S = 5.0
 _CHECKPOINTS = 200
 
 
@@ -82,7 +84,7 @@ def raw_boot_s(spec: MachineSpec) -> float:
     finally:
         process.kill()
         process.wait()
-        reader.join()
+        reader.join(_END_TIMEOUT_S)
         for pair in pairs:
             pair[0].close()
         ram.close()
@@ -97,7 +99,9 @@ def command_s(args: Sequence[str]) -> float:
     """Seconds of a ``hugepfn`` command, from its start to its end."""
     begin = time.perf_counter()
     argv = [sys.executable, "-m", "harness.entry", *args]
-    done = subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=_COMMAND_TIMEOUT_S
+    )
     if done.returncode:
         raise MachineryError(f"hugepfn {' '.join(args)} ended with status {done.returncode}; run it by hand to see why")
     return time.perf_counter() - begin

@@ -3,6 +3,7 @@ source. An hour of two cores; ccache is left out of it."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import statistics
@@ -25,6 +26,7 @@ from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.slot import Slot
 from harness.kernel.build.source import parse_origin
 from harness.kernel.build.tools import jobs, make_environment
+from harness.kernel.process import FOLLOW_TIMEOUT_S
 
 _CHANGED_FILE = "mm/huge_memory.c"
 _WIDE = 200  # the table is for the terminal to wrap, not for us to cut
@@ -88,9 +90,14 @@ def _call(argv: list[str], folder: Path, lock: int) -> None:
         errors="replace",
         pass_fds=[lock],
         check=False,
+        timeout=FOLLOW_TIMEOUT_S,
     )
     if done.returncode:
         raise MachineryError(f"{argv[0]} ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
+
+
+def _quietly(argv: list[str]) -> None:
+    subprocess.run(argv, stdout=subprocess.DEVNULL, check=True, timeout=FOLLOW_TIMEOUT_S)
 
 
 def incremental(recipe: Recipe, rounds: int) -> BuildRow:
@@ -106,7 +113,7 @@ def incremental(recipe: Recipe, rounds: int) -> BuildRow:
             patch.write_text(f"--- a/{_CHANGED_FILE}\n+++ b/{_CHANGED_FILE}\n@@ -1,4 +1,5 @@\n{hunk}")
             argv = [sys.executable, "-m", "harness.entry", "run", "fork", "--level", "pmd", "--level", "pud", "--quiet"]
             argv += ["--kernel", f"{recipe.spec}+{patch}"]
-            times.append(cpu_s(lambda argv=argv: subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)))  # type: ignore[misc]
+            times.append(cpu_s(functools.partial(_quietly, argv)))
     return BuildRow(f"a change in {_CHANGED_FILE}, boot and fork's verdict", statistics.median(times[1:]))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.kernel import Kernel, Stock, available
+from harness.kernel.process import FOLLOW_TIMEOUT_S, ended_after
 from harness.settings import Settings
 from harness.verdict import Run
 from harness.verdict.table import TROUBLE, Case
@@ -151,18 +152,20 @@ def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
     ) as child:
         try:
             assert child.stdout is not None
-            for line in child.stdout:
-                if line.strip() and not line.startswith(" "):  # verdicts and progress; claims are indented
-                    say(line.strip())
-            return child.wait()
+            with ended_after(child, "hugepfn run", FOLLOW_TIMEOUT_S):
+                for line in child.stdout:
+                    if line.strip() and not line.startswith(" "):  # verdicts and progress; claims are indented
+                        say(line.strip())
+                return child.wait()
         finally:
             if child.returncode is None:
                 _end(child)
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """SIGTERM, at which it cleans up; SIGKILL to its whole group when it does not."""
+    """SIGTERM, at which it cleans up, stopped or not; SIGKILL to its whole group when it does not."""
     child.send_signal(signal.SIGTERM)
+    child.send_signal(signal.SIGCONT)
     try:
         child.wait(_GRACE_S)
     except subprocess.TimeoutExpired:

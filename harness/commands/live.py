@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 session_option = click.option("--session", "-s", metavar="NAME", help="which session  [default: the only one]")
 gdb_option = click.option("--gdb", is_flag=True, help="wait for gdb on a loopback port, and print the command")
 _WIDE = 1000  # a long state is for the terminal to wrap, not for us to cut
+_STATE_TIMEOUT_S = 10.0
 _SIGNALLED = 128  # what a shell adds to a signal's number
 
 
@@ -101,7 +102,7 @@ def shell(name: str | None, gdb: bool, **options: Any) -> None:
     try:
         if gdb:
             show_gdb(client)
-            client.call("wait_until_it_runs")
+            client.call("wait_until_it_runs", timeout_s=None)
         say(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves")
         with client.shell() as (line, ended, resize):
             interact(line, resize, ended)
@@ -227,7 +228,13 @@ def rerun(scenarios: tuple[str, ...], session: str | None, levels: Sequence[str]
     sys.stdout.flush()
     wanted = tuple(str(Path(name).absolute()) if name.endswith(".py") else name for name in scenarios)
     status = client_of(session).call(
-        "rerun", descriptors=[1], scenarios=wanted, levels=tuple(levels), entries=not quiet, width=width
+        "rerun",
+        descriptors=[1],
+        timeout_s=None,
+        scenarios=wanted,
+        levels=tuple(levels),
+        entries=not quiet,
+        width=width,
     )
     sys.exit(int(status))
 
@@ -254,7 +261,7 @@ def ps() -> None:
     for about in sessions():
         age = str(timedelta(seconds=int(time.time() - about.started_at)))
         try:
-            state = str(SessionClient(about).call("state")).splitlines()[0]
+            state = str(SessionClient(about).call("state", timeout_s=_STATE_TIMEOUT_S)).splitlines()[0]
         except HugepfnError as error:  # it ends just now
             state = str(error)
         table.add_row(about.name, str(about.pid), about.kernel, about.release, age, state)
@@ -267,9 +274,11 @@ def ps() -> None:
 def stop(names: tuple[str, ...], everything: bool) -> None:
     """End sessions: those named, or the only one."""
     from harness.session.client import SessionClient
-    from harness.session.registry import choose, sessions
+    from harness.session.registry import choose, held
 
-    chosen = sessions() if everything else [choose(name) for name in names or (None,)]
+    there = {about.name: about for about in held()}
+    named = [] if everything else [there.get(name or "") or choose(name) for name in names or (None,)]
+    chosen = named or list(there.values())
     for about in chosen:
         with contextlib.suppress(ProcessLookupError, HugepfnError if everything else ProcessLookupError):
             SessionClient(about).stop()

@@ -8,17 +8,29 @@ and PID 1 (guest_tests/lib/init.c). The *events* channel carries lines that gues
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import ProtocolError
+from harness.guest import bounds
+from harness.guest.bounds import shown
 
 _HEADER_LIMIT = 128
-#: Of one frame to the guest.
+#: Of one frame, either way.
 PAYLOAD_MAX_BYTES = 256 << 20
 #: The BAR that scenarios map. It is called "bar"; another, "bar0".
 TESTED_BAR = 2
 ORDINARY = "ram"
+#: What the agent says when it is ready, and how each value looks (guest_tests/lib/init.c send_ready()).
+_READY = {
+    "release": re.compile(r"[!-~]{1,64}"),  # __NEW_UTS_LEN
+    "version": re.compile(r"[ -~]{0,64}"),
+    "taint": re.compile(r"[0-9]{1,20}"),
+    "vfio_bdf": re.compile(r"([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])?"),
+    "vfio_group": re.compile(r"[!-~]{0,15}"),
+    "vfio_why": re.compile(r"[ -~]{0,1000}"),
+}
 
 
 def bar_name(number: int) -> str:
@@ -56,7 +68,7 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list[Frame]:
         """Adds bytes and returns the frames that are now whole.
 
-        :raises ProtocolError: for a header that is not ``VERB ID LENGTH``.
+        :raises ProtocolError: for a header that is not ``VERB ID LENGTH``, or announces too much.
         """
         self._pending += data
         frames: list[Frame] = []
@@ -64,7 +76,10 @@ class FrameDecoder:
             words = bytes(self._pending[:newline]).split()
             if len(words) != 3 or not words[1].isdigit() or not words[2].isdigit():
                 raise ProtocolError(f"agent: header {bytes(self._pending[:newline])!r}, expected 'VERB ID LENGTH'")
-            end = newline + 1 + int(words[2])
+            length = int(words[2])
+            if length > PAYLOAD_MAX_BYTES:
+                raise ProtocolError(f"agent: a frame of {length} bytes, at most {PAYLOAD_MAX_BYTES} are allowed")
+            end = newline + 1 + length
             if len(self._pending) < end:
                 return frames
             frames.append(
@@ -93,8 +108,16 @@ def put_payload(path: str, data: bytes, mode: int = 0o755) -> bytes:
 
 
 def parse_ready(text: str) -> dict[str, str]:
-    """The ``name=value`` lines of the agent's first frame."""
-    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    """The ``name=value`` lines of the agent's first frame.
+
+    :raises ProtocolError: one that every guest has is not there, or a value is none.
+    """
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    for name, allowed in _READY.items():
+        if not allowed.fullmatch(found.get(name, "")):
+            said = f"{name}={found[name]}" if name in found else text
+            raise ProtocolError(f"agent: ready {shown(said)}, expected {name}= and {allowed.pattern}")
+    return found
 
 
 class Where(enum.Enum):
@@ -163,26 +186,43 @@ Event = WaitEvent | MappingEvent | UnmappingEvent | PagemapEvent | GoneEvent
 def parse_event(line: str) -> Event:
     """One line of the events channel.
 
-    :raises ProtocolError: for anything that guest_tests/lib/checkpoint.c does not say.
+    :raises ProtocolError: for anything that guest_tests/lib/checkpoint.c does not say, and for more than
+        :mod:`harness.guest.bounds` allows.
     """
-    verb, *words = line.split() or [""]
     try:
-        match verb, words:
-            case "process" | "checkpoint", [name, pid, parent_pid, vaddr, nonce]:
-                return WaitEvent(Where(verb), name, int(pid), int(parent_pid), int(vaddr, 16), int(nonce, 16))
-            case "mapping", [name, pid, vaddr, size, prot, backing, offset] if backing in BACKINGS:
-                return MappingEvent(
-                    name, int(pid), int(vaddr, 16), int(size, 16), int(prot, 16), backing, int(offset, 16)
-                )
-            case "unmapping", [name, pid]:
-                return UnmappingEvent(name, int(pid))
-            case "pagemap", [name, pid, *pages]:
-                return PagemapEvent(name, int(pid), _unpacked_words(pages))
-            case "gone", [pid]:
-                return GoneEvent(int(pid))
-    except ValueError:
-        pass
-    raise ProtocolError(f"events: {line!r} is no event of docs/protocol.md")
+        event = _event(line)
+    except ProtocolError as error:
+        raise ProtocolError(f"events: {shown(line)}: {error}") from None
+    if event is None:
+        raise ProtocolError(f"events: {shown(line)} is no event of docs/protocol.md")
+    return event
+
+
+def _event(line: str) -> Event | None:
+    verb, *words = line.split(" ")
+    match verb, words:
+        case "process" | "checkpoint", [name, pid, parent_pid, vaddr, nonce]:
+            return WaitEvent(
+                Where(verb),
+                bounds.name(name),
+                bounds.pid(pid),
+                bounds.pid(parent_pid, least=0),
+                bounds.user_word_vaddr(vaddr),
+                bounds.word(nonce, "nonce"),
+            )
+        case "mapping", [name, pid, vaddr, size, prot, backing, offset] if backing in BACKINGS:
+            start, size_bytes = bounds.user_range(vaddr, size)
+            offset_bytes = bounds.page_multiple(offset, "offset")
+            return MappingEvent(
+                bounds.name(name), bounds.pid(pid), start, size_bytes, bounds.prot(prot), backing, offset_bytes
+            )
+        case "unmapping", [name, pid]:
+            return UnmappingEvent(bounds.name(name), bounds.pid(pid))
+        case "pagemap", [name, pid, *runs]:
+            return PagemapEvent(bounds.name(name), bounds.pid(pid), _unpacked_words(runs))
+        case "gone", [pid]:
+            return GoneEvent(bounds.pid(pid))
+    return None
 
 
 def _unpacked_words(runs: Sequence[str]) -> tuple[int, ...]:
@@ -190,7 +230,10 @@ def _unpacked_words(runs: Sequence[str]) -> tuple[int, ...]:
     words: list[int] = []
     for run in runs:
         word, _, count = run.partition("*")
-        words += [int(word, 16)] * int(count)
+        left = bounds.PAGEMAP_WORDS_MAX - len(words)
+        if not left:
+            raise ProtocolError(f"more than {bounds.PAGEMAP_WORDS_MAX} words of pagemap")
+        words += [bounds.word(word, "pagemap word")] * bounds.decimal(count, "count", 1, left)
     return tuple(words)
 
 
@@ -198,9 +241,24 @@ class LineDecoder:
     """Bytes in, as they come; whole lines out, without their newline."""
 
     def __init__(self) -> None:
-        self._pending = b""
+        self._pending = bytearray()
 
     def feed(self, data: bytes) -> list[str]:
-        """Adds bytes and returns the lines that are now whole, empty ones left out."""
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        return [text for line in lines if (text := line.decode("utf-8", "replace").strip("\r"))]
+        """Adds bytes and returns the lines that are now whole, empty ones left out.
+
+        :raises ProtocolError: a line is longer than any event.
+        """
+        *ends, rest = data.split(b"\n")
+        lines = []
+        for end in ends:
+            lines.append(self._add(end).decode("utf-8", "replace").strip("\r"))
+            self._pending.clear()
+        self._add(rest)
+        return [line for line in lines if line]
+
+    def _add(self, data: bytes) -> bytearray:
+        if len(self._pending) + len(data) > bounds.LINE_MAX_BYTES:
+            begin = shown(bytes(self._pending[:64] + data[:64]).decode("utf-8", "replace"))
+            raise ProtocolError(f"events: a line of more than {bounds.LINE_MAX_BYTES} bytes, which begins {begin}")
+        self._pending += data
+        return self._pending

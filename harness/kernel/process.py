@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 from harness.errors import MachineryError
+from harness.signals import HeldSignals
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
 _WORDS_MAX = 300
+#: Of a command that is followed: a kernel with everything in it, on a slow machine.
+FOLLOW_TIMEOUT_S = 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -75,21 +78,23 @@ def follow(
     env: Mapping[str, str],
     keep_open: Sequence[int] = (),
     on_end: Callable[[int], None],
+    timeout_s: float = FOLLOW_TIMEOUT_S,
 ) -> int:
-    """Run a command for as long as it takes, and look at each line of its output and errors as it comes.
+    """Run a command, and look at each line of its output and errors as it comes.
 
     :param keep_open: descriptors that it and all that it starts keep, a lock say.
     :param on_end: hears its exit status however it ended; below 0 the signal that ended it.
     :returns: its exit status.
-    :raises MachineryError: it cannot be started.
+    :raises MachineryError: it cannot be started, or has not ended in time.
     """
     words = [os.fspath(word) for word in argv]
     process = _start(words, cwd=cwd, env=env, stderr=subprocess.STDOUT, pass_fds=keep_open)
     try:
         assert process.stdout is not None, "it is a pipe"
-        for line in process.stdout:
-            on_line(line.decode(errors="replace").rstrip("\n"))
-        return process.wait()
+        with ended_after(process, Path(words[0]).name, timeout_s):
+            for line in process.stdout:
+                on_line(line.decode(errors="replace").rstrip("\n"))
+            return process.wait()
     finally:
         if process.returncode is None:
             _end(process)
@@ -105,7 +110,7 @@ def _start(
     stderr: int = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    held = _HeldSignals()
+    held = HeldSignals()
     try:
         process = subprocess.Popen(
             words,
@@ -130,28 +135,6 @@ def _start(
     return process
 
 
-class _HeldSignals:
-    """Holds Ctrl-C back while a process starts: inside Popen the exception would lose a child that already runs."""
-
-    def __init__(self) -> None:
-        self._noted: list[tuple[int, FrameType | None]] = []
-        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python runs handlers in the main thread only
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if callable(handler):
-                self._handlers[number] = handler
-                signal.signal(number, lambda number, frame: self._noted.append((number, frame)))
-
-    def release(self) -> None:
-        """Put the handlers back and let them have what came meanwhile."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        for number, frame in self._noted:
-            self._handlers[number](number, frame)
-
-
 def check_room(finished: Finished, name: str) -> None:
     """Say in one line that a command had no room to write.
 
@@ -161,14 +144,42 @@ def check_room(finished: Finished, name: str) -> None:
         raise MachineryError(f"no room left for {name}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL, to the group that this command leads; reap it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+@contextlib.contextmanager
+def ended_after(process: subprocess.Popen[Any], name: str, timeout_s: float) -> Iterator[None]:
+    """Kills a command and what it started if the block, which reads its output, takes longer.
+
+    :param process: it leads a group of its own.
+    :raises MachineryError: it took longer.
+    """
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(timeout_s, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise MachineryError(f"{name} took more than {timeout_s:g} s, and was killed")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, then SIGKILL, to the group that this command leads, stopped or not; reap it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for each in (number, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, each)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=_GRACE_S)
             return
+    with contextlib.suppress(subprocess.TimeoutExpired):  # somebody in another group keeps its output open
+        process.wait(_GRACE_S)
 
 
 def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "/sbin")) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from harness.errors import DeadlineError, MachineryError, ProtocolError, UsageError
+from harness.guest import bounds
 from harness.guest.protocol import PAYLOAD_MAX_BYTES, Frame, FrameDecoder, parse_ready, put_payload, run_payload
 from harness.machine.channel import Channel
 from harness.machine.qemu import Qemu
@@ -37,18 +38,24 @@ class ExitStatus:
             return ""
         if signal.SIGRTMIN < self.signal < signal.SIGRTMAX:
             return f"SIGRTMIN+{self.signal - signal.SIGRTMIN}"
-        return signal.Signals(self.signal).name
+        known = {member.value: member.name for member in signal.Signals}
+        return known.get(self.signal, f"SIG{self.signal}")  # 32 and 33 are glibc's own, and have no name
 
     def __str__(self) -> str:
         return f"signal {self.signal_name}" if self.signal else f"exit status {self.status}"
 
     @classmethod
     def parse(cls, text: str) -> ExitStatus:
-        """From the agent's ``status N`` or ``signal N``."""
-        kind, _, number = text.partition(" ")
-        if kind not in ("status", "signal") or not number.isdigit():
-            raise ProtocolError(f"agent: exit {text!r}, expected 'status N' or 'signal N'")
-        return cls(None, int(number)) if kind == "signal" else cls(int(number), None)
+        """From the agent's ``status N`` or ``signal N``.
+
+        :raises ProtocolError: it is neither.
+        """
+        match text.partition(" "):
+            case "signal", _, number:
+                return cls(None, bounds.signal_number(number))
+            case "status", _, number:
+                return cls(bounds.status(number), None)
+        raise ProtocolError(f"agent: exit {bounds.shown(text)}, expected 'status N' or 'signal N'")
 
 
 class Input(enum.Enum):
@@ -73,6 +80,7 @@ _UART_PIECE_BYTES = 4096
 #: So much of a job's input may be on its way; the agent tells when the job has taken it.
 _INPUT_WINDOW_BYTES = 256 << 10
 _PATH_ROOM_BYTES = 1 << 14
+_LATE_MAX = 64  # JOBS of guest_tests/lib/init.c is 16
 _ANSWERS = ("done", "started", "error")
 UNLIMITED_S = 1e7  # longer than any session: QEMU's end is what ends such a wait
 
@@ -92,11 +100,28 @@ class Job:
     took: asyncio.Event = field(default_factory=asyncio.Event)
 
     def receive(self, stream: Stream, data: bytes) -> None:
-        """It printed something."""
+        """It printed something.
+
+        :raises ProtocolError: it is more than is kept.
+        """
         if self.sink is not None:
             self.sink(stream, data)
-        else:
-            (self.stdout if stream is Stream.OUT else self.stderr).extend(data)
+            return
+        kept = self.stdout if stream is Stream.OUT else self.stderr
+        if len(kept) + len(data) > bounds.OUTPUT_MAX_BYTES:
+            raise ProtocolError(
+                f"{bounds.shown(self.argv[0])} has printed more than {bounds.OUTPUT_MAX_BYTES >> 20} MiB, which is all "
+                "that is kept of a job's output; print less, or take it as it comes (sink=)"
+            )
+        kept += data
+
+    def took_input(self, text: str) -> None:
+        """It has taken so many bytes of its input, or never will.
+
+        :raises ProtocolError: it never got so many.
+        """
+        self.on_its_way_bytes -= bounds.decimal(text, "took", 0, self.on_its_way_bytes)
+        self.took.set()
 
 
 class Agent:
@@ -113,7 +138,7 @@ class Agent:
         self._answers: dict[int, asyncio.Future[Frame]] = {}
         self._jobs: dict[int, Job] = {}
         self.next_id = first_id
-        self._late: list[asyncio.Future[None]] = []
+        self._late: set[asyncio.Future[None]] = set()
         self._sending = asyncio.Lock()  # a frame is whole before the next begins
         self._unread_bytes = 0  # on its way through a UART
         self._carried_bytes = 0  # by it, both ways
@@ -138,22 +163,30 @@ class Agent:
                 self._channel = channel
                 self._ready.set_result(parse_ready(frame.text))
             elif frame.verb == "read":
-                self._unread_bytes = max(self._unread_bytes - int(frame.text), 0)
+                left = self._unread_bytes - bounds.decimal(frame.text, "read", 0, PAYLOAD_MAX_BYTES)
+                self._unread_bytes = max(left, 0)
                 self._room.set()
             elif frame.verb in ("out", "err") and job:
                 job.receive(Stream(frame.verb), frame.payload)
             elif frame.verb == "took":
                 if job:
-                    job.on_its_way_bytes -= int(frame.text)
-                    job.took.set()
+                    job.took_input(frame.text)
             elif frame.verb == "exit" and job:
-                job.exited.set_result(ExitStatus.parse(frame.text))
+                if not job.exited.done():
+                    job.exited.set_result(ExitStatus.parse(frame.text))
                 job.took.set()
                 del self._jobs[frame.id]
             elif frame.verb in _ANSWERS and frame.id in self._answers:
                 self._answers.pop(frame.id).set_result(frame)
             elif frame.verb == "started":  # too late: nobody waits for it any more
-                self._late.append(asyncio.ensure_future(self._write(Frame("kill", frame.id, b"9"))))
+                self._kill_late(frame.id)
+
+    def _kill_late(self, job_id: int) -> None:
+        if len(self._late) == _LATE_MAX:
+            raise ProtocolError(f"agent: {_LATE_MAX} jobs have started that nobody asked for")
+        killing = asyncio.ensure_future(self._write(Frame("kill", job_id, b"9")))
+        self._late.add(killing)
+        killing.add_done_callback(self._late.discard)
 
     async def ready(self, timeout_s: float) -> dict[str, str]:
         """Waits for the agent's first words; what it says about the guest."""
@@ -273,7 +306,7 @@ class Agent:
             self._jobs.pop(number, None)
             raise
         self._worked = True
-        job.pid = int(started.text)
+        job.pid = bounds.pid(started.text)
         return job
 
     async def feed(self, job: Job, data: bytes) -> None:

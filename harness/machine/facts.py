@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import cache
-from harness.errors import MachineryError, PremiseNotMet
+from harness.errors import MachineryError, PremiseNotMet, ProtocolError
 from harness.kernel.btf import Btf
 from harness.kernel.elf import build_id
 from harness.kernel.offsets import OFFSETS_FILE, find_offsets
@@ -124,9 +124,15 @@ def _optional(vm: VM, path: str) -> bytes:
 
 
 def kernel_symbols(kallsyms: bytes) -> list[tuple[int, bytes, bytes]]:
-    """Address, name and letter (nm(1)) of the kernel's own symbols, no modules, no absolute numbers; sorted."""
+    """Address, name and letter (nm(1)) of the kernel's own symbols, no modules, no absolute numbers; sorted.
+
+    :raises ProtocolError: a line is not of /proc/kallsyms.
+    """
     rows = (line.split() for line in kallsyms.splitlines())
-    return sorted((int(row[0], 16), row[2], row[1]) for row in rows if len(row) == 3 and row[1] not in b"aA")
+    try:
+        return sorted((int(row[0], 16), row[2], row[1]) for row in rows if len(row) == 3 and row[1] not in b"aA")
+    except ValueError as error:
+        raise ProtocolError(f"/proc/kallsyms has a line that begins with no address: {error}") from None
 
 
 def address_in(kallsyms: bytes, symbol: str) -> int | None:

@@ -26,6 +26,7 @@ from virtme.commands.run import VirtFSConfig, export_virtfs
 from harness.errors import MachineryError, UsageError
 from harness.kernel import KernelImage, load_order
 from harness.kernel.process import run
+from harness.machine.aside import aside
 from harness.machine.spec import Root
 
 #: The mount tag, which init.c knows too.
@@ -39,6 +40,7 @@ _DAEMONS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virti
 _READONLY = Path(__file__).with_name("readonly.py")
 _ANOTHER = "use a kernel of your own: hugepfn build TREE --fragment hostroot"
 _ASK_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 5.0  # after SIGKILL
 
 
 class _Qemu:
@@ -148,7 +150,7 @@ class FileServer:
 
         :raises MachineryError: there is none, or it cannot be started.
         """
-        daemon = find_virtiofsd()
+        daemon = await aside(lambda _check: find_virtiofsd())
         connection, said = socket.socket(socket.AF_UNIX), tempfile.TemporaryFile()  # noqa: SIM115 - end() closes it
         try:
             with socket.socket(socket.AF_UNIX) as listener:
@@ -181,7 +183,8 @@ class FileServer:
         self.connection.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.wait()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _END_TIMEOUT_S)
         self._said.close()
 
 

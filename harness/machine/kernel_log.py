@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.errors import ProtocolError
+from harness.guest import bounds
 from harness.verdict import LogPart, log_message
 
 _TAIL_LINES = 25
@@ -59,6 +61,7 @@ class KernelLog:
         self._due = 0  # the next record's number
         self._lost: list[tuple[int, int]] = []  # before which line, how many records
         self._console_parts: list[str] = []
+        self._size_bytes = 0
         self._covered = 0  # so far the console shows nothing that is not in a record
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._carriage_return = b""
@@ -71,7 +74,13 @@ class KernelLog:
         await self._spoken.wait()
 
     def write(self, data: bytes) -> None:
-        """The console shows more."""
+        """The console shows more.
+
+        :raises ProtocolError: it is more than is kept.
+        """
+        self._size_bytes += len(data)
+        if self._size_bytes > bounds.LOG_MAX_BYTES:
+            raise ProtocolError(f"the kernel's log is longer than the {bounds.LOG_MAX_BYTES >> 20} MiB that are kept")
         data = self._carriage_return + data
         self._carriage_return = b"\r" if data.endswith(b"\r") else b""
         text = self._decoder.decode(data[: len(data) - len(self._carriage_return)].replace(b"\r\n", b"\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import stat
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOG_TIMEOUT_S = 5.0
+_SSHD_END_S = 5.0
 
 
 class LiveMachine:
@@ -62,7 +64,8 @@ class LiveMachine:
             return
         try:
             if self._sshd is not None:
-                loop.run(self._sshd[0].stop())
+                with contextlib.suppress(TimeoutError):  # a guest that hangs lets no connection end
+                    loop.run(asyncio.wait_for(self._sshd[0].stop(), _SSHD_END_S))
             if self._qemu is not None:
                 loop.run(self._qemu.quit())
                 self._qemu.ram.close()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import socket
 import threading
 from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 _SETTLE_TIMEOUT_S = 15.0
+_CANCEL_TIMEOUT_S = 1.0
 
 
 class LoopThread:
@@ -24,16 +29,18 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs ``work`` to its end and returns what it returns.
 
-        Ctrl-C in the caller cancels it, and is raised once ``work`` has cleaned up behind itself.
+        Ctrl-C in the caller cancels it, and is raised once ``work`` has cleaned up, or a second later.
         """
         future = asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop)
         try:
+            _until_done(future)
             return future.result()
         except BaseException:
             if not future.done():
                 future.cancel()
                 settling = asyncio.run_coroutine_threadsafe(_cancel(self._work), self._loop)
-                settling.result(timeout=_SETTLE_TIMEOUT_S)
+                with contextlib.suppress(TimeoutError):  # it goes on behind us, until close()
+                    settling.result(timeout=_CANCEL_TIMEOUT_S)
             raise
 
     async def _tracked(self, work: Coroutine[Any, Any, T]) -> T:
@@ -46,13 +53,40 @@ class LoopThread:
             self._work.discard(task)
 
     def close(self) -> None:
-        """Cancels what still runs and ends the thread."""
+        """Cancels what still runs and ends the thread. One that hangs is left behind: it ends with this process."""
         if self._loop.is_closed():
             return
-        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(timeout=_SETTLE_TIMEOUT_S)
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(timeout=_SETTLE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=_SETTLE_TIMEOUT_S)
-        self._loop.close()
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+def _until_done(future: Future[Any]) -> None:
+    """Waits, so that a signal is heard whenever it comes.
+
+    A signal that comes while the main thread waits for the interpreter's lock, just before it goes to sleep, would be
+    handled only when it wakes. It wakes at once by the wakeup descriptor (Python's signal.set_wakeup_fd()).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # Python handles signals in the main thread only
+    woken, wake = socket.socketpair()
+
+    def tell(_done: object) -> None:
+        with contextlib.suppress(OSError):  # nobody waits any more
+            wake.send(b"!")
+
+    with woken, wake:
+        wake.setblocking(False)
+        before = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        try:
+            future.add_done_callback(tell)
+            while not future.done():
+                woken.recv(4096)
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -60,7 +60,7 @@ async def _migrate(qemu: Qemu, command: str, descriptor: int, *, with_ram: bool,
 async def _run(qemu: Qemu, command: str, uri: str, timeout_s: float) -> None:
     with qemu.qmp.listener("MIGRATION") as events:
         await qemu.execute(command, {"uri": uri})
-        await qemu.expect(_completed(events), timeout_s, f"QEMU's {command}")
+        await qemu.of_qemu(_completed(events), f"end of {command}", timeout_s)
 
 
 async def _completed(events: EventListener) -> None:

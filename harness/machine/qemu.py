@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -16,8 +17,10 @@ from qemu.qmp.qmp_client import ExecuteError
 
 from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, QemuRefused
 from harness.machine.binary import QemuBinary
+from harness.machine.deadline import Deadline, first_of
 from harness.machine.hostroot import FileServer, root_args
 from harness.machine.kernel_log import KernelLog, LogMark
+from harness.machine.last_words import LastWords
 from harness.machine.ram import GuestRam
 from harness.machine.spec import Accel, Descriptors, MachineSpec, Root, qemu_argv
 from harness.verdict import scan
@@ -25,11 +28,19 @@ from harness.verdict import scan
 T = TypeVar("T")
 
 _QUIT_TIMEOUT_S = 5.0
+QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
 _GOING_S = 0.5
 _CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+async def _end_task(task: asyncio.Future[Any]) -> None:
+    """Cancels what still waits; what does not let itself be cancelled is left behind."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_GOING_S)
 
 
 class Qemu:
@@ -52,7 +63,7 @@ class Qemu:
         self._followed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._readers: list[asyncio.Task[None]] = []
-        self._stderr = b""
+        self._words: LastWords | None = None
         self._files: FileServer | None = None
 
     async def start(self, *, incoming: bool = False) -> None:
@@ -72,31 +83,34 @@ class Qemu:
         self.argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
         inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
         inherited += [self._files.connection.fileno()] if self._files is not None else []
+        self._words, stderr = await LastWords.listen()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 # QEMU ends when this thread does, even by SIGKILL.
                 *("setpriv", "--pdeathsig", "KILL", "--", *self.argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=stderr,
                 pass_fds=inherited,
                 start_new_session=True,
             )
         except OSError as error:
             raise MachineryError(f"cannot start {self.binary.path}: {error.strerror}") from error
         finally:
+            os.close(stderr)
             for end in theirs.values():
                 end.close()
             if self._files is not None:
                 self._files.connection.close()  # QEMU has it now, and the server ends when QEMU does
-        self._tasks.append(asyncio.create_task(self._watch(self._process)))
+        self._tasks.append(asyncio.create_task(self._watch(self._process, self._words)))
         self.pump("console", self.log.write)
         try:
-            await self.qmp.connect(self._ends["qmp"])
+            await self.of_qemu(self.qmp.connect(self._ends["qmp"]), "greeting on QMP")
         except (QMPError, OSError, EOFError) as error:
-            status = await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)
+            await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
             served = f"; virtiofsd: {self._files.words}" if self._files is not None and self._files.words else ""
-            raise MachineryError(f"QEMU does not start (status {status}): {self.stderr or error}{served}") from error
+            how = "it runs on" if self.exit_status is None else f"status {self.exit_status}"
+            raise MachineryError(f"QEMU does not start ({how}): {self.stderr or error}{served}") from error
         self.ram.attach(self._process.pid)
 
     def end(self, channel: str) -> socket.socket:
@@ -106,7 +120,7 @@ class Qemu:
     @property
     def stderr(self) -> str:
         """What QEMU itself complained about."""
-        return self._stderr.decode("utf-8", "replace").strip()
+        return self._words.data.decode("utf-8", "replace").strip() if self._words is not None else ""
 
     @property
     def pid(self) -> int:
@@ -123,10 +137,10 @@ class Qemu:
         """None while it runs; negative for a signal."""
         return self._ended.result() if self._ended.done() else None
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        self._stderr = await process.stderr.read()
-        self._ended.set_result(await process.wait())
+    async def _watch(self, process: asyncio.subprocess.Process, words: LastWords) -> None:
+        status = await process.wait()
+        await words.end()
+        self._ended.set_result(status)
 
     async def _read(self, end: socket.socket, write: Callable[[bytes], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -143,17 +157,24 @@ class Qemu:
         """Calls ``write`` with what comes through a channel, until one side closes it."""
         self._readers.append(asyncio.create_task(self._read(self._ends[channel], write)))
 
-    async def expect(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
-        """Waits for something of the guest, at most ``timeout_s`` seconds.
+    def deadline(self, timeout_s: float) -> Deadline:
+        """The end of a wait for the guest that begins now."""
+        return Deadline(timeout_s, self._process.pid if self._process is not None else None)
 
+    async def expect(self, awaitable: Awaitable[T], limit: float | Deadline, what: str) -> T:
+        """Waits for something of the guest.
+
+        :param limit: the time it has, in seconds from now, or as a deadline that began before.
+        :raises MachineryError: QEMU is stopped, or did not get a CPU.
         :raises KernelDied: QEMU ended first, with what the kernel said last.
         :raises ProtocolError: what came through a channel made no sense.
         :raises DeadlineError: the time is over; ``what`` says what was expected.
         """
         task = asyncio.ensure_future(awaitable)
+        deadline = limit if isinstance(limit, Deadline) else self.deadline(limit)
         try:
             either: set[asyncio.Future[Any]] = {task, self._ended, self._failure}
-            await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(either, deadline)
             if task.done() and not isinstance(task.exception(), OSError):
                 return task.result()
             if self._failure.done():
@@ -163,12 +184,30 @@ class Qemu:
             if self._ended.done():
                 await asyncio.wait(self._readers, timeout=_QUIT_TIMEOUT_S)  # to the end of what it said
                 raise self.end_error(f"waiting for {what}: ")
-            raise DeadlineError(f"waiting for {what}: nothing within {timeout_s:g} s; {self.complaint()}")
+            raise DeadlineError(f"waiting for {what}: nothing within {deadline.timeout_s:g} s; {self.complaint()}")
         finally:
-            if not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await _end_task(task)
+
+    async def of_qemu(self, awaitable: Awaitable[T], what: str, timeout_s: float | None = None) -> T:
+        """Waits for something of QEMU itself, whatever the guest does.
+
+        :raises MachineryError: it did not come in time.
+        """
+        task = asyncio.ensure_future(awaitable)
+        deadline = self.deadline(timeout_s or QMP_TIMEOUT_S)
+        try:
+            if await first_of({task, self._ended}, deadline) and not task.done():
+                await asyncio.wait({task}, timeout=_GOING_S)  # it hears of QEMU's end, unless somebody keeps its socket
+            if task.done():
+                return task.result()
+            if self._ended.done():
+                raise self.end_error(f"waiting for QEMU's {what}: ")
+            raise MachineryError(
+                f"QEMU (pid {self.pid}) runs, but did not answer within {deadline.timeout_s:g} s: no {what}; "
+                f"it says: {self.stderr or 'nothing'}"
+            )
+        finally:
+            await _end_task(task)
 
     def complaint(self) -> str:
         """The last complaint in what is known of the kernel's log, in words."""
@@ -253,22 +292,24 @@ class Qemu:
         :raises QemuRefused: QEMU refuses it.
         """
         try:
-            return await self.qmp.execute(command, arguments)
+            return await self.of_qemu(self.qmp.execute(command, arguments), f"answer to {command}")
         except ExecuteError as error:
             raise QemuRefused(f"QEMU refuses {command}: {error}") from error
         except QMPError as error:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)
+            await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
             raise self.end_error(f"during {command}: ") from error
 
     async def quit(self) -> None:
-        """Ends QEMU, reaps it and closes every channel; whatever state it is in."""
+        """Ends QEMU, reaps it and closes every channel; whatever state it is in.
+
+        :raises MachineryError: the host's kernel does not let it end.
+        """
         if self._process is not None and not self._ended.done():
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._ended
-        with contextlib.suppress(QMPError, OSError, EOFError):
-            await self.qmp.disconnect()
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group: what it started ends as well
+            await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
+        with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
+            await asyncio.wait_for(self.qmp.disconnect(), _QUIT_TIMEOUT_S)
         for task in (*self._tasks, *self._readers):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._readers, return_exceptions=True)
@@ -276,4 +317,8 @@ class Qemu:
             await self._files.end()
         for end in self._ends.values():
             end.close()
+        if self._words is not None:
+            self._words.close()
         self._failure.cancel()
+        if self._process is not None and not self._ended.done():
+            raise MachineryError(f"QEMU (pid {self.pid}) does not end, {_QUIT_TIMEOUT_S:g} s after SIGKILL")

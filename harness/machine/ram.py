@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ _DEFAULT_FOLDER = Path("/dev/shm")
 _ADVICE = "free some, use less --memory, or name another folder: --ram-dir"
 _TABLE_BYTES = 4096
 _Q35_ALL_LOW_BYTES = 0xB000_0000
+_PART_BYTES = 64 << 20
 
 
 GuestMemory = WritableMemory
@@ -94,15 +95,19 @@ class SharedRam:
             self._flat.release()
             self._map.close()
 
-    def copy_to(self, path: Path) -> None:
-        """Copies what is in use to another file, holes left out. The machine must be stopped."""
+    def copy_to(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """Copies what is in use to another file, holes left out. The machine must be stopped.
+
+        :param check: called for each part; it may raise to end this.
+        """
         with path.open("wb") as file:
             size_bytes = os.fstat(self.fd).st_size
             file.truncate(size_bytes)
             for start, end in data_ranges(self.fd):
                 file.seek(start)
                 while start < end:
-                    start += os.sendfile(file.fileno(), self.fd, start, end - start)
+                    check()
+                    start += os.sendfile(file.fileno(), self.fd, start, min(end - start, _PART_BYTES))
 
 
 class PrivateRam:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from harness.errors import ClaimFailed
+from harness.errors import ClaimFailed, ProtocolError
+from harness.guest import bounds
 from harness.machine.agent import ExitStatus
 from harness.verdict import KtapOutcome, Report
 
@@ -13,6 +14,7 @@ from harness.verdict import KtapOutcome, Report
 SKIP_STATUS = 4
 #: What hp_bar_open() says before it skips (guest_tests/lib/vfio.c, no_device()).
 _NO_DEVICE = re.compile(r"^# premise device$", re.MULTILINE)
+_COUNT = re.compile(r"-?[0-9]{1,9}")
 _VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
 
 
@@ -41,8 +43,12 @@ class RunResult:
         :param name: of the value.
         :param before: the checkpoint that follows the access, for the message.
         :raises ClaimFailed: the access was given up: it hangs.
+        :raises ProtocolError: the program said no such number.
         """
-        count = int(self.values[name])
+        said = self.values.get(name, "")
+        if not _COUNT.fullmatch(said):
+            raise ProtocolError(f"the program's value {name} is {bounds.shown(said)}, expected a number of faults")
+        count = int(said)
         if count < 0:
             raise ClaimFailed(
                 f"a hang before checkpoint {before!r}: {name.removesuffix('-faults')} was given up after 10,000 faults"

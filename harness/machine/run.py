@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,11 +17,15 @@ from harness.errors import (
     HugepfnError,
     MachineryError,
     PremiseNotMet,
+    ProtocolError,
     UsageError,
 )
+from harness.guest import bounds
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.kernel import why_missing
 from harness.machine.agent import Job
+from harness.machine.aside import aside
+from harness.machine.deadline import Deadline
 from harness.machine.held import Invariants
 from harness.machine.kernel_watch import KernelWatch
 from harness.machine.result import RunResult
@@ -178,10 +184,13 @@ class GuestRun:
     def receive(self, data: bytes) -> None:
         """Bytes of the events channel."""
         for line in self._lines.feed(data):
-            self._events.put_nowait(parse_event(line))
+            event = parse_event(line)
+            if self._events.qsize() == bounds.EVENTS_MAX:
+                raise ProtocolError(f"events: {bounds.EVENTS_MAX} lines have come, and nobody waits for one")
+            self._events.put_nowait(event)
 
     async def _until(self, checkpoint: str) -> Snapshot:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self.vm.qemu.deadline(self._timeout_s)
         while True:
             snapshot = await self._next(deadline, f"checkpoint {checkpoint!r} of {self.program}")
             if snapshot is None:
@@ -197,13 +206,13 @@ class GuestRun:
                 return snapshot
 
     async def _finish(self) -> RunResult:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self.vm.qemu.deadline(self._timeout_s)
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
         await self._kernel.settle()
         return await self._collect()
 
-    async def _next(self, deadline: float, what: str) -> Snapshot | None:
+    async def _next(self, deadline: Deadline, what: str) -> Snapshot | None:
         """Lets the program go and waits for its next checkpoint; None once it has ended."""
         try:
             return await self._go_on(deadline, what)
@@ -212,7 +221,7 @@ class GuestRun:
                 raise self.vm.qemu.end_error(f"waiting for {what}: ") from error
             raise
 
-    async def _go_on(self, deadline: float, what: str) -> Snapshot | None:
+    async def _go_on(self, deadline: Deadline, what: str) -> Snapshot | None:
         await self.let_go()
         while True:
             event = await self._event(deadline, what)
@@ -221,13 +230,16 @@ class GuestRun:
             if not isinstance(event, WaitEvent):
                 self._witness.note(event)
             elif needs_registration(event):
-                await self._witness.register(event, max(deadline - time.monotonic(), 0.1))
+                await self._witness.register(event, deadline)
                 self._witness.release(event)
                 await self.vm.qemu.resume()
             else:
-                return await self._stop_at(event)
+                at = time.monotonic()
+                snapshot = await self._stop_at(event)
+                deadline.credit(time.monotonic() - at)
+                return snapshot
 
-    async def _event(self, deadline: float, what: str) -> Event | None:
+    async def _event(self, deadline: Deadline, what: str) -> Event | None:
         """The next event; None when the program has exited and said everything."""
         if not self._events.empty():
             return self._events.get_nowait()
@@ -235,7 +247,7 @@ class GuestRun:
         either: set[asyncio.Future[Any]] = {getting, self.job.exited}
         both = asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         try:
-            await self.vm.qemu.expect(both, max(deadline - time.monotonic(), 0.0), what)
+            await self.vm.qemu.expect(both, deadline, what)
         except DeadlineError:
             last_words = await self._kernel.last_words()
             raise DeadlineError(
@@ -259,10 +271,23 @@ class GuestRun:
         await self._witness.stop()
         self._witness.verify(event)
         self._held = event
-        snapshot = self._witness.snapshot(event.name, event.pid)
+        try:
+            snapshot, violations = await self.vm.qemu.expect(
+                aside(functools.partial(self._read, event)), self._timeout_s, f"the entries at {event.name!r}"
+            )
+        except DeadlineError:
+            raise MachineryError(
+                f"reading the page tables at checkpoint {event.name!r} took longer than {self._timeout_s:g} s: "
+                f"{self._witness.declared}; declare less with hp_map(), or give the run more time (timeout_s=)"
+            ) from None
         self.snapshots.append(snapshot)
-        self.violations += self._invariants.violations(snapshot)
+        self.violations += violations
         return snapshot
+
+    def _read(self, event: WaitEvent, check: Callable[[], None]) -> tuple[Snapshot, list[Violation]]:
+        """What a stop shows, and what does not hold there. In a thread of its own."""
+        snapshot = self._witness.snapshot(event.name, event.pid, check)
+        return snapshot, self._invariants.violations(snapshot)
 
     async def let_go(self) -> None:
         """Leaves the checkpoint at which the program is held, if it is."""

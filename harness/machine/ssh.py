@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST
 
 from harness.errors import DeadlineError, MachineryError
+from harness.guest.bounds import OUTPUT_MAX_BYTES, shown
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Stream
 from harness.machine.command import Completed, Sink
 from harness.machine.sshd import SshAddress
@@ -123,11 +124,18 @@ class Ssh:
         out, err = bytearray(), bytearray()
 
         def keep(stream: Stream, data: bytes) -> None:
-            (out if stream is Stream.OUT else err).extend(data)
+            kept = out if stream is Stream.OUT else err
+            if len(kept) + len(data) > OUTPUT_MAX_BYTES:
+                raise MachineryError(
+                    f"SSH: {line!r} has printed more than {OUTPUT_MAX_BYTES >> 20} MiB, which is all that is kept; "
+                    "print less, or take it as it comes (sink=)"
+                )
+            kept += data
 
         channel = self._channel()
         try:
-            channel.exec_command(line)
+            with _within(channel):
+                channel.exec_command(line)
             ended = _follow(channel, stdin, sink or keep, timeout_s, line)
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise MachineryError(f"SSH: {line!r} was cut off: {error}") from error
@@ -160,9 +168,22 @@ class Ssh:
     def shell(self, terminal: str, columns: int, rows: int) -> paramiko.Channel:
         """A login shell on a terminal of the guest's; its channel, for :func:`harness.machine.terminal.interact`."""
         channel = self._channel()
-        channel.get_pty(terminal, columns, rows)
-        channel.invoke_shell()
+        with _within(channel):
+            channel.get_pty(terminal, columns, rows)
+            channel.invoke_shell()
         return channel
+
+
+@contextlib.contextmanager
+def _within(channel: paramiko.Channel) -> Iterator[None]:
+    """Closes a channel if the block takes too long: it waits for the guest's answer, and paramiko has no deadline."""
+    timer = threading.Timer(_CONNECT_TIMEOUT_S, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes | int) -> None:
@@ -215,7 +236,10 @@ def _follow(channel: paramiko.Channel, stdin: bytes | int, sink: Sink, timeout_s
 def _ended(channel: paramiko.Channel, line: str) -> ExitStatus:
     name = getattr(channel, "exit_signal", None)
     if name is not None:
-        return ExitStatus(None, signal.Signals[f"SIG{name}"].value)
+        known = signal.Signals.__members__.get(f"SIG{name}")
+        if known is None:
+            raise MachineryError(f"SSH: {line!r} was ended by signal {shown(name)}, which this host does not know")
+        return ExitStatus(None, known.value)
     if channel.exit_status < 0:
         raise MachineryError(f"SSH: {line!r} was cut off: the guest did not say how it ended")
     return ExitStatus(channel.exit_status, None)

@@ -36,6 +36,8 @@ _SEED_TIMEOUT_S = 30.0
 _READ_BYTES = 64 << 10
 _KEYGEN_TIMEOUT_S = 30
 _KEY_BITS = 256
+_UNREAD_MAX_BYTES = 16 << 20  # of one connection; sixteen times what SSH lets be on its way
+_LOG_MAX_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,10 @@ class SshServer:
         def sink(stream: Stream, data: bytes) -> None:
             if stream is Stream.OUT:
                 writer.write(data)
+                if writer.transport.get_write_buffer_size() > _UNREAD_MAX_BYTES:
+                    writer.transport.abort()  # nobody reads what this guest sends
             else:
-                self.log.extend(data)
+                self.log = (self.log + data)[-_LOG_MAX_BYTES:]
 
         # -i: one connection, on standard input; -s: keys only; -j, -k: no forwarding, there is no network; -m: no motd
         argv = [_SERVER, "-i", "-e", "-s", "-j", "-k", "-m", "-r", _HOST_KEY, "-W", str(1 << 20)]

@@ -8,6 +8,7 @@ content is checked before the first use in a process; whatever is wrong with it,
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import cache
 from harness.errors import MachineryError
+from harness.machine.aside import aside
 from harness.machine.binary import QemuBinary
 from harness.machine.kernel_log import SavedLog
 from harness.machine.migration import save_state
@@ -88,7 +90,7 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
     await machine.qemu.stop()
     await save_state(machine.qemu, folder / "state", with_ram=False)
     assert isinstance(machine.qemu.ram, SharedRam)
-    machine.qemu.ram.copy_to(folder / "ram")
+    await aside(functools.partial(machine.qemu.ram.copy_to, folder / "ram"))
     write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.saved())
     prune()
 

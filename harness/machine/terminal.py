@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Protocol
 
 from harness.errors import UsageError
+from harness.signals import handling
 
 LEAVE = 0x1D  # Ctrl-]
 _READ_BYTES = 64 << 10
@@ -106,10 +107,9 @@ def _resizing() -> Iterator[int]:
         with contextlib.suppress(BlockingIOError):
             os.write(writable, b"!")
 
-    before = signal.signal(signal.SIGWINCH, changed)
     try:
-        yield readable
+        with handling((signal.SIGWINCH,), changed):
+            yield readable
     finally:
-        signal.signal(signal.SIGWINCH, before)
         os.close(readable)
         os.close(writable)

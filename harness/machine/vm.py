@@ -17,14 +17,17 @@ from harness.errors import (
     HugepfnError,
     MachineryError,
     PremiseNotMet,
+    ProtocolError,
     RestoreError,
     UsageError,
 )
+from harness.guest import bounds
 from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
 from harness.machine.binary import QemuBinary, find_qemu
+from harness.machine.deadline import check_runs
 from harness.machine.drgn_program import drgn_program
 from harness.machine.gdbstub import GdbStub, start_stub
 from harness.machine.kernel_watch import KernelWatch
@@ -44,6 +47,7 @@ from harness.verdict.capabilities import Capabilities
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
 #: QEMU's emulation spoils one in dozens with four vCPUs: more than three in a row are something else.
+_INTERRUPTED_S = 0.5  # after Ctrl-C nobody waits for a guest to clean up
 _BOOTS_MAX = 3
 
 
@@ -288,6 +292,8 @@ class VM(LiveMachine):
         if self._run is not None:
             self._run.receive(data)
         elif self._early is not None:
+            if len(self._early) == bounds.EVENTS_MAX:
+                raise ProtocolError("events: a program that has not been started yet says more than any does")
             self._early.append(data)
 
     def forget(self, run: GuestRun) -> None:
@@ -302,9 +308,11 @@ class VM(LiveMachine):
             self.on_failure(self)
         if self._broken:
             return
+        interrupted = isinstance(error, KeyboardInterrupt)
         try:
-            self.on_loop(run.end())
-        except HugepfnError:
+            check_runs(self.qemu.pid)
+            self.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
+        except (TimeoutError, HugepfnError):
             self._broken = True
 
     # --- looking ---------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import DeadlineError, ProtocolError, UsageError
+from harness.guest import bounds
 from harness.guest.protocol import (
+    ORDINARY,
     TESTED_BAR,
     Event,
     GoneEvent,
@@ -25,6 +27,7 @@ from harness.guest.protocol import (
     Where,
     bar_name,
 )
+from harness.machine.deadline import Deadline
 from harness.machine.qemu import Qemu
 from harness.machine.ram import GuestMemory
 from harness.machine.registers import ControlRegisters, parse_registers
@@ -35,6 +38,7 @@ from harness.pagetable import (
     LeafArrays,
     PagemapWord,
     Region,
+    Walk,
     WalkError,
     root_paddr,
     translate,
@@ -68,6 +72,7 @@ class Witness:
         self._bars = tuple(bars)
         self._layout = layout
         self._stopped_at = 0.0
+        self._leaves_left = bounds.LEAVES_MAX
         self.processes: dict[int, Process] = {}
 
     @property
@@ -78,18 +83,57 @@ class Witness:
         """Takes in what needs no stop."""
         match event:
             case MappingEvent(name=name, pid=pid):
-                self._process(pid).mappings[name] = event
-                self._process(pid).pagemap.pop(name, None)
+                self._declare(self._process(pid), event)
             case UnmappingEvent(name=name, pid=pid):
                 self._process(pid).mappings.pop(name, None)
                 self._process(pid).pagemap.pop(name, None)
             case PagemapEvent(mapping=name, pid=pid, words=words):
                 if pid in self.processes:
-                    self.processes[pid].pagemap[name] = words
+                    self._keep_pagemap(self.processes[pid], name, words)
             case GoneEvent(pid=pid):
                 self.processes.pop(pid, None)
             case WaitEvent():
                 raise ProtocolError(f"events: {event} needs a stop")
+
+    def _declare(self, process: Process, mapping: MappingEvent) -> None:
+        if mapping.name not in process.mappings and len(process.mappings) == bounds.MAPPINGS_MAX:
+            raise ProtocolError(f"events: pid {process.pid} has more than {bounds.MAPPINGS_MAX} mappings")
+        if mapping.backing != ORDINARY:
+            bar = next((bar for bar in self._bars if bar.name == mapping.backing), None)
+            size = bar.size_bytes if bar is not None else 0
+            if mapping.offset_bytes + mapping.size_bytes > size:
+                raise ProtocolError(
+                    f"events: mapping {mapping.name} of pid {process.pid} ends {mapping.backing}+"
+                    f"{mapping.offset_bytes + mapping.size_bytes:#x}, and {mapping.backing} has {size:#x} bytes"
+                )
+        process.mappings[mapping.name] = mapping
+        process.pagemap.pop(mapping.name, None)
+
+    def _keep_pagemap(self, process: Process, name: str, words: tuple[int, ...]) -> None:
+        mapping = process.mappings.get(name)
+        if mapping is None:  # it was unmapped while another process read its pagemap
+            return
+        if len(words) * bounds.PAGE_BYTES > mapping.size_bytes:
+            raise ProtocolError(
+                f"events: {len(words)} pagemap words for {name} of pid {process.pid}, "
+                f"which has {mapping.size_bytes // bounds.PAGE_BYTES} pages"
+            )
+        process.pagemap[name] = words
+
+    def _check_new(self, event: WaitEvent) -> None:
+        """:raises ProtocolError: this process's pid or name is another's, or there are too many."""
+        for known in self.processes.values():
+            if known.pid == event.pid:
+                raise ProtocolError(
+                    f"events: {event.name} registers as pid {event.pid}, which {known.name} has; is it in another pid "
+                    "namespace, or did a process end without hp_reap()?"
+                )
+            if known.name == event.name:
+                raise ProtocolError(
+                    f"events: pid {event.pid} registers as {event.name!r}, as pid {known.pid} did; give it another name"
+                )
+        if len(self.processes) == bounds.PROCESSES_MAX:
+            raise ProtocolError(f"events: more than {bounds.PROCESSES_MAX} processes have registered")
 
     def _process(self, pid: int) -> Process:
         if pid not in self.processes:
@@ -106,14 +150,15 @@ class Witness:
         for process in self.processes.values():
             process.pagemap.clear()
 
-    async def register(self, event: WaitEvent, timeout_s: float) -> Process:
+    async def register(self, event: WaitEvent, deadline: Deadline) -> Process:
         """Finds the root of a process that waits to be registered, with the machine stopped when it returns.
 
         When the process is on no vCPU just then, the machine runs on for the time of a few commands.
 
         :raises DeadlineError: it never was on a vCPU when the machine was stopped.
+        :raises ProtocolError: its pid or its name is another's.
         """
-        deadline = time.monotonic() + timeout_s
+        self._check_new(event)
         while True:
             await self.stop()
             said = await self._qemu.execute("human-monitor-command", {"command-line": "info registers -a"})
@@ -129,10 +174,10 @@ class Witness:
                 self.processes[event.pid] = process
                 return process
             await self._qemu.resume()
-            if time.monotonic() > deadline:
+            if not deadline.left_s and not deadline.extend():
                 raise DeadlineError(
                     f"process {event.name} (pid {event.pid}) said it waits to be registered, "
-                    f"but no vCPU had its page tables at any stop for {timeout_s:g} s"
+                    f"but no vCPU had its page tables at any stop for {deadline.timeout_s:g} s"
                 )
 
     def _root_of(self, registers: ControlRegisters, event: WaitEvent) -> int | None:
@@ -182,10 +227,20 @@ class Witness:
         self._memory.write_u64(way.leaf.paddr_at(event.release_vaddr), RELEASED)
         self.forget_pagemap()
 
-    def snapshot(self, checkpoint: str, pid: int) -> Snapshot:
-        """Walks every mapping of every registered process. The machine must be stopped."""
-        views = {process.name: self._view(process, checkpoint) for process in self.processes.values()}
+    def snapshot(self, checkpoint: str, pid: int, check: Callable[[], None] = lambda: None) -> Snapshot:
+        """Walks every mapping of every registered process. The machine must be stopped.
+
+        :param check: called for each leaf; it may raise to end this.
+        :raises ProtocolError: there are more leaves than all stops of a run may have.
+        """
+        views = {process.name: self._view(process, checkpoint, check) for process in self.processes.values()}
         return Snapshot(checkpoint, pid, views, self._bars, time.perf_counter() - self._stopped_at)
+
+    @property
+    def declared(self) -> str:
+        """How much there is to walk at a stop, in words."""
+        mappings = [mapping for process in self.processes.values() for mapping in process.mappings.values()]
+        return f"{len(mappings)} mappings of {sum(one.size_bytes for one in mappings) >> 20} MiB"
 
     def leaf_arrays(self, name: str, mapping: str) -> LeafArrays:
         """The leaves of one mapping in bulk. The machine must be stopped.
@@ -200,7 +255,18 @@ class Witness:
                 return walk_arrays(self._memory, process.root, declared.vaddr, end, layout)
         raise UsageError(f"no process {name!r} with a mapping {mapping!r} is registered")
 
-    def _view(self, process: Process, checkpoint: str) -> ProcessView:
+    def _counted(self, leaves: Iterable[Leaf], mapping: str, check: Callable[[], None]) -> Iterator[Leaf]:
+        for leaf in leaves:
+            check()
+            if not self._leaves_left:
+                raise ProtocolError(
+                    f"mapping {mapping}: all stops of this run have more than {bounds.LEAVES_MAX} leaves; "
+                    "declare less with hp_map(), or look at a large mapping with leaf_arrays()"
+                )
+            self._leaves_left -= 1
+            yield leaf
+
+    def _view(self, process: Process, checkpoint: str, check: Callable[[], None]) -> ProcessView:
         layout = self._layout_for(process.five_level)
         mappings, holes = {}, {}
         for name, declared in process.mappings.items():
@@ -208,14 +274,20 @@ class Witness:
             leaves: tuple[Leaf, ...] = ()
             broken = ""
             try:
-                leaves = tuple(walk_range(self._memory, process.root, declared.vaddr, end, layout))
-                gaps = _gaps(leaves, declared.vaddr, end)
-                holes[name] = tuple(walk(self._memory, process.root, vaddr, layout) for vaddr in gaps)
+                found = walk_range(self._memory, process.root, declared.vaddr, end, layout)
+                leaves = tuple(self._counted(found, name, check))
+                holes[name] = tuple(self._holes(process, _gaps(leaves, declared.vaddr, end), check))
             except WalkError as error:  # the root is this process's, so these tables are what the kernel made
                 broken = str(error)
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
             mappings[name] = MappingView(declared, leaves, words, broken)
         return ProcessView(process.name, process.pid, checkpoint, mappings, holes)
+
+    def _holes(self, process: Process, vaddrs: Iterable[int], check: Callable[[], None]) -> Iterator[Walk]:
+        layout = self._layout_for(process.five_level)
+        for vaddr in vaddrs:
+            check()
+            yield walk(self._memory, process.root, vaddr, layout)
 
 
 def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:

@@ -7,20 +7,26 @@ import os
 import select
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing import connection as mp
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineryError
 from harness.session import registry, wire
 from harness.session.registry import About
+from harness.signals import handling
 
 if TYPE_CHECKING:
     from harness.machine.agent import ExitStatus
 
+#: What a call may take that only looks, or stops and goes on: the slowest sends every scenario's program over.
+ANSWER_TIMEOUT_S = 600.0
+_CONNECT_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 20.0
 _READ_BYTES = 64 << 10
 
@@ -33,28 +39,53 @@ class SessionClient:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Connection]:
+        self._check_runs()
         try:
-            connection = mp.Client(str(registry.folder_of(self.about.name) / registry.SOCKET), "AF_UNIX")
+            connection = _connect(str(registry.folder_of(self.about.name) / registry.SOCKET))
         except OSError as error:
-            raise MachineryError(f"the session {self.about.name} does not answer: {error.strerror}") from error
+            raise self._silent(error.strerror or str(error)) from error
         with connection:
             yield connection
 
-    def call(self, verb: str, *, descriptors: Sequence[int] = (), **arguments: Any) -> Any:
+    def _silent(self, why: str) -> MachineryError:
+        return MachineryError(
+            f"the session {self.about.name} (pid {self.about.pid}) does not answer: {why}; "
+            f"`hugepfn stop {self.about.name}` ends it"
+        )
+
+    def _check_runs(self) -> None:
+        """:raises MachineryError: the session's process is stopped."""
+        if _is_stopped(self.about.pid):
+            raise self._silent(f"its process is stopped (`kill -CONT {self.about.pid}` lets it go on)")
+
+    def call(
+        self,
+        verb: str,
+        *,
+        descriptors: Sequence[int] = (),
+        timeout_s: float | None = ANSWER_TIMEOUT_S,
+        **arguments: Any,
+    ) -> Any:
         """Calls a method of :class:`harness.session.session.Session`; see there.
 
+        :param timeout_s: None for what takes as long as its user likes; Ctrl-C ends it.
         :raises HugepfnError: in the words of the session's process.
+        :raises MachineryError: it does not answer in time.
         """
         with self._connected() as connection:
             connection.send(wire.Call(verb, arguments, len(descriptors)))
             wire.send_descriptors(connection, descriptors)
-            return self._answer(connection)
+            return self._answer(connection, timeout_s)
 
-    def _answer(self, connection: Connection) -> Any:
+    def _answer(self, connection: Connection, timeout_s: float | None = ANSWER_TIMEOUT_S) -> Any:
         try:
+            if not connection.poll(timeout_s):
+                raise self._silent(f"nothing within {timeout_s:g} s")
             said = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise MachineryError(f"the session {self.about.name} ended meanwhile") from None
+        except BlockingIOError:
+            raise self._silent("its answer breaks off") from None
         if isinstance(said, wire.Failure):
             raise wire.RemoteError(said)
         return said.value
@@ -62,13 +93,29 @@ class SessionClient:
     def stop(self) -> None:
         """Ends the session; returns once nothing of it is left.
 
+        One that does not answer, since it is stopped or its socket is gone, is ended by signals: SIGTERM, at which it
+        cleans up, and SIGKILL, at which its QEMU ends with it.
+
         :raises MachineryError: it does not end.
         """
-        end = os.pidfd_open(self.about.pid)
+        pid = registry.holder(self.about.name)
+        if pid is None:
+            return
+        end = os.pidfd_open(pid)
         try:
-            self.call("stop")
-            if not select.select([end], [], [], _END_TIMEOUT_S)[0]:
-                raise MachineryError(f"the session {self.about.name} (pid {self.about.pid}) does not end")
+            if registry.holder(self.about.name) != pid:  # it has ended, and somebody may have got its pid
+                return
+            with contextlib.suppress(MachineryError):
+                self.call("stop", timeout_s=_STOP_TIMEOUT_S)
+                if _ended(end, _END_TIMEOUT_S):
+                    return
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(end, number)
+                signal.pidfd_send_signal(end, signal.SIGCONT)
+                if _ended(end, _END_TIMEOUT_S):
+                    registry.sessions()  # which throws away what it left
+                    return
+            raise MachineryError(f"the session {self.about.name} (pid {pid}) does not end, not even by SIGKILL")
         finally:
             os.close(end)
 
@@ -79,8 +126,13 @@ class SessionClient:
             connection.send(wire.Call("exec", arguments, 3))
             with _own_stdin() as stdin:
                 wire.send_descriptors(connection, [stdin, 1, 2])
-            with passing_signals(lambda number: connection.send(wire.Signal(number))):
-                answer: ExitStatus = self._answer(connection)
+
+            def pass_on(number: int) -> None:
+                self._check_runs()  # else nobody would hear it, and Ctrl-C would not end this either
+                connection.send(wire.Signal(number))
+
+            with passing_signals(pass_on):
+                answer: ExitStatus = self._answer(connection, None)
             return answer
 
     @contextlib.contextmanager
@@ -97,6 +149,28 @@ class SessionClient:
                 yield line, connection, lambda rows, columns: connection.send(wire.Size(rows, columns))
 
 
+def _connect(path: str) -> Connection:
+    """Connects to a session's socket. Connecting, sending and the rest of a message have a deadline (socket(7))."""
+    with socket.socket(socket.AF_UNIX) as end:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(_CONNECT_TIMEOUT_S), 0))
+        end.connect(path)
+        return Connection(end.detach())
+
+
+def _ended(process: int, timeout_s: float) -> bool:
+    """Whether the process behind a pidfd has ended, waiting for it if need be."""
+    return bool(select.select([process], [], [], timeout_s)[0])
+
+
+def _is_stopped(pid: int) -> bool:
+    """By a signal or by a debugger (proc_pid_stat(5))."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def passing_signals(send: Callable[[int], None]) -> Iterator[None]:
     """Ctrl-C and polite ends go elsewhere while the block runs."""
@@ -105,13 +179,8 @@ def passing_signals(send: Callable[[int], None]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             send(number)
 
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handler) for number in wanted}
-    try:
+    with handling((signal.SIGINT, signal.SIGTERM), handler):
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 @contextlib.contextmanager

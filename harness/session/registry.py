@@ -25,6 +25,8 @@ _SOCKET_PATH_MAX = 107  # sun_path less its NUL, unix(7)
 _ABOUT = "about.json"
 SOCKET = "socket"
 _LOCK = ".lock"
+#: The command of this package that is a session's process; nobody types it.
+SERVE = "serve-session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,48 @@ def sessions() -> list[About]:
         lock_file.unlink(missing_ok=True)
         lock.release()
     return found
+
+
+def holder(name: str) -> int | None:
+    """The pid of the process that holds a session's lock, by /proc/locks; None where nobody does.
+
+    Whatever else is left of the session: its socket and its description may be gone. The process has the lock's file
+    open and is a session's, so it is not one that got a dead session's pid.
+    """
+    try:
+        wanted = (root() / f"{name}{_LOCK}").stat()
+    except OSError:
+        return None
+    told = cache.read_note(folder_of(name) / _ABOUT) or {}
+    candidates = [told.get("pid", 0)]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(wanted.st_ino):
+                candidates.append(int(fields[4]))
+    return next((pid for pid in candidates if _is_session(pid, wanted)), None)
+
+
+def _is_session(pid: int, wanted: os.stat_result) -> bool:
+    """Another hugepfn has the lock as well, for the moment in which it finds that nobody does."""
+    with contextlib.suppress(OSError):
+        if SERVE.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            return False
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(link.stat(), wanted):
+                    return True
+    return False
+
+
+def held() -> list[About]:
+    """Every session that a process holds, also one that cannot be talked to: it starts, or lost its folder."""
+    known = {about.name: about for about in sessions()}
+    for lock_file in sorted(root().glob(f"*{_LOCK}")):
+        name = lock_file.name.removesuffix(_LOCK)
+        if name not in known and (pid := holder(name)) is not None:
+            known[name] = About(name, pid, "", "", 0.0)
+    return list(known.values())
 
 
 def choose(name: str | None) -> About:

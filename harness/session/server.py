@@ -23,6 +23,8 @@ from harness.session.registry import About
 from harness.session.session import Session
 from harness.settings import Settings
 
+_CALL_TIMEOUT_S = 60.0  # between a connection and what it asks for
+
 
 @dataclass(frozen=True)
 class Start:
@@ -83,6 +85,8 @@ class Server:
     def _serve(self, connection: Connection) -> None:
         descriptors: list[int] = []
         with connection, contextlib.suppress(EOFError, OSError):  # who asked has gone
+            if not connection.poll(_CALL_TIMEOUT_S):
+                return
             call = connection.recv()
             descriptors = wire.receive_descriptors(connection, call.descriptors)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,12 @@ from multiprocessing.connection import Connection
 from harness.errors import MachineryError
 from harness.guest.compiler import guest_tests_dir
 from harness.session import wire
-from harness.session.registry import About
+from harness.session.registry import SERVE, About
 from harness.session.server import Start
 
 _END_TIMEOUT_S = 20.0
-#: The command of this package that is a session's process; nobody types it.
-SERVE = "serve-session"
+#: Between two words of its progress: it may wait for another hugepfn that fetches or builds what it needs.
+_SILENCE_TIMEOUT_S = 3600.0
 
 
 def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) -> About:
@@ -44,18 +45,32 @@ def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) ->
             ours.send(start)
             return _until_ready(ours, say)
         except EOFError:
-            child.wait(_END_TIMEOUT_S)
+            _end(child)
             words.seek(0)
             last = words.read().strip().splitlines()[-1:]
             raise MachineryError(f"the session's process ended: {' '.join(last) or child.returncode}") from None
         except BaseException:
             child.terminate()
-            child.wait(_END_TIMEOUT_S)
+            _end(child)
+            raise
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Waits for the end of a process that was told to end; one that is stopped goes on for that."""
+    child.send_signal(signal.SIGCONT)
+    try:
+        child.wait(_END_TIMEOUT_S)
+    except BaseException as error:  # also a second Ctrl-C
+        child.kill()
+        child.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
             raise
 
 
 def _until_ready(control: Connection, say: Callable[[str], None]) -> About:
     while True:
+        if not control.poll(_SILENCE_TIMEOUT_S):
+            raise MachineryError(f"the session's process has said nothing for {_SILENCE_TIMEOUT_S:g} s; it was ended")
         match control.recv():
             case wire.Say(line=line):
                 say(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -335,3 +336,25 @@ def test_an_installed_wheel_serves_a_test_directory_elsewhere(tmp_path: Path) ->
     assert "hugepfn: kernel debian:6.1 (6.1." in done.stdout
     done = subprocess.run([venv / "bin/hugepfn", "list"], capture_output=True, text=True, check=True)
     assert "fork" in done.stdout
+
+
+def test_a_qemu_that_is_stopped_is_not_the_kernels_fault(image: KernelImage) -> None:
+    def stopped_on_the_way(vm: VM) -> None:
+        with vm.run("fork", "--level=pte", timeout_s=3) as guest:
+            guest.until("read")
+            os.kill(vm.qemu.pid, signal.SIGSTOP)
+            guest.until("written")
+
+    with VM(image) as vm, pytest.raises(MachineryError, match=rf"QEMU \(pid {vm.qemu.pid}\) is stopped, by SIGSTOP"):
+        stopped_on_the_way(vm)
+
+
+def test_a_qemu_that_was_stopped_for_a_while_gets_its_time_back(image: KernelImage) -> None:
+    with VM(image) as vm, vm.run("fork", "--level=pte", timeout_s=3) as guest:
+        guest.until("read")
+        os.kill(vm.qemu.pid, signal.SIGSTOP)
+        continuing = threading.Timer(2.5, os.kill, (vm.qemu.pid, signal.SIGCONT))
+        continuing.start()
+        guest.until("written")
+        continuing.join()
+        guest.finish()

@@ -21,7 +21,7 @@ from harness import cache
 from harness.cache import Progress, say
 from harness.errors import MachineryError, UsageError
 from harness.kernel.build.patches import Patch, why_not
-from harness.kernel.process import Finished, check_room, find_program, run
+from harness.kernel.process import FOLLOW_TIMEOUT_S, Finished, check_room, find_program, run
 
 _GIT_TIMEOUT_S = 3600.0
 BUILD_TIMEOUT_S = 6 * 3600.0  # how long one waits for another that builds
@@ -145,7 +145,7 @@ class Slot:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 say(progress, f"waiting for another build in {self.folder}")
-                fcntl.flock(file, fcntl.LOCK_EX)
+                cache.flock(file, f"another build in {self.folder}", FOLLOW_TIMEOUT_S)
             yield file.fileno()
 
     def check_out(self, tree: str) -> None:

@@ -1,0 +1,136 @@
+"""Deadlines for what a guest has to do. Time in which QEMU could not run is the host's, and does not count.
+
+A deadline that has passed blames the kernel only after :meth:`Deadline.extend` has looked at QEMU: one that is stopped
+is an error of the machinery, one that waited for a CPU gets that time back, and so does one that somebody had stopped
+and continued, or whose watcher (we) stood still itself. What it gets is bounded: after :data:`CAP` times the time that
+was given, the host is too busy to say anything about the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from harness.errors import MachineryError
+
+CAP = 10
+_LATE_S = 1.0  # woken so much after the end, we did not run ourselves
+_GRACE_S = 5.0  # to take in what came while we did not run
+_WORTH = 0.02  # of the time given: a share of starvation below it changes nothing
+
+
+class Deadline:
+    """The end of a wait for a guest."""
+
+    def __init__(self, timeout_s: float, pid: int | None) -> None:
+        """Begins now.
+
+        :param pid: of QEMU; None where there is none, and nothing extends the time.
+        """
+        self.timeout_s = timeout_s
+        self._pid = pid
+        self._begin_s = time.monotonic()
+        self._end_s = self._begin_s + timeout_s
+        self._waited_ns = _waited_ns(pid) if pid is not None else {}
+        self._given_back_s = 0.0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it is over, 0 when it is."""
+        return max(self._end_s - time.monotonic(), 0.0)
+
+    def credit(self, host_s: float) -> None:
+        """Gives back seconds that the host itself took, with the machine stopped."""
+        self._end_s += host_s
+
+    def extend(self) -> bool:
+        """Call it when the time is over. True: it is not after all, since QEMU did not have it.
+
+        :raises MachineryError: QEMU is stopped, or the host is too busy.
+        """
+        if self._pid is None:
+            return False
+        check_runs(self._pid)
+        now_s = time.monotonic()
+        starved_s = self._starved_s()
+        owed_s = starved_s - self._given_back_s
+        late_s = now_s - self._end_s
+        if late_s > _LATE_S:
+            self._begin_s += late_s
+        if was_continued(self._pid):
+            more_s = self.timeout_s
+        elif owed_s > _WORTH * self.timeout_s:
+            more_s = owed_s
+            self._given_back_s = starved_s
+        elif late_s > _LATE_S:
+            more_s = min(self.timeout_s, _GRACE_S)
+        else:
+            return False
+        if now_s + more_s - self._begin_s > CAP * self.timeout_s:
+            raise MachineryError(
+                f"the host is too busy: QEMU (pid {self._pid}) waited for a CPU for {starved_s:.1f} of "
+                f"{now_s - self._begin_s:.1f} s; run fewer things beside it (--workers), or give it more time"
+            )
+        self._end_s = now_s + more_s
+        return True
+
+    def _starved_s(self) -> float:
+        """How long the thread of QEMU's that waited most has waited for a CPU, since the wait began."""
+        assert self._pid is not None
+        waited = _waited_ns(self._pid)
+        return max((ns - self._waited_ns.get(thread, 0) for thread, ns in waited.items()), default=0) / 1e9
+
+
+async def first_of(either: Collection[asyncio.Future[Any]], deadline: Deadline) -> bool:
+    """Waits until one of them is done. False: the time is over.
+
+    :raises MachineryError: see :meth:`Deadline.extend`.
+    """
+    while True:
+        done, _ = await asyncio.wait(either, timeout=deadline.left_s, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            return True
+        if not deadline.extend():
+            return False
+
+
+def check_runs(pid: int) -> None:
+    """Looks whether a process is stopped.
+
+    :raises MachineryError: it is, by a signal or by a debugger; says how it goes on.
+    """
+    if state(pid) in ("T", "t"):
+        raise MachineryError(
+            f"QEMU (pid {pid}) is stopped, by SIGSTOP or by a debugger, so nothing can be said of the kernel; "
+            f"`kill -CONT {pid}` lets it go on"
+        )
+
+
+def state(pid: int) -> str:
+    """The letter of a process's state (proc_pid_stat(5)); empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def was_continued(pid: int) -> bool:
+    """Whether a child of ours was stopped and has been continued since this was last asked (waitid(2), WCONTINUED)."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, pid, os.WCONTINUED | os.WNOHANG) is not None
+    return False
+
+
+def _waited_ns(pid: int) -> dict[str, int]:
+    """Nanoseconds that each thread has waited on a run queue (Documentation/scheduler/sched-stats.rst, schedstat)."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - at every wait: Path costs 5 times more
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                found[thread] = int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[1])
+    return found

@@ -1,0 +1,48 @@
+"""What a process says on standard error, read as it comes. Whoever else keeps the pipe open is not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Self
+
+_KEPT_BYTES = 64 << 10
+_END_S = 0.5
+
+
+class LastWords(asyncio.Protocol):
+    """The last 64 KiB of it."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.BaseTransport | None = None
+
+    @classmethod
+    async def listen(cls) -> tuple[Self, int]:
+        """Begins to read a new pipe; also its other end, for the process, which the caller closes."""
+        readable, writable = os.pipe()
+        words = cls()
+        words._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: words,
+            os.fdopen(readable, "rb", buffering=0),
+        )
+        return words, writable
+
+    def data_received(self, data: bytes) -> None:
+        """More of it."""
+        self.data = (self.data + data)[-_KEPT_BYTES:]
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """All of it has come."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    async def end(self) -> None:
+        """Waits for the end of it, for half a second: a child of the process's may keep the pipe open."""
+        await asyncio.wait({self._ended}, timeout=_END_S)
+
+    def close(self) -> None:
+        """Reads no more."""
+        if self._transport is not None:
+            self._transport.close()

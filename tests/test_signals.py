@@ -1,0 +1,119 @@
+"""Signals that are ignored when the command starts stay ignored; the others end it in one line."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import signals
+from harness.kernel.process import run
+from harness.session.client import passing_signals
+
+ROOT = Path(__file__).resolve().parents[1]
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+# The command itself, with a subcommand that says "ready", reads a line, and is done.
+COMMAND = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import click
+from harness import cli, entry
+
+@cli.cli.command()
+def wait() -> None:
+    print("ready", flush=True)
+    print("read", sys.stdin.readline().strip())
+
+entry.main()
+"""
+
+
+def _command(ignored: list[signal.Signals]) -> subprocess.Popen[str]:
+    """Starts it as nohup and a background shell do: with signals ignored."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(ROOT), "wait"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_what_is_ignored_at_the_start_does_not_end_the_command(number: signal.Signals) -> None:
+    with _command([number]) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        out, err = child.communicate("a line\n", timeout=60)
+    assert (out, err, child.returncode) == ("read a line\n", "", 0)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_every_other_one_ends_it_in_one_line(number: signal.Signals) -> None:
+    with _command([]) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        _, err = child.communicate(timeout=60)
+    assert (err.strip(), child.returncode) == ("hugepfn: interrupted", 130)
+
+
+@pytest.fixture
+def ignored() -> Iterator[None]:
+    """SIGINT and SIGHUP are ignored in this process while a test runs."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("ignored")
+def test_an_ignored_signal_is_not_passed_to_the_guest_either() -> None:
+    sent: list[int] = []
+    with passing_signals(sent.append):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+    assert sent == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("ignored")
+def test_children_inherit_what_is_ignored() -> None:
+    said = run([sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT).name)"], timeout_s=60)
+    assert said.stdout == b"SIG_IGN\n"
+
+
+def test_every_signal_that_ends_a_command_is_held_while_a_child_starts() -> None:
+    heard: list[int] = []
+    with signals.handling(ENDING, lambda number, _frame: heard.append(number)):
+        held = signals.HeldSignals()
+        for number in ENDING:
+            os.kill(os.getpid(), number)
+        assert heard == []
+        held.release()
+    assert heard == ENDING
+
+
+def test_one_module_installs_handlers() -> None:
+    found = set()
+    for path in (ROOT / "harness").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in ("add_signal_handler", "sigaction", "siginterrupt"):
+                found.add(path.name)
+            if isinstance(called, ast.Attribute) and ast.unparse(called) == "signal.signal":
+                found.add(path.name)
+    assert found == {"signals.py"}

@@ -1,0 +1,179 @@
+"""Every wait has a deadline, and Ctrl-C ends it: each against a peer that never answers (tests/waiting.py).
+
+docs/waits.md is the table of them. The last test finds calls that wait in the sources of the harness: a new one needs a
+deadline, or a line in UNLIMITED that says who ends it.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import CASES
+
+ROOT = Path(__file__).resolve().parents[1]
+GENEROUS_S = 90.0  # beside CPU hogs; the deadlines of the long form are 60 s and more, the short ones half a second
+
+# What each wait ends with once its deadline has passed.
+ERRORS = {
+    "qmp-greeting": r"MachineryError: QEMU \(pid \d+\) runs, but did not answer within 0.5 s: no greeting on QMP",
+    "qmp-greeting-stopped": r"MachineryError: QEMU \(pid \d+\) is stopped, by SIGSTOP .*`kill -CONT \d+` lets it go on",
+    "qmp-command": r"MachineryError: QEMU \(pid \d+\) runs, but did not answer within 0.5 s: no answer to stop",
+    "qmp-migration": r"MachineryError: QEMU \(pid \d+\) runs, but did not answer within 0.5 s: no end of migrate",
+    "qemu-stderr": r"MachineryError: .*QEMU ended with status 7: fake: cannot go on",
+    "guest": r"DeadlineError: waiting for a guest: nothing within 0.5 s",
+    "guest-stopped": r"MachineryError: QEMU \(pid \d+\) is stopped, by SIGSTOP",
+    "host-work": r"DeadlineError: waiting for the end of host work: nothing within 0.5 s",
+    "cache-lock": r"MachineryError: another hugepfn still prepares x after 0.5 s",
+    "build-lock": r"MachineryError: another build in x has not ended after 0.5 s",
+    "command": r"MachineryError: sh took more than 0.5 s",
+    "followed-command": r"MachineryError: sleep took more than 0.5 s, and was killed",
+    "matrix-child": r"MachineryError: hugepfn run took more than 0.5 s, and was killed",
+    "session-stopped": r"MachineryError: the session one \(pid \d+\) does not answer: its process is stopped",
+    "session-silent": r"MachineryError: the session one .* nothing within 0.5 s; `hugepfn stop one` ends it",
+    "session-stop": r"ended",
+    "session-stop-no-socket": r"ended",
+    "session-start": r"MachineryError: the session's process has said nothing for 0.5 s",
+    "ssh-channel": r"MachineryError: cut off: Channel closed",
+}
+# Of those that have one only: they end by themselves.
+NO_CTRL_C = {"qemu-stderr", "session-stopped", "session-stop", "session-stop-no-socket"}
+NO_DEADLINE = {"cleanup", "session-exec"}  # a coroutine that is cancelled; a person's program
+
+
+def _start(case: str, form: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/waiting.py"), case, form],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HUGEPFN_CACHE_DIR": str(folder / "c")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _output(child: subprocess.Popen[str]) -> str:
+    try:
+        return child.communicate(timeout=GENEROUS_S)[0]
+    finally:
+        child.kill()
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_wait_ends_at_its_deadline(case: str, tmp_path: Path) -> None:
+    with _start(case, "short", tmp_path) as child:
+        said = _output(child)
+    assert re.fullmatch(rf"waiting\n{ERRORS[case]}.*\n", said), said
+
+
+def _sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+@pytest.mark.parametrize("case", sorted(CASES.keys() - NO_CTRL_C))
+def test_ctrl_c_ends_a_wait(case: str, tmp_path: Path) -> None:
+    with _start(case, "long", tmp_path) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "waiting\n"
+        deadline = time.monotonic() + GENEROUS_S
+        while not _sleeps(child.pid):
+            assert time.monotonic() < deadline
+        at = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        said = _output(child)
+        took_s = time.monotonic() - at
+    if case == "session-exec" and said != "interrupted\n":  # while the program runs, Ctrl-C is passed on to it
+        assert re.match(r"MachineryError: the session one .* its process is stopped", said), said
+    else:
+        assert said.startswith("interrupted\n"), said
+    assert took_s < 30, "no deadline of the long form has passed yet"
+
+
+def test_every_case_is_in_the_table() -> None:
+    assert set(ERRORS) | NO_DEADLINE == set(CASES)
+    table = (ROOT / "docs/waits.md").read_text()
+    assert [case for case in CASES if f"`{case}`" not in table] == []
+
+
+# --- the sources ----------------------------------------------------------------------------------
+
+#: Calls that wait without a deadline of their own: (file below harness/, call), and who ends the wait.
+UNLIMITED = {
+    ("cache.py", "fcntl.flock(descriptor, fcntl.LOCK_EX)"): "a thread's, for cache.flock(), which has a deadline",
+    ("campaign/bench.py", "end.recv(65536)"): "the end of the rival's QEMU, which has a deadline",
+    ("campaign/bench.py", "process.wait()"): "SIGKILL, just before",
+    ("campaign/kernels.py", "child.wait()"): "ended_after(); SIGKILL, just before",
+    ("kernel/process.py", "process.wait()"): "ended_after()",
+    ("machine/accel.py", "process.wait()"): "SIGKILL, just before",
+    ("machine/agent.py", "job.took.wait()"): "Qemu.expect(): QEMU's end, or Ctrl-C",
+    ("machine/hostroot.py", "self._process.wait()"): "asyncio.wait_for()",
+    ("machine/loop.py", "future.result()"): "what runs on the loop has deadlines; it is done in the main thread",
+    ("machine/loop.py", "woken.recv(4096)"): "what runs on the loop has deadlines; any signal",
+    ("machine/agent.py", "self._room.wait()"): "Qemu.expect(), of whoever waits for the frame; quit() cancels the rest",
+    ("machine/kernel_log.py", "self._spoken.wait()"): "Qemu.expect()",
+    ("machine/qemu.py", "self._resumed.wait()"): "Qemu.expect()",
+    ("machine/qemu.py", "self._ended.result()"): "it is done",
+    ("machine/qemu.py", "self._failure.result()"): "it is done",
+    ("machine/qemu.py", "task.result()"): "it is done",
+    ("machine/qemu.py", "process.wait()"): "a task of its own, that quit() cancels",
+    ("machine/run.py", "asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)"): "Qemu.expect()",
+    ("machine/run.py", "self._events.get()"): "Qemu.expect()",
+    ("machine/run.py", "getting.result()"): "it is done",
+    ("machine/terminal.py", "select.select([*wanted, resized], [], [])"): "a person, by Ctrl-]; the line's end",
+    ("machine/terminal.py", "line.recv(_READ_BYTES)"): "select() said that it does not wait",
+    ("session/client.py", "connection.recv()"): "poll() said so; SO_RCVTIMEO for the rest of a message",
+    ("session/server.py", "control.recv()"): "who started us has sent it, or is gone",
+    ("session/server.py", "connection.recv()"): "the caller's end; each in a thread of its own",
+    ("session/server.py", "self._stopping.wait()"): "a session lives until `hugepfn stop` or a signal",
+    ("session/server.py", "listener.accept()"): "the end of the listener; a thread of its own",
+    ("session/session.py", "thread.join()"): "each thread is told to end just before",
+    ("session/session.py", "out.get()"): "None in the queue, at the end of the command",
+    ("session/session.py", "signals.get()"): "None in the queue, at the end of the command",
+    ("session/session.py", "select.select([stdin, wake], [], [])"): "wake, at the end of the command",
+    ("session/session.py", "select.select([], [descriptor], [])"): "its reader's end; a thread of its own",
+    ("session/starting.py", "control.recv()"): "poll() said so",
+    ("session/starting.py", "child.wait()"): "SIGKILL, just before",
+}
+
+
+def _waiting_calls() -> list[tuple[str, str]]:
+    found = []
+    for path in sorted((ROOT / "harness").rglob("*.py")):
+        calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+        found += [(str(path.relative_to(ROOT / "harness")), ast.unparse(call)) for call in calls if _is_unlimited(call)]
+    return found
+
+
+def _is_unlimited(call: ast.Call) -> bool:
+    """A call by the name of one that waits, without anything that looks like a deadline."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    name, owner = call.func.attr, ast.unparse(call.func.value)
+    limited = any(keyword.arg in ("timeout", "timeout_s") for keyword in call.keywords)
+    match name:
+        case "run" if owner == "subprocess":
+            return not limited
+        case "wait" if owner == "asyncio":
+            return not limited
+        case "wait" | "result" | "join" | "get" | "poll" | "communicate":
+            return not call.args and not limited
+        case "select":
+            return len(call.args) == 3
+        case "flock":
+            return "LOCK_EX" in ast.unparse(call) and "LOCK_NB" not in ast.unparse(call)
+        case "recv" | "accept":
+            return True
+    return False
+
+
+def test_no_other_call_waits_without_end() -> None:
+    assert set(_waiting_calls()) == set(UNLIMITED)
