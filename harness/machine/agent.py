@@ -99,6 +99,17 @@ class Job:
             (self.stdout if stream is Stream.OUT else self.stderr).extend(data)
 
 
+def _heard(awaitable: Awaitable[T]) -> asyncio.Future[T]:
+    """A task whose failure needs no listener: of a machine that has just ended, the end is what is told.
+
+    asyncio logs others when they are collected as garbage; inside of ast.parse(), which pytest calls for a traceback,
+    that breaks the interpreter's own count of recursion (https://github.com/python/cpython/issues/106905).
+    """
+    task = asyncio.ensure_future(awaitable)
+    task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return task
+
+
 class Agent:
     """PID 1 of the guest, as the host talks to it."""
 
@@ -153,7 +164,7 @@ class Agent:
             elif frame.verb in _ANSWERS and frame.id in self._answers:
                 self._answers.pop(frame.id).set_result(frame)
             elif frame.verb == "started":  # too late: nobody waits for it any more
-                self._late.append(asyncio.ensure_future(self._write(Frame("kill", frame.id, b"9"))))
+                self._late.append(self._write(Frame("kill", frame.id, b"9")))
 
     async def ready(self, timeout_s: float) -> dict[str, str]:
         """Waits for the agent's first words; what it says about the guest."""
@@ -196,21 +207,21 @@ class Agent:
 
     async def _patiently(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
         """Like :meth:`Qemu.expect`; over UARTs, which carry 40 KB/s under TCG, as long as they carry anything."""
-        task = asyncio.ensure_future(awaitable)
+        task = _heard(awaitable)
         try:
             while True:
                 carried = self._carried_bytes
                 try:
-                    return await self._qemu.expect(asyncio.shield(task), timeout_s, what)
+                    return await self._qemu.expect(_heard(asyncio.shield(task)), timeout_s, what)
                 except DeadlineError:
                     if self.channel is Channel.VIRTIO or carried == self._carried_bytes:
                         raise
         finally:
             task.cancel()
 
-    async def _write(self, frame: Frame) -> None:
+    def _write(self, frame: Frame) -> asyncio.Future[None]:
         """Sends a frame, to its end though nobody waits for it any more: the next begins behind it."""
-        await asyncio.shield(asyncio.ensure_future(self._write_whole(frame.encode())))
+        return _heard(asyncio.shield(_heard(self._write_whole(frame.encode()))))
 
     async def _write_whole(self, data: bytes) -> None:
         loop, end = asyncio.get_running_loop(), self._qemu.end(self.channel.agent)
