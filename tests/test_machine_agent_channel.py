@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 import pytest
 
-from harness.errors import DeadlineError, MachineryError
+from harness.errors import DeadlineError, KernelDied, MachineryError
 from harness.guest.protocol import Frame, FrameDecoder
 from harness.machine import agent as agent_module
 from harness.machine.agent import Agent
@@ -176,6 +177,34 @@ def test_silence_after_a_program_ran_is_the_kernels() -> None:
 
     with pytest.raises(DeadlineError, match="the agent's answer to 'get'"):
         on_uart(after_a_program)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["a request", "a signal"])
+def test_a_machine_that_ends_meanwhile_leaves_no_failure_that_nobody_hears(asked: bool) -> None:
+    unheard: list[dict[str, Any]] = []
+
+    async def ended(qemu: FakeQemu, agent: Agent) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unheard.append(context))
+        qemu.theirs["agent_uart"].close()
+
+        waiting: list[asyncio.Future[Any]] = []
+
+        async def end(awaitable: Awaitable[T], timeout_s: float, what: str) -> T:  # noqa: ARG001 - expect's signature
+            waiting.append(asyncio.ensure_future(awaitable))
+            await asyncio.sleep(0)  # it begins, and QEMU's end is noticed before its failure
+            for _ in range(5):
+                await asyncio.sleep(0)
+            raise KernelDied("the kernel died")
+
+        qemu.expect = end  # type: ignore[method-assign]
+        job = agent_module.Job(1, ("fork",), asyncio.get_running_loop().create_future())
+        with pytest.raises(KernelDied):
+            await (agent.request("get", b"/proc/uptime") if asked else agent.kill(job))
+        waiting.clear()
+        gc.collect()
+
+    on_uart(ended)
+    assert unheard == []
 
 
 def test_a_frame_that_nobody_waits_for_any_more_is_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

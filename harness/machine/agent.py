@@ -124,6 +124,17 @@ class Job:
         self.took.set()
 
 
+def _heard(awaitable: Awaitable[T]) -> asyncio.Future[T]:
+    """A task whose failure needs no listener: of a machine that has just ended, the end is what is told.
+
+    asyncio logs others when they are collected as garbage; inside of ast.parse(), which pytest calls for a traceback,
+    that breaks the interpreter's own count of recursion (https://github.com/python/cpython/issues/106905).
+    """
+    task = asyncio.ensure_future(awaitable)
+    task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return task
+
+
 class Agent:
     """PID 1 of the guest, as the host talks to it."""
 
@@ -184,7 +195,7 @@ class Agent:
     def _kill_late(self, job_id: int) -> None:
         if len(self._late) == _LATE_MAX:
             raise ProtocolError(f"agent: {_LATE_MAX} jobs have started that nobody asked for")
-        killing = asyncio.ensure_future(self._write(Frame("kill", job_id, b"9")))
+        killing = self._write(Frame("kill", job_id, b"9"))
         self._late.add(killing)
         killing.add_done_callback(self._late.discard)
 
@@ -229,21 +240,21 @@ class Agent:
 
     async def _patiently(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
         """Like :meth:`Qemu.expect`; over UARTs, which carry 40 KB/s under TCG, as long as they carry anything."""
-        task = asyncio.ensure_future(awaitable)
+        task = _heard(awaitable)
         try:
             while True:
                 carried = self._carried_bytes
                 try:
-                    return await self._qemu.expect(asyncio.shield(task), timeout_s, what)
+                    return await self._qemu.expect(_heard(asyncio.shield(task)), timeout_s, what)
                 except DeadlineError:
                     if self.channel is Channel.VIRTIO or carried == self._carried_bytes:
                         raise
         finally:
             task.cancel()
 
-    async def _write(self, frame: Frame) -> None:
+    def _write(self, frame: Frame) -> asyncio.Future[None]:
         """Sends a frame, to its end though nobody waits for it any more: the next begins behind it."""
-        await asyncio.shield(asyncio.ensure_future(self._write_whole(frame.encode())))
+        return _heard(asyncio.shield(_heard(self._write_whole(frame.encode()))))
 
     async def _write_whole(self, data: bytes) -> None:
         loop, end = asyncio.get_running_loop(), self._qemu.end(self.channel.agent)
