@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import ProtocolError
+from harness.printable import printable
 
 _HEADER_LIMIT = 128
 #: Of one frame to the guest.
@@ -43,8 +44,8 @@ class Frame:
 
     @property
     def text(self) -> str:
-        """The payload as text, for the verbs whose payload is words."""
-        return self.payload.decode("utf-8", "replace")
+        """The payload as printable text, for the verbs whose payload is words."""
+        return printable(self.payload)
 
 
 class FrameDecoder:
@@ -195,7 +196,7 @@ def _unpacked_words(runs: Sequence[str]) -> tuple[int, ...]:
 
 
 class LineDecoder:
-    """Bytes in, as they come; whole lines out, without their newline."""
+    """Bytes in, as they come; whole printable lines out, without their newline."""
 
     def __init__(self) -> None:
         self._pending = b""
@@ -203,4 +204,4 @@ class LineDecoder:
     def feed(self, data: bytes) -> list[str]:
         """Adds bytes and returns the lines that are now whole, empty ones left out."""
         *lines, self._pending = (self._pending + data).split(b"\n")
-        return [text for line in lines if (text := line.decode("utf-8", "replace").strip("\r"))]
+        return [text for line in lines if (text := printable(line.strip(b"\r")))]

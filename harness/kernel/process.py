@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from harness.errors import MachineryError
+from harness.printable import printable
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
 _WORDS_MAX = 300
@@ -60,7 +61,7 @@ def run(
     finally:
         if process.returncode is None:
             _end(process)
-    finished = Finished(process.returncode, stdout, stderr.decode(errors="replace"))
+    finished = Finished(process.returncode, stdout, printable(stderr))
     if check and finished.status != 0:
         check_room(finished, name)
         raise MachineryError(f"{name} failed (exit status {finished.status}): {finished.words}")
@@ -88,7 +89,7 @@ def follow(
     try:
         assert process.stdout is not None, "it is a pipe"
         for line in process.stdout:
-            on_line(line.decode(errors="replace").rstrip("\n"))
+            on_line(printable(line).rstrip("\n"))
         return process.wait()
     finally:
         if process.returncode is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.printable import printable
 from harness.verdict import Complaint, Taint, added_taint, alarming_taint, describe_taint, parse_taint, scan
 
 if TYPE_CHECKING:
@@ -44,5 +45,5 @@ class KernelWatch:
         await self._vm.qemu.expect(
             self._vm.qemu.log.shows(marker), _LOG_TIMEOUT_S, f"the kernel log to show {marker!r}"
         )
-        tainted = parse_taint((await self._vm.agent.get("/proc/sys/kernel/tainted")).decode())
+        tainted = parse_taint(printable(await self._vm.agent.get("/proc/sys/kernel/tainted")))
         self.taint = alarming_taint(added_taint(parse_taint(self._vm.ready["taint"]), tainted))

@@ -20,6 +20,7 @@ from harness.machine.machine import Machine, Origin
 from harness.machine.qemu import Qemu
 from harness.machine.ram import GuestMemory
 from harness.pagetable import Region
+from harness.printable import printable
 from harness.verdict import Taint, parse_taint
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class LiveMachine:
     @property
     def taint(self) -> Taint:
         """/proc/sys/kernel/tainted now."""
-        return parse_taint(self.get("/proc/sys/kernel/tainted").decode())
+        return parse_taint(printable(self.get("/proc/sys/kernel/tainted")))
 
     @property
     def memory(self) -> GuestMemory:

@@ -19,6 +19,7 @@ from harness.machine.binary import QemuBinary
 from harness.machine.hostroot import FileServer, root_args
 from harness.machine.ram import GuestRam
 from harness.machine.spec import Accel, Descriptors, MachineSpec, Root, qemu_argv
+from harness.printable import PrintableDecoder, printable
 from harness.verdict import scan
 
 T = TypeVar("T")
@@ -33,10 +34,11 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class KernelLog:
-    """The whole console of the machine, as text; ``write`` is called as it comes."""
+    """The whole console of the machine, as printable text; ``write`` is called as it comes."""
 
     def __init__(self) -> None:
         self._chunks: list[str] = []
+        self._decoder = PrintableDecoder()
         self._spoken = asyncio.Event()
 
     async def first_line(self) -> None:
@@ -45,7 +47,7 @@ class KernelLog:
 
     def write(self, data: bytes) -> None:
         """More of it."""
-        self._chunks.append(data.decode("utf-8", "replace").replace("\r\n", "\n"))
+        self._chunks.append(self._decoder.feed(data))
         self._spoken.set()
 
     async def shows(self, words: str) -> None:
@@ -166,7 +168,7 @@ class Qemu:
     @property
     def stderr(self) -> str:
         """What QEMU itself complained about."""
-        return self._stderr.decode("utf-8", "replace").strip()
+        return printable(self._stderr).strip()
 
     @property
     def pid(self) -> int:
