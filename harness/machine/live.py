@@ -17,6 +17,7 @@ from harness.machine.agent import UNLIMITED_S, Agent, Job
 from harness.machine.command import Completed, Sink, execute
 from harness.machine.loop import LoopThread
 from harness.machine.machine import Machine, Origin
+from harness.machine.private import PrivateFolder
 from harness.machine.qemu import Qemu
 from harness.machine.ram import GuestMemory
 from harness.pagetable import Region
@@ -37,6 +38,7 @@ class LiveMachine:
         self._loop: LoopThread | None = None
         self._qemu: Qemu | None = None
         self._machine: Machine | None = None
+        self.sockets = PrivateFolder()  # where gdb and SSH come in
         self._shell: Job | None = None
         self._sshd: tuple[SshServer, SshAddress] | None = None
         self._sent: dict[Path, tuple[int, int]] = {}  # shared libraries: size and mtime_ns
@@ -66,6 +68,7 @@ class LiveMachine:
                 self._qemu.ram.close()
         finally:
             loop.close()
+            self.sockets.close()
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the machine's event loop."""
@@ -199,7 +202,7 @@ class LiveMachine:
             from harness.machine.sshd import SshServer  # paramiko takes 0.15 s, and few need it
 
             server = SshServer(self.machine)
-            self._sshd = server, self.on_loop(server.start())
+            self._sshd = server, self.on_loop(server.start(self.sockets.socket("ssh")))
         return self._sshd[1]
 
     @property

@@ -9,13 +9,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import AuthenticationError
 from multiprocessing import connection as mp
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineryError
-from harness.session import registry, wire
+from harness.session import handshake, registry, wire
 from harness.session.registry import About
 
 if TYPE_CHECKING:
@@ -34,9 +35,13 @@ class SessionClient:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Connection]:
         try:
+            key = registry.key_of(self.about.name)
             connection = mp.Client(str(registry.folder_of(self.about.name) / registry.SOCKET), "AF_UNIX")
-        except OSError as error:
-            raise MachineryError(f"the session {self.about.name} does not answer: {error.strerror}") from error
+            with _closed_on_error(connection):
+                handshake.prove(connection, key)
+        except (OSError, EOFError, AuthenticationError) as error:
+            why = getattr(error, "strerror", None) or error or "it hung up"
+            raise MachineryError(f"the session {self.about.name} does not answer: {why}") from error
         with connection:
             yield connection
 
@@ -95,6 +100,15 @@ class SessionClient:
             (descriptor,) = wire.receive_descriptors(connection, 1)
             with socket.socket(fileno=descriptor) as line:
                 yield line, connection, lambda rows, columns: connection.send(wire.Size(rows, columns))
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 @contextlib.contextmanager
