@@ -4,7 +4,8 @@
 # make bench  ratios, each measured in one run
 # make mutants     kernels that are broken on purpose, each with the claim that must notice it (half an hour)
 # make long-tests  a bisection and a series of patches, on kernels built for real (half an hour)
-.PHONY: run test check lint types host-tests bench mutants long-tests setup test-setup clean
+# make compat      QEMU 7.2 to 11, four file systems, two Pythons; writes docs/compatibility.md (root; twenty minutes)
+.PHONY: run test check lint types host-tests bench mutants long-tests compat setup test-setup clean
 PYTHON := .venv/bin/python
 
 run: setup
@@ -34,6 +35,9 @@ mutants: test-setup
 
 long-tests: test-setup
 	$(PYTHON) -m pytest -q -m long tests/vm
+
+compat: test-setup
+	PYTHONPATH=. $(PYTHON) tests/compat/compat.py --write
 
 setup:
 	@scripts/setup

@@ -75,6 +75,14 @@ class EmulatorError(MachineryError):
     """QEMU executed something that is not in the guest's memory: not the kernel's fault, and gone the next time."""
 
 
+class QemuRefused(MachineryError):
+    """QEMU answered a command with an error."""
+
+
+class RestoreError(MachineryError):
+    """QEMU does not bring a saved machine back."""
+
+
 class KernelError(HugepfnError):
     """The kernel under test did not boot, died, or never got where it was expected."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -19,12 +20,14 @@ from harness.claims import Claims
 from harness.errors import BootError, HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
+from harness.machine.binary import QEMU_VARIABLE
 from harness.machine.probe import probe_image
 from harness.machine.spec import Root
 from harness.pagetable import Level
 from harness.results import (
     CONTEXT_PROPERTY,
     RESULT_PROPERTY,
+    USAGE_PROPERTY,
     WISHES_PROPERTY,
     Results,
     context_of,
@@ -73,8 +76,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="debian, debian:6.12[@SUITE], a bzImage or vmlinux, tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
     )
     add("--hugepfn-modules", metavar="DIR", type=Path, help="the modules of a kernel given by path")
+    add("--hugepfn-qemu", metavar="QEMU", help="the QEMU to use: a path, or debian:11.1[@SUITE] from the mirror")
     add("--hugepfn-accel", choices=("auto", "kvm", "tcg"), default="auto", help="who runs the guest (default: auto)")
-    add("--hugepfn-smp", metavar="N", type=int, default=1, help="vCPUs, 1 to 4")
+    add("--hugepfn-smp", metavar="N", type=int, default=1, help="vCPUs, 1 to 16")
     add("--hugepfn-memory", metavar="MIB", type=int, default=1024, help="guest RAM in MiB")
     add("--hugepfn-cpu", metavar="MODEL", default="max", help="QEMU's CPU model")
     add("--hugepfn-append", metavar="ARGS", default="", help="words for the kernel command line")
@@ -97,6 +101,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs"
     )
     config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
+    if qemu := config.getoption("hugepfn_qemu"):
+        os.environ[QEMU_VARIABLE] = qemu
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         config.pluginmanager.register(Results(config), "hugepfn-results")
     path = config.getoption("hugepfn_json")
@@ -345,6 +351,8 @@ def pytest_runtest_makereport(
             report.outcome, report.wasxfail = "skipped", result.reason
         report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
         report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
+        if isinstance(error, UsageError):
+            report.user_properties.append((USAGE_PROPERTY, True))
         if item.get_closest_marker("machine") is not None:
             report.user_properties.append((WISHES_PROPERTY, True))
         if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from harness.errors import MachineryError, UsageError
-from harness.kernel import ImageKind, KernelImage, Module, defined_symbols, has_symbol, load_order, read
+from harness.errors import HugepfnError, MachineryError, PremiseNotMet, UsageError
+from harness.kernel import ImageKind, KernelImage, Module, defined_symbols, has_symbol, load_order, read, why_missing
+from harness.kernel.kconfig import Kconfig
 
 # Cut from depmod's output for a stock kernel.
 MODULES_DEP = """\
@@ -51,6 +54,44 @@ def test_builtin_and_missing_names_are_told_apart(tree: Path) -> None:
     order = load_order(kernel(tree), ["virtio-pci", "vfio_virqfd", "vfio"])
     assert (order.builtin, order.missing) == (("virtio-pci",), ("vfio_virqfd",))
     assert [module.name for module in order] == ["vfio"]
+
+
+def _configured(modules_dir: Path | None, text: str | None) -> KernelImage:
+    return replace(kernel(modules_dir), config=None if text is None else Kconfig(text))
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "kind", "words"),
+    [
+        (None, False, UsageError, r"vfio-pci is not built in, and no modules were given: pass --modules DIR"),
+        (
+            "CONFIG_VFIO_PCI=m\n",
+            False,
+            UsageError,
+            r"of this kernel \(CONFIG_VFIO_PCI=m\), and no modules were",
+        ),
+        (
+            "CONFIG_VFIO_PCI=m\n",
+            True,
+            UsageError,
+            r"is not among those in .*/6\.12\.0: pass a --modules DIR",
+        ),
+        (None, True, UsageError, r"vfio-pci is not built in, and is not among those in"),
+        ("CONFIG_VFIO=y\n", False, PremiseNotMet, r"is built without vfio-pci: CONFIG_VFIO_PCI is not set"),
+        ("CONFIG_VFIO_PCI=y\n", False, None, ""),
+    ],
+)
+def test_what_was_not_given_is_told_from_what_the_kernel_is_built_without(
+    tree: Path, config: str | None, given: bool, kind: type[HugepfnError] | None, words: str
+) -> None:
+    (tree / "modules.dep").write_text("kernel/drivers/vfio/vfio.ko.xz:\n")
+    reason = why_missing(_configured(tree if given else None, config), "vfio_pci")
+    assert type(reason) is (kind or type(None))
+    assert re.search(words, str(reason))
+
+
+def test_a_module_that_was_given_is_not_missing(tree: Path) -> None:
+    assert why_missing(kernel(tree), "vfio_pci") is None
 
 
 def test_a_kernel_without_modules_has_none() -> None:

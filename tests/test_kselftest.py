@@ -51,6 +51,7 @@ SAYS: dict[str, tuple[str, ExitStatus | Exception]] = {
     "hang": ("TAP version 13\n1..2\nok 1 first\n", DeadlineError("nothing within 5 s; it said last: 'ok 1 first'")),
     "dies": ("TAP version 13\n1..2\nok 1 first\n", KernelDied("the kernel died: BUG: unable to handle page fault")),
     "warns": (GOOD, ExitStatus(0, None)),
+    "gap": (GOOD, ExitStatus(0, None)),
     "lost": ("", MachineryError("QEMU is gone")),
 }
 UNBUILT = {
@@ -65,7 +66,8 @@ class StubRun:
     def __init__(self, _vm: object, path: str, _args: object, environment: dict[str, str]) -> None:
         self.output, self._end = SAYS[path.rpartition("/")[2]]
         warned = ["the kernel log: WARNING: mm/memory.c:1"] if path.endswith("warns") else []
-        self.kernel = SimpleNamespace(troubles=lambda: warned)
+        gap = "the kernel's log has a gap of 7 records" if path.endswith("gap") else ""
+        self.kernel = SimpleNamespace(troubles=lambda: warned, gap=gap)
         assert environment == {"VFIO_SELFTESTS_BDF": "0000:00:05.0"}
 
     def finish(self, timeout_s: float) -> ExitStatus:
@@ -186,8 +188,12 @@ def test_how_programs_end(session: Session, program: str, outcome: str, points: 
     assert not session.runner.broken, "the driver did nothing wrong"
 
 
-def test_a_broken_driver_is_no_verdict(session: Session) -> None:
-    assert session.told("lost") == {"mm::lost": "failed"}
+@pytest.mark.parametrize(("program", "points"), [("lost", {}), ("gap", {"first": "passed", "second": "passed"})])
+def test_a_broken_driver_and_a_log_with_a_gap_are_no_verdict(
+    session: Session, program: str, points: dict[str, str]
+) -> None:
+    own = {f"mm::{program}::{point}": one for point, one in points.items()}
+    assert session.told(program) == {**own, f"mm::{program}": "failed"}
     assert session.runner.broken
 
 

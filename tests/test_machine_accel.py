@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import MachineryError
+from harness.errors import MachineryError, UsageError
 from harness.machine import Accel, Proof, QemuBinary, accel, kvm_proof
 from harness.machine.accel import choose_accel, remember_lie
 
@@ -127,7 +127,7 @@ def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest
     monkeypatch.setattr(subprocess, "Popen", Watched)
     monkeypatch.setattr(accel, "_DEADLINE_S", 0.05)
     assert kvm_proof(host.qemu("exec tail -f /dev/null"), "max") == Proof(
-        False, "guest code did not report within 0.05 s"
+        False, "guest code did not report within 0.05 s", lasting=False
     )
     assert [process.returncode for process in started] == [-signal.SIGKILL], "ended and reaped"
 
@@ -223,3 +223,31 @@ def test_no_setpriv_is_one_line(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", str(host.folder))
     with pytest.raises(MachineryError, match="setpriv"):
         kvm_proof(host.qemu(PROVEN), "max")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "echo 'ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy' >&2; exit 1",  # kvm_init(), accel/kvm/kvm-all.c
+        "echo 'ioctl(KVM_CREATE_VM) failed: 12 Cannot allocate memory' >&2; exit 1",
+        "exec tail -f /dev/null",
+    ],
+    ids=["another hypervisor", "memory", "a busy host"],
+)
+def test_what_may_pass_is_not_kept(host: Host, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    monkeypatch.setattr(accel, "_DEADLINE_S", 0.05 if "tail" in body else 10.0)
+    assert not kvm_proof(host.qemu(body), "max").works
+    monkeypatch.setattr(accel, "_DEADLINE_S", 10.0)
+    assert kvm_proof(host.qemu(PROVEN), "max").works
+
+
+@pytest.mark.parametrize("cpu", ["host", "host,pmu=off"])
+def test_the_hosts_cpu_without_kvm_is_one_line(host: Host, cpu: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"--cpu host needs KVM, but KVM does not run guests here \(broken\); use --cpu"
+    ):
+        choose_accel("auto", host.qemu("echo broken >&2; exit 1"), cpu, never)
+    with pytest.raises(UsageError, match="--cpu host needs KVM, but --accel tcg"):
+        choose_accel("tcg", host.qemu(PROVEN), cpu, never)
+    host.boot_id.write_text("another boot\n")
+    assert choose_accel("auto", host.qemu(PROVEN), cpu, never) is Accel.KVM

@@ -10,6 +10,7 @@ import pytest
 
 from harness.errors import BootError, EmulatorError, HugepfnError, KernelDied
 from harness.machine import vm as vm_module
+from harness.machine.kernel_log import LogMark
 from harness.machine.machine import Timing
 from harness.machine.qemu import Qemu
 from harness.machine.spec import Accel
@@ -21,8 +22,8 @@ OOPS = (Path(__file__).parent / "data" / "verdict" / "null_deref_6_12.log").read
 
 def _end(log: str, accel: Accel) -> HugepfnError:
     ended = SimpleNamespace(
-        log=SimpleNamespace(text=log),
-        log_from=0,
+        log=SimpleNamespace(since=lambda _mark: log),
+        log_from=LogMark(),
         spec=SimpleNamespace(accel=accel),
         binary=SimpleNamespace(version="7.2"),
     )

@@ -7,6 +7,8 @@ import errno
 import mmap
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +17,11 @@ import numpy as np
 import pytest
 
 from harness.errors import MachineryError, UsageError
-from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, ram_folder
+from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, low_ram_bytes, ram_folder
 from harness.pagetable import WalkError
 
 MIB = 1 << 20
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def open_files() -> set[str]:
@@ -227,5 +230,53 @@ def test_a_clone_without_its_template_or_its_process(tmp_path: Path, template: P
             ram.memory.read_u64(0)
         with pytest.raises(MachineryError, match=rf"QEMU \(pid {os.getpid()}\) does not map the template's RAM"):
             ram.attach(os.getpid())
+    finally:
+        ram.close()
+
+
+ON_OVERLAY = """
+mount -t tmpfs tmpfs {folder} || exit 77
+cd {folder}
+mkdir lower upper work merged
+mount -t tmpfs tmpfs lower || exit 77  # of one file system alone, overlayfs shows the real numbers
+mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged || exit 77
+cp {template} merged/ram
+cd {root}
+exec {python} -c '
+import mmap, os, sys
+from pathlib import Path
+from harness.machine.ram import PrivateRam
+ram = PrivateRam(Path(sys.argv[1]))
+with mmap.mmap(ram.fd, 0, flags=mmap.MAP_PRIVATE):
+    ram.attach(os.getpid())
+    print(ram.memory.read_u64(4096))
+    ram.close()
+' {folder}/merged/ram
+"""
+
+
+def test_a_clone_on_overlayfs(template: Path, tmp_path: Path) -> None:
+    """There, and on btrfs, /proc/PID/maps shows another device than fstat() does."""
+    folder = tmp_path / "overlay"
+    folder.mkdir()
+    script = ON_OVERLAY.format(folder=folder, template=template, python=sys.executable, root=ROOT)
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode in (1, 77) and "Traceback" not in done.stderr:
+        pytest.skip(f"needs a user namespace with overlayfs: {done.stderr.strip()}")
+    assert (done.returncode, done.stdout) == (0, "4097\n"), done.stderr
+
+
+def test_where_a_large_guests_ram_is() -> None:
+    """QEMU 7.2 to 11.1: -m 2815M is one block, -m 2816M is split at 2 GiB (HMP info mtree)."""
+    assert [low_ram_bytes(mib * MIB) // MIB for mib in (256, 2048, 2815, 2816, 65536)] == [256, 2048, 2815, 2048, 2048]
+
+
+def test_a_large_guest_is_read_by_physical_address(tmp_path: Path) -> None:
+    ram = SharedRam(3072, tmp_path)
+    try:
+        ram.memory.write_u64((4 << 30) + 8, 7)
+        assert os.pread(ram.fd, 8, (2 << 30) + 8) == bytes([7, 0, 0, 0, 0, 0, 0, 0])
+        assert ram.memory.size_bytes == (4 << 30) + (1 << 30)
     finally:
         ram.close()

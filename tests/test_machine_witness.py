@@ -13,7 +13,7 @@ import pytest
 from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
 from harness.machine.qemu import Qemu
-from harness.machine.witness import Witness, bars_from_pci, needs_registration
+from harness.machine.witness import Witness, bars_from_pci, bars_from_sysfs, needs_registration
 from harness.pagetable import Bits, Layout, Level, PhysicalMemory, Region
 
 PAGE = 4096
@@ -472,10 +472,31 @@ def test_the_bars_out_of_query_pci() -> None:
 
 
 @pytest.mark.parametrize(
-    "devices",
-    [query_pci(REGIONS[:1]), query_pci([{**REGIONS[1], "address": -1}]), [], None, query_pci([])],
-    ids=["no BAR 2", "no address", "no bus", "nothing", "no BAR"],
+    "regions", [REGIONS[:1], [{**REGIONS[1], "address": -1}], []], ids=["none", "asleep", "no BAR"]
 )
-def test_no_bar(devices: object) -> None:
-    with pytest.raises(ProtocolError, match="no BAR 2 with an address in slot 5"):
+def test_a_bar_without_an_address_now(regions: list[dict[str, object]]) -> None:
+    assert bars_from_pci(query_pci(regions), 5) == ()
+
+
+@pytest.mark.parametrize("devices", [[], None, [{"bus": 0, "devices": []}]])
+def test_no_device(devices: object) -> None:
+    with pytest.raises(ProtocolError, match="no device in slot 5"):
         bars_from_pci(devices, 5)
+
+
+#: Of QEMU 11.1's nvme in D3hot, on 6.12.118: BAR 0 and BAR 2 are 64 bits wide, so that the next line of each is empty.
+RESOURCE = """\
+0x00000000febd0000 0x00000000febd3fff 0x0000000000140204
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x0000380000000000 0x000038007fffffff 0x000000000014220c
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x000000000000c000 0x000000000000c0ff 0x0000000000040101
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x00000000fea00000 0x00000000fea0ffff 0x0000000000046200
+"""
+
+
+def test_the_bars_of_a_device_that_sleeps_out_of_the_guest() -> None:
+    assert bars_from_sysfs(RESOURCE) == (Region("bar0", 0xFEBD0000, 16384), Region("bar", 0x380000000000, 2 << 30))
+    with pytest.raises(ProtocolError, match="neither QEMU nor the guest has an address for BAR 2"):
+        bars_from_sysfs(RESOURCE.replace("0x0000380000000000", "0x0000000000000000"))

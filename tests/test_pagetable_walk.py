@@ -19,6 +19,7 @@ from harness.pagetable import (
     Leaf,
     Level,
     PhysicalMemory,
+    SplitMemory,
     WalkError,
     entry_arrays,
     has_bit,
@@ -390,3 +391,27 @@ def test_memory_over_a_memoryview() -> None:
     memory = PhysicalMemory(memoryview(ram))
     memory.write_u64(0, 3)
     assert (memory.size_bytes, ram[0]) == (PAGE, 3)
+
+
+def test_ram_with_a_hole_below_4_gib() -> None:
+    ram = bytearray(4 * PAGE)
+    memory = SplitMemory(PhysicalMemory(ram), 3 * PAGE)
+    assert memory.size_bytes == (4 << 30) + PAGE
+    memory.write_u64(2 * PAGE, 2)
+    memory.write_u64(4 << 30, 3)
+    assert (ram[2 * PAGE], ram[3 * PAGE]) == (2, 3)
+    assert memory.read_u64(4 << 30) == 3
+    found = memory.tables(np.array([4 << 30, 0, 2 * PAGE], np.uint64))
+    assert found[:, 0].tolist() == [3, 0, 2]
+
+
+@pytest.mark.parametrize("paddr", [3 * PAGE, (4 << 30) - 8, (4 << 30) + PAGE, -8])
+def test_neither_the_hole_nor_what_is_after_ram_can_be_read(paddr: int) -> None:
+    memory = SplitMemory(PhysicalMemory(bytearray(4 * PAGE)), 3 * PAGE)
+    with pytest.raises(WalkError, match="which ends at 0x3000 and goes on from 0x100000000 to 0x100001000"):
+        memory.read_u64(paddr)
+    with pytest.raises(WalkError):
+        memory.write_u64(paddr, 1)
+    if paddr >= 0:
+        with pytest.raises(WalkError):
+            memory.tables(np.array([0, paddr & -PAGE], np.uint64))

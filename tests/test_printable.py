@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from harness.guest.protocol import Frame, LineDecoder, MappingEvent, parse_event
 from harness.kernel.build.patches import split
-from harness.machine.qemu import KernelLog
+from harness.machine.kernel_log import KernelLog
 from harness.printable import PrintableDecoder, printable
 from harness.verdict import ComplaintKind, checkpoints, scan
+from harness.verdict.log_records import parse_records
 
 #: What a terminal obeys (ECMA-48 in C0 and C1, a title by OSC), what hides, and what turns the order of a line around.
 HOSTILE = "\x1b[31m\x1b]0;title\x07 \x9b31m \x85 \r\b\x7f\x00 \u202etxt\u2066 \u200b \u2028 \U000e0041 \ufeff"
@@ -52,13 +53,18 @@ def test_the_kernel_log_the_agents_words_and_event_lines_are_printable() -> None
     log = KernelLog()
     for byte in HOSTILE.encode():
         log.write(bytes([byte]))
-    assert log.text == SHOWN
+    assert log.console == SHOWN
     assert log.tail() == SHOWN
     assert Frame("error", 1, HOSTILE.encode()).text == SHOWN
     (line,) = LineDecoder().feed(b"mapping a\x1b[31m\xe2\x80\xaeb 7 1000 1000 3 ram 0\n")
     event = parse_event(line)
     assert isinstance(event, MappingEvent)
     assert event.name == r"a\x1b[31m\u202eb"
+
+
+def test_a_record_of_the_kernel_log_is_printable_though_dev_kmsg_has_codes_of_its_own() -> None:
+    (record,) = parse_records([rb"4,7,1500000,-;evil\x1b[31m\x07\xc2\x9b\xe2\x80\xae \x5cx1b"])
+    assert record.text == r"evil\x1b[31m\x07\x9b\u202e \x1b"
 
 
 def test_a_saved_log_is_the_same_when_it_is_read_again() -> None:

@@ -488,7 +488,7 @@ class FakeVM:
         self.on_failure: Callable[[FakeVM], None] | None = None
         self.caps = Capabilities(probe_image(image), True, True, True, False, "always", True)
 
-    def run(self, *, violation: str = "", trouble: str = "") -> None:
+    def run(self, *, violation: str = "", trouble: str = "", gap: str = "") -> None:
         """As if a program had been run."""
         stop = SimpleNamespace(observations=lambda: (SEEN,))
         violations = (
@@ -503,6 +503,7 @@ class FakeVM:
                 violations=violations,
                 uncalibrated=[],
                 kernel_troubles=lambda: troubles,
+                log_gap=gap,
                 log="".join(f"line {number}\n" for number in range(self.log_lines)),
             )
         )
@@ -679,19 +680,21 @@ def test_a_kernel_that_does_not_boot_is_not_booted_for_every_test(
 
 @pytest.mark.usefixtures("machines")
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("what", "outcome", "message"),
     [
-        ("violation='expected 5'", "pfn is BAR + offset: at 'forked', expected 5"),
-        ("trouble='the kernel log: BUG: Bad page map'", "the kernel log: BUG: Bad page map"),
+        ("violation='expected 5'", "failed", "pfn is BAR + offset: at 'forked', expected 5"),
+        ("trouble='the kernel log: BUG: Bad page map'", "failed", "the kernel log: BUG: Bad page map"),
+        ("gap='a gap of 7 records'", "error", "a gap of 7 records"),
+        ("gap='a gap of 7 records', trouble='a BUG'", "failed", "a BUG"),
     ],
 )
 def test_invariants_and_the_kernel_log_are_a_claim_of_every_scenario(
-    pytester: pytest.Pytester, what: str, message: str
+    pytester: pytest.Pytester, what: str, outcome: str, message: str
 ) -> None:
     pytester.makepyfile(f"def test_fork(vm):\n    vm.run({what})\n")
     pytest_run(pytester)
     (claim,) = written(pytester)["results"][0]["claims"]
-    assert (claim["outcome"], claim["message"]) == ("failed", message)
+    assert (claim["outcome"], claim["message"]) == (outcome, message)
 
 
 @pytest.mark.usefixtures("machines")

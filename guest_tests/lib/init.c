@@ -2,10 +2,10 @@
 /*
  * PID 1 of the guest: mounts, modules, vfio-pci, then an agent that runs programs for the host.
  *
- * The kernel command line tells it: hugepfn.channel=virtio|serial, hugepfn.vfio=BDF, hugepfn.root=9p|virtiofs for the
- * host's userland, hugepfn.modules=PATH for what modprobe finds there, and hugepfn.job=poweroff to end where the agent
- * would begin. Two channels:
- * the agent's frames (described in docs/protocol.md) and the events that guest programs write themselves.
+ * The kernel command line tells it: hugepfn.vfio=BDF, hugepfn.root=9p|virtiofs for the host's userland,
+ * hugepfn.modules=PATH for what modprobe finds there, hugepfn.channel=serial to use the UARTs though there is virtio, and
+ * hugepfn.job=poweroff to end where the agent would begin. Two channels: the agent's frames (described in
+ * docs/protocol.md) and the events that guest programs write themselves.
  * Nothing of it goes over the console, so kernel messages can never break a frame.
  */
 #include <dirent.h>
@@ -38,10 +38,13 @@
 #define JOBS 16
 #define ARGUMENTS 256
 #define PAYLOAD_MAX (256u << 20) /* as in harness/guest/protocol.py */
+#define ACKNOWLEDGED 2048 /* bytes, a quarter of the host's window (harness/machine/agent.py) */
 
 static int agent_fd = -1, events_fd = -1;
+static bool on_uarts;
 static bool on_host_root; /* / is the host's, copy on write */
-static char vfio_bdf[32], vfio_group[16], vfio_why[160] = "no device was asked for";
+static char vfio_bdf[32], vfio_group[16], vfio_why[256] = "no device was asked for";
+static char module_why[160]; /* of the first that did not load */
 
 static void complain(const char *fmt, va_list args)
 {
@@ -161,8 +164,11 @@ static void load_modules(void)
 
 		snprintf(path, sizeof(path), "/modules/%s", name);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
-		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
+		if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST)) {
+			if (!*module_why)
+				snprintf(module_why, sizeof(module_why), "%.100s: %s", name, strerror(errno));
 			warn("module %s", name);
+		}
 		if (fd >= 0)
 			close(fd);
 	}
@@ -254,7 +260,11 @@ static void bind_vfio(void)
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/driver", vfio_bdf);
 	n = readlink(path, target, sizeof(target) - 1);
 	if (n < 0) {
-		snprintf(vfio_why, sizeof(vfio_why), "no vfio-pci driver took %s (no such module?)", vfio_bdf);
+		if (access("/sys/bus/pci/drivers/vfio-pci", F_OK))
+			snprintf(vfio_why, sizeof(vfio_why), "this guest has no vfio-pci driver%s%s",
+				 *module_why ? ": " : "", module_why);
+		else
+			snprintf(vfio_why, sizeof(vfio_why), "vfio-pci did not take %s", vfio_bdf);
 		return;
 	}
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", vfio_bdf);
@@ -317,12 +327,14 @@ static int open_serial(const char *path)
 	return fd;
 }
 
+/* The machine has both: virtio-serial where this kernel drives it, be it built in or loaded by now, else UARTs. */
 static void open_channels(void)
 {
-	bool serial = !strcmp(option("hugepfn.channel"), "serial");
-
-	agent_fd = serial ? open_serial("/dev/ttyS1") : open_virtio_port(1);
-	events_fd = serial ? open_serial("/dev/ttyS2") : open_virtio_port(2);
+	on_uarts = !strcmp(option("hugepfn.channel"), "serial") ||
+		   access("/sys/bus/virtio/drivers/virtio_console", F_OK) ||
+		   access("/sys/bus/pci/drivers/virtio-pci", F_OK);
+	agent_fd = on_uarts ? open_serial("/dev/ttyS1") : open_virtio_port(1);
+	events_fd = on_uarts ? open_serial("/dev/ttyS2") : open_virtio_port(2);
 	if (fcntl(agent_fd, F_SETFD, FD_CLOEXEC) || fcntl(events_fd, F_SETFD, FD_CLOEXEC))
 		die("FD_CLOEXEC");
 }
@@ -375,6 +387,21 @@ send_text(const char *verb, unsigned int id, const char *fmt, ...)
 	send_frame(verb, id, text, (size_t)n);
 }
 
+/*
+ * Nothing holds a sender back on these UARTs: QEMU's has no wire for RTS, so what the tty layer has no room for is
+ * dropped (drivers/tty/tty_buffer.c, tty_buffer_request_room()). The host sends no more than we have said we took.
+ */
+static void acknowledge(size_t length)
+{
+	static size_t taken;
+
+	taken += length;
+	if (!on_uarts || taken < ACKNOWLEDGED)
+		return;
+	send_text("read", 0, "%zu", taken);
+	taken = 0;
+}
+
 static void read_exact(void *data, size_t length)
 {
 	char *at = data;
@@ -386,6 +413,7 @@ static void read_exact(void *data, size_t length)
 			continue;
 		if (n <= 0)
 			die("read from the host");
+		acknowledge((size_t)n);
 		at += n;
 		length -= (size_t)n;
 	}
@@ -683,6 +711,80 @@ static void reap(void)
 	}
 }
 
+/* --- the kernel's log ---------------------------------------------------------------------------- */
+
+#define KMSG_ANSWER (256 << 10)
+#define KMSG_RECORD 16384 /* more than the longest: CONSOLE_EXT_LOG_MAX, later PRINTK_MESSAGE_MAX */
+#define KMSG_OVERTAKEN 64 /* so often may the writers overtake us before we answer with what we have */
+
+static struct {
+	int fd, error;
+} kmsg;
+
+/* Opened once and kept: from here on each record is read once, whatever the console shows of it. */
+static void open_kmsg(void)
+{
+	kmsg.fd = open("/dev/kmsg", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	kmsg.error = errno;
+}
+
+/* Records into BUFFER, until there are no more (then ENDED) or it is full. */
+static ssize_t read_records(char *buffer, size_t size, bool *ended)
+{
+	size_t length = 0;
+	int overtaken = 0;
+
+	*ended = false;
+	while (size - length > KMSG_RECORD && overtaken < KMSG_OVERTAKEN) {
+		ssize_t n = read(kmsg.fd, buffer + length, KMSG_RECORD);
+
+		if (n < 0 && errno == EAGAIN) {
+			*ended = true;
+			break;
+		}
+		if (n < 0 && errno == EPIPE) /* overwritten: the next record's number says how many were */
+			overtaken++;
+		else if (n < 0 && errno != EINTR)
+			return -1;
+		if (n > 0)
+			length += (size_t)n;
+	}
+	return (ssize_t)length;
+}
+
+/*
+ * PAYLOAD: a line to log first; it also closes a record that was written without a newline, which nobody can read before
+ * another follows. The answer: "1\n" if there are no more for now, else "0\n", and the records as /dev/kmsg gives them
+ * (Documentation/ABI/testing/dev-kmsg).
+ */
+static void read_kmsg(unsigned int id, const char *payload)
+{
+	static char answer[KMSG_ANSWER];
+	char line[256];
+	int length = snprintf(line, sizeof(line), "<6>%s\n", payload);
+	ssize_t n;
+	bool ended;
+
+	if (kmsg.fd < 0) {
+		send_text("error", id, "the kernel's log cannot be read, nor a complaint in it: /dev/kmsg: %s; %s",
+			  strerror(kmsg.error),
+			  kmsg.error == EPERM ? "boot it without printk.devkmsg=off" : "the kernel needs CONFIG_PRINTK");
+		return;
+	}
+	if (*payload && ((size_t)length >= sizeof(line) || write(kmsg.fd, line, (size_t)length) != length)) {
+		send_text("error", id, "write to /dev/kmsg: %s", strerror(errno));
+		return;
+	}
+	n = read_records(answer + 2, sizeof(answer) - 2, &ended);
+	if (n < 0) {
+		send_text("error", id, "read of /dev/kmsg: %s", strerror(errno));
+		return;
+	}
+	answer[0] = ended ? '1' : '0';
+	answer[1] = '\n';
+	send_frame("done", id, answer, (size_t)n + 2);
+}
+
 /* --- requests ------------------------------------------------------------------------------------ */
 
 /* The folders above PATH. */
@@ -765,20 +867,6 @@ static void get_file(unsigned int id, const char *path)
 	}
 }
 
-/* One record for the kernel's log, whatever its level is set to. */
-static void log_line(unsigned int id, const char *text)
-{
-	char line[256];
-	int length = snprintf(line, sizeof(line), "<0>%s\n", text), fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0 || write(fd, line, (size_t)length) != length)
-		send_text("error", id, "/dev/kmsg: %s", strerror(errno));
-	else
-		send_text("done", id, "logged");
-	if (fd >= 0)
-		close(fd);
-}
-
 static void kill_job(unsigned int id, int signal_number)
 {
 	struct job *job = find_job(id);
@@ -853,6 +941,17 @@ static _Noreturn void power_off(void)
 	die("power off");
 }
 
+/* Which of what scenarios need is not here, by the names of its modules; built in, they are here as well. */
+static const char *missing_modules(void)
+{
+	static char missing[64];
+
+	snprintf(missing, sizeof(missing), "%s%s",
+		 access("/sys/bus/pci/drivers/vfio-pci", F_OK) ? "vfio_pci " : "",
+		 access("/sys/module/vfio_iommu_type1", F_OK) ? "vfio_iommu_type1 " : "");
+	return missing;
+}
+
 static void send_ready(void)
 {
 	char taint[32] = "0";
@@ -860,8 +959,10 @@ static void send_ready(void)
 
 	uname(&uts);
 	read_file("/proc/sys/kernel/tainted", taint, sizeof(taint));
-	send_text("ready", 0, "release=%s\nversion=%s\ntaint=%s\nvfio_bdf=%s\nvfio_group=%s\nvfio_why=%s\n", uts.release,
-		  uts.version, taint, vfio_bdf, vfio_group, vfio_group[0] ? "" : vfio_why);
+	send_text("ready", 0,
+		  "channel=%s\nrelease=%s\nversion=%s\ntaint=%s\nmissing=%s\nvfio_bdf=%s\nvfio_group=%s\nvfio_why=%s\n",
+		  on_uarts ? "serial" : "virtio", uts.release, uts.version, taint, missing_modules(), vfio_bdf,
+		  vfio_group, vfio_group[0] ? "" : vfio_why);
 }
 
 static void handle_request(void)
@@ -896,8 +997,8 @@ static void handle_request(void)
 		put_file(id, payload, length);
 	else if (!strcmp(verb, "get"))
 		get_file(id, payload);
-	else if (!strcmp(verb, "log"))
-		log_line(id, payload);
+	else if (!strcmp(verb, "kmsg"))
+		read_kmsg(id, payload);
 	else if (!strcmp(verb, "run"))
 		start_job(id, payload, length, INPUT_NULL);
 	else if (!strcmp(verb, "pipe"))
@@ -963,6 +1064,7 @@ int main(void)
 	int signals;
 
 	mounts();
+	open_kmsg();
 	load_modules();
 	setenv("PATH", "/tests:/bin:/sbin", 1);
 	setenv("HOME", "/", 1);

@@ -118,7 +118,12 @@ def _wanted(
 ) -> tuple[Collection, list[str]]:
     """What is run of a collection; says what is not, and what its tests will miss."""
     commands = commands_of(found, asked)
-    if image.config is not None and (lacking := found.lacking(image.config)):
+    if image.config is None:
+        reporter.say(
+            f"the configuration of {image.spec} is not known, so neither is what selftests/{found.name} will miss; put "
+            f"it beside the image, as config-{image.release}"
+        )
+    elif lacking := found.lacking(image.config):
         reporter.say(f"this kernel is without what selftests/{found.name} wants of it: {', '.join(lacking)}")
     left = [*found.scripts, *(program for program in found.programs if not _named(program, commands))]
     if left and not asked:

@@ -133,7 +133,10 @@ class SelftestItem(pytest.Item):
         # What stands in no point: the words after the last, and everything of a program that speaks no TAP.
         self.unplaced = said if report.silent else list(report.diagnostics)
         troubles = [] if error else run.kernel.troubles()
-        return judge(report, status, ended, said[-1].strip() if said else "", troubles)
+        judgement = judge(report, status, ended, said[-1].strip() if said else "", troubles)
+        if run.kernel.gap and judgement.outcome not in (KtapOutcome.FAILED, KtapOutcome.CRASHED):
+            raise MachineryError(run.kernel.gap)
+        return judgement
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Our own words need no traceback."""

@@ -12,7 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from harness.pagetable import Observation
-from harness.results import CONTEXT_PROPERTY, RESULT_PROPERTY
+from harness.results import CONTEXT_PROPERTY, RESULT_PROPERTY, USAGE_PROPERTY
 from harness.verdict import Claim, Outcome, ScenarioResult
 from harness.verdict.entries import HEADINGS, Row, rows
 
@@ -85,12 +85,18 @@ class RunReporter(SessionReporter):
         super().__init__(console)
         self.entries = entries
         self._by_test: dict[str, ScenarioResult] = {}
+        self._misused: set[str] = set()  # tests that cannot run with what was asked for
         self._said_context = False
 
     @property
     def results(self) -> list[ScenarioResult]:
         """One a test."""
         return list(self._by_test.values())
+
+    @property
+    def misused(self) -> bool:
+        """Whether what was asked for is all that went wrong, no machinery."""
+        return len(self._misused) == sum(one.outcome is Outcome.ERROR for one in self.results)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One test has ended, or failed on the way."""
@@ -100,6 +106,9 @@ class RunReporter(SessionReporter):
         result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
         self._context(json.loads(str(properties[CONTEXT_PROPERTY])))
         self._result(result, report)
+        self._misused.discard(report.nodeid)
+        if USAGE_PROPERTY in properties:
+            self._misused.add(report.nodeid)
         self._by_test[report.nodeid] = result  # a teardown that fails takes its test's place
 
     def _context(self, context: dict[str, object]) -> None:

@@ -158,6 +158,8 @@ def _main(
     if status == pytest.ExitCode.INTERNAL_ERROR:
         return ExitCode.MACHINERY
     code = exit_code(reporter.results, strict=strict)
+    if code is ExitCode.MACHINERY and reporter.misused:
+        return ExitCode.USAGE
     if code is ExitCode.OK and status == pytest.ExitCode.TESTS_FAILED:
         return ExitCode.CLAIM_FAILED  # a test that is about no machine
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 LEVELS = ("pte", "pmd", "pud")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+QEMU_VARIABLE = "HUGEPFN_QEMU"  # that of harness/machine/binary.py, which --help need not import
 F = TypeVar("F", bound=Callable[..., Any])
 
 scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
@@ -32,6 +34,21 @@ _SCENARIO_OPTIONS = (
     click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
     click.option("--strict", is_flag=True, help="a premise that is not met fails"),
 )
+
+
+def _choose_qemu(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    """The environment names the QEMU, so that every child process has the same."""
+    if value:
+        os.environ[QEMU_VARIABLE] = value
+
+
+qemu_option = click.option(
+    "--qemu",
+    metavar="QEMU",
+    expose_value=False,
+    callback=_choose_qemu,
+    help="the QEMU to use: a path, or debian:11.1[@SUITE] from the mirror  [default: HUGEPFN_QEMU, or the one in PATH]",
+)
 guest_option = click.option(
     "--guest",
     type=click.Choice(["initramfs", "host"]),
@@ -41,9 +58,10 @@ guest_option = click.option(
 )
 _MACHINE_OPTIONS = (
     modules_option,
+    qemu_option,
     click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True),
-    click.option("--smp", type=click.IntRange(1, 4), default=1, show_default=True, help="number of vCPUs"),
-    click.option("--memory", type=click.IntRange(256, 2048), default=1024, show_default=True, help="guest RAM in MiB"),
+    click.option("--smp", type=click.IntRange(1, 16), default=1, show_default=True, help="number of vCPUs"),
+    click.option("--memory", type=click.IntRange(256, 65536), default=1024, show_default=True, help="guest RAM in MiB"),
     click.option("--cpu", default="max", show_default=True, metavar="MODEL", help="QEMU's CPU model"),
     click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ..."),
     click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]"),

@@ -4,7 +4,7 @@ from harness.cache import Progress
 from harness.kernel.debian import available, cached
 from harness.kernel.image import ImageKind, KernelImage, open_image
 from harness.kernel.kconfig import Kconfig
-from harness.kernel.modules import LoadOrder, Module, defined_symbols, has_symbol, load_order, read
+from harness.kernel.modules import LoadOrder, Module, defined_symbols, has_symbol, load_order, read, why_missing
 from harness.kernel.offers import Offer, Stock
 from harness.kernel.spec import Kernel
 from harness.kernel.unpack import unpacked
@@ -27,4 +27,5 @@ __all__ = [
     "open_image",
     "read",
     "unpacked",
+    "why_missing",
 ]

@@ -192,6 +192,17 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
         return index
 
 
+def state_options(progress: Progress | None = None) -> list[str]:
+    """The options with which apt's own programs ask our state: our suites, and nothing counts as installed.
+
+    :raises MachineryError: the mirror was never asked and does not answer now.
+    """
+    if load_index() is None:
+        refresh(progress=progress)
+    # apt-cache wants its package cache in a file (apt 2.6: "Could not open file" otherwise).
+    return [*_write_state(), "-o", "Dir::Cache::pkgcache=packages.bin", "-o", "pkgCacheFile::Generate=true"]
+
+
 def _probe(options: Sequence[str], archive: Archive) -> None:
     """Fetch one small file: a mirror that swallows packets would cost a timeout for each suite, minutes in all.
 

@@ -11,7 +11,7 @@ from typing import overload
 
 import zstandard
 
-from harness.errors import MachineryError, UsageError
+from harness.errors import MachineryError, PremiseNotMet, UsageError
 from harness.kernel.elf import Elf
 from harness.kernel.image import KernelImage
 
@@ -81,6 +81,26 @@ def load_order(image: KernelImage, names: Iterable[str]) -> LoadOrder:
             missing.append(name)
     modules = tuple(Module(_module_name(path), image.modules_dir / path) for path in order)
     return LoadOrder(modules, tuple(builtin), tuple(missing))
+
+
+def why_missing(image: KernelImage, name: str) -> UsageError | PremiseNotMet | None:
+    """Why a running kernel lacks a driver, as the error to raise: it is built without it, or it was given without.
+
+    :param name: of the module, whose symbol is CONFIG_ and the same in capitals.
+    :returns: None where it should be there by all that is known.
+    """
+    symbol, said = name.upper(), name.replace("_", "-")
+    order = load_order(image, [name])
+    if not order.missing or (image.config is not None and image.config.is_builtin(symbol)):
+        return None
+    if image.config is not None and not image.config.is_set(symbol):
+        return PremiseNotMet(f"{image.spec} ({image.release}) is built without {said}: CONFIG_{symbol} is not set")
+    known = "is not built in" if image.config is None else f"is a module of this kernel (CONFIG_{symbol}=m)"
+    if image.modules_dir is None:
+        given = "and no modules were given: pass --modules DIR, which has to hold"
+    else:
+        given = f"and is not among those in {image.modules_dir}: pass a --modules DIR that holds"
+    return UsageError(f"{image.spec}: {said} {known}, {given} lib/modules/{image.release} of this very kernel, whole")
 
 
 def find(image: KernelImage, name: str) -> Module | None:

@@ -3,10 +3,11 @@
 from harness.machine.accel import Proof, kvm_proof
 from harness.machine.agent import ExitStatus
 from harness.machine.binary import QemuBinary, find_qemu
+from harness.machine.channel import Channel
 from harness.machine.result import RunResult
 from harness.machine.run import GuestRun
 from harness.machine.snapshot import MappingView, ProcessView, Snapshot
-from harness.machine.spec import Accel, Channel, MachineSpec
+from harness.machine.spec import Accel, MachineSpec
 from harness.machine.vm import VM
 
 __all__ = [

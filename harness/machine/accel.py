@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import cache
-from harness.errors import MachineryError
+from harness.errors import MachineryError, UsageError
 from harness.guest.compiler import assemble_rom
 from harness.machine.binary import QemuBinary
 from harness.machine.spec import Accel
@@ -27,6 +28,8 @@ _KVM = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DEADLINE_S = 10.0
 _KIND = "accel"
+#: What QEMU says of trouble that goes away: another hypervisor has the CPU (EBUSY of KVM_CREATE_VM), memory is short.
+_PASSING = re.compile(r"Device or resource busy|Cannot allocate memory|Resource temporarily unavailable")
 #: isa-debug-exit ends QEMU with twice the value written, plus one; accel.S writes 42.
 _PROVEN_STATUS = 42 * 2 + 1
 
@@ -37,22 +40,31 @@ class Proof:
 
     works: bool
     reason: str
+    lasting: bool = True  # it will be the same answer until the host boots again
 
 
 def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Callable[[str], None]) -> Accel:
     """``tcg``, ``kvm`` once it is proven, or ``auto``: KVM if it is proven, else TCG with one line why.
 
     :raises MachineryError: ``kvm`` was asked for and does not run guests here; with the reason.
+    :raises UsageError: the CPU is the host's, which only KVM has.
     """
     if wanted == "tcg":
+        _check_emulated(cpu, "--accel tcg")
         return Accel.TCG
     proof = kvm_proof(binary, cpu)
     if proof.works:
         return Accel.KVM
     if wanted == "kvm":
         raise MachineryError(f"--accel kvm: {proof.reason}; use --accel tcg, or a host whose KVM works")
+    _check_emulated(cpu, f"KVM does not run guests here ({proof.reason})")
     say(f"TCG, since KVM does not run guests here: {proof.reason}")
     return Accel.TCG
+
+
+def _check_emulated(cpu: str, why: str) -> None:
+    if cpu.partition(",")[0] == "host":
+        raise UsageError(f"--cpu host needs KVM, but {why}; use --cpu max")
 
 
 def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:
@@ -66,7 +78,8 @@ def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:
     if known is not None and isinstance(known.get("works"), bool):
         return Proof(bool(known["works"]), str(known.get("reason", "")))
     proof = _prove(binary, cpu)
-    cache.write_note(note, {"works": proof.works, "reason": proof.reason})
+    if proof.lasting:
+        cache.write_note(note, {"works": proof.works, "reason": proof.reason})
     return proof
 
 
@@ -76,7 +89,7 @@ def forget_proofs() -> None:
 
 
 def remember_lie(binary: QemuBinary, cpu: str, reason: str) -> None:
-    """KVM passed the proof and then did not run a kernel: believe it no more until the host boots again."""
+    """KVM ran the probe but not a kernel that TCG runs: it is not used until the host boots again."""
     cache.write_note(_note(binary, cpu), {"works": False, "reason": reason})
 
 
@@ -109,7 +122,7 @@ def _prove(binary: QemuBinary, cpu: str) -> Proof:
         try:
             status = process.wait(timeout=_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            return Proof(False, f"guest code did not report within {_DEADLINE_S:g} s")
+            return Proof(False, f"guest code did not report within {_DEADLINE_S:g} s", lasting=False)
         finally:
             process.kill()
             process.wait()
@@ -117,4 +130,5 @@ def _prove(binary: QemuBinary, cpu: str) -> Proof:
             return Proof(True, "")
         errors.seek(0)
         words = errors.read().decode("utf-8", "replace").strip().splitlines()
-    return Proof(False, words[0] if words else f"QEMU ended with status {status} before guest code reported")
+    reason = words[0] if words else f"QEMU ended with status {status} before guest code reported"
+    return Proof(False, reason, lasting=not any(_PASSING.search(line) for line in words))

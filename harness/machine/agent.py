@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from harness.errors import MachineryError, ProtocolError, UsageError
+from harness.errors import DeadlineError, MachineryError, ProtocolError, UsageError
 from harness.guest.protocol import PAYLOAD_MAX_BYTES, Frame, FrameDecoder, parse_ready, put_payload, run_payload
+from harness.machine.channel import Channel
 from harness.machine.qemu import Qemu
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,10 @@ class Stream(enum.Enum):
     ERR = "err"
 
 
+#: So much may be on its way through a UART, which the guest's tty layer would drop if it had no room for it; the agent
+#: tells of every 2,048 bytes that it has read (guest_tests/lib/init.c, acknowledge()).
+_UART_WINDOW_BYTES = 8192
+_UART_PIECE_BYTES = 4096
 #: So much of a job's input may be on its way; the agent tells when the job has taken it.
 _INPUT_WINDOW_BYTES = 256 << 10
 _PATH_ROOM_BYTES = 1 << 14
@@ -93,23 +102,44 @@ class Job:
 class Agent:
     """PID 1 of the guest, as the host talks to it."""
 
-    def __init__(self, qemu: Qemu, first_id: int = 1) -> None:
-        """:param first_id: of the next request; a machine that was kept has jobs with those before it."""
+    def __init__(self, qemu: Qemu, first_id: int = 1, channel: Channel | None = None) -> None:
+        """A machine that comes back has its channel, and of one that boots the agent says it.
+
+        :param first_id: of the next request; a machine that was kept has jobs with those before it.
+        """
         self._qemu = qemu
-        self._decoder = FrameDecoder()
+        self._channel = channel
         self._ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._answers: dict[int, asyncio.Future[Frame]] = {}
         self._jobs: dict[int, Job] = {}
         self.next_id = first_id
         self._late: list[asyncio.Future[None]] = []
         self._sending = asyncio.Lock()  # a frame is whole before the next begins
-        qemu.pump("agent", self._receive)
+        self._unread_bytes = 0  # on its way through a UART
+        self._carried_bytes = 0  # by it, both ways
+        self._room = asyncio.Event()
+        self._worked = False  # a program was started: what comes to a halt from then on may be its doing
+        for one in (channel,) if channel is not None else Channel:
+            qemu.pump(one.agent, functools.partial(self._receive, one, FrameDecoder()))
 
-    def _receive(self, data: bytes) -> None:
-        for frame in self._decoder.feed(data):
+    @property
+    def channel(self) -> Channel:
+        """Over which it talks."""
+        assert self._channel is not None, "known once it is ready"
+        return self._channel
+
+    def _receive(self, channel: Channel, decoder: FrameDecoder, data: bytes) -> None:
+        if self._channel not in (None, channel):
+            return  # somebody in the guest writes to the other
+        self._carried_bytes += len(data)
+        for frame in decoder.feed(data):
             job = self._jobs.get(frame.id)
             if frame.verb == "ready" and not self._ready.done():
+                self._channel = channel
                 self._ready.set_result(parse_ready(frame.text))
+            elif frame.verb == "read":
+                self._unread_bytes = max(self._unread_bytes - int(frame.text), 0)
+                self._room.set()
             elif frame.verb in ("out", "err") and job:
                 job.receive(Stream(frame.verb), frame.payload)
             elif frame.verb == "took":
@@ -143,7 +173,14 @@ class Agent:
         self._answers[frame.id] = answer
         try:
             await self._send(frame, timeout_s)
-            answered = await self._qemu.expect(answer, timeout_s, f"the agent's answer to {frame.verb!r}")
+            answered = await self._patiently(answer, timeout_s, f"the agent's answer to {frame.verb!r}")
+        except DeadlineError as error:
+            if self._worked:
+                raise
+            raise MachineryError(
+                f"{error}; no guest program has run yet, so this says nothing about the kernel: run again, and with "
+                "--append hugepfn.channel=serial if the kernel's virtio drivers are in doubt"
+            ) from error
         finally:
             self._answers.pop(frame.id, None)
         if answered.verb == "error":
@@ -155,11 +192,39 @@ class Agent:
             raise UsageError(
                 "the machine stands still (at a checkpoint, or for gdb): its agent answers when it goes on"
             )
-        await self._qemu.expect(self._write(frame), timeout_s, f"the agent to take {frame.verb!r}")
+        await self._patiently(self._write(frame), timeout_s, f"the agent to take {frame.verb!r}")
+
+    async def _patiently(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
+        """Like :meth:`Qemu.expect`; over UARTs, which carry 40 KB/s under TCG, as long as they carry anything."""
+        task = asyncio.ensure_future(awaitable)
+        try:
+            while True:
+                carried = self._carried_bytes
+                try:
+                    return await self._qemu.expect(asyncio.shield(task), timeout_s, what)
+                except DeadlineError:
+                    if self.channel is Channel.VIRTIO or carried == self._carried_bytes:
+                        raise
+        finally:
+            task.cancel()
 
     async def _write(self, frame: Frame) -> None:
+        """Sends a frame, to its end though nobody waits for it any more: the next begins behind it."""
+        await asyncio.shield(asyncio.ensure_future(self._write_whole(frame.encode())))
+
+    async def _write_whole(self, data: bytes) -> None:
+        loop, end = asyncio.get_running_loop(), self._qemu.end(self.channel.agent)
         async with self._sending:
-            await asyncio.get_running_loop().sock_sendall(self._qemu.end("agent"), frame.encode())
+            if self.channel is Channel.VIRTIO:
+                await loop.sock_sendall(end, data)
+                return
+            for start in range(0, len(data), _UART_PIECE_BYTES):
+                piece = data[start : start + _UART_PIECE_BYTES]
+                while self._unread_bytes + len(piece) > _UART_WINDOW_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
+                self._unread_bytes += len(piece)
+                await loop.sock_sendall(end, piece)
 
     async def put(self, path: str, data: bytes, mode: int = 0o755) -> None:
         """Writes a file in the guest.
@@ -207,6 +272,7 @@ class Agent:
         except BaseException:
             self._jobs.pop(number, None)
             raise
+        self._worked = True
         job.pid = int(started.text)
         return job
 

@@ -6,13 +6,24 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 
 from harness.errors import MachineryError, UsageError
+from harness.kernel.suites import PREFIX, Program, unpacked_program
 
 #: The oldest QEMU the harness was measured with: Debian 12's.
 QEMU_MINIMUM = (7, 2)
+#: Names the QEMU to use; the option --qemu sets it, so that child processes use the same.
+QEMU_VARIABLE = "HUGEPFN_QEMU"
+
+_SUITE_QEMU = Program(
+    "qemu-system-x86",
+    "qemu-system-x86_64",
+    words='-L "$root/usr/share/qemu" -L "$root/usr/share/seabios"',
+    more="export QEMU_MODULE_DIR=$lib/qemu",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +37,13 @@ class QemuBinary:
 
 @cache
 def find_qemu() -> QemuBinary:
-    """The QEMU that is used: ``HUGEPFN_QEMU``, else qemu-system-x86_64 in PATH.
+    """The QEMU that is used: ``HUGEPFN_QEMU`` (a path, a name, or debian:VERSION), else qemu-system-x86_64 in PATH.
 
     :raises MachineryError: missing, not QEMU, or older than :data:`QEMU_MINIMUM`.
+    :raises UsageError: the mirror has no such version.
     """
-    wanted = os.environ.get("HUGEPFN_QEMU") or "qemu-system-x86_64"
-    path = shutil.which(wanted)
+    wanted = os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64"
+    path = _unpacked(wanted) if wanted.startswith(PREFIX) else shutil.which(wanted)
     if path is None:
         raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")
     try:
@@ -46,6 +58,14 @@ def find_qemu() -> QemuBinary:
         least = ".".join(map(str, QEMU_MINIMUM))
         raise MachineryError(f"{path} is QEMU {match[1]}, {least} or newer is needed")
     return QemuBinary(path, match[1], said.splitlines()[0])
+
+
+def _unpacked(spec: str) -> str:
+    return os.fspath(unpacked_program(_SUITE_QEMU, spec, "--qemu", _stderr))
+
+
+def _stderr(line: str) -> None:
+    print(f"hugepfn: {line}", file=sys.stderr, flush=True)
 
 
 @cache

@@ -12,9 +12,10 @@ from typing import Any
 
 from harness import cache
 from harness.errors import UsageError
+from harness.machine.kernel_log import SavedLog
+from harness.machine.migration import save_state
 from harness.machine.qemu import Qemu
-from harness.machine.spec import Accel, Channel, Device, MachineSpec, Root
-from harness.machine.template import save_state
+from harness.machine.spec import Accel, Device, MachineSpec, Root
 from harness.pagetable import Region
 from harness.verdict.capabilities import Capabilities
 
@@ -34,7 +35,7 @@ class Kept:
     bars: tuple[Region, ...]
     capabilities: Capabilities | None  # None: it was not probed yet
     next_id: int  # of the agent's requests: its jobs are still there
-    log: str
+    log: SavedLog
 
     @property
     def state(self) -> Path:
@@ -51,7 +52,7 @@ async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
         name: str(getattr(value, "value", value)) if not isinstance(value, int | tuple) else value
         for name, value in spec.items()
     }
-    (folder / "log").write_text(qemu.log.text)
+    qemu.log.saved().write(folder)
     (folder / "meta.json").write_text(json.dumps({"spec": plain, **facts}))
 
 
@@ -104,7 +105,6 @@ def _load(folder: Path) -> Kept:
             "kernel": Path(plain["kernel"]),
             "initramfs": Path(plain["initramfs"]),
             "accel": Accel(plain["accel"]),
-            "channel": Channel(plain["channel"]),
             "device": Device(plain["device"]),
             "append": tuple(plain["append"]),
             "root": Root.INITRAMFS,  # no other is kept
@@ -121,5 +121,5 @@ def _load(folder: Path) -> Kept:
         bars=tuple(Region(**bar) for bar in meta["bars"]),
         capabilities=Capabilities.from_json(probed) if probed is not None else None,
         next_id=meta.get("next_id", 1),
-        log=(folder / "log").read_text(),
+        log=SavedLog.read(folder),
     )

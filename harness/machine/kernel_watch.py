@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from harness.errors import HugepfnError
+from harness.machine.log_reader import read_log
 from harness.printable import printable
 from harness.verdict import Complaint, Taint, added_taint, alarming_taint, describe_taint, parse_taint, scan
 
@@ -11,20 +13,32 @@ if TYPE_CHECKING:
     from harness.machine.vm import VM
 
 _LOG_TIMEOUT_S = 30.0
+_LAST_WORDS_TIMEOUT_S = 5.0
 
 
 class KernelWatch:
-    """Begins where the log stands now."""
+    """Begins where the log ends now, see :meth:`begin`."""
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: VM, program: str) -> None:
         self._vm = vm
-        self._log_start = vm.qemu.log_from = len(vm.qemu.log.text)
+        self._program = program
+        self._start = vm.qemu.log_from = vm.qemu.log.mark()
         self.taint = Taint(0)  # that the kernel got since it booted, but for what means no harm
+        self.settled = False  # the log was read to the program's end
+
+    @classmethod
+    async def begin(cls, vm: VM, program: str) -> Self:
+        """What the kernel has said by now is not about the program.
+
+        :raises MachineryError: the log cannot be read, see :func:`read_log`.
+        """
+        await read_log(vm.qemu, vm.agent, f"before {program}", _LOG_TIMEOUT_S)
+        return cls(vm, program)
 
     @property
     def log(self) -> str:
-        """The kernel's log since."""
-        return self._vm.kernel_log[self._log_start :]
+        """The kernel's log since, as far as it was read or the console shows it."""
+        return self._vm.qemu.log.since(self._start)
 
     def complaints(self) -> tuple[Complaint, ...]:
         """What the log complains about."""
@@ -35,15 +49,31 @@ class KernelWatch:
         troubles = [f"the kernel log: {complaint.line}" for complaint in self.complaints()]
         return troubles + ([f"the kernel got tainted: {describe_taint(self.taint)}"] if self.taint else [])
 
-    async def settle(self, job_id: int, program: str) -> None:
-        """Waits until the console has shown everything up to now, and reads the taint.
+    @property
+    def gap(self) -> str:
+        """Why "no complaint" cannot be said; empty where all of the log was read."""
+        if lost := self._vm.qemu.log.lost_since(self._start):
+            return (
+                f"the kernel's log has a gap of {lost} records, and a complaint may be among them: log less while "
+                f"{self._program} runs, or boot with --append log_buf_len=16M"
+            )
+        return "" if self.settled else f"the kernel's log was not read to the end of {self._program}"
 
-        What the kernel said last is said by then.
+    async def settle(self) -> None:
+        """Reads the log up to now, and the taint. What the kernel said last is said by then.
+
+        :raises MachineryError: the log cannot be read.
         """
-        marker = f"hugepfn: end of job {job_id} ({program})"
-        await self._vm.agent.request("log", marker.encode())
-        await self._vm.qemu.expect(
-            self._vm.qemu.log.shows(marker), _LOG_TIMEOUT_S, f"the kernel log to show {marker!r}"
-        )
+        await read_log(self._vm.qemu, self._vm.agent, f"after {self._program}", _LOG_TIMEOUT_S)
         tainted = parse_taint(printable(await self._vm.agent.get("/proc/sys/kernel/tainted")))
         self.taint = alarming_taint(added_taint(parse_taint(self._vm.ready["taint"]), tainted))
+        self.settled = True
+
+    async def last_words(self) -> str:
+        """Of a program that came to no end: the log's last complaint, the whole log's if the agent still answers."""
+        try:
+            await read_log(self._vm.qemu, self._vm.agent, f"{self._program} does not end", _LAST_WORDS_TIMEOUT_S)
+        except HugepfnError:
+            return self._vm.qemu.complaint()
+        complaints = self.complaints()
+        return f"the kernel log says: {complaints[-1].line}" if complaints else "the kernel log has no complaint"

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pexpect.fdpexpect import fdspawn
 
-from harness.errors import MachineryError, UsageError
+from harness.errors import HugepfnError, MachineryError, UsageError
 from harness.guest.libraries import libraries
 from harness.machine.agent import UNLIMITED_S, Agent, Job
 from harness.machine.command import Completed, Sink, execute
+from harness.machine.log_reader import read_log
 from harness.machine.loop import LoopThread
 from harness.machine.machine import Machine, Origin
 from harness.machine.private import PrivateFolder
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from harness.machine.sshd import SshAddress, SshServer
 
 T = TypeVar("T")
+
+_LOG_TIMEOUT_S = 5.0
 
 
 class LiveMachine:
@@ -133,7 +136,13 @@ class LiveMachine:
 
     @property
     def kernel_log(self) -> str:
-        """The whole console so far."""
+        """Everything that the kernel has logged, whatever its console shows.
+
+        Of a machine that stands still or does not answer: what was read before, and what the console shows since.
+        """
+        if self.qemu.exit_status is None and not self.qemu.stopped:
+            with contextlib.suppress(HugepfnError):
+                self.on_loop(read_log(self.machine.qemu, self.machine.agent, "log asked for", _LOG_TIMEOUT_S))
         return self.qemu.log.text
 
     @property

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import BootError, KernelError
+from harness.errors import BootError, DeadlineError, HugepfnError, KernelError, RestoreError
 from harness.kernel import KernelImage
 from harness.machine.agent import Agent
 from harness.machine.binary import find_qemu
+from harness.machine.channel import Channel
 from harness.machine.kept import Kept
+from harness.machine.kernel_log import SavedLog
+from harness.machine.migration import restore_state
 from harness.machine.qemu import Qemu
 from harness.machine.ram import PrivateRam, SharedRam
-from harness.machine.spec import BAR_SLOT, Accel, MachineSpec
+from harness.machine.spec import BAR_BDF, BAR_SLOT, Accel, MachineSpec
 from harness.machine.template import Template
-from harness.machine.witness import bars_from_pci
+from harness.machine.witness import bars_from_pci, bars_from_sysfs
 from harness.pagetable import Region
+from harness.printable import printable
 
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
-_RESTORE_TIMEOUT_S = 60.0
 
 #: What PID 1 complains with (guest_tests/lib/init.c complain()); the panic that follows may push it out of the tail.
 _INIT = "hugepfn init: "
@@ -72,7 +74,6 @@ async def boot(
     started(qemu)
     await qemu.start()
     agent = Agent(qemu)
-    qemu.pump("events", on_event)
     try:
         if timing.first_line_s is not None:
             await qemu.expect(qemu.log.first_line(), timing.first_line_s, "the kernel's first words")
@@ -85,7 +86,10 @@ async def boot(
             exit_status=qemu.exit_status,
             console_tail=qemu.log.tail(),
         ) from error
+    qemu.pump(agent.channel.events, on_event)
     bars = bars_from_pci(await qemu.execute("query-pci"), BAR_SLOT)
+    if not bars:  # it sleeps
+        bars = bars_from_sysfs(printable(await agent.get(f"/sys/bus/pci/devices/{BAR_BDF}/resource")))
     return Machine(qemu, agent, ready, bars, Origin.BOOT)
 
 
@@ -98,7 +102,7 @@ async def clone(
     """
     qemu = Qemu(spec, find_qemu(), PrivateRam(template.ram))
     started(qemu)
-    agent = await _restore(qemu, template.state, template.log, on_event)
+    agent = await _restore(qemu, template.state, template.log, on_event, template.ready)
     return Machine(qemu, agent, template.ready, template.bars, Origin.CLONE)
 
 
@@ -111,24 +115,29 @@ async def revive(
     """
     qemu = Qemu(kept.spec, find_qemu(), SharedRam(kept.spec.memory_mib, ram_dir))
     started(qemu)
-    agent = await _restore(qemu, kept.state, kept.log, on_event, kept.next_id)
+    agent = await _restore(qemu, kept.state, kept.log, on_event, kept.ready, kept.next_id)
     return Machine(qemu, agent, kept.ready, kept.bars, Origin.KEPT)
 
 
-async def _restore(qemu: Qemu, state: Path, log: str, on_event: Callable[[bytes], None], first_id: int = 1) -> Agent:
+async def _restore(
+    qemu: Qemu,
+    state: Path,
+    log: SavedLog,
+    on_event: Callable[[bytes], None],
+    ready: Mapping[str, str],
+    first_id: int = 1,
+) -> Agent:
     """Starts QEMU with a saved state and lets it run. RAM that is private to it comes from its file."""
-    qemu.log.write(log.encode())
-    descriptor = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
+    qemu.log.restore(log)
+    await qemu.start(incoming=True)
     try:
-        await qemu.start(incoming=True)
-        qemu.qmp.send_fd_scm(descriptor)
-        await qemu.execute("getfd", {"fdname": "state"})
-    finally:
-        os.close(descriptor)
-    from_file = not qemu.ram.share
-    await qemu.migrate("migrate-incoming", {"uri": "fd:state"}, ignore_shared=from_file, timeout_s=_RESTORE_TIMEOUT_S)
-    agent = Agent(qemu, first_id)
-    qemu.log_from = len(qemu.log.text)  # what the template's life had to say is over
-    qemu.pump("events", on_event)
+        await restore_state(qemu, state, with_ram=qemu.ram.share)
+    except DeadlineError:
+        raise  # a host that is too busy says nothing about what was saved
+    except HugepfnError as error:
+        raise RestoreError(f"QEMU {qemu.binary.version} does not restore {state.parent.name}: {error}") from error
+    agent = Agent(qemu, first_id, Channel(ready["channel"]))
+    qemu.log_from = qemu.log.mark()  # what the template's life had to say is over
+    qemu.pump(agent.channel.events, on_event)
     await qemu.execute("cont")
     return agent

@@ -29,7 +29,7 @@ class PlainRun:
     def __init__(self, vm: VM, path: str, args: Sequence[str] = (), environment: Mapping[str, str] = _NOTHING):
         self.vm = vm
         self.program = path.rsplit("/", 1)[-1]
-        self.kernel = KernelWatch(vm)
+        self.kernel = vm.on_loop(KernelWatch.begin(vm, self.program))
         self.duration_s = 0.0
         self._started = time.monotonic()
         self.job: Job = vm.on_loop(vm.agent.run([path, *args], {**environment, **_ONE_STREAM}))
@@ -55,10 +55,11 @@ class PlainRun:
         try:
             ended = await self.vm.qemu.expect(asyncio.shield(self.job.exited), timeout_s, what)
         except DeadlineError:
+            last_words = await self.kernel.last_words()
             raise DeadlineError(
-                f"waiting for {what}: nothing within {timeout_s:g} s; {self._heard()}; {self.vm.qemu.complaint()}"
+                f"waiting for {what}: nothing within {timeout_s:g} s; {self._heard()}; {last_words}"
             ) from None
-        await self.kernel.settle(self.job.id, self.program)
+        await self.kernel.settle()
         return ended
 
     def _heard(self) -> str:

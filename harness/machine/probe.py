@@ -33,7 +33,7 @@ def probe(vm: VM) -> Capabilities:
         result = run.finish()
     said = dict(_CAP.findall(result.stdout))
     image = probe_image(vm.kernel)
-    if image.huge_fault is None:
+    if image.huge_fault is None and "vfio_pci" not in vm.ready["missing"].split():
         symbols = vm.get("/proc/kallsyms")
         here = f" {HUGE_FAULT_SYMBOL}\n".encode() in symbols if symbols else None
         image = dataclasses.replace(image, huge_fault=here)

@@ -11,72 +11,26 @@ import subprocess
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
-from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError
+from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, QemuRefused
 from harness.machine.binary import QemuBinary
 from harness.machine.hostroot import FileServer, in_view, root_args
+from harness.machine.kernel_log import KernelLog, LogMark
 from harness.machine.ram import GuestRam
 from harness.machine.spec import Accel, Descriptors, MachineSpec, Root, qemu_argv
-from harness.printable import PrintableDecoder, printable
+from harness.printable import printable
 from harness.verdict import scan
 
 T = TypeVar("T")
 
-_TAIL_LINES = 25
 _QUIT_TIMEOUT_S = 5.0
 _GOING_S = 0.5
-_CHANNELS = ("qmp", "console", "agent", "events", "shell")
+_CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-
-
-class KernelLog:
-    """The whole console of the machine, as printable text; ``write`` is called as it comes."""
-
-    def __init__(self) -> None:
-        self._chunks: list[str] = []
-        self._decoder = PrintableDecoder()
-        self._spoken = asyncio.Event()
-
-    async def first_line(self) -> None:
-        """Waits for the first words."""
-        await self._spoken.wait()
-
-    def write(self, data: bytes) -> None:
-        """More of it."""
-        self._chunks.append(self._decoder.feed(data))
-        self._spoken.set()
-
-    async def shows(self, words: str) -> None:
-        """Waits until it holds some words."""
-        while words not in self.text:
-            self._spoken.clear()
-            await self._spoken.wait()
-
-    @property
-    def text(self) -> str:
-        """All of it so far."""
-        if len(self._chunks) > 1:
-            self._chunks = ["".join(self._chunks)]
-        return self._chunks[0] if self._chunks else ""
-
-    def tail(self, lines: int = _TAIL_LINES) -> str:
-        """The last lines."""
-        return "\n".join(self.text.splitlines()[-lines:])
-
-
-async def _migrated(events: EventListener) -> None:
-    """Waits for the end of a migration."""
-    async for event in events:
-        data = event.get("data")
-        status = data.get("status") if isinstance(data, dict) else None
-        if status == "completed":
-            return
-        if status in ("failed", "cancelled"):
-            raise MachineryError(f"QEMU could not save or restore the machine: migration {status}")
 
 
 class Qemu:
@@ -88,7 +42,7 @@ class Qemu:
         self.ram = ram
         self.argv: list[str] = []
         self.log = KernelLog()
-        self.log_from = 0  # where the present run begins in the log: complaints before it are another's
+        self.log_from = LogMark()  # where the present run begins in the log: complaints before it are another's
         self.stopped = False
         self.qmp = QMPClient("hugepfn")
         self._ends: dict[str, socket.socket] = {}
@@ -148,23 +102,8 @@ class Qemu:
             raise MachineryError(f"QEMU does not start (status {status}): {self.stderr or error}{served}") from error
         self.ram.attach(self._process.pid)
 
-    async def migrate(
-        self, command: str, arguments: dict[str, object], *, ignore_shared: bool, timeout_s: float
-    ) -> None:
-        """Saves or restores the machine's state: ``migrate`` or ``migrate-incoming``, to its end.
-
-        :param ignore_shared: RAM is in a shared file, and stays there.
-        :raises MachineryError: QEMU could not.
-        """
-        wanted = {"events": True, "x-ignore-shared": ignore_shared}
-        capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
-        await self.execute("migrate-set-capabilities", {"capabilities": capabilities})
-        with self.qmp.listener("MIGRATION") as events:
-            await self.execute(command, arguments)
-            await self.expect(_migrated(events), timeout_s, f"QEMU's {command}")
-
     def end(self, channel: str) -> socket.socket:
-        """Our end of a channel: ``agent`` or ``shell``."""
+        """Our end of a channel: ``agent``, ``agent_uart`` or ``shell``."""
         return self._ends[channel]
 
     @property
@@ -235,9 +174,9 @@ class Qemu:
                     await task
 
     def complaint(self) -> str:
-        """The kernel log's last complaint, in words."""
-        complaints = scan(self.log.text[self.log_from :])
-        return f"the kernel log says: {complaints[-1].line}" if complaints else "the kernel log has no complaint"
+        """The last complaint in what is known of the kernel's log, in words."""
+        complaints = scan(self.log.since(self.log_from))
+        return f"the kernel log says: {complaints[-1].line}" if complaints else "the console shows no complaint"
 
     async def has_ended(self) -> bool:
         """Whether QEMU is gone, or just going."""
@@ -246,7 +185,7 @@ class Qemu:
 
     def end_error(self, when: str) -> KernelDied | MachineryError:
         """Why the machine ended: the kernel's own doing, or QEMU's."""
-        complaints = scan(self.log.text[self.log_from :])
+        complaints = scan(self.log.since(self.log_from))
         if complaints:
             first = complaints[0]
             if first.stale_breakpoint and self.spec.accel is Accel.TCG:
@@ -314,12 +253,12 @@ class Qemu:
         """One QMP command.
 
         :raises KernelDied: QEMU ended meanwhile.
-        :raises MachineryError: QEMU refuses it.
+        :raises QemuRefused: QEMU refuses it.
         """
         try:
             return await self.qmp.execute(command, arguments)
         except ExecuteError as error:
-            raise MachineryError(f"QEMU refuses {command}: {error}") from error
+            raise QemuRefused(f"QEMU refuses {command}: {error}") from error
         except QMPError as error:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._ended), _QUIT_TIMEOUT_S)

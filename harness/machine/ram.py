@@ -5,25 +5,36 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from harness.errors import MachineryError
 from harness.pagetable import PhysicalMemory, WalkError
-from harness.pagetable.memory import Memory, U64Array
+from harness.pagetable.memory import SplitMemory, U64Array, WritableMemory
 
 _DEFAULT_FOLDER = Path("/dev/shm")
 _ADVICE = "free some, use less --memory, or name another folder: --ram-dir"
 _TABLE_BYTES = 4096
+_Q35_ALL_LOW_BYTES = 0xB000_0000
 
 
-class GuestMemory(Memory, Protocol):
-    """Guest RAM that the host may also write: release words."""
+GuestMemory = WritableMemory
 
-    def write_u64(self, paddr: int, value: int) -> None:
-        """Writes the 8-byte word at an 8-byte-aligned physical address."""
+
+def low_ram_bytes(size_bytes: int) -> int:
+    """How much of a guest's RAM lies below 4 GiB: all of it if less than 2.75 GiB, else 2 GiB.
+
+    QEMU hw/i386/pc_q35.c pc_q35_init().
+    """
+    return size_bytes if size_bytes < _Q35_ALL_LOW_BYTES else 2 << 30
+
+
+def as_the_guest_sees(flat: WritableMemory) -> GuestMemory:
+    """Guest RAM by physical address, of RAM by its offset in the file."""
+    low_bytes = low_ram_bytes(flat.size_bytes)
+    return flat if low_bytes == flat.size_bytes else SplitMemory(flat, low_bytes)
 
 
 def ram_folder(chosen: Path | None = None) -> Path:
@@ -69,12 +80,8 @@ class SharedRam:
                 raise
         except OSError as error:
             raise MachineryError(f"no room for guest RAM in {folder}: {error.strerror}; {_ADVICE}") from error
-        self._memory = PhysicalMemory(self._map)
-
-    @property
-    def memory(self) -> GuestMemory:
-        """What the walks read."""
-        return self._memory
+        self._flat = PhysicalMemory(self._map)
+        self.memory = as_the_guest_sees(self._flat)
 
     def attach(self, pid: int) -> None:
         """QEMU runs; nothing to do, the file is enough."""
@@ -84,7 +91,7 @@ class SharedRam:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self._memory.release()
+            self._flat.release()
             self._map.close()
 
     def copy_to(self, path: Path) -> None:
@@ -116,33 +123,33 @@ class PrivateRam:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise MachineryError(f"cannot open the template's RAM {path}: {error.strerror}") from error
-        self._memory: ProcessMemory | None = None
+        self._flat: ProcessMemory | None = None
 
     @property
     def memory(self) -> GuestMemory:
         """What the walks read, once QEMU runs."""
-        if self._memory is None:
+        if self._flat is None:
             raise MachineryError("the clone's QEMU does not run yet")
-        return self._memory
+        return as_the_guest_sees(self._flat)
 
     def attach(self, pid: int) -> None:
         """QEMU runs: finds where it mapped the file."""
-        self._memory = ProcessMemory(pid, self.fd)
+        self._flat = ProcessMemory(pid, self.fd)
 
     def close(self) -> None:
         """Gives the memory back."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-        if self._memory is not None:
-            self._memory.close()
+        if self._flat is not None:
+            self._flat.close()
 
 
 GuestRam = SharedRam | PrivateRam
 
 
 class ProcessMemory:
-    """Guest-physical memory inside a QEMU process: the mapping of its RAM file, read through /proc/PID/mem."""
+    """Guest RAM inside a QEMU process, by offset in the RAM file: that file's mapping, through /proc/PID/mem."""
 
     def __init__(self, pid: int, ram_fd: int) -> None:
         """:raises MachineryError: the process does not map the file, or may not be read."""
@@ -187,14 +194,28 @@ class ProcessMemory:
 
 
 def _mapped_at(pid: int, ram_fd: int) -> int:
-    """Where a process has the whole of a file mapped (proc_pid_maps(5)), recognised by its device and inode."""
-    status = os.fstat(ram_fd)
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        span, _, offset, where, inode, *_ = line.split()
-        if (where, int(inode), int(offset, 16)) == (device, status.st_ino, 0):
-            return int(span.split("-")[0], 16)
+    """Where a process has the whole of a file mapped (proc_pid_maps(5)).
+
+    The file is recognised by the device and inode that our own mapping of it shows. On btrfs and overlayfs these are
+    not what fstat() says (fs/proc/task_mmu.c show_map_vma() takes them from the inode underneath).
+    """
+    with mmap.mmap(ram_fd, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as page:
+        ours = np.frombuffer(page, np.uint8)
+        vaddr = ours.ctypes.data
+        del ours  # or the mapping could not be closed
+        wanted = next(file for start, _offset, file in _file_mappings(os.getpid()) if start == vaddr)
+    for start, offset, file in _file_mappings(pid):
+        if (file, offset) == (wanted, 0):
+            return start
     raise MachineryError(f"QEMU (pid {pid}) does not map the template's RAM")
+
+
+def _file_mappings(pid: int) -> Iterator[tuple[int, int, tuple[str, str]]]:
+    """A process's mappings of files: first vaddr, offset in bytes, and the file as (device, inode)."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        span, _access, offset, device, inode, *_path = line.split()
+        if inode != "0":
+            yield int(span.partition("-")[0], 16), int(offset, 16), (device, inode)
 
 
 def data_ranges(fd: int) -> list[tuple[int, int]]:

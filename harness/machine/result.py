@@ -11,6 +11,8 @@ from harness.verdict import KtapOutcome, Report
 
 #: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
 SKIP_STATUS = 4
+#: What hp_bar_open() says before it skips (guest_tests/lib/vfio.c, no_device()).
+_NO_DEVICE = re.compile(r"^# premise device$", re.MULTILINE)
 _VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
 
 
@@ -51,6 +53,11 @@ class RunResult:
     def skipped(self) -> bool:
         """The program said that its premise is not met."""
         return self.report.outcome is KtapOutcome.SKIPPED and self.exit.status in (0, SKIP_STATUS)
+
+    @property
+    def lacks_device(self) -> bool:
+        """It was skipped because there is no device for it in this guest."""
+        return self.skipped and _NO_DEVICE.search(self.stdout) is not None
 
     @property
     def reason(self) -> str:

@@ -8,8 +8,17 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, MachineryError, PremiseNotMet, UsageError
+from harness.errors import (
+    ClaimFailed,
+    DeadlineError,
+    GuestProgramError,
+    HugepfnError,
+    MachineryError,
+    PremiseNotMet,
+    UsageError,
+)
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
+from harness.kernel import why_missing
 from harness.machine.agent import Job
 from harness.machine.held import Invariants
 from harness.machine.kernel_watch import KernelWatch
@@ -122,10 +131,16 @@ class GuestRun:
         """What the kernel itself found wrong: its log's complaints, its taint."""
         return self._kernel.troubles()
 
+    @property
+    def log_gap(self) -> str:
+        """Why "no complaint" cannot be said of the kernel log; empty where all of it was read."""
+        return self._kernel.gap
+
     def check(self) -> None:
         """Holds the run against what must hold at every stop, and against the kernel log.
 
-        :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed.
+        :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed; or a part
+            of the kernel log is lost, and nothing else went wrong.
         :raises ClaimFailed: an invariant does not hold, or the kernel complained.
         """
         if self.uncalibrated:
@@ -135,6 +150,8 @@ class GuestRun:
         if found:
             more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
             raise ClaimFailed("\n".join(found[:8]) + more)
+        if self.log_gap:
+            raise MachineryError(self.log_gap)
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +166,7 @@ class GuestRun:
             result = self.finish()
             self.check()
             if result.skipped:
-                raise PremiseNotMet(result.reason)
+                raise self._unmet(result)
             if not result.passed:
                 raise GuestProgramError(f"guest program {self.program}: {result.reason}")
         except BaseException as broken:
@@ -171,7 +188,7 @@ class GuestRun:
             if snapshot is None:
                 result = await self._collect()
                 if result.skipped:
-                    raise PremiseNotMet(result.reason)
+                    raise self._unmet(result)
                 seen = ", ".join(repr(at.checkpoint) for at in self.snapshots) or "none"
                 raise GuestProgramError(
                     f"guest program {self.program} ended before checkpoint {checkpoint!r} "
@@ -184,7 +201,7 @@ class GuestRun:
         deadline = time.monotonic() + self._timeout_s
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
-        await self._kernel.settle(self.job.id, self.program)
+        await self._kernel.settle()
         return await self._collect()
 
     async def _next(self, deadline: float, what: str) -> Snapshot | None:
@@ -221,8 +238,9 @@ class GuestRun:
         try:
             await self.vm.qemu.expect(both, max(deadline - time.monotonic(), 0.0), what)
         except DeadlineError:
+            last_words = await self._kernel.last_words()
             raise DeadlineError(
-                f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {self.vm.qemu.complaint()}"
+                f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {last_words}"
             ) from None
         finally:
             if not getting.done():
@@ -254,6 +272,14 @@ class GuestRun:
             self._witness.release(held)
             await self.vm.qemu.resume()
 
+    def _unmet(self, result: RunResult) -> HugepfnError:
+        """Why a program was skipped; an error where the kernel came without what it needs."""
+        if result.lacks_device and hasattr(self.vm, "kernel"):
+            for module in self.vm.ready["missing"].split():
+                if (reason := why_missing(self.vm.kernel, module)) is not None:
+                    return reason
+        return PremiseNotMet(result.reason)
+
     async def _collect(self) -> RunResult:
         exited = await self.job.exited
         stdout, stderr = printable(bytes(self.job.stdout)), printable(bytes(self.job.stderr))
@@ -266,7 +292,8 @@ class GuestRun:
 
     async def end(self) -> None:
         """Ends the program after an error, as far as the guest still answers."""
-        if self.job.exited.done():
-            return
-        await self._kill(signal.SIGKILL)
-        await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")
+        if not self.job.exited.done():
+            await self._kill(signal.SIGKILL)
+            await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")
+        if not self._kernel.settled:
+            await self._kernel.settle()

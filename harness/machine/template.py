@@ -7,9 +7,11 @@ content is checked before the first use in a process; whatever is wrong with it,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from harness import cache
 from harness.errors import MachineryError
 from harness.machine.binary import QemuBinary
-from harness.machine.qemu import Qemu
+from harness.machine.kernel_log import SavedLog
+from harness.machine.migration import save_state
 from harness.machine.ram import SharedRam, data_ranges
 from harness.machine.spec import Accel, MachineSpec, kernel_command_line
 from harness.pagetable import Region
@@ -30,9 +33,9 @@ if TYPE_CHECKING:
     from harness.machine.machine import Machine
 
 KIND = "templates"
-_FORMAT = 4
+_FORMAT = 5
 _KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
-_SAVE_TIMEOUT_S = 60.0
+_CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _verified: set[Path] = set()
 
 
@@ -44,7 +47,7 @@ class Template:
     ready: Mapping[str, str]
     bars: tuple[Region, ...]  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
     capabilities: Capabilities
-    log: str  # the console until the machine was saved
+    log: SavedLog  # until the machine was saved
 
     @property
     def ram(self) -> Path:
@@ -63,30 +66,18 @@ def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
     words = kernel_command_line(spec)  # more than the spec says: what we give every kernel
     parts: list[object] = [_FORMAT, spec, words, kernel_key, binary.package, status.st_size, status.st_mtime_ns]
     if spec.accel is Accel.KVM:
-        parts.append(_host_cpu())
+        parts.append(_host_kvm())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _host_cpu() -> str:
-    """The host's CPU as far as a guest sees it through KVM."""
+def _host_kvm() -> str:
+    """What a guest sees of the host through KVM: its CPU, its kernel and how KVM's modules are set."""
     wanted = ("model name", "stepping", "microcode", "flags")
-    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    return "\n".join(line for line in lines if line.startswith(wanted))
-
-
-async def save_state(qemu: Qemu, path: Path, *, with_ram: bool) -> None:
-    """Writes the stopped machine's state to a file (QMP ``migrate`` to a descriptor).
-
-    :param with_ram: RAM too; else it must be a shared file, and stays there.
-    :raises MachineryError: QEMU cannot save it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        qemu.qmp.send_fd_scm(descriptor)
-        await qemu.execute("getfd", {"fdname": "state"})
-    finally:
-        os.close(descriptor)
-    await qemu.migrate("migrate", {"uri": "fd:state"}, ignore_shared=not with_ram, timeout_s=_SAVE_TIMEOUT_S)
+    lines = [line for line in _CPUINFO.read_text().split("\n\n")[0].splitlines() if line.startswith(wanted)]
+    for path in sorted(_MODULES.glob("kvm*/parameters/*")):
+        with contextlib.suppress(OSError):  # some are only for root
+            lines.append(f"{path.relative_to(_MODULES)}={path.read_text().strip()}")
+    return "\n".join([platform.release(), *lines])
 
 
 async def save_template(machine: Machine, folder: Path, capabilities: Capabilities) -> None:
@@ -98,7 +89,7 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
     await save_state(machine.qemu, folder / "state", with_ram=False)
     assert isinstance(machine.qemu.ram, SharedRam)
     machine.qemu.ram.copy_to(folder / "ram")
-    write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.text)
+    write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.saved())
     prune()
 
 
@@ -121,7 +112,7 @@ def obtain(key: str, build: Callable[[Path], None], say: Callable[[str], None]) 
 
 
 def write_meta(
-    folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: str
+    folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: SavedLog
 ) -> None:
     """Seals a template: what clones need to know, and what its content must be."""
     meta = {
@@ -130,7 +121,7 @@ def write_meta(
         "capabilities": capabilities.to_json(),
         "digest": _digest(folder),
     }
-    (folder / "log").write_text(log)
+    log.write(folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -144,7 +135,7 @@ def load(folder: Path) -> Template:
         if folder not in _verified and _digest(folder) != meta["digest"]:
             raise MachineryError(f"the template {folder.name} is not what was saved")
         capabilities = Capabilities.from_json(meta["capabilities"])
-        log = (folder / "log").read_text()
+        log = SavedLog.read(folder)
         template = Template(folder, meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), capabilities, log)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MachineryError(f"the template {folder.name} cannot be read: {error}") from error

@@ -11,12 +11,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness import cache
-from harness.errors import BootError, EmulatorError, HugepfnError, MachineryError, PremiseNotMet, UsageError
+from harness.errors import (
+    BootError,
+    EmulatorError,
+    HugepfnError,
+    MachineryError,
+    PremiseNotMet,
+    RestoreError,
+    UsageError,
+)
 from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
-from harness.machine.binary import find_qemu
+from harness.machine.binary import QemuBinary, find_qemu
 from harness.machine.drgn_program import drgn_program
 from harness.machine.gdbstub import GdbStub, start_stub
 from harness.machine.kernel_watch import KernelWatch
@@ -44,7 +52,7 @@ class VM(LiveMachine):
 
     :param kernel: what to boot; a spec such as ``"debian:6.12"`` will do.
     :param accel: ``auto`` (KVM if proven, else TCG), ``kvm`` or ``tcg``.
-    :param smp: number of vCPUs, 1 to 4.
+    :param smp: number of vCPUs, 1 to 16.
     :param append: words for the kernel command line.
     :param device: the one under test: ``pci-testdev``, ``ivshmem-plain`` (RAM behind its BAR) or ``nvme`` (reset, power
         states; boots each time), see :class:`harness.machine.spec.Device`.
@@ -108,25 +116,47 @@ class VM(LiveMachine):
         try:
             self._come_up(accel)
         except BootError as error:
-            if accel is not Accel.KVM or self._wanted.accel != "auto" or error.console_tail:
+            kvm_is_a_must = self._wanted.accel != "auto" or self._wanted.cpu.startswith("host")
+            if accel is not Accel.KVM or kvm_is_a_must or error.console_tail:
                 raise
-            reason = f"guest code ran, but a kernel printed nothing: {str(error).splitlines()[0]}"
-            remember_lie(binary, self._wanted.cpu, reason)
-            self._say(f"TCG, since KVM does not run kernels here: {reason}")
-            self._come_up(Accel.TCG)
+            self._fall_back(binary, str(error).splitlines()[0])
         return self
+
+    def _fall_back(self, binary: QemuBinary, what: str) -> None:
+        """The kernel printed nothing under KVM. Only if it does under TCG is that KVM's fault, and remembered."""
+        reason = f"guest code ran, but a kernel printed nothing: {what}"
+        self._say(f"TCG, since KVM does not run this kernel here: {reason}")
+        try:
+            self._come_up(Accel.TCG)
+        except BootError as error:
+            if error.console_tail:
+                remember_lie(binary, self._wanted.cpu, reason)
+            raise
+        remember_lie(binary, self._wanted.cpu, reason)
 
     def _come_up(self, accel: Accel) -> None:
         self.spec = self._wanted.spec(self.kernel, accel)
         if self._wanted.clone and not self.spec.why_not_saved:
-            template = self._template()
-            self._use(clone(self.spec, template, self._receive_events, self._started))
-            self._capabilities = template.capabilities
-            self.layout = template.capabilities.layout
+            self._clone()
         else:
             first_line_s = _KVM_FIRST_LINE_S if accel is Accel.KVM and self._wanted.accel == "auto" else None
             timing = Timing(self._wanted.boot_timeout_s, first_line_s)
             self._boot(timing)
+
+    def _clone(self) -> None:
+        """Comes back from the template. One that QEMU refuses is made anew, once."""
+        for last in (False, True):
+            template = self._template()
+            try:
+                self._use(clone(self.spec, template, self._receive_events, self._started))
+                break
+            except RestoreError as error:
+                discard(template.folder)
+                if last:
+                    raise
+                self._say(f"{error}; making it again")
+        self._capabilities = template.capabilities
+        self.layout = template.capabilities.layout
 
     def _boot(self, timing: Timing) -> None:
         ram_dir = self._wanted.ram_dir
@@ -142,12 +172,10 @@ class VM(LiveMachine):
     def _template(self) -> Template:
         def build(folder: Path) -> None:
             self._say(f"booting {self.kernel.release} once, to clone it from now on")
-            # The accelerator is chosen: a KVM that lies shows as a BootError, and start() knows what to do.
-            chosen = "auto" if self._wanted.accel == "auto" and self.spec.accel is Accel.KVM else self.spec.accel.value
-            wanted = replace(self._wanted, accel=chosen, clone=False)
-            with VM(self.kernel, say=self._say, **vars(wanted)) as original:
-                if original.spec != self.spec:
-                    raise MachineryError("KVM gave up while a template was made; run again")
+            wanted = replace(self._wanted, clone=False)
+            with contextlib.closing(VM(self.kernel, say=self._say, **vars(wanted))) as original:
+                original.kernel = self.kernel
+                original._come_up(self.spec.accel)  # a KVM that does not run it is told to start()
                 original.save(folder)
 
         return obtain(template_key(self.spec, self.kernel.key, find_qemu()), build, self._say)
@@ -242,7 +270,7 @@ class VM(LiveMachine):
         return path
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        kernel = KernelWatch(self)
+        kernel = await KernelWatch.begin(self, argv[0].rsplit("/", 1)[-1])
         witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
@@ -270,7 +298,7 @@ class VM(LiveMachine):
     def abandon(self, run: GuestRun, error: BaseException) -> None:
         """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
         self.forget(run)
-        if self.on_failure is not None and not isinstance(error, PremiseNotMet | KeyboardInterrupt):
+        if self.on_failure is not None and not isinstance(error, PremiseNotMet | UsageError | KeyboardInterrupt):
             self.on_failure(self)
         if self._broken:
             return

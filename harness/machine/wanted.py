@@ -8,9 +8,9 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.guest.initramfs import build_initramfs
-from harness.kernel import Kernel, KernelImage, load_order, unpacked
+from harness.kernel import Kernel, KernelImage, unpacked
 from harness.machine.hostroot import choose_root, root_modules
-from harness.machine.spec import Accel, Channel, Device, MachineSpec, Root
+from harness.machine.spec import Accel, Device, MachineSpec, Root
 
 #: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
 #: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
@@ -55,7 +55,6 @@ class Wanted:
             kernel=vmlinux or kernel.image,
             initramfs=build_initramfs(kernel, root_modules(root)),
             accel=accel,
-            channel=_channel(kernel),
             smp=self.smp,
             memory_mib=self.memory_mib,
             cpu=_TCG_CPU if self.cpu == "max" and accel is Accel.TCG else self.cpu,
@@ -72,15 +71,3 @@ def kernel_image(asked: Kernel | KernelImage | str, say: Callable[[str], None]) 
         return asked
     kernel = Kernel.parse(asked) if isinstance(asked, str) else asked
     return kernel.resolve(say)
-
-
-def _channel(kernel: KernelImage) -> Channel:
-    """virtio-serial where the kernel has the driver, else UARTs."""
-    if (
-        kernel.config is not None
-        and kernel.config.is_builtin("VIRTIO_CONSOLE")
-        and kernel.config.is_builtin("VIRTIO_PCI")
-    ):
-        return Channel.VIRTIO
-    order = load_order(kernel, ("virtio_console", "virtio_pci"))
-    return Channel.SERIAL if order.missing else Channel.VIRTIO

@@ -7,7 +7,7 @@ from harness.pagetable.bits import Bits, Kind, Layout, Level, bit_positions
 from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk_arrays, walk_range
 from harness.pagetable.changes import Change, Key, diff
 from harness.pagetable.entry import Entry, kind_of
-from harness.pagetable.memory import Memory, PhysicalMemory, WalkError
+from harness.pagetable.memory import Memory, PhysicalMemory, SplitMemory, WalkError
 from harness.pagetable.observation import Observation, Region, dump_observations, load_observations, relative_pfn
 from harness.pagetable.pagemap import PagemapRange, PagemapWord, decode_pagemap
 from harness.pagetable.runs import Run, hole_mask, leaf_mask, only, runs
@@ -30,6 +30,7 @@ __all__ = [
     "PhysicalMemory",
     "Region",
     "Run",
+    "SplitMemory",
     "Walk",
     "WalkError",
     "bit_positions",

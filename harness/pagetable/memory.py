@@ -1,7 +1,7 @@
 """Guest-physical memory, as a walk reads it.
 
 :class:`Memory` is all that a walk needs. :class:`PhysicalMemory` is that over a buffer whose offset is the physical
-address, which holds for a guest of at most 2 GiB: above that QEMU's q35 puts a hole below 4 GiB.
+address. :class:`SplitMemory` is what a larger guest has: a hole below 4 GiB, and the rest of RAM above it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT, PAGE_SIZE_BYTE
 
 U64Array: TypeAlias = NDArray[np.uint64]
 RamBuffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
+
+
+#: Where RAM goes on that has no room below the hole for devices.
+HIGH_RAM_PADDR = 1 << 32
 
 
 class WalkError(MachineryError):
@@ -35,6 +39,65 @@ class Memory(Protocol):
 
     def tables(self, paddrs: U64Array) -> U64Array:
         """Return a copy of the tables at these 4096-byte-aligned addresses, uint64[len(paddrs), 512]."""
+
+
+class WritableMemory(Memory, Protocol):
+    """Guest RAM that the host may also write: release words."""
+
+    def write_u64(self, paddr: int, value: int) -> None:
+        """Write the 8-byte word at an 8-byte-aligned physical address."""
+
+
+class SplitMemory:
+    """Guest RAM of which the first part starts at address 0 and the rest at 4 GiB, as on QEMU's q35.
+
+    :param flat: all of it without the hole: an address there is an offset in the RAM file.
+    :param low_bytes: how much of it lies below 4 GiB; a multiple of 4096.
+    """
+
+    def __init__(self, flat: WritableMemory, low_bytes: int) -> None:
+        self._flat = flat
+        self._low_bytes = low_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """First address after RAM, the hole counted."""
+        return HIGH_RAM_PADDR + self._flat.size_bytes - self._low_bytes
+
+    def read_u64(self, paddr: int) -> int:
+        """Return the word at an 8-byte-aligned physical address.
+
+        :raises WalkError: paddr lies in the hole or after RAM.
+        """
+        return self._flat.read_u64(self._offset(paddr))
+
+    def write_u64(self, paddr: int, value: int) -> None:
+        """Store a word at an 8-byte-aligned physical address.
+
+        :raises WalkError: paddr lies in the hole or after RAM.
+        """
+        self._flat.write_u64(self._offset(paddr), value)
+
+    def tables(self, paddrs: U64Array) -> U64Array:
+        """Return a copy of the tables at these 4096-byte-aligned addresses, uint64[len(paddrs), 512].
+
+        :raises WalkError: one of them lies in the hole or after RAM.
+        """
+        high = paddrs >= np.uint64(HIGH_RAM_PADDR)
+        if len(in_hole := paddrs[~high & (paddrs >= np.uint64(self._low_bytes))]):
+            self._offset(int(in_hole[0]))
+        moved = np.where(high, paddrs - np.uint64(HIGH_RAM_PADDR - self._low_bytes), paddrs)
+        return self._flat.tables(moved)
+
+    def _offset(self, paddr: int) -> int:
+        if 0 <= paddr < self._low_bytes:
+            return paddr
+        if HIGH_RAM_PADDR <= paddr < self.size_bytes:
+            return paddr - HIGH_RAM_PADDR + self._low_bytes
+        raise WalkError(
+            f"paddr {paddr:#x} lies outside guest RAM, which ends at {self._low_bytes:#x} and goes on from "
+            f"{HIGH_RAM_PADDR:#x} to {self.size_bytes:#x}"
+        )
 
 
 class PhysicalMemory:

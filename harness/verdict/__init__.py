@@ -21,6 +21,8 @@ from harness.verdict.kernel_log import (
 from harness.verdict.ktap import Outcome as KtapOutcome
 from harness.verdict.ktap import Report, Test
 from harness.verdict.ktap import parse as parse_ktap
+from harness.verdict.log_lines import message as log_message
+from harness.verdict.log_records import LogPart, LogRecord, parse_log_part
 from harness.verdict.taint import HARMLESS, Taint
 from harness.verdict.taint import added as added_taint
 from harness.verdict.taint import alarming as alarming_taint
@@ -35,6 +37,8 @@ __all__ = [
     "Complaint",
     "ComplaintKind",
     "KtapOutcome",
+    "LogPart",
+    "LogRecord",
     "Outcome",
     "Report",
     "Run",
@@ -49,7 +53,9 @@ __all__ = [
     "describe_taint",
     "exit_code",
     "last_checkpoint",
+    "log_message",
     "parse_ktap",
+    "parse_log_part",
     "parse_taint",
     "scan",
     "taint_letters",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 from harness.errors import UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, Channel
-from harness.machine import wanted as wanted_module
 from harness.machine.machine import Origin
 from harness.pagetable import Level, Observation
 
@@ -82,13 +82,13 @@ def test_with_kaslr_and_through_pvh_without(image: KernelImage, plain: list[Obse
         assert _fork(vm, "pud") == plain
 
 
-def test_uarts_carry_the_channels_where_there_is_no_virtio(
-    image: KernelImage, plain: list[Observation], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wanted_module, "_channel", lambda _kernel: Channel.SERIAL)
-    with VM(image) as vm:
-        assert vm.spec.channel is Channel.SERIAL
+def test_uarts_carry_the_channels_where_there_is_no_virtio(image: KernelImage, plain: list[Observation]) -> None:
+    with VM(image, append=["hugepfn.channel=serial"]) as vm:
+        assert vm.agent.channel is Channel.SERIAL
         assert _fork(vm, "pud") == plain
+        data = os.urandom(64 << 10)  # the program has 700 KB, more than the tty layer keeps (TTYB_DEFAULT_MEM_LIMIT)
+        vm.put("/tmp/data", data)
+        assert vm.get("/tmp/data") == data
 
 
 def test_programs_one_after_another_in_one_machine(image: KernelImage) -> None:

@@ -1,0 +1,90 @@
+"""The kernel's log as /dev/kmsg tells it: numbered records, of which none can go missing unnoticed.
+
+A record is one line, ``PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,NAME=VALUE...];TEXT``; its device's properties follow in
+lines that begin with a blank (Documentation/ABI/testing/dev-kmsg; kernel/printk/printk.c, info_print_ext_header() and
+msg_add_ext_text()). In TEXT a byte that is no printable ASCII, and the backslash, is written as ``\\xNN``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.errors import ProtocolError
+from harness.printable import printable
+
+_HEADER = re.compile(rb"\d+,(?P<sequence>\d+),(?P<time_us>\d+),[^,;]*(?P<more>[^;]*);(?P<text>.*)", re.DOTALL)
+_CALLER = re.compile(rb"(?:^|,)caller=([TC]\d+)(?:,|$)")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One record."""
+
+    sequence: int
+    """Its number: the kernel counts every record since it booted, kept or not."""
+    time_us: int
+    """Since it booted."""
+    text: str
+    """Without escapes; several lines where the kernel printed them at once."""
+    caller: str = ""
+    """``T12`` for a task, ``C0`` for a CPU, with CONFIG_PRINTK_CALLER."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """As a console with CONFIG_PRINTK_TIME shows it: every line with the prefix (printk.c, info_print_prefix())."""
+        seconds, micros = divmod(self.time_us, 1_000_000)
+        caller = f"[{self.caller:>6}]" if self.caller else ""
+        return tuple(f"[{seconds:5d}.{micros:06d}]{caller} {line}" for line in self.text.split("\n"))
+
+
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """Records that were read in one go."""
+
+    ended: bool
+    """There were no more then."""
+    records: tuple[LogRecord, ...]
+
+    def gaps(self, due: int) -> tuple[tuple[int, int], ...]:
+        """Where records are missing, which were overwritten before anybody read them.
+
+        :param due: the sequence number of the record that was to come first.
+        :returns: before which of :attr:`records`, and how many.
+        :raises ProtocolError: the numbers go back.
+        """
+        expected = [due, *(record.sequence + 1 for record in self.records)]
+        missing = [record.sequence - number for record, number in zip(self.records, expected, strict=False)]
+        if any(count < 0 for count in missing):
+            raise ProtocolError(f"kmsg: sequence numbers that go back, {due} was due")
+        return tuple((index, count) for index, count in enumerate(missing) if count)
+
+
+def parse_log_part(payload: bytes) -> LogPart:
+    """What the agent answers to ``kmsg``: ``1`` or ``0``, a newline, and the records as they were read.
+
+    :raises ProtocolError: it is something else.
+    """
+    ended, _, body = payload.partition(b"\n")
+    if ended not in (b"0", b"1"):
+        raise ProtocolError(f"kmsg: {ended[:80]!r}, expected 0 or 1")
+    return LogPart(ended == b"1", parse_records(body.split(b"\n")[:-1]))
+
+
+def parse_records(lines: Sequence[bytes]) -> tuple[LogRecord, ...]:
+    """The records of /dev/kmsg; a device's properties are left out.
+
+    :raises ProtocolError: a line is neither a record nor a property.
+    """
+    return tuple(_record(line) for line in lines if not line.startswith(b" "))
+
+
+def _record(line: bytes) -> LogRecord:
+    match = _HEADER.fullmatch(line)
+    if match is None:
+        raise ProtocolError(f"kmsg: {line[:80]!r} is no record of /dev/kmsg")
+    text = printable(_ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), match["text"]))
+    caller = _CALLER.search(match["more"])
+    return LogRecord(int(match["sequence"]), int(match["time_us"]), text, caller[1].decode() if caller else "")

@@ -1,0 +1,150 @@
+"""How a VM comes up: when it leaves KVM for TCG, what it remembers of that, and a template that QEMU refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness import cache
+from harness.errors import BootError, MachineryError, RestoreError
+from harness.machine import VM, Accel, QemuBinary
+from harness.machine import vm as vm_module
+from harness.machine.spec import MachineSpec
+from harness.machine.template import template_key
+
+BINARY = QemuBinary("/usr/bin/true", "11.1.3", "QEMU emulator version 11.1.3")
+
+
+def dies(console: str) -> BootError:
+    return BootError("does not boot: nothing within 20 s", argv=(), exit_status=None, console_tail=console)
+
+
+class Host:
+    """A host with a KVM that was proven, on which kernels do what the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.ends: dict[Accel, BootError | None] = {}
+        self.tried: list[Accel] = []
+        self.said: list[str] = []
+        monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(folder))
+        monkeypatch.setattr(vm_module, "find_qemu", lambda: BINARY)
+        monkeypatch.setattr(vm_module, "choose_accel", lambda *_args: Accel.KVM)
+        monkeypatch.setattr(vm_module, "kernel_image", lambda *_args: SimpleNamespace(release="6.12.118"))
+
+        def come_up(_vm: VM, accel: Accel) -> None:
+            self.tried.append(accel)
+            if error := self.ends[accel]:
+                raise error
+
+        monkeypatch.setattr(VM, "_come_up", come_up)
+
+    def start(self, accel: str = "auto") -> None:
+        VM("debian", accel=accel, say=self.said.append).start()
+
+    @property
+    def remembered(self) -> list[dict[str, Any]]:
+        """What the cache holds about KVM."""
+        folder = cache.root() / "accel"
+        return [json.loads(path.read_text()) for path in folder.glob("*.json")] if folder.is_dir() else []
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
+    return Host(monkeypatch, tmp_path)
+
+
+def test_a_kernel_that_prints_under_tcg_alone_discredits_kvm(host: Host) -> None:
+    host.ends = {Accel.KVM: dies(""), Accel.TCG: None}
+    host.start()
+    assert host.tried == [Accel.KVM, Accel.TCG]
+    assert [note["works"] for note in host.remembered] == [False]
+    assert host.said[0].startswith("TCG, since KVM does not run this kernel here: ")
+
+
+def test_a_kernel_that_prints_and_dies_under_tcg_discredits_kvm_too(host: Host) -> None:
+    host.ends = {Accel.KVM: dies(""), Accel.TCG: dies("Kernel panic - not syncing: VFS")}
+    with pytest.raises(BootError):
+        host.start()
+    assert [note["works"] for note in host.remembered] == [False]
+
+
+def test_a_kernel_that_prints_nothing_anywhere_is_no_fault_of_kvm(host: Host) -> None:
+    """A step of a bisection that dies early, or a kernel without ttyS0."""
+    host.ends = {Accel.KVM: dies(""), Accel.TCG: dies("")}
+    with pytest.raises(BootError):
+        host.start()
+    assert host.tried == [Accel.KVM, Accel.TCG]
+    assert host.remembered == []
+
+
+@pytest.mark.parametrize(("accel", "console"), [("kvm", ""), ("auto", "Linux version 6.12.118")])
+def test_where_tcg_is_not_tried(host: Host, accel: str, console: str) -> None:
+    host.ends = {Accel.KVM: dies(console)}
+    with pytest.raises(BootError):
+        host.start(accel)
+    assert (host.tried, host.remembered) == ([Accel.KVM], [])
+
+
+# --- a template that QEMU refuses ------------------------------------------------------------------
+
+
+def coming_back(monkeypatch: pytest.MonkeyPatch, folder: Path, refused: int) -> tuple[VM, list[str]]:
+    """A VM whose template is refused so many times, and what happens to the template."""
+    happened: list[str] = []
+    template = SimpleNamespace(folder=folder, capabilities=SimpleNamespace(layout="layout"))
+
+    def use(_vm: VM, _machine: object) -> None:
+        happened.append("clone")
+        if happened.count("clone") <= refused:
+            raise RestoreError("QEMU 11.1.3 does not restore it: Unknown ramblock")
+
+    monkeypatch.setattr(VM, "_template", lambda _vm: template)
+    monkeypatch.setattr(VM, "_use", use)
+    monkeypatch.setattr(vm_module, "clone", lambda *_args: None)
+    monkeypatch.setattr(vm_module, "discard", lambda path: happened.append(f"discard {path.name}"))
+    vm = VM("debian", say=happened.append)
+    vm.spec = MachineSpec(Path("bzImage"), Path("initramfs"))
+    return vm, happened
+
+
+def test_a_template_that_qemu_refuses_is_made_again_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    vm, happened = coming_back(monkeypatch, tmp_path, 1)
+    vm._clone()
+    said = "QEMU 11.1.3 does not restore it: Unknown ramblock; making it again"
+    assert happened == ["clone", f"discard {tmp_path.name}", said, "clone"]
+    vm, happened = coming_back(monkeypatch, tmp_path, 2)
+    with pytest.raises(MachineryError, match="Unknown ramblock"):
+        vm._clone()
+    assert happened.count("clone") == 2, "and not for ever"
+    assert happened[-1].startswith("discard"), "nothing that is refused stays"
+
+
+# --- what a template depends on ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """A template's key on a host with these modules and this kernel."""
+    (tmp_path / "cpuinfo").write_text("model name : A\nflags : fpu\n\n")
+    monkeypatch.setattr("harness.machine.template._CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("harness.machine.template._MODULES", tmp_path)
+
+    def key(accel: Accel, release: str = "6.12.1", ept: str = "Y") -> str:
+        monkeypatch.setattr("platform.release", lambda: release)
+        (tmp_path / "kvm_intel/parameters").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kvm_intel/parameters/ept").write_text(f"{ept}\n")
+        return template_key(MachineSpec(Path("bzImage"), Path("initramfs"), accel), "kernel", BINARY)
+
+    return key
+
+
+def test_under_kvm_a_template_is_of_this_host_kernel_and_these_module_parameters(key: Callable[..., str]) -> None:
+    assert key(Accel.KVM) == key(Accel.KVM)
+    assert key(Accel.KVM) != key(Accel.KVM, release="6.12.2")
+    assert key(Accel.KVM) != key(Accel.KVM, ept="N")
+    assert key(Accel.TCG) == key(Accel.TCG, release="6.12.2", ept="N")
