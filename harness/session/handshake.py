@@ -14,17 +14,20 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 
 TIMEOUT_S = 20
+_TIMEOUTS = (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)
+_TIMEVAL = struct.Struct("ll")
 
 
 @contextlib.contextmanager
 def _bounded(connection: Connection, timeout_s: int) -> Iterator[None]:
     """No read or write of the block waits longer: it fails with EAGAIN (socket(7), SO_RCVTIMEO)."""
     with socket.socket(fileno=os.dup(connection.fileno())) as same:
-        for seconds in (timeout_s, 0):
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                same.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
-            if seconds:
-                yield
+        before = {option: same.getsockopt(socket.SOL_SOCKET, option, _TIMEVAL.size) for option in _TIMEOUTS}
+        for option in _TIMEOUTS:
+            same.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(timeout_s, 0))
+        yield
+        for option, value in before.items():
+            same.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 def accept(connection: Connection, key: bytes, timeout_s: int = TIMEOUT_S) -> None:
