@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -27,12 +28,44 @@ Progress = Callable[[str], None]
 
 _MARKER = ".complete"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: Kinds of entry that hold a guest's memory, which is nobody else's business, whatever the mode of the cache folder is.
+PRIVATE = frozenset({"templates", "kept"})
 
 
 def root() -> Path:
     """The cache folder: ``HUGEPFN_CACHE_DIR``, else the user's cache folder (XDG)."""
     chosen = os.environ.get("HUGEPFN_CACHE_DIR")
     return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("hugepfn")
+
+
+def _folder_of(kind: str) -> Path:
+    """Where the entries of a kind are. That of a private kind is closed to others, older versions' as well.
+
+    :raises MachineryError: the folder of a private kind is somebody else's, who may have put anything there.
+    """
+    folder = root() / kind
+    if kind in PRIVATE:
+        with contextlib.suppress(FileNotFoundError):
+            status = folder.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                raise MachineryError(
+                    f"{folder} must be a directory that you own, since machines are restored from it; "
+                    "remove it, or set HUGEPFN_CACHE_DIR to a folder of yours"
+                )
+            if status.st_mode & 0o077:
+                folder.chmod(0o700)
+    return folder
+
+
+def _make_root() -> None:
+    """:raises MachineryError: everybody may write there, so what is in it may be anybody's program."""
+    root().mkdir(parents=True, exist_ok=True, mode=0o700)
+    mode = root().stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise MachineryError(
+            f"{root()} can be written by every user of this host, and hugepfn runs what is in it: "
+            f"run `chmod o-w {root()}`, or set HUGEPFN_CACHE_DIR elsewhere"
+        )
 
 
 def say(progress: Progress | None, line: str) -> None:
@@ -68,7 +101,8 @@ def locked(name: str, what: str, progress: Progress | None = None, timeout_s: fl
     """
     folder = root() / "locks"
     with room_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_root()
+        folder.mkdir(exist_ok=True)
         lock = filelock.FileLock(folder / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
@@ -111,13 +145,13 @@ def flock(file: IO[str], who: str, timeout_s: float) -> None:
 
 def find(kind: str, name: str) -> Path | None:
     """A finished entry's folder, None where there is none. Costs one stat."""
-    entry = root() / kind / name
+    entry = _folder_of(kind) / name
     return entry if (entry / _MARKER).is_file() else None
 
 
 def entries(kind: str) -> list[Path]:
     """All finished entries of a kind, by name."""
-    folder = root() / kind
+    folder = _folder_of(kind)
     return sorted(e for e in folder.iterdir() if (e / _MARKER).is_file()) if folder.is_dir() else []
 
 
@@ -144,13 +178,14 @@ def obtain(
     with locked(f"{kind}.{name}", f"prepares {name}", progress, timeout_s):
         if found := find(kind, name):  # the one we waited for built it
             return found
-        folder = root() / kind
+        folder = _folder_of(kind)
+        mode = 0o700 if kind in PRIVATE else 0o777
         with room_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True, mode=mode)
             _sweep(folder, kind, own=name)
             temporary = folder / f".{name}.tmp-{os.getpid()}"
             try:
-                temporary.mkdir()
+                temporary.mkdir(mode=mode)
                 build(temporary)
                 (temporary / _MARKER).touch()
                 shutil.rmtree(folder / name, ignore_errors=True)  # there, but without its marker: not ours to trust
@@ -180,6 +215,8 @@ def write_note(path: Path, value: object) -> None:
     :raises MachineryError: no room, no permission.
     """
     with room_errors(path.parent):
+        if path.is_relative_to(root()):
+            _make_root()
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

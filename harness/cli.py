@@ -109,7 +109,7 @@ def kernels(refresh: bool, show_all: bool) -> None:
         if show_all or offer.cached or series not in shown:
             shown.add(series)
             table.add_row(f"debian:{offer.upstream}", offer.release, offer.suite, "yes" if offer.cached else "")
-    Console(highlight=False, width=100).print(table, soft_wrap=True)
+    Console(highlight=False, markup=False, emoji=False, width=100).print(table, soft_wrap=True)
 
 
 @cli.command()
@@ -157,7 +157,7 @@ def doctor(missing: bool, refresh: bool) -> None:
             if finding.required
             else "[yellow]note[/yellow]   "
         )
-        console.print(f"{mark} {finding.what}: {escape(finding.detail)}", soft_wrap=True)
+        console.print(f"{mark} {escape(finding.what)}: {escape(finding.detail)}", soft_wrap=True)
     if packages:
         console.print(f"\nTo mend it: [bold]{install_command(packages)}[/bold]", soft_wrap=True)
     if any(finding.required and not finding.fine for finding in findings):

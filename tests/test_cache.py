@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -201,3 +201,48 @@ def test_a_missing_program_names_its_package() -> None:
     assert find_program("sh", "dash").name == "sh"
     with pytest.raises(MachineryError, match="apt-get install kmod"):
         find_program("nosuchprogram", "kmod")
+
+
+# --- what holds a guest's memory -----------------------------------------------------------------
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """As most users have it: what is made may be read by all."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("kind", ["kept", "templates"])
+def test_a_guests_memory_is_nobody_elses_business(kind: str) -> None:
+    entry = cache.obtain(kind, "one", lambda folder: (folder / "ram").touch())
+    assert [path.stat().st_mode & 0o777 for path in (cache.root(), entry.parent, entry)] == [0o700] * 3
+
+
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("look", [lambda kind: cache.find(kind, "one"), cache.entries])
+def test_what_an_older_version_left_open_is_closed(look: Callable[[str], object]) -> None:
+    for kind in ("kept", "templates"):
+        old = cache.root() / kind / "one"
+        old.mkdir(parents=True)
+        (old / ".complete").touch()
+        assert look(kind)
+        assert old.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away takes root")
+def test_machines_of_somebody_else_are_not_restored() -> None:
+    folder = cache.root() / "templates"
+    folder.mkdir(parents=True)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(MachineryError, match="must be a directory that you own"):
+        cache.obtain("templates", "one", lambda _folder: None)
+
+
+def test_a_cache_that_everybody_may_write_to_is_refused() -> None:
+    cache.root().mkdir(parents=True)
+    cache.root().chmod(0o777)
+    with pytest.raises(MachineryError, match=r"run `chmod o-w .*`"):
+        cache.obtain("programs", "one", lambda _folder: None)

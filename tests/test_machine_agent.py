@@ -136,10 +136,7 @@ def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch)
     async def receive() -> None:
         qemu, agent, _ = await _agent_with_a_job()
 
-        async def never(_frame: Frame) -> None:
-            await asyncio.Event().wait()
-
-        monkeypatch.setattr(agent, "_write", never)
+        monkeypatch.setattr(agent, "_write", lambda _frame: asyncio.get_running_loop().create_future())
         for number in range(module._LATE_MAX):
             qemu.say(Frame("started", 100 + number, b"1").encode())
         with pytest.raises(ProtocolError, match="64 jobs have started that nobody asked for"):

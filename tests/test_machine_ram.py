@@ -139,6 +139,8 @@ def test_a_copy_has_the_same_bytes_and_the_same_holes(tmp_path: Path) -> None:
         copy = (tmp_path / "copy").read_bytes()
         assert copy == os.pread(guest.fd, 16 * MIB, 0)
         assert (tmp_path / "copy").stat().st_blocks * 512 < MIB
+        assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
+        assert os.fstat(guest.fd).st_mode & 0o777 == 0o600
     finally:
         guest.close()
 

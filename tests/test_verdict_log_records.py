@@ -24,10 +24,10 @@ def test_records() -> None:
     assert [record.sequence for record in part.records] == [0, 1, 2, 3]
     assert part.records[2] == LogRecord(2, 2722452, "hugepfn: checkpoint read pid 130")
     assert part.records[2].lines == ("[    2.722452] hugepfn: checkpoint read pid 130",)
-    assert part.records[3].text == "first\nsecond \\x41 \u00e4\x1b[31m"
+    assert part.records[3].text == "first\nsecond \\x41 \u00e4\\x1b[31m"
     assert part.records[3].lines == (
         "[    3.000001][   T77] first",
-        "[    3.000001][   T77] second \\x41 \u00e4\x1b[31m",
+        "[    3.000001][   T77] second \\x41 \u00e4\\x1b[31m",
     )
 
 

@@ -134,6 +134,7 @@ UNLIMITED = {
     ("session/server.py", "control.recv()"): "who started us has sent it, or is gone",
     ("session/server.py", "connection.recv()"): "the caller's end; each in a thread of its own",
     ("session/server.py", "self._stopping.wait()"): "a session lives until `hugepfn stop` or a signal",
+    ("session/server.py", "handshake.accept(connection, self._key)"): "SO_RCVTIMEO, in the handshake",
     ("session/server.py", "listener.accept()"): "the end of the listener; a thread of its own",
     ("session/session.py", "thread.join()"): "each thread is told to end just before",
     ("session/session.py", "out.get()"): "None in the queue, at the end of the command",

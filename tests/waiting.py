@@ -42,12 +42,13 @@ from harness.session.registry import About
 HERE = Path(__file__).parent
 SHORT_S = 0.5
 
-# A session's process, as far as another one sees it: it has the lock and a socket that nobody accepts at.
+# A session's process, as far as another one sees it: it knows the key, and then says nothing more.
 SESSION = """
 import signal, socket, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from harness.session import registry
+from multiprocessing.connection import Connection
+from harness.session import handshake, registry
 from harness.session.registry import About
 import os, time
 
@@ -58,8 +59,11 @@ signal.signal(signal.SIGTERM, polite)
 with registry.claim("one") as folder, socket.socket(socket.AF_UNIX) as listener:
     listener.bind(str(folder / registry.SOCKET))
     listener.listen(8)
+    key = registry.make_key(folder)
     registry.publish(folder, About("one", os.getpid(), "debian:6.12", "6.12.1", time.time()))
     print("up", flush=True)
+    connection = Connection(listener.accept()[0].detach())
+    handshake.accept(connection, key)
     signal.pause()
 """
 
@@ -223,6 +227,7 @@ def _session(stop: bool = True) -> Iterator[SessionClient]:
             assert child.stdout.readline() == "up\n"
             if stop:
                 child.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
             yield SessionClient(About("one", child.pid, "", "", 0.0))
         finally:
             child.kill()

@@ -207,7 +207,7 @@ def _held() -> dict[str, int]:
 def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:
     """Measures, prints one table, keeps the figures."""
     console = Console(highlight=False)
-    image = Kernel.parse(kernel, modules).resolve(lambda line: console.print(f"[dim]{line}[/dim]"))
+    image = Kernel.parse(kernel, modules).resolve(lambda line: console.print(line, style="dim", markup=False))
     with VM(image) as vm:
         spec = vm.spec
     console.print(

@@ -122,7 +122,7 @@ def bench_builds(spec: str, rounds: int) -> None:
     console = Console(highlight=False, width=_WIDE)
     os.environ["CCACHE_DISABLE"] = "1"
     recipe = Recipe(parse_origin(spec))
-    tree = source_tree(recipe, lambda line: console.print(f"[dim]{line}[/dim]"))
+    tree = source_tree(recipe, lambda line: console.print(line, style="dim", markup=False))
     ours = [full_build(recipe, tree)]
     console.print(f"{ours[0].what}: {ours[0].cpu_s:.0f} CPU s", soft_wrap=True)
     virtme = virtme_build(recipe.origin.slot, tree)

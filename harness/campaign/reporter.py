@@ -117,8 +117,9 @@ class RunReporter(SessionReporter):
             return
         self._said_context = True
         qemu = f", QEMU {context['qemu']} ({context['accel']})" if context["qemu"] else ""
+        about = escape(f": Linux {kernel['release']}{qemu}, {context['smp']} vCPU")
         self.console.print(
-            f"[bold]{escape(str(kernel['spec']))}[/bold]: Linux {kernel['release']}{qemu}, {context['smp']} vCPU",
+            f"[bold]{escape(str(kernel['spec']))}[/bold]{about}",
             highlight=False,
             soft_wrap=True,
         )
@@ -127,7 +128,7 @@ class RunReporter(SessionReporter):
         name = f"{result.scenario} {result.level or ''}".strip()
         observations = [Observation.from_json(one) for one in result.observations]
         if self.entries and observations:
-            self.console.print(f"\n[bold]{name}[/bold]")
+            self.console.print(f"\n[bold]{escape(name)}[/bold]")
             for line in entry_lines(rows(observations)):
                 self.console.print(line, soft_wrap=True)
         for claim in result.claims:

@@ -22,6 +22,7 @@ from harness.errors import ExitCode, UsageError
 from harness.kernel.build import BuiltSource
 from harness.kernel.build.patches import split
 from harness.kernel.build.slot import git, git_environment
+from harness.printable import printable
 from harness.verdict.series import Change, changes, steady
 from harness.verdict.table import Column, Table
 
@@ -116,7 +117,7 @@ def _git(folder: Path, *words: str) -> str:
     if done.status:
         said = done.words if done.stderr.strip() else "there is no such revision"
         raise UsageError(f"{folder}: git {words[0]} {words[-1]}: {said}")
-    return done.stdout.decode(errors="replace")
+    return printable(done.stdout)
 
 
 def _print(console: Console, steps: Sequence[Step], table: Table, found: Sequence[Change]) -> None:

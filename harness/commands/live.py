@@ -7,6 +7,7 @@ import functools
 import os
 import queue
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,16 @@ from harness.commands.options import level_option, live_options, scenarios_argum
 from harness.errors import HugepfnError, KernelDied, UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from harness.machine.agent import ExitStatus
+    from harness.machine.sshd import SshAddress
     from harness.session.client import SessionClient
     from harness.session.registry import About
     from harness.session.session import Session
 
 session_option = click.option("--session", "-s", metavar="NAME", help="which session  [default: the only one]")
-gdb_option = click.option("--gdb", is_flag=True, help="wait for gdb on a loopback port, and print the command")
+gdb_option = click.option("--gdb", is_flag=True, help="wait for gdb on a Unix socket, and print the command")
 _WIDE = 1000  # a long state is for the terminal to wrap, not for us to cut
 _STATE_TIMEOUT_S = 10.0
 _SIGNALLED = 128  # what a shell adds to a signal's number
@@ -122,7 +126,7 @@ def shell(name: str | None, gdb: bool, **options: Any) -> None:
 def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
     """SSH into a session: a login shell (Ctrl-] leaves), or COMMAND with its output and exit status.
 
-    On a loopback port, with a key made for this machine; nothing else is let in.
+    Through a socket that only you can reach, with a key made for this machine; nothing else is let in.
     """
     from harness.machine.agent import Stream
     from harness.machine.ssh import Ssh
@@ -152,14 +156,17 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
     _leave_as(ended.exit)
 
 
-def _openssh_line(name: str, where: Any) -> str:
+def _openssh_line(name: str, where: SshAddress) -> str:
+    """Writes what OpenSSH needs into the session's folder, and says how to use it."""
+    from harness.machine.sshd import openssh_files
     from harness.session.registry import folder_of
 
-    key, known = folder_of(name) / "ssh_key", folder_of(name) / "known_hosts"
-    key.touch(mode=0o600)
-    key.write_text(where.client_key)
-    known.write_text(f"{where.known_hosts}\n")
-    return f"ssh -i {key} -o UserKnownHostsFile={known} -o IdentitiesOnly=yes -p {where.port} root@127.0.0.1"
+    folder = folder_of(name)
+    for file, text in openssh_files(where, folder).items():
+        file.unlink(missing_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(text)
+    return shlex.join(["ssh", "-F", str(folder / "ssh_config"), name])
 
 
 def _leave_as(ended: ExitStatus) -> None:
@@ -246,10 +253,17 @@ def log(session: str | None) -> None:
     click.echo(client_of(session).call("log"), nl=False)
 
 
+def _print_table(table: Table, otherwise: str) -> None:
+    """Prints it as it is: what is in brackets is no markup, since a guest may have said it."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False, width=_WIDE)
+    console.print(table if table.row_count else otherwise, soft_wrap=True)
+
+
 @click.command()
 def ps() -> None:
     """Show this user's sessions."""
-    from rich.console import Console
     from rich.table import Table
 
     from harness.session.client import SessionClient
@@ -265,7 +279,7 @@ def ps() -> None:
         except HugepfnError as error:  # it ends just now
             state = str(error)
         table.add_row(about.name, str(about.pid), about.kernel, about.release, age, state)
-    Console(highlight=False, width=_WIDE).print(table if table.row_count else "no sessions", soft_wrap=True)
+    _print_table(table, "no sessions")
 
 
 @click.command()
@@ -299,7 +313,6 @@ def serve_session(descriptor: int) -> None:
 @click.option("--rm", "unwanted", multiple=True, metavar="NAME", help="throw it away; may be repeated")
 def kept(unwanted: tuple[str, ...]) -> None:
     """Show the machines that --keep-vm kept, for `hugepfn shell NAME`; or throw some away."""
-    from rich.console import Console
     from rich.table import Table
 
     from harness.machine import kept as machines
@@ -316,7 +329,7 @@ def kept(unwanted: tuple[str, ...]) -> None:
             table.add_row(name, "", "", "another version of hugepfn: it can only be thrown away")
         else:
             table.add_row(name, str(one.state.stat().st_size >> 20), one.kernel, one.why)
-    Console(highlight=False, width=_WIDE).print(table if table.row_count else "no kept machines", soft_wrap=True)
+    _print_table(table, "no kept machines")
 
 
 COMMANDS = (kept, start, shell, ssh, exec_, rerun, log, ps, stop, serve_session)

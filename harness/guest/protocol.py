@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from harness.errors import ProtocolError
 from harness.guest import bounds
 from harness.guest.bounds import shown
+from harness.printable import printable
 
 _HEADER_LIMIT = 128
 #: Of one frame, either way.
@@ -55,8 +56,8 @@ class Frame:
 
     @property
     def text(self) -> str:
-        """The payload as text, for the verbs whose payload is words."""
-        return self.payload.decode("utf-8", "replace")
+        """The payload as printable text, for the verbs whose payload is words."""
+        return printable(self.payload)
 
 
 class FrameDecoder:
@@ -238,7 +239,7 @@ def _unpacked_words(runs: Sequence[str]) -> tuple[int, ...]:
 
 
 class LineDecoder:
-    """Bytes in, as they come; whole lines out, without their newline."""
+    """Bytes in, as they come; whole printable lines out, without their newline."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
@@ -251,14 +252,14 @@ class LineDecoder:
         *ends, rest = data.split(b"\n")
         lines = []
         for end in ends:
-            lines.append(self._add(end).decode("utf-8", "replace").strip("\r"))
+            lines.append(printable(bytes(self._add(end)).strip(b"\r")))
             self._pending.clear()
         self._add(rest)
         return [line for line in lines if line]
 
     def _add(self, data: bytes) -> bytearray:
         if len(self._pending) + len(data) > bounds.LINE_MAX_BYTES:
-            begin = shown(bytes(self._pending[:64] + data[:64]).decode("utf-8", "replace"))
+            begin = shown(printable(bytes(self._pending[:64] + data[:64])))
             raise ProtocolError(f"events: a line of more than {bounds.LINE_MAX_BYTES} bytes, which begins {begin}")
         self._pending += data
         return self._pending

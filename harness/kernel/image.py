@@ -15,6 +15,7 @@ from typing import BinaryIO
 from harness.errors import UsageError
 from harness.kernel.identity import content_key
 from harness.kernel.kconfig import Kconfig
+from harness.printable import printable
 
 _EXPECTED = "expected an x86-64 bzImage or vmlinux"
 
@@ -148,7 +149,7 @@ def _bzimage_release(path: Path, head: bytes) -> str:
     if protocol < 0x20C or not xloadflags & _XLF_KERNEL_64:
         raise UsageError(f"{path} is a 32-bit bzImage, {_EXPECTED}")
     text = head[_SETUP_START + pointer :].split(b"\0", 1)[0] if pointer else b""
-    words = text.decode("ascii", "replace").split()
+    words = printable(text).split()
     if not words or not words[0][0].isdigit():
         raise UsageError(f"{path} is a bzImage without a version string (header field kernel_version), {_EXPECTED}")
     return words[0]
@@ -169,7 +170,7 @@ def _vmlinux(path: Path, head: bytes, file: BinaryIO) -> tuple[ImageKind, str, K
             raise UsageError(f"{path} is an ELF program without the words 'Linux version', {_EXPECTED}")
         embedded = _IKCONFIG.search(data)
         config = Kconfig(gzip.decompress(embedded[1]).decode(errors="replace")) if embedded else None
-        return ImageKind.VMLINUX, banner[1].decode("ascii", "replace"), config
+        return ImageKind.VMLINUX, printable(banner[1]), config
 
 
 def _config_beside(image: Path, release: str, modules_dir: Path | None) -> Path | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
+from harness.printable import printable
 from harness.signals import HeldSignals
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
@@ -63,7 +64,7 @@ def run(
     finally:
         if process.returncode is None:
             _end(process)
-    finished = Finished(process.returncode, stdout, stderr.decode(errors="replace"))
+    finished = Finished(process.returncode, stdout, printable(stderr))
     if check and finished.status != 0:
         check_room(finished, name)
         raise MachineryError(f"{name} failed (exit status {finished.status}): {finished.words}")
@@ -93,7 +94,7 @@ def follow(
         assert process.stdout is not None, "it is a pipe"
         with ended_after(process, Path(words[0]).name, timeout_s):
             for line in process.stdout:
-                on_line(line.decode(errors="replace").rstrip("\n"))
+                on_line(printable(line).rstrip("\n"))
             return process.wait()
     finally:
         if process.returncode is None:

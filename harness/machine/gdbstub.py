@@ -1,4 +1,7 @@
-"""gdb on a running guest: QEMU's own stub on a loopback port, and the command that attaches with the right symbols.
+"""gdb on a running guest: QEMU's own stub on a Unix socket, and the command that attaches with the right symbols.
+
+The stub asks nobody for a password, and passes gdb's ``monitor`` commands on to QEMU, which run programs on this host.
+So it listens in a folder that only this user can enter, and never on a port (docs/security.md).
 
 While gdb holds the guest, walks read it as at any stop. While gdb lets it run, a stop from here looks to gdb like an
 interrupt: leave one of the two alone.
@@ -7,14 +10,13 @@ interrupt: leave one of the two alone.
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import cache
-from harness.errors import MachineryError, PremiseNotMet
+from harness.errors import MachineryError, PremiseNotMet, UsageError
 from harness.kernel.elf import symbols_as_elf
 from harness.machine.facts import FUNCTION_LETTERS, KernelFacts, kernel_symbols
 from harness.machine.qemu import Qemu
@@ -22,17 +24,14 @@ from harness.machine.qemu import Qemu
 if TYPE_CHECKING:
     from harness.machine.vm import VM
 
-HOST = "127.0.0.1"
 _LINKED_AT = 0xFFFFFFFF81000000  # where _text is without KASLR (__START_KERNEL, CONFIG_PHYSICAL_START of 16 MiB)
-_LISTENING = re.compile(r"tcp:[\d.]+:(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
 class GdbStub:
     """Where gdb finds the guest, which stands still until gdb lets it go."""
 
-    host: str
-    port: int
+    socket: Path
     symbols: Path | None  # a vmlinux of exactly this kernel, or the names that kallsyms has
     text: int | None  # vaddr of the kernel's _text now; None: the kernel does not tell
     offset: int  # bytes that KASLR moved it from where symbols has it
@@ -43,8 +42,8 @@ class GdbStub:
         """The command that attaches."""
         words = ["gdb", "-ex", "set architecture i386:x86-64"]
         if self.symbols is not None:
-            words += ["-ex", f"symbol-file -o {self.offset:#x} {self.symbols}"]
-        return [*words, "-ex", f"target remote {self.host}:{self.port}"]
+            words += ["-ex", f"symbol-file -o {self.offset:#x} {_for_gdb(self.symbols)}"]
+        return [*words, "-ex", f"target remote {self.socket}"]
 
     @property
     def command(self) -> str:
@@ -55,9 +54,16 @@ class GdbStub:
 def start_stub(vm: VM) -> GdbStub:
     """Stops the guest and lets gdb come.
 
-    :raises UsageError: the machine stands still, and what the kernel says of itself was never asked for.
-    :raises MachineryError: QEMU does not open the port.
+    :raises UsageError: the machine stands still, and what the kernel says of itself was never asked for; or the
+        socket's path is none that gdb takes.
+    :raises MachineryError: QEMU does not open the socket.
     """
+    socket = vm.sockets.socket("gdb")
+    if ":" in str(socket):
+        raise UsageError(
+            f"gdb takes {socket} for a host and a port, as it has a colon in it; "
+            "set HUGEPFN_RUNTIME_DIR (for a session) or TMPDIR to a folder that has none"
+        )
     facts = vm.processes.facts
     text = None
     with contextlib.suppress(PremiseNotMet):
@@ -75,7 +81,13 @@ def start_stub(vm: VM) -> GdbStub:
             f"no vmlinux of {vm.kernel.spec} is on this host: gdb has the names that kallsyms has, no types and no "
             "lines; a kernel built by hugepfn has its vmlinux, and so has a distribution's debug package"
         )
-    return GdbStub(HOST, vm.on_loop(_listen(vm.qemu)), symbols, text, offset, note)
+    vm.on_loop(_listen(vm.qemu, socket))
+    return GdbStub(socket, symbols, text, offset, note)
+
+
+def _for_gdb(path: Path) -> str:
+    """A file's name as a word of gdb's command line."""
+    return '"' + str(path).replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
 def _names_only(facts: KernelFacts, text: int) -> Path:
@@ -93,12 +105,20 @@ def _names_only(facts: KernelFacts, text: int) -> Path:
     return cache.obtain("symbols", key, build) / "kallsyms.elf"
 
 
-async def _listen(qemu: Qemu) -> int:
-    """Opens the stub on a port that the system chooses."""
+async def _listen(qemu: Qemu, socket: Path) -> None:
+    """Opens the stub, unless it is open already."""
     await qemu.follow_stops()
     await qemu.stop()
-    said = await qemu.execute("human-monitor-command", {"command-line": f"gdbserver tcp:{HOST}:0"})
-    for device in await qemu.execute("query-chardev") or ():  # type: ignore[attr-defined]
-        if device["label"] == "gdb" and (found := _LISTENING.search(device["filename"])):
-            return int(found[1])
-    raise MachineryError(f"QEMU does not wait for gdb: {str(said).strip()!r}")
+    said: object = ""
+    if not await _open(qemu):
+        where = str(socket).replace(",", ",,").replace("\\", r"\\").replace('"', r"\"")
+        command = f'gdbserver "unix:{where},server=on,wait=off"'
+        said = await qemu.execute("human-monitor-command", {"command-line": command})
+    if not await _open(qemu) or not socket.is_socket():
+        raise MachineryError(f"QEMU does not wait for gdb on {socket}: {str(said).strip()!r}")
+
+
+async def _open(qemu: Qemu) -> bool:
+    """Whether the stub has its channel, which QEMU calls "gdb" (gdbstub.c, gdbserver_start())."""
+    channels = await qemu.execute("query-chardev")
+    return any(device["label"] == "gdb" for device in (channels if isinstance(channels, list) else ()))

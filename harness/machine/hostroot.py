@@ -1,8 +1,8 @@
 """The host's root file system for a guest (``--guest host``): how a kernel gets it, and what QEMU is given for it.
 
-Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``); so does a
-virtiofsd (``--readonly``), or it runs in a view of the file system in which nothing can be written (readonly.py).
-What the guest writes lies in its own memory, an overlay that init.c puts over it.
+Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``), so does a
+virtiofsd (``--readonly``), and both serve a read-only view that has none of the host's /proc, /sys, /dev and /run
+(readonly.py). What the guest writes lies in its own memory, an overlay that init.c puts over it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -28,6 +28,7 @@ from harness.kernel import KernelImage, load_order
 from harness.kernel.process import run
 from harness.machine.aside import aside
 from harness.machine.spec import Root
+from harness.printable import printable
 
 #: The mount tag, which init.c knows too.
 _TAG = "ROOTFS"
@@ -38,6 +39,8 @@ _NEEDS: Mapping[Root, Mapping[str, str]] = {
 }
 _DAEMONS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _READONLY = Path(__file__).with_name("readonly.py")
+#: The folder that the view covers, for the server alone: one that is there for sure, and that no server needs.
+VIEW = str(_READONLY.parent)
 _ANOTHER = "use a kernel of your own: hugepfn build TREE --fragment hostroot"
 _ASK_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 5.0  # after SIGKILL
@@ -89,6 +92,11 @@ def _missing(kernel: KernelImage, root: Root) -> list[str]:
     return lacking + [f"the module of CONFIG_{symbol}=m" for symbol, module in as_modules.items() if module in gone]
 
 
+def in_view(mode: str, argv: Sequence[str]) -> list[str]:
+    """The command line that runs another with the view at :data:`VIEW`; modes are readonly.py's."""
+    return [sys.executable, "-I", "-S", str(_READONLY), VIEW, mode, *argv]
+
+
 @dataclass(frozen=True)
 class Virtiofsd:
     """A virtiofsd of this host. There are two, with other words: QEMU's own up to 7.2, in C, and one in Rust since."""
@@ -102,16 +110,17 @@ class Virtiofsd:
         return "--readonly" in self.words
 
     def argv(self, listener: int) -> list[str]:
-        """Its command line; root has it run in a view of the file system in which nothing can be written.
+        """Its command line: it serves the view, and nothing can be written by it anywhere.
 
         :param listener: a listening socket that it inherits.
         """
-        view = [sys.executable, "-I", "-S", str(_READONLY)] if os.geteuid() == 0 else []
-        options = ["-o", "source=/", "-o", "sandbox=chroot", "-o", "log_level=err"]
+        source = VIEW.replace("\\", "\\\\").replace(",", "\\,")
+        options = ["-o", f"source={source}", "-o", "sandbox=chroot", "-o", "log_level=err"]
         if "--shared-dir" in self.words:
             # A submount that is announced is an automount in the guest, which no overlay goes through.
-            options = ["--shared-dir=/", "--no-announce-submounts", "--sandbox=none", "--log-level=error"]
-        return [*view, self.path, f"--fd={listener}", *options, *(["--readonly"] if self.refuses_to_write else [])]
+            options = [f"--shared-dir={VIEW}", "--no-announce-submounts", "--sandbox=none", "--log-level=error"]
+        readonly = ["--readonly"] if self.refuses_to_write else []
+        return in_view("all", [self.path, f"--fd={listener}", *options, *readonly])
 
 
 def find_virtiofsd() -> Virtiofsd:
@@ -154,9 +163,12 @@ class FileServer:
         connection, said = socket.socket(socket.AF_UNIX), tempfile.TemporaryFile()  # noqa: SIM115 - end() closes it
         try:
             with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind("")  # a name of the kernel's choice, gone with the socket (unix(7), autobind)
-                listener.listen(1)
-                connection.connect(listener.getsockname())
+                # A folder that nobody else can enter, and that is gone before the server starts: an abstract name
+                # (unix(7)) is anybody's to connect to, and the first who does is served.
+                with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
+                    listener.bind(f"{folder}/fs")
+                    listener.listen(1)
+                    connection.connect(f"{folder}/fs")
                 process = await asyncio.create_subprocess_exec(
                     *("setpriv", "--pdeathsig", "KILL", "--"),
                     *daemon.argv(listener.fileno()),
@@ -176,7 +188,7 @@ class FileServer:
     def words(self) -> str:
         """What it complained about, its last line."""
         self._said.seek(0)
-        return (self._said.read().decode("utf-8", "replace").strip().splitlines() or [""])[-1]
+        return (printable(self._said.read()).strip().splitlines() or [""])[-1]
 
     async def end(self) -> None:
         """Ends and reaps it."""
@@ -192,7 +204,7 @@ def root_args(root: Root, server: FileServer | None) -> list[str]:
     """What QEMU is given for the guest's root."""
     args: list[str] = []
     if root is Root.HOST_9P:
-        export_virtfs(_Qemu(), virtme_arch("x86_64"), args, VirtFSConfig(path="/", mount_tag=_TAG, readonly=True))
+        export_virtfs(_Qemu(), virtme_arch("x86_64"), args, VirtFSConfig(path=VIEW, mount_tag=_TAG, readonly=True))
     elif server is not None:
         args += ["-chardev", f"socket,id=hostroot,fd={server.connection.fileno()}"]
         args += ["-device", f"vhost-user-fs-pci,chardev=hostroot,tag={_TAG}"]

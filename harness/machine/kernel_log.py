@@ -7,7 +7,6 @@ The console is there at once, and shows what the console level lets through: it 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from harness.errors import ProtocolError
 from harness.guest import bounds
+from harness.printable import PrintableDecoder
 from harness.verdict import LogPart, log_message
 
 _TAIL_LINES = 25
@@ -52,7 +52,7 @@ class SavedLog:
 
 
 class KernelLog:
-    """Everything that the kernel said; grows while the machine runs."""
+    """Everything that the kernel said, as printable text; grows while the machine runs."""
 
     def __init__(self) -> None:
         self.reading = asyncio.Lock()  # one reader at a time asks for records
@@ -63,8 +63,7 @@ class KernelLog:
         self._console_parts: list[str] = []
         self._size_bytes = 0
         self._covered = 0  # so far the console shows nothing that is not in a record
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._carriage_return = b""
+        self._decoder = PrintableDecoder()
         self._spoken = asyncio.Event()
 
     # --- the console -----------------------------------------------------------------------------
@@ -81,10 +80,7 @@ class KernelLog:
         self._size_bytes += len(data)
         if self._size_bytes > bounds.LOG_MAX_BYTES:
             raise ProtocolError(f"the kernel's log is longer than the {bounds.LOG_MAX_BYTES >> 20} MiB that are kept")
-        data = self._carriage_return + data
-        self._carriage_return = b"\r" if data.endswith(b"\r") else b""
-        text = self._decoder.decode(data[: len(data) - len(self._carriage_return)].replace(b"\r\n", b"\n"))
-        self._console_parts.append(text)
+        self._console_parts.append(self._decoder.feed(data))
         self._spoken.set()
 
     @property

@@ -10,6 +10,7 @@ from harness.machine.registers import ControlRegisters
 from harness.pagetable import Layout, WalkError, root_paddr, translate
 from harness.pagetable.bits import PAGE_SIZE_BYTES
 from harness.pagetable.memory import Memory
+from harness.printable import printable
 
 #: The name of the first task, "swapper" or "swapper/0" (include/linux/init_task.h, INIT_TASK_COMM).
 _FIRST_TASK = b"swapper"
@@ -62,7 +63,7 @@ class KernelMemory:
 
     def text(self, vaddr: int, size_bytes: int) -> str:
         """A C string in an array of this size."""
-        return self.read(vaddr, size_bytes).partition(b"\0")[0].decode("utf-8", "replace")
+        return printable(self.read(vaddr, size_bytes).partition(b"\0")[0])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

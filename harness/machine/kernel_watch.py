@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from harness.errors import HugepfnError
 from harness.machine.log_reader import read_log
+from harness.printable import printable
 from harness.verdict import Complaint, Taint, added_taint, alarming_taint, describe_taint, parse_taint, scan
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class KernelWatch:
         :raises MachineryError: the log cannot be read.
         """
         await read_log(self._vm.qemu, self._vm.agent, f"after {self._program}", _LOG_TIMEOUT_S)
-        tainted = parse_taint((await self._vm.agent.get("/proc/sys/kernel/tainted")).decode())
+        tainted = parse_taint(printable(await self._vm.agent.get("/proc/sys/kernel/tainted")))
         self.taint = alarming_taint(added_taint(parse_taint(self._vm.ready["taint"]), tainted))
         self.settled = True
 

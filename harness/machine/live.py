@@ -19,9 +19,11 @@ from harness.machine.command import Completed, Sink, execute
 from harness.machine.log_reader import read_log
 from harness.machine.loop import LoopThread
 from harness.machine.machine import Machine, Origin
+from harness.machine.private import PrivateFolder
 from harness.machine.qemu import Qemu
 from harness.machine.ram import GuestMemory
 from harness.pagetable import Region
+from harness.printable import printable
 from harness.verdict import Taint, parse_taint
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class LiveMachine:
         self._loop: LoopThread | None = None
         self._qemu: Qemu | None = None
         self._machine: Machine | None = None
+        self.sockets = PrivateFolder()  # where gdb and SSH come in
         self._shell: Job | None = None
         self._sshd: tuple[SshServer, SshAddress] | None = None
         self._sent: dict[Path, tuple[int, int]] = {}  # shared libraries: size and mtime_ns
@@ -71,6 +74,7 @@ class LiveMachine:
                 self._qemu.ram.close()
         finally:
             loop.close()
+            self.sockets.close()
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the machine's event loop."""
@@ -147,7 +151,7 @@ class LiveMachine:
     @property
     def taint(self) -> Taint:
         """/proc/sys/kernel/tainted now."""
-        return parse_taint(self.get("/proc/sys/kernel/tainted").decode())
+        return parse_taint(printable(self.get("/proc/sys/kernel/tainted")))
 
     @property
     def memory(self) -> GuestMemory:
@@ -210,7 +214,7 @@ class LiveMachine:
             from harness.machine.sshd import SshServer  # paramiko takes 0.15 s, and few need it
 
             server = SshServer(self.machine)
-            self._sshd = server, self.on_loop(server.start())
+            self._sshd = server, self.on_loop(server.start(self.sockets.socket("ssh")))
         return self._sshd[1]
 
     @property

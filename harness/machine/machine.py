@@ -21,6 +21,7 @@ from harness.machine.spec import BAR_BDF, BAR_SLOT, Accel, MachineSpec
 from harness.machine.template import Template
 from harness.machine.witness import bars_from_pci, bars_from_sysfs
 from harness.pagetable import Region
+from harness.printable import printable
 
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
 
@@ -88,7 +89,7 @@ async def boot(
     qemu.pump(agent.channel.events, on_event)
     bars = bars_from_pci(await qemu.execute("query-pci"), BAR_SLOT)
     if not bars:  # it sleeps
-        bars = bars_from_sysfs((await agent.get(f"/sys/bus/pci/devices/{BAR_BDF}/resource")).decode())
+        bars = bars_from_sysfs(printable(await agent.get(f"/sys/bus/pci/devices/{BAR_BDF}/resource")))
     return Machine(qemu, agent, ready, bars, Origin.BOOT)
 
 

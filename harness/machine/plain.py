@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.errors import DeadlineError
 from harness.machine.agent import ExitStatus, Job
 from harness.machine.kernel_watch import KernelWatch
+from harness.printable import printable
 
 if TYPE_CHECKING:
     from harness.machine.vm import VM
@@ -36,7 +37,7 @@ class PlainRun:
     @property
     def output(self) -> str:
         """What it has said so far, on standard output and error."""
-        return bytes(self.job.stdout).decode("utf-8", "replace")
+        return printable(bytes(self.job.stdout))
 
     def finish(self, timeout_s: float) -> ExitStatus:
         """Waits for its end, and for everything that the kernel had to say by then.

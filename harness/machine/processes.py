@@ -15,6 +15,7 @@ from harness.machine.tasks import Task, Tasks, first_task
 from harness.pagetable import Layout, Leaf, LeafArrays, Run, Walk, entry_arrays, leaf_mask, only, runs, walk
 from harness.pagetable.bits import Level
 from harness.pagetable.entry import Entry
+from harness.printable import printable
 
 if TYPE_CHECKING:
     from harness.machine.vm import VM
@@ -141,7 +142,7 @@ class Processes:
                 entries = entry_arrays(self._vm.memory, process.paddr, 0, half, process.layout)
             after = self._maps(pid)
             if before == after:
-                areas, elsewhere = count_areas(parse_maps(before.decode("utf-8", "replace")), entries, process.layout)
+                areas, elsewhere = count_areas(parse_maps(printable(before)), entries, process.layout)
                 return ProcessAreas(process, areas, elsewhere)
             before = after
         raise MachineryError(f"the areas of process {process} changed in each of {_TRIES} looks: stop it first")

@@ -18,11 +18,12 @@ from qemu.qmp.qmp_client import ExecuteError
 from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, QemuRefused
 from harness.machine.binary import QemuBinary
 from harness.machine.deadline import Deadline, first_of
-from harness.machine.hostroot import FileServer, root_args
+from harness.machine.hostroot import FileServer, in_view, root_args
 from harness.machine.kernel_log import KernelLog, LogMark
 from harness.machine.last_words import LastWords
 from harness.machine.ram import GuestRam
 from harness.machine.spec import Accel, Descriptors, MachineSpec, Root, qemu_argv
+from harness.printable import printable
 from harness.verdict import scan
 
 T = TypeVar("T")
@@ -81,13 +82,15 @@ class Qemu:
         descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
         root, share = root_args(self.spec.root, self._files), self.ram.share
         self.argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
+        # QEMU's own file server has the view; a virtiofsd has it to itself.
+        argv = in_view("view", self.argv) if self.spec.root is Root.HOST_9P else self.argv
         inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
         inherited += [self._files.connection.fileno()] if self._files is not None else []
         self._words, stderr = await LastWords.listen()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 # QEMU ends when this thread does, even by SIGKILL.
-                *("setpriv", "--pdeathsig", "KILL", "--", *self.argv),
+                *("setpriv", "--pdeathsig", "KILL", "--", *argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -120,7 +123,7 @@ class Qemu:
     @property
     def stderr(self) -> str:
         """What QEMU itself complained about."""
-        return self._words.data.decode("utf-8", "replace").strip() if self._words is not None else ""
+        return printable(self._words.data).strip() if self._words is not None else ""
 
     @property
     def pid(self) -> int:

@@ -96,10 +96,11 @@ class SharedRam:
             self._map.close()
 
     def copy_to(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
-        """Copies what is in use to another file, holes left out. The machine must be stopped.
+        """Copies what is in use to a new file with mode 0600, holes left out. The machine must be stopped.
 
         :param check: called for each part; it may raise to end this.
         """
+        path.touch(mode=0o600, exist_ok=False)
         with path.open("wb") as file:
             size_bytes = os.fstat(self.fd).st_size
             file.truncate(size_bytes)

@@ -32,6 +32,7 @@ from harness.machine.result import RunResult
 from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
 from harness.machine.witness import Witness, needs_registration
 from harness.pagetable import LeafArrays
+from harness.printable import printable
 from harness.verdict import Complaint, Taint, parse_ktap
 from harness.verdict.invariants import Violation
 
@@ -306,8 +307,7 @@ class GuestRun:
 
     async def _collect(self) -> RunResult:
         exited = await self.job.exited
-        stdout = bytes(self.job.stdout).decode("utf-8", "replace")
-        stderr = bytes(self.job.stderr).decode("utf-8", "replace")
+        stdout, stderr = printable(bytes(self.job.stdout)), printable(bytes(self.job.stderr))
         return RunResult(parse_ktap(stdout), exited, stdout, stderr)
 
     async def _kill(self, number: signal.Signals) -> None:

@@ -25,7 +25,8 @@ from harness.errors import DeadlineError, MachineryError
 from harness.guest.bounds import OUTPUT_MAX_BYTES, shown
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Stream
 from harness.machine.command import Completed, Sink
-from harness.machine.sshd import SshAddress
+from harness.machine.sshd import HOST, SshAddress
+from harness.printable import printable
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what goes wrong is an error of ours, with its reason
 
@@ -63,14 +64,16 @@ class Ssh:
         self._address = address
         self._client = paramiko.SSHClient()
         kind, blob = address.host_key.split()
-        name = f"[127.0.0.1]:{address.port}"
-        self._client.get_host_keys().add(name, kind, paramiko.PKey.from_type_string(kind, base64.b64decode(blob)))
+        self._client.get_host_keys().add(HOST, kind, paramiko.PKey.from_type_string(kind, base64.b64decode(blob)))
         self._client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        connection = socket.socket(socket.AF_UNIX)
         try:
+            connection.settimeout(_CONNECT_TIMEOUT_S)
+            connection.connect(str(address.socket))
             self._client.connect(
-                "127.0.0.1",
-                address.port,
-                "root",
+                HOST,
+                username="root",
+                sock=connection,
                 pkey=paramiko.ECDSAKey.from_private_key(io.StringIO(address.client_key)),
                 allow_agent=False,
                 look_for_keys=False,
@@ -80,7 +83,10 @@ class Ssh:
                 transport_factory=_transport,
             )
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise MachineryError(f"no SSH connection to the guest on 127.0.0.1:{address.port}: {error}") from error
+            self._client.close()
+            connection.close()
+            why = printable(str(error))
+            raise MachineryError(f"no SSH connection to the guest at {address.socket}: {why}") from error
 
     def close(self) -> None:
         """Disconnects."""
@@ -153,7 +159,7 @@ class Ssh:
         path = shlex.quote(remote)
         done = self.run(f"cat > {path} && chmod {mode:o} {path}", stdin=data)
         if not done.ok:
-            raise MachineryError(f"put {remote}: {done.stderr.decode(errors='replace').strip() or done.exit}")
+            raise MachineryError(f"put {remote}: {printable(done.stderr).strip() or done.exit}")
 
     def get(self, remote: str) -> bytes:
         """Reads a file of the guest's.
@@ -162,7 +168,7 @@ class Ssh:
         """
         done = self.run(f"cat {shlex.quote(remote)}")
         if not done.ok:
-            raise MachineryError(f"get {remote}: {done.stderr.decode(errors='replace').strip() or done.exit}")
+            raise MachineryError(f"get {remote}: {printable(done.stderr).strip() or done.exit}")
         return done.stdout
 
     def shell(self, terminal: str, columns: int, rows: int) -> paramiko.Channel:

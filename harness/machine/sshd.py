@@ -1,7 +1,8 @@
 """An SSH server in the guest, reached through the agent's channel: no network device, no network in the guest.
 
-The host listens on a loopback port. Each connection is a dropbear of its own in the guest, started as inetd would start
-it, whose one socket the agent connects to ours. Nothing but that port leads there, and nothing leads out of the guest.
+The host listens on a Unix socket in a folder that only this user can enter. Each connection is a dropbear of its own in
+the guest, started as inetd would start it, whose one socket the agent connects to ours. Nothing but that socket leads
+there, and nothing leads out of the guest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import asyncio
 import contextlib
 import io
 import os
+import shlex
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,24 +41,56 @@ _KEYGEN_TIMEOUT_S = 30
 _KEY_BITS = 256
 _UNREAD_MAX_BYTES = 16 << 20  # of one connection; sixteen times what SSH lets be on its way
 _LOG_MAX_BYTES = 64 << 10
+_CONNECT = Path(__file__).with_name("ssh_connect.py")
+#: What the guest is called where a name of a host is wanted.
+HOST = "hugepfn"
+#: Connections at once: each is one of the agent's jobs (guest_tests/lib/init.c, JOBS), and `exec` needs some, too.
+CONNECTIONS_MAX = 8
 
 
 @dataclass(frozen=True)
 class SshAddress:
     """Where the server is, and the two keys: its own, and the only one that it lets in."""
 
-    port: int  # on 127.0.0.1
+    socket: Path
     host_key: str  # "ssh-ed25519 AAAA..."
     client_key: str  # a private key, PEM
 
     @property
     def known_hosts(self) -> str:
         """The line of a known_hosts file that pins the server's key."""
-        return f"[127.0.0.1]:{self.port} {self.host_key}"
+        return f"{HOST} {self.host_key}"
+
+
+def openssh_files(address: SshAddress, folder: Path) -> dict[Path, str]:
+    """What ssh(1), scp(1) and rsync(1) need to get there: ``ssh -F FOLDER/ssh_config NAME``, whatever the name.
+
+    :param folder: a folder that only this user can read.
+    """
+    key, known = folder / "ssh_key", folder / "known_hosts"
+    way = shlex.join([sys.executable, "-I", "-S", str(_CONNECT), str(address.socket)])
+
+    def plain(words: object) -> str:
+        return str(words).replace("%", "%%")  # percent signs are ssh_config's own
+
+    config = f"""\
+Host *
+    HostName {HOST}
+    HostKeyAlias {HOST}
+    User root
+    IdentityFile "{plain(key)}"
+    IdentitiesOnly yes
+    UserKnownHostsFile "{plain(known)}"
+    GlobalKnownHostsFile /dev/null
+    StrictHostKeyChecking yes
+    ProxyCommand {plain(way)}
+    ProxyUseFdpass yes
+"""
+    return {key: address.client_key, known: f"{address.known_hosts}\n", folder / "ssh_config": config}
 
 
 class SshServer:
-    """The host's end: a loopback port, and a job of the agent's for each connection."""
+    """The host's end: a socket, and a job of the agent's for each connection."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -63,17 +98,19 @@ class SshServer:
         self._connections: set[asyncio.Task[None]] = set()
         self.log = bytearray()  # what the dropbears say of themselves
 
-    async def start(self) -> SshAddress:
+    async def start(self, socket: Path) -> SshAddress:
         """Installs the server in the guest, and listens.
+
+        :param socket: where, in a folder that nobody else can enter.
 
         :raises MachineryError: dropbear is not on this host.
         """
         host_key, private_host_key = await asyncio.to_thread(_make_host_key)
         client_key = paramiko.ECDSAKey.generate(bits=_KEY_BITS)
         await self._install(private_host_key, f"{client_key.get_name()} {client_key.get_base64()}")
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return SshAddress(port, host_key, _private_pem(client_key))
+        self._server = await asyncio.start_unix_server(self._connected, socket)
+        socket.chmod(0o600)
+        return SshAddress(socket, host_key, _private_pem(client_key))
 
     async def stop(self) -> None:
         """Listens no more, and cuts every connection."""
@@ -105,6 +142,11 @@ class SshServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(self._connections) >= CONNECTIONS_MAX:
+            # Lines before the version string are for people (RFC 4253, 4.2).
+            writer.write(f"hugepfn: {CONNECTIONS_MAX} SSH connections are open already; close one\r\n".encode())
+            writer.close()
+            return
         self._connections.add(task)
         try:
             await self._serve(reader, writer)

@@ -335,7 +335,7 @@ class VM(LiveMachine):
         return drgn_program(self)
 
     def gdb(self) -> GdbStub:
-        """Stops the guest and waits for gdb on a loopback port; ``.command`` attaches it. See :class:`GdbStub`."""
+        """Stops the guest and waits for gdb on a Unix socket; ``.command`` attaches it. See :class:`GdbStub`."""
         return start_stub(self)
 
     def process_root(self, pid: int) -> ProcessRoot:

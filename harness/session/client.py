@@ -10,13 +10,14 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineryError
-from harness.session import registry, wire
+from harness.session import handshake, registry, wire
 from harness.session.registry import About
 from harness.signals import handling
 
@@ -41,9 +42,15 @@ class SessionClient:
     def _connected(self) -> Iterator[Connection]:
         self._check_runs()
         try:
+            key = registry.key_of(self.about.name)
             connection = _connect(str(registry.folder_of(self.about.name) / registry.SOCKET))
-        except OSError as error:
-            raise self._silent(error.strerror or str(error)) from error
+            with _closed_on_error(connection):
+                handshake.prove(connection, key)
+        except BlockingIOError as error:
+            self._check_runs()
+            raise self._silent(f"nothing within {handshake.TIMEOUT_S} s") from error
+        except (OSError, EOFError, AuthenticationError) as error:
+            raise self._silent(getattr(error, "strerror", None) or str(error) or "it hung up") from error
         with connection:
             yield connection
 
@@ -169,6 +176,15 @@ def _is_stopped(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def _closed_on_error(connection: Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ _NAME_MAX = 40
 _SOCKET_PATH_MAX = 107  # sun_path less its NUL, unix(7)
 _ABOUT = "about.json"
 SOCKET = "socket"
+_KEY = "key"
+_KEY_BYTES = 32
 _LOCK = ".lock"
 #: The command of this package that is a session's process; nobody types it.
 SERVE = "serve-session"
@@ -53,6 +55,23 @@ def root() -> Path:
 def folder_of(name: str) -> Path:
     """Where a session's socket and keys are."""
     return root() / name
+
+
+def make_key(folder: Path) -> bytes:
+    """A new session's key, in a file that only this user can read: who asks the session for something must know it."""
+    key = os.urandom(_KEY_BYTES)
+    file = folder / _KEY
+    file.touch(mode=0o600, exist_ok=False)
+    file.write_bytes(key)
+    return key
+
+
+def key_of(name: str) -> bytes:
+    """The key of a session.
+
+    :raises OSError: there is none: the session has ended.
+    """
+    return (folder_of(name) / _KEY).read_bytes()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.campaign.session import Stopping
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.machine import VM
 from harness.machine.agent import Job
-from harness.session import registry, wire
+from harness.session import handshake, registry, wire
 from harness.session.registry import About
 from harness.session.session import Session
 from harness.settings import Settings
@@ -41,6 +42,7 @@ class Server:
     def __init__(self, start: Start, folder: Path, say: Callable[[str], None]) -> None:
         self._start = start
         self._folder = folder
+        self._key = registry.make_key(folder)
         self._say = say
         self._stopping = threading.Event()
         self._shell_taken = threading.Lock()
@@ -53,6 +55,7 @@ class Server:
         """
         vm = self._machine()
         try:
+            vm.sockets.use(self._folder)
             self._session = Session(vm)
             asked = self._start.settings.kernel if self._start.kept is None else f"kept machine {self._start.kept}"
             about = About(self._folder.name, os.getpid(), asked, vm.ready["release"], time.time())
@@ -84,7 +87,9 @@ class Server:
 
     def _serve(self, connection: Connection) -> None:
         descriptors: list[int] = []
-        with connection, contextlib.suppress(EOFError, OSError):  # who asked has gone
+        gone = contextlib.suppress(EOFError, OSError, AuthenticationError)  # the key's strangers are hung up on as well
+        with connection, gone:
+            handshake.accept(connection, self._key)
             if not connection.poll(_CALL_TIMEOUT_S):
                 return
             call = connection.recv()

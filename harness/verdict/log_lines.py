@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+#: A colour that a program left on for what the kernel says next, and NULs, as harness.printable shows them.
+_NOISE = r"(?:\\x1b\[[0-9;]*m|\\x00)*"
 PREFIX = re.compile(
-    r"(?:<\d{1,3}>)?"  # syslog priority, as /proc/kmsg and earlier consoles print it
+    _NOISE + r"(?:<\d{1,3}>)?"  # syslog priority, as /proc/kmsg and earlier consoles print it
     r"(?:\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? |\[ *[TC]\d+\] )?"  # CONFIG_PRINTK_TIME, CONFIG_PRINTK_CALLER
+     + _NOISE
 )
 """Matches at the start of every line, empty where printk put nothing (kernel/printk/printk.c)."""
 

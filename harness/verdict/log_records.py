@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import ProtocolError
+from harness.printable import printable
 
 _HEADER = re.compile(rb"\d+,(?P<sequence>\d+),(?P<time_us>\d+),[^,;]*(?P<more>[^;]*);(?P<text>.*)", re.DOTALL)
 _CALLER = re.compile(rb"(?:^|,)caller=([TC]\d+)(?:,|$)")
@@ -84,6 +85,6 @@ def _record(line: bytes) -> LogRecord:
     match = _HEADER.fullmatch(line)
     if match is None:
         raise ProtocolError(f"kmsg: {line[:80]!r} is no record of /dev/kmsg")
-    text = _ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), match["text"]).decode("utf-8", "replace")
+    text = printable(_ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), match["text"]))
     caller = _CALLER.search(match["more"])
     return LogRecord(int(match["sequence"]), int(match["time_us"]), text, caller[1].decode() if caller else "")

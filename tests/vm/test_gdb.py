@@ -23,7 +23,9 @@ class Remote:
     """GDB's remote serial protocol, as far as needed."""
 
     def __init__(self, stub: GdbStub) -> None:
-        self.socket = socket.create_connection((stub.host, stub.port), timeout=30)
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30)
+        self.socket.connect(str(stub.socket))
         self.received = b""
 
     def send(self, packet: str) -> None:
@@ -51,7 +53,7 @@ def test_the_stub_reads_the_kernel_and_the_machine_follows_it() -> None:
         assert vm.qemu.stopped
         assert stub.text is not None
         assert "no vmlinux of debian:6.12" in stub.note
-        assert stub.argv[-1] == f"target remote 127.0.0.1:{stub.port}"
+        assert stub.argv[-1] == f"target remote {stub.socket}"
 
         remote = Remote(stub)
         assert "PacketSize" in remote.ask("qSupported:xmlRegisters=i386")

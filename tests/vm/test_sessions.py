@@ -93,6 +93,14 @@ def test_exec_passes_a_signal_on(live: Live) -> None:
         assert child.wait(30) == 5
 
 
+def _gdb(live: Live, name: str) -> socket.socket:
+    """A connection to the stub of a session's machine."""
+    gdb = socket.socket(socket.AF_UNIX)
+    gdb.settimeout(30)
+    gdb.connect(str(live.ram_dir / name / "gdb"))
+    return gdb
+
+
 def _until_it_says_no(live: Live, *command: str) -> None:
     """A command in the guest soon ends with 1: what it looks for is gone."""
     deadline = time.monotonic() + 30
@@ -127,9 +135,9 @@ def test_a_signal_waits_for_a_machine_that_stands_still(live: Live) -> None:
     with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
-        port = int(live.ok("gdb", "-s", "still").decode().strip().strip("'").rpartition(":")[2])
+        live.ok("gdb", "-s", "still")
         child.send_signal(signal.SIGTERM)
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as gdb:
+        with _gdb(live, "still") as gdb:
             gdb.sendall(b"+$c#63")
             assert child.wait(60) == 128 + signal.SIGTERM
     live.ok("stop", "still")
@@ -278,9 +286,8 @@ def test_what_cannot_be_looked_at(live: Live, args: tuple[str, ...], words: str)
 
 def test_gdb_finds_the_machine_standing_still(live: Live) -> None:
     live.ok("start", "--kernel", KERNEL, "--name", "four")
-    command = live.ok("gdb", "-s", "four").decode()
-    port = int(command.strip().strip("'").rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as gdb:
+    assert live.ok("gdb", "-s", "four").decode().endswith(f"target remote {live.ram_dir}/four/gdb'\n")
+    with _gdb(live, "four") as gdb:
         gdb.sendall(b"+$?#3f")
         said = b""
         while b"$T05" not in said:  # stopped by SIGTRAP

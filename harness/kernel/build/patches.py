@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 
 from harness.errors import UsageError
+from harness.printable import printable
 
 _POSTMARK = re.compile(rb"^From \S+ .*\d{4}\r?\n(?=[A-Za-z-]+:)", re.MULTILINE)  # mbox(5)
 _DIFF = re.compile(rb"^(diff --git |--- .+\n\+\+\+ )", re.MULTILINE)
@@ -43,7 +44,7 @@ def split(name: str, data: bytes) -> list[Patch]:
         message = email.message_from_bytes(mail, policy=email.policy.compat32)
         diff = _body(message) if message.keys() else mail
         if _DIFF.search(diff):
-            subject = " ".join(str(message.get("Subject", "")).split())
+            subject = printable(" ".join(str(message.get("Subject", "")).split()))
             found.append((subject, diff))
     if not found:
         raise UsageError(f"{name} has no patch in it; expected a diff, a mail or a mailbox with one")

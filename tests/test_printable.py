@@ -1,0 +1,91 @@
+"""What a guest says is made printable where its bytes become text: each way in, cut anywhere, twice if need be."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.guest.protocol import Frame, LineDecoder, MappingEvent, parse_event
+from harness.kernel.build.patches import split
+from harness.machine.kernel_log import KernelLog
+from harness.printable import PrintableDecoder, printable
+from harness.verdict import ComplaintKind, checkpoints, scan
+from harness.verdict.log_records import parse_records
+
+#: What a terminal obeys (ECMA-48 in C0 and C1, a title by OSC), what hides, and what turns the order of a line around.
+HOSTILE = "\x1b[31m\x1b]0;title\x07 \x9b31m \x85 \r\b\x7f\x00 \u202etxt\u2066 \u200b \u2028 \U000e0041 \ufeff"
+SHOWN = r"\x1b[31m\x1b]0;title\x07 \x9b31m \x85 \x0d\x08\x7f\x00 \u202etxt\u2066 \u200b \u2028 \U000e0041 \ufeff"
+
+
+def unprintable(text: str) -> list[str]:
+    """The characters that no sink may get."""
+    return [one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") and one not in "\n\t"]
+
+
+def test_each_is_shown_by_its_code_and_words_are_as_they_were() -> None:
+    assert printable(HOSTILE) == SHOWN
+    assert printable("grüße\t→ 日本語\n") == "grüße\t→ 日本語\n"
+    assert printable("\ud800") == r"\ud800", "a surrogate could not even be printed"
+    assert printable(b"\xff\x1b") == "\ufffd\\x1b"
+    assert printable("a\r\nb\r\r\nc\rd") == "a\nb\nc\\x0dd"
+
+
+@given(st.text(st.sampled_from(HOSTILE + "\n\t日")))
+def test_nothing_that_a_terminal_obeys_is_left_and_twice_is_once(text: str) -> None:
+    once = printable(text)
+    assert unprintable(once) == []
+    assert printable(once) == once
+
+
+@given(st.text(st.sampled_from(HOSTILE + "\n日")), st.lists(st.integers(1, 5), max_size=30))
+def test_a_stream_may_be_cut_anywhere(text: str, cuts: list[int]) -> None:
+    data, decoder, shown = text.encode(), PrintableDecoder(), ""
+    for cut in cuts:
+        shown += decoder.feed(data[:cut])
+        data = data[cut:]
+    assert shown + decoder.feed(data) + decoder.feed(b"\n") == printable(f"{text}\n")
+
+
+def test_the_kernel_log_the_agents_words_and_event_lines_are_printable() -> None:
+    log = KernelLog()
+    for byte in HOSTILE.encode():
+        log.write(bytes([byte]))
+    assert log.console == SHOWN
+    assert log.tail() == SHOWN
+    assert Frame("error", 1, HOSTILE.encode()).text == SHOWN
+    (line,) = LineDecoder().feed(b"mapping a\x1b[31m\xe2\x80\xaeb 7 1000 1000 3 ram 0\n")
+    event = parse_event(line)
+    assert isinstance(event, MappingEvent)
+    assert event.name == r"a\x1b[31m\u202eb"
+
+
+def test_a_record_of_the_kernel_log_is_printable_though_dev_kmsg_has_codes_of_its_own() -> None:
+    (record,) = parse_records([rb"4,7,1500000,-;evil\x1b[31m\x07\xc2\x9b\xe2\x80\xae \x5cx1b"])
+    assert record.text == r"evil\x1b[31m\x07\x9b\u202e \x1b"
+
+
+def test_a_saved_log_is_the_same_when_it_is_read_again() -> None:
+    first, again = KernelLog(), KernelLog()
+    first.write(HOSTILE.encode() + b"\r\n")
+    again.write(first.text.encode())
+    assert again.text == first.text
+
+
+@pytest.mark.parametrize("noise", ["\x1b[0m", "\x1b[1;31m", "\0", "\0\0\x1b[m"])
+@pytest.mark.parametrize(
+    "where", ["{}[    1.5] BUG: Bad rss-counter state mm:0", "[    1.5] {}BUG: Bad rss-counter state mm:0"]
+)
+def test_a_colour_or_a_nul_before_a_complaint_does_not_hide_it(noise: str, where: str) -> None:
+    log = KernelLog()
+    log.write(f"{where.format(noise)} type:0 val:1\r\n".encode())
+    log.write(f"{noise}[    2.0] hugepfn: checkpoint here pid 7\r\n".encode())
+    assert [complaint.kind for complaint in scan(log.text)] == [ComplaintKind.BAD_RSS]
+    assert [one.name for one in checkpoints(log.text)] == ["here"]
+
+
+def test_the_subject_of_a_mail_is_printable() -> None:
+    (patch,) = split("x", b"Subject: \x1b[31mred\n\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n")
+    assert unprintable(patch.subject) == []
