@@ -14,7 +14,7 @@ from rich.text import Text
 from harness.pagetable import Observation
 from harness.results import CONTEXT_PROPERTY, RESULT_PROPERTY
 from harness.verdict import Claim, Outcome, ScenarioResult
-from harness.verdict.entries import HEADINGS, Row, rows
+from harness.verdict.entries import HEADINGS, Row, rows, signed
 
 _STYLE = {
     Outcome.PASSED: "green",
@@ -144,7 +144,7 @@ class RunReporter(SessionReporter):
 def entry_lines(table: Sequence[Row]) -> Iterator[Text]:
     """The entries of one run, a block a checkpoint, in columns that line up over the whole run.
 
-    Bits that a place did not have at the stop before are bold; those it lost are struck through.
+    Bits that a place did not have at the stop before have a +, those it lost a -; colour only repeats that.
     """
     cells: list[tuple[str | Text, ...]] = [
         (
@@ -176,15 +176,9 @@ def entry_lines(table: Sequence[Row]) -> Iterator[Text]:
 
 
 def _bits(row: Row) -> Text:
-    text = Text()
-    for name in row.bits:
-        text.append(name, style="bold green" if name in row.appeared else "")
-        text.append(" ")
-    for name in row.vanished:
-        text.append(name, style="red strike")
-        text.append(" ")
-    text.rstrip()
-    return text
+    style = {"": "", "+": "bold green", "-": "red"}
+    words = [Text(sign + name, style[sign]) for sign, name in signed(row.bits, row.appeared, row.vanished)]
+    return Text(" ").join(words)
 
 
 def _claim_line(claim: Claim) -> Text:
