@@ -47,6 +47,7 @@ class Runner:
     timeout_s: float | None  # of one program; None: the collection's own
     say: Progress
     broken: bool = False  # the machinery failed somewhere
+    failed: bool = False  # a program or the kernel did
     _boot_failures: list[BootError] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -138,7 +139,8 @@ class SelftestItem(pytest.Item):
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Our own words need no traceback."""
         if isinstance(excinfo.value, HugepfnError):
-            self.runner.broken |= isinstance(excinfo.value, MachineryError)
+            self.runner.failed |= isinstance(excinfo.value, ClaimFailed | KernelError)
+            self.runner.broken |= not isinstance(excinfo.value, ClaimFailed | KernelError)
             return str(excinfo.value)
         self.runner.broken |= not isinstance(excinfo.value, pytest.xfail.Exception)  # that comes here, too
         return super().repr_failure(excinfo, style)
