@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts, keep_worse
-from harness.claims import Claims
+from harness.claims import Claims, is_our_bug
 from harness.errors import (
     BootError,
     ClaimFailed,
@@ -39,7 +39,7 @@ def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcom
         return Outcome.PASSED
     if report.skipped:
         return Outcome.SKIPPED
-    if isinstance(error, AssertionError | pytest.fail.Exception):
+    if isinstance(error, AssertionError | pytest.fail.Exception) and not is_our_bug(error):
         return Outcome.FAILED
     if isinstance(error, HugepfnError) and not isinstance(error, MachineryError | UsageError):
         return Outcome.FAILED

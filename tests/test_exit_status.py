@@ -129,6 +129,7 @@ def shell(tmp_path: Path) -> Shell:
     ],
 )
 def test_broken_streams(shell: Shell, command: str, streams: str, status: int, words: str) -> None:
+    """What is closed, full or left by its reader; without a word where nothing is wrong."""
     done = shell(f"hugepfn {command} {streams}", entry=command != "run")
     assert (done.status, "Traceback" in done.err + done.out) == (status, False), done.err
     assert (done.one_line() if words else done.err).startswith(words)

@@ -38,7 +38,10 @@ class SessionClient:
         except OSError as error:
             raise MachineryError(f"the session {self.about.name} does not answer: {error.strerror}") from error
         with connection:
-            yield connection
+            try:
+                yield connection
+            except ConnectionError as error:
+                raise MachineryError(f"the session {self.about.name} ended meanwhile") from error
 
     def call(self, verb: str, *, descriptors: Sequence[int] = (), **arguments: Any) -> Any:
         """Calls a method of :class:`harness.session.session.Session`; see there.

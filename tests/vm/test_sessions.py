@@ -117,7 +117,7 @@ def test_a_reader_that_leaves_ends_the_program(live: Live, command: tuple[str, .
         assert child.stdout is not None
         assert child.stdout.readline() == b"y\n"
         child.stdout.close()
-        child.wait(60)
+        assert child.wait(60) == 128 + signal.SIGPIPE, "as of a program of this host"
     _until_it_says_no(live, "pidof", "yes")
 
 
