@@ -62,6 +62,8 @@ import pytest
 def test_fork(vm, level, claim):
     if os.environ.get("KILL") == level.label:
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("END") == level.label:
+        os.kill(os.getpid(), signal.SIGTERM)
     with claim("the child has D"):
         assert os.environ.get("FAIL") != level.label
     if os.environ.get("BROKEN") == level.label:
@@ -246,6 +248,25 @@ def test_what_breaks_in_pytest_itself(shell: Shell) -> None:
 def test_memory_that_is_out_in_a_test(shell: Shell) -> None:
     assert shell("hugepfn run", BROKEN="pte").status == 3
     assert shell("hugepfn run", BROKEN="pte", FAIL="pud").status == 1
+
+
+def test_a_run_that_is_ended_from_outside(shell: Shell, tmp_path: Path) -> None:
+    done = shell("hugepfn run --json out.json", END="pmd")
+    assert (done.status, done.one_line()) == (130, "interrupted")
+    assert (results(tmp_path)["interrupted"], len(results(tmp_path)["results"])) == (True, 1)
+
+
+def test_a_test_that_is_about_no_machine_is_told_too(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "guest_tests/test_scenarios.py"
+    for body, status, word in (("pass", 0, "passed"), ("assert not 1", 1, "failed"), ("raise KeyError", 3, "error")):
+        file.write_text(f"def test_plain():\n    {body}\n")
+        done = shell("hugepfn run")
+        assert (done.status, f"plain: {word}" in done.out, f"1 {word}; 0 of 0" in done.out) == (status, True, True)
+
+
+def test_both_ways_to_start_it(shell: Shell) -> None:
+    line = f"{sys.executable} {ROOT}/vm.py list >/dev/full"
+    assert shell(line).status == 3
 
 
 # --- the table -----------------------------------------------------------------------------------
