@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from harness.errors import ClaimFailed, KernelError
+from harness.errors import ClaimFailed, HugepfnError, KernelError
 from harness.verdict import Claim, Outcome
+
+_HARNESS = Path(__file__).resolve().parent
+
+
+def is_our_bug(error: BaseException) -> bool:
+    """Whether an assertion is one of hugepfn's own code: that says nothing about the kernel."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = bool(frames) and _HARNESS in Path(frames[-1].filename).parents
+    return own and isinstance(error, AssertionError) and not isinstance(error, HugepfnError)
 
 
 class Claims:
@@ -33,6 +44,8 @@ class Claims:
         try:
             yield
         except AssertionError as error:
+            if is_our_bug(error):
+                raise
             evidence = self._evidence()
             message = str(error) + (f"\n{evidence}" if evidence else "")
             self.made.append(Claim(name, Outcome.FAILED, by, message))

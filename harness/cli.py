@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -20,17 +19,30 @@ from harness.commands.kselftest import kselftest
 from harness.commands.many import compare, matrix
 from harness.commands.options import modules_option, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
-from harness.errors import ExitCode, HugepfnError
+from harness.ending import explain
+from harness.errors import ExitCode, HugepfnError, MachineryError
+from harness.outputs import standard_streams
 from harness.signals import handle
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Our commands. Of an EPIPE or an EOFError anywhere, click would make exit status 1 or an interrupt."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """What a command did not expect is told here, before click takes it for something else."""
+        try:
+            return super().invoke(ctx)
+        except (OSError, EOFError) as error:
+            raise MachineryError(explain(error)) from error
+
+
+_EPILOG = f"Exit status: {'; '.join(f'{code.value} {code.meaning}' for code in ExitCode)}."
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(package_name="hugepfn")
 def cli() -> None:
-    """Boot a real kernel, fork over huge pfnmaps, and read the answer from the page tables.
-
-    Exit status: 0 all claims held, 1 a claim failed or the kernel died, 2 usage, 3 the machinery failed.
-    """
+    """Boot a real kernel, fork over huge pfnmaps, and read the answer from the page tables."""
 
 
 @cli.command()
@@ -55,16 +67,12 @@ def run(scenarios: tuple[str, ...], **options: object) -> None:
     """
     import pytest
 
-    from harness.campaign.reporter import QuietOnBrokenPipe, RunReporter
+    from harness.campaign.reporter import RunReporter
     from harness.campaign.session import run_session
 
-    # A copy of stdout, since pytest takes the descriptor itself while a test runs.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as stdout:
-        reporter = RunReporter(QuietOnBrokenPipe(file=stdout, highlight=False), entries=not options["quiet"])
-        status = run_session(pytest, reporter, scenarios, options)
-        if reporter.console.quiet and not options["quiet"]:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # for what is still in the buffer
-    sys.exit(status)
+    # Of this stream, since pytest takes sys.stdout while a test runs.
+    reporter = RunReporter(Console(file=sys.stdout, highlight=False), entries=not options["quiet"])
+    sys.exit(run_session(pytest, reporter, scenarios, options))
 
 
 cli.add_command(matrix)
@@ -174,18 +182,33 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The entry point: one line for every error that is ours, no traceback."""
+    """The entry point: one line for every error, no traceback, and an exit status of :class:`ExitCode`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         handle(number, _interrupt)
+    words = list(sys.argv[1:] if argv is None else argv)
+    with standard_streams() as stdout:
+        status, judged = _run(words)
+        if stdout.lost:
+            _stderr(f"standard output cannot be written: {stdout.lost}; what was printed is not complete")
+            status, judged = (status or ExitCode.MACHINERY), judged and bool(status)
+    if words[:1] == ["check"] and not judged:
+        status = ExitCode.STOP  # git would take 1 to 127 for a bad commit
+    sys.exit(status)
+
+
+def _run(words: list[str]) -> tuple[int, bool]:
+    """The exit status of a command, and whether it is its own word: its verdict, or its program's status."""
     try:
-        cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
+        status = cli.main(args=words, standalone_mode=False)
+    except SystemExit as ended:
+        return (ended.code, True) if isinstance(ended.code, int) else (ExitCode.MACHINERY, False)
     except click.ClickException as error:
         error.show()
-        sys.exit(ExitCode.USAGE)
+        return ExitCode.USAGE, False
     except (click.Abort, KeyboardInterrupt):
-        click.echo("hugepfn: interrupted", err=True)
-        sys.exit(ExitCode.INTERRUPTED)
-    except HugepfnError as error:
-        click.echo(f"hugepfn: {error}", err=True)
-        sys.exit(error.exit_code)
-    sys.exit(ExitCode.OK)
+        _stderr("interrupted")
+        return ExitCode.INTERRUPTED, False
+    except BaseException as error:
+        _stderr(explain(error))
+        return error.exit_code if isinstance(error, HugepfnError) else ExitCode.MACHINERY, False
+    return status or ExitCode.OK, True

@@ -1,26 +1,41 @@
-"""Where the command starts. Ctrl-C ends it with one line from the first import on."""
+"""Where the command starts. Ctrl-C, and an import that fails, end it with one line from the first import on."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
 from harness.signals import handle
 
-_INTERRUPTED = 130
+# Of harness.errors.ExitCode, which is not imported yet.
+_MACHINERY, _STOP, _INTERRUPTED = 3, 128, 130
 
 
 def _leave(_number: int, _frame: object) -> None:
+    _end("interrupted", _INTERRUPTED)
+
+
+def _end(words: str, status: int) -> NoReturn:
     """Nothing has been started yet, so there is nothing to clean up."""
-    os.write(2, b"hugepfn: interrupted\n")
-    os._exit(_INTERRUPTED)
+    try:
+        os.write(2, f"hugepfn: {words}\n".encode())
+    finally:
+        os._exit(status)
 
 
 def main() -> NoReturn:
     """The command ``hugepfn``."""
     handle(signal.SIGINT, _leave)
-    from harness.cli import main as run
+    try:
+        from harness.outputs import hold_descriptors
+
+        hold_descriptors()
+        from harness.cli import main as run
+    except Exception as error:
+        status = _STOP if sys.argv[1:2] == ["check"] else _MACHINERY  # git would take 3 for a bad commit
+        _end(f"it cannot start: {type(error).__name__}: {error}; install it again with scripts/setup", status)
 
     handle(signal.SIGINT, signal.default_int_handler)
     run()

@@ -1,6 +1,6 @@
 """Every error that hugepfn raises on purpose.
 
-One root, four families, and the family decides the exit status of the command (docs/exit codes in README.md):
+One root, four families, and the family decides the exit status of the command (:class:`ExitCode`):
 
 * :class:`UsageError`: the user asked for something that does not exist or makes no sense.
 * :class:`MachineryError`: the driver, QEMU, the network or this host failed; it says nothing about the kernel.
@@ -15,16 +15,35 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 
 class ExitCode(enum.IntEnum):
-    """Exit status of the ``hugepfn`` command."""
+    """Exit status of the ``hugepfn`` command, and what it means.
 
-    OK = 0
-    CLAIM_FAILED = 1
-    USAGE = 2
-    MACHINERY = 3
-    INTERRUPTED = 130
+    1 is a verdict about a kernel, and nothing else ends with it. Where both are so, a known verdict (1) goes before
+    something that is not known (3). ``exec`` and ``ssh`` end as their program does.
+    """
+
+    meaning: str
+
+    OK = 0, "all claims held"
+    CLAIM_FAILED = 1, "a claim failed or the kernel died (compare: they differ; series: something changes)"
+    USAGE = 2, "usage"
+    MACHINERY = 3, "no verdict: the machinery failed, or results could not be written"
+    CANNOT_TELL = 125, "check alone: the commit cannot be judged, and git skips it"
+    STOP = 128, "check alone: no verdict, and git bisect stops"
+    INTERRUPTED = 130, "interrupted"
+
+    def __new__(cls, value: int, meaning: str = "") -> Self:
+        """A status and its meaning."""
+        member = int.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    def without(self, lost: object) -> ExitCode:
+        """This status, where something besides was lost: a file, a stream, a part of the run."""
+        return ExitCode.MACHINERY if lost and self is not ExitCode.CLAIM_FAILED else self
 
 
 class HugepfnError(Exception):

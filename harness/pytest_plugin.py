@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
 from harness.claims import Claims
 from harness.errors import BootError, HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage
@@ -23,10 +24,10 @@ from harness.machine import VM, find_qemu
 from harness.machine.binary import QEMU_VARIABLE
 from harness.machine.probe import probe_image
 from harness.machine.spec import Root
+from harness.outputs import check_writable
 from harness.pagetable import Level
 from harness.results import (
-    CONTEXT_PROPERTY,
-    RESULT_PROPERTY,
+    PLAIN_PROPERTY,
     USAGE_PROPERTY,
     WISHES_PROPERTY,
     Results,
@@ -104,14 +105,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if qemu := config.getoption("hugepfn_qemu"):
         os.environ[QEMU_VARIABLE] = qemu
     if not config.pluginmanager.has_plugin("hugepfn-results"):
-        config.pluginmanager.register(Results(config), "hugepfn-results")
-    path = config.getoption("hugepfn_json")
-    if path is not None and not hasattr(config, "workerinput"):
-        try:  # now, not when everything has been run
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
-        except OSError as error:
-            raise pytest.UsageError(f"--hugepfn-json {path}: {error.strerror}") from error
+        accounts = Accounts(lambda: context_of(settings_of(config), None, None))
+        config.pluginmanager.register(Results(config, accounts), "hugepfn-results")
+        if not hasattr(config, "workerinput"):  # the last to come is asked first
+            config.pluginmanager.register(accounts, "hugepfn-accounts")
+    if not hasattr(config, "workerinput"):
+        try:
+            check_writable(config.getoption("hugepfn_json"))
+        except HugepfnError as error:
+            raise pytest.UsageError(f"--hugepfn-json {error}") from error
 
 
 def settings_of(config: pytest.Config) -> Settings:
@@ -342,9 +344,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Puts the result where the report carries it: past xdist to whoever writes the file."""
     report = yield
-    if not has_machine(item):
-        return report
     error = call.excinfo.value if call.excinfo else None
+    if not has_machine(item):
+        if call.when == "call" or error is not None:
+            report.user_properties.append((PLAIN_PROPERTY, outcome_of(error, report).value))
+        return report
     if call.when == "call" or error is not None:
         result = _result(item, error, report)
         if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harness.claims import Claims
+from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts, keep_worse
+from harness.claims import Claims, is_our_bug
 from harness.errors import (
     BootError,
     ClaimFailed,
@@ -21,17 +22,16 @@ from harness.errors import (
 )
 from harness.kernel import KernelImage
 from harness.machine import VM
+from harness.outputs import write_text
 from harness.pagetable import Observation
 from harness.settings import Settings
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.known_bugs import Failure, KnownBug, judge
 
-#: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
-RESULT_PROPERTY = "hugepfn_result"
-CONTEXT_PROPERTY = "hugepfn_context"
 LOG_LINES_MAX = 400
 USAGE_PROPERTY = "hugepfn_usage"  # there where what was asked for is the error
 WISHES_PROPERTY = "hugepfn_wishes"  # there where the test had another machine than was asked for
+PLAIN_PROPERTY = "hugepfn_plain"  # the outcome of a test that is about no machine: no result of ours, but no silence
 
 
 def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
@@ -40,7 +40,7 @@ def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcom
         return Outcome.PASSED
     if report.skipped:
         return Outcome.SKIPPED
-    if isinstance(error, AssertionError | pytest.fail.Exception):
+    if isinstance(error, AssertionError | pytest.fail.Exception) and not is_our_bug(error):
         return Outcome.FAILED
     if isinstance(error, HugepfnError) and not isinstance(error, MachineryError | UsageError):
         return Outcome.FAILED
@@ -141,8 +141,10 @@ def context_of(settings: Settings, image: KernelImage | None, machine: VM | None
 class Results:
     """Collects every test's result, from this process or from xdist's workers, and writes the file."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, accounts: Accounts) -> None:
         self._config = config
+        self._accounts = accounts
+        self.trouble = ""  # why the file could not be written
         self._by_test: dict[str, ScenarioResult] = {}
         self.context: dict[str, object] = {}
         self._context_rank = (False, False, False)
@@ -157,21 +159,36 @@ class Results:
         properties = dict(report.user_properties)
         if RESULT_PROPERTY not in properties:
             return
-        before = self._by_test.get(report.nodeid)
-        if before is None or before.outcome is not Outcome.FAILED:  # a failed teardown takes no failure back
-            self._by_test[report.nodeid] = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
+        result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
+        keep_worse(self._by_test, report.nodeid, result)
         context = json.loads(str(properties[CONTEXT_PROPERTY]))
         # Of the machine that was asked for, rather than of one that a single test wished for.
         rank = (bool(context["capabilities"]), WISHES_PROPERTY not in properties, bool(context["qemu"]))
         if rank >= self._context_rank:
             self.context, self._context_rank = context, rank
 
-    def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Writes --hugepfn-json; of a session that was interrupted, it says so."""
+    @pytest.hookimpl(tryfirst=True)  # whoever else writes a file may fail
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Writes --hugepfn-json; of a session that ended before its end, it says so.
+
+        Where it cannot, the session has not failed as one with a failed test has: pytest's status 3, unless it is 1.
+        """
         path = self._config.getoption("hugepfn_json")
-        if path is not None and not hasattr(self._config, "workerinput"):
-            stamped = {**self.context, "date": datetime.now(UTC).isoformat(timespec="seconds")}
-            if exitstatus == pytest.ExitCode.INTERRUPTED:
-                stamped["interrupted"] = True
-            run = Run(self.results, stamped)
-            path.write_text(json.dumps(run.to_json(), indent=1) + "\n")
+        if path is None or hasattr(self._config, "workerinput"):
+            return
+        stamped = {**self.context, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+        if self._accounts.interrupted:
+            stamped["interrupted"] = True
+        if self._accounts.stopped:
+            stamped["stopped"] = self._accounts.stopped
+        try:
+            write_text(path, lambda: json.dumps(Run(self.results, stamped).to_json(), indent=1) + "\n")
+        except MachineryError as error:
+            self.trouble = str(error)
+            if session.exitstatus != pytest.ExitCode.TESTS_FAILED:
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """In a session that is not ours, nobody else says it."""
+        if self.trouble:
+            terminalreporter.write_line(f"hugepfn: {self.trouble}", red=True)

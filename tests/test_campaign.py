@@ -55,7 +55,7 @@ def write_results(*results: ScenarioResult) -> str:
 
 
 def test_a_run_is_what_the_child_wrote_and_its_lines_are_told(child: Path) -> None:
-    child.write_text(write_results(PASSED, SKIPPED) + "print('  ok a claim')\nprint('fork pud: passed')\nsys.exit(1)\n")
+    child.write_text(write_results(PASSED, SKIPPED) + "print('  ok a claim')\nprint('fork pud: passed')\n")
     said: list[str] = []
     run = run_kernel("debian:6.12", ["fork"], RunOptions(), said.append)
     assert run.results == (PASSED, SKIPPED)
@@ -105,6 +105,17 @@ def test_a_child_that_is_killed_after_its_results_keeps_them_and_says_so(child: 
     run = run_kernel("debian:6.1", [], RunOptions())
     assert run.results == (PASSED,)
     assert "SIGSEGV" in run.context[TROUBLE]
+
+
+@pytest.mark.parametrize("status", [1, 2, 3])
+def test_a_child_whose_status_is_not_that_of_its_results_has_lost_some(child: Path, status: int) -> None:
+    child.write_text(write_results(PASSED) + f"sys.exit({status})\n")
+    run = run_kernel("debian:6.1", [], RunOptions())
+    assert run.results == (PASSED,)
+    assert run.context[TROUBLE] == f"the run ended with exit status {status}: it said nothing"
+    assert Table.of([Column("debian:6.1", (run,))]).exit_code() == 3
+    child.write_text(write_results(SKIPPED) + "sys.exit(1)\n")
+    assert TROUBLE not in run_kernel("debian:6.1", [], RunOptions(strict=True)).context
 
 
 def test_a_child_that_was_interrupted_interrupts(child: Path) -> None:

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
+from harness import cli
 from harness.campaign.check import Step, judge
-from harness.commands.patches import check as command
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
 from harness.settings import Settings
@@ -76,6 +75,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return make
 
 
+def ended(args: list[str]) -> object:
+    with pytest.raises(SystemExit) as error:
+        cli.main(["check", *args])
+    return error.value.code
+
+
 @pytest.mark.parametrize(
     ("what", "status", "words"),
     [
@@ -92,14 +97,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ],
 )
 def test_the_exit_status_is_what_git_understands(
-    world: Callable[..., None], what: dict[str, Any], status: int, words: str
+    world: Callable[..., None], capfd: pytest.CaptureFixture[str], what: dict[str, Any], status: int, words: str
 ) -> None:
     world(**what)
-    done = CliRunner().invoke(command, ["/tree", "fork:pud"])
-    assert done.exit_code == status
-    assert words in done.output
+    assert ended(["/tree", "fork:pud"]) == status
+    assert words in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("args", [[], ["/tree"], ["/tree", "fork:p4d"], ["/tree", "fork", "--smp=9"], ["--what"]])
 def test_bad_words_never_make_a_bad_commit(args: list[str]) -> None:
-    assert CliRunner().invoke(command, args).exit_code == 128
+    assert ended(args) == 128

@@ -92,6 +92,20 @@ def test_the_table_and_the_exit_status(
     assert suite.asked == [("debian:6.1", ("fork",)), ("debian:6.12", ("fork",))]
 
 
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize(("command", "good"), [(MATRIX, P), (COMPARE, P)])
+def test_a_file_that_is_lost_takes_no_verdict_away(
+    hugepfn: Command, suite: Suite, tmp_path: Path, command: tuple[str, ...], good: Outcome, option: str
+) -> None:
+    other = tmp_path / "other"
+    others = ("--html", "--json")[option == "--html"], str(other)
+    for second, status in ((good, 3), (F, 1)):
+        suite.answers = {"debian:6.1": [good], "debian:6.12": [second]}
+        done = hugepfn(*command, option, "/dev/full", *others)
+        assert (done.status, "/dev/full cannot be written: No space left on device" in done.err) == (status, True)
+        assert other.read_text(), "the other file is written all the same"
+
+
 def test_a_kernel_that_comes_to_nothing_does_not_stop_the_next(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
     suite.answers = {"debian:6.1": [Run((), {TROUBLE: "QEMU is gone"})], "debian:6.12": [P]}
     file = tmp_path / "new" / "out.json"

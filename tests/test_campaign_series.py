@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.campaign.series import Step, steps_of_mbox, steps_of_range
-from harness.errors import UsageError
+from harness.campaign import series
+from harness.campaign.kernels import RunOptions
+from harness.campaign.series import Step, run_series, steps_of_mbox, steps_of_range
+from harness.errors import ExitCode, UsageError
+from harness.settings import Settings
+from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict.table import STATUS, TROUBLE
 
 
 def git(tree: Path, *args: str) -> str:
@@ -79,3 +84,30 @@ def test_an_mbox_without_a_patch(tmp_path: Path, text: str) -> None:
         steps_of_mbox("debsrc:6.12", mbox, tmp_path / "p")
     with pytest.raises(UsageError, match="no such file"):
         steps_of_mbox("debsrc:6.12", tmp_path / "none", tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("last", "lost", "status"),
+    [
+        (Outcome.PASSED, False, 0),
+        (Outcome.PASSED, True, 3),
+        (Outcome.FAILED, False, 1),
+        (Outcome.FAILED, True, 1),
+        (ExitCode.USAGE, False, 1),  # its patch does not build
+        (ExitCode.MACHINERY, False, 3),  # this host failed
+        (-9, False, 3),
+    ],
+)
+def test_only_what_a_patch_does_is_a_verdict(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, last: Outcome | int, lost: bool, status: int
+) -> None:
+    def follow(spec: str, *_rest: object) -> Run:
+        outcome = last if spec.endswith(commits(tree)[-1]) else Outcome.PASSED
+        if isinstance(outcome, Outcome):
+            return Run((ScenarioResult("fork", "pud", outcome),))
+        return Run((), {TROUBLE: "why", STATUS: int(outcome)})
+
+    monkeypatch.setattr(series, "follow", follow)
+    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+    file = Path("/dev/full") if lost else None
+    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, None) == status

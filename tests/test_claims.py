@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from harness.claims import Claims
 from harness.errors import ClaimFailed, KernelDied, MachineryError
+from harness.results import outcome_of
 from harness.verdict import Claim, Outcome
 
 BY = "mm/huge_memory.c copy_huge_pud()"
@@ -34,6 +39,23 @@ def test_a_broken_claim_does_not_hide_the_next() -> None:
         Claim("third", Outcome.FAILED, "fork", "no entry"),
     ]
     assert [claim.name for claim in claims.broken] == ["first", "third"]
+
+
+def test_an_assertion_of_our_own_code_is_no_claim() -> None:
+    def broken() -> None:
+        raise AssertionError("RAM is a file")
+
+    claims = Claims()
+    with claims("raised here", BY):
+        broken()
+    # As code of hugepfn's: the compiler writes the file's name into the traceback.
+    source = Path(Claims.__init__.__code__.co_filename).with_name("machine") / "template.py"
+    there: dict[str, Callable[[], None]] = {}
+    exec(compile("def broken():\n    assert False, 'RAM is a file'\n", str(source), "exec"), there)
+    with pytest.raises(AssertionError, match="RAM is a file") as error, claims("raised there", BY):
+        there["broken"]()
+    assert [claim.name for claim in claims.made] == ["raised here"]
+    assert outcome_of(error.value, SimpleNamespace(skipped=False)) is Outcome.ERROR  # type: ignore[arg-type]
 
 
 def test_a_claim_ends_at_its_first_broken_assertion() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from harness import cache, cli, doctor
 from harness.campaign import session
-from harness.errors import BootError, ClaimFailed, GuestProgramError, MachineryError, UsageError
+from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import find_qemu
 from harness.settings import Settings
@@ -222,10 +223,40 @@ def test_ctrl_c(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (done.status, done.one_line()) == (130, "interrupted")
 
 
-def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fail_with(KeyError("typo"), monkeypatch)
-    with pytest.raises(KeyError):
-        cli.main(["list"])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("typo"), "a bug of hugepfn: KeyError: 'typo' (test_cli.py:"),
+        (EOFError(), "a bug of hugepfn: EOFError (test_cli.py:"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "a bug of hugepfn: BrokenPipeError: [Errno 32]"),
+        (MemoryError(), "this host is out of memory: end something, or ask for fewer --workers"),
+        (OSError(errno.EMFILE, "Too many open files"), "this host is at its limits: Too many open files"),
+    ],
+)
+def test_what_nobody_expected_is_one_line_and_no_verdict(
+    hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str
+) -> None:
+    _fail_with(error, monkeypatch)
+    done = hugepfn("list")
+    line = done.one_line()
+    assert (done.status, line.startswith(words)) == (3, True), line
+    kept = tmp_path / "cache" / "traceback.txt"
+    assert line.endswith(f"; its traceback is in {kept}")
+    assert "test_cli.py" in kept.read_text()
+
+
+def test_a_full_disk_is_no_bug(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail_with(OSError(errno.ENOSPC, "No space left on device", "/x"), monkeypatch)
+    done = hugepfn("list")
+    assert (done.status, done.one_line()) == (3, "/x cannot be written: No space left on device; free some room")
+
+
+def test_every_exit_status_is_where_people_look_for_it(hugepfn: Command) -> None:
+    said = {"hugepfn --help": hugepfn("--help").out}
+    said |= {name: (ROOT / name).read_text() for name in ("README.md", "docs/results.md")}
+    for name, text in said.items():
+        words = " ".join(text.replace("|", " ").split())
+        assert [code for code in ExitCode if f"{code.value} {code.meaning}" not in words] == [], name
 
 
 def _fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,11 +338,12 @@ def test_a_selection_that_runs_nothing_proves_nothing(hugepfn: Command) -> None:
     assert done.one_line() == "nothing of debian:6.12 was run: no scenario has this level"
 
 
+@pytest.mark.parametrize("option", ["--json", "--junit"])
 @pytest.mark.usefixtures("machine")
-def test_a_results_file_that_cannot_be_written_is_told_before_anything_runs(hugepfn: Command) -> None:
-    done = hugepfn(*FORK, "--level", "pud", "--json", "/proc/results.json")
+def test_a_results_file_that_cannot_be_written_is_told_before_anything_runs(hugepfn: Command, option: str) -> None:
+    done = hugepfn(*FORK, "--level", "pud", option, "/proc/results.json")
     assert done.status == 2
-    assert "/proc/results.json" in done.err
+    assert "/proc/results.json cannot be written" in done.err
     assert "Traceback" not in done.out + done.err
     assert "skipped" not in done.out
 

@@ -13,11 +13,13 @@ HARNESS = Path(__file__).resolve().parents[1] / "harness"
 # A room imports from its own row and from those above it; a new room needs a place here.
 ROWS = """
 errors printable signals
+outputs
 pagetable
 verdict
 cache kernel guest
-machine
+ending machine
 claims settings selection
+accounts
 results
 pytest_plugin
 campaign doctor

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.campaign import kselftest as campaign
 from harness.campaign import kselftest_items
 from harness.campaign.kselftest import commands_of, parse_selectors, recipes_of
 from harness.campaign.kselftest_items import KselftestPlugin, Runner, SelftestItem, knobs
@@ -185,7 +186,7 @@ def test_how_programs_end(session: Session, program: str, outcome: str, points: 
     name = next(iter(told)) if not points and outcome == "failed" else f"mm::{program}"
     assert told == {**{f"mm::{program}::{point}": one for point, one in points.items()}, name: outcome}
     assert words in session.printed
-    assert not session.runner.broken, "the driver did nothing wrong"
+    assert session.runner.broken == (program == "bad"), "the driver did nothing wrong, but for what does not build"
 
 
 @pytest.mark.parametrize(("program", "points"), [("lost", {}), ("gap", {"first": "passed", "second": "passed"})])
@@ -194,7 +195,42 @@ def test_a_broken_driver_and_a_log_with_a_gap_are_no_verdict(
 ) -> None:
     own = {f"mm::{program}::{point}": one for point, one in points.items()}
     assert session.told(program) == {**own, f"mm::{program}": "failed"}
-    assert session.runner.broken
+    assert (session.runner.broken, session.runner.failed) == (True, False)
+    assert f"mm::{program}: error: " in session.printed
+
+
+@pytest.mark.parametrize(
+    ("programs", "status"),
+    [
+        (("good", "skip", "xfail"), 0),
+        (("good", "mixed"), 1),
+        (("good", "lost"), 3),
+        (("bad",), 3),
+        (("lost", "dies"), 1),
+    ],
+)
+def test_the_exit_status_is_a_verdict_or_none(
+    session: Session, monkeypatch: pytest.MonkeyPatch, programs: tuple[str, ...], status: int
+) -> None:
+    """A program that fails is known to have failed, whatever else is lost; a driver that fails is no failed program."""
+    monkeypatch.setattr(campaign, "Runner", lambda *_: session.runner)
+    monkeypatch.setattr(campaign, "collection", lambda *_: session.collection())
+    monkeypatch.setattr(campaign, "_root", lambda _folder: session.pytester.path)
+    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+    monkeypatch.setattr(Settings, "resolve", lambda *_: IMAGE)
+    monkeypatch.setattr(Settings, "from_options", lambda _options: Settings())
+    monkeypatch.setattr(campaign, "commands_of", lambda _found, asked: [*asked])
+    words = [f"mm:{program}" for program in programs]
+    options = {"source": "debsrc:6.12", "timeout": None, "pytest_args": ("-p", "no:hypothesispytest")}
+
+    def ended(junit: Path | None) -> int:
+        try:
+            return int(campaign.run_kselftest(pytest, session.reporter, words, {**options, "junit": junit}))
+        except MachineryError as error:
+            return int(error.exit_code)
+
+    assert ended(None) == status
+    assert ended(Path("/dev/full")) == (status or 3)
 
 
 def test_collecting_and_choosing_run_nothing(session: Session) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY
 from harness.campaign.reporter import RunReporter
 from harness.errors import HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import ImageKind, KernelImage
@@ -19,7 +20,7 @@ from harness.machine.probe import probe
 from harness.machine.result import RunResult
 from harness.machine.run import GuestRun
 from harness.pagetable import Level
-from harness.results import CONTEXT_PROPERTY, RESULT_PROPERTY, USAGE_PROPERTY
+from harness.results import USAGE_PROPERTY
 from harness.verdict import Outcome, ScenarioResult, parse_ktap
 
 SKIP = "KTAP version 1\n1..0 # SKIP no device bound to vfio-pci: this guest has no vfio-pci driver\n"

@@ -140,7 +140,8 @@ UNLIMITED = {
     ("session/session.py", "out.get()"): "None in the queue, at the end of the command",
     ("session/session.py", "signals.get()"): "None in the queue, at the end of the command",
     ("session/session.py", "select.select([stdin, wake], [], [])"): "wake, at the end of the command",
-    ("session/session.py", "select.select([], [descriptor], [])"): "its reader's end; a thread of its own",
+    ("outputs.py", "select.select([], [self], [])"): "whoever reads our standard output, and Ctrl-C",
+    ("outputs.py", "select.select([], [descriptor], [])"): "its reader's end; a thread of its own",
     ("session/starting.py", "control.recv()"): "poll() said so",
     ("session/starting.py", "child.wait()"): "SIGKILL, just before",
 }

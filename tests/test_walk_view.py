@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,16 +84,18 @@ def test_a_walk_shows_every_level() -> None:
 
 def test_what_changed_on_the_way_is_marked() -> None:
     same = way(0x3067, 0x4067, 0x5067, RW)
-    assert marked(walk_lines(same, same), "bold green") | marked(walk_lines(same, same), "red strike") == set()
+    assert marked(walk_lines(same, same), "bold green") | marked(walk_lines(same, same), "red") == set()
     lines = walk_lines(way(0x3067, 0x4067, 0x5067, RO), same)
-    assert marked(lines, "bold green") == {"SAVED_DIRTY"}
-    assert marked(lines, "red strike") == {"W", "D"}
+    assert marked(lines, "bold green") == {"+SAVED_DIRTY"}
+    assert marked(lines, "red") == {"-W", "-D"}
+    assert plain(lines)[4] == "  pte[3]    0x8400000000005025  P U A +SAVED_DIRTY NX -W -D  pfn=0x5"
     huge = way(0x3067, 0x4067, 0x2000E7)
     lines = walk_lines(huge, same)
-    assert "PSE" in marked(lines, "bold green")
-    assert any("no such table any more" in line for line in plain(lines))
+    assert "+PSE" in marked(lines, "bold green")
+    assert any(re.fullmatch(r"  -pte +0x8000000000005067 +no such table any more", line) for line in plain(lines))
+    assert plain(lines)[3].endswith("(was table=0x5000)")
     grown = walk_lines(same, way(0x3067, 0))
-    assert {"P", "NX", "pfn=0x5", "table=0x5000"} <= marked(grown, "bold green")
+    assert {"+P", "+NX", "pfn=0x5", "table=0x5000"} <= marked(grown, "bold green")
 
 
 def test_a_range_shows_runs_and_holes() -> None:
@@ -109,10 +113,10 @@ def test_a_range_shows_runs_and_holes() -> None:
 
 def test_what_changed_in_a_range_is_marked() -> None:
     lines = range_lines(of_range(RO, 0, RW), of_range(RW, RW, RW))
-    assert marked(lines, "bold green") == {"SAVED_DIRTY", "hole"}
-    assert {"W", "D", "pfn=0x5"} <= marked(lines, "red strike")
+    assert marked(lines, "bold green") == {"+SAVED_DIRTY", "hole"}
+    assert {"-W", "-D", "(was pfn=0x5)"} <= marked(lines, "red")
     quiet = range_lines(of_range(RO, 0, RW), of_range(RO, 0, RW))
-    assert marked(quiet, "bold green") | marked(quiet, "red strike") == set()
+    assert marked(quiet, "bold green") | marked(quiet, "red") == set()
 
 
 def test_areas_show_counts_and_how_they_moved() -> None:
@@ -127,13 +131,29 @@ def test_areas_show_counts_and_how_they_moved() -> None:
     lines = areas_lines(now, before)
     assert [line.split() for line in plain(lines)] == [
         ["range", "perms", "pte", "pmd", "pud", "W", "D", "name"],
-        ["1000-3000", "rw-p", "1-1", "-", "-", "1-1", "1+1", "[heap]"],
-        ["5000-6000", "rw-p", "1", "-", "-", "-", "-", "new", "[x]"],
-        ["9000-a000", "rw-p", "gone"],
+        ["1000-3000", "rw-p", "1", "(-1)", "-", "-", "1", "(-1)", "1", "(+1)", "[heap]"],
+        ["+5000-6000", "rw-p", "1", "-", "-", "-", "-", "new", "[x]"],
+        ["-9000-a000", "rw-p", "gone"],
     ]
-    assert marked(lines, "bold green") == {"5000-6000", "rw-p", "+1"}
-    assert marked(lines, "red strike") == {"9000-a000", "rw-p", "gone"}
+    assert marked(lines, "bold green") == {"+5000-6000", "(+1)"}
+    assert marked(lines, "red") == {"-9000-a000", "rw-p", "gone", "(-1)"}
     assert plain(areas_lines(ProcessAreas(SLEEPER, (), 3)))[-1] == "  3 leaves lie in no area"
+
+
+def test_an_area_that_became_another_says_what_it_was() -> None:
+    (heap,) = ProcessAreas(SLEEPER, (of_area("", 0x1000, 0x3000, 0),), 0).areas
+    grown = replace(heap, line=replace(heap.line, end=0x4000, perms="r--p", name="[heap]"))
+    other = replace(heap, line=replace(heap.line, offset=4096))
+    before = ProcessAreas(SLEEPER, (heap,), 0)
+    (line,) = plain(areas_lines(ProcessAreas(SLEEPER, (grown,), 0), before))[1:]
+    cells = ["1000-4000 (was 1000-3000)", "r--p (was rw-p)", "-", "-", "-", "[heap] (was none)"]
+    assert re.split("  +", line.strip()) == cells
+    assert plain(areas_lines(ProcessAreas(SLEEPER, (other,), 0), before))[1].split()[0] == "+1000-3000"
+
+
+def test_what_no_name_stands_for_is_signed_too() -> None:
+    lines = plain(walk_lines(way(0x3067, 0x4067, 0x5067, 1 << 59 | RW), way(0x3067, 0x4067, 0x5067, 1 << 60 | RW)))
+    assert "P W U A D NX +pkey=1 -pkey=2" in lines[4]
 
 
 def test_who_it_is() -> None:

@@ -25,6 +25,7 @@ from harness.machine import VM, MachineSpec
 from harness.machine.binary import find_qemu
 from harness.machine.ram import SharedRam, ram_folder
 from harness.machine.spec import Descriptors, qemu_argv
+from harness.outputs import check_writable, write_text
 
 #: So many cases that a suite's cost beside a boot can be measured often.
 _SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")
@@ -206,6 +207,7 @@ def _held() -> dict[str, int]:
 
 def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:
     """Measures, prints one table, keeps the figures."""
+    check_writable(json_file)
     console = Console(highlight=False)
     image = Kernel.parse(kernel, modules).resolve(lambda line: console.print(line, style="dim", markup=False))
     with VM(image) as vm:
@@ -258,7 +260,7 @@ def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file
     console.print(f"{clones} clones in a row: before {before}, after {after}", markup=False)
     if json_file is not None:
         figures = {"rows": [asdict(row) for row in rows], "clones_pss_bytes": sizes, "before": before, "after": after}
-        json_file.write_text(json.dumps({"kernel": image.release, **figures}, indent=1) + "\n")
+        write_text(json_file, lambda: json.dumps({"kernel": image.release, **figures}, indent=1) + "\n")
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness.campaign.kernels import RunOptions, run_kernel
-from harness.errors import BootError, KernelBuildError
+from harness.errors import BootError, ExitCode, KernelBuildError
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
 from harness.pagetable import Level
@@ -22,10 +22,10 @@ from harness.verdict.table import TROUBLE
 class Step(enum.IntEnum):
     """What a commit is, as the exit status that git understands."""
 
-    GOOD = 0
-    BAD = 1
-    CANNOT_TELL = 125
-    BROKEN = 128
+    GOOD = ExitCode.OK
+    BAD = ExitCode.CLAIM_FAILED
+    CANNOT_TELL = ExitCode.CANNOT_TELL
+    BROKEN = ExitCode.STOP
 
 
 def judge(results: Sequence[ScenarioResult]) -> tuple[Step, str]:

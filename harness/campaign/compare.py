@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import check_kernels, follow, prepare, summary, write_json, write_text
+from harness.campaign.matrix import as_json, check_kernels, follow, prepare, summary, write_files
 from harness.campaign.progress import Live
 from harness.campaign.report import compare_page
-from harness.campaign.reporter import QuietOnBrokenPipe
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
 from harness.verdict import Run
@@ -65,14 +65,16 @@ def run_compare(
             rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
     differences, passing = lasting(rounds)
     unknown = unknown_cases(sides[0][0], sides[1][0])
-    console = QuietOnBrokenPipe(highlight=False)
-    for line in report_lines(specs, (sides[0][0], sides[1][0]), differences, passing, unknown):
+    runs = sides[0][0], sides[1][0]
+    console = Console(highlight=False)
+    for line in report_lines(specs, runs, differences, passing, unknown):
         console.print(line, soft_wrap=True)
-    write_json(json_file, to_json((sides[0][0], sides[1][0]), differences, passing, unknown))
-    write_text(html_file, lambda: compare_page(specs, (sides[0][0], sides[1][0]), differences))
-    if differences:
-        return ExitCode.CLAIM_FAILED
-    return ExitCode.MACHINERY if unknown else ExitCode.OK
+    lost = write_files(
+        live.say,
+        (json_file, as_json(to_json(runs, differences, passing, unknown))),
+        (html_file, lambda: compare_page(specs, runs, differences)),
+    )
+    return (ExitCode.CLAIM_FAILED if differences else ExitCode.OK).without(unknown or lost)
 
 
 def _run_both(

@@ -18,8 +18,8 @@ from harness.guest.compiler import guest_tests_dir
 from harness.kernel import Kernel, Stock, available
 from harness.kernel.process import FOLLOW_TIMEOUT_S, ended_after
 from harness.settings import Settings
-from harness.verdict import Run
-from harness.verdict.table import TROUBLE, Case
+from harness.verdict import Run, exit_code
+from harness.verdict.table import STATUS, TROUBLE, Case
 
 Say = Callable[[str], None]
 
@@ -136,7 +136,7 @@ def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Sa
                 raise KeyboardInterrupt
             stderr.seek(0)
             words = stderr.read().strip()
-        return _read(results, spec, status, words)
+        return _read(results, spec, status, words, options.strict)
 
 
 def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
@@ -174,8 +174,8 @@ def _end(child: subprocess.Popen[str]) -> None:
         child.wait()
 
 
-def _read(results: Path, spec: str, status: int, words: str) -> Run:
-    """What the child wrote, or why it wrote nothing."""
+def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Run:
+    """What the child wrote, or why it wrote nothing, or not all."""
     trouble = ""
     try:
         run = Run.from_json(json.loads(results.read_text()))
@@ -187,7 +187,9 @@ def _read(results: Path, spec: str, status: int, words: str) -> Run:
     if status not in tuple(ExitCode):
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         trouble = f"the run ended ({how}): {_last_words(words) or 'it said nothing'}"
-    return Run(run.results, {**run.context, TROUBLE: trouble}) if trouble else run
+    elif not trouble and status != exit_code(run.results, strict=strict):  # there are results, but not of everything
+        trouble = f"the run ended with exit status {status}: {_last_words(words) or 'it said nothing'}"
+    return Run(run.results, {**run.context, TROUBLE: trouble, STATUS: status}) if trouble else run
 
 
 def _last_words(stderr: str) -> str:

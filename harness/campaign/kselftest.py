@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.campaign.kselftest_items import KselftestPlugin, Runner
 from harness.campaign.kselftest_report import KselftestReporter
-from harness.campaign.session import run_pytest
+from harness.campaign.session import run_pytest, told
 from harness.errors import ExitCode, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import BuiltSource, DebsrcOrigin, Recipe
@@ -18,6 +18,7 @@ from harness.kernel.build.builder import source_tree
 from harness.kernel.build.selftests import SELFTESTS, Collection, collection
 from harness.kernel.debian import DebianSource
 from harness.kernel.versions import series_of
+from harness.outputs import check_writable
 from harness.settings import Settings
 
 
@@ -89,6 +90,7 @@ def run_kselftest(
     """
     selectors = parse_selectors(words)
     settings = Settings.from_options(options)
+    check_writable(options["junit"])
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
     kernel = Kernel.parse(settings.kernel, settings.modules)
@@ -108,9 +110,10 @@ def run_kselftest(
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise UsageError("nothing was run: no test is left of those that were asked for")
     reporter.verdict()
-    if runner.broken or status == pytest.ExitCode.INTERNAL_ERROR:
-        return ExitCode.MACHINERY
-    return ExitCode.CLAIM_FAILED if status == pytest.ExitCode.TESTS_FAILED else ExitCode.OK
+    code = ExitCode.CLAIM_FAILED if runner.failed else ExitCode.OK
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not reporter.troubles:
+        reporter.troubles.append(f"pytest ended with status {status}")
+    return told(reporter, code.without(runner.broken))
 
 
 def _wanted(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,8 @@ LEAST_TIMEOUT_S = 300.0
 _KNOBS = {"/proc/sys/vm/nr_hugepages": "128", "/proc/sys/vm/overcommit_memory": "1"}
 _ONE_HUGE_PAGE = ("hugetlb_fault_after_madv", "hugetlb_madv_vs_map")  # "one and just one" (mm/run_vmtests.sh)
 _TAIL_LINES = 20
+#: The property of a report that says nothing about the program or the kernel: the machinery failed.
+NO_VERDICT = "hugepfn_no_verdict"
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Runner:
     timeout_s: float | None  # of one program; None: the collection's own
     say: Progress
     broken: bool = False  # the machinery failed somewhere
+    failed: bool = False  # a program or the kernel did
     _boot_failures: list[BootError] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -138,14 +141,6 @@ class SelftestItem(pytest.Item):
             raise MachineryError(run.kernel.gap)
         return judgement
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Our own words need no traceback."""
-        if isinstance(excinfo.value, HugepfnError):
-            self.runner.broken |= isinstance(excinfo.value, MachineryError)
-            return str(excinfo.value)
-        self.runner.broken |= not isinstance(excinfo.value, pytest.xfail.Exception)  # that comes here, too
-        return super().repr_failure(excinfo, style)
-
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """Where it is told to be."""
         return self.path, None, self.name
@@ -180,6 +175,22 @@ class KselftestPlugin:
         node: SelftestCollection = SelftestCollection.from_parent(parent, path=path)
         node.plugin = self
         return node
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Whose fault it is; our own words need no traceback."""
+        report = yield
+        error = call.excinfo.value if call.excinfo else None
+        if report.failed and isinstance(error, HugepfnError):
+            report.longrepr = str(error)
+        if report.failed:
+            judged = isinstance(error, ClaimFailed | KernelError)
+            self.runner.failed |= judged
+            self.runner.broken |= not judged
+            report.user_properties += [] if judged else [(NO_VERDICT, True)]
+        return report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:

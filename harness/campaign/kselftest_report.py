@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from harness.campaign.kselftest_items import NO_VERDICT
 from harness.campaign.reporter import SessionReporter
 
 _STYLE = {"passed": "green", "failed": "bold red", "skipped": "yellow", "xfailed": "yellow", "error": "bold magenta"}
@@ -72,7 +73,8 @@ def told(report: pytest.TestReport) -> tuple[str, str]:
         longrepr = report.longrepr
         return "skipped", (longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)).removeprefix("Skipped: ")
     if report.failed:
-        return ("failed" if report.when == "call" else "error"), report.longreprtext
+        judged = report.when == "call" and NO_VERDICT not in dict(report.user_properties)
+        return ("failed" if judged else "error"), report.longreprtext
     return "passed", "; ".join(str(value) for name, value in report.user_properties if name == "note")
 
 

@@ -15,9 +15,9 @@ from rich.text import Text
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel
 from harness.campaign.progress import Live
 from harness.campaign.report import matrix_page
-from harness.campaign.reporter import QuietOnBrokenPipe
 from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, MachineryError, UsageError
+from harness.outputs import check_writable, write_text
 from harness.verdict import Outcome, Run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
 
@@ -72,27 +72,23 @@ def run_matrix(
                     live.say(summary(run, name))
         except KeyboardInterrupt:
             interrupted = True
-    table = Table.of([Column(spec, tuple(found)) for spec, found in runs.items()], expected)
+    table, lost = Table.of([Column(spec, tuple(found)) for spec, found in runs.items()], expected), False
     stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "missing": dict(chosen.missing)}
     if any(runs.values()):
-        print_table(QuietOnBrokenPipe(highlight=False), table, chosen.missing, repeat)
-        write_json(json_file, {**table.to_json(), **stamp, **({"interrupted": True} if interrupted else {})})
-        write_text(html_file, lambda: matrix_page(table, chosen.missing))
+        print_table(Console(highlight=False), table, chosen.missing, repeat)
+        data = {**table.to_json(), **stamp, **({"interrupted": True} if interrupted else {})}
+        lost = write_files(
+            live.say, (json_file, as_json(data)), (html_file, lambda: matrix_page(table, chosen.missing))
+        )
     if interrupted:
         raise KeyboardInterrupt
-    return table.exit_code(strict=options.strict)
+    return table.exit_code(strict=options.strict).without(lost)
 
 
 def prepare(scenarios: Sequence[str], options: RunOptions, *files: Path | None) -> list[Case]:
     """Looks at everything that may be wrong before an hour is spent on it; returns the rows that are asked for."""
     expected = expected_cases(scenarios, options.levels, [(line[0], line[1]) for line in scenario_lines()])
-    for file in files:
-        if file is not None:
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text("")
-            except OSError as error:
-                raise UsageError(f"{file}: {error.strerror}") from error
+    check_writable(*files)
     return expected
 
 
@@ -177,19 +173,18 @@ def _cell_text(table: Table, cell: Cell) -> Text:
     return text
 
 
-def write_json(file: Path | None, data: Mapping[str, Any]) -> None:
-    """Writes ``--json``, where it was asked for."""
-    write_text(file, lambda: json.dumps(data, indent=1) + "\n")
+def as_json(data: Mapping[str, Any]) -> Callable[[], str]:
+    """What is written where ``--json`` was asked for."""
+    return lambda: json.dumps(data, indent=1) + "\n"
 
 
-def write_text(file: Path | None, make: Callable[[], str]) -> None:
-    """Writes a file that was asked for.
-
-    :raises MachineryError: it cannot be written.
-    """
-    if file is None:
-        return
-    try:
-        file.write_text(make())
-    except OSError as error:
-        raise MachineryError(f"{file} cannot be written: {error.strerror}") from error
+def write_files(say: Callable[[str], None], *files: tuple[Path | None, Callable[[], str]]) -> bool:
+    """Writes the files that were asked for, each in spite of the others; whether one could not be."""
+    lost = False
+    for file, make in files:
+        try:
+            write_text(file, make)
+        except MachineryError as error:  # the verdict is printed, and stays what it is
+            say(str(error))
+            lost = True
+    return lost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import pytest
 from rich.console import Console
@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, accounts_of, case_of, keep_worse
+from harness.ending import explain
 from harness.pagetable import Observation
-from harness.results import CONTEXT_PROPERTY, RESULT_PROPERTY, USAGE_PROPERTY
+from harness.results import PLAIN_PROPERTY, USAGE_PROPERTY
 from harness.verdict import Claim, Outcome, ScenarioResult
-from harness.verdict.entries import HEADINGS, Row, rows
+from harness.verdict.entries import HEADINGS, Row, rows, signed
 
 _STYLE = {
     Outcome.PASSED: "green",
@@ -25,20 +27,15 @@ _STYLE = {
 }
 
 
-class QuietOnBrokenPipe(Console):
-    """A console whose reader may leave (``| head``): the run goes on, and says no more."""
-
-    def on_broken_pipe(self) -> None:
-        """Nobody reads any more."""
-        self.quiet = True
-
-
 class SessionReporter:
     """A pytest plugin that takes the terminal reporter's place: what all our sessions say alike."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.collect_errors: list[str] = []
+        self.troubles: list[str] = []  # what was lost besides: a file, a part of the session
+        self.interrupted = False  # by a person
+        self.not_run = ""  # how many were not, and why
         self._said: set[str] = set()
         self._live: Progress | None = None
 
@@ -72,6 +69,30 @@ class SessionReporter:
         self._now(line)
         self.console.print(f"[dim]hugepfn: {escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Ctrl-C; pytest and xdist also end like this by themselves (-x), with subclasses of their own."""
+        self.interrupted = excinfo.type in (KeyboardInterrupt, pytest.exit.Exception)
+
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> bool:
+        """Something broke outside of any test: one line at the end, instead of pytest's traceback."""
+        self.troubles.append(explain(excinfo.value))
+        return True
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Files are written, --junit too: one that cannot be is told, and takes no verdict away."""
+        try:
+            return (yield)
+        except OSError as error:
+            self.troubles.append(f"{session.config.option.xmlpath} cannot be written: {error.strerror or error}")
+            return None
+        finally:
+            results = session.config.pluginmanager.get_plugin("hugepfn-results")
+            self.troubles += [results.trouble] if results is not None and results.trouble else []
+            accounts = accounts_of(session.config)
+            if accounts is not None and accounts.not_run and not accounts.interrupted:
+                self.not_run = f"{accounts.not_run} not run: {accounts.stopped}"
+
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A test file that cannot be read is an error of its own."""
         if report.failed:
@@ -101,6 +122,8 @@ class RunReporter(SessionReporter):
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One test has ended, or failed on the way."""
         properties = dict(report.user_properties)
+        if (outcome := properties.get(PLAIN_PROPERTY)) is not None:
+            self._plain(report, Outcome(str(outcome)))
         if RESULT_PROPERTY not in properties:
             return
         result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
@@ -109,7 +132,15 @@ class RunReporter(SessionReporter):
         self._misused.discard(report.nodeid)
         if USAGE_PROPERTY in properties:
             self._misused.add(report.nodeid)
-        self._by_test[report.nodeid] = result  # a teardown that fails takes its test's place
+        keep_worse(self._by_test, report.nodeid, result)
+
+    def _plain(self, report: pytest.TestReport, outcome: Outcome) -> None:
+        """A test that is about no machine."""
+        result = ScenarioResult(case_of(report.nodeid)[0], None, outcome)
+        keep_worse(self._by_test, report.nodeid, result)
+        self.console.print(Text(f"{result.scenario}: {outcome.value}", style=_STYLE[outcome]), soft_wrap=True)
+        if report.failed:
+            self.console.print(report.longreprtext, highlight=False, markup=False)
 
     def _context(self, context: dict[str, object]) -> None:
         kernel = context["kernel"]
@@ -149,12 +180,14 @@ class RunReporter(SessionReporter):
         self.console.print(
             f"\n[bold]{words or 'nothing ran'}[/bold]; {held} of {len(claims)} claims hold", highlight=False
         )
+        if self.not_run:
+            self.console.print(self.not_run, highlight=False, markup=False, soft_wrap=True)
 
 
 def entry_lines(table: Sequence[Row]) -> Iterator[Text]:
     """The entries of one run, a block a checkpoint, in columns that line up over the whole run.
 
-    Bits that a place did not have at the stop before are bold; those it lost are struck through.
+    Bits that a place did not have at the stop before have a +, those it lost a -; colour only repeats that.
     """
     cells: list[tuple[str | Text, ...]] = [
         (
@@ -186,15 +219,9 @@ def entry_lines(table: Sequence[Row]) -> Iterator[Text]:
 
 
 def _bits(row: Row) -> Text:
-    text = Text()
-    for name in row.bits:
-        text.append(name, style="bold green" if name in row.appeared else "")
-        text.append(" ")
-    for name in row.vanished:
-        text.append(name, style="red strike")
-        text.append(" ")
-    text.rstrip()
-    return text
+    style = {"": "", "+": "bold green", "-": "red"}
+    words = [Text(sign + name, style[sign]) for sign, name in signed(row.bits, row.appeared, row.vanished)]
+    return Text(" ").join(words)
 
 
 def _claim_line(claim: Claim) -> Text:

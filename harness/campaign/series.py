@@ -14,10 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import STYLE, follow, prepare, print_table, summary, write_json, write_text
+from harness.campaign.matrix import STYLE, as_json, follow, prepare, print_table, summary, write_files
 from harness.campaign.progress import Live
 from harness.campaign.report import matrix_page
-from harness.campaign.reporter import QuietOnBrokenPipe
 from harness.errors import ExitCode, UsageError
 from harness.kernel.build import BuiltSource
 from harness.kernel.build.patches import split
@@ -64,13 +63,14 @@ def run_series(
                 live.say(summary(run, name))
     table = Table.of(columns, expected)
     found = changes(table)
-    _print(QuietOnBrokenPipe(highlight=False), steps, table, found)
+    _print(Console(highlight=False), steps, table, found)
     data = {"steps": [vars(step) for step in steps], "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json(json_file, {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]})
-    write_text(html_file, lambda: matrix_page(table, {}))
+    whole = {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]}
+    lost = write_files(live.say, (json_file, as_json(whole)), (html_file, lambda: matrix_page(table, {})))
     if all(column.trouble and not any(run.results for run in column.runs) for column in columns):
         return ExitCode.MACHINERY
-    return ExitCode.CLAIM_FAILED if found or any(column.trouble for column in columns) else ExitCode.OK
+    code = ExitCode.CLAIM_FAILED if found or any(column.unbuilt for column in columns) else ExitCode.OK
+    return code.without(lost or any(column.trouble for column in columns))
 
 
 def steps_of_range(tree: str, revisions: str) -> list[Step]:

@@ -15,6 +15,7 @@ from harness.campaign.reporter import RunReporter, SessionReporter
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.guest.compiler import forget_library, guest_tests_dir
 from harness.machine import VM
+from harness.outputs import check_writable
 from harness.settings import Settings
 from harness.verdict import exit_code
 
@@ -82,6 +83,7 @@ def run_session(
     files = _known(scenarios) if scenarios else [guest_tests_dir()]
     settings = Settings.from_options(options)
     # Here, not in a fixture: what cannot be had is one line, not one error a test.
+    check_writable(options["junit"])
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
     settings.check_guest(image)
@@ -155,18 +157,29 @@ def _main(
     reporter.verdict()
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise UsageError(f"nothing of {kernel} was run: no scenario has this level")
-    if status == pytest.ExitCode.INTERNAL_ERROR:
-        return ExitCode.MACHINERY
     code = exit_code(reporter.results, strict=strict)
     if code is ExitCode.MACHINERY and reporter.misused:
         return ExitCode.USAGE
-    if code is ExitCode.OK and status == pytest.ExitCode.TESTS_FAILED:
-        return ExitCode.CLAIM_FAILED  # a test that is about no machine
+    if code is ExitCode.OK and status != pytest.ExitCode.OK and not reporter.troubles:
+        reporter.troubles.append(f"pytest ended with status {status}, though no test failed")
+    return told(reporter, code)
+
+
+def told(reporter: SessionReporter, code: ExitCode) -> ExitCode:
+    """The exit status of a session, whose troubles are told on standard error.
+
+    :raises MachineryError: there are some, and no failure is known.
+    """
+    troubles = "\n".join(dict.fromkeys(reporter.troubles))
+    if troubles and code is not ExitCode.CLAIM_FAILED:
+        raise MachineryError(troubles)
+    if troubles:
+        print(f"hugepfn: {troubles}", file=sys.stderr)
     return code
 
 
 def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str], plugins: Sequence[object]) -> int:
-    """One session of our own; its status.
+    """One session of our own; its status, where one that stopped by itself (-x) has ended like any other.
 
     :raises MachineryError: what is to be run cannot be read.
     :raises KeyboardInterrupt: it was ended from outside.
@@ -184,9 +197,11 @@ def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str
                 os.environ[name] = value
     if reporter.collect_errors:
         raise MachineryError("the tests cannot be read:\n" + "\n".join(reporter.collect_errors))
-    if status == pytest.ExitCode.INTERRUPTED:
+    if status != pytest.ExitCode.INTERRUPTED:
+        return status
+    if reporter.interrupted:
         raise KeyboardInterrupt
-    return status
+    return int(pytest.ExitCode.OK)  # the results tell
 
 
 class ScenarioLine(NamedTuple):

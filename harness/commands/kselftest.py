@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 import click
+from rich.console import Console
 
 from harness.commands.options import FILE, machine_options
 
@@ -38,10 +38,7 @@ def kselftest(tests: tuple[str, ...], **options: Any) -> None:
 
     from harness.campaign.kselftest import run_kselftest
     from harness.campaign.kselftest_report import KselftestReporter
-    from harness.campaign.reporter import QuietOnBrokenPipe
 
-    # A copy of stdout, since pytest takes the descriptor itself while a test runs.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as stdout:
-        reporter = KselftestReporter(QuietOnBrokenPipe(file=stdout, highlight=False))
-        status = run_kselftest(pytest, reporter, tests, options)
-    sys.exit(status)
+    # Of this stream, since pytest takes sys.stdout while a test runs.
+    reporter = KselftestReporter(Console(file=sys.stdout, highlight=False))
+    sys.exit(run_kselftest(pytest, reporter, tests, options))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import queue
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.commands.options import level_option, live_options, scenarios_argument
-from harness.errors import HugepfnError, KernelDied, UsageError
+from harness.errors import HugepfnError, KernelDied, MachineryError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,6 +133,7 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
     from harness.machine.agent import Stream
     from harness.machine.ssh import Ssh
     from harness.machine.terminal import interact, require_terminal
+    from harness.outputs import write_all
 
     client = client_of(session)
     if not command and not address:
@@ -147,12 +150,21 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
             return
         stdin = b"" if sys.stdin.isatty() else sys.stdin.fileno()
 
-        def sink(stream: Stream, data: bytes) -> None:
-            to = sys.stdout.buffer if stream is Stream.OUT else sys.stderr.buffer
-            to.write(data)
-            to.flush()
+        lost: list[OSError] = []
 
-        ended = connection.run(" ".join(command), stdin=stdin, sink=sink)
+        def sink(stream: Stream, data: bytes) -> None:
+            try:
+                write_all(1 if stream is Stream.OUT else 2, data)
+            except OSError as error:
+                lost.append(error)
+                raise
+
+        try:
+            ended = connection.run(" ".join(command), stdin=stdin, sink=sink)
+        except MachineryError:
+            if lost and lost[0].errno == errno.EPIPE:
+                sys.exit(_SIGNALLED + signal.SIGPIPE)  # as a program of this host
+            raise
     _leave_as(ended.exit)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -91,16 +92,20 @@ def _show(look: Callable[[], Any], lines: Callable[[Any, Any], list[Text]], ever
     from rich.live import Live
 
     console = Console(highlight=False)
-    now = look()
-    if every_s is None:
-        for line in lines(now, None):
-            console.print(line, soft_wrap=True)
-        return
-    with Live(Group(*lines(now, None)), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
+    redrawn = every_s is not None and console.is_terminal  # elsewhere, one look after the other
+    before, now = None, look()
+    with live if redrawn else contextlib.nullcontext():
         while True:
+            if redrawn:
+                live.update(Group(*lines(now, before)), refresh=True)
+            else:
+                for line in lines(now, before):
+                    console.print(line, soft_wrap=True)
+            if every_s is None:
+                return
             time.sleep(every_s)
             before, now = now, look()
-            live.update(Group(*lines(now, before)), refresh=True)
 
 
 COMMANDS = (walk, maps, gdb)

@@ -49,7 +49,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any)
 def compare(before: str, after: str, scenarios: tuple[str, ...], **options: Any) -> None:
     """Run scenarios on kernels A and B, and show only what differs.
 
-    Exit status: 0 they do the same, 1 they differ, 2 usage, 3 the machinery failed.
+    Exit status: 0 they do the same, 1 they differ, else as of `hugepfn run`.
     """
     from harness.campaign.compare import run_compare
 

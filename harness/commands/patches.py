@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from harness.commands.options import FILE, report_options, run_options, scenario_options, scenarios_argument
-from harness.errors import HugepfnError
 
 
 @click.command()
@@ -26,7 +24,7 @@ def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: P
     TREE is a git tree with BASE..TIP, or anything that builds (debsrc:6.12, a source folder) with --mbox. A patch that
     does not build or boot is named, and the next one is still tried.
 
-    Exit status: 0 nothing changes, 1 something does, 2 usage, 3 the machinery failed.
+    Exit status: 0 nothing changes, 1 something does, else as of `hugepfn run`.
     """
     from harness.campaign.series import run_series
 
@@ -39,37 +37,7 @@ def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: P
     sys.exit(run_series(tree, what, scenarios, run_options(options), *files))
 
 
-class BisectStep(click.Command):
-    """A command whose every failure of its own ends with 128: git would take 1 to 127 for a bad commit."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """What the user typed wrong is not the commit's fault."""
-        try:
-            return super().make_context(*args, **kwargs)
-        except click.ClickException as error:
-            error.show()
-            _stop()
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Nor is anything else that is not a verdict."""
-        try:
-            return super().invoke(ctx)
-        except click.exceptions.Exit:
-            raise
-        except HugepfnError as error:
-            click.echo(f"hugepfn: {error}", err=True)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("hugepfn: interrupted", err=True)
-        except Exception:
-            traceback.print_exc()
-        return _stop()
-
-
-def _stop() -> NoReturn:
-    sys.exit(128)
-
-
-@click.command(cls=BisectStep)
+@click.command()
 @click.argument("tree")
 @click.argument("case", metavar="SCENARIO[:LEVEL]")
 @scenario_options

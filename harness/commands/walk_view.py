@@ -1,6 +1,7 @@
 """How page tables of a live process are shown: values in, lines out. Nothing is asked of a machine here.
 
-What was not there at the last look is bold green, what is gone since is struck through in red.
+What was not there at the last look has a +, what is gone since has a -, and what is another word now says what it was;
+colour only repeats that.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from harness.machine.areas import Area, AreaLine
 from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
 from harness.pagetable import Bits, Entry, Level, Run, Walk
 from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT
+from harness.verdict.entries import signed
 
 Cell = str | Text
 
-_NEW, _GONE, _HEADING = "bold green", "red strike", "dim"
+_NEW, _GONE, _HEADING = "bold green", "red", "dim"
+_STYLE = {"": "", "+": _NEW, "-": _GONE}
 _LEVEL_STYLE = {Level.PTE: "", Level.PMD: "magenta", Level.PUD: "bold magenta"}  # of leaves
 #: Bits that say nothing beside the level and the permissions of an area.
 _PLAIN_BITS = Bits.P | Bits.U | Bits.PSE
@@ -62,8 +65,8 @@ def walk_lines(way: Walk, previous: Walk | None = None) -> list[Text]:
         old = None if before is None else before.pop(entry.level, Entry(0, entry.level, entry.layout))
         rows.append([f"{entry.level.label}[{index}]", *_entry_cells(entry, old)])
     for gone in (before or {}).values():
-        struck = [Text(word, style=_GONE) for word in (gone.level.label, f"{gone.raw:#018x}")]
-        rows += [[*struck, "", "no such table any more"]]
+        was = [Text(word, style=_GONE) for word in (f"-{gone.level.label}", f"{gone.raw:#018x}")]
+        rows += [[*was, "", "no such table any more"]]
     lines = [Text(f"{way.vaddr:#018x}", style="bold cyan"), *_columns(rows)]
     if way.leaf is not None:
         paddr = way.leaf.paddr_at(way.vaddr)
@@ -89,19 +92,33 @@ def areas_lines(now: ProcessAreas, previous: ProcessAreas | None = None) -> list
     rows: list[list[Cell]] = [[Text(word, style=_HEADING) for word in words]]
     for area in now.areas:
         before = old.pop(area.line.start, None)
-        style = _NEW if previous is not None and (before is None or before.line != area.line) else ""
-        counts = zip(_counts(area, bits, swapped), _counts(before or area, bits, swapped), strict=True)
-        rows.append([*_line_cells(area.line, style), *(_count(*pair) for pair in counts), area.line.name])
-    blank = [""] * (len(words) - 3)
-    rows += [[*_line_cells(gone.line, _GONE), *blank, Text(gone.line.name, style=_GONE)] for gone in old.values()]
+        line, was = area.line, before.line if before is not None else None
+        new = previous is not None and (was is None or was.offset != line.offset)
+        cells: list[Cell] = [
+            Text(f"+{_range(line)}", style=_NEW) if new else _changed(_range(line), _range(was or line)),
+            _changed(line.perms, line.perms if was is None else was.perms),
+            *(_count(*pair) for pair in zip(*(_counts(a, bits, swapped) for a in (area, before or area)), strict=True)),
+            _changed(line.name, line.name if was is None else was.name),
+        ]
+        rows.append(cells)
+    for gone in old.values():
+        first, *rest = f"-{_range(gone.line)}", gone.line.perms, *[""] * (len(words) - 3), gone.line.name
+        rows.append([Text(word, style=_GONE if word else "") for word in (first, *rest)])
     lines = list(_columns(rows))
     if now.elsewhere:
         lines.append(Text(f"  {now.elsewhere} leaves lie in no area", style="bold red"))
     return lines
 
 
-def _line_cells(line: AreaLine, style: str) -> list[Cell]:
-    return [Text(f"{line.start:x}-{line.end:x}", style=style), Text(line.perms, style=style)]
+def _range(line: AreaLine) -> str:
+    return f"{line.start:x}-{line.end:x}"
+
+
+def _changed(now: str, before: str) -> Text:
+    """A word, and what it was at the last look where that was another."""
+    if now == before:
+        return Text(now)
+    return Text.assemble((now, _NEW), " ", (f"(was {before or 'none'})", _GONE))
 
 
 def _counts(area: Area, bits: Sequence[Bits], swapped: bool) -> Iterator[int]:
@@ -114,7 +131,7 @@ def _counts(area: Area, bits: Sequence[Bits], swapped: bool) -> Iterator[int]:
 def _count(now: int, before: int) -> Text:
     text = Text(str(now)) if now else Text("-", style="dim")
     if now != before:
-        text.append(f"{now - before:+d}", style="bold green" if now > before else "red")
+        text.append(f" ({now - before:+d})", style=_NEW if now > before else _GONE)
     return text
 
 
@@ -133,27 +150,19 @@ def _run_cells(run: Run) -> list[Cell]:
 
 def _entry_cells(entry: Entry, before: Entry | None) -> list[Cell]:
     """Raw word, bits, and where it leads; before: what it was at the last look, if it was looked at."""
-    changed = before is not None and (before.raw != entry.raw or before.level != entry.level)
-    bits = Text()
-    for name in entry.bits.names():
-        bits.append(name, style=_NEW if before is not None and name not in before.bits.names() else "")
-        bits.append(" ")
-    for name in before.bits.names() if before is not None else ():
-        if name not in entry.bits.names():
-            bits.append(name, style=_GONE)
-            bits.append(" ")
-    if entry.pkey:
-        bits.append(f"pkey={entry.pkey} ")
-    if entry.unnamed:
-        bits.append(f"unnamed={entry.unnamed:#x} ", style="bold red")
-    bits.rstrip()
-    leads = Text(_leads(entry))
-    if before is not None and changed and _leads(before) != _leads(entry):
-        was = f"{before.level.label} {_leads(before)}" if before.level != entry.level else _leads(before)
-        leads.stylize(_NEW)
-        leads.append(" ")
-        leads.append(was, style=_GONE)
-    return [Text(f"{entry.raw:#018x}", style="bold" if changed else ""), bits, leads]
+    now, then = _names(entry), _names(before or entry)
+    words = signed(now, {name for name in now if name not in then}, [name for name in then if name not in now])
+    bits = Text(" ").join(Text(sign + name, _STYLE[sign]) for sign, name in words)
+    leads, led = _leads(entry), _leads(before or entry)
+    if before is not None and before.level != entry.level and led != leads:
+        led = f"{before.level.label} {led}"
+    return [f"{entry.raw:#018x}", bits, _changed(leads, led)]
+
+
+def _names(entry: Entry) -> list[str]:
+    """Everything in an entry but where it leads."""
+    more = {f"pkey={entry.pkey}": entry.pkey, f"unnamed={entry.unnamed:#x}": entry.unnamed}
+    return [*entry.bits.names(), *(word for word, there in more.items() if there)]
 
 
 def _leads(entry: Entry) -> str:

@@ -52,7 +52,10 @@ class SessionClient:
         except (OSError, EOFError, AuthenticationError) as error:
             raise self._silent(getattr(error, "strerror", None) or str(error) or "it hung up") from error
         with connection:
-            yield connection
+            try:
+                yield connection
+            except ConnectionError as error:
+                raise MachineryError(f"the session {self.about.name} ended meanwhile") from error
 
     def _silent(self, why: str) -> MachineryError:
         return MachineryError(

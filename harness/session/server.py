@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.campaign.session import Stopping
+from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.machine import VM
 from harness.machine.agent import Job
@@ -100,7 +101,7 @@ class Server:
                 connection.send(wire.Failure(str(error), int(error.exit_code)))
                 return
             except Exception as error:
-                connection.send(wire.Failure(f"{call.verb}: {error!r}, a bug of hugepfn", int(ExitCode.MACHINERY)))
+                connection.send(wire.Failure(f"{call.verb}: {explain(error)}", int(ExitCode.MACHINERY)))
                 raise
             finally:
                 for descriptor in descriptors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import select
@@ -12,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.campaign.session import Stopping, rerun_session
-from harness.errors import ExitCode, HugepfnError, UsageError
+from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.machine import VM
 from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
 from harness.machine.command import finish
 from harness.machine.gdbstub import GdbStub
 from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
 from harness.machine.spec import Root
+from harness.outputs import Output, write_all
 from harness.pagetable import Walk
 
 if TYPE_CHECKING:
@@ -62,16 +64,21 @@ class Session:
                 out.put((streams[1] if stream is Stream.OUT else streams[2], data))
 
             job = self.vm.on_loop(self.vm.agent.run(words, environment, reads=Input.PIPE, sink=sink))
+        broken: dict[int, OSError] = {}
         with (
-            _thread(_write_all, out, lambda: signals.put(signal.SIGPIPE)),
+            _thread(_write_all, out, broken, lambda: signals.put(signal.SIGPIPE)),
             _feeding(self.vm, job, streams[0]),
             _thread(self._pass_on, job, signals),
         ):
             try:
-                return self.vm.on_loop(finish(self.vm.machine, job, UNLIMITED_S))
+                ended = self.vm.on_loop(finish(self.vm.machine, job, UNLIMITED_S))
             finally:
                 signals.put(None)
                 out.put(None)
+        for error in broken.values():
+            if error.errno != errno.EPIPE:
+                raise MachineryError(f"{words[0]}: its output cannot be written: {error.strerror}; it got SIGPIPE")
+        return ended
 
     def _pass_on(self, job: Job, signals: queue.Queue[int | None]) -> None:
         while (number := signals.get()) is not None:
@@ -93,14 +100,18 @@ class Session:
         :param width: of the caller's terminal; None where it is none.
         """
         import pytest
+        from rich.console import Console
 
-        from harness.campaign.reporter import QuietOnBrokenPipe, RunReporter
+        from harness.campaign.reporter import RunReporter
 
         if not hasattr(self.vm, "kernel"):
             raise UsageError("the kernel of this kept machine is no longer here, so nothing can be claimed of it")
-        with self._turn, os.fdopen(os.dup(stdout), "w") as file:
-            console = QuietOnBrokenPipe(file=file, highlight=False, force_terminal=width is not None, width=width)
-            return rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, stopping)
+        with self._turn, Output(os.dup(stdout)) as file:
+            console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)
+            status = rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, stopping)
+            if file.lost and status is not ExitCode.CLAIM_FAILED:
+                raise MachineryError(f"standard output cannot be written: {file.lost}; it is not complete")
+            return status
 
     # --- people ------------------------------------------------------------------------------------
 
@@ -162,18 +173,17 @@ def _thread(target: Callable[..., None], *args: Any) -> Iterator[None]:
         thread.join()
 
 
-def _write_all(out: queue.Queue[tuple[int, bytes] | None], on_broken: Callable[[], None]) -> None:
-    """Writes what a job printed; says so once when nobody reads it any more."""
-    broken: set[int] = set()
+def _write_all(
+    out: queue.Queue[tuple[int, bytes] | None], broken: dict[int, OSError], on_broken: Callable[[], None]
+) -> None:
+    """Writes what a job printed; says so once when a descriptor does not take it any more, and why."""
     while (item := out.get()) is not None:
         descriptor, data = item
-        while data and descriptor not in broken:
+        if descriptor not in broken:
             try:
-                data = data[os.write(descriptor, data) :]
-            except BlockingIOError:  # somebody shares the terminal or pipe and has set it so
-                select.select([], [descriptor], [])
-            except OSError:
-                broken.add(descriptor)
+                write_all(descriptor, data)
+            except OSError as error:
+                broken[descriptor] = error
                 on_broken()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -135,10 +135,20 @@ def as_text(table: Sequence[Row]) -> str:
     """Plain columns, for messages."""
     lines = []
     for row in table:
-        bits = " ".join(f"+{name}" if name in row.appeared else name for name in row.bits)
-        gone = "".join(f" -{name}" for name in row.vanished)
+        bits = " ".join(sign + name for sign, name in signed(row.bits, row.appeared, row.vanished))
         many = f" x{row.count}" if row.count > 1 else ""
         lines.append(
-            f"  {row.checkpoint:<19} {row.process:<10} {row.place}{many} {row.level} {row.raw} {bits}{gone} {row.pfn}"
+            f"  {row.checkpoint:<19} {row.process:<10} {row.place}{many} {row.level} {row.raw} {bits} {row.pfn}"
         )
     return "\n".join(lines)
+
+
+def signed(now: Iterable[str], appeared: Collection[str], vanished: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The bits of an entry as every output writes them: ``W``, ``+D`` for one that is new, ``-A`` for one that is gone.
+
+    A pipe, a log and a mail have no colour, so the sign alone has to tell a bit that is set from one that is cleared.
+
+    :returns: sign (``""``, ``"+"`` or ``"-"``) and name: first what is set, then what is gone.
+    """
+    yield from (("+" if name in appeared else "", name) for name in now)
+    yield from (("-", name) for name in vanished)

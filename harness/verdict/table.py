@@ -18,6 +18,8 @@ VERSION = 1
 
 #: Where a Run's context says why it has no results, or not all: the child that should have made them failed.
 TROUBLE = "trouble"
+#: And the exit status of that child.
+STATUS = "trouble_status"
 
 _KNOWN_BUG = re.compile(r"known bug (\S+?)(?=:|;|\s|$)")
 _FIXED = re.compile(r"fixed here: (.+)")
@@ -86,6 +88,11 @@ class Column:
     def trouble(self) -> str:
         """Why a run of it has no results, or not all; "" where all went well."""
         return next((str(run.context[TROUBLE]) for run in self.runs if run.context.get(TROUBLE)), "")
+
+    @property
+    def unbuilt(self) -> bool:
+        """Whether its trouble is that the source asked for gives no kernel; else it says nothing about that source."""
+        return any(run.context.get(STATUS) == ExitCode.USAGE for run in self.runs)
 
     @property
     def context(self) -> Mapping[str, Any]:

@@ -125,7 +125,18 @@ def test_a_reader_that_leaves_ends_the_program(live: Live, command: tuple[str, .
         assert child.stdout is not None
         assert child.stdout.readline() == b"y\n"
         child.stdout.close()
-        child.wait(60)
+        assert child.wait(60) == 128 + signal.SIGPIPE, "as of a program of this host"
+    _until_it_says_no(live, "pidof", "yes")
+
+
+@pytest.mark.parametrize("command", [("exec", "-s", "one", "yes"), ("ssh", "-s", "one", "--", "yes")])
+def test_output_on_a_full_disk_ends_the_program_and_is_no_status_of_its(live: Live, command: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            live.argv(*command), env=live.environment(), stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+    assert done.returncode == 3
+    assert b"No space left on device" in done.stderr
     _until_it_says_no(live, "pidof", "yes")
 
 

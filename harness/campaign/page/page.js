@@ -176,8 +176,8 @@
     const column = columns[entry.side === "B" ? 1 : 0];
     const names = column.bits[entry.level] || column.bits.pte;
     const appeared = new Set(entry.appeared.split(" "));
-    const bits = entry.bits ? entry.bits.split(" ").map((name) => el(appeared.has(name) ? "ins" : "span", {}, name)) : [el("span", { class: "faint" }, "nothing mapped")];
-    const gone = entry.vanished ? entry.vanished.split(" ").map((name) => el("del", {}, name)) : [];
+    const bits = entry.bits ? entry.bits.split(" ").map((name) => appeared.has(name) ? el("ins", {}, `+${name}`) : el("span", {}, name)) : [el("span", { class: "faint" }, "nothing mapped")];
+    const gone = entry.vanished ? entry.vanished.split(" ").map((name) => el("del", {}, `-${name}`)) : [];
     return el("div", { class: "entry mono" },
       el("div", { class: "where" }, comparing ? el("span", { class: "side" }, entry.side) : null,
         el("span", {}, entry.place + (entry.count > 1 ? ` x${entry.count}` : "")), el("b", {}, entry.level), el("span", {}, entry.raw),
@@ -220,7 +220,8 @@
     const sample = (classes) => el("span", { class: "strip" }, el("i", { class: classes }));
     const than = comparing ? "differs from the other kernel" : "changed since the stop before";
     return el("div", {}, el("p", { class: "legend" }, el("span", {}, "bit 63 is at the left"), el("span", {}, sample("one"), "1"), el("span", {}, sample(""), "0"),
-      el("span", {}, sample("pfn one"), "1 in the pfn"), el("span", {}, sample("changed one"), `1, ${than}`), el("span", {}, sample("changed"), `0, ${than}`)), ruler(both), grid);
+      el("span", {}, sample("pfn one"), "1 in the pfn"), el("span", {}, sample("changed one"), `1, ${than}`), el("span", {}, sample("changed"), `0, ${than}`),
+      el("span", {}, comparing ? "+X only here, -X only there" : "+X was set, -X was cleared since the stop before")), ruler(both), grid);
   }
 
   function drawClaims(run) {

@@ -1,0 +1,108 @@
+"""Every test that was to run has a result at the end: one that vanished with a killed worker is an error by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from harness.selection import LEVELS
+from harness.verdict import Outcome, ScenarioResult
+
+#: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
+RESULT_PROPERTY = "hugepfn_result"
+CONTEXT_PROPERTY = "hugepfn_context"
+
+_NAME = re.compile(r"(?:test_)?([^\[]+)(?:\[(.*)\])?")
+_KILLED = "its worker process ended while it ran, so there is no verdict; run it alone, without --workers, to see why"
+_SILENT = "it was to run, and nothing was reported of it, so there is no verdict; run it again"
+
+
+class Accounts:
+    """A pytest plugin, in the process that has the reports.
+
+    :param context: what the tests run on, as far as it is known without a machine.
+    """
+
+    def __init__(self, context: Callable[[], dict[str, object]]) -> None:
+        self._context = context
+        self._scheduled: dict[str, None] = {}
+        self._ended: set[str] = set()
+        self._unreadable = False
+        self.interrupted = False  # by a person
+        self.stopped = ""  # why it ended before its end, as -x does
+        self.not_run = 0  # for that reason
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        """These are to run."""
+        if not session.config.option.collectonly:
+            self._scheduled |= dict.fromkeys(item.nodeid for item in session.items)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be read is told by name, and nothing runs."""
+        self._unreadable |= report.failed
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        """The same of a worker; all have the same."""
+        self._scheduled |= dict.fromkeys(ids)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        """A worker was killed; xdist's own report of that has no result."""
+        self._lose(crashitem, report, _KILLED)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """One phase of one test; what did not pass is its last but for the teardown."""
+        if report.when == "call" or not report.passed:
+            self._ended.add(report.nodeid)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Ctrl-C; pytest and xdist also end like this by themselves, with subclasses of their own."""
+        self.interrupted = excinfo.type in (KeyboardInterrupt, pytest.exit.Exception)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Who has not reported. Before anybody writes a file."""
+        missing = [nodeid for nodeid in self._scheduled if nodeid not in self._ended and not self._unreadable]
+        self.stopped = str(session.shouldfail or session.shouldstop or "")
+        if self.interrupted or self.stopped:
+            self.not_run = len(missing)
+            return
+        for nodeid in missing:
+            report = pytest.TestReport(nodeid, (nodeid.split("::")[0], None, nodeid), {}, "failed", _SILENT, "call")
+            self._lose(nodeid, report, _SILENT)
+            session.config.hook.pytest_runtest_logreport(report=report)
+        if missing and session.exitstatus != pytest.ExitCode.TESTS_FAILED:
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+    def _lose(self, nodeid: str, report: pytest.TestReport, reason: str) -> None:
+        scenario, level = case_of(nodeid)
+        result = ScenarioResult(scenario, level, Outcome.ERROR, reason)
+        report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
+        report.user_properties.append((CONTEXT_PROPERTY, json.dumps(self._context())))
+
+
+def keep_worse(by_test: dict[str, ScenarioResult], nodeid: str, result: ScenarioResult) -> None:
+    """Adds a test's result; one of its teardown takes its place, but takes no failure back."""
+    before = by_test.get(nodeid)
+    if before is None or before.outcome is not Outcome.FAILED:
+        by_test[nodeid] = result
+
+
+def case_of(nodeid: str) -> tuple[str, str | None]:
+    """Scenario and level of a test of which there is only the name."""
+    match = _NAME.fullmatch(nodeid.rpartition("::")[2])
+    if match is None:
+        return nodeid, None
+    return match[1], next((word for word in (match[2] or "").split("-") if word in LEVELS), None)
+
+
+def accounts_of(config: Any) -> Accounts | None:
+    """The accounts of a session, None in a worker."""
+    plugin = config.pluginmanager.get_plugin("hugepfn-accounts")
+    return plugin if isinstance(plugin, Accounts) else None

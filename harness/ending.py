@@ -1,0 +1,58 @@
+"""How an error that nobody expected is told: in one line, never as a traceback with Python's exit status 1."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from pathlib import Path
+
+from harness import cache
+from harness.errors import HugepfnError
+from harness.outputs import NO_ROOM
+
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+
+
+def explain(error: BaseException) -> str:
+    """One line for any error: what happened, and what to do.
+
+    The traceback of one that is not ours is kept in the cache folder: nobody wants to repeat an hour's run for it.
+    """
+    if isinstance(error, HugepfnError):
+        return str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return f"this host is out of memory: end something, or ask for fewer --workers; {_kept(error)}"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}; free some room"
+    if isinstance(error, OSError) and error.errno in _LIMITS:
+        return f"this host is at its limits: {error.strerror}; raise ulimit -n or -u, or end something; {_kept(error)}"
+    if isinstance(error, FileNotFoundError) and _cwd_is_gone():
+        return "the working directory was deleted; change to another one and start again"
+    return f"a bug of hugepfn: {_short(error)}; {_kept(error)}"
+
+
+def _short(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return " ".join(traceback.format_exception_only(error)[-1].split()) + where
+
+
+def _kept(error: BaseException) -> str:
+    """Where the traceback is, or the traceback itself where it cannot be kept."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        path = cache.root() / "traceback.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError:
+        return f"its traceback:\n{text}"
+    return f"its traceback is in {path}"
+
+
+def _cwd_is_gone() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,135 @@
+"""Standard streams and files of results: what cannot be written is noticed, and never looks like a verdict.
+
+A full disk or a closed descriptor must not end a run half way, nor with Python's own exit status 1. So our streams
+drop what they cannot write and remember why; the command says so at its end (:func:`harness.cli.main`). A reader that
+has had enough, as in ``hugepfn run | head -1``, is no error: the run goes on, and its verdict is the exit status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import MachineryError, UsageError
+
+#: This host is at its limits; nobody asked for something wrong.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class _Descriptor(io.FileIO):
+    """A descriptor that takes everything: what it cannot write is dropped."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """All or a part of it; never raises for what the other side does."""
+        while self.error is None:
+            try:
+                written = super().write(data)
+            except OSError as error:
+                self.error = error
+            else:
+                if written is not None:
+                    return written
+                select.select([], [self], [])  # somebody shares it and has set O_NONBLOCK
+        return memoryview(data).nbytes
+
+
+class Output(io.TextIOWrapper):
+    """A text stream to a descriptor, which it owns; what cannot be written or encoded never raises."""
+
+    def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
+        self._descriptor = _Descriptor(descriptor, "w")
+        buffer = io.BufferedWriter(self._descriptor)
+        super().__init__(buffer, encoding=encoding, errors="backslashreplace", line_buffering=True)
+
+    @property
+    def lost(self) -> str:
+        """Why something could not be written; "" where all was, or where the reader left before the end."""
+        error = self._descriptor.error
+        return "" if error is None or error.errno == errno.EPIPE else str(error.strerror)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes bytes that are somebody else's, as they are.
+
+    :raises OSError: the other side does not take them.
+    """
+    while data:
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # somebody shares the terminal or pipe and has set it so
+            select.select([], [descriptor], [])
+
+
+def hold_descriptors() -> None:
+    """Opens standard descriptors that the caller closed, before a file of ours gets their numbers.
+
+    Input is then empty, and output fails as it does on a closed descriptor.
+    """
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)  # it gets the lowest free number, which is this one
+
+
+@contextlib.contextmanager
+def standard_streams() -> Iterator[Output]:
+    """``sys.stdout`` and ``sys.stderr`` as :class:`Output` while the block runs; the former.
+
+    They have descriptors of their own, since pytest takes 1 and 2 while a test runs.
+    """
+    before = sys.stdin, sys.stdout, sys.stderr
+    with contextlib.ExitStack() as stack:
+        ours = [
+            stack.enter_context(Output(os.dup(number), getattr(old, "encoding", None) or "utf-8"))
+            for number, old in ((1, sys.stdout), (2, sys.stderr))
+        ]
+        if sys.stdin is None:  # Python found it closed
+            sys.stdin = open(0, closefd=False)  # noqa: SIM115
+        sys.stdout, sys.stderr = ours
+        try:
+            yield ours[0]
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = before
+
+
+def check_writable(*files: Path | None) -> None:
+    """Empties the files that results will go to: now, and not when everything has been run.
+
+    :raises UsageError: one cannot be there.
+    :raises MachineryError: this host has no room for it.
+    """
+    for file in files:
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text("")
+            except OSError as error:
+                raise _refused(file, error, UsageError) from error
+
+
+def write_text(file: Path | None, make: Callable[[], str]) -> None:
+    """Writes a file that was asked for.
+
+    :raises MachineryError: it cannot be written.
+    """
+    if file is not None:
+        try:
+            file.write_text(make())
+        except OSError as error:
+            raise _refused(file, error, MachineryError) from error
+
+
+def _refused(file: Path, error: OSError, family: type[UsageError | MachineryError]) -> UsageError | MachineryError:
+    if error.errno in NO_ROOM:
+        family = MachineryError
+    return family(f"{file} cannot be written: {error.strerror}; name another file, or free some room")
