@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import BootError
+from harness.errors import BootError, PremiseNotMet
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import Accel, find_qemu
 from harness.machine.machine import Origin
@@ -547,6 +547,43 @@ def test_each_test_has_its_own_machine_and_it_is_closed(pytester: pytest.Pyteste
     assert {machine.settings for machine in machines} == {Settings(smp=2, append=("pti=on",))}
     assert machines[0].search == [pytester.path], "programs beside the test come first"
     assert result.stderr.lines.count("hugepfn: fetching the kernel") == 1, "past pytest's capture, and once"
+
+
+@pytest.mark.usefixtures("machines")
+def test_what_only_the_cpu_decides_is_no_failure(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from dataclasses import replace
+        from harness.pagetable import Bits
+
+        def test_fork(vm, claim):
+            vm.caps = replace(vm.caps, early=Bits.A)
+            with claim("the child's entry is old", clear=Bits.A):
+                assert False, "A=1"
+            with claim("the child's entry is writable"):
+                pass
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=1)
+    (result,) = (one for one in written(pytester)["results"] if one["scenario"] == "fork")
+    claims = {claim["name"]: claim["outcome"] for claim in result["claims"]}
+    assert claims["the child's entry is old"] == "skipped"
+    assert claims["the child's entry is writable"] == "passed"
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_machine_that_this_host_cannot_give_is_a_skip_with_the_reason(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enter(_vm: FakeVM) -> FakeVM:
+        raise PremiseNotMet("cannot know: under KVM this host does not set D in an entry of nvme's BAR")
+
+    monkeypatch.setattr(FakeVM, "__enter__", enter)
+    pytester.makepyfile("def test_reset(vm): pass")
+    pytest_run(pytester).assert_outcomes(skipped=1)
+    (result,) = written(pytester)["results"]
+    assert result["outcome"] == "skipped"
+    assert "cannot know" in result["reason"]
 
 
 def test_a_kernel_that_cannot_have_the_guest_is_skipped_without_a_boot(
