@@ -15,6 +15,7 @@ Version 1, keys of a line, none optional:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ SCHEMA = "hugepfn-observations"
 SCHEMA_VERSION = 1
 LEVEL_LABELS = ("pte", "pmd", "pud", "none")
 ORDINARY_MEMORY = "ram"
+_ACCESSED = 1 << 5  # in an entry of every level
 
 _BIT_NAMES = frozenset(bit.name for bit in Bits)
 _KEYS: Mapping[str, tuple[type, ...]] = {
@@ -121,6 +123,13 @@ class Observation:
             pfn=relative_pfn(leaf.pfn_at(way.vaddr), regions) if leaf else "",
             pagemap=pagemap,
         )
+
+    def aged(self) -> Observation:
+        """The same with A clear: to compare what two CPUs left that may set A ahead of any access."""
+        if Bits.A.name not in self.bits:
+            return self
+        bits = tuple(name for name in self.bits if name != Bits.A.name)
+        return dataclasses.replace(self, raw=self.raw & ~_ACCESSED, bits=bits)
 
     def to_json(self) -> dict[str, object]:
         """Return the object of one line, keys as the module says."""
