@@ -179,6 +179,18 @@ class Observation:
         return " ".join([*words, *self.bits, self.pfn]).rstrip()
 
 
+def comparable(observations: Iterable[Observation]) -> list[tuple[object, ...]]:
+    """What two machines with one kernel have in common: all but the frames that ordinary memory happens to get."""
+    return [
+        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, _place(o.pfn), o.pagemap is None)
+        for o in observations
+    ]
+
+
+def _place(pfn: str) -> str:
+    return ORDINARY_MEMORY if pfn.startswith(f"{ORDINARY_MEMORY}+") else pfn
+
+
 def _from_hex(key: str, text: str) -> int:
     if not re.fullmatch(r"0x[0-9a-f]{1,16}", text):
         raise UsageError(f'{key} is {text!r}, expected a 64-bit number as "0x..."')
