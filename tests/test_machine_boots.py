@@ -13,6 +13,7 @@ from harness.machine import vm as vm_module
 from harness.machine.machine import Timing
 from harness.machine.qemu import Qemu
 from harness.machine.spec import Accel
+from harness.machine.standstill import Standstill
 from harness.machine.vm import VM
 
 LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log").read_text()
@@ -25,6 +26,7 @@ def _end(log: str, accel: Accel) -> HugepfnError:
         log_from=0,
         spec=SimpleNamespace(accel=accel),
         binary=SimpleNamespace(version="7.2"),
+        standstill=Standstill(),
     )
     return Qemu.end_error(cast(Qemu, ended), "waiting: ")
 

@@ -503,6 +503,7 @@ class FakeVM:
                 violations=violations,
                 uncalibrated=[],
                 kernel_troubles=lambda: troubles,
+                excused=lambda: [],
                 log="".join(f"line {number}\n" for number in range(self.log_lines)),
             )
         )

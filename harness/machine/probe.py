@@ -47,6 +47,7 @@ def probe(vm: VM) -> Capabilities:
         guard_regions=said.get("guard_regions") == "1",
         thp=said.get("thp", ""),
         five_level=five_level,
+        kvm_clock=said.get("kvm_clock") == "1",
         early=early,
         bar_misses=(probe_bar(vm) or NO_BITS) if early else NO_BITS,  # TCG sets A and D, whatever is behind the BAR
     )

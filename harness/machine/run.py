@@ -121,6 +121,10 @@ class GuestRun:
         """What the kernel itself found wrong: its log's complaints, its taint."""
         return self._kernel.troubles()
 
+    def excused(self) -> list[str]:
+        """What the kernel complained about and is not held against it, a line each."""
+        return self._kernel.excused()
+
     def check(self) -> None:
         """Holds the run against what must hold at every stop, and against the kernel log.
 

@@ -186,8 +186,7 @@ class VM(LiveMachine):
                 if last:
                     raise
                 self._say(f"{error}; making it again")
-        self._capabilities = template.capabilities
-        self.layout = template.capabilities.layout
+        self._know(template.capabilities)
 
     def _timing(self) -> Timing:
         may_fall_back = self.spec.accel is Accel.KVM and self._wanted.accel == "auto"
@@ -250,10 +249,9 @@ class VM(LiveMachine):
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
             vm.kernel = Kernel.parse(saved.kernel).resolve(offline=True)
-        if saved.capabilities is not None:
-            vm._capabilities = saved.capabilities
-            vm.layout = saved.capabilities.layout
         vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
+        if saved.capabilities is not None:
+            vm._know(saved.capabilities)
         return vm
 
     def __enter__(self) -> Self:
@@ -348,9 +346,15 @@ class VM(LiveMachine):
     def caps(self) -> Capabilities:
         """What this kernel can do, probed on first use."""
         if self._capabilities is None:
-            self._capabilities = probe(self)
-            self.layout = self._capabilities.layout
+            self._know(probe(self))
+        assert self._capabilities is not None
         return self._capabilities
+
+    def _know(self, capabilities: Capabilities) -> None:
+        self._capabilities = capabilities
+        self.layout = capabilities.layout
+        if self.running:
+            self.qemu.standstill.clock_jumps = self.spec.accel is Accel.KVM and not capabilities.kvm_clock
 
     @property
     def probed(self) -> bool:

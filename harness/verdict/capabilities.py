@@ -46,6 +46,7 @@ class Capabilities:
     guard_regions: bool  # madvise(MADV_GUARD_INSTALL) answers
     thp: str  # /sys/kernel/mm/transparent_hugepage/enabled, the chosen word; "" where there is none
     five_level: bool  # CR4.LA57
+    kvm_clock: bool = False  # it has the clock by which KVM tells it that it stood still
     early: Bits = NO_BITS  # what the CPU may set in an entry that no access needed: A under KVM
     bar_misses: Bits = NO_BITS  # what the CPU leaves clear in entries of the BAR (harness/machine/bar_bits.py)
 
@@ -82,7 +83,7 @@ class Capabilities:
         image = ImageCapabilities(data["huge_fault"], pfnmap_levels, data["devmap"])
         own = {
             name: data[name]
-            for name in ("saved_dirty", "soft_dirty", "pagemap_scan", "guard_regions", "thp", "five_level")
+            for name in ("saved_dirty", "soft_dirty", "pagemap_scan", "guard_regions", "thp", "five_level", "kvm_clock")
         }
         return cls(image=image, early=_bits(data["early"]), bar_misses=_bits(data["bar_misses"]), **own)
 
@@ -96,6 +97,7 @@ class Capabilities:
             "guard_regions": self.guard_regions,
             "thp": self.thp,
             "five_level": self.five_level,
+            "kvm_clock": self.kvm_clock,
             "early": list(self.early.names()),
             "bar_misses": list(self.bar_misses.names()),
             "huge_fault": self.image.huge_fault,
