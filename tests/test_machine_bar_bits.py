@@ -14,9 +14,10 @@ from harness.errors import ClaimFailed, MachineryError, PremiseNotMet
 from harness.machine import VM, Accel
 from harness.machine import probe as probe_module
 from harness.machine import vm as vm_module
-from harness.machine.bar_bits import EARLY, misses, probe_bar, stand_in
+from harness.machine.bar_bits import misses, probe_bar, stand_in
 from harness.machine.spec import Device, MachineSpec
 from harness.pagetable import NO_BITS, Bits, Entry, Layout, Leaf, Level
+from harness.verdict.capabilities import Capabilities, ImageCapabilities
 
 COPIED, READ, WRITTEN = 0x8000380000001217, 0x8000380000001237, 0x8000380000001277
 A, D = 0x20, 0x40
@@ -78,9 +79,35 @@ def test_what_the_probe_cannot_tell_is_no_finding_about_the_cpu(error: Exception
     assert probe_bar(probed(Run((), error))) is None
 
 
-def test_tcg_is_not_calibrated_and_sets_nothing_early() -> None:
-    assert EARLY == {Accel.KVM: Bits.A, Accel.TCG: NO_BITS}
-    assert "if early else NO_BITS" in Path(probe_module.__file__).read_text()
+@pytest.mark.parametrize(
+    ("accel", "early", "missed"), [(Accel.KVM, Bits.A, Bits.D), (Accel.TCG, NO_BITS, NO_BITS)], ids=["kvm", "tcg"]
+)
+def test_tcg_is_not_calibrated_and_sets_nothing_early(
+    monkeypatch: pytest.MonkeyPatch, accel: Accel, early: Bits, missed: Bits
+) -> None:
+    class Caps(Run):
+        def until(self, _checkpoint: str) -> dict[str, SimpleNamespace]:
+            return {"parent": SimpleNamespace(leaf=lambda _name: leaf(READ))}
+
+        def finish(self) -> SimpleNamespace:
+            return SimpleNamespace(stdout="# cap kvm_clock=1\n")
+
+        def __enter__(self) -> Caps:
+            return self
+
+        def __exit__(self, *_error: object) -> None:
+            pass
+
+    image = ImageCapabilities(True, None, None)
+    monkeypatch.setattr(probe_module, "_has_saved_dirty", lambda *_seen: True)
+    monkeypatch.setattr(probe_module, "probe_image", lambda _kernel: image)
+    monkeypatch.setattr(probe_module, "probe_bar", lambda _vm: Bits.D)
+    caps = probe_module.probe(
+        cast(VM, SimpleNamespace(_start=lambda *_asked: Caps(()), spec=SimpleNamespace(accel=accel), kernel=None))
+    )
+    assert (caps.early, caps.bar_misses) == (early, missed)
+    assert caps.kvm_clock
+    assert Capabilities.from_json(caps.to_json()) == caps
 
 
 def test_which_device_stands_in_and_where_none_does() -> None:

@@ -40,8 +40,8 @@ def stood(stopped_s: float, *, clock_jumps: bool = True) -> Standstill:
     clock = Clock()
     standstill = Standstill(clock_jumps, clock)
     standstill.begin()
-    standstill.begin()  # by ourselves, and by the event that tells of it
     clock.now_s += stopped_s
+    standstill.begin()  # by ourselves, and then by the event that tells of it
     standstill.end()
     standstill.end()
     clock.now_s += 1000.0  # it runs
