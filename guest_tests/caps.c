@@ -30,6 +30,17 @@ static void note_thp(void)
 		ktap_note("cap thp=%.*s", (int)(close_bracket - open_bracket - 1), open_bracket + 1);
 }
 
+static void note_kvm_clock(void)
+{
+	char text[256] = "";
+	int fd = open("/sys/devices/system/clocksource/clocksource0/available_clocksource", O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0 && read(fd, text, sizeof(text) - 1) >= 0)
+		ktap_note("cap kvm_clock=%d", strstr(text, "kvm-clock") != NULL);
+	if (fd >= 0)
+		close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	hp_start(argc, argv);
@@ -45,6 +56,7 @@ int main(int argc, char **argv)
 	ktap_note("cap pagemap_scan=%d", hp_scan(page, 4096, 0, 0, NULL, 0) >= 0);
 	ktap_note("cap guard_regions=%d", madvise(guard, 4096, GUARD_INSTALL) == 0);
 	note_thp();
+	note_kvm_clock();
 	ktap_ok(mprotect(page, 4096, PROT_READ) == 0, "a dirty page set read-only");
 	hp_map(&(struct hp_mapping){
 		.name = "readonly", .addr = page, .length = 4096, .prot = PROT_READ, .backing = HP_RAM, .pagemap_pages = 1 });

@@ -5,7 +5,7 @@ import pytest
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.machine import VM, GuestRun, Snapshot
-from harness.pagetable import Leaf, Level
+from harness.pagetable import Bits, Leaf, Level
 
 CLEAR_REFS = "fs/proc/task_mmu.c clear_refs_write()"
 TEST_WALK = "fs/proc/task_mmu.c clear_refs_test_walk()"
@@ -65,7 +65,11 @@ def test_dirty_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
             with claim(f"clear_refs {what} leaves the child's entry as it was", CLEAR_REFS):
                 assert at["child"].leaf("bar").entry == before["child"].leaf("bar").entry
             if what == 1:
-                with claim("clear_refs 1 makes an anonymous page old", "fs/proc/task_mmu.c clear_refs_pte_range()"):
+                with claim(
+                    "clear_refs 1 makes an anonymous page old",
+                    "fs/proc/task_mmu.c clear_refs_pte_range()",
+                    clear=Bits.A,
+                ):
                     assert not at["parent"].leaf("control").young
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import ClaimFailed, HugepfnError, KernelError
+from harness.pagetable import NO_BITS, Bits
 from harness.verdict import Claim, Outcome
 
 _HARNESS = Path(__file__).resolve().parent
@@ -20,6 +21,9 @@ def is_our_bug(error: BaseException) -> bool:
     return own and isinstance(error, AssertionError) and not isinstance(error, HugepfnError)
 
 
+CANNOT_KNOW = "cannot know: under KVM the CPU may set A ahead of any access (SDM volume 3, 4.8; APM volume 2, 5.4.2)"
+
+
 class Claims:
     """Collects claims. A broken one is recorded and the test goes on to the next; at its end it fails.
 
@@ -29,23 +33,36 @@ class Claims:
             assert child.dirty
     """
 
-    def __init__(self, evidence: Callable[[], str] = lambda: "", on_broken: Callable[[], None] = lambda: None) -> None:
-        """:param on_broken: called at each broken claim, while everything is as the claim saw it."""
+    def __init__(
+        self,
+        evidence: Callable[[], str] = lambda: "",
+        on_broken: Callable[[], None] = lambda: None,
+        early: Callable[[], Bits] = lambda: NO_BITS,
+    ) -> None:
+        """:param on_broken: called at each broken claim, while everything is as the claim saw it.
+        :param early: bits that the CPU of this machine may set in an entry that no access needed.
+        """
         self._evidence = evidence
         self._on_broken = on_broken
+        self._early = early
         self.made: list[Claim] = []
 
     @contextmanager
-    def __call__(self, name: str, by: str = "") -> Iterator[None]:
+    def __call__(self, name: str, by: str = "", clear: Bits = NO_BITS) -> Iterator[None]:
         """One claim, as a block of assertions.
 
         :param by: the kernel's file and function that decides it.
+        :param clear: bits of which it says nothing but that they are clear. Where the CPU may have set them by itself,
+            a claim that does not hold cannot be known.
         """
         try:
             yield
         except AssertionError as error:
             if is_our_bug(error):
                 raise
+            if clear & self._early():
+                self.made.append(Claim(name, Outcome.SKIPPED, by, CANNOT_KNOW))
+                return
             evidence = self._evidence()
             message = str(error) + (f"\n{evidence}" if evidence else "")
             self.made.append(Claim(name, Outcome.FAILED, by, message))

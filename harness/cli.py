@@ -19,6 +19,7 @@ from harness.commands.kselftest import kselftest
 from harness.commands.many import compare, matrix
 from harness.commands.options import modules_option, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
+from harness.commands.selfcheck import selfcheck
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
 from harness.outputs import standard_streams
@@ -81,6 +82,7 @@ cli.add_command(compare)
 cli.add_command(series)
 cli.add_command(check)
 cli.add_command(kselftest)
+cli.add_command(selfcheck)
 
 
 for command in (*live.COMMANDS, *look.COMMANDS):

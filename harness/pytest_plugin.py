@@ -23,9 +23,9 @@ from harness.kernel import Kernel, KernelImage
 from harness.machine import VM, find_qemu
 from harness.machine.binary import QEMU_VARIABLE
 from harness.machine.probe import probe_image
-from harness.machine.spec import Root
+from harness.machine.spec import Device, Root
 from harness.outputs import check_writable
-from harness.pagetable import Level
+from harness.pagetable import NO_BITS, Bits, Level
 from harness.results import (
     PLAIN_PROPERTY,
     USAGE_PROPERTY,
@@ -83,6 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-memory", metavar="MIB", type=int, default=1024, help="guest RAM in MiB")
     add("--hugepfn-cpu", metavar="MODEL", default="max", help="QEMU's CPU model")
     add("--hugepfn-append", metavar="ARGS", default="", help="words for the kernel command line")
+    add("--hugepfn-device", choices=[one.value for one in Device], default="pci-testdev", help="the device under test")
     add("--hugepfn-level", choices=LEVELS, action="append", help="only this level; may be given again")
     add("--hugepfn-scenario", metavar="NAME", action="append", help="only this scenario; may be given again")
     add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
@@ -132,6 +133,7 @@ def settings_of(config: pytest.Config) -> Settings:
         clone=not option("hugepfn_no_clone"),
         pvh=option("hugepfn_pvh"),
         guest=option("hugepfn_guest"),
+        device=option("hugepfn_device"),
     )
 
 
@@ -199,7 +201,7 @@ def _lend(request: pytest.FixtureRequest, wanted: Settings) -> Iterator[VM]:
     spec = machine.spec
     if wanted.smp > spec.smp:
         _unmet(request.config, f"the live machine has {spec.smp} vCPU, this test wants {wanted.smp}")
-    if wanted.device != spec.device.value:
+    if wanted.device not in (spec.device.value, machine.asked_device):
         _unmet(request.config, f"the live machine has {spec.device.value}, this test wants {wanted.device}")
     if missing := set(wanted.append) - set(spec.append):
         _unmet(request.config, f"the live machine was started without {' '.join(sorted(missing))}")
@@ -246,13 +248,21 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
         settings.check_guest(kernel)
     except UsageError as error:
         _unmet(request.config, str(error))
-    for machine in _boot(request, kernel, settings):
+    for machine in _booted(request, kernel, settings):
         request.node.stash[_MACHINE] = machine
         if request.config.getoption("hugepfn_keep_vm"):
             machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
             _unmet(request.config, reason)
         yield machine
+
+
+def _booted(request: pytest.FixtureRequest, kernel: KernelImage, settings: Settings) -> Iterator[VM]:
+    """A machine; of one that this host cannot give the test is skipped, with the reason."""
+    try:
+        yield from _boot(request, kernel, settings)
+    except PremiseNotMet as unmet:
+        _unmet(request.config, str(unmet))
 
 
 @pytest.fixture(scope="module")
@@ -270,9 +280,15 @@ def caps(vm: VM) -> Capabilities:
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Claims:
     """``with claim("what holds", by="mm/file.c function()"): assert ...``, see :class:`harness.claims.Claims`."""
-    claims = Claims(lambda: _last_entries(request.node), lambda: _failed(request.node))
+    claims = Claims(lambda: _last_entries(request.node), lambda: _failed(request.node), lambda: _early(request.node))
     request.node.stash[_CLAIMS] = claims
     return claims
+
+
+def _early(item: pytest.Item) -> Bits:
+    """What the CPU of the test's machine may set in an entry by itself."""
+    machine = item.stash.get(_MACHINE, None)
+    return machine.caps.early if machine is not None and machine.probed else NO_BITS
 
 
 def _failed(item: pytest.Item) -> None:

@@ -62,7 +62,8 @@ def invariants_of(machine: VM) -> Claim:
     outcome = Outcome.ERROR if unknown else Outcome.FAILED if broken else Outcome.PASSED
     plural = "" if stops == 1 else "s"
     name = f"the invariants held at {stops} stop{plural}, and the kernel log has no complaint"
-    return Claim(name, outcome, "", "\n".join(broken + gaps))
+    excused = [line for run in machine.runs for line in run.excused()]
+    return Claim(name, outcome, "", "\n".join(broken + gaps + excused))
 
 
 def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:

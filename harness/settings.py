@@ -46,7 +46,7 @@ class Settings:
             memory_mib=options["memory"],
             cpu=options["cpu"],
             append=tuple(options["append"].split()),
-            device=options.get("device", cls.device),
+            device=options["device"],
             ram_dir=options["ram_dir"],
             boot_timeout_s=options["boot_timeout"],
             clone=not options["no_clone"],

@@ -10,6 +10,7 @@ import pytest
 
 from harness.claims import Claims
 from harness.errors import ClaimFailed, KernelDied, MachineryError
+from harness.pagetable import Bits
 from harness.results import outcome_of
 from harness.verdict import Claim, Outcome
 
@@ -110,3 +111,25 @@ def test_what_says_nothing_about_the_kernel_is_no_claim(error: BaseException) ->
         raise error
     assert claims.made == []
     claims.raise_if_broken()
+
+
+# --- bits that a CPU may set by itself ---------------------------------------------------------------
+
+
+def test_a_bit_that_the_cpu_may_have_set_is_not_held_against_the_kernel() -> None:
+    claims = Claims(early=lambda: Bits.A)
+    with claims("the child's entry is old", BY, clear=Bits.A):
+        raise AssertionError("A=1")
+    with claims("the child's entry is clean", BY, clear=Bits.D):
+        raise AssertionError("D=1")
+    with claims("the child's other entry is old", BY, clear=Bits.A):
+        pass
+    assert [one.outcome for one in claims.made] == [Outcome.SKIPPED, Outcome.FAILED, Outcome.PASSED]
+    assert claims.made[0].message.startswith("cannot know: under KVM the CPU may set A")
+
+
+def test_where_the_cpu_sets_nothing_by_itself_every_claim_is_as_strong_as_ever() -> None:
+    claims = Claims()
+    with claims("the child's entry is old", BY, clear=Bits.A):
+        raise AssertionError("A=1")
+    assert claims.made == [Claim("the child's entry is old", Outcome.FAILED, BY, "A=1")]

@@ -14,6 +14,7 @@ from harness.machine.kernel_log import LogMark
 from harness.machine.machine import Timing
 from harness.machine.qemu import Qemu
 from harness.machine.spec import Accel
+from harness.machine.standstill import Standstill
 from harness.machine.vm import VM
 
 LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log").read_text()
@@ -26,6 +27,7 @@ def _end(log: str, accel: Accel) -> HugepfnError:
         log_from=LogMark(),
         spec=SimpleNamespace(accel=accel),
         binary=SimpleNamespace(version="7.2"),
+        standstill=Standstill(),
     )
     return Qemu.end_error(cast(Qemu, ended), "waiting: ")
 

@@ -14,6 +14,7 @@ from harness.guest.protocol import Frame
 from harness.machine.kernel_log import KernelLog, LogMark, SavedLog
 from harness.machine.kernel_watch import KernelWatch
 from harness.machine.log_reader import read_log
+from harness.machine.standstill import Standstill
 from harness.verdict import LogPart, LogRecord, scan
 
 STALL = "rcu: INFO: rcu_sched self-detected stall on CPU"
@@ -71,7 +72,9 @@ class Machine:
 
     def __init__(self, room: int = 1000) -> None:
         self.agent = FakeAgent(room)
-        self.qemu = SimpleNamespace(log=KernelLog(), log_from=LogMark(), complaint=lambda: "the console shows this")
+        self.qemu = SimpleNamespace(
+            log=KernelLog(), log_from=LogMark(), standstill=Standstill(), complaint=lambda: "the console shows this"
+        )
         self.ready = {"taint": "0"}
 
     def begin(self) -> KernelWatch:

@@ -97,7 +97,7 @@ def test_size_and_cpu() -> None:
         (
             Device.SHMEM,
             [
-                "-object memory-backend-ram,id=shmem,size=1G,share=off",
+                "-object memory-backend-ram,id=shmem,size=2G,share=off",
                 "-device ivshmem-plain,memdev=shmem,master=on,id=bar,addr=05.0",
             ],
         ),

@@ -19,6 +19,7 @@ from harness.machine.agent import ExitStatus
 from harness.machine.probe import probe
 from harness.machine.result import RunResult
 from harness.machine.run import GuestRun
+from harness.machine.spec import Accel
 from harness.pagetable import Level
 from harness.results import USAGE_PROPERTY
 from harness.verdict import Outcome, ScenarioResult, parse_ktap
@@ -79,6 +80,7 @@ def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, kno
         _start=lambda *_: CapsRun(),
         kernel=_image(None),
         ready={"missing": missing},
+        spec=SimpleNamespace(accel=Accel.TCG),
         get=lambda _path: b"ffffffff81000000 T _text\n",
     )
     caps = probe(cast(Any, vm))

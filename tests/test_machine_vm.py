@@ -16,6 +16,7 @@ from harness.machine import VM, Accel, QemuBinary
 from harness.machine import vm as vm_module
 from harness.machine.spec import MachineSpec
 from harness.machine.template import template_key
+from harness.pagetable import NO_BITS
 
 BINARY = QemuBinary("/usr/bin/true", "11.1.3", "QEMU emulator version 11.1.3")
 
@@ -96,7 +97,7 @@ def test_where_tcg_is_not_tried(host: Host, accel: str, console: str) -> None:
 def coming_back(monkeypatch: pytest.MonkeyPatch, folder: Path, refused: int) -> tuple[VM, list[str]]:
     """A VM whose template is refused so many times, and what happens to the template."""
     happened: list[str] = []
-    template = SimpleNamespace(folder=folder, capabilities=SimpleNamespace(layout="layout"))
+    template = SimpleNamespace(folder=folder, capabilities=SimpleNamespace(layout="layout", bar_misses=NO_BITS))
 
     def use(_vm: VM, _machine: object) -> None:
         happened.append("clone")

@@ -290,3 +290,13 @@ def test_bits_do_not_mix_with_numbers() -> None:
         _ = Bits.NX & 0x8000000000000000  # type: ignore[operator]
     assert Bits.SAVED_DIRTY not in Entry(0x80003800400002B7, Level.PUD, MODERN).bits
     assert str(Bits.P | Bits.NX) == "P NX"
+
+
+def test_two_entries_are_compared_without_a_bit_by_setting_it_in_both() -> None:
+    old, young = (Entry(raw, Level.PUD, MODERN) for raw in (0x80003800400002D7, 0x80003800400002F7))
+    assert old != young
+    assert old | Bits.A == young
+    assert young | Bits.A == young
+    assert old | Bits(0) == old
+    assert (old | Bits.SAVED_DIRTY).raw == 0x84003800400002D7
+    assert (Entry(0, Level.PTE, MODERN) | Bits.A).raw == 0, "nothing is there that could be young"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import pytest
 
-from harness.errors import BootError
+from harness import pytest_plugin
+from harness.errors import BootError, PremiseNotMet
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import Accel, find_qemu
 from harness.machine.machine import Origin
 from harness.machine.probe import probe_image
+from harness.machine.spec import Device, Root
 from harness.pagetable import Observation
 from harness.pytest_plugin import BOOT_ATTEMPTS
 from harness.results import LOG_LINES_MAX
@@ -48,10 +50,10 @@ def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     find_qemu.cache_clear()
 
 
-def pytest_run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+def pytest_run(pytester: pytest.Pytester, *args: str, further: Sequence[object] = ()) -> pytest.RunResult:
     """One session in this process; --hugepfn-json beside it. Hypothesis is left out: it takes a second to say hello."""
     plugins = ("-p", "harness.pytest_plugin", "-p", "no:hypothesispytest")
-    return pytester.runpytest_inprocess(*plugins, "--hugepfn-json=results.json", *args)
+    return pytester.runpytest_inprocess(*plugins, "--hugepfn-json=results.json", *args, plugins=further)
 
 
 def written(pytester: pytest.Pytester) -> dict[str, Any]:
@@ -504,6 +506,7 @@ class FakeVM:
                 uncalibrated=[],
                 kernel_troubles=lambda: troubles,
                 log_gap=gap,
+                excused=lambda: [],
                 log="".join(f"line {number}\n" for number in range(self.log_lines)),
             )
         )
@@ -548,6 +551,60 @@ def test_each_test_has_its_own_machine_and_it_is_closed(pytester: pytest.Pyteste
     assert {machine.settings for machine in machines} == {Settings(smp=2, append=("pti=on",))}
     assert machines[0].search == [pytester.path], "programs beside the test come first"
     assert result.stderr.lines.count("hugepfn: fetching the kernel") == 1, "past pytest's capture, and once"
+
+
+@pytest.mark.usefixtures("machines")
+def test_what_only_the_cpu_decides_is_no_failure(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from dataclasses import replace
+        from harness.pagetable import Bits
+
+        def test_fork(vm, claim):
+            vm.caps = replace(vm.caps, early=Bits.A)
+            with claim("the child's entry is old", clear=Bits.A):
+                assert False, "A=1"
+            with claim("the child's entry is writable"):
+                pass
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=1)
+    (result,) = (one for one in written(pytester)["results"] if one["scenario"] == "fork")
+    claims = {claim["name"]: claim["outcome"] for claim in result["claims"]}
+    assert claims["the child's entry is old"] == "skipped"
+    assert claims["the child's entry is writable"] == "passed"
+
+
+@pytest.mark.parametrize(("asked", "outcome"), [("pci-testdev", "passed"), ("ivshmem-plain", "skipped")])
+@pytest.mark.usefixtures("machines")
+def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pytester, asked: str, outcome: str) -> None:
+    """A test wants pci-testdev; the machine was started with ``asked``, and has ivshmem-plain."""
+    live: Any = FakeVM(Settings(), IMAGE, [], print)
+    live.spec = SimpleNamespace(smp=1, append=(), device=Device.SHMEM, root=Root.INITRAMFS, accel=Accel.KVM)
+    live.spec.kernel, live.asked_device = IMAGE.image, asked
+    live.kernel, live.add_search = IMAGE, lambda _folder: None
+
+    class Lending:
+        def pytest_configure(self, config: pytest.Config) -> None:
+            pytest_plugin.set_machine(config, live)
+
+    pytester.makepyfile("def test_fork(vm): pass")
+    pytest_run(pytester, further=[Lending()]).assert_outcomes(**{outcome: 1})
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_machine_that_this_host_cannot_give_is_a_skip_with_the_reason(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enter(_vm: FakeVM) -> FakeVM:
+        raise PremiseNotMet("cannot know: under KVM this host does not set D in an entry of nvme's BAR")
+
+    monkeypatch.setattr(FakeVM, "__enter__", enter)
+    pytester.makepyfile("def test_reset(vm): pass")
+    pytest_run(pytester).assert_outcomes(skipped=1)
+    (result,) = written(pytester)["results"]
+    assert result["outcome"] == "skipped"
+    assert "cannot know" in result["reason"]
 
 
 def test_a_kernel_that_cannot_have_the_guest_is_skipped_without_a_boot(

@@ -48,6 +48,7 @@ ROWS: list[tuple[ComplaintKind, str, str]] = [
     (K.HARD_LOCKUP, "NMI watchdog: Watchdog detected hard LOCKUP on cpu 0", "watchdog: hard LOCKUP detector is off"),
     (K.HUNG_TASK, "INFO: task fork:85 blocked for more than 120 seconds.", "INFO: task fork:85 is blocked on a mutex"),
     (K.RCU_STALL, "rcu: INFO: rcu_sched detected stalls on CPUs/tasks:", "rcu: rcu_sched detected stalls on CPUs"),
+    (K.WORKQUEUE_STALL, "BUG: workqueue lockup - pool cpus=0 node=0 stuck for 33s!", "workqueue: round-robin CPU"),
     (K.KASAN, "BUG: KASAN: use-after-free in f+0x1/0x2", "KASAN: null-ptr-deref in range [0x0-0x7]"),
     (K.KCSAN, "BUG: KCSAN: data-race in f / g", "kcsan: enabled early"),
     (K.KMSAN, "BUG: KMSAN: uninit-value in f+0x1/0x2", "KMSAN: uninit-value in f+0x1/0x2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,3 +140,23 @@ def test_neighbours_that_differ_alike_are_folded(odd: int | None) -> None:
     (one,) = compare_runs(run(*sides[0]), run(*sides[1]))
     counts = [(d.change.key.offset, count) for d, count in folded(one.differences) if d.change]
     assert counts == ([(0, 8)] if odd is None else [(0, 3), (4096 * 4, 4)])
+
+
+def _under_kvm(side: Run) -> Run:
+    return replace(side, context={**side.context, "capabilities": {"early": ["A"]}})
+
+
+@pytest.mark.parametrize("sides", [(True, True), (True, False), (False, True)])
+def test_where_the_cpu_may_set_a_early_it_is_no_difference_of_the_kernels(sides: tuple[bool, bool]) -> None:
+    runs = run(seen("P W A", raw=0xA7)), run(seen("P W", raw=0x87))
+    one, other = (_under_kvm(side) if kvm else side for side, kvm in zip(runs, sides, strict=True))
+    assert told(*runs) != []
+    assert compare_runs(one, other) == ()
+    dirty = run(seen("P W D", raw=0xC7))
+    assert [what for what, *_ in told(one, dirty)] == ["entry"], "every other bit still counts"
+
+
+def test_a_claim_that_cannot_be_known_of_one_kernel_is_not_compared() -> None:
+    unknown = run(claims=(replace(CLAIM, outcome=Outcome.SKIPPED),))
+    assert compare_runs(run(), unknown) == ()
+    assert told(run(), run(claims=(replace(CLAIM, outcome=Outcome.FAILED),))) != []

@@ -17,6 +17,7 @@ from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.kernel import Kernel, Stock, available
 from harness.kernel.process import FOLLOW_TIMEOUT_S, ended_after
+from harness.machine.spec import Device
 from harness.settings import Settings
 from harness.verdict import Run, exit_code
 from harness.verdict.table import STATUS, TROUBLE, Case
@@ -43,6 +44,7 @@ class RunOptions:
     workers: int = 1
     pvh: bool = False
     guest: str = "initramfs"
+    device: str = Device.TESTDEV.value
     no_clone: bool = False
     strict: bool = False
     modules: Path | None = None  # of kernels given by path
@@ -62,6 +64,7 @@ class RunOptions:
             clone=not self.no_clone,
             pvh=self.pvh,
             guest=self.guest,
+            device=self.device,
         )
 
     def argv(self, spec: str) -> list[str]:
@@ -69,6 +72,7 @@ class RunOptions:
         words = [f"--level={level}" for level in self.levels]
         words += [f"--accel={self.accel}", f"--smp={self.smp}", f"--memory={self.memory_mib}", f"--cpu={self.cpu}"]
         words += [f"--append={self.append}", f"--workers={self.workers}", f"--guest={self.guest}"]
+        words.append(f"--device={self.device}")
         if self.modules is not None and takes_modules(spec):
             words.append(f"--modules={self.modules}")
         words += [f"--ram-dir={self.ram_dir}"] if self.ram_dir is not None else []

@@ -32,6 +32,7 @@ _OPTIONS = {
     "ram_dir": "--hugepfn-ram-dir",
     "boot_timeout": "--hugepfn-boot-timeout",
     "guest": "--hugepfn-guest",
+    "device": "--hugepfn-device",
 }
 
 

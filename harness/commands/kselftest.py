@@ -19,13 +19,6 @@ from harness.commands.options import FILE, machine_options
 )
 @click.option("--junit", type=FILE, help="write a JUnit report there")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="seconds that a program may take")
-@click.option(
-    "--device",
-    type=click.Choice(["pci-testdev", "ivshmem-plain", "nvme"]),
-    default="pci-testdev",
-    show_default=True,
-    help="what is bound to vfio-pci",
-)
 @machine_options
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
 def kselftest(tests: tuple[str, ...], **options: Any) -> None:

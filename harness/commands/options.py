@@ -56,7 +56,15 @@ guest_option = click.option(
     show_default=True,
     help="what the guest has for /: our init, or this host's root, copy on write",
 )
+_DEVICE = click.option(
+    "--device",
+    type=click.Choice(["pci-testdev", "ivshmem-plain", "nvme"]),
+    default="pci-testdev",
+    show_default=True,
+    help="the device under test",
+)
 _MACHINE_OPTIONS = (
+    _DEVICE,
     modules_option,
     qemu_option,
     click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True),
@@ -79,13 +87,6 @@ _KERNEL = click.option(
     metavar="SPEC",
     help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
 )
-_DEVICE = click.option(
-    "--device",
-    type=click.Choice(["pci-testdev", "ivshmem-plain", "nvme"]),
-    default="pci-testdev",
-    show_default=True,
-    help="the device under test",
-)
 
 
 def _with(options: Sequence[Callable[[F], F]], command: F) -> F:
@@ -99,7 +100,7 @@ def machine_options(command: F) -> F:
 
 def live_options(command: F) -> F:
     """What machine to start, for somebody to work in."""
-    return _with((_KERNEL, _DEVICE, *_MACHINE_OPTIONS), command)
+    return _with((_KERNEL, *_MACHINE_OPTIONS), command)
 
 
 def scenario_options(command: F) -> F:
@@ -133,6 +134,7 @@ def run_options(options: dict[str, Any]) -> RunOptions:
         workers=options["workers"],
         pvh=options["pvh"],
         guest=options["guest"],
+        device=options["device"],
         no_clone=options["no_clone"],
         strict=options["strict"],
         modules=options["modules"],

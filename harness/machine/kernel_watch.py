@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Self
 from harness.errors import HugepfnError
 from harness.machine.log_reader import read_log
 from harness.printable import printable
-from harness.verdict import Complaint, Taint, added_taint, alarming_taint, describe_taint, parse_taint, scan
+from harness.verdict import (
+    Complaint,
+    ComplaintKind,
+    Taint,
+    added_taint,
+    alarming_taint,
+    describe_taint,
+    parse_taint,
+    scan,
+)
 
 if TYPE_CHECKING:
     from harness.machine.vm import VM
@@ -23,6 +32,7 @@ class KernelWatch:
         self._vm = vm
         self._program = program
         self._start = vm.qemu.log_from = vm.qemu.log.mark()
+        self._stood_s = vm.qemu.standstill.total_s
         self.taint = Taint(0)  # that the kernel got since it booted, but for what means no harm
         self.settled = False  # the log was read to the program's end
 
@@ -46,8 +56,19 @@ class KernelWatch:
 
     def troubles(self) -> list[str]:
         """Complaints and taint, a line each."""
-        troubles = [f"the kernel log: {complaint.line}" for complaint in self.complaints()]
-        return troubles + ([f"the kernel got tainted: {describe_taint(self.taint)}"] if self.taint else [])
+        troubles = [f"the kernel log: {one.line}" for one in self.complaints() if not self._excuse(one)]
+        taint = self.taint
+        if any(one.kind is ComplaintKind.SOFT_LOCKUP and self._excuse(one) for one in self.complaints()):
+            taint = added_taint(Taint.SOFTLOCKUP, taint)
+        return troubles + ([f"the kernel got tainted: {describe_taint(taint)}"] if taint else [])
+
+    def excused(self) -> list[str]:
+        """Complaints that are not held against the kernel, a line each, with the reason."""
+        told = [(one.line, self._excuse(one)) for one in self.complaints()]
+        return [f"not the kernel's fault: {line} ({why})" for line, why in told if why]
+
+    def _excuse(self, complaint: Complaint) -> str:
+        return self._vm.qemu.standstill.excuse(complaint, self._stood_s)
 
     @property
     def gap(self) -> str:

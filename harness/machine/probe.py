@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import ClaimFailed
 from harness.kernel import KernelImage, has_symbol
-from harness.pagetable import Leaf
+from harness.machine.bar_bits import EARLY, probe_bar
+from harness.pagetable import NO_BITS, Leaf
 from harness.verdict.capabilities import HUGE_FAULT_SYMBOL, LEVEL_SYMBOLS, Capabilities, ImageCapabilities
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def probe(vm: VM) -> Capabilities:
         symbols = vm.get("/proc/kallsyms")
         here = f" {HUGE_FAULT_SYMBOL}\n".encode() in symbols if symbols else None
         image = dataclasses.replace(image, huge_fault=here)
+    early = EARLY[vm.spec.accel]
     return Capabilities(
         image=image,
         saved_dirty=saved_dirty,
@@ -45,6 +47,9 @@ def probe(vm: VM) -> Capabilities:
         guard_regions=said.get("guard_regions") == "1",
         thp=said.get("thp", ""),
         five_level=five_level,
+        kvm_clock=said.get("kvm_clock") == "1",
+        early=early,
+        bar_misses=(probe_bar(vm) or NO_BITS) if early else NO_BITS,  # TCG sets A and D, whatever is behind the BAR
     )
 
 

@@ -23,6 +23,7 @@ from harness.machine.kernel_log import KernelLog, LogMark
 from harness.machine.last_words import LastWords
 from harness.machine.ram import GuestRam
 from harness.machine.spec import Accel, Descriptors, MachineSpec, Root, qemu_argv
+from harness.machine.standstill import Standstill
 from harness.printable import printable
 from harness.verdict import scan
 
@@ -55,6 +56,7 @@ class Qemu:
         self.log = KernelLog()
         self.log_from = LogMark()  # where the present run begins in the log: complaints before it are another's
         self.stopped = False
+        self.standstill = Standstill()
         self.qmp = QMPClient("hugepfn")
         self._ends: dict[str, socket.socket] = {}
         self._process: asyncio.subprocess.Process | None = None
@@ -234,6 +236,11 @@ class Qemu:
                     f"({first.line} {first.where}), which is no fault of the kernel: QEMU's emulation with several "
                     "vCPUs did so before 8.1; run again, or with --smp=1"
                 )
+            if ours := self.standstill.excuse(first):
+                return MachineryError(
+                    f"{when}the kernel died of a stall that is hugepfn's doing ({first.line}): {ours}; boot it with "
+                    "--append 'softlockup_panic=0 panic_on_rcu_stall=0 hung_task_panic=0', or use --accel tcg"
+                )
             words = [first.line, first.where, f"(after checkpoint {first.after})" if first.after else ""]
             return KernelDied(f"{when}the kernel died: {' '.join(filter(None, words))}")
         status = self.exit_status
@@ -250,12 +257,14 @@ class Qemu:
         """Stops every vCPU."""
         await self.execute("stop")
         self.stopped = True
+        self.standstill.begin()
 
     async def resume(self) -> None:
         """Lets every vCPU run; does nothing where they do."""
         if self.stopped:
             await self.execute("cont")
             self.stopped = False
+            self.standstill.end()
 
     async def follow_stops(self) -> None:
         """From now on somebody else may stop and resume the machine as well, gdb: ``stopped`` follows."""
@@ -269,8 +278,10 @@ class Qemu:
             async for event in events:
                 self.stopped = event["event"] == "STOP"
                 if self.stopped:
+                    self.standstill.begin()
                     self._resumed.clear()
                 else:
+                    self.standstill.end()
                     self._resumed.set()
 
     async def is_stopped(self) -> bool:

@@ -137,6 +137,10 @@ class GuestRun:
         """What the kernel itself found wrong: its log's complaints, its taint."""
         return self._kernel.troubles()
 
+    def excused(self) -> list[str]:
+        """What the kernel complained about and is not held against it, a line each."""
+        return self._kernel.excused()
+
     @property
     def log_gap(self) -> str:
         """Why "no complaint" cannot be said of the kernel log; empty where all of it was read."""

@@ -30,7 +30,7 @@ class Device(enum.Enum):
     TESTDEV = (
         "pci-testdev"  # BAR 2 with nothing behind it (it reads 0), and costs nothing; BAR 0 is a page of registers
     )
-    SHMEM = "ivshmem-plain"  # RAM behind BAR 2, as small as a 1G leaf lets it be
+    SHMEM = "ivshmem-plain"  # RAM behind BAR 2, as large as pci-testdev's, for which it stands in (bar_bits.py)
     NVME = "nvme"  # its memory buffer is BAR 2; has function-level reset and D3hot; QEMU cannot save it
 
     @property
@@ -64,7 +64,7 @@ class MachineSpec:
     cpu: str = "max"  # under TCG: 1G pages, 5-level tables, PTI-able
     append: tuple[str, ...] = ()  # the user's own words for the kernel command line, last, so that they win
     device: Device = Device.TESTDEV
-    bar_size: str = "2G"  # of pci-testdev's BAR 2
+    bar_size: str = "2G"  # of BAR 2; some scenarios map two leaves of 1G
     root: Root = Root.INITRAMFS
     modules: Path | None = None  # the kernel's, on the host's root: for modprobe
 
@@ -158,7 +158,7 @@ def _device_args(spec: MachineSpec) -> list[str]:
             args = ["-device", f"pci-testdev,membar={spec.bar_size},{place}"]
         case Device.SHMEM:
             # Private to QEMU: then it is saved with the machine's state, where a gigabyte of zeroes is 2 MB.
-            args = ["-object", "memory-backend-ram,id=shmem,size=1G,share=off"]
+            args = ["-object", f"memory-backend-ram,id=shmem,size={spec.bar_size},share=off"]
             args += ["-device", f"ivshmem-plain,memdev=shmem,master=on,{place}"]
         case Device.NVME:
             args = ["-device", f"nvme,serial=hugepfn,cmb_size_mb=2048,legacy-cmb=on,{place}"]

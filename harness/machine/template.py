@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from harness.machine.machine import Machine
 
 KIND = "templates"
-_FORMAT = 5
+_FORMAT = 6
 _KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _verified: set[Path] = set()

@@ -26,6 +26,7 @@ from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.accel import choose_accel, remember_lie
+from harness.machine.bar_bits import EARLY, stand_in, what_is_missed
 from harness.machine.binary import QemuBinary, find_qemu
 from harness.machine.deadline import check_runs
 from harness.machine.drgn_program import drgn_program
@@ -89,6 +90,7 @@ class VM(LiveMachine):
     ) -> None:
         super().__init__()
         self._asked = kernel
+        self.asked_device = device  # another may stand in for it, see harness/machine/bar_bits.py
         self._wanted = Wanted(
             accel, smp, memory_mib, cpu, tuple(append), device, ram_dir, boot_timeout_s, clone, pvh, guest
         )
@@ -139,18 +141,47 @@ class VM(LiveMachine):
         remember_lie(binary, self._wanted.cpu, reason)
 
     def _come_up(self, accel: Accel) -> None:
+        """Comes up with the device that was asked for, or with the one that stands in for it."""
         self.spec = self._wanted.spec(self.kernel, accel)
         if self._wanted.clone and not self.spec.why_not_saved:
             self._clone()
-        else:
-            first_line_s = _KVM_FIRST_LINE_S if accel is Accel.KVM and self._wanted.accel == "auto" else None
-            timing = Timing(self._wanted.boot_timeout_s, first_line_s)
-            self._boot(timing)
+            return
+        self._boot(self._timing())
+        if EARLY[accel]:
+            self._boot_again_if_another_stands_in(accel)
+
+    def _boot_again_if_another_stands_in(self, accel: Accel) -> None:
+        another = True
+        try:
+            another = self._stands_in(self.caps)
+        finally:
+            if another:  # or nothing can be said here at all
+                self.close()
+                self._capabilities, self._pushed = None, {}
+        if another:
+            self._come_up(accel)
+
+    def _stands_in(self, capabilities: Capabilities) -> bool:
+        """Whether another device has to be taken, since nothing can be said of this one's entries; takes it.
+
+        :raises MachineryError: there is no other.
+        """
+        if missed := capabilities.bar_misses:
+            device = stand_in(self.spec.device, missed)
+            self._say(
+                f"{device.value} stands in for {self.spec.device.value}: {what_is_missed(self.spec.device, missed)}"
+            )
+            self._wanted = replace(self._wanted, device=device.value)
+            self.spec = replace(self.spec, device=device)
+        return bool(capabilities.bar_misses)
 
     def _clone(self) -> None:
         """Comes back from the template. One that QEMU refuses is made anew, once."""
         for last in (False, True):
             template = self._template()
+            if self._stands_in(template.capabilities):
+                template = self._template()
+                self._stands_in(template.capabilities)
             try:
                 self._use(clone(self.spec, template, self._receive_events, self._started))
                 break
@@ -159,8 +190,11 @@ class VM(LiveMachine):
                 if last:
                     raise
                 self._say(f"{error}; making it again")
-        self._capabilities = template.capabilities
-        self.layout = template.capabilities.layout
+        self._know(template.capabilities)
+
+    def _timing(self) -> Timing:
+        may_fall_back = self.spec.accel is Accel.KVM and self._wanted.accel == "auto"
+        return Timing(self._wanted.boot_timeout_s, _KVM_FIRST_LINE_S if may_fall_back else None)
 
     def _boot(self, timing: Timing) -> None:
         ram_dir = self._wanted.ram_dir
@@ -178,8 +212,8 @@ class VM(LiveMachine):
             self._say(f"booting {self.kernel.release} once, to clone it from now on")
             wanted = replace(self._wanted, clone=False)
             with contextlib.closing(VM(self.kernel, say=self._say, **vars(wanted))) as original:
-                original.kernel = self.kernel
-                original._come_up(self.spec.accel)  # a KVM that does not run it is told to start()
+                original.kernel, original.spec = self.kernel, self.spec
+                original._boot(original._timing())  # a KVM that does not run it is told to start()
                 original.save(folder)
 
         return obtain(template_key(self.spec, self.kernel.key, find_qemu()), build, self._say)
@@ -219,10 +253,9 @@ class VM(LiveMachine):
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
             vm.kernel = Kernel.parse(saved.kernel).resolve(offline=True)
-        if saved.capabilities is not None:
-            vm._capabilities = saved.capabilities
-            vm.layout = saved.capabilities.layout
         vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
+        if saved.capabilities is not None:
+            vm._know(saved.capabilities)
         return vm
 
     def __enter__(self) -> Self:
@@ -321,9 +354,15 @@ class VM(LiveMachine):
     def caps(self) -> Capabilities:
         """What this kernel can do, probed on first use."""
         if self._capabilities is None:
-            self._capabilities = probe(self)
-            self.layout = self._capabilities.layout
+            self._know(probe(self))
+        assert self._capabilities is not None
         return self._capabilities
+
+    def _know(self, capabilities: Capabilities) -> None:
+        self._capabilities = capabilities
+        self.layout = capabilities.layout
+        if self.running:
+            self.qemu.standstill.clock_jumps = self.spec.accel is Accel.KVM and not capabilities.kvm_clock
 
     @property
     def probed(self) -> bool:

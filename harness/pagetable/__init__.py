@@ -3,17 +3,25 @@
 Pure: bytes, integers and numpy arrays in, values out. No I/O, no printing, nothing of the machine that they come from.
 """
 
-from harness.pagetable.bits import Bits, Kind, Layout, Level, bit_positions
+from harness.pagetable.bits import NO_BITS, Bits, Kind, Layout, Level, bit_positions
 from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk_arrays, walk_range
 from harness.pagetable.changes import Change, Key, diff
 from harness.pagetable.entry import Entry, kind_of
 from harness.pagetable.memory import Memory, PhysicalMemory, SplitMemory, WalkError
-from harness.pagetable.observation import Observation, Region, dump_observations, load_observations, relative_pfn
+from harness.pagetable.observation import (
+    Observation,
+    Region,
+    comparable,
+    dump_observations,
+    load_observations,
+    relative_pfn,
+)
 from harness.pagetable.pagemap import PagemapRange, PagemapWord, decode_pagemap
 from harness.pagetable.runs import Run, hole_mask, leaf_mask, only, runs
 from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
 
 __all__ = [
+    "NO_BITS",
     "Bits",
     "Change",
     "Entry",
@@ -34,6 +42,7 @@ __all__ = [
     "Walk",
     "WalkError",
     "bit_positions",
+    "comparable",
     "decode_pagemap",
     "diff",
     "dump_observations",

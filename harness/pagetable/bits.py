@@ -100,6 +100,9 @@ class Bits(enum.Flag):
         return " ".join(self.names())
 
 
+NO_BITS = Bits(0)
+
+
 class Kind(enum.Enum):
     """What an entry is, and with it what may be decoded from it."""
 

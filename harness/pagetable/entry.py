@@ -7,6 +7,7 @@ Documentation/mm/arch_pgtable_helpers.rst), which on x86 look at more than one b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -119,6 +120,11 @@ class Entry:
 
     def _has(self, bit: Bits) -> bool:
         return bit in self.bits
+
+    def __or__(self, bits: Bits) -> Entry:
+        """The same entry with further bits set: two entries are compared without some bits by setting these in both."""
+        mask = sum(1 << position for position, bit in self._positions().items() if bit in bits)
+        return dataclasses.replace(self, raw=self.raw | mask)
 
     @property
     def hardware_present(self) -> bool:

@@ -15,6 +15,7 @@ Version 1, keys of a line, none optional:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ SCHEMA = "hugepfn-observations"
 SCHEMA_VERSION = 1
 LEVEL_LABELS = ("pte", "pmd", "pud", "none")
 ORDINARY_MEMORY = "ram"
+_ACCESSED = 1 << 5  # in an entry of every level
 
 _BIT_NAMES = frozenset(bit.name for bit in Bits)
 _KEYS: Mapping[str, tuple[type, ...]] = {
@@ -122,6 +124,13 @@ class Observation:
             pagemap=pagemap,
         )
 
+    def aged(self) -> Observation:
+        """The same with A clear: to compare what two CPUs left that may set A ahead of any access."""
+        if Bits.A.name not in self.bits:
+            return self
+        bits = tuple(name for name in self.bits if name != Bits.A.name)
+        return dataclasses.replace(self, raw=self.raw & ~_ACCESSED, bits=bits)
+
     def to_json(self) -> dict[str, object]:
         """Return the object of one line, keys as the module says."""
         return {
@@ -168,6 +177,18 @@ class Observation:
     def __str__(self) -> str:
         words = [f"{self.checkpoint} {self.process} {self.mapping}+{self.offset:#x}:", self.level, f"{self.raw:#018x}"]
         return " ".join([*words, *self.bits, self.pfn]).rstrip()
+
+
+def comparable(observations: Iterable[Observation]) -> list[tuple[object, ...]]:
+    """What two machines with one kernel have in common: all but the frames that ordinary memory happens to get."""
+    return [
+        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, _place(o.pfn), o.pagemap is None)
+        for o in observations
+    ]
+
+
+def _place(pfn: str) -> str:
+    return ORDINARY_MEMORY if pfn.startswith(f"{ORDINARY_MEMORY}+") else pfn
 
 
 def _from_hex(key: str, text: str) -> int:

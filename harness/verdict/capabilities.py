@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.pagetable import Layout, Level
+from harness.pagetable import NO_BITS, Bits, Layout, Level
 
 #: The symbol that decides about huge pfnmaps at each level (mm/Kconfig, ARCH_SUPPORTS_HUGE_PFNMAP).
 LEVEL_SYMBOLS = {Level.PMD: "ARCH_SUPPORTS_PMD_PFNMAP", Level.PUD: "ARCH_SUPPORTS_PUD_PFNMAP"}
@@ -45,6 +46,9 @@ class Capabilities:
     guard_regions: bool  # madvise(MADV_GUARD_INSTALL) answers
     thp: str  # /sys/kernel/mm/transparent_hugepage/enabled, the chosen word; "" where there is none
     five_level: bool  # CR4.LA57
+    kvm_clock: bool = False  # it has the clock by which KVM tells it that it stood still
+    early: Bits = NO_BITS  # what the CPU may set in an entry that no access needed: A under KVM
+    bar_misses: Bits = NO_BITS  # what the CPU leaves clear in entries of the BAR (harness/machine/bar_bits.py)
 
     def why_not(self, level: Level) -> str:
         """See :meth:`ImageCapabilities.why_not`."""
@@ -79,9 +83,9 @@ class Capabilities:
         image = ImageCapabilities(data["huge_fault"], pfnmap_levels, data["devmap"])
         own = {
             name: data[name]
-            for name in ("saved_dirty", "soft_dirty", "pagemap_scan", "guard_regions", "thp", "five_level")
+            for name in ("saved_dirty", "soft_dirty", "pagemap_scan", "guard_regions", "thp", "five_level", "kvm_clock")
         }
-        return cls(image=image, **own)
+        return cls(image=image, early=_bits(data["early"]), bar_misses=_bits(data["bar_misses"]), **own)
 
     def to_json(self) -> dict[str, object]:
         """For the report."""
@@ -93,7 +97,14 @@ class Capabilities:
             "guard_regions": self.guard_regions,
             "thp": self.thp,
             "five_level": self.five_level,
+            "kvm_clock": self.kvm_clock,
+            "early": list(self.early.names()),
+            "bar_misses": list(self.bar_misses.names()),
             "huge_fault": self.image.huge_fault,
             "pfnmap_levels": None if levels is None else [level.label for level in sorted(levels)],
             "devmap": self.image.devmap,
         }
+
+
+def _bits(names: list[str]) -> Bits:
+    return functools.reduce(lambda bits, name: bits | Bits[name], names, NO_BITS)

@@ -32,6 +32,7 @@ class ComplaintKind(enum.Enum):
     HARD_LOCKUP = "hard-lockup"
     HUNG_TASK = "hung-task"
     RCU_STALL = "rcu-stall"
+    WORKQUEUE_STALL = "workqueue-stall"
     LOCKDEP = "lockdep"
     KASAN = "kasan"
     KCSAN = "kcsan"
@@ -51,7 +52,21 @@ class ComplaintKind(enum.Enum):
         """
         return self in _FATAL
 
+    @property
+    def stall(self) -> bool:
+        """True where the kernel only says that something took long, by its own clock."""
+        return self in _STALLS
 
+
+_STALLS = frozenset(
+    {
+        ComplaintKind.SOFT_LOCKUP,
+        ComplaintKind.HARD_LOCKUP,
+        ComplaintKind.HUNG_TASK,
+        ComplaintKind.RCU_STALL,
+        ComplaintKind.WORKQUEUE_STALL,
+    }
+)
 _FATAL = frozenset({ComplaintKind.OOPS, ComplaintKind.PANIC, ComplaintKind.PAGE_TABLE_CHECK})
 
 
@@ -128,6 +143,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(ComplaintKind.HUNG_TASK, r"INFO: task .+:\d+ blocked (?:in I/O wait )?for more than \d+ seconds", _STACK),
     _rule(ComplaintKind.RCU_STALL, r"(?:rcu: )?INFO: rcu_\w+ (?:self-)?detected (?:expedited )?stalls? on ", _STACK),
+    _rule(ComplaintKind.WORKQUEUE_STALL, r"BUG: workqueue lockup - pool ", None),  # kernel/workqueue.c wq_watchdog
     _rule(ComplaintKind.KASAN, r"BUG: KASAN: ", _RULER),
     _rule(ComplaintKind.KCSAN, r"BUG: KCSAN: ", _RULER),
     _rule(ComplaintKind.KMSAN, r"BUG: KMSAN: ", _RULER),

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.pagetable import Change, Level, Observation, diff
+from harness.pagetable import Bits, Change, Level, Observation, diff
 from harness.verdict.claims import Outcome, Run, ScenarioResult
 from harness.verdict.table import Case, Column
 
@@ -93,10 +93,11 @@ class CaseDifference:
 def compare_runs(before: Run, after: Run) -> tuple[CaseDifference, ...]:
     """What differs between two runs. A case that is an error on either side is not compared: nothing is known of it."""
     first, second = (Column("", (run,)).by_case[0] for run in (before, after))
+    early = any(_sets_accessed_early(run) for run in (before, after))
     found = []
     for case in dict.fromkeys((*first, *second)):
         one, other = first.get(case), second.get(case)
-        differences = tuple(_differences(one, other, (_names(before), _names(after))))
+        differences = tuple(_differences(one, other, (_names(before), _names(after)), early=early))
         if differences:
             found.append(CaseDifference(case, differences))
     return tuple(found)
@@ -149,8 +150,17 @@ def _names(run: Run) -> tuple[str, ...]:
     return tuple(sorted(names, key=len, reverse=True))
 
 
+def _sets_accessed_early(run: Run) -> bool:
+    """Whether its CPU may set A ahead of any access, so that A says nothing of the kernel."""
+    return Bits.A.name in ((run.context.get("capabilities") or {}).get("early") or ())
+
+
 def _differences(
-    one: ScenarioResult | None, other: ScenarioResult | None, names: tuple[tuple[str, ...], tuple[str, ...]]
+    one: ScenarioResult | None,
+    other: ScenarioResult | None,
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    *,
+    early: bool,
 ) -> Iterator[Difference]:
     sides = [side for side in (one, other) if side is not None]
     if any(side.outcome is Outcome.ERROR for side in sides):
@@ -163,7 +173,7 @@ def _differences(
     if one is None or other is None or Outcome.SKIPPED in (one.outcome, other.outcome):
         return  # the other side has a whole scenario that this one has not: the outcome says so
     yield from _claims(one, other)
-    yield from _entries(one, other)
+    yield from _entries(one, other, early=early)
 
 
 def _said(result: ScenarioResult | None) -> str:
@@ -188,7 +198,7 @@ def _claims(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
         early = _ended_early(first, one, key) or _ended_early(second, other, key)
         if early and one.outcome is not other.outcome:
             continue  # it was never reached: the outcome says so
-        if before != after:
+        if before != after and Outcome.SKIPPED.value not in (before, after):  # of that side nothing is known
             yield Difference(What.CLAIM, name, before, after, function)
 
 
@@ -207,8 +217,10 @@ def _claims_by_name(result: ScenarioResult) -> dict[tuple[str, int], tuple[str, 
     return found
 
 
-def _entries(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
+def _entries(one: ScenarioResult, other: ScenarioResult, *, early: bool) -> Iterator[Difference]:
     first, second = ([Observation.from_json(dict(line)) for line in result.observations] for result in (one, other))
+    if early:
+        first, second = ([seen.aged() for seen in side] for side in (first, second))
     stops = [dict.fromkeys(seen.checkpoint for seen in side) for side in (first, second)]
     for name in dict.fromkeys((*stops[0], *stops[1])):
         if not (name in stops[0] and name in stops[1]):

@@ -15,11 +15,12 @@ import pexpect
 import pytest
 
 from harness import cache
+from harness.campaign.selfcheck import seen
 from harness.kernel import Kernel, KernelImage
 from harness.machine import VM
 from harness.machine import template as templates
 from harness.machine.machine import Origin
-from harness.pagetable import Observation
+from harness.pagetable import comparable
 
 from .conftest import ROOT, Command
 
@@ -37,30 +38,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     shutil.rmtree(tmp_path / templates.KIND, ignore_errors=True)
 
 
-def _seen(vm: VM, program: str, *args: str) -> list[Observation]:
-    with vm.run(program, *args) as guest:
-        assert guest.result.passed
-    return [one for at in guest.snapshots for one in at.observations()]
-
-
-def _relative(observations: list[Observation]) -> list[tuple[object, ...]]:
-    """Without what differs from boot to boot: the frame that ordinary memory happens to get."""
-    return [
-        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, o.pfn.split("+")[0], o.pagemap is None)
-        for o in observations
-    ]
-
-
 @pytest.mark.parametrize("smp", [1, 4])
 def test_a_clone_shows_what_a_boot_shows(image: KernelImage, smp: int) -> None:
     for program, args in (("fork", "--level=pud"), ("fork", "--level=pte"), ("calibrate", "--memory=anon")):
         with VM(image, smp=smp) as vm:
             assert vm.origin is Origin.CLONE
-            cloned = _seen(vm, program, args)
+            cloned = seen(vm, program, args)
             assert vm.taint == 0
         with VM(image, smp=smp, clone=False) as vm:
             assert vm.origin is Origin.BOOT
-            assert _relative(_seen(vm, program, args)) == _relative(cloned)
+            assert comparable(seen(vm, program, args)) == comparable(cloned)
 
 
 def test_nothing_is_left_from_the_test_before(image: KernelImage) -> None:
@@ -76,7 +63,7 @@ def test_clones_at_once_do_not_see_each_other(image: KernelImage) -> None:
     with VM(image) as one, VM(image) as two:
         one.on_loop(one.agent.put("/tmp/mine", b"one"))
         two.on_loop(two.agent.put("/tmp/mine", b"two"))
-        assert _seen(one, "fork", "--level=pud") == _seen(two, "fork", "--level=pud")
+        assert seen(one, "fork", "--level=pud") == seen(two, "fork", "--level=pud")
         assert (one.get("/tmp/mine"), two.get("/tmp/mine")) == (b"one", b"two")
 
 

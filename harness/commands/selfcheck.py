@@ -1,0 +1,34 @@
+"""``hugepfn selfcheck``: whether hugepfn can be trusted on this very host."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from harness.commands.options import modules_option, qemu_option
+
+
+@click.command()
+@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="as for `hugepfn run`")
+@modules_option
+@qemu_option
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+def selfcheck(kernel: str, modules: Path | None, accel: str) -> None:
+    """Show in two minutes whether hugepfn can be trusted on this host: a page to paste into a bug report.
+
+    Exit status: 0 it can, 3 something failed; its line says what to do.
+    """
+    from harness.campaign.selfcheck import run_selfcheck
+    from harness.kernel import Kernel
+
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            click.echo(f"hugepfn: {line}", err=True)
+
+    image = Kernel.parse(kernel, modules).resolve(say)
+    sys.exit(run_selfcheck(image, accel, lambda line: click.echo(line), say))

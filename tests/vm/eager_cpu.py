@@ -1,0 +1,65 @@
+"""A pytest plugin that plays a CPU which sets A ahead of any access, as one may under KVM; TCG never does.
+
+At every stop, each leaf of each named mapping that is old gets A, in the guest's own tables: the kernel sees it, too.
+``pytest guest_tests -p harness.pytest_plugin -p tests.vm.eager_cpu``; with HUGEPFN_EAGER_CPU=some in every second leaf
+alone, and with HUGEPFN_EAGER_CPU=lazy it plays a CPU that leaves D clear in every entry of pci-testdev's BAR instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from harness.machine import bar_bits, template, vm
+from harness.machine.binary import QemuBinary
+from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
+from harness.machine.spec import Accel, Device, MachineSpec
+from harness.machine.witness import Process, Witness
+from harness.pagetable import Bits, Leaf, walk, walk_range
+
+_ACCESSED, _DIRTY = 1 << 5, 1 << 6
+_MODE = os.environ.get("HUGEPFN_EAGER_CPU", "all")
+_turn = itertools.count()
+_look = Witness.snapshot
+
+
+def _leaves(witness: Witness, process: Process) -> Iterator[tuple[Leaf, int]]:
+    """Each leaf, and where its entry is in guest RAM."""
+    layout = witness._layout_for(process.five_level)
+    for name, declared in process.mappings.items():
+        if name == CALIBRATION_MAPPING:
+            continue
+        end = declared.vaddr + declared.size_bytes
+        for leaf in walk_range(witness._memory, process.root, declared.vaddr, end, layout):
+            path = walk(witness._memory, process.root, leaf.vaddr, layout).path
+            table = path[-2].table_paddr if len(path) > 1 else process.root
+            yield leaf, table + 8 * ((leaf.vaddr >> layout.shift(leaf.level)) % 512)
+
+
+def _snapshot(witness: Witness, checkpoint: str, pid: int) -> Snapshot:
+    for process in witness.processes.values():
+        for leaf, where in [*_leaves(witness, process)]:
+            if not leaf.hardware_present:
+                continue
+            if _MODE == "lazy":
+                if leaf.special and witness._qemu.spec.device is Device.TESTDEV:
+                    witness._memory.write_u64(where, leaf.raw & ~_DIRTY)
+            elif not leaf.young and (_MODE == "all" or next(_turn) % 2):
+                witness._memory.write_u64(where, leaf.raw | _ACCESSED)
+    return _look(witness, checkpoint, pid)
+
+
+def pytest_configure() -> None:
+    """From now on every machine has such a CPU, and the host says so as it does under KVM."""
+    key = template.template_key
+
+    def own_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
+        return key(spec, f"{kernel_key}-{_MODE}", binary)  # a template of such a machine is nobody else's
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Witness, "snapshot", _snapshot)
+    patch.setitem(bar_bits.EARLY, Accel.TCG, Bits.A)
+    patch.setattr(vm, "template_key", own_key)
