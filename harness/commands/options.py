@@ -18,6 +18,22 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 F = TypeVar("F", bound=Callable[..., Any])
 
 scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+
+
+def _default_kernel() -> str:
+    from harness.kernel import default_kernel
+
+    return default_kernel().spec
+
+
+kernel_option = click.option(
+    *("--kernel", "-k"),
+    default=_default_kernel,
+    show_default="debian, the newest; host where there is no Debian mirror",
+    metavar="SPEC",
+    help="debian[:6.12[@SUITE]]; host, the kernel that runs here; a bzImage, a vmlinux, or a folder: a build tree, or "
+    "one with vmlinuz, config and lib/modules; or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
+)
 modules_option = click.option(
     "--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path"
 )
@@ -54,13 +70,6 @@ _MACHINE_OPTIONS = (
 )
 
 
-_KERNEL = click.option(
-    *("--kernel", "-k"),
-    default="debian",
-    show_default=True,
-    metavar="SPEC",
-    help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
-)
 _DEVICE = click.option(
     "--device",
     type=click.Choice(["pci-testdev", "ivshmem-plain", "nvme"]),
@@ -81,7 +90,7 @@ def machine_options(command: F) -> F:
 
 def live_options(command: F) -> F:
     """What machine to start, for somebody to work in."""
-    return _with((_KERNEL, _DEVICE, *_MACHINE_OPTIONS), command)
+    return _with((kernel_option, _DEVICE, *_MACHINE_OPTIONS), command)
 
 
 def scenario_options(command: F) -> F:
