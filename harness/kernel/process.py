@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from harness.errors import MachineryError
+from harness.packages import how_to_install
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
 _WORDS_MAX = 300
@@ -174,10 +175,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "/sbin")) -> Path:
     """The path of a program; sbin too, which an ordinary user's PATH lacks on Debian.
 
-    :raises MachineryError: not there; names the Debian package that has it.
+    :param package: Debian's package that has it.
+    :raises MachineryError: not there; says how this distribution installs it.
     """
     for folder in [*os.environ.get("PATH", "").split(os.pathsep), *extra]:
         candidate = Path(folder) / name
         if folder and os.access(candidate, os.X_OK) and candidate.is_file():
             return candidate
-    raise MachineryError(f"{name} is missing on this machine; install it with: apt-get install {package}")
+    raise MachineryError(f"{name} is missing on this machine; install it with: {how_to_install([package])}")

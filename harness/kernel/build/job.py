@@ -25,6 +25,7 @@ from harness.kernel.build.tools import jobs, make_compiler, make_environment
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.offsets import BuiltOffsets
 from harness.kernel.process import find_program, follow
+from harness.packages import how_to_install
 
 Counter = Callable[[int, int | None, str], None]
 """Called with the files built so far, how many the last build of this configuration had in all, and the file."""
@@ -245,7 +246,7 @@ class Job:
                 f"make was ended from outside while {doing} {self.recipe.spec}; the next build goes on"
             )
         if fault is not None:
-            raise MachineryError(f"cannot build {self.recipe.spec}: install with: apt-get install {fault}; see {log}")
+            raise MachineryError(f"cannot build {self.recipe.spec}: install with: {how_to_install([fault])}; see {log}")
         found = diagnostics(lines, str(self.slot.source)) or [Diagnostic("", None, f"make ended with status {status}")]
         shown = [str(each) for each in found[:_TOLD]]
         if len(found) > _TOLD:
