@@ -86,14 +86,15 @@ def follow(
     """
     words = [os.fspath(word) for word in argv]
     process = _start(words, cwd=cwd, env=env, stderr=subprocess.STDOUT, pass_fds=keep_open)
+    assert process.stdout is not None, "it is a pipe"
     try:
-        assert process.stdout is not None, "it is a pipe"
         for line in process.stdout:
             on_line(line.decode(errors="replace").rstrip("\n"))
         return process.wait()
     finally:
         if process.returncode is None:
             _end(process)
+        process.stdout.close()
         on_end(process.returncode)
 
 
