@@ -184,8 +184,8 @@ class Job:
         return found
 
     def _make(self, words: list[str], lock: int, doing: str, total: int | None = None) -> int:
-        cc = make_compiler(self.recipe.cc)
-        variables = [f"O={self.objects}", "ARCH=x86_64", f"CC={cc}", "LOCALVERSION="]
+        cc = make_compiler(self.recipe.compiler)
+        variables = [f"O={self.objects}", "ARCH=x86_64", f"CC={cc}", "LOCALVERSION=", *["LLVM=1"] * self.recipe.llvm]
         argv = [str(find_program("make", "make")), "-C", str(self.slot.source), *variables, *words]
         return self._follow(argv, lock, doing, total)
 
