@@ -12,7 +12,7 @@ from harness.kernel import default_kernel
 from harness.kernel.build import missing_tools
 from harness.machine import find_qemu, kvm_proof
 from harness.machine.hostroot import find_virtiofsd
-from harness.machine.ram import ram_folder
+from harness.machine.ram import find_room
 from harness.packages import Need, Part
 
 _RAM_MIB = 1024
@@ -92,8 +92,10 @@ def _kvm() -> Finding:
 
 
 def _room() -> Finding:
-    status = os.statvfs(ram_folder()) if ram_folder().exists() else None
-    free_mib = status.f_bavail * status.f_frsize >> 20 if status else 0
-    return Finding(
-        "room for guest RAM", free_mib >= _RAM_MIB, f"{free_mib} MiB free in {ram_folder()}, {_RAM_MIB} MiB per VM"
-    )
+    said: list[str] = []
+
+    def look() -> str:
+        folder = find_room(_RAM_MIB, say=said.append)
+        return said[0] if said else f"{folder} has the {_RAM_MIB} MiB that a VM needs"
+
+    return _try("room for guest RAM", look)

@@ -62,7 +62,9 @@ _MACHINE_OPTIONS = (
     click.option("--memory", type=click.IntRange(256, 2048), default=1024, show_default=True, help="guest RAM in MiB"),
     click.option("--cpu", default="max", show_default=True, metavar="MODEL", help="QEMU's CPU model"),
     click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ..."),
-    click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]"),
+    click.option(
+        "--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm if it fits]"
+    ),
     click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot"),
     guest_option,
     click.option("--pvh", is_flag=True, help="start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels"),
