@@ -3,9 +3,12 @@
 # make check  lint, types and the tests that need no QEMU
 # make bench  ratios, each measured in one run
 # make mutants     kernels that are broken on purpose, each with the claim that must notice it (half an hour)
+# make container-steps  the Containerfile's steps in a debootstrap: needs root, downloads 500 MB
 # make long-tests  a bisection and a series of patches, on kernels built for real (half an hour)
-.PHONY: run test check lint types host-tests bench mutants long-tests setup test-setup clean
+.PHONY: run test check lint types host-tests bench mutants long-tests container-steps setup test-setup clean
 PYTHON := .venv/bin/python
+# A file or pipe that nobody closed is an error; pytest hears of it when it is collected.
+LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
 
 run: setup
 	@.venv/bin/hugepfn run fork
@@ -24,7 +27,7 @@ types:
 	.venv/bin/mypy
 
 host-tests:
-	$(PYTHON) -m pytest -q tests --ignore tests/vm -n 2 --dist loadfile
+	$(PYTHON) -m pytest -q tests --ignore tests/vm -n 2 --dist loadfile $(LEAKS)
 
 bench: setup
 	@.venv/bin/hugepfn bench
@@ -34,6 +37,9 @@ mutants: test-setup
 
 long-tests: test-setup
 	$(PYTHON) -m pytest -q -m long tests/vm
+
+container-steps: setup
+	PYTHONPATH=. $(PYTHON) tests/container_steps.py
 
 setup:
 	@scripts/setup
