@@ -132,6 +132,16 @@ def how_to_install(packages: Iterable[str]) -> str:
     return f"{_settings()['command'][here]} {' '.join(names)}"
 
 
+def how_to_get(package: str) -> str:
+    """What to do about a missing program: install its package, or do without a Debian mirror where there is none.
+
+    :param package: by Debian's name.
+    """
+    if translated([package]):
+        return f"install it with: {how_to_install([package])}"
+    return "it comes with Debian; without a Debian mirror use --kernel host, a kernel's path, or tree:PATH"
+
+
 def mending_command(packages: Iterable[str]) -> str:
     """The whole command, with sudo where it takes that, and without packages that are only recommended."""
     here, names = manager(), translated(packages)

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from harness import doctor, packages
-from harness.kernel import default_kernel
+from harness.errors import MachineryError
+from harness.kernel import Kernel, default_kernel
 from harness.kernel.folder import HostSource
 from harness.packages import Manager, Part
 
@@ -97,6 +98,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     image = Image(request.param, tmp_path / "root")
     image.unpack()
     monkeypatch.setenv("PATH", str(image.root / "usr/bin"))
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("HUGEPFN_QEMU", raising=False)
     monkeypatch.setattr(packages, "_SBIN", str(image.root / "usr/sbin"))
     monkeypatch.setattr(packages, "_OS_RELEASE", (image.root / "etc/os-release",))
@@ -134,6 +136,16 @@ def test_messages_name_this_distributions_command(image: Image) -> None:
     assert chosen is not None
     assert packages.how_to_install(["libelf-dev"]).endswith(f" {wanted[chosen.value]}")
     assert packages.how_to_install(["libelf-dev"]).startswith(COMMANDS[image.name].split()[0])
+
+
+@pytest.mark.usefixtures("image")
+def test_without_apt_a_debian_kernel_is_told_how_to_do_without() -> None:
+    with pytest.raises(MachineryError, match="apt-config is missing on this machine; ") as caught:
+        Kernel.parse("debian:6.12").resolve()
+    if packages.manager() is Manager.APT:
+        assert str(caught.value).endswith("install it with: apt-get install apt")
+    else:
+        assert str(caught.value).endswith("use --kernel host, a kernel's path, or tree:PATH")
 
 
 def test_only_debian_itself_takes_a_mirrors_kernel_for_granted(image: Image) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from harness.errors import MachineryError
-from harness.packages import how_to_install
+from harness.packages import how_to_get
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
 _WORDS_MAX = 300
@@ -183,4 +183,4 @@ def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "
         candidate = Path(folder) / name
         if folder and os.access(candidate, os.X_OK) and candidate.is_file():
             return candidate
-    raise MachineryError(f"{name} is missing on this machine; install it with: {how_to_install([package])}")
+    raise MachineryError(f"{name} is missing on this machine; {how_to_get(package)}")
