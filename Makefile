@@ -3,10 +3,13 @@
 # make check  lint, types and the tests that need no QEMU
 # make bench  ratios, each measured in one run
 # make mutants     kernels that are broken on purpose, each with the claim that must notice it (half an hour)
+# make container-steps  the Containerfile's steps in a debootstrap: needs root, downloads 500 MB
 # make long-tests  a bisection and a series of patches, on kernels built for real (half an hour)
 # make compat      QEMU 7.2 to 11, four file systems, two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests bench mutants long-tests compat setup test-setup clean
+.PHONY: run test check lint types host-tests bench mutants long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
+# A file or pipe that nobody closed is an error; pytest hears of it when it is collected.
+LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
 
 run: setup
 	@.venv/bin/hugepfn run fork
@@ -25,7 +28,7 @@ types:
 	.venv/bin/mypy
 
 host-tests:
-	$(PYTHON) -m pytest -q tests --ignore tests/vm -n 2 --dist loadfile
+	$(PYTHON) -m pytest -q tests --ignore tests/vm -n 2 --dist loadfile $(LEAKS)
 
 bench: setup
 	@.venv/bin/hugepfn bench
@@ -38,6 +41,9 @@ long-tests: test-setup
 
 compat: test-setup
 	PYTHONPATH=. $(PYTHON) tests/compat/compat.py --write
+
+container-steps: setup
+	PYTHONPATH=. $(PYTHON) tests/container_steps.py
 
 setup:
 	@scripts/setup

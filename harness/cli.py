@@ -17,7 +17,7 @@ from harness.commands import live, look
 from harness.commands.build import build
 from harness.commands.kselftest import kselftest
 from harness.commands.many import compare, matrix
-from harness.commands.options import modules_option, scenario_options, scenarios_argument
+from harness.commands.options import kernel_option, modules_option, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
 from harness.commands.selfcheck import selfcheck
 from harness.ending import explain
@@ -48,13 +48,7 @@ def cli() -> None:
 
 @cli.command()
 @scenarios_argument
-@click.option(
-    "--kernel",
-    "-k",
-    default="debian",
-    metavar="SPEC",
-    help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
-)
+@kernel_option
 @scenario_options
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
@@ -123,7 +117,7 @@ def kernels(refresh: bool, show_all: bool) -> None:
 
 
 @cli.command()
-@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True)
+@kernel_option
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="how often each pair is run")
 @modules_option
 @click.option("--clones", type=click.IntRange(1), default=50, show_default=True, help="so many in a row")
@@ -144,7 +138,7 @@ def bench(
 
 
 @cli.command()
-@click.option("--missing", is_flag=True, help="print the missing Debian packages, nothing else")
+@click.option("--missing", is_flag=True, help="print the missing packages, nothing else")
 @click.option("--refresh", is_flag=True, help="try KVM anew; its proof is otherwise kept until the host boots again")
 def doctor(missing: bool, refresh: bool) -> None:
     """Show what is missing on this machine, and the command that mends it."""
@@ -152,11 +146,12 @@ def doctor(missing: bool, refresh: bool) -> None:
 
     if refresh:
         forget_proofs()
-    from harness.doctor import examine, install_command
+    from harness.doctor import examine
+    from harness.packages import mending_command, translated
 
     findings, packages = examine()
     if missing:
-        click.echo(" ".join(packages))
+        click.echo(" ".join(translated(packages)))
         return
     console = Console(highlight=False)
     for finding in findings:
@@ -169,7 +164,7 @@ def doctor(missing: bool, refresh: bool) -> None:
         )
         console.print(f"{mark} {escape(finding.what)}: {escape(finding.detail)}", soft_wrap=True)
     if packages:
-        console.print(f"\nTo mend it: [bold]{install_command(packages)}[/bold]", soft_wrap=True)
+        console.print(f"\nTo mend it: [bold]{mending_command(packages)}[/bold]", soft_wrap=True)
     if any(finding.required and not finding.fine for finding in findings):
         sys.exit(ExitCode.MACHINERY)
 

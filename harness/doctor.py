@@ -1,42 +1,20 @@
-"""What this machine lacks, and the command that mends it."""
+"""What this machine lacks, what does not work without it, and the command that mends it."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
+from harness import packages
 from harness.errors import HugepfnError
-from harness.kernel.build import LIBELF, TOOLS, has_libelf
+from harness.kernel import default_kernel
+from harness.kernel.build import missing_tools
 from harness.machine import find_qemu, kvm_proof
 from harness.machine.hostroot import find_virtiofsd
-from harness.machine.ram import ram_folder
+from harness.machine.ram import find_room
+from harness.packages import Need, Part
 
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """A command that something needs, and the Debian package that brings it."""
-
-    command: str
-    package: str
-    why: str
-    required: bool = True
-
-
-NEEDS = (
-    Need(os.environ.get("HUGEPFN_QEMU") or "qemu-system-x86_64", "qemu-system-x86", "boots the kernel"),
-    Need("gcc", "gcc", "compiles the guest programs"),
-    Need("strip", "binutils", "makes guest programs small"),
-    Need("depmod", "kmod", "orders a kernel's modules"),
-    Need("dpkg-deb", "dpkg", "unpacks Debian kernels"),
-    Need("apt-get", "apt", "fetches Debian kernels"),
-    Need("setpriv", "util-linux", "ends QEMU with its parent"),
-    Need("busybox", "busybox-static", "a shell in the guest, for people", required=False),
-    Need("dropbear", "dropbear-bin", "SSH into the guest", required=False),
-)
-_LIBC = Path("/usr/lib/x86_64-linux-gnu/libc.a")
 _RAM_MIB = 1024
 
 
@@ -50,45 +28,50 @@ class Finding:
     required: bool = True
 
 
-def _which(command: str) -> str | None:
-    # depmod is in sbin, which is not in every user's PATH
-    return shutil.which(command) or shutil.which(command, path="/usr/sbin:/sbin")
-
-
 def examine() -> tuple[list[Finding], list[str]]:
-    """Everything looked at, and the Debian packages that are missing."""
-    findings, packages = [], []
-    for need in NEEDS:
-        path = _which(need.command)
-        findings.append(Finding(need.command, path is not None, path or f"missing: {need.why}", need.required))
-        if path is None:
-            packages.append(need.package)
-    findings.append(
-        Finding("static C library", _LIBC.exists(), str(_LIBC) if _LIBC.exists() else "missing: links guest programs")
-    )
-    if not _LIBC.exists():
-        packages.append("libc6-dev")
-    building, wanted = _building()
-    findings += [building, _try("virtiofsd", lambda: find_virtiofsd().path, required=False)]
-    packages = list(dict.fromkeys([*packages, *wanted]))
+    """Everything looked at, and the packages that are missing, by Debian's names."""
+    wanted = [_qemu(need) for need in packages.needs(Part.RUN, *_mirror(), Part.GUEST)]
+    missing = [need for need in wanted if packages.find(need) is None]
+    findings = [_finding(need, packages.find(need)) for need in wanted]
+    building, tools = _building()
+    findings += [_default_kernel(), building, _try("virtiofsd", lambda: find_virtiofsd().path, required=False)]
     if findings[0].fine:
         findings.append(_try("QEMU version", lambda: find_qemu().package))
         findings.append(_kvm())
-    status = os.statvfs(ram_folder()) if ram_folder().exists() else None
-    free_mib = status.f_bavail * status.f_frsize >> 20 if status else 0
-    room = Finding(
-        "room for guest RAM", free_mib >= _RAM_MIB, f"{free_mib} MiB free in {ram_folder()}, {_RAM_MIB} MiB per VM"
-    )
-    return [*findings, room], packages
+    return [*findings, _room()], list(dict.fromkeys(need.package for need in (*missing, *tools)))
 
 
-def _building() -> tuple[Finding, list[str]]:
+def _qemu(need: Need) -> Need:
+    chosen = os.environ.get("HUGEPFN_QEMU")
+    return replace(need, name=chosen) if chosen and need.name == "qemu-system-x86_64" else need
+
+
+def _mirror() -> tuple[Part, ...]:
+    """Debian's kernels come through apt; elsewhere they are not to be missed."""
+    return (Part.MIRROR,) if packages.manager() is packages.Manager.APT else ()
+
+
+def _finding(need: Need, path: str | None) -> Finding:
+    return Finding(need.name, path is not None, path or f"missing: {need.why}", need.part is not Part.GUEST)
+
+
+def _default_kernel() -> Finding:
+    """What runs without ``--kernel``. The running kernel is looked at now, the mirror's when it is asked for."""
+    kernel = default_kernel()
+    if kernel.spec != "host":
+        return Finding("default kernel", True, f"{kernel.spec}, the newest of the Debian mirror")
+    return _try("default kernel", lambda: f"host, {kernel.resolve().image}", required=False)
+
+
+def _building() -> tuple[Finding, tuple[Need, ...]]:
     """Whether kernels can be built here; stock kernels need none of it."""
-    missing = [tool for tool in TOOLS if _which(tool.command) is None]
-    missing += [] if has_libelf() else [LIBELF]
-    detail = ", ".join(f"{tool.command} ({tool.why})" for tool in missing)
-    words = f"missing: {detail}" if missing else "everything is here" + (", ccache too" if _which("ccache") else "")
-    return Finding("to build kernels", not missing, words, required=False), [tool.package for tool in missing]
+    missing = missing_tools()
+    ccache = all(packages.find(need) for need in packages.needs(Part.FASTER))
+    llvm = not missing_tools(packages.needs(Part.LLVM))
+    extra = ", ccache too" * ccache + ", and with --llvm" * llvm
+    detail = ", ".join(f"{need.name} ({need.why})" for need in missing)
+    words = f"missing: {detail}" if missing else f"everything is here{extra}"
+    return Finding("to build kernels", not missing, words, required=False), tuple(missing)
 
 
 def _try(what: str, look: Callable[[], str], *, required: bool = True) -> Finding:
@@ -108,7 +91,11 @@ def _kvm() -> Finding:
     )
 
 
-def install_command(packages: list[str]) -> str:
-    """The command that installs what is missing."""
-    sudo = "" if os.geteuid() == 0 else "sudo "
-    return f"{sudo}apt-get install --no-install-recommends {' '.join(packages)}"
+def _room() -> Finding:
+    said: list[str] = []
+
+    def look() -> str:
+        folder = find_room(_RAM_MIB, say=said.append)
+        return said[0] if said else f"{folder} has the {_RAM_MIB} MiB that a VM needs"
+
+    return _try("room for guest RAM", look)

@@ -19,7 +19,7 @@ import pytest
 from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
 from harness.claims import Claims
 from harness.errors import BootError, HugepfnError, PremiseNotMet, UsageError
-from harness.kernel import Kernel, KernelImage
+from harness.kernel import Kernel, KernelImage, default_kernel
 from harness.machine import VM, find_qemu
 from harness.machine.binary import QEMU_VARIABLE
 from harness.machine.probe import probe_image
@@ -73,8 +73,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--hugepfn-kernel",
         metavar="SPEC",
-        default="debian",
-        help="debian, debian:6.12[@SUITE], a bzImage or vmlinux, tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
+        help="debian[:6.12[@SUITE]], host, a bzImage, a vmlinux, a folder, tree:PATH[@REV][+PATCH...], "
+        "debsrc:6.12[+PATCH...] (default: debian; host where there is no Debian mirror)",
     )
     add("--hugepfn-modules", metavar="DIR", type=Path, help="the modules of a kernel given by path")
     add("--hugepfn-qemu", metavar="QEMU", help="the QEMU to use: a path, or debian:11.1[@SUITE] from the mirror")
@@ -121,7 +121,7 @@ def settings_of(config: pytest.Config) -> Settings:
     """The options as a value."""
     option = config.getoption
     return Settings(
-        kernel=option("hugepfn_kernel"),
+        kernel=option("hugepfn_kernel") or default_kernel().spec,
         modules=option("hugepfn_modules"),
         accel=option("hugepfn_accel"),
         smp=option("hugepfn_smp"),

@@ -13,7 +13,7 @@ from harness.machine import VM, find_qemu
 from harness.machine.accel import choose_accel
 from harness.machine.binary import check_cpu
 from harness.machine.hostroot import choose_root
-from harness.machine.ram import check_room, ram_folder
+from harness.machine.ram import find_room
 from harness.machine.spec import Device
 
 
@@ -94,7 +94,7 @@ class Settings:
         if self.cpu not in ("max", "host"):
             check_cpu(find_qemu(), self.cpu)
         choose_accel(self.accel, find_qemu(), self.cpu, say)
-        check_room(self.memory_mib, ram_folder(self.ram_dir))
+        find_room(self.memory_mib, self.ram_dir, say)
 
     def vm(self, kernel: KernelImage, search: Sequence[Path], say: Callable[[str], None]) -> VM:
         """A machine for it, not yet started."""

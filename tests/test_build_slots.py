@@ -22,7 +22,7 @@ from harness.kernel.offsets import find_offsets
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(
-    any(shutil.which(name) is None for name in ("git", "make", "gcc", "flex", "bison", "bc")) or not tools.has_libelf(),
+    bool(tools.missing_tools()),
     reason="needs what kernel builds need; `hugepfn doctor` names it",
 )
 
@@ -346,7 +346,7 @@ def test_what_is_missing_is_told_before_anything_is_done(tree: Tree, monkeypatch
         patch.setattr(tools, "path_of", lambda name: None if name in ("flex", "bc") else f"/usr/bin/{name}")
         with pytest.raises(MachineryError, match=r"flex, bc missing; install with: apt-get install flex bc$"):
             tree.build()
-    monkeypatch.setattr(tools, "has_libelf", lambda: False)
+    monkeypatch.setattr(tools, "has_header", lambda _name: False)
     with pytest.raises(MachineryError, match=r"gelf\.h missing; install with: apt-get install libelf-dev$"):
         tree.build()
     assert not (cache.root() / "builds").exists()
@@ -518,3 +518,49 @@ def test_ccache_is_used_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("CCACHE_DISABLE")
     monkeypatch.setattr(tools, "path_of", lambda _command: None)
     assert tools.make_compiler("gcc-12") == "gcc-12"
+
+
+LLVM = ("clang", "ld.lld", "llvm-ar", "llvm-nm", "llvm-objcopy")
+
+
+def llvm(folder: Path) -> None:
+    """LLVM's tools as scripts; clang is gcc with another version."""
+    folder.mkdir()
+    for name in LLVM:
+        words = 'exec gcc "$@"' if name == "clang" else "exit 0"
+        (folder / name).write_text(f'#!/bin/sh\n[ "$1" != --version ] || {{ echo {name} 19.1.7; exit 0; }}\n{words}\n')
+        (folder / name).chmod(0o755)
+
+
+def test_with_llvm_make_gets_llvm_and_clang(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.write(
+        "Makefile", MAKEFILE.replace("vmlinux: $(objects)\n", "vmlinux: $(objects)\n\t@echo uses '$(LLVM)' $(CC)\n")
+    )
+    plain = tree.build()
+    assert "uses  gcc\n" in (plain.image.parent / "build.log").read_text()
+    llvm(tmp_path / "llvm")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'llvm'}{os.pathsep}{os.environ['PATH']}")
+    image = tree.build(llvm=True)
+    assert "uses 1 clang\n" in (image.image.parent / "build.log").read_text()
+    assert compiled(image) == ALL, "in an O= folder of its own"
+    assert image.image != plain.image, "it is part of the key"
+    assert image.image not in (plain.image, tree.build(cc="clang").image), "clang alone is yet another kernel"
+    assert "uses 1 clang" in (tree.build(cc="clang", llvm=True).image.parent / "build.log").read_text()
+
+
+def test_without_llvm_one_line_says_what_is_missing(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tools.path_of
+    monkeypatch.setattr(tools, "path_of", lambda name: None if name in LLVM else found(name))
+    with pytest.raises(MachineryError) as caught:
+        tree.build(llvm=True)
+    expected = f"cannot build kernels: {', '.join(LLVM)} missing; install with: apt-get install clang lld llvm"
+    assert str(caught.value) == expected
+
+
+def test_the_command_builds_with_llvm(tree: Tree, tmp_path: Path) -> None:
+    llvm(tmp_path / "llvm")
+    path = f"{tmp_path / 'llvm'}{os.pathsep}{os.environ['PATH']}"
+    process = hugepfn(tree, "--llvm", "--lax", more={"PATH": path})
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert Path(out.strip()).is_file()

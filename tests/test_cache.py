@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import multiprocessing
 import os
 import select
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 
 from harness import cache
 from harness.errors import MachineryError
-from harness.kernel.process import find_program, run
+from harness.kernel.process import find_program, follow, run
 
 FORK = multiprocessing.get_context("fork")
 
@@ -160,6 +162,22 @@ def test_a_command_that_fails_says_its_first_useful_words() -> None:
     with pytest.raises(MachineryError, match="cannot start nosuchprogram"):
         run(["nosuchprogram"], timeout_s=20)
     assert run(["sh", "-c", "exit 3"], timeout_s=20, check=False).status == 3
+
+
+@pytest.mark.parametrize("ends_early", [False, True])
+def test_a_command_that_was_followed_leaves_no_pipe_open(tmp_path: Path, ends_early: bool) -> None:
+    """Python's own warning, "unclosed file", whichever way the command ended."""
+
+    def on_line(_line: str) -> None:
+        if ends_early:
+            raise MachineryError("enough")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        with contextlib.suppress(MachineryError):
+            follow(["echo", "x"], on_line, cwd=tmp_path, env={}, on_end=lambda _status: None)
+        gc.collect()
+    assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == []
 
 
 def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import pytest
 
-from harness import cache, cli, doctor
+from harness import cache, cli, doctor, packages
 from harness.campaign import session
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
 from harness.kernel import ImageKind, Kconfig, KernelImage
+from harness.kernel.build import tools
 from harness.machine import find_qemu
 from harness.settings import Settings
 
@@ -359,36 +360,47 @@ def test_an_argument_that_pytest_does_not_know(hugepfn: Command) -> None:
 # --- doctor --------------------------------------------------------------------------------------
 
 
+def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *names: str) -> None:
+    """A Debian with these commands and no others."""
+    folder = tmp_path / "only"
+    folder.mkdir()
+    for name in names:
+        (folder / name.replace("/", "_")).write_text("#!/bin/sh\n")
+        (folder / name.replace("/", "_")).chmod(0o755)
+    (tmp_path / "os-release").write_text("ID=debian\n")
+    monkeypatch.setattr(packages, "_OS_RELEASE", (tmp_path / "os-release",))
+    monkeypatch.setattr(packages, "_SBIN", str(folder))
+    monkeypatch.setenv("PATH", str(folder))
+
+
 def test_doctor_names_what_is_missing_and_how_to_mend_it(
     hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_which", lambda command: None if command in ("gcc", "busybox") else f"/bin/{command}")
-    monkeypatch.setattr(doctor, "_LIBC", tmp_path / "libc.a")
-    monkeypatch.setattr(doctor, "has_libelf", lambda: False)
+    only(monkeypatch, tmp_path, *(need.name for need in packages.needs() if need.name not in ("gcc", "busybox")))
     monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=False, reason="there is no /dev/kvm"))
     done = hugepfn("doctor")
     assert done.status == 3
     shown = dict(line.split(": ", 1) for line in done.out.splitlines() if ": " in line)
     assert shown["missing gcc"] == "missing: compiles the guest programs"
-    assert shown["note    busybox"] == "missing: a shell in the guest, for people"
+    assert shown["missing libc.a"] == "missing: links guest programs statically"
+    assert shown["note    busybox"] == "missing: is the shell in the guest, for people"
     assert shown["note    to build kernels"].startswith("missing: gcc (compiles kernels), gelf.h (objtool")
     assert shown["note    KVM"] == "TCG is used: there is no /dev/kvm"
     assert shown["ok      QEMU version"] == "QEMU emulator version 8.2.1 (fake)"
     assert shown["To mend it"].endswith(
-        "apt-get install --no-install-recommends gcc busybox-static libc6-dev libelf-dev"
+        "apt-get install --no-install-recommends gcc libc6-dev busybox-static libelf-dev"
     )
     done = hugepfn("doctor", "--missing")
-    assert (done.status, done.out) == (0, "gcc busybox-static libc6-dev libelf-dev\n")
+    assert (done.status, done.out) == (0, "gcc libc6-dev busybox-static libelf-dev\n")
 
 
 def test_doctor_on_a_host_that_has_everything(
     hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "libc.a").touch()
-    monkeypatch.setattr(doctor, "_which", lambda command: f"/bin/{command}")
-    monkeypatch.setattr(doctor, "_LIBC", tmp_path / "libc.a")
+    only(monkeypatch, tmp_path, *(need.name for need in packages.needs()))
+    monkeypatch.setattr(packages, "static_library", lambda name: f"/usr/lib/{name}")
     monkeypatch.setattr(doctor, "_RAM_MIB", 0)
-    monkeypatch.setattr(doctor, "has_libelf", lambda: True)
+    monkeypatch.setattr(tools, "has_header", lambda _name: True)
     monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=True, reason=""))
     done = hugepfn("doctor")
     assert (done.status, done.err) == (0, "")
@@ -396,9 +408,8 @@ def test_doctor_on_a_host_that_has_everything(
     assert "missing" not in done.out
 
 
-def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path) -> None:
     (tmp_path / "qemu").write_text("#!/bin/sh\necho '[/red] [bold]frob'\n")
-    monkeypatch.setattr(doctor, "_which", lambda command: f"/bin/{command}")
     done = hugepfn("doctor")
     assert done.status == 3
     assert "is no QEMU: --version says '[/red] [bold]frob" in done.out

@@ -14,7 +14,7 @@ HARNESS = Path(__file__).resolve().parents[1] / "harness"
 ROWS = """
 errors printable signals
 outputs
-pagetable
+packages pagetable
 verdict
 cache kernel guest
 ending machine

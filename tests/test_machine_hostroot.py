@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from harness import packages
 from harness.errors import MachineryError, UsageError
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import hostroot
@@ -47,7 +48,7 @@ def make_kernel(tmp_path: Path) -> MakeKernel:
 def virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only virtiofsd of this host."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(hostroot, "_DAEMONS", (str(tmp_path / "lib/virtiofsd"),))
+    monkeypatch.setattr(packages, "_ELSEWHERE", {"virtiofsd": (str(tmp_path / "lib/virtiofsd"),)})
     daemon = tmp_path / "lib/virtiofsd"
     daemon.parent.mkdir()
     daemon.write_text("#!/bin/sh\necho --shared-dir --readonly\n")

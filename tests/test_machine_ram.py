@@ -9,7 +9,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from harness.errors import MachineryError, UsageError
-from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, low_ram_bytes, ram_folder
+from harness.machine.ram import PrivateRam, SharedRam, check_room, data_ranges, find_room, low_ram_bytes, ram_folder
 from harness.pagetable import WalkError
 
 MIB = 1 << 20
@@ -70,6 +70,61 @@ def test_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGEPFN_RAM_DIR", str(tmp_path))
     assert ram_folder() == tmp_path
     assert ram_folder(Path("/var/tmp")) == Path("/var/tmp"), "the option wins"
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A container: /dev/shm has 64 MiB, and of the other folders only those named have a gigabyte."""
+    monkeypatch.delenv("HUGEPFN_RAM_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("tmp", "cache"):
+        (tmp_path / name).mkdir()
+
+    def only(*roomy: Path) -> None:
+        def statvfs(folder: Path) -> SimpleNamespace:
+            return SimpleNamespace(f_bavail=1024 if folder in roomy else 64, f_frsize=MIB)
+
+        monkeypatch.setattr(os, "statvfs", statvfs)
+
+    return only
+
+
+def test_without_room_in_dev_shm_it_goes_elsewhere_and_a_line_says_so(
+    small: Callable[..., None], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    small(tmp_path / "tmp", Path("/var/tmp"), tmp_path / "cache")
+    assert find_room(512, say=said.append) == tmp_path / "tmp"
+    expected = "no room for guest RAM: /dev/shm has 64 MiB free, 512 needed"
+    assert said == [f"guest RAM goes to {tmp_path / 'tmp'}: {expected}"]
+    assert find_room(64, say=said.append) == Path("/dev/shm")
+    assert len(said) == 1
+    small(Path("/var/tmp"), tmp_path / "cache")
+    assert find_room(512) == Path("/var/tmp")
+    small(tmp_path / "cache")
+    guest = SharedRam(512)
+    try:
+        assert str(tmp_path / "cache") in str((Path("/proc/self/fd") / str(guest.fd)).readlink())
+    finally:
+        guest.close()
+
+
+def test_a_folder_that_somebody_chose_is_not_left(
+    small: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(Path("/var/tmp"))
+    with pytest.raises(MachineryError, match=f"{tmp_path} has 64 MiB free, 512 needed"):
+        find_room(512, tmp_path)
+    monkeypatch.setenv("HUGEPFN_RAM_DIR", str(tmp_path))
+    with pytest.raises(MachineryError, match=f"{tmp_path} has 64 MiB free, 512 needed"):
+        find_room(512)
+
+
+def test_where_no_folder_has_room_the_first_is_told(small: Callable[..., None]) -> None:
+    small()
+    with pytest.raises(MachineryError, match="/dev/shm has 64 MiB free, 512 needed"):
+        find_room(512)
 
 
 def refused(memory_mib: int, folder: Path) -> str:

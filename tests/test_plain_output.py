@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness import cli, doctor
+from harness import cli, doctor, packages
 from harness.campaign import reporter as reporting
 from harness.campaign.compare import report_lines
 from harness.campaign.kselftest_report import KselftestReporter
@@ -218,7 +218,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 def test_commands(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fork  pte pmd pud" in command("list")
-    monkeypatch.setattr(doctor, "_which", lambda name: None if name in ("gcc", "busybox") else f"/bin/{name}")
+    monkeypatch.setattr(packages, "find", lambda need: None if need.name in ("gcc", "busybox") else f"/bin/{need.name}")
     monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=True, reason=""))
     said = command("doctor")
     assert {line.split()[0] for line in said.splitlines() if ": " in line} == {"ok", "note", "missing", "To"}

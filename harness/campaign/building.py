@@ -20,6 +20,7 @@ def recipe_of(
     config: str = "tiny",
     lax: bool = False,
     cc: str = "gcc",
+    llvm: bool = False,
 ) -> Recipe:
     """What the options of ``hugepfn build`` mean.
 
@@ -34,14 +35,15 @@ def recipe_of(
         config=BaseConfig(config),
         lax=lax,
         cc=cc,
+        llvm=llvm,
     )
 
 
 def build_shown(
-    tree: str, patches: Sequence[Path], fragments: Sequence[str], config: str, lax: bool, cc: str
+    tree: str, patches: Sequence[Path], fragments: Sequence[str], config: str, lax: bool, cc: str, llvm: bool
 ) -> KernelImage:
     """Build with a bar on stderr: the files built, of at most as many as this configuration has had."""
-    recipe = recipe_of(tree, patches, fragments, config, lax, cc)
+    recipe = recipe_of(tree, patches, fragments, config, lax, cc, llvm)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
     def say(line: str) -> None:

@@ -18,7 +18,10 @@ import click
 )
 @click.option("--lax", is_flag=True, help="build even where a fragment's symbol was dropped")
 @click.option("--cc", default="gcc", show_default=True, metavar="COMMAND", help="the compiler")
-def build(tree: str, patches: tuple[Path, ...], fragments: tuple[str, ...], config: str, lax: bool, cc: str) -> None:
+@click.option("--llvm", is_flag=True, help="build with clang, ld.lld and the other LLVM tools (make LLVM=1)")
+def build(
+    tree: str, patches: tuple[Path, ...], fragments: tuple[str, ...], config: str, lax: bool, cc: str, llvm: bool
+) -> None:
     """Build a kernel for the harness, and print the path of its vmlinux.
 
     TREE is PATH (a git tree with its uncommitted changes, or a folder), PATH@REVISION, or debsrc:6.12, Debian's source
@@ -27,6 +30,6 @@ def build(tree: str, patches: tuple[Path, ...], fragments: tuple[str, ...], conf
     """
     from harness.campaign.building import build_shown
 
-    image = build_shown(tree, patches, fragments, config, lax, cc)
+    image = build_shown(tree, patches, fragments, config, lax, cc, llvm)
     click.echo(image.image)
     click.echo(f"hugepfn: Linux {image.release}; run it with: hugepfn run --kernel {image.image}", err=True)

@@ -8,12 +8,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from harness.commands.options import FILE, machine_options
+from harness.commands.options import FILE, kernel_option, machine_options
 
 
 @click.command()
 @click.argument("tests", nargs=-1, required=True, metavar="COLLECTION[:TEST]...")
-@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="as for `hugepfn run`")
+@kernel_option
 @click.option(
     "--source", metavar="SPEC", help="debsrc:VERSION[+PATCH...], tree:PATH[@REV][+PATCH...]  [default: the kernel's]"
 )

@@ -20,6 +20,22 @@ QEMU_VARIABLE = "HUGEPFN_QEMU"  # that of harness/machine/binary.py, which --hel
 F = TypeVar("F", bound=Callable[..., Any])
 
 scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+
+
+def _default_kernel() -> str:
+    from harness.kernel import default_kernel
+
+    return default_kernel().spec
+
+
+kernel_option = click.option(
+    *("--kernel", "-k"),
+    default=_default_kernel,
+    show_default="debian, the newest; host where there is no Debian mirror",
+    metavar="SPEC",
+    help="debian[:6.12[@SUITE]]; host, the kernel that runs here; a bzImage, a vmlinux, or a folder: a build tree, or "
+    "one with vmlinuz, config and lib/modules; or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
+)
 modules_option = click.option(
     "--modules", type=click.Path(path_type=Path), metavar="DIR", help="the modules of a kernel given by path"
 )
@@ -72,20 +88,13 @@ _MACHINE_OPTIONS = (
     click.option("--memory", type=click.IntRange(256, 65536), default=1024, show_default=True, help="guest RAM in MiB"),
     click.option("--cpu", default="max", show_default=True, metavar="MODEL", help="QEMU's CPU model"),
     click.option("--append", default="", metavar="ARGS", help="words for the kernel command line: pti=on, no5lvl, ..."),
-    click.option("--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm]"),
+    click.option(
+        "--ram-dir", type=click.Path(path_type=Path), help="where guest RAM lives  [default: /dev/shm if it fits]"
+    ),
     click.option("--boot-timeout", type=float, metavar="S", help="seconds that the kernel may take to boot"),
     guest_option,
     click.option("--pvh", is_flag=True, help="start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels"),
     click.option("--no-clone", is_flag=True, help="boot for every test instead of cloning a booted machine"),
-)
-
-
-_KERNEL = click.option(
-    *("--kernel", "-k"),
-    default="debian",
-    show_default=True,
-    metavar="SPEC",
-    help="debian[:6.12[@SUITE]], a bzImage or vmlinux, or built: tree:PATH[@REV][+PATCH...], debsrc:6.12[+PATCH...]",
 )
 
 
@@ -100,7 +109,7 @@ def machine_options(command: F) -> F:
 
 def live_options(command: F) -> F:
     """What machine to start, for somebody to work in."""
-    return _with((_KERNEL, *_MACHINE_OPTIONS), command)
+    return _with((kernel_option, *_MACHINE_OPTIONS), command)
 
 
 def scenario_options(command: F) -> F:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harness import cache
 from harness.errors import CompileError, MachineryError, UsageError
+from harness.packages import how_to_install
 
 #: C11 and the warnings of the house; static, so that the guest needs no loader; small, since it is sent over.
 CFLAGS = (
@@ -71,7 +72,7 @@ def _compiler() -> tuple[str, str]:
     """The compiler and its identity."""
     path = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc")
     if path is None:
-        raise MachineryError("no C compiler: install gcc and libc6-dev (`hugepfn doctor` says how)")
+        raise MachineryError(f"no C compiler: install it with: {how_to_install(['gcc', 'libc6-dev'])}")
     stat = Path(path).stat()
     return path, f"{path} {stat.st_size} {stat.st_mtime_ns}"
 

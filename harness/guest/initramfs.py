@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,14 @@ from virtme.cpiowriter import CpioWriter
 
 from harness import cache
 from harness.guest.compiler import compile_program, guest_tests_dir
+from harness.guest.libraries import libraries
 from harness.kernel import KernelImage, load_order
 from harness.kernel import read as read_module
+from harness.packages import find_command
 
 #: What vfio-pci needs below it comes from modules.dep; what is built in is skipped.
 MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")
-_FORMAT = 2  # of the archive: what is where in it
+_FORMAT = 3  # of the archive: what is where in it
 _FOLDERS = ("bin", "dev", "proc", "run", "sys", "tests", "tmp", "modules")
 
 
@@ -30,7 +31,7 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
     """
     init = compile_program(guest_tests_dir() / "lib" / "init.c", library=False)
     order = load_order(kernel, (*MODULES, *extra_modules))
-    busybox = shutil.which("busybox")
+    busybox = find_command("busybox")
     parts = [str(_FORMAT), str(init.stripped), kernel.key, " ".join(module.name for module in order.modules)]
     if busybox:
         stat = Path(busybox).stat()
@@ -58,8 +59,18 @@ def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: Path | 
     writer.write_file(b"modules/order", "".join(f"{name}\n" for name, _ in modules).encode(), 0o644)
     if busybox is not None:
         writer.write_file(b"bin/busybox", busybox.read_bytes(), 0o755)
+        _write_libraries(writer, libraries(busybox))
         listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, timeout=10, check=True)
         for applet in sorted({"sh", *listed.stdout.split()} - {"busybox"}):
             writer.symlink(b"busybox", f"bin/{applet}".encode())
     writer.write_trailer()
     return buffer.getvalue()
+
+
+def _write_libraries(writer: CpioWriter, paths: Sequence[Path]) -> None:
+    """What a busybox needs that is not static (Debian's package busybox), at the host's paths."""
+    folders = {folder for path in paths for folder in path.parents if folder.name}
+    for folder in sorted(folders, key=lambda path: len(path.parts)):
+        writer.mkdir(str(folder).lstrip("/").encode(), 0o755)
+    for path in paths:
+        writer.write_file(str(path).lstrip("/").encode(), path.read_bytes(), 0o755)

@@ -1,4 +1,4 @@
-"""Where a kernel comes from: a Debian package, a file; its image, its modules, its configuration, the cache."""
+"""Where a kernel comes from: a Debian package, a file, a folder, this host; its image, modules and configuration."""
 
 from harness.cache import Progress
 from harness.kernel.debian import available, cached
@@ -6,7 +6,7 @@ from harness.kernel.image import ImageKind, KernelImage, open_image
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.modules import LoadOrder, Module, defined_symbols, has_symbol, load_order, read, why_missing
 from harness.kernel.offers import Offer, Stock
-from harness.kernel.spec import Kernel
+from harness.kernel.spec import Kernel, default_kernel
 from harness.kernel.unpack import unpacked
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Stock",
     "available",
     "cached",
+    "default_kernel",
     "defined_symbols",
     "has_symbol",
     "load_order",

@@ -102,7 +102,7 @@ def mirror_sources(extra: Iterable[str] = ()) -> list[Archive]:
     found = candidates((Archive(a.uri, a.suite, a.signed_by or keyring, a.check_valid_until) for a in debian), extra)
     if not found:
         raise MachineryError(
-            "this machine's apt configuration names no Debian mirror; give the path of a kernel instead"
+            "this machine's apt configuration names no Debian mirror; use --kernel host, a kernel's path, or tree:PATH"
         )
     return found
 

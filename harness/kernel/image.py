@@ -88,10 +88,16 @@ def open_image(
     modules_dir = find_modules_dir(modules, release) if modules is not None else None
     found = config or _config_beside(path, release, modules_dir)
     try:
-        kconfig = Kconfig(found.read_text(errors="replace")) if found else embedded
+        kconfig = Kconfig(_text(found)) if found else embedded
     except OSError as error:
-        raise UsageError(f"cannot read the kernel configuration {found}: {error.strerror}") from error
+        raise UsageError(f"cannot read the kernel configuration {found}: {error.strerror or error}") from error
     return KernelImage(spec or str(path), path, kind, release, modules_dir, kconfig)
+
+
+def _text(config: Path) -> str:
+    """A configuration's text; /proc/config.gz is compressed."""
+    data = config.read_bytes()
+    return (gzip.decompress(data) if config.suffix == ".gz" else data).decode(errors="replace")
 
 
 def find_modules_dir(directory: Path, release: str) -> Path:
@@ -102,27 +108,26 @@ def find_modules_dir(directory: Path, release: str) -> Path:
     directory = directory.expanduser().absolute()
     if not directory.is_dir():
         raise UsageError(f"--modules {directory}: no such directory")
-    if directory.name == release and _looks_like_modules(directory):
+    if directory.name == release and looks_like_modules(directory):
         return directory
     parents = [directory / "lib/modules", directory / "usr/lib/modules"]
     for parent in [*parents, directory]:
-        if _looks_like_modules(parent / release):
+        if looks_like_modules(parent / release):
             return parent / release
-    found = sorted({entry.name for p in parents if p.is_dir() for entry in p.iterdir() if _looks_like_modules(entry)})
-    if _looks_like_modules(directory):
+    found = sorted({entry.name for p in parents if p.is_dir() for entry in p.iterdir() if looks_like_modules(entry)})
+    if looks_like_modules(directory):
         found.append(directory.name)
     there = "has modules of " + ", ".join(found) if found else "has no modules"
     raise UsageError(f"--modules {directory}: {there}, but the kernel's release is {release}")
 
 
-def _looks_like_modules(directory: Path) -> bool:
+def looks_like_modules(directory: Path) -> bool:
+    """Whether a folder is a ``lib/modules/RELEASE``."""
     return any((directory / name).exists() for name in ("modules.dep", "modules.order", "modules.builtin", "kernel"))
 
 
 def _recognise(path: Path) -> tuple[ImageKind, str, Kconfig | None]:
     try:
-        if path.is_dir():
-            raise UsageError(f"{path} is a directory, {_EXPECTED} file")
         with path.open("rb") as file:
             head = file.read(_SETUP_MAX_BYTES)
             if head[_HEADER : _HEADER + 4] == b"HdrS" and head[_BOOT_FLAG : _BOOT_FLAG + 2] == b"\x55\xaa":

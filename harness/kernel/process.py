@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
+from harness.packages import how_to_get
 from harness.printable import printable
 from harness.signals import HeldSignals
 
@@ -90,8 +91,8 @@ def follow(
     """
     words = [os.fspath(word) for word in argv]
     process = _start(words, cwd=cwd, env=env, stderr=subprocess.STDOUT, pass_fds=keep_open)
+    assert process.stdout is not None, "it is a pipe"
     try:
-        assert process.stdout is not None, "it is a pipe"
         with ended_after(process, Path(words[0]).name, timeout_s):
             for line in process.stdout:
                 on_line(printable(line).rstrip("\n"))
@@ -99,6 +100,7 @@ def follow(
     finally:
         if process.returncode is None:
             _end(process)
+        process.stdout.close()
         on_end(process.returncode)
 
 
@@ -186,10 +188,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "/sbin")) -> Path:
     """The path of a program; sbin too, which an ordinary user's PATH lacks on Debian.
 
-    :raises MachineryError: not there; names the Debian package that has it.
+    :param package: Debian's package that has it.
+    :raises MachineryError: not there; says how this distribution installs it.
     """
     for folder in [*os.environ.get("PATH", "").split(os.pathsep), *extra]:
         candidate = Path(folder) / name
         if folder and os.access(candidate, os.X_OK) and candidate.is_file():
             return candidate
-    raise MachineryError(f"{name} is missing on this machine; install it with: apt-get install {package}")
+    raise MachineryError(f"{name} is missing on this machine; {how_to_get(package)}")

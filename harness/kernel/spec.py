@@ -1,4 +1,4 @@
-"""What a user writes for a kernel: ``debian``, ``debian:6.12@trixie-backports``, a path, ``tree:~/linux+fix.patch``.
+"""What a user writes for a kernel: ``debian:6.12@trixie-backports``, ``host``, a path, ``tree:~/linux+fix.patch``.
 
 A new kind is one class with ``spec`` and ``resolve`` and one line in ``_SCHEMES``.
 """
@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.cache import Progress
-from harness.errors import UsageError
+from harness.errors import MachineryError, UsageError
+from harness.kernel import apt
 from harness.kernel.build import BuiltSource
 from harness.kernel.debian import DebianSource
+from harness.kernel.folder import HostSource, open_folder
 from harness.kernel.image import KernelImage, open_image
+from harness.packages import distribution, find_command
 
 
 class Source(Protocol):
@@ -33,7 +36,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A kernel file of the user's own."""
+    """A kernel file of the user's own, or a folder that has one."""
 
     path: Path
     modules: Path | None = None
@@ -44,20 +47,23 @@ class ImageSource:
         return str(self.path)
 
     def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
-        """Recognise the file.
+        """Recognise the file or the folder.
 
         :raises UsageError: missing, or no kernel, or the modules do not fit.
         """
+        if self.path.expanduser().is_dir():
+            return open_folder(self.path, spec=self.spec, modules=self.modules)
         return open_image(self.path, spec=self.spec, modules=self.modules)
 
 
 _SCHEMES: dict[str, Callable[[str], Source]] = {
     "debian": DebianSource.parse,
     "debsrc": BuiltSource.parse,
+    "host": HostSource.parse,
     "tree": BuiltSource.parse,
 }
 _UNDERSTOOD = (
-    "debian[:VERSION[@SUITE]], the path of a bzImage or vmlinux, or, to build, "
+    "debian[:VERSION[@SUITE]], host, the path of a bzImage, a vmlinux or a folder with one, or, to build, "
     "debsrc:VERSION[@SUITE][+PATCH...] or tree:PATH[@REVISION][+PATCH...]"
 )
 
@@ -81,7 +87,7 @@ class Kernel:
 
     @classmethod
     def image(cls, path: Path | str, modules: Path | str | None = None) -> Kernel:
-        """A bzImage or vmlinux of one's own, and the folder of its modules."""
+        """A bzImage, a vmlinux or a build tree of one's own, and the folder of its modules."""
         return cls(ImageSource(Path(path), Path(modules) if modules is not None else None))
 
     @classmethod
@@ -117,3 +123,15 @@ class Kernel:
 
     def __str__(self) -> str:
         return self.spec
+
+
+def default_kernel() -> Kernel:
+    """What runs where nobody names a kernel: the Debian mirror's newest, or the host's own where there is no mirror."""
+    if find_command("apt-get") is None:
+        return Kernel(HostSource())
+    if distribution() != "debian":  # Ubuntu has apt, too
+        try:
+            apt.mirror_sources()
+        except MachineryError:
+            return Kernel(HostSource())
+    return Kernel.debian()

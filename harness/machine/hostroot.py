@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from harness.kernel import KernelImage, load_order
 from harness.kernel.process import run
 from harness.machine.aside import aside
 from harness.machine.spec import Root
+from harness.packages import find_command, how_to_install
 from harness.printable import printable
 
 #: The mount tag, which init.c knows too.
@@ -37,7 +37,6 @@ _NEEDS: Mapping[Root, Mapping[str, str]] = {
     Root.HOST_9P: {"9P_FS": "9p", "NET_9P_VIRTIO": "9pnet_virtio", "VIRTIO_PCI": "virtio_pci", "OVERLAY_FS": "overlay"},
     Root.HOST_VIRTIOFS: {"VIRTIO_FS": "virtiofs", "VIRTIO_PCI": "virtio_pci", "OVERLAY_FS": "overlay"},
 }
-_DAEMONS = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _READONLY = Path(__file__).with_name("readonly.py")
 #: The folder that the view covers, for the server alone: one that is there for sure, and that no server needs.
 VIEW = str(_READONLY.parent)
@@ -128,12 +127,11 @@ def find_virtiofsd() -> Virtiofsd:
 
     :raises MachineryError: there is none, or none that keeps the guest from writing.
     """
-    places = [place for place in (shutil.which("virtiofsd"), *_DAEMONS) if place and os.access(place, os.X_OK)]
-    path = next((place for place in places if Path(place).is_file()), None)
+    path = find_command("virtiofsd")
     if path is None:
         raise MachineryError(
-            "no virtiofsd here, which --guest host needs for a kernel without 9P; install it "
-            f"(Debian 12: qemu-system-common, later: virtiofsd), or {_ANOTHER}"
+            "no virtiofsd here, which --guest host needs for a kernel without 9P; install it with: "
+            f"{how_to_install(['virtiofsd'])} (Debian 12: qemu-system-common), or {_ANOTHER}"
         )
     asked = run([path, "--help"], timeout_s=_ASK_TIMEOUT_S, check=False)
     found = Virtiofsd(path, asked.stdout.decode("utf-8", "replace") + asked.stderr)

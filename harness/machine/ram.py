@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness import cache
 from harness.errors import MachineryError
 from harness.pagetable import PhysicalMemory, WalkError
 from harness.pagetable.memory import SplitMemory, U64Array, WritableMemory
@@ -57,6 +58,41 @@ def check_room(memory_mib: int, folder: Path) -> None:
         raise MachineryError(f"no room for guest RAM: {folder} has {free_mib} MiB free, {memory_mib} needed; {_ADVICE}")
 
 
+def find_room(memory_mib: int, chosen: Path | None = None, say: Callable[[str], None] = lambda _line: None) -> Path:
+    """Where a RAM file goes: :func:`ram_folder`, or another folder where nobody chose that one and it has no room.
+
+    podman and docker give /dev/shm 64 MB. A file on disk does as well; the host's page cache holds it.
+
+    :param chosen: ``--ram-dir``, which is taken or refused.
+    :param say: hears where it goes instead.
+    :raises MachineryError: no folder has room; tells of the first.
+    """
+    folder = ram_folder(chosen)
+    try:
+        check_room(memory_mib, folder)
+    except MachineryError as error:
+        named = chosen is not None or os.environ.get("HUGEPFN_RAM_DIR")
+        other = None if named else next((each for each in _elsewhere() if _fits(memory_mib, each)), None)
+        if other is None:
+            raise
+        say(f"guest RAM goes to {other}: {str(error).partition(';')[0]}")
+        return other
+    return folder
+
+
+def _elsewhere() -> list[Path]:
+    temporary = os.environ.get("TMPDIR")
+    return [*([Path(temporary)] if temporary else []), Path("/var/tmp"), cache.root()]
+
+
+def _fits(memory_mib: int, folder: Path) -> bool:
+    try:
+        check_room(memory_mib, folder)
+    except MachineryError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
 class SharedRam:
     """The RAM of a machine that booted: QEMU and the host map the same file. ``fd`` is for QEMU."""
 
@@ -67,8 +103,7 @@ class SharedRam:
 
         :raises MachineryError: the folder is missing, may not be written, or has too little room.
         """
-        folder = ram_folder(folder)
-        check_room(memory_mib, folder)
+        folder = find_room(memory_mib, folder)
         size_bytes = memory_mib << 20
         try:
             self.fd, name = tempfile.mkstemp(prefix="hugepfn-ram-", dir=folder)

@@ -72,7 +72,7 @@ class VM(LiveMachine):
 
     def __init__(
         self,
-        kernel: Kernel | KernelImage | str = "debian",
+        kernel: Kernel | KernelImage | str | None = None,
         *,
         accel: str = "auto",
         smp: int = 1,

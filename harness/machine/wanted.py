@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.guest.initramfs import build_initramfs
-from harness.kernel import Kernel, KernelImage, unpacked
+from harness.kernel import Kernel, KernelImage, default_kernel, unpacked
 from harness.machine.hostroot import choose_root, root_modules
 from harness.machine.spec import Accel, Device, MachineSpec, Root
 
@@ -65,9 +65,9 @@ class Wanted:
         )
 
 
-def kernel_image(asked: Kernel | KernelImage | str, say: Callable[[str], None]) -> KernelImage:
-    """The kernel that was asked for, fetched if need be."""
+def kernel_image(asked: Kernel | KernelImage | str | None, say: Callable[[str], None]) -> KernelImage:
+    """The kernel that was asked for, fetched if need be; None: the default one."""
     if isinstance(asked, KernelImage):
         return asked
-    kernel = Kernel.parse(asked) if isinstance(asked, str) else asked
+    kernel = Kernel.parse(asked) if isinstance(asked, str) else asked or default_kernel()
     return kernel.resolve(say)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from harness.kernel import Kernel
+
 from .conftest import Command
 
 
@@ -56,6 +58,14 @@ def test_6_12_keeps_write_and_dirty_over_fork(hugepfn: Command, tmp_path: Path) 
         checkpoints = {o["checkpoint"] for o in result["observations"]}
         assert {"read", "written", "forked", "child-written"} <= checkpoints
         assert {o["process"] for o in result["observations"]} == {"parent", "child", "grandchild"}
+
+
+def test_a_folder_with_image_configuration_and_modules_is_a_kernel(hugepfn: Command, tmp_path: Path) -> None:
+    folder = Kernel.parse("debian:6.12").resolve().image.parent
+    data = _run(hugepfn, tmp_path, "fork", "--level", "pmd", "--kernel", str(folder))
+    assert data["kernel"]["spec"] == str(folder)
+    assert data["kernel"]["release"].startswith("6.12.")
+    assert [result["outcome"] for result in data["results"]] == ["passed"]
 
 
 def test_6_1_has_no_huge_pfnmap_and_says_so(hugepfn: Command, tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ from harness.kernel.build.job import Counter
 from harness.kernel.build.origins import Origin, TreeOrigin
 from harness.kernel.build.recipe import BaseConfig, Recipe
 from harness.kernel.build.source import BuiltSource, parse_origin
-from harness.kernel.build.tools import LIBELF, TOOLS, Tool, has_libelf
+from harness.kernel.build.tools import TOOLS, missing_tools
 
 __all__ = [
-    "LIBELF",
     "TOOLS",
     "BaseConfig",
     "BuiltSource",
@@ -17,10 +16,9 @@ __all__ = [
     "DebsrcOrigin",
     "Origin",
     "Recipe",
-    "Tool",
     "TreeOrigin",
     "build",
-    "has_libelf",
     "kconfigs_dir",
+    "missing_tools",
     "parse_origin",
 ]

@@ -17,7 +17,7 @@ from harness.kernel.build.offsets import SOURCE as OFFSETS_SOURCE
 from harness.kernel.build.patches import Patch
 from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.slot import BUILD_TIMEOUT_S
-from harness.kernel.build.tools import check_tools, compiler_identity
+from harness.kernel.build.tools import LLVM_TOOLS, TOOLS, check_tools, compiler_identity
 from harness.kernel.image import KernelImage, open_image
 
 _KIND = "built"
@@ -70,8 +70,8 @@ def build(
     :raises MachineryError: this machine lacks something, or its disk is full.
     """
     wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
-    check_tools(recipe.cc)
-    compiler = compiler_identity(recipe.cc)
+    check_tools(recipe.compiler, LLVM_TOOLS if recipe.llvm else TOOLS)
+    compiler = compiler_identity(recipe.compiler, llvm=recipe.llvm)
     slot = recipe.origin.slot
     tree = source_tree(recipe, progress, offline)
     configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)

@@ -25,6 +25,7 @@ from harness.kernel.build.tools import jobs, make_compiler, make_environment
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.offsets import BuiltOffsets
 from harness.kernel.process import find_program, follow
+from harness.packages import how_to_install
 
 Counter = Callable[[int, int | None, str], None]
 """Called with the files built so far, how many the last build of this configuration had in all, and the file."""
@@ -183,8 +184,8 @@ class Job:
         return found
 
     def _make(self, words: list[str], lock: int, doing: str, total: int | None = None) -> int:
-        cc = make_compiler(self.recipe.cc)
-        variables = [f"O={self.objects}", "ARCH=x86_64", f"CC={cc}", "LOCALVERSION="]
+        cc = make_compiler(self.recipe.compiler)
+        variables = [f"O={self.objects}", "ARCH=x86_64", f"CC={cc}", "LOCALVERSION=", *["LLVM=1"] * self.recipe.llvm]
         argv = [str(find_program("make", "make")), "-C", str(self.slot.source), *variables, *words]
         return self._follow(argv, lock, doing, total)
 
@@ -230,7 +231,7 @@ class Job:
         """:raises KernelBuildError: or MachineryError, where it is not the source's fault."""
         log = self.objects / "build.log"
         lines = log.read_text(errors="replace").splitlines()
-        fault = machine_fault(lines)
+        fault = machine_fault(lines) or ("ended" if status < 0 else None)  # it may not have come to say so
         if fault == "no room":
             check_disk(self.slot.folder, Path(tempfile.gettempdir()))
             raise MachineryError(
@@ -245,7 +246,7 @@ class Job:
                 f"make was ended from outside while {doing} {self.recipe.spec}; the next build goes on"
             )
         if fault is not None:
-            raise MachineryError(f"cannot build {self.recipe.spec}: install with: apt-get install {fault}; see {log}")
+            raise MachineryError(f"cannot build {self.recipe.spec}: install with: {how_to_install([fault])}; see {log}")
         found = diagnostics(lines, str(self.slot.source)) or [Diagnostic("", None, f"make ended with status {status}")]
         shown = [str(each) for each in found[:_TOLD]]
         if len(found) > _TOLD:

@@ -1,10 +1,12 @@
-"""What make and the compiler say during a kernel build: lines in, files built and errors out. Pure."""
+"""What make and the compiler say during a kernel build: lines in, files built and errors out."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from harness.packages import Part, how_to_install, needs
 
 # kbuild's short form (scripts/Kbuild.include, "quiet_cmd_"): "  CC      mm/huge_memory.o", "  CC [M]  fs/x.o"
 _BUILT = re.compile(r"  (?:CC|AS|HOSTCC|HOSTCXX|CXX)(?: \[M\])? +(\S+)")
@@ -31,17 +33,9 @@ _ENDED = re.compile(r"make(?:\[\d+\])?: \*\*\* \[.+\] (?:Terminated|Killed|Hangu
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 
 
-# What a selftest may include and link beside the C library, and the Debian package that has it.
+# What a selftest may include and link beside the C library.
 _NO_HEADER = re.compile(r"fatal error: (\S+): No such file or directory")
 _NO_LIBRARY = re.compile(r"cannot find -l([\w+-]+)")
-_PACKAGES = {
-    **{"numa.h": "libnuma-dev", "numaif.h": "libnuma-dev", "numa": "libnuma-dev"},
-    **{"sys/capability.h": "libcap-dev", "cap": "libcap-dev"},
-    **{"liburing.h": "liburing-dev", "uring": "liburing-dev"},
-    **{"popt.h": "libpopt-dev", "popt": "libpopt-dev", "mnl": "libmnl-dev", "libmnl/libmnl.h": "libmnl-dev"},
-    **{"uuid/uuid.h": "uuid-dev", "uuid": "uuid-dev", "c": "libc6-dev"},
-    **{"sys/acl.h": "libacl1-dev", "fuse.h": "libfuse-dev", "alsa/asoundlib.h": "libasound2-dev"},
-}
 
 
 @dataclass(frozen=True)
@@ -110,14 +104,15 @@ def machine_fault(lines: Iterable[str]) -> str | None:
 
 
 def missing_library(lines: Iterable[str]) -> str | None:
-    """What a selftest needs beside the C library and this machine has not got, and the Debian package that has it.
+    """What a selftest needs beside the C library and this machine has not got, and the package that has it.
 
     A header that no known package has is the source's own fault: None.
     """
+    packages = {need.name: need.package for need in needs(Part.SELFTESTS, Part.RUN)}
     for line in lines:
-        if (match := _NO_HEADER.search(line)) and (package := _PACKAGES.get(match[1])):
-            return f"the header {match[1]} is missing; install with: apt-get install {package}"
+        if (match := _NO_HEADER.search(line)) and (package := packages.get(match[1])):
+            return f"the header {match[1]} is missing; install with: {how_to_install([package])}"
         if match := _NO_LIBRARY.search(line):
-            package = _PACKAGES.get(match[1], f"the -dev package of lib{match[1]}")
-            return f"lib{match[1]}.a is missing; install with: apt-get install {package}"
+            package = packages.get(f"lib{match[1]}.a", f"the -dev package of lib{match[1]}")
+            return f"lib{match[1]}.a is missing; install with: {how_to_install([package])}"
     return None

@@ -28,6 +28,12 @@ class Recipe:
     config: BaseConfig = BaseConfig.TINY
     lax: bool = False  # go on where a fragment's symbol was dropped
     cc: str = "gcc"
+    llvm: bool = False  # clang and the LLVM tools for everything (Documentation/kbuild/llvm.rst)
+
+    @property
+    def compiler(self) -> str:
+        """The compiler that is called."""
+        return "clang" if self.llvm and self.cc == "gcc" else self.cc
 
     @property
     def spec(self) -> str:

@@ -24,6 +24,7 @@ from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.tools import SELFTEST_TOOLS, check_tools, compiler_identity, jobs, make_environment
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.process import Finished, find_program, run
+from harness.packages import how_to_install
 
 _SOURCES, _PROGRAMS = "selftest-sources", "selftests"
 _SOURCES_KEPT, _PROGRAMS_KEPT = 4, 400  # 120 MB and 1 MB each
@@ -200,8 +201,8 @@ def _explained(what: str, lines: list[str], folder: str) -> PremiseNotMet | Mach
     if missing := missing_library(lines):
         return PremiseNotMet(f"{what} was not built: {missing}")
     if fault := machine_fault(lines):
-        package = fault not in ("no room", "no memory", "ended")
-        return MachineryError(f"cannot build {what}: {f'install with: apt-get install {fault}' if package else fault}")
+        command = "" if fault in ("no room", "no memory", "ended") else f"install with: {how_to_install([fault])}"
+        return MachineryError(f"cannot build {what}: {command or fault}")
     found = diagnostics(lines, folder) or [Diagnostic("", None, (lines or ["make said nothing"])[-1])]
     return KernelBuildError(f"{what} does not build: " + "; ".join(str(each) for each in found[:_TOLD]))
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shlex
 import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from harness.errors import MachineryError
 from harness.kernel.process import run
+from harness.packages import Need, Part, has_header, how_to_install, needs
 
 _ASK_TIMEOUT_S = 30.0
 # Nothing of these may come in from outside: they change what is built, or where.
@@ -21,27 +19,9 @@ _FOREIGN = {"O", "V", "W", "C", "M", "CC", "HOSTCC", "LD", "ARCH", "SRCARCH", "C
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
-    """A command that a kernel build needs, and the Debian package that brings it."""
-
-    command: str
-    package: str
-    why: str
-
-
-TOOLS = (
-    Tool("gcc", "gcc", "compiles kernels"),
-    Tool("make", "make", "drives a kernel's build"),
-    Tool("ld", "binutils", "links kernels"),
-    Tool("flex", "flex", "makes the reader of Kconfig files"),
-    Tool("bison", "bison", "makes the reader of Kconfig files"),
-    Tool("bc", "bc", "computes a kernel's timeconst.h"),
-    Tool("git", "git", "keeps kernel sources, applies patches"),
-    Tool("xz", "xz-utils", "unpacks Debian's kernel source"),
-)
-SELFTEST_TOOLS = tuple(tool for tool in TOOLS if tool.command in ("gcc", "make", "ld", "git", "xz"))
-LIBELF = Tool("gelf.h", "libelf-dev", "objtool reads object files with it")
+TOOLS = needs(Part.BUILD)
+LLVM_TOOLS = (*(tool for tool in TOOLS if tool.package not in ("gcc", "binutils")), *needs(Part.LLVM))
+SELFTEST_TOOLS = tuple(tool for tool in TOOLS if tool.name in ("gcc", "make", "ld", "git", "xz"))
 
 
 def path_of(command: str) -> str | None:
@@ -49,44 +29,40 @@ def path_of(command: str) -> str | None:
     return shutil.which(command)
 
 
-@functools.cache
-def has_libelf() -> bool:
-    """Whether gcc finds libelf's header, wherever it is installed."""
-    if path_of("gcc") is None:
-        return False
-    argv = ["gcc", "-fsyntax-only", "-include", "gelf.h", "-x", "c", "/dev/null"]
-    answer = subprocess.run(argv, check=False, timeout=_ASK_TIMEOUT_S, capture_output=True)
-    return answer.returncode == 0
+def missing_tools(needed: Sequence[Need] = TOOLS) -> list[Need]:
+    """Those that are not on this machine. Without a compiler that can be asked, a header is missing."""
+    return [need for need in needed if not _is_here(need)]
 
 
-def check_tools(cc: str = "gcc", needed: Sequence[Tool] = (*TOOLS, LIBELF), what: str = "kernels") -> None:
+def check_tools(cc: str = "gcc", needed: Sequence[Need] = TOOLS, what: str = "kernels") -> None:
     """Find out now what would stop a build minutes later.
 
     :raises MachineryError: something is missing; one line with the command that installs it.
     """
-    missing = [tool for tool in needed if not _is_here(tool)]
-    if missing:
-        names = ", ".join(tool.command for tool in missing)
-        packages = " ".join(dict.fromkeys(tool.package for tool in missing))
-        raise MachineryError(f"cannot build {what}: {names} missing; install with: apt-get install {packages}")
+    if missing := missing_tools(needed):
+        names = ", ".join(need.name for need in missing)
+        command = how_to_install(need.package for need in missing)
+        raise MachineryError(f"cannot build {what}: {names} missing; install with: {command}")
     _compiler(cc)
 
 
-def _is_here(tool: Tool) -> bool:
-    if tool is LIBELF:  # a header: without a compiler nobody can say
-        return path_of("gcc") is None or has_libelf()
-    return path_of(tool.command) is not None
+def _is_here(need: Need) -> bool:
+    if need.name.endswith(".h"):
+        return has_header(need.name)
+    return path_of(need.name) is not None
 
 
-def compiler_identity(cc: str) -> str:
+def compiler_identity(cc: str, *, llvm: bool = False) -> str:
     """The versions of compiler and linker: part of what a built kernel is known by.
 
+    :param llvm: built with ``LLVM=1``.
     :raises MachineryError: the compiler is missing.
     """
-    lines = [_compiler(cc)]
-    if path_of("ld"):
-        lines.append(run(["ld", "--version"], timeout_s=_ASK_TIMEOUT_S).stdout.decode(errors="replace").splitlines()[0])
-    return "\n".join(lines)
+    lines, linker = [_compiler(cc)], "ld.lld" if llvm else "ld"
+    if path_of(linker):
+        said = run([linker, "--version"], timeout_s=_ASK_TIMEOUT_S).stdout.decode(errors="replace")
+        lines.append(said.splitlines()[0])
+    return "\n".join([*lines, *["LLVM=1"] * llvm])
 
 
 def _compiler(cc: str) -> str:

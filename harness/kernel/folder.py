@@ -1,0 +1,175 @@
+"""A kernel that is a folder: a build tree, or vmlinuz, config and lib/modules side by side; and the running kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import cache
+from harness.cache import Progress
+from harness.errors import UsageError
+from harness.kernel.image import KernelImage, looks_like_modules, open_image
+from harness.kernel.process import find_program, run
+
+_BZIMAGE = "arch/x86/boot/bzImage"
+_IMAGES = ("vmlinuz", "bzImage", "boot/vmlinuz", "vmlinuz-*", "boot/vmlinuz-*", "vmlinux")
+_CONFIGS = ("config", ".config")
+_MODULES = ("lib/modules", "usr/lib/modules")
+_KIND = "staged"
+_KEPT = 32  # folders of links, some MB each
+_DEPMOD_TIMEOUT_S = 300.0
+
+
+def open_folder(folder: Path, *, spec: str | None = None, modules: Path | None = None) -> KernelImage:
+    """The kernel in a folder: the O= folder or tree of a build, or an image beside its configuration and lib/modules.
+
+    Modules of a build tree are taken as they were built, without ``make modules_install``.
+
+    :param modules: as of :func:`open_image`; instead of the folder's own.
+    :raises UsageError: no kernel in it, or more than one; says what was looked for.
+    """
+    folder = folder.expanduser().absolute()
+    image = _built_image(folder)
+    if image is not None:
+        kernel = open_image(image, spec=spec, modules=modules, config=_config(folder))
+        return kernel if modules is not None else _with_built_modules(kernel, folder)
+    image = _plain_image(folder)
+    own = any((folder / name).is_dir() for name in _MODULES) or looks_like_modules(folder)
+    return open_image(image, spec=spec, modules=modules or (folder if own else None), config=_config(folder))
+
+
+def _config(folder: Path) -> Path | None:
+    """The configuration in the folder itself; open_image() knows the other places."""
+    return next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
+
+
+def _built_image(folder: Path) -> Path | None:
+    """The bzImage of a build tree, or its vmlinux where no bzImage was made; None: no build tree.
+
+    :raises UsageError: the bzImage is older than the vmlinux, so that it is another kernel.
+    """
+    bzimage, vmlinux = folder / _BZIMAGE, folder / "vmlinux"
+    if not bzimage.is_file():
+        return vmlinux if vmlinux.is_file() and (folder / ".config").is_file() else None
+    if vmlinux.is_file() and vmlinux.stat().st_mtime_ns > bzimage.stat().st_mtime_ns:
+        raise UsageError(
+            f"{folder}: {_BZIMAGE} is older than vmlinux; run `make bzImage` there, or give the path of one of the two"
+        )
+    return bzimage
+
+
+def _plain_image(folder: Path) -> Path:
+    for pattern in _IMAGES:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UsageError(f"{folder} has several kernels: {names}; give the path of one of them")
+        if found:
+            return found[0]
+    hint = f"; it is a kernel's source: build it, or write tree:{folder}" if (folder / "Kconfig").is_file() else ""
+    raise UsageError(f"{folder} has no kernel: looked for {', '.join((_BZIMAGE, *_IMAGES))} in it{hint}")
+
+
+def _with_built_modules(kernel: KernelImage, folder: Path) -> KernelImage:
+    files = dict(_built_modules(folder))
+    if not files:
+        return kernel
+    stats = ((name, path, path.stat()) for name, path in files.items())
+    listing = "\n".join(f"{name} {path} {stat.st_size} {stat.st_mtime_ns}" for name, path, stat in stats)
+    key = hashlib.sha256(f"{kernel.release}\n{listing}".encode(errors="surrogateescape")).hexdigest()[:32]
+
+    def stage(entry: Path) -> None:
+        """``lib/modules/RELEASE`` of links to the files, with depmod's tables."""
+        depmod = find_program("depmod", "kmod")
+        target = entry / "lib/modules" / kernel.release
+        for name, path in files.items():
+            link = target / "kernel" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+        for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
+            if (folder / name).is_file():
+                (target / name).write_bytes((folder / name).read_bytes())
+        (entry / "usr").symlink_to(".")  # some builds of depmod look below usr/lib, others below lib
+        run([depmod, "-b", entry, kernel.release], timeout_s=_DEPMOD_TIMEOUT_S)
+
+    entry = cache.obtain(_KIND, key, stage)
+    os.utime(entry)
+    cache.prune(_KIND, _KEPT)
+    return open_image(kernel.image, spec=kernel.spec, modules=entry, config=_config(folder))
+
+
+def _built_modules(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Names and files of the modules built in a tree, by modules.order (kernel/fs/x.ko, since 6.3 fs/x.o)."""
+    try:
+        lines = (folder / "modules.order").read_text(errors="surrogateescape").split()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        for name in (line.removeprefix("kernel/"), line):
+            path = (folder / name).with_suffix(".ko")
+            if path.is_file():
+                yield str(path.relative_to(folder)), path
+                break
+
+
+@dataclass(frozen=True)
+class HostSource:
+    """The kernel that runs on this machine, with its modules and its configuration."""
+
+    root: Path = Path("/")
+    release: str = os.uname().release
+
+    @classmethod
+    def parse(cls, text: str) -> HostSource:
+        """``host``.
+
+        :raises UsageError: anything behind it.
+        """
+        if text != "host":
+            raise UsageError(f"{text!r} is not understood; expected host, the kernel that runs on this machine")
+        return cls()
+
+    @property
+    def spec(self) -> str:
+        """Always the same word: it is another kernel after an update."""
+        return "host"
+
+    def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
+        """The first image there is of the running release.
+
+        :raises UsageError: there is none, it may not be read, or it is another release.
+        """
+        modules = next((path for path in self._module_folders() if looks_like_modules(path)), None)
+        places = [self.root / "boot" / f"vmlinuz-{self.release}", *(d / "vmlinuz" for d in self._module_folders())]
+        kernel = open_image(self._readable(places), spec=self.spec, modules=modules, config=self._config())
+        if kernel.release != self.release:
+            raise UsageError(
+                f"host: {kernel.image} is Linux {kernel.release}, but {self.release} runs here; "
+                "reboot, or give the path of a kernel"
+            )
+        return kernel
+
+    def _module_folders(self) -> list[Path]:
+        return [self.root / name / self.release for name in _MODULES]
+
+    def _config(self) -> Path | None:
+        configs = [self.root / "boot" / f"config-{self.release}", *(d / "config" for d in self._module_folders())]
+        return next((path for path in [*configs, self.root / "proc/config.gz"] if path.is_file()), None)
+
+    def _readable(self, places: Sequence[Path]) -> Path:
+        there = [path for path in places if path.is_file()]
+        for path in there:
+            if os.access(path, os.R_OK):
+                return path
+        if there:  # Ubuntu's
+            raise UsageError(
+                f"host: {there[0]} may only be read by root; run `sudo chmod a+r {there[0]}`, or give another --kernel"
+            )
+        looked = ", ".join(map(str, places))
+        raise UsageError(
+            f"host: no image of the running kernel {self.release} here (a container has none): looked for {looked}; "
+            "give the path of a kernel, or tree:PATH to build one"
+        )
