@@ -25,6 +25,7 @@ from harness.pagetable import Level
 from harness.results import (
     CONTEXT_PROPERTY,
     RESULT_PROPERTY,
+    WAIVED_PROPERTY,
     WISHES_PROPERTY,
     Results,
     context_of,
@@ -35,6 +36,7 @@ from harness.results import (
     observations_of,
     outcome_of,
     reason_of,
+    waivers_of,
 )
 from harness.selection import (
     LEVELS,
@@ -44,6 +46,7 @@ from harness.selection import (
     pytest_collection_modifyitems,
     pytest_generate_tests,
     scenario_of,
+    wanted_waivers,
 )
 from harness.settings import Settings
 from harness.verdict import Outcome, ScenarioResult
@@ -95,6 +98,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
     config.addinivalue_line(
         "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs"
+    )
+    config.addinivalue_line(
+        "markers", "waive(*names, reason): invariants that need not hold in this test; the reason is printed"
     )
     config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
     if not config.pluginmanager.has_plugin("hugepfn-results"):
@@ -240,6 +246,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
         _unmet(request.config, str(error))
     for machine in _boot(request, kernel, settings):
         request.node.stash[_MACHINE] = machine
+        machine.waived = wanted_waivers(request.node)
         if request.config.getoption("hugepfn_keep_vm"):
             machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
@@ -343,6 +350,7 @@ def pytest_runtest_makereport(
         result = _result(item, error, report)
         if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
             report.outcome, report.wasxfail = "skipped", result.reason
+        item.user_properties += [(WAIVED_PROPERTY, told) for told in result.waived]  # the teardown's report has them
         report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
         report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
         if item.get_closest_marker("machine") is not None:
@@ -369,6 +377,7 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
         claims=tuple(made),
         observations=tuple(one.to_json() for one in observations),
         log=log_of(machine, error),
+        waived=waivers_of(machine) if machine is not None and report.when == "call" else (),
     )
     if report.when != "call":
         return result

@@ -30,6 +30,7 @@ from harness.verdict.known_bugs import Failure, KnownBug, judge
 RESULT_PROPERTY = "hugepfn_result"
 CONTEXT_PROPERTY = "hugepfn_context"
 LOG_LINES_MAX = 400
+WAIVED_PROPERTY = "waived"  # for people who read a JUnit file
 WISHES_PROPERTY = "hugepfn_wishes"  # there where the test had another machine than was asked for
 
 
@@ -54,13 +55,24 @@ def observations_of(machine: VM) -> list[Observation]:
 def invariants_of(machine: VM) -> Claim:
     """The invariants of every stop and the kernel log, as one claim of each scenario."""
     stops = sum(len(run.snapshots) for run in machine.runs)
-    broken = [str(violation) for run in machine.runs for violation in run.violations]
+    broken = [str(violation) for run in machine.runs for violation in run.broken]
     broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
     uncalibrated = any(run.uncalibrated for run in machine.runs)
     outcome = Outcome.ERROR if uncalibrated else Outcome.FAILED if broken else Outcome.PASSED
     plural = "" if stops == 1 else "s"
     name = f"the invariants held at {stops} stop{plural}, and the kernel log has no complaint"
     return Claim(name, outcome, "", "\n".join(broken))
+
+
+def waivers_of(machine: VM) -> tuple[str, ...]:
+    """What a test waived, and why, in words: how often it did not hold and the first place, or that it held."""
+    told = []
+    for invariant, reason in machine.waived.items():
+        broken = [one for run in machine.runs for one in run.violations if one.invariant is invariant]
+        times = f"{len(broken)} times" if len(broken) > 1 else "once"
+        seen = f"broken {times}, first {broken[0].message}" if broken else "not needed: it held"
+        told.append(f"{invariant.value}: {reason} ({seen})")
+    return tuple(told)
 
 
 def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
@@ -91,7 +103,7 @@ def reason_of(claims: Claims, error: BaseException | None) -> str:
 def failures_of(claims: Claims, machine: VM | None, error: BaseException | None) -> list[Failure]:
     """Each thing that went wrong, once: broken claims, broken invariants, the kernel log, what ended the run."""
     runs = machine.runs if machine is not None else []
-    seen = [Failure("invariant", str(violation)) for run in runs for violation in run.violations]
+    seen = [Failure("invariant", str(violation)) for run in runs for violation in run.broken]
     if not isinstance(error, KernelDied):  # its message has the log's first complaint already
         seen += [Failure("kernel log", trouble) for run in runs for trouble in run.kernel_troubles()]
     broken = [Failure(claim.name, claim.message) for claim in claims.broken]

@@ -21,7 +21,7 @@ from harness.pytest_plugin import BOOT_ATTEMPTS
 from harness.results import LOG_LINES_MAX
 from harness.settings import Settings
 from harness.verdict.capabilities import Capabilities
-from harness.verdict.invariants import Area, Violation
+from harness.verdict.invariants import Area, Invariant, Violation
 
 pytest_plugins = ["pytester"]
 
@@ -482,6 +482,7 @@ class FakeVM:
         self.qemu = SimpleNamespace(binary=find_qemu())
         self.runs: list[SimpleNamespace] = []
         self.origin = Origin.BOOT
+        self.waived: dict[Invariant, str] = {}
         self.running = True
         self.probed = True
         self.closed = False
@@ -492,7 +493,7 @@ class FakeVM:
         """As if a program had been run."""
         stop = SimpleNamespace(observations=lambda: (SEEN,))
         violations = (
-            [Violation("pfn is BAR + offset", Area("parent", "bar", 0, 4096, 3, 0, "forked"), violation)]
+            [Violation(Invariant.BAR_PFN, Area("parent", "bar", 0, 4096, 3, 0, "forked"), violation)]
             if violation
             else []
         )
@@ -501,6 +502,7 @@ class FakeVM:
             SimpleNamespace(
                 snapshots=[stop],
                 violations=violations,
+                broken=[one for one in violations if one.invariant not in self.waived],
                 uncalibrated=[],
                 kernel_troubles=lambda: troubles,
                 log="".join(f"line {number}\n" for number in range(self.log_lines)),
@@ -645,6 +647,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             ],
             "observations": [SEEN.to_json()],
             "log": ["line 0", "line 1", "line 2"],
+            "waived": [],
         }
     ]
 
@@ -692,6 +695,45 @@ def test_invariants_and_the_kernel_log_are_a_claim_of_every_scenario(
     pytest_run(pytester)
     (claim,) = written(pytester)["results"][0]["claims"]
     assert (claim["outcome"], claim["message"]) == ("failed", message)
+
+
+WAIVING = """
+    import pytest
+
+    @pytest.mark.waive({waived})
+    def test_fork(vm):
+        vm.run(violation="expected 5")
+"""
+PFN = "'pfn is BAR + offset', reason='two BARs'"
+TOLD = "pfn is BAR + offset: two BARs (broken once, first expected 5)"
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_waived_invariant_is_told_with_its_reason(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(WAIVING.format(waived=PFN))
+    pytest_run(pytester, "--junitxml=junit.xml").assert_outcomes(passed=1)
+    (one,) = written(pytester)["results"]
+    assert (one["outcome"], one["waived"]) == ("passed", [TOLD])
+    assert one["claims"][0]["outcome"] == "passed"
+    assert f'<property name="waived" value="{TOLD}" />' in (pytester.path / "junit.xml").read_text()
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    ("waived", "words"),
+    [
+        ("'pfn is BAR', reason='x'", "*no invariant is called 'pfn is BAR'; valid names:*"),
+        ("'pfn is BAR', reason='x'", "*  every leaf of a pfnmap is special*"),
+        ("reason='x'", "*names no invariant*"),
+        ("'pfn is BAR + offset'", "*waive() needs a reason: waive('pfn is BAR + offset', reason=*"),
+        ("'pfn is BAR + offset', reason=' '", "*waive() needs a reason*"),
+    ],
+)
+def test_a_waiver_that_means_nothing_stops_everything(pytester: pytest.Pytester, waived: str, words: str) -> None:
+    pytester.makepyfile(WAIVING.format(waived=waived))
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([words])
 
 
 @pytest.mark.usefixtures("machines")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from harness.errors import ClaimFailed, DeadlineError, GuestProgramError, MachineryError, PremiseNotMet, UsageError
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.machine.agent import Job
-from harness.machine.held import Invariants
+from harness.machine.held import violations_at
 from harness.machine.kernel_watch import KernelWatch
 from harness.machine.result import RunResult
 from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
@@ -43,7 +43,6 @@ class GuestRun:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lines = LineDecoder()
         self._result: RunResult | None = None
-        self._invariants = Invariants(vm.layout.saved_dirty)
 
     @property
     def program(self) -> str:
@@ -104,6 +103,11 @@ class GuestRun:
         return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
 
     @property
+    def broken(self) -> list[Violation]:
+        """The violations that the test did not waive (:attr:`harness.machine.vm.VM.waived`)."""
+        return [one for one in self.violations if one.invariant not in self.vm.waived]
+
+    @property
     def log(self) -> str:
         """The kernel's log since the run began."""
         return self._kernel.log
@@ -129,7 +133,7 @@ class GuestRun:
         """
         if self.uncalibrated:
             raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {self.uncalibrated[0]}")
-        found = [str(violation) for violation in self.violations]
+        found = [str(violation) for violation in self.broken]
         found += self.kernel_troubles()
         if found:
             more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
@@ -243,7 +247,7 @@ class GuestRun:
         self._held = event
         snapshot = self._witness.snapshot(event.name, event.pid)
         self.snapshots.append(snapshot)
-        self.violations += self._invariants.violations(snapshot)
+        self.violations += violations_at(snapshot, self.vm.layout.saved_dirty)
         return snapshot
 
     async def let_go(self) -> None:
