@@ -2,9 +2,10 @@
 # make test   every test, those that boot kernels included
 # make check  lint, types and the tests that need no QEMU
 # make bench  ratios, each measured in one run
+# make facts  measure every stock kernel, write what the documents say of them, show what changed (20 minutes)
 # make mutants     kernels that are broken on purpose, each with the claim that must notice it (half an hour)
 # make long-tests  a bisection and a series of patches, on kernels built for real (half an hour)
-.PHONY: run test check lint types host-tests bench mutants long-tests setup test-setup clean
+.PHONY: run test check lint types host-tests bench facts mutants long-tests setup test-setup clean
 PYTHON := .venv/bin/python
 
 run: setup
@@ -28,6 +29,9 @@ host-tests:
 
 bench: setup
 	@.venv/bin/hugepfn bench
+
+facts: setup
+	@$(PYTHON) -m harness.campaign.facts $(FACTS)
 
 mutants: test-setup
 	$(PYTHON) tests/mutants/kill.py

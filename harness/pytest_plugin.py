@@ -40,6 +40,7 @@ from harness.results import (
 )
 from harness.selection import (
     LEVELS,
+    facts_of,
     has_machine,
     ledger_of,
     level_of,
@@ -52,6 +53,7 @@ from harness.settings import Settings
 from harness.verdict import Outcome, ScenarioResult
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.entries import as_text, rows
+from harness.verdict.known_bugs import KnownBug
 
 __all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]  # hooks that live beside this module
 
@@ -384,7 +386,12 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     image, ledger = _image(item), ledger_of(item.path.parent)
     if image is not None and image.config is not None:
         ledger = tuple(bug for bug in ledger if bug.shows(image.config.is_set))
-    return held_against_ledger(result, failures_of(claims, machine, error), ledger)
+    seen = facts_of(item.path.parent)
+
+    def had_it(bug: KnownBug) -> str | None:
+        return seen.of(bug.id).had_it(image.release) if image is not None else None
+
+    return held_against_ledger(result, failures_of(claims, machine, error), ledger, had_it)
 
 
 def _image(item: pytest.Item) -> KernelImage | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -115,12 +115,15 @@ def failures_of(claims: Claims, machine: VM | None, error: BaseException | None)
 
 
 def held_against_ledger(
-    result: ScenarioResult, failures: Sequence[Failure], ledger: Sequence[KnownBug]
+    result: ScenarioResult,
+    failures: Sequence[Failure],
+    ledger: Sequence[KnownBug],
+    had_it: Callable[[KnownBug], str | None],
 ) -> ScenarioResult:
-    """The result, told by the ledger of known bugs where it covers the scenario."""
+    """The result, told by the ledger of known bugs where it covers the scenario; ``had_it`` is :func:`judge`'s."""
     if result.outcome not in (Outcome.PASSED, Outcome.FAILED) or bool(failures) != (result.outcome is Outcome.FAILED):
         return result
-    finding = judge(ledger, result.scenario, result.level, failures)
+    finding = judge(ledger, result.scenario, result.level, failures, had_it)
     if not finding.reason:
         return result
     if not finding.known:

@@ -11,6 +11,7 @@ from harness.errors import UsageError
 from harness.pagetable import Level
 from harness.verdict.invariants import Invariant
 from harness.verdict.known_bugs import KnownBug, parse_ledger
+from harness.verdict.seen import Facts, parse_facts
 
 LEVELS = ("pte", "pmd", "pud")
 
@@ -78,6 +79,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if has_machine(item):
             try:
                 ledger_of(item.path.parent)
+                facts_of(item.path.parent)
             except UsageError as error:
                 raise pytest.UsageError(str(error)) from error
     levels, scenarios = config.getoption("hugepfn_level"), config.getoption("hugepfn_scenario")
@@ -103,3 +105,13 @@ def ledger_of(folder: Path) -> tuple[KnownBug, ...]:
     """
     path = folder / "known_bugs.toml"
     return tuple(parse_ledger(path.read_text())) if path.is_file() else ()
+
+
+@functools.cache
+def facts_of(folder: Path) -> Facts:
+    """Which kernels were seen to have them: the folder's ``known_bugs_seen.toml``; nothing where it has none.
+
+    :raises UsageError: it cannot be read.
+    """
+    path = folder / "known_bugs_seen.toml"
+    return parse_facts(path.read_text()) if path.is_file() else Facts()
