@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.campaign import facts as command
-from harness.campaign.facts import Results, measured, sightings, version_of, write
+from harness.campaign.facts import Results, check_exact, measured, sightings, version_of, write
 from harness.campaign.facts_text import Grid, Known, command_shows, fill, mended_command
 from harness.campaign.kernels import Kernels, RunOptions
 from harness.errors import MachineryError, UsageError
@@ -94,6 +94,14 @@ def test_the_version_of_debians_older_kernels_is_not_in_their_release() -> None:
     built = Run((), {"kernel": {"spec": "debsrc:6.12+a.patch", "release": "6.12.118-hugepfn"}, "qemu": "7"})
     assert version_of(Column("debian:6.1.192", (old,))) == "6.1.192"
     assert version_of(Column("debsrc:6.12+a.patch", (built,))) == "6.12.118"
+    with pytest.raises(UsageError, match=r"6.1.0-56-cloud-amd64 does not say its version"):
+        version_of(Column("debian:6.1", (old,)))
+
+
+@pytest.mark.parametrize("spec", ["debian:6.12", "debian", "debsrc:6.12.118", "debian:6.12.118-1", "/tmp/bzImage"])
+def test_facts_are_about_stock_kernels_by_their_version(spec: str) -> None:
+    with pytest.raises(UsageError, match="facts are about stock kernels by their version"):
+        check_exact(["debian:6.12.118", spec])
 
 
 def test_the_facts_name_their_run() -> None:
@@ -198,6 +206,14 @@ def test_a_kernel_without_results_is_not_written_down(tree: Path) -> None:
     with pytest.raises(MachineryError, match=r"debian:6.12.118 has no complete results, .*: QEMU is gone"):
         write(results(broken), [], tree)
     assert texts(tree) == before
+
+
+def test_a_day_without_the_samples_series_and_without_bugs(tree: Path) -> None:
+    before = (tree / "README.md").read_text()
+    write(results(run("7.4.1", {"fork": PASS})), [], tree)
+    after = (tree / "README.md").read_text()
+    assert before.splitlines()[2] in after, "the sample is as it was"
+    assert "1 so far, each with the command that shows it.\n<!-- facts:end -->" in after
 
 
 def test_a_mark_that_nobody_writes_is_refused() -> None:

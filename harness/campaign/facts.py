@@ -14,8 +14,9 @@ import functools
 import importlib.metadata
 import io
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from harness.campaign.progress import Live
 from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
+from harness.kernel.versions import is_exact, upstream_of
 from harness.selection import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict import claims as run_schema
@@ -79,12 +81,28 @@ class Results:
 
 
 def version_of(column: Column) -> str:
-    """The upstream version of a column: of Debian's 6.1, uname -r does not say it."""
+    """The upstream version of a column.
+
+    :raises UsageError: it cannot be known: Debian's 6.1 calls itself 6.1.0-56.
+    """
     kind, _, version = column.spec.partition(":")
-    if kind == "debian" and version.count(".") >= 2:
-        return version.partition("-")[0]
+    if kind == "debian" and is_exact(version):
+        return upstream_of(version)
     release = str((column.context.get("kernel") or {}).get("release") or "")
+    if re.match(r"\d+\.\d+\.0-\d", release):
+        raise UsageError(f"{column.spec}: {release} does not say its version; ask for it exactly, as debian:6.1.192")
     return ".".join(map(str, version_key(release)))
+
+
+def check_exact(specs: Iterable[str]) -> None:
+    """Refuses kernels whose column would not be a version.
+
+    :raises UsageError: names the first.
+    """
+    for spec in specs:
+        kind, _, version = spec.partition(":")
+        if kind != "debian" or upstream_of(version) != version or version.count(".") < 2:
+            raise UsageError(f"{spec}: facts are about stock kernels by their version, such as debian:6.12.118")
 
 
 def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[str, Sightings]:
@@ -152,6 +170,7 @@ def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: Result
     kept = Path("build/facts.json")
     with Live() as live:
         chosen = choose_kernels(specs, live.say)
+        check_exact(chosen.specs)
         wanted = [spec for spec in chosen.specs if spec not in have.runs]
         if wanted:
             check_kernels(wanted, options, live)
@@ -173,6 +192,7 @@ def write(results: Results, also: Sequence[Results], root: Path) -> list[str]:
 
     :raises MachineryError: a kernel has no results, or a file cannot be written. Nothing is written then.
     """
+    check_exact(results.runs)
     for column in (Column(spec, runs) for spec, runs in results.runs.items()):
         if column.trouble or not all(run.results for run in column.runs):
             raise MachineryError(f"{column.spec} has no complete results, nothing is written: {column.trouble}")

@@ -100,9 +100,10 @@ def fill(text: str, known: Known, where: str) -> str:
 
 def _sample(known: Known, old: str) -> str:
     """The head line of a run that README shows; its entries are no facts of a day."""
-    version = next(one for one in known.facts.kernels if series_of(one) == _SAMPLE_SERIES)
+    version = next((one for one in known.facts.kernels if series_of(one) == _SAMPLE_SERIES), None)
     measured = known.facts.measured
-    assert measured is not None
+    if version is None or measured is None:
+        return old
     release = known.facts.kernels[version]
     head = f"debian:{_SAMPLE_SERIES}: Linux {release}, QEMU {measured.qemu} ({measured.accel}), 1 vCPU"
     return _SAMPLE_HEAD.sub(head, old)
@@ -117,15 +118,13 @@ def _excerpt(known: Known, _old: str) -> str:
 
 def _example(known: Known, _old: str) -> str:
     """How many bugs are known, and one that a kernel of today has."""
-    shown = {
-        bug.id: [one for one in known.facts.kernels if one in known.facts.of(bug.id).present] for bug in known.ledger
-    }
-    bug = min((bug for bug in known.ledger if shown[bug.id]), key=lambda bug: (bug.id != _EXAMPLE, bug.id))
-    title, where = bug.title.partition(":")[0], _listed(shown[bug.id])
-    return (
-        f"\n{len(known.ledger)} so far, each with the command that shows it. {bug.id} for instance shows on {where}:\n"
-        f"{title}.\n\n```\n.venv/bin/{bug.reproduce}      # known bug {bug.id}\n```\n"
-    )
+    count = f"\n{len(known.ledger)} so far, each with the command that shows it."
+    for bug in sorted(known.ledger, key=lambda bug: (bug.id != _EXAMPLE, bug.id)):
+        if today := [one for one in known.facts.kernels if one in known.facts.of(bug.id).present]:
+            title = bug.title.partition(":")[0]
+            command = f".venv/bin/{bug.reproduce}      # known bug {bug.id}"
+            return f"{count} {bug.id} for instance shows on {_listed(today)}:\n{title}.\n\n```\n{command}\n```\n"
+    return f"{count}\n"
 
 
 def _kernels(known: Known, _old: str) -> str:
