@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+from rich.console import Console
+
+from harness.campaign.reporter import RunReporter
 from harness.guest.protocol import MappingEvent
 from harness.machine.held import violations_at
 from harness.machine.run import GuestRun
 from harness.machine.snapshot import MappingView, ProcessView, Snapshot
 from harness.machine.vm import VM
 from harness.pagetable import Entry, Layout, Leaf, Level, Region
-from harness.results import waivers_of
+from harness.results import CONTEXT_PROPERTY, RESULT_PROPERTY, waivers_of
+from harness.verdict import Outcome, ScenarioResult
 from harness.verdict.invariants import Invariant, Violation
 
 BAR, START = 0x380000000, 0x7F4000000000
@@ -73,3 +80,18 @@ def test_a_waiver_that_was_not_needed_says_so() -> None:
     assert waivers_of(run.vm) == (
         "pagemap shows a hole over a pfnmap: a kernel of mine shows it (not needed: it held)",
     )
+
+
+def test_the_output_has_the_waiver_and_its_reason() -> None:
+    told = "pfn is BAR + offset: two BARs (broken once, first expected 5)"
+    result = ScenarioResult("fork", "pud", Outcome.PASSED, waived=(told,))
+    assert ScenarioResult.from_json(result.to_json()) == result
+    properties = [
+        (RESULT_PROPERTY, json.dumps(result.to_json())),
+        (CONTEXT_PROPERTY, json.dumps({"kernel": None})),
+    ]
+    report = cast("pytest.TestReport", SimpleNamespace(user_properties=properties, nodeid="test_fork"))
+    console = Console(file=io.StringIO(), width=200)
+    RunReporter(console).pytest_runtest_logreport(report)
+    assert isinstance(console.file, io.StringIO)
+    assert f"  waived  {told}\nfork pud: passed\n" in console.file.getvalue()

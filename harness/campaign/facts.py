@@ -101,7 +101,7 @@ def check_exact(specs: Iterable[str]) -> None:
     """
     for spec in specs:
         kind, _, version = spec.partition(":")
-        if kind != "debian" or upstream_of(version) != version or version.count(".") < 2:
+        if kind != "debian" or upstream_of(version) != version or not is_exact(version):
             raise UsageError(f"{spec}: facts are about stock kernels by their version, such as debian:6.12.118")
 
 
