@@ -429,7 +429,7 @@ def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester
     pytester.makepyfile("def test_fork(vm): pass")
     result = pytest_run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*the ledger's entry HP-7*not understood*"])
+    result.stderr.fnmatch_lines(["*the list of known bugs, entry HP-7*not understood*"])
 
 
 @pytest.mark.parametrize(

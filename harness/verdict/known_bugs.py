@@ -17,7 +17,7 @@
                                                 # must hold at every stop, "kernel log", or "end" for what ended the run
     message = "no entry for bar"                # regular expression, found in what was seen
 
-A scenario has a known bug when each thing that went wrong in it is a symptom of the ledger, and no other does. On which
+A scenario has a known bug when each thing that went wrong in it is a symptom in the list, and no other does. On which
 kernels a bug was seen is measured: :mod:`harness.verdict.seen`.
 """
 
@@ -57,7 +57,7 @@ class Symptom:
 
 @dataclass(frozen=True, slots=True)
 class KnownBug:
-    """One entry of the ledger."""
+    """One entry of the list."""
 
     id: str
     title: str
@@ -88,7 +88,7 @@ class KnownBug:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the ledger says about one result."""
+    """What the list says about one result."""
 
     bugs: tuple[KnownBug, ...]  # that explain every failure; empty where one is not explained, or there is none
     fixed: tuple[tuple[KnownBug, str], ...]  # that an older kernel of the series had in this scenario, which passed
@@ -114,7 +114,7 @@ def judge(
     failures: Sequence[Failure],
     had_it: Callable[[KnownBug], str | None] = lambda _bug: None,
 ) -> Finding:
-    """Holds what went wrong in a scenario that ran to its verdict against the ledger.
+    """Holds what went wrong in a scenario that ran to its verdict against the list of known bugs.
 
     :param had_it: the older kernel of the same series that was seen to have a bug, None where there is none
         (:meth:`harness.verdict.seen.Sightings.had_it`).
@@ -130,23 +130,23 @@ def judge(
 
 
 def parse_ledger(text: str) -> list[KnownBug]:
-    """Read a ledger.
+    """Read a list of known bugs.
 
     :raises UsageError: it is none; says which entry, and what is wrong with it.
     """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"the ledger of known bugs is no TOML: {error}") from None
+        raise UsageError(f"the list of known bugs is no TOML: {error}") from None
     bugs = [_bug(entry, number) for number, entry in enumerate(data.get("bug", []), start=1)]
     ids = [bug.id for bug in bugs]
     if doubled := sorted({one for one in ids if ids.count(one) > 1}):
-        raise UsageError(f"the ledger of known bugs has two entries {doubled[0]}")
+        raise UsageError(f"the list of known bugs has two entries {doubled[0]}")
     return bugs
 
 
 def _bug(entry: dict[str, Any], number: int) -> KnownBug:
-    where = f"the ledger's entry {entry.get('id', number)}"
+    where = f"the list of known bugs, entry {entry.get('id', number)}"
     for key, kind in _BUG_KEYS.items():
         if not entry.get(key) or not isinstance(entry[key], kind):
             raise UsageError(f"{where}: {key!r} is missing, empty or not a {kind.__name__}")
