@@ -200,6 +200,17 @@ def test_what_was_seen_elsewhere_counts_for_bugs_alone(tree: Path) -> None:
     assert list(facts.kernels) == [OLD, "7.3.4"]
 
 
+def test_a_race_that_shows_or_does_not_is_no_change(tree: Path) -> None:
+    (tree / "guest_tests" / "known_bugs.toml").write_text(
+        ENTRY.format(id="HP-001", scenario="fork", more="sometimes = true")
+    )
+    forget()
+    assert write(results(run(OLD, {"fork": PASS}), run("7.3.4", {"fork": BUG})), [], tree) == []
+    assert "fork pud  pass      bug HP-001 1" in (tree / "docs" / "matrix.md").read_text()
+    facts = parse_facts((tree / "guest_tests" / "known_bugs_seen.toml").read_text())
+    assert facts.of("HP-001") == Sightings({OLD: DAY, "7.3.4": DAY})
+
+
 def test_a_kernel_without_results_is_not_written_down(tree: Path) -> None:
     before = texts(tree)
     broken = replace(run(NEW, {"fork": PASS}), context={**run(NEW, {}).context, TROUBLE: "QEMU is gone"})

@@ -7,7 +7,7 @@ can be made again from known_bugs_seen.toml, docs/matrix.md and the list of know
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import UsageError
@@ -200,7 +200,7 @@ def changes(before: Known, after: Known) -> Iterator[str]:
         yield f"{numbers[0]} -> {numbers[1]}"
     for bug in sorted({*before.facts.bugs, *after.facts.bugs}):
         yield from _bug_changes(bug, before.facts.of(bug), after.facts.of(bug))
-    yield from _case_changes(before.grid, after.grid)
+    yield from _case_changes(before.grid, after.grid, {bug.id for bug in after.ledger if bug.sometimes})
 
 
 def _kernel_changes(before: Facts, after: Facts) -> Iterator[str]:
@@ -232,14 +232,25 @@ def _state(seen: Sightings, version: str) -> str:
     return "present" if version in seen.present else "absent" if version in seen.absent else ""
 
 
-def _case_changes(before: Grid, after: Grid) -> Iterator[str]:
+def _case_changes(before: Grid, after: Grid, sometimes: Collection[str]) -> Iterator[str]:
     old = {series_of(version): number for number, version in enumerate(before.columns)}
     series = [series_of(version) for version in after.columns]
     for case in after.cells:
         if case not in before.cells:
             yield f"{case}: new"
             continue
-        pairs = {one: (before.word(case, old[one]), after.word(case, n)) for n, one in enumerate(series) if one in old}
+        pairs = {
+            one: (_without(sometimes, before.word(case, old[one])), _without(sometimes, after.word(case, number)))
+            for number, one in enumerate(series)
+            if one in old
+        }
         for was, now in dict.fromkeys(pair for pair in pairs.values() if pair[0] != pair[1]):
             yield f"{case} on {', '.join(one for one in pairs if pairs[one] == (was, now))}: {was} -> {now}"
     yield from (f"{case}: gone" for case in before.cells if case not in after.cells)
+
+
+def _without(sometimes: Collection[str], word: str) -> str:
+    """A cell without the bugs that show only sometimes: with or without them, nothing has changed."""
+    kind, _, bugs = word.partition(" ")
+    left = [bug for bug in bugs.split(", ") if bug not in sometimes]
+    return word if kind != "bug" else f"bug {', '.join(left)}" if left else "pass"
