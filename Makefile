@@ -2,11 +2,12 @@
 # make test   every test, those that boot kernels included
 # make check  lint, types and the tests that need no QEMU
 # make bench  ratios, each measured in one run
+# make facts  measure every stock kernel, write what the documents say of them, show what changed (20 minutes)
 # make mutants     kernels that are broken on purpose, each with the claim that must notice it (half an hour)
 # make container-steps  the Containerfile's steps in a debootstrap: needs root, downloads 500 MB
 # make long-tests  a bisection and a series of patches, on kernels built for real (half an hour)
 # make compat      QEMU 7.2 to 11, four file systems, two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests bench mutants long-tests compat container-steps setup test-setup clean
+.PHONY: run test check lint types host-tests bench facts mutants long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
 # A file or pipe that nobody closed is an error; pytest hears of it when it is collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
@@ -32,6 +33,9 @@ host-tests:
 
 bench: setup
 	@.venv/bin/hugepfn bench
+
+facts: setup
+	@$(PYTHON) -m harness.campaign.facts $(FACTS)
 
 mutants: test-setup
 	$(PYTHON) tests/mutants/kill.py

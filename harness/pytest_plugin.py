@@ -29,6 +29,7 @@ from harness.pagetable import NO_BITS, Bits, Level
 from harness.results import (
     PLAIN_PROPERTY,
     USAGE_PROPERTY,
+    WAIVED_PROPERTY,
     WISHES_PROPERTY,
     Results,
     context_of,
@@ -39,20 +40,24 @@ from harness.results import (
     observations_of,
     outcome_of,
     reason_of,
+    waivers_of,
 )
 from harness.selection import (
     LEVELS,
+    facts_of,
     has_machine,
     ledger_of,
     level_of,
     pytest_collection_modifyitems,
     pytest_generate_tests,
     scenario_of,
+    wanted_waivers,
 )
 from harness.settings import Settings
 from harness.verdict import Outcome, ScenarioResult
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.entries import as_text, rows
+from harness.verdict.known_bugs import KnownBug
 
 __all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]  # hooks that live beside this module
 
@@ -101,6 +106,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
     config.addinivalue_line(
         "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs"
+    )
+    config.addinivalue_line(
+        "markers", "waive(*names, reason): invariants that need not hold in this test; the reason is printed"
     )
     config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
     if qemu := config.getoption("hugepfn_qemu"):
@@ -250,6 +258,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
         _unmet(request.config, str(error))
     for machine in _booted(request, kernel, settings):
         request.node.stash[_MACHINE] = machine
+        machine.waived = wanted_waivers(request.node)
         if request.config.getoption("hugepfn_keep_vm"):
             machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
@@ -369,6 +378,7 @@ def pytest_runtest_makereport(
         result = _result(item, error, report)
         if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
             report.outcome, report.wasxfail = "skipped", result.reason
+        item.user_properties += [(WAIVED_PROPERTY, told) for told in result.waived]  # the teardown's report has them
         report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
         report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
         if isinstance(error, UsageError):
@@ -397,13 +407,19 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
         claims=tuple(made),
         observations=tuple(one.to_json() for one in observations),
         log=log_of(machine, error),
+        waived=waivers_of(machine) if machine is not None and report.when == "call" else (),
     )
     if report.when != "call":
         return result
     image, ledger = _image(item), ledger_of(item.path.parent)
     if image is not None and image.config is not None:
         ledger = tuple(bug for bug in ledger if bug.shows(image.config.is_set))
-    return held_against_ledger(result, failures_of(claims, machine, error), ledger)
+    seen = facts_of(item.path.parent)
+
+    def had_it(bug: KnownBug) -> str | None:
+        return seen.of(bug.id).had_it(image.release) if image is not None else None
+
+    return held_against_ledger(result, failures_of(claims, machine, error), ledger, had_it)
 
 
 def _image(item: pytest.Item) -> KernelImage | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -30,6 +30,7 @@ from harness.verdict.known_bugs import Failure, KnownBug, judge
 
 LOG_LINES_MAX = 400
 USAGE_PROPERTY = "hugepfn_usage"  # there where what was asked for is the error
+WAIVED_PROPERTY = "waived"  # for people who read a JUnit file
 WISHES_PROPERTY = "hugepfn_wishes"  # there where the test had another machine than was asked for
 PLAIN_PROPERTY = "hugepfn_plain"  # the outcome of a test that is about no machine: no result of ours, but no silence
 
@@ -55,7 +56,7 @@ def observations_of(machine: VM) -> list[Observation]:
 def invariants_of(machine: VM) -> Claim:
     """The invariants of every stop and the kernel log, as one claim of each scenario."""
     stops = sum(len(run.snapshots) for run in machine.runs)
-    broken = [str(violation) for run in machine.runs for violation in run.violations]
+    broken = [str(violation) for run in machine.runs for violation in run.broken]
     broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
     gaps = [] if broken else [run.log_gap for run in machine.runs if run.log_gap]
     unknown = bool(gaps) or any(run.uncalibrated for run in machine.runs)
@@ -64,6 +65,17 @@ def invariants_of(machine: VM) -> Claim:
     name = f"the invariants held at {stops} stop{plural}, and the kernel log has no complaint"
     excused = [line for run in machine.runs for line in run.excused()]
     return Claim(name, outcome, "", "\n".join(broken + gaps + excused))
+
+
+def waivers_of(machine: VM) -> tuple[str, ...]:
+    """What a test waived, and why, in words: how often it did not hold and the first place, or that it held."""
+    told = []
+    for invariant, reason in machine.waived.items():
+        broken = [one for run in machine.runs for one in run.violations if one.invariant is invariant]
+        times = f"{len(broken)} times" if len(broken) > 1 else "once"
+        seen = f"broken {times}, first {broken[0].message}" if broken else "not needed: it held"
+        told.append(f"{invariant.value}: {reason} ({seen})")
+    return tuple(told)
 
 
 def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
@@ -94,7 +106,7 @@ def reason_of(claims: Claims, error: BaseException | None) -> str:
 def failures_of(claims: Claims, machine: VM | None, error: BaseException | None) -> list[Failure]:
     """Each thing that went wrong, once: broken claims, broken invariants, the kernel log, what ended the run."""
     runs = machine.runs if machine is not None else []
-    seen = [Failure("invariant", str(violation)) for run in runs for violation in run.violations]
+    seen = [Failure("invariant", str(violation)) for run in runs for violation in run.broken]
     if not isinstance(error, KernelDied):  # its message has the log's first complaint already
         seen += [Failure("kernel log", trouble) for run in runs for trouble in run.kernel_troubles()]
     broken = [Failure(claim.name, claim.message) for claim in claims.broken]
@@ -106,12 +118,15 @@ def failures_of(claims: Claims, machine: VM | None, error: BaseException | None)
 
 
 def held_against_ledger(
-    result: ScenarioResult, failures: Sequence[Failure], ledger: Sequence[KnownBug]
+    result: ScenarioResult,
+    failures: Sequence[Failure],
+    ledger: Sequence[KnownBug],
+    had_it: Callable[[KnownBug], str | None],
 ) -> ScenarioResult:
-    """The result, told by the ledger of known bugs where it covers the scenario."""
+    """The result, told by the ledger of known bugs where it covers the scenario; ``had_it`` is :func:`judge`'s."""
     if result.outcome not in (Outcome.PASSED, Outcome.FAILED) or bool(failures) != (result.outcome is Outcome.FAILED):
         return result
-    finding = judge(ledger, result.scenario, result.level, failures)
+    finding = judge(ledger, result.scenario, result.level, failures, had_it)
     if not finding.reason:
         return result
     if not finding.known:

@@ -9,7 +9,9 @@ import pytest
 
 from harness.errors import UsageError
 from harness.pagetable import Level
+from harness.verdict.invariants import Invariant
 from harness.verdict.known_bugs import KnownBug, parse_ledger
+from harness.verdict.seen import Facts, parse_facts
 
 LEVELS = ("pte", "pmd", "pud")
 
@@ -28,6 +30,26 @@ def check_levels(item: pytest.Item) -> None:
     marker = item.get_closest_marker("levels")
     if marker is not None and (not marker.args or not set(marker.args) <= set(LEVELS)):
         raise pytest.UsageError(f"{item.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}")
+
+
+def check_waivers(item: pytest.Item) -> None:
+    """Refuses a waiver of no invariant, one without a reason, and one that nothing would read."""
+    for marker in item.iter_markers("waive"):
+        names = [one.value for one in Invariant]
+        unknown = [name for name in marker.args if name not in names]
+        if unknown or not marker.args:
+            valid = "".join(f"\n  {name}" for name in names)
+            what = f"no invariant is called {unknown[0]!r}" if unknown else "waive() names no invariant"
+            raise pytest.UsageError(f"{item.nodeid}: {what}; valid names:{valid}")
+        if not str(marker.kwargs.get("reason", "")).strip() or marker.kwargs.keys() != {"reason"}:
+            raise pytest.UsageError(f'{item.nodeid}: waive() needs a reason: waive({marker.args[0]!r}, reason="...")')
+        if "vm" not in getattr(item, "fixturenames", ()):
+            raise pytest.UsageError(f"{item.nodeid}: waive() is for tests that take the fixture vm")
+
+
+def wanted_waivers(item: pytest.Item) -> dict[Invariant, str]:
+    """The invariants that need not hold in a test, each with the reason that the test gives."""
+    return {Invariant(name): str(one.kwargs["reason"]) for one in item.iter_markers("waive") for name in one.args}
 
 
 def has_machine(item: pytest.Item) -> bool:
@@ -53,9 +75,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """--hugepfn-level and --hugepfn-scenario."""
     for item in items:
         check_levels(item)
+        check_waivers(item)
         if has_machine(item):
             try:
                 ledger_of(item.path.parent)
+                facts_of(item.path.parent)
             except UsageError as error:
                 raise pytest.UsageError(str(error)) from error
     levels, scenarios = config.getoption("hugepfn_level"), config.getoption("hugepfn_scenario")
@@ -81,3 +105,13 @@ def ledger_of(folder: Path) -> tuple[KnownBug, ...]:
     """
     path = folder / "known_bugs.toml"
     return tuple(parse_ledger(path.read_text())) if path.is_file() else ()
+
+
+@functools.cache
+def facts_of(folder: Path) -> Facts:
+    """Which kernels were seen to have them: the folder's ``known_bugs_seen.toml``; nothing where it has none.
+
+    :raises UsageError: it cannot be read.
+    """
+    path = folder / "known_bugs_seen.toml"
+    return parse_facts(path.read_text()) if path.is_file() else Facts()

@@ -117,7 +117,7 @@ def test_the_scenario_says_so_and_passes() -> None:
     watched = watch(RCU_STALL, stood(30.0))
     run = SimpleNamespace(
         snapshots=[1],
-        violations=[],
+        broken=[],
         uncalibrated=[],
         log_gap="",
         kernel_troubles=watched.troubles,

@@ -23,7 +23,7 @@ from harness.pytest_plugin import BOOT_ATTEMPTS
 from harness.results import LOG_LINES_MAX
 from harness.settings import Settings
 from harness.verdict.capabilities import Capabilities
-from harness.verdict.invariants import Area, Violation
+from harness.verdict.invariants import Area, Invariant, Violation
 
 pytest_plugins = ["pytester"]
 
@@ -356,7 +356,6 @@ title = "D is lost"
 scenario = "fork"
 levels = ["pud"]
 function = "mm/huge_memory.c copy_huge_pud()"
-kernels = ["6.12"]
 reproduce = "hugepfn run fork --level pud"
 [[bug.symptom]]
 claim = "D is kept"
@@ -397,13 +396,33 @@ def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
     result.assert_outcomes(failed=1 if known else 2, xfailed=1 if known else 0)
 
 
-def test_a_known_bug_that_is_gone_is_said_to_be(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest(NO_MACHINE)
-    (pytester.path / "known_bugs.toml").write_text(LEDGER)
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        ('[HP-7.present]\n"6.12.100" = 2026-11-01\n', "fixed here: HP-7 (6.12.100 had it)"),
+        ('[HP-7.present]\n"6.1.192" = 2026-11-01\n', ""),  # another series: this kernel never had it
+        ('[HP-7.present]\n"6.12.118" = 2026-11-01\n', ""),
+        ("", ""),
+    ],
+)
+def test_a_known_bug_is_fixed_only_where_an_older_kernel_had_it(
+    pytester: pytest.Pytester, seen: str, reason: str
+) -> None:
+    (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("pud", "pmd"))
+    (pytester.path / "known_bugs_seen.toml").write_text(seen)
     pytester.makepyfile(BUGGY.replace("assert False", "assert True").format(message="", other="True"))
-    pytest_run(pytester).assert_outcomes(passed=2)
-    reasons = {one["level"]: one["reason"] for one in written(pytester)["results"]}
-    assert reasons == {"pmd": "", "pud": "fixed here: HP-7"}
+    pytest_run(pytester, "--hugepfn-level=pmd").assert_outcomes(passed=1, deselected=1)
+    assert [one["reason"] for one in written(pytester)["results"]] == [reason]
+
+
+def test_sightings_that_cannot_be_read_stop_everything(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    (pytester.path / "known_bugs_seen.toml").write_text('[HP-7.present]\n"6.12.100" = true\n')
+    pytester.makepyfile("def test_fork(vm): pass")
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*known_bugs_seen.toml: HP-7: 6.12.100 = True; expected a day*"])
 
 
 def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester) -> None:
@@ -412,7 +431,7 @@ def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester
     pytester.makepyfile("def test_fork(vm): pass")
     result = pytest_run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*the ledger's entry HP-7*not understood*"])
+    result.stderr.fnmatch_lines(["*the list of known bugs, entry HP-7*not understood*"])
 
 
 @pytest.mark.parametrize(
@@ -484,6 +503,7 @@ class FakeVM:
         self.qemu = SimpleNamespace(binary=find_qemu())
         self.runs: list[SimpleNamespace] = []
         self.origin = Origin.BOOT
+        self.waived: dict[Invariant, str] = {}
         self.running = True
         self.probed = True
         self.closed = False
@@ -494,7 +514,7 @@ class FakeVM:
         """As if a program had been run."""
         stop = SimpleNamespace(observations=lambda: (SEEN,))
         violations = (
-            [Violation("pfn is BAR + offset", Area("parent", "bar", 0, 4096, 3, 0, "forked"), violation)]
+            [Violation(Invariant.BAR_PFN, Area("parent", "bar", 0, 4096, 3, 0, "forked"), violation)]
             if violation
             else []
         )
@@ -503,6 +523,7 @@ class FakeVM:
             SimpleNamespace(
                 snapshots=[stop],
                 violations=violations,
+                broken=[one for one in violations if one.invariant not in self.waived],
                 uncalibrated=[],
                 kernel_troubles=lambda: troubles,
                 log_gap=gap,
@@ -703,6 +724,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             ],
             "observations": [SEEN.to_json()],
             "log": ["line 0", "line 1", "line 2"],
+            "waived": [],
         }
     ]
 
@@ -752,6 +774,45 @@ def test_invariants_and_the_kernel_log_are_a_claim_of_every_scenario(
     pytest_run(pytester)
     (claim,) = written(pytester)["results"][0]["claims"]
     assert (claim["outcome"], claim["message"]) == (outcome, message)
+
+
+WAIVING = """
+    import pytest
+
+    @pytest.mark.waive({waived})
+    def test_fork(vm):
+        vm.run(violation="expected 5")
+"""
+PFN = "'pfn is BAR + offset', reason='two BARs'"
+TOLD = "pfn is BAR + offset: two BARs (broken once, first expected 5)"
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_waived_invariant_is_told_with_its_reason(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(WAIVING.format(waived=PFN))
+    pytest_run(pytester, "--junitxml=junit.xml").assert_outcomes(passed=1)
+    (one,) = written(pytester)["results"]
+    assert (one["outcome"], one["waived"]) == ("passed", [TOLD])
+    assert one["claims"][0]["outcome"] == "passed"
+    assert f'<property name="waived" value="{TOLD}" />' in (pytester.path / "junit.xml").read_text()
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    ("waived", "words"),
+    [
+        ("'pfn is BAR', reason='x'", "*no invariant is called 'pfn is BAR'; valid names:*"),
+        ("'pfn is BAR', reason='x'", "*  every leaf of a pfnmap is special*"),
+        ("reason='x'", "*names no invariant*"),
+        ("'pfn is BAR + offset'", "*waive() needs a reason: waive('pfn is BAR + offset', reason=*"),
+        ("'pfn is BAR + offset', reason=' '", "*waive() needs a reason*"),
+    ],
+)
+def test_a_waiver_that_means_nothing_stops_everything(pytester: pytest.Pytester, waived: str, words: str) -> None:
+    pytester.makepyfile(WAIVING.format(waived=waived))
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([words])
 
 
 @pytest.mark.usefixtures("machines")

@@ -43,6 +43,7 @@ def test_the_documented_object() -> None:
                 ],
                 "observations": [{"at": "forked", "leaf": [1, None]}],
                 "log": ["[ 1.0] BUG"],
+                "waived": [],
             }
         ],
     }

@@ -9,6 +9,7 @@ import pytest
 from harness.pagetable import Entry, Layout, Leaf, Level, PagemapWord
 from harness.verdict.invariants import (
     Area,
+    Invariant,
     Violation,
     cache_violations,
     calibration_violations,
@@ -117,30 +118,34 @@ def test_every_bad_leaf_is_told() -> None:
 @pytest.mark.parametrize("word", [1 << 63 | 0x12345, 1 << 61, 1 << 62, 1 << 63 | 1 << 55])
 def test_pagemap_that_shows_something_over_a_pfnmap(word: int) -> None:
     (found,) = pfnmap_violations(AREA, [leaf(GOOD)], [HOLE, PagemapWord(word), HOLE], True)
-    assert found == Violation("pagemap shows a hole over a pfnmap", AREA, f"child bar page 1: {PagemapWord(word)}")
+    assert found == Violation(Invariant.HOLE, AREA, f"child bar page 1: {PagemapWord(word)}")
 
 
 # --- cache bits ----------------------------------------------------------------------------------
 
 UNCACHED = PCD | PWT
+CHILD, PARENT = AREA, replace(AREA, process="parent")
+
+
+def test_the_same_cache_bits_at_every_level() -> None:
+    same = [(PARENT, leaf(GOOD | PAT_OF_PTE)), (CHILD, leaf(GOOD | PAT_OF_HUGE, Level.PMD))]
+    assert list(cache_violations(same)) == []
+    assert list(cache_violations([(PARENT, leaf(GOOD | UNCACHED))])) == [], "there is nothing to compare it with"
+    assert list(cache_violations([])) == []
 
 
 @pytest.mark.parametrize(
-    ("flags", "level", "expected"),
-    [
-        (GOOD | UNCACHED, Level.PTE, 3),
-        (GOOD | UNCACHED, Level.PUD, 3),
-        (GOOD | PAT_OF_PTE, Level.PTE, 4),
-        (GOOD | PAT_OF_HUGE, Level.PMD, 4),
-        (GOOD, Level.PTE, 0),
-    ],
+    ("flags", "level", "index"),
+    [(GOOD | PCD, Level.PTE, 2), (GOOD | PAT_OF_PTE, Level.PTE, 4), (GOOD | PAT_OF_HUGE, Level.PUD, 4)],
 )
-def test_the_same_cache_bits_at_every_level(flags: int, level: Level, expected: int) -> None:
-    one = leaf(flags, level)
-    assert list(cache_violations(AREA, [one], expected)) == []
-    (found,) = cache_violations(AREA, [one], expected ^ 1)
-    assert found.invariant == "the same cache bits at every level"
-    assert found.message.startswith(f"PAT index {expected}, elsewhere {expected ^ 1}: child bar+0x0: ")
+def test_other_cache_bits_are_told_with_the_place_that_has_the_usual_ones(flags: int, level: Level, index: int) -> None:
+    other = leaf(flags, level)
+    usual = [(PARENT, leaf(GOOD | UNCACHED, offset=offset)) for offset in (4096, 8192)]
+    (found,) = cache_violations([usual[0], (CHILD, other), usual[1]])
+    assert (found.invariant, found.area) == (Invariant.CACHE_BITS, CHILD)
+    assert found.message == (
+        f"PAT index {index} at child bar+0x0: {other.entry}; PAT index 3 at parent bar+0x1000: {usual[0][1].entry}"
+    )
 
 
 # --- calibration ---------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def word(number: int, *, soft_dirty: bool = False) -> PagemapWord:
 
 def disagreements(leaves: list[Leaf], words: list[PagemapWord]) -> list[tuple[str, str]]:
     found = calibration_violations(MEMORY, leaves, words)
-    return [(one.invariant, one.message.split(": ")[0]) for one in found]
+    return [(one.invariant.value, one.message.split(": ")[0]) for one in found]
 
 
 def test_witnesses_that_agree() -> None:

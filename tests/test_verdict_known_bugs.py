@@ -14,7 +14,6 @@ title = "the rest is lost"
 scenario = "mprotect"
 levels = ["pud"]
 function = "mm/mprotect.c change_pud_range()"
-kernels = ["6.12.117"]
 reproduce = "hugepfn run mprotect --level pud"
 [[bug.symptom]]
 claim = "the rest .*"
@@ -37,7 +36,7 @@ OTHER = Failure("W is kept", "W=0")
         ("pud", [Failure(LOST.what, "W=0")], False, ""),
         ("pud", [Failure("not " + LOST.what, LOST.message)], False, ""),
         ("pmd", [LOST], False, ""),
-        ("pud", [], False, "fixed here: HP-1"),
+        ("pud", [], False, ""),
         ("pmd", [], False, ""),
     ],
 )
@@ -45,6 +44,21 @@ def test_judge(level: str, failures: list[Failure], known: bool, reason: str) ->
     finding = judge(parse_ledger(ENTRY), "mprotect", level, failures)
     assert (finding.known, finding.reason) == (known, reason)
     assert judge(parse_ledger(ENTRY), "munmap", level, failures).reason == ""
+
+
+def test_a_bug_is_fixed_only_where_an_older_kernel_of_the_series_had_it() -> None:
+    ledger = parse_ledger(ENTRY)
+    assert judge(ledger, "mprotect", "pud", []).reason == ""
+    assert judge(ledger, "mprotect", "pud", [], lambda _bug: None).reason == ""
+    assert judge(ledger, "mprotect", "pud", [], lambda _bug: "6.12.117").reason == "fixed here: HP-1 (6.12.117 had it)"
+    assert judge(ledger, "mprotect", "pmd", [], lambda _bug: "6.12.117").reason == ""
+    assert judge(ledger, "mprotect", "pud", [OTHER], lambda _bug: "6.12.117").reason == ""
+
+
+def test_a_bug_that_shows_only_sometimes_is_never_called_fixed() -> None:
+    ledger = parse_ledger(ENTRY.replace("levels =", "sometimes = true\nlevels ="))
+    assert judge(ledger, "mprotect", "pud", [], lambda _bug: "6.12.117").reason == ""
+    assert judge(ledger, "mprotect", "pud", [LOST]).reason == "known bug HP-1: the rest is lost"
 
 
 def test_two_bugs_in_one_scenario_are_both_named() -> None:
@@ -71,7 +85,8 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
     ("old", "new", "words"),
     [
         ('id = "HP-1"', "", "'id' is missing"),
-        ('kernels = ["6.12.117"]', "kernels = []", "'kernels' is missing, empty"),
+        ('levels = ["pud"]', 'kernels = ["6.12.117"]', "'kernels' is not typed but measured"),
+        ('id = "HP-1"', 'id = "HP-1"\nsometimes = "often"', "'sometimes' is true or left out"),
         ('levels = ["pud"]', 'levels = ["p4d"]', "not understood"),
         ('"mprotect"', '"mprotect("', "'scenario' is no regular expression"),
         ("title", "titel", "'title' is missing"),

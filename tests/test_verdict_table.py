@@ -26,7 +26,11 @@ def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
     ("one", "word", "note"),
     [
         (PASSED, "pass", ""),
-        (result("fork", "pud", Outcome.PASSED, "fixed here: HP-001, HP-002"), "pass*", "fixed here: HP-001, HP-002"),
+        (
+            result("fork", "pud", Outcome.PASSED, "fixed here: HP-1 (6.12.9 had it), HP-2 (6.12.8 had it)"),
+            "pass*",
+            "fixed here: HP-1 (6.12.9 had it), HP-2 (6.12.8 had it)",
+        ),
         (result("fork", "pud", Outcome.SKIPPED, "no huge pfnmap"), "skip", "no huge pfnmap"),
         (result("fork", "pud", Outcome.SKIPPED, "cannot know: pagemap is blind"), "?", "cannot know: pagemap is blind"),
         (
@@ -52,6 +56,15 @@ def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
 def test_a_cell_says_what_became_of_it(one: ScenarioResult, word: str, note: str) -> None:
     ((cell,),) = Table.of([column("debian:6.12", one)]).cells
     assert (cell.word, cell.note) == (word, note)
+
+
+def test_a_cell_names_its_bugs() -> None:
+    fixed = result("fork", "pud", Outcome.PASSED, "fixed here: HP-1 (6.12.9 had it), HP-2 (6.12.8 had it)")
+    bug = result("fork", "pud", Outcome.KNOWN_BUG, "known bug HP-3: a; known bug HP-4: b")
+    ((cell,),) = Table.of([column("debian:6.12", fixed)]).cells
+    assert (cell.bug, cell.bugs) == ("HP-1, HP-2", frozenset())
+    ((cell,),) = Table.of([Column("debian:6.12", (Run((bug,)), Run((PASSED,))))]).cells
+    assert (cell.mark, cell.bugs) == (Mark.FLAKE, frozenset({"HP-3", "HP-4"}))
 
 
 def test_rows_are_those_of_every_kernel_in_the_order_of_the_suite() -> None:

@@ -32,7 +32,7 @@ STYLE = {
     Mark.FAIL: "bold red",
 }
 _MEANING = {
-    Mark.FIXED: "passes, though the ledger has a bug here",
+    Mark.FIXED: "passes, and an older kernel of its series had the known bug",
     Mark.UNKNOWN: "cannot know",
     Mark.FLAKE: "repeats differ",
 }

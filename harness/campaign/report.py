@@ -146,7 +146,8 @@ def _result(strings: _Strings, result: ScenarioResult, against: ScenarioResult |
         "claims": [
             [strings(text) for text in (one.name, one.outcome.value, one.kernel_function, one.message)]
             for one in result.claims
-        ],
+        ]
+        + [[strings(told), strings("waived"), strings(""), strings("")] for told in result.waived],
         "rows": [_row(strings, row) for row in found[:ROWS_MAX]],
         "beyond": max(0, len(found) - ROWS_MAX),
         "log": [strings(line) for line in result.log],

@@ -164,6 +164,8 @@ class RunReporter(SessionReporter):
                 self.console.print(line, soft_wrap=True)
         for claim in result.claims:
             self.console.print(_claim_line(claim), highlight=False, soft_wrap=True)
+        for told in result.waived:
+            self.console.print(Text("  waived  ", style="yellow").append(told, style="default"), soft_wrap=True)
         verdict = Text(f"{name}: {result.outcome.value}", style=_STYLE[result.outcome])
         if result.reason:
             verdict.append(f": {result.reason}", style="default")

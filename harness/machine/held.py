@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from harness.guest.protocol import ORDINARY
 from harness.machine.snapshot import CALIBRATION_MAPPING, MappingView, ProcessView, Snapshot
+from harness.pagetable import Leaf
 from harness.verdict.invariants import (
     Area,
+    Invariant,
     Violation,
     cache_violations,
     calibration_violations,
@@ -15,37 +17,37 @@ from harness.verdict.invariants import (
 )
 
 
-class Invariants:
-    """The invariants of one run: its first leaf of a BAR says which cache bits all its leaves of BARs have."""
+def violations_at(at: Snapshot, saved_dirty: bool) -> list[Violation]:
+    """What does not hold at a stop.
 
-    def __init__(self, saved_dirty: bool) -> None:
-        self._saved_dirty = saved_dirty
-        self._cache_bits: int | None = None
+    :param saved_dirty: the kernel has SAVED_DIRTY, see :func:`pfnmap_violations`.
+    """
+    mappings = [
+        (process, _area(at, process, name, view), view) for process in at for name, view in process.mappings.items()
+    ]
+    found = [one for process, area, view in mappings for one in _of_mapping(at, process, area, view, saved_dirty)]
+    bars: list[tuple[Area, Leaf]] = [
+        (area, leaf) for _, area, view in mappings if area.bar_paddr is not None for leaf in view.leaves
+    ]
+    return [*found, *cache_violations(bars)]
 
-    def violations(self, at: Snapshot) -> list[Violation]:
-        """What does not hold at a stop."""
-        return [
-            violation
-            for process in at
-            for name, view in process.mappings.items()
-            for violation in self._of_mapping(at, process, name, view)
-        ]
 
-    def _of_mapping(self, at: Snapshot, process: ProcessView, name: str, view: MappingView) -> Iterator[Violation]:
-        declared = view.declared
-        is_bar = declared.backing != ORDINARY
-        start = at.bar(declared.backing).start_paddr + declared.offset_bytes if is_bar else None
-        area = Area(process.name, name, declared.vaddr, view.end, declared.prot, start, at.checkpoint)
-        if view.broken:
-            yield Violation("the tables can be walked", area, view.broken)
-        # Another process may run on between the guest's reading of its pagemap and the stop. The page
-        # that is mapped for calibration, nobody touches again.
-        settled = process.pid == at.pid or name == CALIBRATION_MAPPING
-        if is_bar:
-            yield from pfnmap_violations(area, view.leaves, view.pagemap, self._saved_dirty)
-            if view.leaves and self._cache_bits is None:
-                self._cache_bits = view.leaves[0].cache
-            if self._cache_bits is not None:
-                yield from cache_violations(area, view.leaves, self._cache_bits)
-        elif settled:
-            yield from calibration_violations(area, view.leaves, view.pagemap)
+def _area(at: Snapshot, process: ProcessView, name: str, view: MappingView) -> Area:
+    declared = view.declared
+    is_bar = declared.backing != ORDINARY
+    start = at.bar(declared.backing).start_paddr + declared.offset_bytes if is_bar else None
+    return Area(process.name, name, declared.vaddr, view.end, declared.prot, start, at.checkpoint)
+
+
+def _of_mapping(
+    at: Snapshot, process: ProcessView, area: Area, view: MappingView, saved_dirty: bool
+) -> Iterator[Violation]:
+    if view.broken:
+        yield Violation(Invariant.WALKABLE, area, view.broken)
+    # Another process may run on between the guest's reading of its pagemap and the stop. The page
+    # that is mapped for calibration, nobody touches again.
+    settled = process.pid == at.pid or area.mapping == CALIBRATION_MAPPING
+    if area.bar_paddr is not None:
+        yield from pfnmap_violations(area, view.leaves, view.pagemap, saved_dirty)
+    elif settled:
+        yield from calibration_violations(area, view.leaves, view.pagemap)

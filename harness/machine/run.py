@@ -26,7 +26,7 @@ from harness.kernel import why_missing
 from harness.machine.agent import Job
 from harness.machine.aside import aside
 from harness.machine.deadline import Deadline
-from harness.machine.held import Invariants
+from harness.machine.held import violations_at
 from harness.machine.kernel_watch import KernelWatch
 from harness.machine.result import RunResult
 from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
@@ -59,7 +59,6 @@ class GuestRun:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lines = LineDecoder()
         self._result: RunResult | None = None
-        self._invariants = Invariants(vm.layout.saved_dirty)
 
     @property
     def program(self) -> str:
@@ -120,6 +119,11 @@ class GuestRun:
         return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
 
     @property
+    def broken(self) -> list[Violation]:
+        """The violations that the test did not waive (:attr:`harness.machine.vm.VM.waived`)."""
+        return [one for one in self.violations if one.invariant not in self.vm.waived]
+
+    @property
     def log(self) -> str:
         """The kernel's log since the run began."""
         return self._kernel.log
@@ -155,7 +159,7 @@ class GuestRun:
         """
         if self.uncalibrated:
             raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {self.uncalibrated[0]}")
-        found = [str(violation) for violation in self.violations]
+        found = [str(violation) for violation in self.broken]
         found += self.kernel_troubles()
         if found:
             more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
@@ -292,7 +296,7 @@ class GuestRun:
     def _read(self, event: WaitEvent, check: Callable[[], None]) -> tuple[Snapshot, list[Violation]]:
         """What a stop shows, and what does not hold there. In a thread of its own."""
         snapshot = self._witness.snapshot(event.name, event.pid, check)
-        return snapshot, self._invariants.violations(snapshot)
+        return snapshot, violations_at(snapshot, self.vm.layout.saved_dirty)
 
     async def let_go(self) -> None:
         """Leaves the checkpoint at which the program is held, if it is."""

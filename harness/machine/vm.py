@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ from harness.machine.wanted import Wanted, kernel_image
 from harness.machine.witness import Witness
 from harness.pagetable import Layout, Walk
 from harness.verdict.capabilities import Capabilities
+from harness.verdict.invariants import Invariant
 
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
@@ -102,6 +103,7 @@ class VM(LiveMachine):
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
         self.runs: list[GuestRun] = []
+        self.waived: Mapping[Invariant, str] = {}  # what need not hold, and why (@pytest.mark.waive)
         self.on_failure: Callable[[VM], None] | None = None  # called while a failed run's processes are still there
         self._broken = False
         self.kernel: KernelImage

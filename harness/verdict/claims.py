@@ -9,7 +9,8 @@ The file is one JSON object::
        {"scenario": "fork", "level": "pud", "outcome": "failed", "reason": "",
         "claims": [{"name": ..., "outcome": ..., "kernel_function": ..., "message": ...}],
         "observations": [{...}],        lines of the observation schema, carried and not interpreted
-        "log": ["..."]}]}               the kernel's own log of the time
+        "log": ["..."],                 the kernel's own log of the time
+        "waived": ["..."]}]}            invariants that the test waived, with its reason
 
 A reader ignores keys it does not know; a change that such a reader would misunderstand raises the version.
 """
@@ -93,6 +94,8 @@ class ScenarioResult:
     observations: tuple[JsonObject, ...] = ()
     log: tuple[str, ...] = ()
     """The kernel's log from the first guest program on, a line each; of a boot that failed, its last lines."""
+    waived: tuple[str, ...] = ()
+    """Invariants that the test waived: name, reason, and whether that was needed."""
 
     def to_json(self) -> dict[str, Any]:
         """This result as an object of schema hugepfn-run."""
@@ -104,6 +107,7 @@ class ScenarioResult:
             "claims": [claim.to_json() for claim in self.claims],
             "observations": [dict(observation) for observation in self.observations],
             "log": list(self.log),
+            "waived": list(self.waived),
         }
 
     @classmethod
@@ -121,6 +125,7 @@ class ScenarioResult:
             claims=tuple(Claim.from_json(claim) for claim in _field(data, "claims", list)),
             observations=tuple(_object(one, "an observation") for one in _field(data, "observations", list)),
             log=tuple(str(line) for line in _field({"log": [], **data}, "log", list)),  # older files have none
+            waived=tuple(str(one) for one in _field({"waived": [], **data}, "waived", list)),  # and none of these
         )
 
 

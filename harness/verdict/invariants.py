@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +11,24 @@ from harness.pagetable import Leaf, PagemapWord
 
 _PAGE_SIZE_BYTES = 4096
 _PROT_WRITE = 2
+
+
+class Invariant(enum.Enum):
+    """What must hold; the value is its name, in messages and for ``@pytest.mark.waive``."""
+
+    WALKABLE = "the tables can be walked"
+    SPECIAL = "every leaf of a pfnmap is special"
+    USER = "every leaf of a user mapping is reachable from user mode"
+    BAR_PFN = "pfn is BAR + offset"
+    INSIDE = "no leaf reaches past its vma"
+    WRITE = "W only where the vma has it"
+    SHADOW_STACK = "W=0 with D=1 never: a shadow stack to the CPU"
+    SAVED_DIRTY = "SAVED_DIRTY never with W=1"
+    HOLE = "pagemap shows a hole over a pfnmap"
+    CACHE_BITS = "the same cache bits at every level"
+    PRESENT = "walk and pagemap agree on present"
+    SAME_PFN = "walk and pagemap agree on the pfn"
+    SOFT_DIRTY = "a soft-dirty entry is soft-dirty in pagemap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +53,7 @@ class Area:
 class Violation:
     """An invariant that does not hold at one leaf."""
 
-    invariant: str
+    invariant: Invariant
     area: Area
     message: str
 
@@ -43,7 +63,7 @@ class Violation:
         return self.area.mapping
 
     def __str__(self) -> str:
-        return f"{self.invariant}: at {self.area.checkpoint!r}, {self.message}"
+        return f"{self.invariant.value}: at {self.area.checkpoint!r}, {self.message}"
 
 
 def pfnmap_violations(
@@ -58,40 +78,43 @@ def pfnmap_violations(
     for leaf in leaves:
         where = area.at(leaf)
         if not leaf.special:
-            yield Violation("every leaf of a pfnmap is special", area, f"SPECIAL is clear: {where}")
+            yield Violation(Invariant.SPECIAL, area, f"SPECIAL is clear: {where}")
         if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: nobody may use it
-            yield Violation("every leaf of a user mapping is reachable from user mode", area, f"U is clear: {where}")
+            yield Violation(Invariant.USER, area, f"U is clear: {where}")
         expected = area.bar_paddr + leaf.vaddr - area.start
         if leaf.pfn * _PAGE_SIZE_BYTES != expected:
-            yield Violation("pfn is BAR + offset", area, f"expected pfn {expected // _PAGE_SIZE_BYTES:#x}: {where}")
+            yield Violation(Invariant.BAR_PFN, area, f"expected pfn {expected // _PAGE_SIZE_BYTES:#x}: {where}")
         if leaf.vaddr < area.start or leaf.vaddr + leaf.size_bytes > area.end:
             yield Violation(
-                "no leaf reaches past its vma",
+                Invariant.INSIDE,
                 area,
                 f"vma {area.start:#x}-{area.end:#x}, leaf at {leaf.vaddr:#x}: {where}",
             )
         if leaf.write and not area.prot & _PROT_WRITE:
-            yield Violation("W only where the vma has it", area, where)
+            yield Violation(Invariant.WRITE, area, where)
         if saved_dirty and leaf.shadow_stack_shape:
-            yield Violation("W=0 with D=1 never: a shadow stack to the CPU", area, where)
+            yield Violation(Invariant.SHADOW_STACK, area, where)
         if leaf.saved_dirty and leaf.write:
-            yield Violation("SAVED_DIRTY never with W=1", area, where)
+            yield Violation(Invariant.SAVED_DIRTY, area, where)
     for number, word in enumerate(pagemap):
         if not word.hole:
-            yield Violation(
-                "pagemap shows a hole over a pfnmap", area, f"{area.process} {area.mapping} page {number}: {word}"
-            )
+            yield Violation(Invariant.HOLE, area, f"{area.process} {area.mapping} page {number}: {word}")
 
 
-def cache_violations(area: Area, leaves: Sequence[Leaf], expected: int) -> Iterator[Violation]:
-    """Checks that every leaf of a BAR has the cache bits (PAT index 0 to 7) that its other leaves have."""
-    for leaf in leaves:
-        if leaf.cache != expected:
-            yield Violation(
-                "the same cache bits at every level",
-                area,
-                f"PAT index {leaf.cache}, elsewhere {expected}: {area.at(leaf)}",
-            )
+def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:
+    """Checks that all leaves of BARs at one stop, of every process, have the same cache bits (PAT index 0 to 7).
+
+    A leaf that has others than most is named together with the first that has those.
+    """
+    counts = Counter(leaf.cache for _, leaf in seen)
+    if len(counts) < 2:
+        return
+    ((usual, _),) = counts.most_common(1)
+    place = next(area.at(leaf) for area, leaf in seen if leaf.cache == usual)
+    for area, leaf in seen:
+        if leaf.cache != usual:
+            message = f"PAT index {leaf.cache} at {area.at(leaf)}; PAT index {usual} at {place}"
+            yield Violation(Invariant.CACHE_BITS, area, message)
 
 
 def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence[PagemapWord]) -> Iterator[Violation]:
@@ -109,8 +132,8 @@ def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence
         here = leaf if leaf is not None and leaf.covers(vaddr) else None
         where = f"{area.process} {area.mapping} page {number}: pagemap {word}; walk {here.entry if here else 'a hole'}"
         if word.present != (here is not None):
-            yield Violation("walk and pagemap agree on present", area, where)
+            yield Violation(Invariant.PRESENT, area, where)
         elif here is not None and word.pfn != here.pfn_at(vaddr):
-            yield Violation("walk and pagemap agree on the pfn", area, where)
+            yield Violation(Invariant.SAME_PFN, area, where)
         elif here is not None and here.soft_dirty and not word.soft_dirty:
-            yield Violation("a soft-dirty entry is soft-dirty in pagemap", area, where)
+            yield Violation(Invariant.SOFT_DIRTY, area, where)

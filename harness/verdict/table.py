@@ -22,7 +22,7 @@ TROUBLE = "trouble"
 STATUS = "trouble_status"
 
 _KNOWN_BUG = re.compile(r"known bug (\S+?)(?=:|;|\s|$)")
-_FIXED = re.compile(r"fixed here: (.+)")
+_FIXED = re.compile(r"(\S+) \(\S+ had it\)")
 _CANNOT_KNOW = re.compile(r"cannot know\b", re.IGNORECASE)
 
 
@@ -30,7 +30,7 @@ class Mark(enum.Enum):
     """What stands in a cell."""
 
     PASS = "pass"
-    FIXED = "pass*"  # and the ledger has a bug here, which this kernel no longer shows
+    FIXED = "pass*"  # and an older kernel of its series had a known bug here
     SKIP = "skip"  # a premise is not met
     BUG = "bug"  # it failed as the ledger says
     UNKNOWN = "?"  # cannot know: no witness can tell, or there is no result
@@ -65,6 +65,12 @@ class Cell:
     def word(self) -> str:
         """What is printed: ``pass``, ``bug HP-001``, ``skip``."""
         return f"bug {self.bug}" if self.mark is Mark.BUG and self.bug else self.mark.value
+
+    @property
+    def bugs(self) -> frozenset[str]:
+        """The known bugs that any of its results has, by their ids."""
+        known = (one.reason for one in self.results if one is not None and one.outcome is Outcome.KNOWN_BUG)
+        return frozenset(bug for reason in known for bug in _KNOWN_BUG.findall(reason))
 
     @property
     def note(self) -> str:
@@ -231,8 +237,8 @@ def _judge(result: ScenarioResult | None, trouble: str) -> Cell:
     reason = result.reason
     match _outcome(result):
         case Outcome.PASSED:
-            fixed = _FIXED.match(reason)
-            return Cell(Mark.FIXED, reason, fixed[1]) if fixed else Cell(Mark.PASS, reason)
+            fixed = _FIXED.findall(reason)
+            return Cell(Mark.FIXED, reason, ", ".join(fixed)) if fixed else Cell(Mark.PASS, reason)
         case Outcome.SKIPPED:
             return Cell(Mark.UNKNOWN if _CANNOT_KNOW.match(reason) else Mark.SKIP, reason)
         case Outcome.KNOWN_BUG:

@@ -1,0 +1,275 @@
+"""``make facts``: measures every stock kernel, writes what the documents say of them, and shows what changed.
+
+    python -m harness.campaign.facts [--kernel SPEC]... [--workers N] [--from FILE]... [--offline] [--also FILE]...
+
+It runs what ``hugepfn matrix -k all-stock`` runs and writes docs/matrix.md, guest_tests/known_bugs_seen.toml, the
+marked pieces of the documents, and the commands of known bugs that name a kernel on which the bug is gone. A second run
+with the same results changes nothing but the date. The results are kept in build/facts.json, kernel by kernel: an
+interrupted run goes on with ``--from build/facts.json``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from harness.campaign.facts_text import Grid, Known, changes, fill, matrix_document, mended_command
+from harness.campaign.kernels import ALL_STOCK, RunOptions, choose_kernels, expected_cases
+from harness.campaign.matrix import as_json, check_kernels, follow, print_table, summary
+from harness.campaign.progress import Live
+from harness.campaign.session import scenario_lines
+from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
+from harness.guest.compiler import guest_tests_dir
+from harness.kernel.versions import is_exact, upstream_of
+from harness.outputs import write_text
+from harness.selection import facts_of, ledger_of
+from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict import claims as run_schema
+from harness.verdict import table as matrix_schema
+from harness.verdict.known_bugs import KnownBug, judge
+from harness.verdict.seen import Facts, Measured, Sightings, dump_facts, version_key
+from harness.verdict.table import Column, Mark, Table
+
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/truth.md")
+_UNSURE = {Mark.FAIL, Mark.ERROR, Mark.FLAKE, Mark.UNKNOWN}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs of each kernel by its spec, and the series that are not to be had."""
+
+    runs: Mapping[str, tuple[Run, ...]]
+    missing: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """What ``matrix --json`` or ``run --json`` wrote.
+
+        :raises UsageError: it is something else.
+        """
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: {error}; expected what --json writes") from error
+        if isinstance(data, dict) and data.get("schema") == matrix_schema.SCHEMA:
+            runs = {one["spec"]: tuple(map(Run.from_json, one["runs"])) for one in data["kernels"]}
+            return cls({spec: found for spec, found in runs.items() if found}, data.get("missing", {}))
+        if isinstance(data, dict) and data.get("schema") == run_schema.SCHEMA:
+            run = Run.from_json(data)
+            return cls({str(run.context["kernel"]["spec"]): (run,)}, {})
+        raise UsageError(f"{path}: expected what `hugepfn matrix --json` or `hugepfn run --json` writes")
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``matrix --json`` writes it."""
+        table = Table.of([Column(spec, runs) for spec, runs in self.runs.items()])
+        return {
+            **table.to_json(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "missing": dict(self.missing),
+        }
+
+
+def version_of(column: Column) -> str:
+    """The upstream version of a column.
+
+    :raises UsageError: it cannot be known: Debian's 6.1 calls itself 6.1.0-56.
+    """
+    kind, _, version = column.spec.partition(":")
+    if kind == "debian" and is_exact(version):
+        return upstream_of(version)
+    release = str((column.context.get("kernel") or {}).get("release") or "")
+    if re.match(r"\d+\.\d+\.0-\d", release):
+        raise UsageError(f"{column.spec}: {release} does not say its version; ask for it exactly, as debian:6.1.192")
+    return ".".join(map(str, version_key(release)))
+
+
+def check_exact(specs: Iterable[str]) -> None:
+    """Refuses kernels whose column would not be a version.
+
+    :raises UsageError: names the first.
+    """
+    for spec in specs:
+        kind, _, version = spec.partition(":")
+        if kind != "debian" or upstream_of(version) != version or not is_exact(version):
+            raise UsageError(f"{spec}: facts are about stock kernels by their version, such as debian:6.12.118")
+
+
+def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[str, Sightings]:
+    """Which bugs the kernels of a table have, together with what was known before.
+
+    A kernel has a bug if a case showed it. It has it not if a case that is about the bug passed and none is in doubt;
+    nothing is said of a bug that shows only sometimes, or only on kernels that are configured for it.
+    """
+    found = {bug: (dict(seen.present), dict(seen.absent)) for bug, seen in before.bugs.items()}
+    for number, column in enumerate(table.columns):
+        version, day = version_of(column), date.fromisoformat(str(column.context["date"])[:10])
+        for bug in ledger:
+            cells = [row[number] for case, row in table.rows() if bug.covers(case.scenario, case.level)]
+            present, absent = found.setdefault(bug.id, ({}, {}))
+            marks = {cell.mark for cell in cells}
+            if any(bug.id in cell.bugs for cell in cells):
+                absent.pop(version, None)
+                present.setdefault(version, day)
+            elif marks & {Mark.PASS, Mark.FIXED} and not marks & _UNSURE and not (bug.sometimes or bug.config):
+                present.pop(version, None)
+                absent.setdefault(version, day)
+    ids = [bug.id for bug in ledger]  # an entry that is gone from the list takes its sightings along
+    return {bug: Sightings(*found[bug]) for bug in ids}
+
+
+def measured(table: Table, ledger: Sequence[KnownBug], before: Facts) -> Facts:
+    """The facts of a table of stock kernels."""
+    contexts = [column.context for column in table.columns]
+    latest = max(contexts, key=lambda context: str(context["date"]))
+    head = Measured(
+        date.fromisoformat(str(latest["date"])[:10]),
+        str(latest["qemu"]),
+        str(latest["accel"]),
+        importlib.metadata.version("hugepfn"),
+        len({case.scenario for case in table.cases}),
+        len(table.cases),
+    )
+    kernels = {version_of(one): str(one.context["kernel"]["release"]) for one in table.columns}
+    return Facts(head, kernels, sightings(table, ledger, before))
+
+
+def judged_again(results: Results, ledger: Sequence[KnownBug], facts: Facts) -> Table:
+    """The table, each pass told by what is known now: which bugs are fixed depends on what was seen elsewhere."""
+    stock = [bug for bug in ledger if not bug.config]
+
+    def again(one: ScenarioResult, version: str) -> ScenarioResult:
+        if one.outcome is not Outcome.PASSED:
+            return one
+        finding = judge(stock, one.scenario, one.level, (), lambda bug: facts.of(bug.id).had_it(version))
+        return replace(one, reason=finding.reason)
+
+    columns = []
+    for spec, runs in results.runs.items():
+        version = version_of(Column(spec, runs))
+        new = tuple(replace(run, results=tuple(again(one, version) for one in run.results)) for run in runs)
+        columns.append(Column(spec, new))
+    columns.sort(key=lambda column: version_key(version_of(column)))
+    return Table.of(columns, expected_cases((), (), [(line.name, line.levels) for line in scenario_lines()]))
+
+
+def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: Results, offline: bool) -> Results:
+    """The results of every kernel: those at hand, and a run of each that is not."""
+    if offline:
+        return have
+    kept = Path("build/facts.json")
+    with Live() as live:
+        chosen = choose_kernels(specs, live.say)
+        check_exact(chosen.specs)
+        wanted = [spec for spec in chosen.specs if spec not in have.runs]
+        if wanted:
+            check_kernels(wanted, options, live)
+            kept.parent.mkdir(exist_ok=True)
+        runs = {spec: found for spec, found in have.runs.items() if spec in chosen.specs}
+        for spec in wanted:
+            found = []
+            for number in range(repeat):
+                name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
+                found.append(follow(spec, (), options, live, name))
+                live.say(summary(found[-1], name))
+            runs[spec] = tuple(found)
+            write_text(kept, as_json(Results(runs, chosen.missing).to_json()))
+    return Results(runs, chosen.missing)
+
+
+def write(results: Results, also: Sequence[Results], root: Path) -> list[str]:
+    """Writes everything that is measured; returns what changed, in words.
+
+    :raises MachineryError: a kernel has no results, or a file cannot be written. Nothing is written then.
+    """
+    check_exact(results.runs)
+    for column in (Column(spec, runs) for spec, runs in results.runs.items()):
+        if column.trouble or not all(run.results for run in column.runs):
+            raise MachineryError(f"{column.spec} has no complete results, nothing is written: {column.trouble}")
+    ledger, before = ledger_of(root / "guest_tests"), facts_of(root / "guest_tests")
+    facts = measured(Table.of([Column(spec, runs) for spec, runs in results.runs.items()]), ledger, before)
+    for one in also:
+        more = Table.of([Column(spec, runs) for spec, runs in one.runs.items()])
+        facts = replace(facts, bugs=sightings(more, ledger, facts))
+    table = judged_again(results, ledger, facts)
+    facts = replace(facts, kernels={version_of(one): facts.kernels[version_of(one)] for one in table.columns})
+    matrix_path = root / "docs" / "matrix.md"
+    old = Known(before, Grid.parse(matrix_path.read_text()), ledger)
+    matrix = matrix_document(facts, _printed(table, results.missing), max(len(one.runs) for one in table.columns))
+    commands = {bug.reproduce: mended_command(bug, facts) for bug in ledger}
+    new = Known(facts, Grid.parse(matrix), [replace(bug, reproduce=commands[bug.reproduce]) for bug in ledger])
+    texts = {root / name: fill((root / name).read_text(), new, name) for name in DOCUMENTS}
+    list_path = root / "guest_tests" / "known_bugs.toml"
+    texts[list_path] = list_path.read_text()
+    for command, mended in commands.items():
+        texts[list_path] = texts[list_path].replace(f'"{command}"', f'"{mended}"')
+    texts |= {matrix_path: matrix, root / "guest_tests" / "known_bugs_seen.toml": dump_facts(facts)}
+    for path, text in texts.items():
+        write_text(path, functools.partial(str, text))
+    said = [f"command: {command} -> {mended}" for command, mended in commands.items() if command != mended]
+    return [*changes(old, new), *said]
+
+
+def _printed(table: Table, missing: Mapping[str, str]) -> str:
+    console = Console(file=io.StringIO(), width=10_000, highlight=False)
+    print_table(console, table, missing)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+@click.command()
+@click.option("--kernel", "-k", "kernels", multiple=True, default=(ALL_STOCK,), show_default=True, metavar="SPEC")
+@click.option("--workers", "-n", type=click.IntRange(1), default=2, show_default=True, help="tests at once")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
+@click.option(
+    "--from", "given", multiple=True, type=click.Path(path_type=Path), help="results: these kernels are not run"
+)
+@click.option("--offline", is_flag=True, help="run nothing: the kernels of --from are all there are")
+@click.option("--also", multiple=True, type=click.Path(path_type=Path), help="more results, for known bugs only")
+def main(
+    kernels: tuple[str, ...],
+    workers: int,
+    repeat: int,
+    given: tuple[Path, ...],
+    offline: bool,
+    also: tuple[Path, ...],
+) -> None:
+    """Measure the stock kernels, write what the documents say of them, and show what changed."""
+    root = guest_tests_dir().parent
+    if not (root / "docs" / "matrix.md").is_file():
+        raise UsageError(f"{root} is no source tree of hugepfn: the documents that are to be written are not there")
+    read = [Results.read(path) for path in given]
+    have = Results(
+        {spec: runs for one in read for spec, runs in one.runs.items()},
+        {series: why for one in read for series, why in one.missing.items()},
+    )
+    if offline and not have.runs:
+        raise UsageError("--offline runs nothing, and no --from FILE has results")
+    results = collect(kernels, RunOptions(workers=workers), repeat, have, offline)
+    said = write(results, [Results.read(path) for path in also], root)
+    click.echo("\n".join(said) or "nothing changed but the date")
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; go on with: make facts FACTS='--from build/facts.json'", err=True)
+        sys.exit(ExitCode.INTERRUPTED)
+    except HugepfnError as error:
+        click.echo(f"hugepfn: {error}", err=True)
+        sys.exit(error.exit_code)
