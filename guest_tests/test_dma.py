@@ -8,8 +8,8 @@ from harness.pagetable import Level
 
 FOLLOWED_BY = "drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()"
 PINNED_BY = "drivers/vfio/vfio_iommu_type1.c vaddr_get_pfns()"
-#: A kernel that takes the leaf page by page takes 0.6 to 1.1 of what as many pte leaves take; one that takes it whole, less
-#: than 1/60 (measured under TCG, 6.12 to 7.3). Both are far from this, whatever else the host does.
+#: A kernel that takes the leaf page by page takes 0.6 to 1.1 of what as many pte leaves take; one that takes it whole,
+#: less than 1/60 (measured under TCG, 6.12 to 7.3). Both are far from this, whatever else the host does.
 AT_LEAST_CHEAPER = 8
 TIMEOUT_S = 60.0
 

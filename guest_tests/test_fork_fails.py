@@ -15,13 +15,15 @@ TIMEOUT_S = 120.0
 
 @pytest.mark.decided_by("kernel/fork.c dup_mmap()", "mm/memory.c copy_page_range()")
 def test_fork_fails(vm: VM, claim: Claims) -> None:
-    """fork() that fails at any of its allocations leaves the parent's leaves, page tables and PAT reservations alone."""
+    """fork() that fails at any of its allocations changes no leaf, table or PAT reservation of the parent's."""
     top = next(level for level in (Level.PUD, Level.PMD, Level.PTE) if not vm.caps.why_not(level))
     names = [f"as-{level.label}" for level in Level if level <= top] + ["remapped"]
     with vm.run("fork_fails", f"--level={top.label}", timeout_s=TIMEOUT_S) as guest:
         before = guest.until("before")["parent"]
         with claim("a leaf of each level, dirty", COPIED_BY):
-            assert [before.leaf(name).level for name in names] == [level for level in Level if level <= top] + [Level.PTE]
+            assert [before.leaf(name).level for name in names] == [level for level in Level if level <= top] + [
+                Level.PTE
+            ]
             assert all(before.leaf(name).dirty for name in names)
         for stop, what in (("failed", "some forks failed"), ("after", "every fork failed")):
             at = guest.until(stop)["parent"]

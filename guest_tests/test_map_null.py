@@ -39,7 +39,7 @@ def _allowed(vm: VM, at: Snapshot, vaddr: int) -> Level:
     "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
 )
 def test_map_null(vm: VM, claim: Claims) -> None:
-    """A BAR that is mapped where the kernel likes gets the largest leaves that fit there, whatever its size and offset."""
+    """A BAR mapped where the kernel likes gets the largest leaves that fit there, whatever its size and offset."""
     aligns: bool | None = None
     for name, (length, offset) in AREAS.items():
         with vm.run("map_null", f"--length={length:x}", f"--offset={offset:x}") as guest:
@@ -52,7 +52,9 @@ def test_map_null(vm: VM, claim: Claims) -> None:
                 with claim(f"{name}: the {place} leaf is the largest that the address allows", HUGE_FAULT):
                     assert at["parent"].leaf("bar", where).level is _allowed(vm, at, declared.vaddr + where)
             count, congruent = (int(guest.result.values[key]) for key in ("count", "congruent-2m"))
-            with claim(f"{name}: every address is congruent with the offset modulo 2M, or but by chance none", PLACED_BY):
+            with claim(
+                f"{name}: every address is congruent with the offset modulo 2M, or but by chance none", PLACED_BY
+            ):
                 assert congruent == count or congruent <= 2
             # The first mapping is the probe: nothing else tells whether this kernel aligns what a device file maps.
             aligns = congruent == count if aligns is None else aligns

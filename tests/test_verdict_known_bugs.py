@@ -47,6 +47,12 @@ def test_judge(level: str, failures: list[Failure], known: bool, reason: str) ->
     assert judge(parse_ledger(ENTRY), "munmap", level, failures).reason == ""
 
 
+def test_a_bug_that_shows_sometimes_is_known_where_it_shows_and_not_mended_where_it_does_not() -> None:
+    sometimes = parse_ledger(ENTRY.replace('id = "HP-1"', 'id = "HP-1"\nsometimes = true'))
+    assert judge(sometimes, "mprotect", "pud", [LOST]).reason == "known bug HP-1: the rest is lost"
+    assert judge(sometimes, "mprotect", "pud", []).reason == ""
+
+
 def test_two_bugs_in_one_scenario_are_both_named() -> None:
     second = ENTRY.replace("HP-1", "HP-2").replace("the rest .*", "W is kept").replace("no entry for bar", "W=0")
     finding = judge(parse_ledger(ENTRY + second), "mprotect", "pud", [LOST, OTHER])
@@ -76,6 +82,7 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
         ('"mprotect"', '"mprotect("', "'scenario' is no regular expression"),
         ("title", "titel", "'title' is missing"),
         ('id = "HP-1"', 'id = "HP-1"\nconfig = "DEBUG_VM"', "'config' is a list"),
+        ('id = "HP-1"', 'id = "HP-1"\nsometimes = "yes"', "'sometimes' is true or left out"),
         ("[[bug.symptom]]", "[[bug.sign]]", "not understood"),
         ('"no entry for bar"', '"("', "regular expressions"),
         ('message = "no', 'massage = "no', "'claim' and 'message'"),

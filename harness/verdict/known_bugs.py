@@ -9,6 +9,7 @@
     levels = ["pud"]                    # left out: every level; a scenario that knows none is always meant
     function = "mm/mprotect.c change_pud_range()"
     kernels = ["6.12.117", "7.3.4"]     # on which it was measured
+    sometimes = true                    # left out: it shows each time; else one pass says nothing
     config = ["DEBUG_VM"]               # left out: every kernel; else it shows only where all of these symbols are set
     reproduce = "hugepfn run mprotect_part --level pud --kernel debian:6.12.117"
 
@@ -67,6 +68,7 @@ class KnownBug:
     reproduce: str
     symptoms: tuple[Symptom, ...]
     config: tuple[str, ...] = ()
+    sometimes: bool = False  # a race: that it did not show once proves nothing
 
     def shows(self, is_set: Callable[[str], bool]) -> bool:
         """Whether a kernel is configured so that the bug shows.
@@ -109,7 +111,7 @@ def judge(ledger: Sequence[KnownBug], scenario: str, level: str | None, failures
     """Holds what went wrong in a scenario that ran to its verdict against the ledger."""
     covering = [bug for bug in ledger if bug.covers(scenario, level)]
     if not failures:
-        return Finding((), tuple(covering))
+        return Finding((), tuple(bug for bug in covering if not bug.sometimes))
     explained = [[bug for bug in covering if bug.explains(failure)] for failure in failures]
     if not all(explained):
         return Finding((), ())
@@ -137,13 +139,15 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
     for key, kind in _BUG_KEYS.items():
         if not entry.get(key) or not isinstance(entry[key], kind):
             raise UsageError(f"{where}: {key!r} is missing, empty or not a {kind.__name__}")
-    unknown = entry.keys() - _BUG_KEYS.keys() - {"levels", "config", "symptom"}
+    unknown = entry.keys() - _BUG_KEYS.keys() - {"levels", "config", "sometimes", "symptom"}
     levels = entry.get("levels", [])
     if unknown or not set(levels) <= _LEVELS:
         raise UsageError(f"{where}: {sorted(unknown) or levels} not understood")
     config = entry.get("config", [])
     if not isinstance(config, list) or not all(isinstance(symbol, str) for symbol in config):
         raise UsageError(f"{where}: 'config' is a list of symbols")
+    if not isinstance(entry.get("sometimes", False), bool):
+        raise UsageError(f"{where}: 'sometimes' is true or left out")
     if not entry.get("symptom"):
         raise UsageError(f"{where} has no [[bug.symptom]]: nothing would tell it from another bug")
     try:
@@ -162,4 +166,5 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
         kernels=tuple(entry["kernels"]),
         symptoms=symptoms,
         config=tuple(config),
+        sometimes=entry.get("sometimes", False),
     )
