@@ -3,8 +3,8 @@
  * Invariant: a fork() that fails for lack of memory, wherever in it, leaves nothing: the parent's leaves are what they
  * were and need no fault, no page table and no PAT reservation is left over, and the next fork() works.
  *
- * The n-th allocation of the calling task's fork() is made to fail (/proc/self/fail-nth, Documentation/fault-injection),
- * for n from 1 on until a fork() has fewer than n. Mapped are a leaf of each level up to --top, "as-pte", "as-pmd" and
+ * The n-th allocation of a fork() is made to fail (/proc/self/fail-nth, Documentation/fault-injection), for n from 1 on
+ * until a fork() has fewer than n. Mapped are a leaf of each level up to --top, "as-pte", "as-pmd" and
  * "as-pud", and the BAR's first pages once more through sysfs, "remapped", where remap_pfn_range() makes the entries
  * and reserves their memory type.
  *
@@ -82,7 +82,7 @@ static void enable_failures(void)
 	set(DEBUGFS "/fail_page_alloc/verbose", "0");
 }
 
-/* --- what is mapped ------------------------------------------------------------------------------------------------ */
+/* --- what is mapped ------------------------------------------------------------------------------------------- */
 
 static void touch_all(void)
 {
@@ -98,7 +98,7 @@ static void add(char *addr, size_t length)
 	parts[part_count++] = (struct touched){ addr, length };
 }
 
-/* A resource file of sysfs is mapped as a whole, when it is mapped, by remap_pfn_range() (pci_mmap_resource_range()). */
+/* mmap() of sysfs's resource file makes every entry at once, by remap_pfn_range() (pci_mmap_resource_range()). */
 static void map_remapped(void)
 {
 	char path[128], *addr;
@@ -133,7 +133,7 @@ static void map_all(enum hp_level top)
 	touch_all();
 }
 
-/* --- forks that fail ------------------------------------------------------------------------------------------------ */
+/* --- forks that fail ------------------------------------------------------------------------------------------ */
 
 static long faults(void)
 {

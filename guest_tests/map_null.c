@@ -4,7 +4,7 @@
  * address allows.
  *
  * Maps --length bytes of the BAR from --offset (hexadecimal) where the kernel likes, COUNT times, and says how many of
- * the addresses are congruent with the offset modulo 2M and modulo 1G. The last mapping stays, "bar", and is read at its
+ * the addresses are congruent with the offset modulo 2M and modulo 1G. The last mapping is "bar", and is read at its
  * start, at its first multiple of 2M and at its end: checkpoint "touched".
  */
 #include <stdlib.h>

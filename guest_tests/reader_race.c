@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: a thread that reads what the kernel tells of a process's memory, while another thread of it faults, maps the
- * BAR for the device, forks, moves the mapping or has the device revoke it, gets its answers; the other's calls
- * succeed as if nobody read, and one leaf of the level is left.
+ * Invariant: a thread that reads what the kernel tells of a process's memory gets its answers while another thread
+ * faults, maps the BAR for the device, forks, moves the mapping or has the device revoke it; the other's calls succeed
+ * as if nobody read, and one leaf of the level is left.
  *
- * --reader=NAME reads on, --actor=NAME acts --rounds=N times (see the tables). Then the reader is joined, the mapping is
- * read once, and the checkpoint "raced" shows what is left.
+ * --reader=NAME reads on, --actor=NAME acts --rounds=N times (see the tables). Then the reader is joined, the mapping
+ * is read once, and the checkpoint "raced" shows what is left.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -130,7 +130,7 @@ static void one_more_read(void)
 		sched_yield();
 }
 
-/* --- actors: one round each ----------------------------------------------------------------------------------------- */
+/* --- actors: one round each ----------------------------------------------------------------------------------- */
 
 static void fault(void)
 {
@@ -219,7 +219,7 @@ static const struct actor {
 	{ "fault", fault }, { "dma", dma }, { "fork", forks }, { "mremap", moves }, { "revoke", revokes },
 };
 
-/* --- both -------------------------------------------------------------------------------------------------------------- */
+/* --- both ------------------------------------------------------------------------------------------------------ */
 
 static void race(const struct reader *reader, const struct actor *actor, long rounds)
 {
