@@ -132,11 +132,16 @@ static void one_more_read(void)
 
 /* --- actors: one round each ----------------------------------------------------------------------------------- */
 
+/* Touches a fresh mapping for two passes of the reader: one that takes the leaf away finds it back at once. */
 static void fault(void)
 {
+	long enough = reads + 2;
+
 	if (mmap(mapped, length, RW, MAP_SHARED | MAP_FIXED, bar.device_fd, (off_t)bar.offset) != mapped)
 		hp_die("mmap");
-	hp_read(mapped + length / 2);
+	do
+		hp_read(mapped + length / 2);
+	while (reads < enough);
 }
 
 static void dma(void)
