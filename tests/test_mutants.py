@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +60,23 @@ def test_a_head_is_read(mutant: Any) -> None:
         kill.Killer("fork", "pud", "W is kept"),
         kill.Killer("race", None, "the kernel log: WARNING"),
     )
+
+
+def test_a_mutant_is_built_with_the_fragments_that_it_names(
+    mutant: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert mutant.kernel("debsrc:6.12") == f"debsrc:6.12+{mutant.path}"
+    built: list[tuple[Any, ...]] = []
+
+    def build(*recipe: Any) -> Any:
+        built.append(recipe)
+        return SimpleNamespace(image=tmp_path / "vmlinux")
+
+    monkeypatch.setattr(kill, "build_shown", build)
+    mutant.path.write_text(HEAD.replace("---\n", "Fragment: faultinject\n---\n"))
+    again = kill.Mutant.read(mutant.path)
+    assert again.kernel("debsrc:6.12") == str(tmp_path / "vmlinux")
+    assert built == [("debsrc:6.12", (mutant.path,), ("faultinject",), "tiny", False, "gcc")]
 
 
 def test_a_patch_that_nobody_kills_is_refused(tmp_path: Path) -> None:

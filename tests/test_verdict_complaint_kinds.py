@@ -110,6 +110,8 @@ def test_further_forms(line: str, kind: ComplaintKind) -> None:
         "[Firmware Bug]: the BIOS has corrupted hw-PMU resources",
         "WARNING: stack recursion on stack type 4",
         "Out of memory handler installed",
+        "FAULT_INJECTION: forcing a failure.",
+        "name failslab, interval 1, probability 0, space 0, times 0",
         "",
     ],
 )

@@ -91,6 +91,7 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
         ('"mprotect"', '"mprotect("', "'scenario' is no regular expression"),
         ("title", "titel", "'title' is missing"),
         ('id = "HP-1"', 'id = "HP-1"\nconfig = "DEBUG_VM"', "'config' is a list"),
+        ('id = "HP-1"', 'id = "HP-1"\nsometimes = "yes"', "'sometimes' is true or left out"),
         ("[[bug.symptom]]", "[[bug.sign]]", "not understood"),
         ('"no entry for bar"', '"("', "regular expressions"),
         ('message = "no', 'massage = "no', "'claim' and 'message'"),

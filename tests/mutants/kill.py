@@ -10,7 +10,8 @@ A mutant is a patch. Above its first ``---`` line it says what it breaks and who
     ---
 
 After "Killed-by:" come scenario, level (empty where the scenario knows none) and a text: the name of a claim that must
-be broken, or words of a broken invariant, of the kernel log or of what ended the run.
+be broken, or words of a broken invariant, of the kernel log or of what ended the run. "Fragment: NAME" names a file of
+kconfigs/ that the mutant is built with.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from harness.campaign.building import build_shown
 from harness.campaign.kernels import RunOptions, run_kernel
 from harness.errors import HugepfnError
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 
 HERE = Path(__file__).resolve().parent
+_FRAGMENT = re.compile(r"^Fragment: (\w+)$", re.MULTILINE)
 _KILLER = re.compile(r"^Killed-by: (\w+):(pte|pmd|pud|): (.+)$", re.MULTILINE)
 
 
@@ -59,6 +62,7 @@ class Mutant:
     path: Path
     what: str
     killers: tuple[Killer, ...]
+    fragments: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Mutant:
@@ -70,7 +74,13 @@ class Mutant:
         killers = tuple(Killer(scenario, level or None, words) for scenario, level, words in _KILLER.findall(head))
         if not killers or head.startswith("Killed-by"):
             raise ValueError(f"{path.name}: what it breaks, and a line 'Killed-by: SCENARIO:LEVEL: CLAIM', are missing")
-        return cls(path, head.splitlines()[0], killers)
+        return cls(path, head.splitlines()[0], killers, tuple(_FRAGMENT.findall(head)))
+
+    def kernel(self, base: str) -> str:
+        """What :func:`run_kernel` is given for it; built here where it has fragments, which such a name cannot tell."""
+        if not self.fragments:
+            return f"{base}+{self.path}"
+        return str(build_shown(base, (self.path,), self.fragments, "tiny", False, "gcc", False).image)
 
 
 def mutants(names: Sequence[str] = ()) -> list[Mutant]:
@@ -117,7 +127,7 @@ def main(names: tuple[str, ...], kernel: str, no_base: bool) -> None:
         begin = time.monotonic()
         scenarios = sorted({killer.scenario for killer in mutant.killers})
         levels = tuple(sorted({killer.level for killer in mutant.killers if killer.level}))
-        run = run_kernel(f"{kernel}+{mutant.path}", scenarios, RunOptions(levels=levels))
+        run = run_kernel(mutant.kernel(kernel), scenarios, RunOptions(levels=levels))
         what, by = verdict(mutant, run)
         bad += what != "killed"
         row = (mutant.path.stem, mutant.what, what, by, f"{time.monotonic() - begin:.0f}")

@@ -1,0 +1,44 @@
+"""fork() that runs out of memory half way, at each of its allocations."""
+
+import pytest
+
+from harness.claims import Claims
+from harness.machine import VM
+from harness.pagetable import Level
+
+COPIED_BY = "mm/memory.c copy_page_range()"
+FAILED_BY = "kernel/fork.c dup_mmap()"
+TORN_DOWN_BY = "kernel/fork.c copy_process()"
+UNTRACKED_BY = "arch/x86/mm/pat/memtype.c untrack_pfn_copy()"
+TIMEOUT_S = 120.0
+
+
+@pytest.mark.decided_by("kernel/fork.c dup_mmap()", "mm/memory.c copy_page_range()")
+def test_fork_fails(vm: VM, claim: Claims) -> None:
+    """fork() that fails at any of its allocations changes no leaf, table or PAT reservation of the parent's."""
+    top = next(level for level in (Level.PUD, Level.PMD, Level.PTE) if not vm.caps.why_not(level))
+    names = [f"as-{level.label}" for level in Level if level <= top] + ["remapped"]
+    with vm.run("fork_fails", f"--level={top.label}", timeout_s=TIMEOUT_S) as guest:
+        before = guest.until("before")["parent"]
+        with claim("a leaf of each level, dirty", COPIED_BY):
+            assert [before.leaf(name).level for name in names] == [level for level in Level if level <= top] + [
+                Level.PTE
+            ]
+            assert all(before.leaf(name).dirty for name in names)
+        for stop, what in (("failed", "some forks failed"), ("after", "every fork failed")):
+            at = guest.until(stop)["parent"]
+            for name in names:
+                with claim(f"after {what}: {name} has the entries that it had", COPIED_BY):
+                    assert [leaf.entry for leaf in at.leaves(name)] == [leaf.entry for leaf in before.leaves(name)]
+        values = guest.result.values
+        with claim("fork() failed at many of its allocations, for lack of memory", FAILED_BY):
+            assert int(values["failed"]) > int(values["every"])
+            assert values["other-errors"] == "0"
+        with claim("the parent reads and writes all that it had without a fault", COPIED_BY):
+            assert values["faults"] == "0"
+        with claim("the parent has no table more or less", TORN_DOWN_BY):
+            assert values["tables-kib"] == "0"
+        with claim("no page table of a child is left over, but for what else goes on in the system", TORN_DOWN_BY):
+            assert int(values["all-tables-kib"]) < 4 * int(values["failed"]) // 2
+        with claim("the PAT reservations are those before", UNTRACKED_BY):
+            assert values["pat-changes"] == "0"
