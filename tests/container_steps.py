@@ -20,8 +20,10 @@ from harness.packages import mending_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _INSIDE = "--inside"
-#: How this machine reaches its package indexes; a container would have that from its network.
-_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs", "/opt")
+#: How this machine reaches its package indexes; a container would have that from its network. Copies: what packages
+#: inside write, such as the bundle that ca-certificates makes of the authorities, must not reach this machine's own.
+_NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/xdg/pip", "/usr/local/share/ca-certificates")
+_WHEELS = "/opt"  # large, so shown as it is, for reading
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _IGNORED = (".venv", ".git", "*_cache", "__pycache__", ".hypothesis")
 _KEPT = ("PIP_", "SSL_", "REQUESTS_", "http", "HTTP", "no_proxy")  # of the environment
@@ -35,8 +37,17 @@ def steps(text: str) -> list[tuple[str, str]]:
     return [(word.upper(), rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
+def copy(source: Path, target: Path) -> None:
+    """Gives the inside a file or folder of its own."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+
+
 def bind(source: Path, target: Path) -> None:
-    """Show a file or folder of this machine inside, read-only where that is possible."""
+    """Shows a file or folder of this machine inside."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
     else:
@@ -57,7 +68,11 @@ def prepare(root: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "shm", root / "dev/shm"], check=True, timeout=60)
     for place in _NETWORK:
         if Path(place).exists():
-            bind(Path(place), root / place.lstrip("/"))
+            copy(Path(place), root / place.lstrip("/"))
+    if Path(_WHEELS).is_dir():
+        bind(Path(_WHEELS), root / _WHEELS.lstrip("/"))
+        again = ["mount", "-o", "remount,bind,ro"]
+        subprocess.run([*again, root / _WHEELS.lstrip("/")], check=True, timeout=60)
 
 
 def run(root: Path, command: str, folder: str, user: str) -> None:
