@@ -76,7 +76,7 @@ def test_a_mutant_is_built_with_the_fragments_that_it_names(
     mutant.path.write_text(HEAD.replace("---\n", "Fragment: faultinject\n---\n"))
     again = kill.Mutant.read(mutant.path)
     assert again.kernel("debsrc:6.12") == str(tmp_path / "vmlinux")
-    assert built == [("debsrc:6.12", (mutant.path,), ("faultinject",), "tiny", False, "gcc")]
+    assert built == [("debsrc:6.12", (mutant.path,), ("faultinject",), "tiny", False, "gcc", False)]
 
 
 def test_a_patch_that_nobody_kills_is_refused(tmp_path: Path) -> None:
