@@ -21,6 +21,7 @@ from harness.machine.agent import ExitStatus, Job
 from harness.machine.aside import Abandoned, aside
 from harness.machine.deadline import CAP, Deadline, check_runs, first_of, state, was_continued
 from harness.machine.run import GuestRun
+from harness.machine.snapshot import Snapshot
 from harness.pagetable import Level
 from tests.test_machine_witness import PAGE, WRITABLE, Guest, registered, registers
 
@@ -190,8 +191,8 @@ class FakeVm:
             raise DeadlineError(f"waiting for {what}") from None
 
 
-def _run_at_a_checkpoint(timeout_s: float, copies: int, pages: int = 512) -> tuple[GuestRun, WaitEvent]:
-    """A run whose process has declared the same pages several times: one table that many entries lead to."""
+def _stop_at_a_checkpoint(timeout_s: float, copies: int, pages: int = 512) -> Snapshot:
+    """What a stop reads whose process has declared the same pages several times: one table, many entries."""
     guest = Guest()
     process = guest.process()
     event = WaitEvent(Where.CHECKPOINT, "there", 77, 1, 0x7FFD12345678, 0x4D00000003)
@@ -206,27 +207,32 @@ def _run_at_a_checkpoint(timeout_s: float, copies: int, pages: int = 512) -> tup
     for number in range(copies):
         witness.note(MappingEvent(f"zero-{number}", 77, start, pages * PAGE, 1, "ram", 0))
     kernel: Any = None
-    future: asyncio.Future[ExitStatus] = asyncio.new_event_loop().create_future()
-    run = GuestRun(cast(Any, FakeVm(qemu)), Job(1, ("/tests/zero",), future), witness, timeout_s, kernel)
-    return run, event
+
+    async def stop() -> Snapshot:
+        future: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+        job = Job(1, ("/tests/zero",), future)
+        run = GuestRun(cast(Any, FakeVm(qemu)), job, witness, timeout_s, kernel)
+        try:
+            return await run._stop_at(event)
+        except Exception:
+            assert run.snapshots == []
+            raise
+
+    return asyncio.run(stop())
 
 
 def test_walking_what_a_program_declares_has_the_runs_deadline() -> None:
-    run, event = _run_at_a_checkpoint(0.05, copies=8, pages=1 << 18)
     expected = "reading the page tables at checkpoint 'there' took longer than 0.05 s: 8 mappings of 8192 MiB"
     with pytest.raises(MachineryError, match=expected):
-        asyncio.run(run._stop_at(event))
-    assert run.snapshots == []
+        _stop_at_a_checkpoint(0.05, copies=8, pages=1 << 18)
 
 
 def test_what_a_program_declares_is_seen_where_there_is_time() -> None:
-    run, event = _run_at_a_checkpoint(60.0, copies=2)
-    snapshot = asyncio.run(run._stop_at(event))
+    snapshot = _stop_at_a_checkpoint(60.0, copies=2)
     assert [len(snapshot["parent"].leaves(f"zero-{number}")) for number in range(2)] == [512, 512]
 
 
 def test_the_leaves_of_a_run_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LEAVES_MAX", 1000)
-    run, event = _run_at_a_checkpoint(60.0, copies=2)
     with pytest.raises(ProtocolError, match="all stops of this run have more than 1000 leaves; declare less"):
-        asyncio.run(run._stop_at(event))
+        _stop_at_a_checkpoint(60.0, copies=2)
