@@ -3,7 +3,7 @@
 
 silent: says nothing on QMP. deaf: greets, and answers no command. answers: answers every command, and its guest says
 nothing. stopped: stops itself at once, as SIGSTOP does. orphan: ends, and leaves a child behind that keeps standard
-error and every channel open.
+error and every channel open. internal-error: as answers, with a machine that KVM could not go on with.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ import sys
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}
 
 
+def _answer(mode: str, command: str) -> object:
+    if command == "add-fd":
+        return {"fdset-id": 1, "fd": 1}
+    if command == "query-status":
+        return {"running": mode == "answers", "status": "running" if mode == "answers" else mode}
+    return {}
+
+
 def main(mode: str, argv: list[str]) -> int:
     """Until it is killed, but for orphan."""
     if mode == "stopped":
@@ -28,6 +36,8 @@ def main(mode: str, argv: list[str]) -> int:
         subprocess.Popen(["sleep", "100"], pass_fds=fds, stdout=subprocess.DEVNULL)
         print("fake: cannot go on", file=sys.stderr)
         return 7
+    if mode == "internal-error":  # accel/kvm/kvm-all.c, kvm_handle_internal_error()
+        print("KVM internal error. Suberror: 1\nemulation failure", file=sys.stderr, flush=True)
     found = re.search(r"id=qmp,fd=(\d+)", " ".join(argv))
     assert found
     with socket.socket(fileno=int(found[1])) as qmp:
@@ -42,9 +52,11 @@ def main(mode: str, argv: list[str]) -> int:
                 except ValueError:  # more of it comes
                     break
                 said = said.lstrip()[end:]
-                if mode == "answers" or asked["execute"] == "qmp_capabilities":
-                    said_back = {"fdset-id": 1, "fd": 1} if asked["execute"] == "add-fd" else {}
-                    answer = {"return": said_back, **({"id": asked["id"]} if "id" in asked else {})}
+                if mode in ("answers", "internal-error") or asked["execute"] == "qmp_capabilities":
+                    answer = {
+                        "return": _answer(mode, asked["execute"]),
+                        **({"id": asked["id"]} if "id" in asked else {}),
+                    }
                     qmp.sendall(json.dumps(answer).encode() + b"\n")
     return 0
 

@@ -337,6 +337,7 @@ CASES: dict[str, Callable[[], None]] = {
     "qmp-migration": lambda: _on_loop("answers", _migrate),
     "qemu-stderr": lambda: _on_loop("orphan", _start),
     "guest": lambda: _on_loop("answers", _expect),
+    "guest-internal-error": lambda: _on_loop("internal-error", _expect),
     "guest-stopped": lambda: _on_loop("answers", _stopped_later),
     "host-work": lambda: _on_loop("answers", _host_work),
     "cleanup": cleanup_that_hangs,

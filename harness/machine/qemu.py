@@ -32,6 +32,7 @@ T = TypeVar("T")
 _QUIT_TIMEOUT_S = 5.0
 QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
 _GOING_S = 0.5
+_GAVE_UP = ("internal-error", "io-error")  # qapi/run-state.json, RunState: those that QEMU does not leave by itself
 _CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
@@ -170,7 +171,7 @@ class Qemu:
         """Waits for something of the guest.
 
         :param limit: the time it has, in seconds from now, or as a deadline that began before.
-        :raises MachineryError: QEMU is stopped, or did not get a CPU.
+        :raises MachineryError: QEMU is stopped, did not get a CPU, or has stopped the machine itself.
         :raises KernelDied: QEMU ended first, with what the kernel said last.
         :raises ProtocolError: what came through a channel made no sense.
         :raises DeadlineError: the time is over; ``what`` says what was expected.
@@ -189,9 +190,29 @@ class Qemu:
             if self._ended.done():
                 await asyncio.wait(self._readers, timeout=_QUIT_TIMEOUT_S)  # to the end of what it said
                 raise self.end_error(f"waiting for {what}: ")
+            await self._check_runs(f"waiting for {what}: ")
             raise DeadlineError(f"waiting for {what}: nothing within {deadline.timeout_s:g} s; {self.complaint()}")
         finally:
             await _end_task(task)
+
+    async def _check_runs(self, when: str) -> None:
+        """Asks QEMU whether it runs the machine, once a deadline has passed.
+
+        :raises MachineryError: it does not, and that is not what we asked for. After an exit that KVM cannot handle,
+            QEMU stops the machine without an end (accel/kvm/kvm-all.c, kvm_cpu_exec()).
+        """
+        status = await self.execute("query-status")
+        state = status["status"] if isinstance(status, dict) else "running"
+        if state in _GAVE_UP:
+            raise MachineryError(
+                f"{when}QEMU has stopped the machine ({state}), so nothing can be said of the kernel; it says: "
+                f"{self.stderr or 'nothing'}" + ("; try --accel tcg" if self.spec.accel is Accel.KVM else "")
+            )
+        if state in ("paused", "debug") and not self.stopped:
+            raise MachineryError(
+                f"{when}somebody else has stopped the machine ({state}), gdb for instance, so nothing can be said of "
+                "the kernel"
+            )
 
     async def of_qemu(self, awaitable: Awaitable[T], what: str, timeout_s: float | None = None) -> T:
         """Waits for something of QEMU itself, whatever the guest does.
