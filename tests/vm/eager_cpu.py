@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -39,7 +39,7 @@ def _leaves(witness: Witness, process: Process) -> Iterator[tuple[Leaf, int]]:
             yield leaf, table + 8 * ((leaf.vaddr >> layout.shift(leaf.level)) % 512)
 
 
-def _snapshot(witness: Witness, checkpoint: str, pid: int) -> Snapshot:
+def _snapshot(witness: Witness, checkpoint: str, pid: int, check: Callable[[], None] = lambda: None) -> Snapshot:
     for process in witness.processes.values():
         for leaf, where in [*_leaves(witness, process)]:
             if not leaf.hardware_present:
@@ -49,7 +49,7 @@ def _snapshot(witness: Witness, checkpoint: str, pid: int) -> Snapshot:
                     witness._memory.write_u64(where, leaf.raw & ~_DIRTY)
             elif not leaf.young and (_MODE == "all" or next(_turn) % 2):
                 witness._memory.write_u64(where, leaf.raw | _ACCESSED)
-    return _look(witness, checkpoint, pid)
+    return _look(witness, checkpoint, pid, check)
 
 
 def pytest_configure() -> None:

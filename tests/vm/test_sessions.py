@@ -271,7 +271,7 @@ def test_watch_marks_what_changes(live: Live) -> None:
         watching.expect(r"\[stack\]")
         child.stdin.write(b"\n")
         child.stdin.flush()
-        watching.expect(r"\d\x1b\[1;32m\+\d+")  # so many leaves more since the last look, in green
+        watching.expect(r"\d\x1b\[1;32m \(\+\d+\)")  # so many leaves more since the last look, in green
         watching.sendintr()
         watching.expect(pexpect.EOF)
         child.stdin.close()
