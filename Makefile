@@ -1,15 +1,15 @@
 # make run    boot the default kernel and show what fork() does to a huge pfnmap
-# make test   every test, those that boot kernels included
-# make check  lint, types and the tests that need no QEMU
-# make bench  ratios, each measured in one run
-# make facts  measure every stock kernel, write what the documents say of them, show what changed (20 minutes)
-# make mutants     kernels that are broken on purpose, each with the claim that must notice it (half an hour)
-# make container-steps  the Containerfile's steps in a debootstrap: needs root, downloads 500 MB
-# make long-tests  a bisection and a series of patches, on kernels built for real (half an hour)
-# make compat      QEMU 7.2 to 11, four file systems, two Pythons; writes docs/compatibility.md (root; twenty minutes)
+# make test   run every test, including those that boot kernels
+# make check  run the linter, the type checker and the tests that need no QEMU
+# make bench  measure performance as ratios; both sides of a ratio come from the same run
+# make facts  measure every stock kernel, update the documents, and show what changed (20 minutes)
+# make mutants     build kernels that are broken on purpose, and check that the claim for each one fails (half an hour)
+# make container-steps  run the steps of the Containerfile in a debootstrap; needs root, downloads 500 MB
+# make long-tests  run a bisection and a patch series with kernels that are really built (half an hour)
+# make compat      test QEMU 7.2 to 11, four file systems and two Pythons; writes docs/compatibility.md (root; twenty minutes)
 .PHONY: run test check lint types host-tests bench facts mutants long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
-# A file or pipe that nobody closed is an error; pytest hears of it when it is collected.
+# A file or pipe that was never closed is an error. Python reports it when the object is garbage-collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
 
 run: setup

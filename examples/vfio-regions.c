@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A program that knows vfio and nothing of hugepfn: prints the regions of a PCI device and the first word of each BAR
- * that can be mapped. Built on the host and run in a guest:
+ * Prints the regions of a PCI device and the first word of each BAR that can be mapped. The program uses only vfio and
+ * knows nothing about hugepfn. Build it on the host and run it in a guest:
  *
  *	gcc -o vfio-regions examples/vfio-regions.c && hugepfn exec --kernel debian:6.12 ./vfio-regions {bdf}
  *
- * The group's number is in VFIO_GROUP, the device's name (domain:bus:device.function) is the only argument.
+ * VFIO_GROUP has the number of the IOMMU group; the only argument is the device's name (domain:bus:device.function).
  */
 #include <err.h>
 #include <fcntl.h>
