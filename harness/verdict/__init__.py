@@ -1,7 +1,7 @@
-"""What the evidence says: text in, values out; no I/O, no printing.
+"""Turns evidence into verdicts: text in, values out; no I/O, no printing.
 
-Two enumerations are called ``Outcome`` where they live: :class:`harness.verdict.claims.Outcome`, of a scenario or a
-claim, keeps the name here; :class:`harness.verdict.ktap.Outcome`, of a test in a guest's report, is ``KtapOutcome``.
+Two enumerations are called ``Outcome`` in their own modules. :class:`harness.verdict.claims.Outcome`, of a scenario or
+a claim, keeps its name here; :class:`harness.verdict.ktap.Outcome`, of a test in a guest's report, is ``KtapOutcome``.
 """
 
 from __future__ import annotations

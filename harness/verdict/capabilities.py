@@ -1,4 +1,4 @@
-"""What a kernel can do, as probed: its configuration, a module's symbols, a try in the guest. Never its version."""
+"""What a kernel can do, probed from its configuration, a module's symbols and trials in the guest, not its version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.pagetable import NO_BITS, Bits, Layout, Level
 
-#: The symbol that decides about huge pfnmaps at each level (mm/Kconfig, ARCH_SUPPORTS_HUGE_PFNMAP).
+#: The configuration symbol that enables huge pfnmaps at each level (mm/Kconfig, ARCH_SUPPORTS_HUGE_PFNMAP).
 LEVEL_SYMBOLS = {Level.PMD: "ARCH_SUPPORTS_PMD_PFNMAP", Level.PUD: "ARCH_SUPPORTS_PUD_PFNMAP"}
 #: The handler that makes huge entries (drivers/vfio/pci/vfio_pci_core.c).
 HUGE_FAULT_SYMBOL = "vfio_pci_mmap_huge_fault"
@@ -17,14 +17,14 @@ HUGE_FAULT_SYMBOL = "vfio_pci_mmap_huge_fault"
 
 @dataclass(frozen=True, slots=True)
 class ImageCapabilities:
-    """What the kernel's own files tell, without a boot. ``None``: they do not."""
+    """What the kernel's own files show without a boot; ``None`` if they do not show it."""
 
     huge_fault: bool | None  # the kernel defines HUGE_FAULT_SYMBOL
     pfnmap_levels: frozenset[Level] | None  # by the kernel's configuration
     devmap: bool | None  # CONFIG_ARCH_HAS_PTE_DEVMAP, by the configuration
 
     def why_not(self, level: Level) -> str:
-        """Why a pfnmap cannot have a leaf of this level on this kernel; empty where it can, as far as is known."""
+        """Why a pfnmap cannot have a leaf of this level on this kernel; empty if it can, as far as is known."""
         if level is Level.PTE:
             return ""
         reasons = []
@@ -37,18 +37,18 @@ class ImageCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Those, and what was found out by trying in the guest."""
+    """The image's capabilities, and those that trials in the guest have shown."""
 
     image: ImageCapabilities
-    saved_dirty: bool  # a dirty page set read-only moved D to SAVED_DIRTY, by the walk
+    saved_dirty: bool  # by a walk: making a dirty page read-only moves D to SAVED_DIRTY
     soft_dirty: bool  # bit 55 of a fresh anonymous page's pagemap word
-    pagemap_scan: bool  # the PAGEMAP_SCAN ioctl answers
-    guard_regions: bool  # madvise(MADV_GUARD_INSTALL) answers
-    thp: str  # /sys/kernel/mm/transparent_hugepage/enabled, the chosen word; "" where there is none
+    pagemap_scan: bool  # the PAGEMAP_SCAN ioctl works
+    guard_regions: bool  # madvise(MADV_GUARD_INSTALL) works
+    thp: str  # /sys/kernel/mm/transparent_hugepage/enabled, the selected word; "" if there is no such file
     five_level: bool  # CR4.LA57
-    kvm_clock: bool = False  # it has the clock by which KVM tells it that it stood still
-    early: Bits = NO_BITS  # what the CPU may set in an entry that no access needed: A under KVM
-    bar_misses: Bits = NO_BITS  # what the CPU leaves clear in entries of the BAR (harness/machine/bar_bits.py)
+    kvm_clock: bool = False  # it has kvm-clock, by which KVM reports that the guest was stopped
+    early: Bits = NO_BITS  # bits that the CPU may set without an access: A under KVM
+    bar_misses: Bits = NO_BITS  # bits that the CPU leaves clear in entries of the BAR (harness/machine/bar_bits.py)
 
     def why_not(self, level: Level) -> str:
         """See :meth:`ImageCapabilities.why_not`."""
@@ -56,27 +56,27 @@ class Capabilities:
 
     @property
     def fault_fills_vma(self) -> bool:
-        """One fault maps the whole vma of a BAR, as vfio_pci_mmap_fault() did before there was a huge fault handler."""
+        """One fault maps a BAR's whole VMA, as vfio_pci_mmap_fault() did before there was a huge fault handler."""
         return self.image.huge_fault is False
 
     @property
     def why_no_thp(self) -> str:
-        """Why anonymous memory cannot have transparent huge pages; empty where it can, if only where it is advised."""
+        """Why anonymous memory cannot have transparent huge pages; empty if it can, even if only with MADV_HUGEPAGE."""
         if self.thp and self.thp != "never":
             return ""
         return f"transparent huge pages are off in this kernel ({self.thp or 'not built in'})"
 
     @property
     def layout(self) -> Layout:
-        """How this kernel's entries are read."""
+        """The layout of this kernel's entries."""
         devmap_bit = None if self.image.devmap is False else 57 if self.saved_dirty else 58
         return Layout(saved_dirty=self.saved_dirty, devmap_bit=devmap_bit, five_level=self.five_level)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Capabilities:
-        """What :meth:`to_json` wrote.
+        """Read what :meth:`to_json` wrote.
 
-        :raises KeyError, TypeError: something else.
+        :raises KeyError, TypeError: data is something else.
         """
         levels = data["pfnmap_levels"]
         pfnmap_levels = None if levels is None else frozenset(Level.from_label(label) for label in levels)
@@ -88,7 +88,7 @@ class Capabilities:
         return cls(image=image, early=_bits(data["early"]), bar_misses=_bits(data["bar_misses"]), **own)
 
     def to_json(self) -> dict[str, object]:
-        """For the report."""
+        """The capabilities as an object for the report."""
         levels = self.image.pfnmap_levels
         return {
             "saved_dirty": self.saved_dirty,

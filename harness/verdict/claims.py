@@ -1,18 +1,18 @@
-"""Results as the file written by ``--json`` holds them, and the exit status that follows from them.
+"""Results as ``--json`` writes them, and the exit status that follows from them.
 
 The file is one JSON object::
 
     {"schema": "hugepfn-run", "version": 1,
      "kernel": {"spec": ..., "release": ..., "config_hash": ...}, "accel": ..., "qemu": ..., ...
-                                        the context: what was run on, as many keys as there is to say
+                                        the context of the run, with as many keys as are known
      "results": [
        {"scenario": "fork", "level": "pud", "outcome": "failed", "reason": "",
         "claims": [{"name": ..., "outcome": ..., "kernel_function": ..., "message": ...}],
-        "observations": [{...}],        lines of the observation schema, carried and not interpreted
-        "log": ["..."],                 the kernel's own log of the time
+        "observations": [{...}],        objects of the observation schema, passed on without interpretation
+        "log": ["..."],                 the kernel log during the scenario
         "waived": ["..."]}]}            invariants that the test waived, with its reason
 
-A reader ignores keys it does not know; a change that such a reader would misunderstand raises the version.
+A reader ignores keys that it does not know. A change that would mislead such a reader increases the version.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 
 class Outcome(enum.Enum):
-    """How a scenario or one claim of it ended."""
+    """The outcome of a scenario or of one of its claims."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -47,7 +47,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence about page-table entries, and whether the kernel kept it."""
+    """A statement about page-table entries, and whether it holds on the kernel."""
 
     name: str
     outcome: Outcome
@@ -69,7 +69,7 @@ class Claim:
     def from_json(cls, value: object) -> Claim:
         """Read a claim back.
 
-        :raises UsageError: it is not one.
+        :raises UsageError: value has another form.
         """
         data = _object(value, "a claim")
         return cls(
@@ -114,7 +114,7 @@ class ScenarioResult:
     def from_json(cls, value: object) -> ScenarioResult:
         """Read a result back.
 
-        :raises UsageError: it is not one.
+        :raises UsageError: value has another form.
         """
         data = _object(value, "a result")
         return cls(
@@ -131,14 +131,14 @@ class ScenarioResult:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything one run found: the whole ``--json`` file."""
+    """Everything that one run found: the whole ``--json`` file."""
 
     results: tuple[ScenarioResult, ...]
     context: JsonObject = field(default_factory=dict)
     """What was run on, as further keys of the file's object: kernel, accel, qemu. JSON-able."""
 
     def to_json(self) -> dict[str, Any]:
-        """The file's object, ready for :func:`json.dump`."""
+        """The object of the file, ready for :func:`json.dump`."""
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -150,7 +150,7 @@ class Run:
     def from_json(cls, value: object) -> Run:
         """Read a file's object back, as :func:`json.load` returned it.
 
-        :raises UsageError: it is no hugepfn-run object, or one of another version.
+        :raises UsageError: value is not a hugepfn-run object, or has another version.
         """
         data = _object(value, "the file")
         schema, version = data.get("schema"), data.get("version")
@@ -168,11 +168,11 @@ class Run:
 
 
 def exit_code(results: Iterable[ScenarioResult], *, strict: bool = False) -> ExitCode:
-    """The exit status that a run deserves; a claim counts as much as the scenario it stands in.
+    """The exit status of a run; a claim counts as much as its scenario.
 
-    :param strict: a skip, of a scenario or of one claim, counts as a failure.
-    :returns: CLAIM_FAILED if anything failed, else MACHINERY if anything went wrong, else OK; USAGE for no results at
-        all: a selection that ran nothing proves nothing.
+    :param strict: count a skip, of a scenario or of one claim, as a failure.
+    :returns: CLAIM_FAILED if anything failed, else MACHINERY if there was an error, else OK; USAGE if there are no
+        results, because a selection that ran nothing proves nothing.
     """
     found = {outcome for result in results for outcome in (result.outcome, *(claim.outcome for claim in result.claims))}
     if not found:

@@ -1,8 +1,8 @@
-"""The ways in which an x86-64 kernel complains: one row for each first line, with the end of the block it opens.
+"""The complaints of an x86-64 kernel: one row for each first line, with the end of the block that it opens.
 
-Data only; :mod:`harness.verdict.kernel_log` does the work. Every expression is matched from the start of the *message*
-(after printk's prefix), never searched for: a program that prints "Kernel panic" is not a panic, and the kernel's own
-``traps: fork[85] general protection fault`` about a user program is not an oops.
+Data only; :mod:`harness.verdict.kernel_log` does the work. Every expression is matched at the start of the *message*
+(after printk's prefix). A program that prints "Kernel panic" in the middle of a line is not a panic, and the kernel's
+own ``traps: fork[85] general protection fault`` about a user program is not an oops.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class ComplaintKind(enum.Enum):
 
     @property
     def fatal(self) -> bool:
-        """True where nothing more is to be expected of the guest: whoever waits for it may stop waiting.
+        """True if nothing more can be expected from the guest, so that nobody should wait for it any longer.
 
-        An oops kills the task that caused it, with whatever locks it held. KASAN, WARNING and the lockups go on by
-        themselves; where the kernel is told to panic on them, a PANIC of its own follows, and that one is fatal.
+        An oops kills the task that caused it while that task may hold locks. After KASAN, WARNING and lockups the
+        kernel continues; if it is configured to panic on them, a separate PANIC follows, and that one is fatal.
         """
         return self in _FATAL
 
     @property
     def stall(self) -> bool:
-        """True where the kernel only says that something took long, by its own clock."""
+        """True if the kernel only reports that something took too long by its own clock."""
         return self in _STALLS
 
 
@@ -72,7 +72,7 @@ _FATAL = frozenset({ComplaintKind.OOPS, ComplaintKind.PANIC, ComplaintKind.PAGE_
 
 @dataclass(frozen=True)
 class Rule:
-    """How one first line looks, and where its block ends."""
+    """The form of one first line, and where its block ends."""
 
     kind: ComplaintKind
     first: re.Pattern[str]
@@ -86,9 +86,9 @@ _PANIC_END = re.compile(r"---\[ end Kernel panic ")
 _STACK = re.compile(r" ?</TASK>")
 _RULER = re.compile(r"={20,}$|---\[ end trace ")
 _KILLED = re.compile(r"(?:Memory cgroup out|Out) of memory: Killed process \d+")
-_BAD_ENTRY = r"\S+\.[ch]:\d+: bad {} "  # pmd_ERROR() and its like, arch/x86/include/asm/pgtable_64.h
+_BAD_ENTRY = r"\S+\.[ch]:\d+: bad {} "  # pmd_ERROR() and others, arch/x86/include/asm/pgtable_64.h
 
-# Exceptions whose die() line had no "Oops: " in front in older kernels (arch/x86/kernel/traps.c).
+# Exceptions whose die() line did not start with "Oops: " in older kernels (arch/x86/kernel/traps.c).
 _EXCEPTIONS = (
     "general protection fault|invalid opcode|divide error|int3|bounds|double fault|stack segment|segment not present"
     "|invalid TSS|alignment check|stack guard page|kernel stack overflow|Bad pagetable"
@@ -99,7 +99,7 @@ def _rule(kind: ComplaintKind, first: str, end: re.Pattern[str] | None) -> Rule:
     return Rule(kind, re.compile(first), end)
 
 
-# The first rule that matches wins, so the particular stand before the general.
+# The first rule that matches wins, so specific rules stand before general ones.
 RULES: tuple[Rule, ...] = (
     _rule(ComplaintKind.PANIC, r"Kernel panic - not syncing\b", _PANIC_END),
     _rule(ComplaintKind.PAGE_TABLE_CHECK, r"kernel BUG at (?:\S*/)?mm/page_table_check\.c:\d+!", _TRACE),
@@ -111,11 +111,11 @@ RULES: tuple[Rule, ...] = (
     _rule(ComplaintKind.OOPS, rf"(?:{_EXCEPTIONS})(?:, [^\[]*)?: [0-9a-f]{{4}} \[#\d+\]", _TRACE),
     _rule(ComplaintKind.OOPS, r"general protection fault[,:] ", _TRACE),
     _rule(ComplaintKind.OOPS, r"(?:traps: )?PANIC: double fault\b", _TRACE),
-    # A reserved bit set in a user mapping: the page-table walker itself objects (mm/fault.c, pgtable_bad()).
+    # A reserved bit is set in a user mapping; the CPU's page-table walker reports it (mm/fault.c, pgtable_bad()).
     _rule(ComplaintKind.OOPS, r".{1,15}: Corrupted page table at address [0-9a-f]+$", _TRACE),
     _rule(ComplaintKind.WARNING, r"WARNING: CPU: \d+ PID: \d+ at \S", _TRACE),
     # 28ea295f941e ("bugs/core: Reorganize fields in the first line of WARNING output, add ->comm[] output") (in v6.19);
-    # the file may have the failed condition in brackets before it, and is absent where the kernel does not know it.
+    # the file may have the failed condition in brackets before it, and is absent if the kernel does not know it.
     _rule(ComplaintKind.WARNING, r"WARNING: (?:.+:\d+ )?at \S.*, CPU#\d+: .*/\d+$", _TRACE),
     _rule(ComplaintKind.LOCKDEP, r"WARNING: possible (?:circular|recursive) locking\b", _STACK),
     _rule(ComplaintKind.LOCKDEP, r"WARNING: possible irq lock inversion dependency detected", _STACK),
@@ -156,7 +156,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def classify(text: str) -> Rule | None:
-    """The rule whose first line this message is, or None.
+    """The rule that this message matches as a first line, or None.
 
     :param text: a message without printk's prefix.
     """

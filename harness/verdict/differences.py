@@ -1,7 +1,7 @@
-"""Two kernels, the same suite: only what differs. Pure.
+"""The differences between two kernels that ran the same suite. Pure.
 
-What two runs of one and the same kernel may answer differently is no difference: where ordinary memory comes from
-(:mod:`harness.pagetable.changes`), addresses and pids in a message, the kernel's own name. What is left may still be
+Answers that may vary between two runs of the same kernel do not count: the frames of ordinary memory
+(:mod:`harness.pagetable.changes`), addresses and pids in a message, and the kernel's own name. The rest may still be
 a race, so a caller may run again what differs (:func:`lasting`).
 """
 
@@ -20,13 +20,13 @@ from harness.verdict.table import Case, Column
 
 SCHEMA = "hugepfn-compare"
 VERSION = 1
-NOTHING = "nothing"  # what a side says that has no such result or entry
+NOTHING = "nothing"  # shown for a side that has no such result or entry
 NOT_CLAIMED = "not claimed"
 
 _UNSTABLE = (
     (re.compile(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,16}\b"), "0x.."),  # addresses
     (re.compile(r"\b(pid|PID|CPU|cpu)(:? )\d+"), r"\1\2N"),
-    (re.compile(r"\[\s*\d+\.\d+\]"), "[..]"),  # printk's time
+    (re.compile(r"\[\s*\d+\.\d+\]"), "[..]"),  # printk timestamps
 )
 _STOPS = re.compile(r"\bheld at \d+ stops\b")
 
@@ -37,7 +37,7 @@ class What(enum.Enum):
     OUTCOME = "outcome"
     REASON = "reason"  # the same outcome, for another reason
     CLAIM = "claim"
-    CHECKPOINT = "checkpoint"  # only one kernel came there
+    CHECKPOINT = "checkpoint"  # only one kernel reached it
     ENTRY = "entry"
 
 
@@ -47,14 +47,14 @@ class Difference:
 
     what: What
     name: str  # of the claim or the checkpoint; "" for the others
-    before: str  # what the first kernel says: an outcome, a reason, a level with its bits
+    before: str  # the first kernel's answer: an outcome, a reason, a level with its bits
     after: str
     kernel_function: str = ""  # that decides the claim
     change: Change | None = None  # of an entry
 
     @property
     def question(self) -> tuple[object, ...]:
-        """What is asked, without the answers."""
+        """The question without the answers."""
         return self.what, self.name, self.change.key if self.change else None
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class CaseDifference:
     differences: tuple[Difference, ...]
 
     def of(self, what: What) -> tuple[Difference, ...]:
-        """Those about one thing."""
+        """The differences of one kind."""
         return tuple(one for one in self.differences if one.what is what)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class CaseDifference:
 
 
 def compare_runs(before: Run, after: Run) -> tuple[CaseDifference, ...]:
-    """What differs between two runs. A case that is an error on either side is not compared: nothing is known of it."""
+    """Compare two runs. A case that is an error on either side is left out, because nothing is known about it."""
     first, second = (Column("", (run,)).by_case[0] for run in (before, after))
     early = any(_sets_accessed_early(run) for run in (before, after))
     found = []
@@ -104,7 +104,7 @@ def compare_runs(before: Run, after: Run) -> tuple[CaseDifference, ...]:
 
 
 def unknown_cases(*runs: Run) -> dict[Case, str]:
-    """Cases of which the machinery lost at least one side, and why."""
+    """Cases that are an error on at least one side, and why."""
     found: dict[Case, str] = {}
     for run in runs:
         for case, result in Column("", (run,)).by_case[0].items():
@@ -116,9 +116,9 @@ def unknown_cases(*runs: Run) -> dict[Case, str]:
 def lasting(
     rounds: Sequence[tuple[CaseDifference, ...]],
 ) -> tuple[tuple[CaseDifference, ...], tuple[CaseDifference, ...]]:
-    """Of several comparisons of the same two kernels: what differs in all of them, and what only in some.
+    """Split several comparisons of the same two kernels: what differs in all of them, and what only in some.
 
-    :param rounds: the first is of everything; later ones may be of those cases only that differed in it.
+    :param rounds: the first covers everything; later ones may cover only the cases that differed in it.
     """
     everywhere = [{(one.case, d.question) for one in found for d in one.differences} for found in rounds]
     lasts = set.intersection(*everywhere) if everywhere else set()
@@ -132,7 +132,7 @@ def lasting(
 
 
 def folded(differences: Iterable[Difference]) -> Iterator[tuple[Difference, int]]:
-    """Entries that differ alike, side by side: the first of them and how many there are."""
+    """Join neighbouring entries that differ in the same way: the first of them and their number."""
     group: list[Difference] = []
     for one in differences:
         if group and not _continues(group[-1], one):
@@ -144,14 +144,14 @@ def folded(differences: Iterable[Difference]) -> Iterator[tuple[Difference, int]
 
 
 def _names(run: Run) -> tuple[str, ...]:
-    """What the kernel under test is called, the longest first."""
+    """The names of the kernel under test, longest first."""
     kernel = run.context.get("kernel")
     names = [str(kernel[key]) for key in ("spec", "release") if kernel.get(key)] if isinstance(kernel, dict) else []
     return tuple(sorted(names, key=len, reverse=True))
 
 
 def _sets_accessed_early(run: Run) -> bool:
-    """Whether its CPU may set A ahead of any access, so that A says nothing of the kernel."""
+    """Whether the CPU may set A before any access, so that A says nothing about the kernel."""
     return Bits.A.name in ((run.context.get("capabilities") or {}).get("early") or ())
 
 
@@ -171,7 +171,7 @@ def _differences(
     elif _stable(one.reason, names[0]) != _stable(other.reason, names[1]):
         yield Difference(What.REASON, "", *said)
     if one is None or other is None or Outcome.SKIPPED in (one.outcome, other.outcome):
-        return  # the other side has a whole scenario that this one has not: the outcome says so
+        return  # this side lacks the whole scenario: the outcome shows it
     yield from _claims(one, other)
     yield from _entries(one, other, early=early)
 
@@ -197,8 +197,8 @@ def _claims(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
         before, after = (side[key][2] if key in side else NOT_CLAIMED for side in (first, second))
         early = _ended_early(first, one, key) or _ended_early(second, other, key)
         if early and one.outcome is not other.outcome:
-            continue  # it was never reached: the outcome says so
-        if before != after and Outcome.SKIPPED.value not in (before, after):  # of that side nothing is known
+            continue  # it was never reached: the outcome shows it
+        if before != after and Outcome.SKIPPED.value not in (before, after):  # nothing is known about that side
             yield Difference(What.CLAIM, name, before, after, function)
 
 
@@ -207,7 +207,7 @@ def _ended_early(claims: Container[tuple[str, int]], result: ScenarioResult, key
 
 
 def _claims_by_name(result: ScenarioResult) -> dict[tuple[str, int], tuple[str, str, str]]:
-    """Name, kernel function, outcome of each; the claim of the invariants counts stops, which a hang makes fewer."""
+    """Name, kernel function and outcome of each claim; the number of stops in the claim of invariants is left out."""
     seen: Counter[str] = Counter()
     found = {}
     for claim in result.claims:
@@ -238,7 +238,7 @@ def _answer(seen: Observation | None) -> str:
 
 
 def _continues(last: Difference, one: Difference) -> bool:
-    """Whether ``one`` is the next entry and differs as the last did."""
+    """Whether ``one`` is the next entry and differs in the same way as the last."""
     if last.change is None or one.change is None:
         return False
     answers = [

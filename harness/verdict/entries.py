@@ -1,4 +1,4 @@
-"""Observations as the rows of a table: like pages side by side become one row, changed bits are marked."""
+"""Observations as rows of a table: equal neighbouring pages share one row, and changed bits are marked."""
 
 from __future__ import annotations
 
@@ -14,30 +14,28 @@ from harness.pagetable.observation import ORDINARY_MEMORY
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One leaf, or a run of neighbours of one level that have the same bits."""
+    """One leaf, or a run of neighbouring leaves of one level with the same bits."""
 
     checkpoint: str
     process: str
     place: str  # "bar+0x0"
     count: int  # how many leaves
     level: str
-    raw: str  # of the first
+    raw: str  # of the first leaf
     bits: tuple[str, ...]
-    appeared: frozenset[str]  # bits that this place did not have at the stop before, or in the other run
-    vanished: tuple[str, ...]  # bits that it had
+    appeared: frozenset[str]  # bits that were not set at the previous stop, or in the other run
+    vanished: tuple[str, ...]  # bits that were set there
     pfn: str
     pagemap: str
-    changed: int = (
-        0  # the positions, as a mask, at which the first one's raw differs from before; with a move of its pfn
-    )
+    changed: int = 0  # mask of the positions at which the first leaf's raw word differs from before, including its pfn
 
 
 _NO_BITS: frozenset[str] = frozenset()
 HEADINGS = ("checkpoint", "process", "mapping", "level", "raw", "bits", "pfn", "pagemap")
 
 
-class _Seen(NamedTuple):  # one a page: cheaper than a dataclass
-    """An observation, and how it differs from the stop before."""
+class _Seen(NamedTuple):  # one per page: cheaper than a dataclass
+    """An observation, and how it differs from the previous stop."""
 
     one: Observation
     appeared: frozenset[str]
@@ -48,8 +46,8 @@ class _Seen(NamedTuple):  # one a page: cheaper than a dataclass
 def rows(observations: Iterable[Observation], against: Iterable[Observation] | None = None) -> list[Row]:
     """The table of one run, in order.
 
-    :param against: another run of the same program: what changed is told against that, not against the stop before.
-        Where ordinary memory comes from is no change between two runs.
+    :param against: another run of the same program; changes are shown relative to it instead of the previous stop. The
+        frames of ordinary memory may differ between two runs.
     """
     found = []
     for group in _groups(_compared(observations) if against is None else _against(observations, against)):
@@ -117,7 +115,7 @@ def _continues(before: _Seen, seen: _Seen) -> bool:
 
 
 def _identity(seen: _Seen) -> tuple[object, ...]:
-    """What neighbours in one row have in common, their change included: none may be hidden by the first's."""
+    """What neighbours in one row have in common, including their change, so that the first one hides no other."""
     one = seen.one
     kind = one.checkpoint, one.process, one.mapping, one.level, one.bits, _pagemap(one.pagemap)
     return *kind, seen.appeared, seen.vanished
@@ -132,7 +130,7 @@ def _pagemap(word: int | None) -> str:
 
 
 def as_text(table: Sequence[Row]) -> str:
-    """Plain columns, for messages."""
+    """The table as plain columns, for messages."""
     lines = []
     for row in table:
         bits = " ".join(sign + name for sign, name in signed(row.bits, row.appeared, row.vanished))
@@ -144,11 +142,11 @@ def as_text(table: Sequence[Row]) -> str:
 
 
 def signed(now: Iterable[str], appeared: Collection[str], vanished: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The bits of an entry as every output writes them: ``W``, ``+D`` for one that is new, ``-A`` for one that is gone.
+    """The bits of an entry as every output shows them: ``W``, ``+D`` for a bit that was set, ``-A`` for a cleared one.
 
-    A pipe, a log and a mail have no colour, so the sign alone has to tell a bit that is set from one that is cleared.
+    Pipes, logs and mails have no colour, so the sign alone has to distinguish a set bit from a cleared one.
 
-    :returns: sign (``""``, ``"+"`` or ``"-"``) and name: first what is set, then what is gone.
+    :returns: sign (``""``, ``"+"`` or ``"-"``) and name: first the bits that are set, then those that were cleared.
     """
     yield from (("+" if name in appeared else "", name) for name in now)
     yield from (("-", name) for name in vanished)

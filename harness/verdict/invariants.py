@@ -1,4 +1,4 @@
-"""What must hold at every stop, on every leaf, whatever the scenario."""
+"""The invariants: what must hold at every stop, on every leaf, in every scenario."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROT_WRITE = 2
 
 
 class Invariant(enum.Enum):
-    """What must hold; the value is its name, in messages and for ``@pytest.mark.waive``."""
+    """An invariant; the value is its name in messages and for ``@pytest.mark.waive``."""
 
     WALKABLE = "the tables can be walked"
     SPECIAL = "every leaf of a pfnmap is special"
@@ -40,18 +40,18 @@ class Area:
     start: int  # vaddr
     end: int
     prot: int
-    bar_paddr: int | None  # of the mapping's first byte; None for ordinary memory
+    bar_paddr: int | None  # paddr of the mapping's first byte; None for ordinary memory
     checkpoint: str = ""
 
     def at(self, leaf: Leaf) -> str:
-        """How a message names a place in it."""
+        """The name of a leaf's place in the mapping, for messages."""
         offset = max(leaf.vaddr, self.start) - self.start
         return f"{self.process} {self.mapping}+{offset:#x}: {leaf.entry}"
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An invariant that does not hold at one leaf."""
+    """A violation of an invariant at one leaf."""
 
     invariant: Invariant
     area: Area
@@ -59,7 +59,7 @@ class Violation:
 
     @property
     def mapping(self) -> str:
-        """The mapping's name."""
+        """The name of the mapping."""
         return self.area.mapping
 
     def __str__(self) -> str:
@@ -69,17 +69,17 @@ class Violation:
 def pfnmap_violations(
     area: Area, leaves: Sequence[Leaf], pagemap: Sequence[PagemapWord], saved_dirty: bool
 ) -> Iterator[Violation]:
-    """Checks the leaves of one pfnmap.
+    """Check the leaves of one pfnmap.
 
-    :param saved_dirty: the kernel has SAVED_DIRTY (x86 since 6.6), so that W=0 with D=1 must never be seen:
-        the CPU reads it as a shadow stack (SDM 4.6; arch/x86/mm/pgtable.c, pte_mkwrite()).
+    :param saved_dirty: the kernel has SAVED_DIRTY (x86 since 6.6), so W=0 with D=1 must never occur, because the CPU
+        takes it for a shadow stack (SDM 4.6; arch/x86/mm/pgtable.c, pte_mkwrite()).
     """
     assert area.bar_paddr is not None
     for leaf in leaves:
         where = area.at(leaf)
         if not leaf.special:
             yield Violation(Invariant.SPECIAL, area, f"SPECIAL is clear: {where}")
-        if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: nobody may use it
+        if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: no access is allowed
             yield Violation(Invariant.USER, area, f"U is clear: {where}")
         expected = area.bar_paddr + leaf.vaddr - area.start
         if leaf.pfn * _PAGE_SIZE_BYTES != expected:
@@ -102,9 +102,9 @@ def pfnmap_violations(
 
 
 def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:
-    """Checks that all leaves of BARs at one stop, of every process, have the same cache bits (PAT index 0 to 7).
+    """Check that all leaves of BARs at one stop, in every process, have the same cache bits (PAT index 0 to 7).
 
-    A leaf that has others than most is named together with the first that has those.
+    A leaf that differs from the majority is named together with the first leaf of the majority.
     """
     counts = Counter(leaf.cache for _, leaf in seen)
     if len(counts) < 2:
@@ -118,9 +118,9 @@ def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:
 
 
 def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence[PagemapWord]) -> Iterator[Violation]:
-    """Checks the walk against pagemap where both can see: ordinary memory.
+    """Check the walk against pagemap on ordinary memory, which both can see.
 
-    Soft-dirty is compared one way only: pagemap also says so for a whole new vma (fs/proc/task_mmu.c,
+    Soft-dirty is compared in one direction only: pagemap also reports it for a whole new VMA (fs/proc/task_mmu.c,
     pte_to_pagemap_entry(), VM_SOFTDIRTY).
     """
     by_address = iter(leaves)

@@ -1,8 +1,8 @@
-"""Find what a kernel log complains about, in one go or while the log is still growing.
+"""Find the complaints in a kernel log, either all at once or while the log is still growing.
 
-A complaint is a block: its first line says what it is, later lines give registers and a stack, and something closes it
+A complaint is a block. Its first line says what it is, later lines have registers and a stack, and a last line ends it
 ("---[ end trace", "</TASK>", a ruler, the next complaint). Several first lines can belong to one event: a page fault in
-the kernel prints "BUG: unable to handle" and then "Oops: 0002 [#1]", and that is one complaint.
+the kernel prints "BUG: unable to handle" and then "Oops: 0002 [#1]", which is one complaint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FRAMES = 8
 """So many functions tell one bug from another, some of them guesses."""
 
 _INT3 = re.compile(r"(?:Oops: )?int3: ")
-_CODE = re.compile(r"Code: .*\b(?P<before>[0-9a-f]{2}) <[0-9a-f]{2}>")  # RIP is behind a breakpoint that was met
+_CODE = re.compile(r"Code: .*\b(?P<before>[0-9a-f]{2}) <[0-9a-f]{2}>")  # after a breakpoint, RIP points behind it
 _DIE_COUNTER = re.compile(r".*\[#\d+\]")
 _CHECKPOINT = re.compile(r"hugepfn: checkpoint (?P<name>\S+) pid (?P<pid>\d{1,10})$")
 _USER_FAULT = re.compile(
@@ -51,9 +51,9 @@ class Complaint:
 
     @property
     def trace(self) -> tuple[str, ...]:
-        """The functions it came through, innermost first: RIP's, then the call trace.
+        """The functions of the trace, innermost first: that of RIP, then the call trace.
 
-        Its guesses ("? ...") are left out, but where there is nothing else (CONFIG_UNWINDER_GUESS).
+        Guesses ("? ...") are left out unless there is nothing else (CONFIG_UNWINDER_GUESS).
         """
         own = [message(line).strip() for line in self.excerpt.splitlines()]
         rip = [match[1] for line in own if (match := _RIP.match(line))][:1]
@@ -63,16 +63,16 @@ class Complaint:
 
     @property
     def where(self) -> str:
-        """Those nearest to it, in words: "in f(), from g(), h()"; "" where the log has no trace."""
+        """The innermost functions, in words: "in f(), from g(), h()"; "" if the log has no trace."""
         names = [f"{name}()" for name in self.trace[:_FRAMES]]
         return f"in {names[0]}" + (f", from {', '.join(names[1:])}" if names[1:] else "") if names else ""
 
     @property
     def stale_breakpoint(self) -> bool:
-        """True for a breakpoint exception where memory has none: the CPU ran an instruction that had been replaced.
+        """True for a breakpoint exception without a breakpoint in memory: the CPU ran a replaced instruction.
 
         Code patching ends with an IPI to every CPU (arch/x86/kernel/alternative.c, text_poke_sync()), after which a
-        processor sees what is in memory. QEMU's emulation before 8.1 sometimes does not, with several vCPUs.
+        processor sees what is in memory. QEMU's TCG before 8.1 sometimes does not, with several vCPUs.
         """
         if not _INT3.match(self.line):
             return False
@@ -81,7 +81,7 @@ class Complaint:
 
     @property
     def fatal(self) -> bool:
-        """True where nothing more is to be expected of the guest (:attr:`ComplaintKind.fatal`)."""
+        """True if nothing more can be expected from the guest (:attr:`ComplaintKind.fatal`)."""
         return self.kind.fatal
 
 
@@ -95,7 +95,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class UserFault:
-    """A user program that died of an exception; the kernel is not to blame, the program may be."""
+    """A user program that died of an exception. This is not the kernel's fault; it may be the program's."""
 
     program: str
     pid: int
@@ -106,7 +106,7 @@ class UserFault:
 
 @dataclass
 class _Block:
-    """A complaint in the making."""
+    """A complaint whose block is still being read."""
 
     rule: Rule
     line: str
@@ -123,8 +123,8 @@ class _Block:
 class Scanner:
     """Scan a log that arrives in pieces.
 
-    Each complaint is handed out once, by the :meth:`feed` that completed its first line, with as much of its block as
-    has arrived; :attr:`complaints` has the whole blocks. A line counts from its newline on.
+    Each complaint is returned once, by the :meth:`feed` that completed its first line, with as much of its block as has
+    arrived; :attr:`complaints` has the whole blocks. A line counts once its newline has arrived.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class Scanner:
         return [block.freeze() for block in self._blocks[known:]]
 
     def finish(self) -> list[Complaint]:
-        """No more will come: a last line without a newline counts too.
+        """End the log: a last line without a newline counts too.
 
         :returns: the complaints that this line added.
         """
@@ -202,13 +202,13 @@ class Scanner:
             self._open = None
 
     def _continues(self, rule: Rule, text: str) -> bool:
-        """True if this first line belongs to the block that is open: one event, said in two ways."""
+        """True if this first line belongs to the open block, because both report the same event."""
         block = self._open
         if block is None:
             return False
         match block.rule.kind, rule.kind:
             case ((ComplaintKind.OOPS | ComplaintKind.PAGE_TABLE_CHECK), ComplaintKind.OOPS):
-                # "BUG: unable to handle ..." goes on as "Oops: 0002 [#1]"; after that only a new event can follow.
+                # "BUG: unable to handle ..." continues with "Oops: 0002 [#1]"; what follows after that is a new event.
                 return not block.died
             case ComplaintKind.OOM, ComplaintKind.OOM:
                 return block.rule.end is not None and block.rule.end.match(text) is not None
@@ -216,7 +216,7 @@ class Scanner:
 
 
 def scan(text: str) -> tuple[Complaint, ...]:
-    """Everything a whole kernel log complains about, in its order; an empty tuple is a clean log."""
+    """All complaints of a whole kernel log, in order; empty if the log is clean."""
     scanner = Scanner()
     scanner.feed(text)
     scanner.finish()
@@ -224,13 +224,13 @@ def scan(text: str) -> tuple[Complaint, ...]:
 
 
 def checkpoints(text: str) -> tuple[Checkpoint, ...]:
-    """The checkpoints a log names, in its order."""
+    """The checkpoints that a log names, in order."""
     matches = (_CHECKPOINT.match(message(line)) for line in text.split("\n"))
     return tuple(Checkpoint(match["name"], int(match["pid"])) for match in matches if match)
 
 
 def last_checkpoint(text: str) -> str:
-    """Name of the last checkpoint a log names; "" if it names none."""
+    """Name of the last checkpoint in a log; "" if there is none."""
     reached = checkpoints(text)
     return reached[-1].name if reached else ""
 
@@ -238,7 +238,7 @@ def last_checkpoint(text: str) -> str:
 def user_faults(text: str) -> tuple[UserFault, ...]:
     """User programs that died of an exception, as arch/x86 reports them (show_signal_msg(), do_trap()).
 
-    x86 says nothing of a SIGBUS: a program killed by one leaves no line here.
+    x86 does not report a SIGBUS, so a program killed by one leaves no line here.
     """
     found: list[UserFault] = []
     for line in text.split("\n"):

@@ -1,4 +1,4 @@
-"""The list of known bugs: what a kernel is known to do wrong, and how it shows. Pure; the file is TOML.
+"""The list of known bugs: what kernels do wrong, and how it shows. Pure; the file is TOML.
 
 ::
 
@@ -6,19 +6,19 @@
     id = "HP-001"
     title = "one sentence: what the kernel does, and what it should do"
     scenario = "mprotect_part"          # regular expression: "munmap_(page|across)" is both
-    levels = ["pud"]                    # left out: every level; a scenario that knows none is always meant
+    levels = ["pud"]                    # default: every level; a scenario without levels always matches
     function = "mm/mprotect.c change_pud_range()"
-    sometimes = true                    # left out: it shows each time; else one pass says nothing
-    config = ["DEBUG_VM"]               # left out: every kernel; else it shows only where all of these symbols are set
+    sometimes = true                    # default: it shows every time; if true, a pass proves nothing
+    config = ["DEBUG_VM"]               # default: every kernel; else only kernels with all of these symbols set
     reproduce = "hugepfn run mprotect_part --level pud --kernel debian:6.12.117"
 
     [[bug.symptom]]
-    claim = "the other half keeps its entries"  # regular expression: the broken claim's name, "invariant" for what
-                                                # must hold at every stop, "kernel log", or "end" for what ended the run
-    message = "no entry for bar"                # regular expression, found in what was seen
+    claim = "the other half keeps its entries"  # regular expression: the name of the broken claim, "invariant",
+                                                # "kernel log", or "end" for what ended the run
+    message = "no entry for bar"                # regular expression, searched for in what was seen
 
-A scenario has a known bug when each thing that went wrong in it is a symptom in the list, and no other does. On which
-kernels a bug was seen is measured: :mod:`harness.verdict.seen`.
+The outcome of a scenario is "known bug" only if each of its failures is a symptom in the list. Which kernels were seen
+to have a bug is measured: :mod:`harness.verdict.seen`.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
-    """How a bug shows."""
+    """One way in which a bug shows."""
 
     claim: re.Pattern[str]
     message: re.Pattern[str]
 
     def shows_in(self, failure: Failure) -> bool:
-        """Whether this is what went wrong."""
+        """Whether the failure is this symptom."""
         return self.claim.fullmatch(failure.what) is not None and self.message.search(failure.message) is not None
 
 
@@ -62,27 +62,27 @@ class KnownBug:
     id: str
     title: str
     scenario: re.Pattern[str]
-    levels: frozenset[str]  # empty: whatever the level
+    levels: frozenset[str]  # empty: every level
     function: str
     reproduce: str
     symptoms: tuple[Symptom, ...]
     config: tuple[str, ...] = ()
-    sometimes: bool = False  # a race: that it did not show once proves nothing
+    sometimes: bool = False  # a race: a run in which it does not show proves nothing
 
     def shows(self, is_set: Callable[[str], bool]) -> bool:
-        """Whether a kernel is configured so that the bug shows.
+        """Whether the bug can show on a kernel with this configuration.
 
-        :param is_set: whether the kernel has a symbol.
+        :param is_set: tells whether a symbol is set in the kernel's configuration.
         """
         return all(map(is_set, self.config))
 
     def covers(self, scenario: str, level: str | None) -> bool:
-        """Whether it is about this scenario at this level."""
+        """Whether the bug affects this scenario at this level."""
         meant = not self.levels or level is None or level in self.levels
         return meant and self.scenario.fullmatch(scenario) is not None
 
     def explains(self, failure: Failure) -> bool:
-        """Whether the failure is one of its symptoms."""
+        """Whether the failure is one of the bug's symptoms."""
         return any(symptom.shows_in(failure) for symptom in self.symptoms)
 
 
@@ -90,17 +90,17 @@ class KnownBug:
 class Finding:
     """What the list says about one result."""
 
-    bugs: tuple[KnownBug, ...]  # that explain every failure; empty where one is not explained, or there is none
-    fixed: tuple[tuple[KnownBug, str], ...]  # that an older kernel of the series had in this scenario, which passed
+    bugs: tuple[KnownBug, ...]  # that explain every failure; empty if one is unexplained, or there are none
+    fixed: tuple[tuple[KnownBug, str], ...]  # bugs of an older kernel of the series in this scenario, which passed
 
     @property
     def known(self) -> bool:
-        """Everything that went wrong is known."""
+        """Every failure is a known bug."""
         return bool(self.bugs)
 
     @property
     def reason(self) -> str:
-        """For the result: "known bug HP-001: ...", "fixed here: HP-001 (6.12.117 had it)", or nothing."""
+        """The reason for the result: "known bug HP-001: ...", "fixed here: HP-001 (6.12.117 had it)", or nothing."""
         if self.bugs:
             return "; ".join(f"known bug {bug.id}: {bug.title}" for bug in self.bugs)
         told = ", ".join(f"{bug.id} ({version} had it)" for bug, version in self.fixed)
@@ -114,9 +114,9 @@ def judge(
     failures: Sequence[Failure],
     had_it: Callable[[KnownBug], str | None] = lambda _bug: None,
 ) -> Finding:
-    """Holds what went wrong in a scenario that ran to its verdict against the list of known bugs.
+    """Compare the failures of a scenario that reached its verdict with the list of known bugs.
 
-    :param had_it: the older kernel of the same series that was seen to have a bug, None where there is none
+    :param had_it: returns the older kernel of the same series that was seen to have a bug, or None
         (:meth:`harness.verdict.seen.Sightings.had_it`).
     """
     covering = [bug for bug in ledger if bug.covers(scenario, level)]
@@ -132,7 +132,7 @@ def judge(
 def parse_ledger(text: str) -> list[KnownBug]:
     """Read a list of known bugs.
 
-    :raises UsageError: it is none; says which entry, and what is wrong with it.
+    :raises UsageError: the text is not such a list; names the entry and what is wrong with it.
     """
     try:
         data = tomllib.loads(text)

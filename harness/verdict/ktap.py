@@ -1,10 +1,10 @@
 """Read the results of guest programs: KTAP 1 and TAP 13 as kselftest, kunit and hugepfn's own programs print them.
 
 A test is CRASHED until a line says otherwise, and a report without a plan never passes: silence is not success. Nothing
-here raises on any text; what is wrong with a report is told in :attr:`Report.problems`.
+here raises for any text; :attr:`Report.problems` lists what is wrong with a report.
 
-Levels are told apart by what stands before their lines: blanks (kunit), or "# " (the kselftest runner, which puts it
-before everything that a program prints).
+Levels are distinguished by the prefix of their lines: blanks (kunit), or "# " (the kselftest runner, which puts it
+in front of everything that a program prints).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_DEPTH = 32
 
 @dataclass(frozen=True)
 class Report:
-    """All that a stream of results says."""
+    """Everything that a stream of results reports."""
 
     tests: tuple[Test, ...]
     planned: int | None
@@ -39,17 +39,17 @@ class Report:
 
     @property
     def silent(self) -> bool:
-        """True if the program spoke neither KTAP nor TAP."""
+        """True if the program printed neither KTAP nor TAP."""
         return self.problems == (_SILENT,)
 
     @property
     def passed(self) -> bool:
-        """True if there was a plan and every test of it was seen, none of them failed and one at least passed."""
+        """True if there was a plan, every planned test reported, none failed, and at least one passed."""
         return self.outcome is Outcome.PASSED
 
 
 class _Reader:
-    """The state of one reading: the stack of levels that are open, outermost first."""
+    """The state of a reader: the stack of open levels, outermost first."""
 
     def __init__(self, *, headless: bool = False) -> None:
         self.stack: list[Level] = [Level("")] if headless else []
@@ -68,7 +68,7 @@ class _Reader:
         if not self._stamped:
             text = line
         elif not stamp:
-            # kunit prints through printk, so every line of such a report is stamped: this one is a stranger.
+            # kunit prints through printk, so every line of such a report has a timestamp: this one is not part of it.
             self._stranger(text)
             return
         if found := ktap_lines.version(text):
@@ -79,7 +79,7 @@ class _Reader:
                 return
         outermost = self.stack[0]
         if not text.startswith(outermost.prefix) and isinstance(ktap_lines.classify(text), Result):
-            # Less indented than the outermost level: the report began before what was kept of it.
+            # Less indented than the outermost level: the beginning of the report was not kept.
             self._problem(outermost, f"a result outside the report: {text[:80]}", breaks=True)
         self._stranger(text)
 
@@ -114,13 +114,13 @@ class _Reader:
             return
         parent = parents[-1]
         if same is not None or self.stack[-1] is not parent:
-            # The test whose level this was never reported, and the next one has begun.
+            # The test that owns this level never reported, and the next one has begun.
             self._fold(parent)
             crash(parent)
         self._open(found.indent, found.known)
 
     def _known(self, level: Level, text: str) -> bool:
-        """Apply a line to a level; False if it is no line of the protocol."""
+        """Apply a line to a level; False if the line is not part of the protocol."""
         match ktap_lines.classify(text):
             case Result() as result:
                 self._fold(level)
@@ -169,12 +169,12 @@ class _Reader:
         self.stack[-1].pending.append(text)
 
     def _fold(self, level: Level) -> None:
-        """Close every level inside this one and hang it into the one around it."""
+        """Close every level inside this one and attach each to its parent."""
         while self.stack[-1] is not level:
             inner = self.stack.pop()
             outer = self.stack[-1]
             if outer is not level:
-                # Nobody reported the test between the two: it crashed, with what is known of it.
+                # The test between the two never reported: it crashed, and keeps what is known about it.
                 outer.inner.append(inner)
                 crash(outer)
             else:
@@ -188,9 +188,9 @@ class _Reader:
 def parse(text: str, *, headless: bool = False) -> Report:
     """Read a stream of results.
 
-    :param text: all that the guest wrote, from any point before the version line on; line ends may be CR LF, lines may
-        carry printk's timestamps, and the kernel may have spoken in between.
-    :param headless: plan and results without any version line will do, as of TAP 12.
+    :param text: the guest's output, starting anywhere before the version line; lines may end in CR LF and have printk
+        timestamps, and kernel messages may stand in between.
+    :param headless: accept plan and results without a version line, as in TAP 12.
     :returns: the report; CRASHED if there is no version line, no plan, or a planned test that never reported.
     """
     level = _outermost(text, _Reader())

@@ -1,6 +1,6 @@
-"""One level of a KTAP report: its tests, what waits for a result, and what is missing when it ends.
+"""One level of a KTAP report: its tests, what still waits for a result, and what is missing at the end.
 
-:mod:`harness.verdict.ktap` finds out which line belongs to which level; this is what a level makes of them.
+:mod:`harness.verdict.ktap` assigns lines to levels; this module interprets the lines of one level.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.verdict.ktap_lines import Result
 
 
 class Outcome(enum.Enum):
-    """How a test, or a whole report, ended."""
+    """The outcome of a test or of a whole report."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -65,13 +65,13 @@ class Level:
     """True if something about this level forbids it to pass."""
 
     def missing(self) -> int:
-        """How many planned tests have not been seen."""
+        """The number of planned tests that have not reported."""
         if self.planned is None:
             return 0
         return self.planned - sum(1 for number in self.numbers if 1 <= number <= self.planned)
 
     def outcome(self) -> Outcome:
-        """The outcome of all tests of this level together; says nothing about a missing plan."""
+        """The combined outcome of all tests of this level; it does not consider a missing plan."""
         found = {test.outcome for test in self.tests}
         if Outcome.CRASHED in found or self.missing():
             return Outcome.CRASHED
@@ -82,12 +82,12 @@ class Level:
         return Outcome.SKIPPED if found == {Outcome.SKIPPED} else Outcome.PASSED
 
     def skip_reasons(self) -> str:
-        """Why its tests were skipped, each reason once."""
+        """The reasons for skipped tests, each reason once."""
         return "; ".join(dict.fromkeys(test.reason for test in self.tests if test.reason))
 
 
 def _own_outcome(result: Result) -> Outcome:
-    """What the line says for itself: SKIP counts with "ok" and "not ok", TODO that works is a pass."""
+    """The outcome of the line alone: SKIP counts with "ok" and with "not ok", and a TODO that works is a pass."""
     if result.directive == "SKIP":
         return Outcome.SKIPPED
     if result.directive == "XFAIL" or (result.directive == "TODO" and not result.ok):
@@ -96,13 +96,13 @@ def _own_outcome(result: Result) -> Outcome:
 
 
 def settle(level: Level, result: Result) -> None:
-    """Make a test of a result line and all that waited for it."""
+    """Turn a result line and everything that waited for it into a test."""
     inner = _absorb(level)
     outcome, reason = _own_outcome(result), result.reason
     name = result.name or level.upcoming or next((one.name for one in inner if one.name), "")
     within = {one.outcome() for one in inner if one.tests or one.planned or one.broken}
     if outcome is Outcome.SKIPPED:
-        within.discard(Outcome.CRASHED)  # the test says itself that it gave up before its plan was done
+        within.discard(Outcome.CRASHED)  # the test reports that it gave up before the end of its plan
     if Outcome.CRASHED in within:
         outcome = Outcome.CRASHED
     elif Outcome.FAILED in within and outcome is not Outcome.TODO:
@@ -113,14 +113,14 @@ def settle(level: Level, result: Result) -> None:
 
 
 def crash(level: Level) -> None:
-    """Make a CRASHED test of what waited for a result that never came."""
+    """Turn what waited for a result that never came into a CRASHED test."""
     inner = _absorb(level)
     name = level.upcoming or next((one.name for one in inner if one.name), "")
     _add(level, inner, name, Outcome.CRASHED, "it never reported", 0)
 
 
 def _absorb(level: Level) -> list[Level]:
-    """Close the levels that wait in this one and take their problems over."""
+    """Close the levels that wait in this one and take over their problems."""
     inner, level.inner = level.inner, []
     for one in inner:
         close(one)
@@ -136,7 +136,7 @@ def _add(level: Level, inner: Sequence[Level], name: str, outcome: Outcome, reas
 
 
 def close(level: Level) -> None:
-    """Settle what the end of a level leaves open, and say what is missing or too much."""
+    """Settle what the end of a level leaves open, and report what is missing or surplus."""
     where = f" of {level.name!r}" if level.name else ""
     missing = level.missing()
     if level.inner or (missing and (level.pending or level.upcoming)):

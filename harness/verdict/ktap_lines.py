@@ -1,6 +1,7 @@
-"""The kinds of line that KTAP knows, each as a value (Documentation/dev-tools/ktap.rst, TAP 13).
+"""The kinds of KTAP lines, each as a value (Documentation/dev-tools/ktap.rst, TAP 13).
 
-No state here: a line is what it is wherever it stands. :mod:`harness.verdict.ktap` says to which test it belongs.
+There is no state here: the meaning of a line does not depend on its place. :mod:`harness.verdict.ktap` finds out to
+which test it belongs.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# Numbers of at most nine digits: more is noise, and int() refuses thousands of them.
+# Numbers have at most nine digits: longer ones are noise, and int() rejects numbers with thousands of digits.
 _VERSION = re.compile(r"(?P<indent>(?:# | )*)(?P<what>K?TAP) version (?P<version>\d{1,9})\s*$")
 _PLAN = re.compile(r"1\.\.(?P<count>\d{1,9})\s*(?:#\s*(?P<comment>.*))?$")
 _RESULT = re.compile(r"(?P<verdict>ok|not ok) (?P<number>\d{1,9})(?=\s|$)\s*(?P<rest>.*)$")
@@ -75,7 +76,7 @@ Line = Plan | Result | BailOut | Subtest | Program
 
 
 def version(text: str) -> Version | None:
-    """Recognise a version line at whatever indentation."""
+    """Recognise a version line at any indentation."""
     match = _VERSION.match(text)
     if not match:
         return None
@@ -83,7 +84,7 @@ def version(text: str) -> Version | None:
 
 
 def classify(text: str) -> Line | None:
-    """Recognise a line whose level's indentation has been taken off; None for diagnostics and for strangers."""
+    """Recognise a line without the indentation of its level; None for diagnostics and for other text."""
     if match := _RESULT.match(text):
         return _result(match)
     if match := _PLAN.match(text):

@@ -1,10 +1,10 @@
-"""What the kernel's printk puts in front of a message, and how to take it off again."""
+"""The prefix that printk puts in front of a message, and how to remove it."""
 
 from __future__ import annotations
 
 import re
 
-#: A colour that a program left on for what the kernel says next, and NULs, as harness.printable shows them.
+#: A colour that a program left on before a kernel message, and NULs, as harness.printable shows them.
 _NOISE = r"(?:\\x1b\[[0-9;]*m|\\x00)*"
 PREFIX = re.compile(
     _NOISE + r"(?:<\d{1,3}>)?"  # syslog priority, as /proc/kmsg and earlier consoles print it
@@ -15,7 +15,7 @@ PREFIX = re.compile(
 
 
 def split(line: str) -> tuple[str, str]:
-    """Part a line of a log into printk's prefix ("" where there is none) and the message."""
+    """Split a line of a log into printk's prefix ("" if there is none) and the message."""
     match = PREFIX.match(line)
     end = match.end() if match else 0
     return line[:end], line[end:]

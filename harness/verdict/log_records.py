@@ -1,8 +1,8 @@
-"""The kernel's log as /dev/kmsg tells it: numbered records, of which none can go missing unnoticed.
+"""The kernel log from /dev/kmsg: numbered records, so that no loss goes unnoticed.
 
 A record is one line, ``PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,NAME=VALUE...];TEXT``; its device's properties follow in
 lines that begin with a blank (Documentation/ABI/testing/dev-kmsg; kernel/printk/printk.c, info_print_ext_header() and
-msg_add_ext_text()). In TEXT a byte that is no printable ASCII, and the backslash, is written as ``\\xNN``.
+msg_add_ext_text()). In TEXT, the backslash and every byte that is not printable ASCII are written as ``\\xNN``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """One record."""
+    """One record of the kernel log."""
 
     sequence: int
     """Its number: the kernel counts every record since it booted, kept or not."""
@@ -34,7 +34,7 @@ class LogRecord:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """As a console with CONFIG_PRINTK_TIME shows it: every line with the prefix (printk.c, info_print_prefix())."""
+        """The record as a console with CONFIG_PRINTK_TIME shows it: every line has the prefix (info_print_prefix())."""
         seconds, micros = divmod(self.time_us, 1_000_000)
         caller = f"[{self.caller:>6}]" if self.caller else ""
         return tuple(f"[{seconds:5d}.{micros:06d}]{caller} {line}" for line in self.text.split("\n"))
@@ -42,18 +42,18 @@ class LogRecord:
 
 @dataclass(frozen=True, slots=True)
 class LogPart:
-    """Records that were read in one go."""
+    """Records that were read together."""
 
     ended: bool
     """There were no more then."""
     records: tuple[LogRecord, ...]
 
     def gaps(self, due: int) -> tuple[tuple[int, int], ...]:
-        """Where records are missing, which were overwritten before anybody read them.
+        """Find where records are missing because they were overwritten before anybody read them.
 
-        :param due: the sequence number of the record that was to come first.
-        :returns: before which of :attr:`records`, and how many.
-        :raises ProtocolError: the numbers go back.
+        :param due: the expected sequence number of the first record.
+        :returns: for each gap, the index in :attr:`records` before which it lies, and the number of missing records.
+        :raises ProtocolError: the sequence numbers decrease.
         """
         expected = [due, *(record.sequence + 1 for record in self.records)]
         missing = [record.sequence - number for record, number in zip(self.records, expected, strict=False)]
@@ -63,9 +63,9 @@ class LogPart:
 
 
 def parse_log_part(payload: bytes) -> LogPart:
-    """What the agent answers to ``kmsg``: ``1`` or ``0``, a newline, and the records as they were read.
+    """Parse the agent's answer to ``kmsg``: ``1`` or ``0``, a newline, and the records as they were read.
 
-    :raises ProtocolError: it is something else.
+    :raises ProtocolError: the payload has another form.
     """
     ended, _, body = payload.partition(b"\n")
     if ended not in (b"0", b"1"):
@@ -74,7 +74,7 @@ def parse_log_part(payload: bytes) -> LogPart:
 
 
 def parse_records(lines: Sequence[bytes]) -> tuple[LogRecord, ...]:
-    """The records of /dev/kmsg; a device's properties are left out.
+    """Parse records of /dev/kmsg; the properties of devices are left out.
 
     :raises ProtocolError: a line is neither a record nor a property.
     """

@@ -1,4 +1,4 @@
-"""Which kernels were seen to have a known bug, and which were looked at and have it not. Pure; the file is TOML.
+"""Which kernels were seen to have a known bug, and which were checked and do not have it. Pure; the file is TOML.
 
 ``guest_tests/known_bugs_seen.toml`` is written by ``make facts``::
 
@@ -10,16 +10,16 @@
     scenarios = 147
     cases = 372
 
-    [kernels]                   # its columns: upstream version, and what uname -r says
+    [kernels]                   # its columns: upstream version, and what uname -r prints
     "6.12.118" = "6.12.118+deb13-cloud-amd64"
 
-    [HP-002.present]            # the day on which it was first seen so
+    [HP-002.present]            # the date of the first such result
     "6.12.117" = 2026-11-22
     [HP-002.absent]
     "6.12.118" = 2026-11-26
 
 A bug is *fixed* in a kernel only if an older kernel of the same series was seen to have it: 6.12.118 after 6.12.117.
-6.18 follows 6.17 in mainline, and is no repair of it: a bug of 6.17.13 that 6.18.15 has not is absent there.
+6.18 follows 6.17 in mainline but is not a fix of it: a bug of 6.17.13 that 6.18.15 does not have is *absent* there.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _MEASURED = {"date": date, "qemu": str, "accel": str, "hugepfn": str, "scenarios
 
 
 def version_key(version: str) -> tuple[int, int, int]:
-    """Major, minor and patch level of an upstream version or a release, -1 for a release candidate's.
+    """Major, minor and patch level of an upstream version or a release; the patch level of a release candidate is -1.
 
-    :raises UsageError: it does not begin with a version.
+    :raises UsageError: the text does not begin with a version.
     """
     match = _VERSION.match(version)
     if match is None:
@@ -56,22 +56,22 @@ def series_of(version: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sightings:
-    """Of one bug: upstream versions, each with the day on which it was first seen so."""
+    """Upstream versions that have or lack one bug, each with the date of the first such result."""
 
     present: Mapping[str, date] = field(default_factory=dict)
     absent: Mapping[str, date] = field(default_factory=dict)
 
     def had_it(self, version: str) -> str | None:
-        """The newest kernel of the same series, no newer than this one, that was seen to have the bug; else None.
+        """The newest kernel of the same series, and not newer than this one, that was seen to have the bug; else None.
 
-        The same version counts: a kernel that is built from it with a patch may have the bug no more.
+        The same version counts too: a kernel built from it with a patch may no longer have the bug.
         """
         mine = version_key(version)
         older = [one for one in self.present if version_key(one)[:2] == mine[:2] and version_key(one) <= mine]
         return max(older, key=version_key, default=None)
 
     def newest_of(self, series: str) -> str | None:
-        """The newest kernel of a series that was looked at; None where there is none."""
+        """The newest kernel of a series that was checked, or None."""
         return max(
             (one for one in (*self.present, *self.absent) if series_of(one) == series), key=version_key, default=None
         )
@@ -79,7 +79,7 @@ class Sightings:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The run that made the facts."""
+    """The run that measured the facts."""
 
     date: date
     qemu: str
@@ -91,19 +91,19 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was measured. Of a folder that has no such file: nothing."""
+    """What was measured; empty for a folder without such a file."""
 
     measured: Measured | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)  # upstream version -> release, in the matrix's order
     bugs: Mapping[str, Sightings] = field(default_factory=dict)  # by the bug's id
 
     def of(self, bug: str) -> Sightings:
-        """Where a bug was looked for; empty if nowhere."""
+        """The sightings of a bug; empty if no kernel was checked."""
         return self.bugs.get(bug, Sightings())
 
     @property
     def versions(self) -> set[str]:
-        """Every kernel that is named."""
+        """Every kernel version that the facts name."""
         seen = {version for one in self.bugs.values() for version in (*one.present, *one.absent)}
         return seen | self.kernels.keys()
 
@@ -111,7 +111,7 @@ class Facts:
 def parse_facts(text: str) -> Facts:
     """Read the file.
 
-    :raises UsageError: it cannot be read; says which part of it.
+    :raises UsageError: the text cannot be parsed; names the part that is wrong.
     """
     try:
         data = tomllib.loads(text)

@@ -1,8 +1,8 @@
-"""What a program of the kernel's selftests says: its points one by one, and the verdict over the whole.
+"""Results of a program of the kernel's selftests: its points one by one, and the verdict on the whole program.
 
-kunit's rules: what was planned and never reported has crashed, a report without a plan never passes. kselftest's exit
-status counts beside the report (tools/testing/selftests/kselftest.h): 0 pass, 1 fail, 2 expected failure, 3 unexpected
-pass, 4 skip. Only a program that speaks no TAP at all is judged by its status alone, as kselftest's own runner does.
+kunit's rules apply: a planned test that never reported has crashed, and a report without a plan never passes. The exit
+status counts in addition to the report (tools/testing/selftests/kselftest.h): 0 pass, 1 fail, 2 expected failure,
+3 unexpected pass, 4 skip. Only a program that prints no TAP at all is judged by its status alone, as kselftest's own runner does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from harness.verdict.ktap import Outcome, Report, Test
 
 KSFT_PASS, KSFT_FAIL, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP = range(5)
-_DOING = re.compile(r"\[(?:RUN|INFO)\]\s+(.+)")  # mm's programs: "# [RUN] test_prot_read"
+_DOING = re.compile(r"\[(?:RUN|INFO)\]\s+(.+)")  # printed by mm's programs: "# [RUN] test_prot_read"
 _FINE = (Outcome.PASSED, Outcome.SKIPPED, Outcome.TODO)
 
 
@@ -23,16 +23,17 @@ _FINE = (Outcome.PASSED, Outcome.SKIPPED, Outcome.TODO)
 class Point:
     """One test point."""
 
-    name: str  # nothing else in its program is called so
+    name: str  # unique within its program
     outcome: Outcome
     reason: str = ""
-    lines: tuple[str, ...] = ()  # what was said since the point before
+    lines: tuple[str, ...] = ()  # the output since the previous point
 
 
 def points(report: Report) -> list[Point]:
-    """The innermost tests of a report, each with a name of its own.
+    """The innermost tests of a report, each with a unique name.
 
-    A name told twice (mkdirty has six alike) gets what the program said that it was about to do, and then a number.
+    A repeated name (mkdirty has six equal ones) gets the text in which the program announced the test, and then a
+    number.
     """
     leaves = list(_leaves(report.tests, ""))
     often = Counter(name for name, _ in leaves)
@@ -50,7 +51,7 @@ def points(report: Report) -> list[Point]:
 
 def _leaves(tests: Sequence[Test], path: str) -> Iterator[tuple[str, Test]]:
     for test in tests:
-        # kselftest.h writes "ok 3 # SKIP no huge pages": the name is what stands behind the word.
+        # kselftest.h writes "ok 3 # SKIP no huge pages": the name is what follows the word.
         name = path + (test.name or test.reason or f"test {test.number}")
         if test.subtests:
             yield from _leaves(test.subtests, f"{name} / ")
@@ -60,7 +61,7 @@ def _leaves(tests: Sequence[Test], path: str) -> Iterator[tuple[str, Test]]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict over one program."""
+    """The verdict on one program."""
 
     outcome: Outcome
     reason: str = ""
@@ -69,16 +70,16 @@ class Judgement:
 def judge(
     report: Report, status: int | None, ended: str, last_words: str = "", troubles: Sequence[str] = ()
 ) -> Judgement:
-    """Whether a program passed.
+    """Judge whether a program passed.
 
-    :param status: its exit status, None where a signal or the kernel's death ended it.
+    :param status: its exit status; None if a signal or the kernel's death ended it.
     :param ended: how it ended, in words: "signal SIGSEGV".
-    :param last_words: its last line, the reason of a skip that has no other.
-    :param troubles: what the kernel complained about meanwhile.
+    :param last_words: its last line, used as the reason of a skip that has no other.
+    :param troubles: the kernel's complaints while it ran.
     """
     bad = [point for point in points(report) if point.outcome not in _FINE]
     faults = [f"{len(bad)} of {len(report.tests)} points failed"] if bad else []
-    gave_up = status == KSFT_SKIP and not bad  # it may say so in the middle of its plan
+    gave_up = status == KSFT_SKIP and not bad  # it may give up in the middle of its plan
     if not report.silent and not gave_up and report.outcome is not Outcome.SKIPPED:
         faults += [] if report.outcome in _FINE else [*report.problems]
     if status not in (KSFT_PASS, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP):

@@ -1,4 +1,4 @@
-"""Where a table's cells change along a series of patches. Pure."""
+"""Find where a table's cells change along a series of patches. Pure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _SILENT = {Mark.ERROR, Mark.UNKNOWN}
 
 @dataclass(frozen=True)
 class Change:
-    """One case that is otherwise from one step on."""
+    """A case whose answer changes at one step."""
 
     case: Case
-    step: int  # index of the column at which it is first seen
+    step: int  # index of the column in which the change is first seen
     since: int  # index of the last column before it that has a result
     before: Cell
     after: Cell
 
 
 def changes(table: Table) -> list[Change]:
-    """Every change along the table's columns, in the order of the columns. A column without a result is passed over."""
+    """Every change along the table's columns, in their order. A column without a result is skipped."""
     found = []
     for case, row in table.rows():
         last: tuple[int, Cell] | None = None
@@ -37,7 +37,7 @@ def changes(table: Table) -> list[Change]:
 
 
 def steady(table: Table) -> Counter[Mark]:
-    """How many cases have one and the same answer at every step, by that answer."""
+    """The number of cases with the same answer at every step, by that answer."""
     changing = {change.case for change in changes(table)}
     return Counter(
         next((cell.mark for cell in row if cell.mark not in _SILENT), row[0].mark)
@@ -47,6 +47,6 @@ def steady(table: Table) -> Counter[Mark]:
 
 
 def _said(cell: Cell) -> tuple[object, ...]:
-    """What has to differ for a change: the mark, the bug, or which claims are broken."""
+    """What counts as the answer: the mark, the bug, and which claims are broken."""
     broken = frozenset(name for result in cell.results if result is not None for name in broken_claims(result))
     return cell.mark, cell.bug, broken if cell.mark is Mark.FAIL else frozenset()

@@ -1,4 +1,4 @@
-"""Many runs as one table: scenarios (and levels) down, kernels across. Pure."""
+"""Many runs as one table, with a row per scenario and level and a column per kernel. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.verdict.claims import Outcome, Run, ScenarioResult, exit_code
 SCHEMA = "hugepfn-matrix"
 VERSION = 1
 
-#: Where a Run's context says why it has no results, or not all: the child that should have made them failed.
+#: The key in a Run's context that says why results are missing: the child process that runs it failed.
 TROUBLE = "trouble"
-#: And the exit status of that child.
+#: The key for the exit status of that child.
 STATUS = "trouble_status"
 
 _KNOWN_BUG = re.compile(r"known bug (\S+?)(?=:|;|\s|$)")
@@ -27,13 +27,13 @@ _CANNOT_KNOW = re.compile(r"cannot know\b", re.IGNORECASE)
 
 
 class Mark(enum.Enum):
-    """What stands in a cell."""
+    """The mark in a cell."""
 
     PASS = "pass"
-    FIXED = "pass*"  # and an older kernel of its series had a known bug here
-    SKIP = "skip"  # a premise is not met
-    BUG = "bug"  # it failed as the ledger says
-    UNKNOWN = "?"  # cannot know: no witness can tell, or there is no result
+    FIXED = "pass*"  # passed, and an older kernel of its series had a known bug here
+    SKIP = "skip"  # a precondition is not met
+    BUG = "bug"  # it failed as the list of known bugs says
+    UNKNOWN = "?"  # cannot know: it cannot be observed here, or there is no result
     ERROR = "error"  # the machinery failed
     FLAKE = "flake"  # repeats differ
     FAIL = "FAIL"
@@ -57,64 +57,64 @@ class Cell:
     """One case on one kernel."""
 
     mark: Mark
-    reason: str = ""  # "" where it simply passed
-    bug: str = ""  # the ledger's id
-    results: tuple[ScenarioResult | None, ...] = ()  # one a repeat, None where that run has none
+    reason: str = ""  # "" if it simply passed
+    bug: str = ""  # id in the list of known bugs
+    results: tuple[ScenarioResult | None, ...] = ()  # one per repeat; None if that run has none
 
     @property
     def word(self) -> str:
-        """What is printed: ``pass``, ``bug HP-001``, ``skip``."""
+        """The printed form: ``pass``, ``bug HP-001``, ``skip``."""
         return f"bug {self.bug}" if self.mark is Mark.BUG and self.bug else self.mark.value
 
     @property
     def bugs(self) -> frozenset[str]:
-        """The known bugs that any of its results has, by their ids."""
+        """The ids of the known bugs in any of its results."""
         known = (one.reason for one in self.results if one is not None and one.outcome is Outcome.KNOWN_BUG)
         return frozenset(bug for reason in known for bug in _KNOWN_BUG.findall(reason))
 
     @property
     def note(self) -> str:
-        """The footnote: the reason's first line; "" where there is nothing to explain."""
+        """The footnote: the first line of the reason; "" if there is nothing to explain."""
         return self.reason.strip().partition("\n")[0]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One kernel, and what its runs found."""
+    """One kernel and the results of its runs."""
 
     spec: str
-    runs: tuple[Run, ...]  # one a repeat, in order
+    runs: tuple[Run, ...]  # one per repeat, in order
 
     @property
     def label(self) -> str:
-        """A short name for a heading."""
+        """A short name for the heading of the column."""
         return self.spec.removeprefix("debian:")
 
     @property
     def trouble(self) -> str:
-        """Why a run of it has no results, or not all; "" where all went well."""
+        """Why results of a run are missing; "" if none are."""
         return next((str(run.context[TROUBLE]) for run in self.runs if run.context.get(TROUBLE)), "")
 
     @property
     def unbuilt(self) -> bool:
-        """Whether its trouble is that the source asked for gives no kernel; else it says nothing about that source."""
+        """Whether the results are missing because the requested source does not give a kernel."""
         return any(run.context.get(STATUS) == ExitCode.USAGE for run in self.runs)
 
     @property
     def context(self) -> Mapping[str, Any]:
-        """What it ran on, of the first run that got so far."""
+        """The context of the first run that has one."""
         told = [run.context for run in self.runs if run.context.get("qemu")]
         return (told or [run.context for run in self.runs] or [{}])[0]
 
     @functools.cached_property
     def by_case(self) -> tuple[Mapping[Case, ScenarioResult], ...]:
-        """The results of each run by the row they belong to."""
+        """The results of each run, by their row."""
         return tuple(dict(_cases(run)) for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The whole. ``cells[row][column]``."""
+    """The whole table: ``cells[row][column]``."""
 
     columns: tuple[Column, ...]
     cases: tuple[Case, ...]
@@ -122,15 +122,15 @@ class Table:
 
     @classmethod
     def of(cls, columns: Sequence[Column], expected: Sequence[Case] = ()) -> Table:
-        """Put the runs of some kernels side by side.
+        """Make a table of the runs of some kernels.
 
-        :param expected: the rows where no kernel has any result at all.
+        :param expected: the rows to show if no kernel has any results.
         """
         found: dict[Case, None] = {}
         for column in columns:
             for results in column.by_case:
                 found |= dict.fromkeys(results)
-        # In the order of the expected; the rest, and xdist's random order, by name.
+        # The expected rows come first, in their order; the others are sorted by name, since xdist's order is random.
         order = {case: number for number, case in enumerate(expected)}
         first = {case.scenario: number for number, case in reversed([*enumerate(found)])}
         cases = sorted(
@@ -145,7 +145,7 @@ class Table:
         return zip(self.cases, self.cells, strict=True)
 
     def only(self, cases: Collection[Case]) -> Table:
-        """The rows of some cases."""
+        """The table with only the rows of some cases."""
         kept = [(case, row) for case, row in self.rows() if case in cases]
         return Table(self.columns, tuple(case for case, _ in kept), tuple(row for _, row in kept))
 
@@ -175,7 +175,7 @@ class Table:
         return Counter(cell.mark for row in self.cells for cell in row)
 
     def exit_code(self, *, strict: bool = False) -> ExitCode:
-        """As of one run with all results in it; a kernel without results is the machinery's fault."""
+        """The exit status of one run with all these results; a kernel without results is a failure of the machinery."""
         results = [result for column in self.columns for run in column.runs for result in run.results]
         missing = [ScenarioResult("", None, Outcome.ERROR) for column in self.columns if column.trouble]
         return exit_code([*results, *missing], strict=strict)

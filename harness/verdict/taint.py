@@ -1,6 +1,6 @@
 """Decode /proc/sys/kernel/tainted (Documentation/admin-guide/tainted-kernels.rst, kernel/panic.c taint_flags[]).
 
-The kernel sets a bit and never clears it: what a program did to the kernel is what was added between two readings.
+The kernel sets these bits and never clears them. What a program did is the difference between two readings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from harness.errors import ProtocolError
 
 
 class Taint(enum.IntFlag, boundary=enum.KEEP):
-    """The reasons for which a kernel is tainted; bits that this table does not know are kept."""
+    """The reasons for which a kernel is tainted; bits that are unknown here are kept."""
 
     PROPRIETARY_MODULE = 1 << 0
     FORCED_MODULE = 1 << 1
@@ -70,10 +70,10 @@ _NUMBER = re.compile(r"\d{1,20}")  # proc_taint() prints an unsigned long, in de
 
 
 def parse(text: str) -> Taint:
-    """Decode what /proc/sys/kernel/tainted holds.
+    """Decode the contents of /proc/sys/kernel/tainted.
 
     :param text: a decimal number; blanks and newlines around it are ignored.
-    :raises ProtocolError: it is not a number.
+    :raises ProtocolError: text is not such a number.
     """
     number = text.strip()
     if not _NUMBER.fullmatch(number):
@@ -85,7 +85,7 @@ def parse(text: str) -> Taint:
 
 
 def added(before: Taint, after: Taint) -> Taint:
-    """The taints that `after` has and `before` had not."""
+    """The taints that are in `after` but not in `before`."""
     return Taint(int(after) & ~int(before))
 
 
@@ -95,7 +95,7 @@ def alarming(taint: Taint) -> Taint:
 
 
 def letters(taint: Taint) -> str:
-    """The letters that the kernel's own log would show, without its blanks and its "G"; unknown bits are "?"."""
+    """The letters that the kernel log would show, without blanks and "G"; unknown bits are "?"."""
     return "".join(letter for letter, _ in _rows(taint))
 
 
