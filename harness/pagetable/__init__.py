@@ -1,6 +1,7 @@
 """Page-table entries of a guest, read on the host: decode, walk, describe, compare.
 
-Pure: bytes, integers and numpy arrays in, values out. No I/O, no printing, nothing of the machine that they come from.
+Pure: bytes, integers and numpy arrays in, values out. No I/O, no printing, and no dependency on the machine that they
+come from.
 """
 
 from harness.pagetable.bits import NO_BITS, Bits, Kind, Layout, Level, bit_positions

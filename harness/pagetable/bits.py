@@ -1,8 +1,8 @@
-"""The words of an x86-64 page-table entry: its level, its named bits, and which of them a kernel has.
+"""The parts of an x86-64 page-table entry: its level, its named bits, and which of them a kernel has.
 
-A bit position has no meaning of its own: bit 7 is the page size in a pmd and a cache bit in a pte, bit 8 is "global" in
+A bit position alone has no meaning: bit 7 is the page size in a pmd and a cache bit in a pte, bit 8 is "global" in
 a present entry and "PROT_NONE" in one that is not, bit 58 is DEVMAP on 6.1, SAVED_DIRTY since 6.6 and NOPTISHADOW in a
-root table. So :class:`Bits` are names, and :func:`bit_positions` is the one place that says where a name lives.
+root table. So :class:`Bits` are names, and only :func:`bit_positions` says at which position a name is.
 
 Sources: arch/x86/include/asm/pgtable_types.h (_PAGE_BIT_*), Intel SDM volume 3 section 4.5 (4- and 5-level paging).
 """
@@ -67,10 +67,10 @@ class Level(enum.IntEnum):
 
 
 class Bits(enum.Flag):
-    """What an entry's bits mean, whatever their position.
+    """The meanings of an entry's bits, independent of their positions.
 
-    A Flag and not an IntFlag, on purpose: ``entry.raw & Bits.NX`` would be a silent mistake, and is a TypeError here.
-    ``Bits.SAVED_DIRTY in entry.bits`` is the question to ask.
+    This is a Flag and not an IntFlag on purpose: ``entry.raw & Bits.NX`` would be a silent mistake, and is a TypeError
+    here. Use ``Bits.SAVED_DIRTY in entry.bits`` instead.
     """
 
     P = enum.auto()  # the CPU may use the entry
@@ -82,8 +82,8 @@ class Bits(enum.Flag):
     D = enum.auto()  # dirty, set by the CPU
     PSE = enum.auto()  # a pmd or pud that is a leaf
     PAT = enum.auto()  # cache: bit 7 of a pte, bit 12 (PAT_LARGE) of a huge leaf
-    G = enum.auto()  # global, where P is set
-    PROTNONE = enum.auto()  # mapped with PROT_NONE, or a NUMA hint, where P is clear
+    G = enum.auto()  # global, if P is set
+    PROTNONE = enum.auto()  # mapped with PROT_NONE, or a NUMA hint, if P is clear
     SPECIAL = enum.auto()  # no struct page behind it: pfnmap
     UFFD_WP = enum.auto()  # write-protected by userfaultfd
     SOFT_DIRTY = enum.auto()  # written since /proc/PID/clear_refs 4
@@ -104,11 +104,11 @@ NO_BITS = Bits(0)
 
 
 class Kind(enum.Enum):
-    """What an entry is, and with it what may be decoded from it."""
+    """The kind of an entry, which determines what can be decoded from it."""
 
-    NONE = "none"  # nothing here
+    NONE = "none"  # empty
     TABLE = "table"  # the address of the next table
-    LEAF = "leaf"  # maps memory, or would but for PROT_NONE: has a pfn
+    LEAF = "leaf"  # maps memory, or would without PROT_NONE: has a pfn
     SWAP = "swap"  # not present and not empty: swap, migration, marker or garbage; its number is not a pfn
 
 
@@ -116,9 +116,9 @@ class Kind(enum.Enum):
 class Layout:
     """Which software bits a kernel has, and how deep its tables are.
 
-    Probe it (kernel configuration, CR4, a dirty page set read-only), do not derive it from a version number.
+    Probe it (kernel configuration, CR4, a dirty page made read-only); do not derive it from a version number.
 
-    :raises UsageError: DEVMAP and SAVED_DIRTY claim the same bit, or devmap_bit is no bit that a kernel ever used.
+    :raises UsageError: DEVMAP and SAVED_DIRTY claim the same bit, or no kernel has used devmap_bit.
     """
 
     MODERN: ClassVar[Layout]
@@ -129,9 +129,9 @@ class Layout:
     """SAVED_DIRTY at 58 and no DEVMAP: from 6.17, where CONFIG_ARCH_HAS_PTE_DEVMAP is gone."""
 
     saved_dirty: bool = True  # bit 58 of a leaf is SAVED_DIRTY
-    devmap_bit: int | None = 57  # position of DEVMAP, None where the kernel has none
+    devmap_bit: int | None = 57  # position of DEVMAP, None if the kernel has none
     five_level: bool = False  # CR4.LA57: 57-bit addresses
-    shadow_stack: bool = False  # X86_FEATURE_SHSTK: the kernel's *_write() takes W=0 D=1 for writable
+    shadow_stack: bool = False  # X86_FEATURE_SHSTK: the kernel's *_write() treat W=0 D=1 as writable
     nopti_shadow: bool = False  # bit 58 of a root-table entry is NOPTISHADOW
 
     def __post_init__(self) -> None:
@@ -141,12 +141,12 @@ class Layout:
             raise UsageError("bit 58 is DEVMAP or SAVED_DIRTY, not both: give another devmap_bit, or saved_dirty=False")
 
     def with_cr4(self, cr4: int) -> Layout:
-        """Return this layout with the table depth that CR4 says (bit 12, LA57)."""
+        """Return this layout with the table depth from CR4 (bit 12, LA57)."""
         return replace(self, five_level=bool(cr4 & CR4_LA57))
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Levels that a walk passes, root first. With four levels the p4d is folded, and the root is the pgd."""
+        """The levels of a walk, root first. With four levels the p4d is folded, and the root is the pgd."""
         if self.five_level:
             return (Level.PGD, Level.P4D, Level.PUD, Level.PMD, Level.PTE)
         return (Level.PGD, Level.PUD, Level.PMD, Level.PTE)
@@ -173,9 +173,9 @@ Layout.NO_DEVMAP = Layout(devmap_bit=None)
 
 @functools.cache
 def bit_positions(kind: Kind, level: Level, layout: Layout, present: bool) -> Mapping[int, Bits]:
-    """Return what each bit position means in such an entry; a position that is not there has no name.
+    """Return the meaning of each bit position in such an entry; positions without a name are left out.
 
-    :param present: bit 0 of the entry. It decides whether bit 8 is G or PROTNONE.
+    :param present: bit 0 of the entry. It determines whether bit 8 is G or PROTNONE.
 
     Nothing is named in an entry that is NONE or SWAP: its bits belong to the swap format (asm/pgtable_64.h).
     """

@@ -1,7 +1,7 @@
-"""Walk page tables for a whole range at once, a level at a time: 262,144 entries in milliseconds.
+"""Walk page tables for a whole range at once, one level at a time: 262,144 entries in milliseconds.
 
-The rules are those of :mod:`harness.pagetable.walk` and :func:`harness.pagetable.entry.kind_of`; property tests hold
-the two together.
+The rules are those of :mod:`harness.pagetable.walk` and :func:`harness.pagetable.entry.kind_of`; property tests
+check that the two agree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LeafArrays(NamedTuple):
 
     vaddr: U64Array  # of the first byte that the leaf maps, canonical
     raw: U64Array  # the entry
-    level: NDArray[np.uint8]  # Level.PTE, PMD or PUD; of a hole (entry_arrays) up to PGD
+    level: NDArray[np.uint8]  # Level.PTE, PMD or PUD; for a hole (entry_arrays) up to PGD
 
 
 class _Search(NamedTuple):
@@ -46,11 +46,11 @@ class _Search(NamedTuple):
 
     layout: Layout
     span: tuple[int, int]  # first and last byte, linear
-    every: bool  # holes and swap entries too
+    every: bool  # include holes and swap entries
 
 
 class _Tables(NamedTuple):
-    """Tables of one level that are still to be read."""
+    """Tables of one level that have yet to be read."""
 
     paddr: U64Array
     base: U64Array  # linear address of what the table's first entry maps
@@ -61,9 +61,9 @@ def walk_arrays(memory: Memory, root: int, start: int, end: int, layout: Layout)
 
     :param root: physical address of the root table.
     :param start: first virtual address, canonical; the last one, end - 1, is canonical too.
-    :param end: one past the last virtual address, at most 2**64. A leaf that crosses start or end is in.
+    :param end: one past the last virtual address, at most 2**64. A leaf that crosses start or end is included.
     :raises UsageError: the range is not canonical, or ends before it starts.
-    :raises WalkError: a table lies outside RAM, an entry above pud says that it is a leaf, or the range has more than
+    :raises WalkError: a table lies outside RAM, an entry above pud claims to be a leaf, or the range has more than
         65,536 tables of one level.
     """
     return _descend(memory, root, start, end, layout, every=False)
@@ -72,8 +72,8 @@ def walk_arrays(memory: Memory, root: int, start: int, end: int, layout: Layout)
 def entry_arrays(memory: Memory, root: int, start: int, end: int, layout: Layout) -> LeafArrays:
     """Return every entry at which the walk of an address in [start, end) ends: leaves, holes and swap entries.
 
-    Together they cover the range without a gap. A hole has the level at which the walk meets it, up to pgd; the first
-    and the last entry may reach over the edges. The rest is as in :func:`walk_arrays`.
+    Together they cover the range without a gap. A hole has the level at which the walk reaches it, up to pgd. The first
+    and the last entry may extend beyond the range. The rest is as in :func:`walk_arrays`.
     """
     return _descend(memory, root, start, end, layout, every=True)
 
@@ -115,7 +115,7 @@ def has_bit(leaves: LeafArrays, bit: Bits, layout: Layout) -> BoolArray:
 
 
 def pfns(leaves: LeafArrays) -> U64Array:
-    """Return the page frame number of each leaf, uint64[n]: the bulk form of ``leaf.pfn``, L1TF inversion undone."""
+    """Return the page frame number of each leaf, uint64[n]: ``leaf.pfn`` in bulk, with L1TF inversion undone."""
     stored = np.where((leaves.raw & np.uint64(PRESENT)) != 0, leaves.raw, ~leaves.raw)
     mask = np.zeros(len(Level) + 1, np.uint64)
     for level in Level:
@@ -125,7 +125,7 @@ def pfns(leaves: LeafArrays) -> U64Array:
 
 
 def _linear_range(start: int, end: int, layout: Layout) -> tuple[int, int] | None:
-    """Return first and last byte with the sign extension cut off, which makes both halves one ascending range."""
+    """Return first and last byte without the sign extension, which makes both halves one ascending range."""
     if end < start:
         raise UsageError(f"the range ends at {end:#x}, before it starts at {start:#x}")
     if start == end:
@@ -138,7 +138,7 @@ def _linear_range(start: int, end: int, layout: Layout) -> tuple[int, int] | Non
 
 
 def _read_level(memory: Memory, tables: _Tables, level: Level, search: _Search, found: list[LeafArrays]) -> _Tables:
-    """Read all tables of one level, add what is looked for to found, and return the tables of the next level."""
+    """Read all tables of one level, add matching entries to found, and return the tables of the next level."""
     shift = search.layout.shift(level)
     raw = memory.tables(tables.paddr)
     offsets = np.arange(ENTRIES_PER_TABLE, dtype=np.uint64) << np.uint64(shift)
@@ -174,7 +174,7 @@ def _kinds(raw: U64Array, level: Level) -> tuple[BoolArray, BoolArray]:
 
 
 def _check_tables(memory: Memory, raw: U64Array, below: _Tables, level: Level, layout: Layout) -> None:
-    """Refuse what :func:`harness.pagetable.walk.walk` refuses, and a range too big to read at once."""
+    """Reject what :func:`harness.pagetable.walk.walk` rejects, and a range that is too large to read at once."""
     if not len(raw):
         return
     levels = layout.levels
@@ -192,7 +192,7 @@ def _check_tables(memory: Memory, raw: U64Array, below: _Tables, level: Level, l
 
 
 def _in_order(found: list[LeafArrays], layout: Layout) -> LeafArrays:
-    """Join the leaves of all levels, sort them by address, and put the sign extension back."""
+    """Join the leaves of all levels, sort them by address, and restore the sign extension."""
     if not found:
         return LeafArrays(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.uint8))
     if len(found) == 1:

@@ -16,25 +16,25 @@ _BIT_ORDER = {bit.name: number for number, bit in enumerate(Bits)}
 
 
 class Key(NamedTuple):
-    """What makes two observations the same question."""
+    """The key by which the observations of two runs are matched."""
 
     checkpoint: str
     process: str
     mapping: str
     offset: int  # bytes
-    turn: int = 0  # 0 for the first time that a program came to this checkpoint, 1 for the second, ...
+    turn: int = 0  # 0 for the first time that a program reached this checkpoint, 1 for the second, ...
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One question that two runs answer differently, or that only one of them answers.
+    """An observation that differs between two runs, or that only one of them has.
 
-    :raises UsageError: neither run has an answer.
+    :raises UsageError: neither run has it.
     """
 
     key: Key
-    before: Observation | None  # of the first run, None if only the second has it
-    after: Observation | None  # of the second run, None if only the first has it
+    before: Observation | None  # in the first run, None if only the second has it
+    after: Observation | None  # in the second run, None if only the first has it
 
     def __post_init__(self) -> None:
         if self.before is None and self.after is None:
@@ -75,7 +75,7 @@ class Change:
     def pfn(self) -> tuple[str, str] | None:
         """Region and offset in both runs, None if they are the same.
 
-        Where ordinary memory comes from differs between any two runs, so two different ``ram+0x...`` count as the same.
+        The frames of ordinary memory differ between any two runs, so two different ``ram+0x...`` count as equal.
         """
         if self.before is None or self.after is None or _place(self.before) == _place(self.after):
             return None
@@ -83,7 +83,7 @@ class Change:
 
     @property
     def pagemap(self) -> tuple[str, str] | None:
-        """Flags of the guest's own view in both runs, None if they are the same; its pfn is not compared."""
+        """Pagemap flags in both runs, None if they are the same; the pfn in pagemap is not compared."""
         if self.before is None or self.after is None:
             return None
         flags = _pagemap_flags(self.before), _pagemap_flags(self.after)
@@ -91,7 +91,7 @@ class Change:
 
     @property
     def empty(self) -> bool:
-        """Both runs say the same."""
+        """The two runs do not differ."""
         if self.only_before or self.only_after:
             return False
         return not (self.appeared or self.vanished or self.level or self.pfn or self.pagemap)
@@ -111,11 +111,11 @@ class Change:
 
 
 def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[Change]:
-    """Return where two runs differ: first in the order of the first run, then what only the second has, in its order.
+    """Return the differences of two runs in the order of the first, then what only the second has, in its order.
 
-    Observations are matched by checkpoint, process, mapping and offset; where a program comes to a checkpoint more
-    than once, the n-th time of one run is matched with the n-th of the other. The raw entry is not compared: it holds
-    absolute addresses.
+    Observations are matched by checkpoint, process, mapping and offset; if a program reaches a checkpoint more
+    than once, the n-th time in one run is matched with the n-th in the other. The raw entry is not compared, because
+    it has absolute addresses.
     """
     first, second = by_key(before), by_key(after)
     changes = [Change(key, one, second.get(key)) for key, one in first.items()]
@@ -124,7 +124,7 @@ def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[Ch
 
 
 def by_key(observations: Iterable[Observation]) -> dict[Key, Observation]:
-    """Each observation under its question, in order."""
+    """Each observation by its key, in order."""
     seen: Counter[Key] = Counter()
     result: dict[Key, Observation] = {}
     for one in observations:

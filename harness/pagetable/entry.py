@@ -1,7 +1,7 @@
-"""One page-table entry: the raw word, and what the CPU and the kernel read in it.
+"""One page-table entry: the raw word, and how the CPU and the kernel interpret it.
 
-Two sorts of answers, kept apart by name. ``write``, ``dirty``, ``young`` and so on are single bits of the word.
-``kernel_write``, ``kernel_dirty`` and ``kernel_present`` are the kernel's predicates (pte_write() and its sisters, see
+The names distinguish two kinds of answers. ``write``, ``dirty``, ``young`` and so on are single bits of the word.
+``kernel_write``, ``kernel_dirty`` and ``kernel_present`` are the kernel's predicates (pte_write() and similar, see
 Documentation/mm/arch_pgtable_helpers.rst), which on x86 look at more than one bit.
 """
 
@@ -35,9 +35,9 @@ HUGE_LEVELS = frozenset({Level.PMD, Level.PUD})
 
 
 def kind_of(raw: int, level: Level) -> Kind:
-    """Say what an entry is: pte_none(), pte_present() and pmd_leaf() of arch/x86/include/asm/pgtable.h.
+    """Return the kind of an entry: pte_none(), pte_present() and pmd_leaf() of arch/x86/include/asm/pgtable.h.
 
-    A pmd or pud with PSE is a leaf even while P and PROTNONE are clear: that is how pmdp_invalidate() parks it.
+    A pmd or pud with PSE is a leaf even while P and PROTNONE are clear: pmdp_invalidate() leaves it in that state.
     """
     if raw & ~KNL_ERRATUM_MASK == 0:
         return Kind.NONE
@@ -55,8 +55,8 @@ class Entry:
     :raises UsageError: raw is not a 64-bit word.
     """
 
-    raw: int  # the 64-bit word, as it lies in memory
-    level: Level  # of the table that it lies in
+    raw: int  # the 64-bit word, as in memory
+    level: Level  # of the table that it is in
     layout: Layout  # of the kernel that wrote it
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Entry:
 
     @property
     def none(self) -> bool:
-        """pte_none(): empty, but for the accessed and dirty bits that an erratum may leave."""
+        """pte_none(): empty, except for accessed and dirty bits that an erratum may leave."""
         return self.kind is Kind.NONE
 
     @property
@@ -92,12 +92,12 @@ class Entry:
 
     @property
     def present(self) -> bool:
-        """Holds an address: a table, or a leaf of any sort (P, PROTNONE, or parked by pmdp_invalidate())."""
+        """Has an address: a table, or any kind of leaf (P, PROTNONE, or invalidated by pmdp_invalidate())."""
         return self.kind in (Kind.TABLE, Kind.LEAF)
 
     @property
     def kernel_present(self) -> bool:
-        """The kernel's predicate: pte_present() is P or PROTNONE, pmd_present() also PSE, pud_present() P alone."""
+        """The kernel's predicate: pte_present() is P or PROTNONE, pmd_present() also PSE, pud_present() only P."""
         if self.level is Level.PTE:
             return bool(self.raw & (PRESENT | PROTNONE))
         if self.level is Level.PMD:
@@ -122,7 +122,7 @@ class Entry:
         return bit in self.bits
 
     def __or__(self, bits: Bits) -> Entry:
-        """The same entry with further bits set: two entries are compared without some bits by setting these in both."""
+        """Return the entry with further bits set. To ignore some bits in a comparison, set them in both entries."""
         mask = sum(1 << position for position, bit in self._positions().items() if bit in bits)
         return dataclasses.replace(self, raw=self.raw | mask)
 
@@ -194,7 +194,7 @@ class Entry:
 
     @property
     def unnamed(self) -> int:
-        """Bits of a leaf or table that nothing above accounts for, in place: reserved bits, or a wrong Layout."""
+        """The bits of a leaf or table that nothing above names, as a mask: reserved bits, or a wrong Layout."""
         if not self.present:
             return 0
         known = self._paddr_mask() | (PKEY_MASK if self.leaf else 0)
@@ -211,12 +211,12 @@ class Entry:
 
     @property
     def kernel_write(self) -> bool:
-        """pte_write(), pmd_write(), pud_write() of a leaf: W, or W=0 with D=1 where Layout.shadow_stack is true."""
+        """pte_write(), pmd_write(), pud_write() of a leaf: W, or W=0 with D=1 if Layout.shadow_stack."""
         return self.leaf and (self.write or (self.layout.shadow_stack and self.shadow_stack_shape))
 
     @property
     def shadow_stack_shape(self) -> bool:
-        """A leaf with W=0 and D=1, which x86 reads as a shadow stack (SDM 4.6, pte_shstk() less its CPU feature)."""
+        """A leaf with W=0 and D=1, a shadow stack on x86 (SDM 4.6; pte_shstk() without the CPU feature)."""
         return self.leaf and self.dirty and not self.write
 
     # -- its address --
@@ -227,14 +227,14 @@ class Entry:
         return 1 << self.layout.shift(self.level)
 
     def _paddr_mask(self) -> int:
-        """Bits of the word that hold an address: pte_pfn_mask(), pmd_pfn_mask(), pud_pfn_mask()."""
+        """The bits of the word that are an address: pte_pfn_mask(), pmd_pfn_mask(), pud_pfn_mask()."""
         return PADDR_MASK & -self.size_bytes if self.leaf else PADDR_MASK
 
     @property
     def table_paddr(self) -> int:
         """Physical address of the next table.
 
-        :raises UsageError: the entry is no table.
+        :raises UsageError: the entry is not a table.
         """
         if not self.table:
             raise UsageError(f"only a table entry has a table_paddr, this one is a {self.kind.value}: {self}")
@@ -247,7 +247,7 @@ class Entry:
         The address of a leaf whose P is clear is stored inverted against L1TF; this undoes it (protnone_mask() in
         arch/x86/include/asm/pgtable-invert.h, pte_pfn(), pmd_pfn(), pud_pfn() in pgtable.h).
 
-        :raises UsageError: the entry is no leaf: what it holds is not a pfn.
+        :raises UsageError: the entry is not a leaf, and has no pfn.
         """
         if not self.leaf:
             raise UsageError(f"only a leaf has a pfn, this one is a {self.kind.value}: {self}")
@@ -269,4 +269,4 @@ class Entry:
         return " ".join(words)
 
     def __repr__(self) -> str:
-        return f"<{self}>"  # what pytest shows of a broken claim
+        return f"<{self}>"  # pytest shows this for a broken claim

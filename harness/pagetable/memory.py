@@ -1,7 +1,7 @@
 """Guest-physical memory, as a walk reads it.
 
-:class:`Memory` is all that a walk needs. :class:`PhysicalMemory` is that over a buffer whose offset is the physical
-address. :class:`SplitMemory` is what a larger guest has: a hole below 4 GiB, and the rest of RAM above it.
+:class:`Memory` has everything that a walk needs. :class:`PhysicalMemory` implements it for a buffer in which offsets
+are physical addresses. :class:`SplitMemory` is for larger guests, with a hole below 4 GiB and the rest of RAM above it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ U64Array: TypeAlias = NDArray[np.uint64]
 RamBuffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
 
-#: Where RAM goes on that has no room below the hole for devices.
+#: The start of the RAM that does not fit below the hole for devices.
 HIGH_RAM_PADDR = 1 << 32
 
 
 class WalkError(MachineryError):
-    """A walk left guest RAM, or met an entry that no x86-64 table holds: a wrong root or layout, a running guest."""
+    """A walk left guest RAM, or found an impossible entry. The root or layout is wrong, or the guest is running."""
 
 
 class Memory(Protocol):
-    """What a walk needs of guest-physical memory. Whoever cannot map guest RAM can answer these by other means."""
+    """The guest-physical memory that a walk needs. It can be implemented without mapping guest RAM."""
 
     @property
     def size_bytes(self) -> int:
@@ -42,17 +42,17 @@ class Memory(Protocol):
 
 
 class WritableMemory(Memory, Protocol):
-    """Guest RAM that the host may also write: release words."""
+    """Guest RAM that the host can also write to, for release words."""
 
     def write_u64(self, paddr: int, value: int) -> None:
         """Write the 8-byte word at an 8-byte-aligned physical address."""
 
 
 class SplitMemory:
-    """Guest RAM of which the first part starts at address 0 and the rest at 4 GiB, as on QEMU's q35.
+    """Guest RAM whose first part starts at address 0 and the rest at 4 GiB, as on QEMU's q35.
 
-    :param flat: all of it without the hole: an address there is an offset in the RAM file.
-    :param low_bytes: how much of it lies below 4 GiB; a multiple of 4096.
+    :param flat: all RAM without the hole, so that an address is an offset in the RAM file.
+    :param low_bytes: the part of it below 4 GiB, in bytes; a multiple of 4096.
     """
 
     def __init__(self, flat: WritableMemory, low_bytes: int) -> None:
@@ -61,7 +61,7 @@ class SplitMemory:
 
     @property
     def size_bytes(self) -> int:
-        """First address after RAM, the hole counted."""
+        """First address after RAM, including the hole."""
         return HIGH_RAM_PADDR + self._flat.size_bytes - self._low_bytes
 
     def read_u64(self, paddr: int) -> int:
@@ -122,7 +122,7 @@ class PhysicalMemory:
         return self._size_bytes
 
     def release(self) -> None:
-        """Let go of the buffer, so that its owner can close it; views handed out by :meth:`table` keep their hold."""
+        """Release the buffer, so that its owner can close it; views returned by :meth:`table` still hold it."""
         self._pages = None
 
     def read_u64(self, paddr: int) -> int:
@@ -175,7 +175,7 @@ class PhysicalMemory:
         return self._pages
 
     def _index(self, paddr: int) -> tuple[int, int]:
-        """Return page number and word in the page."""
+        """Return the page number and the index of the word in the page."""
         if paddr % 8:
             raise UsageError(f"a 64-bit word is read at a multiple of 8, got paddr {paddr:#x}")
         if not 0 <= paddr < self._size_bytes:

@@ -1,16 +1,16 @@
-"""What was seen of one page at one checkpoint, in words that two runs can be compared by.
+"""What was seen of one page at one checkpoint, in a form in which two runs can be compared.
 
-Everything is relative: an offset in a named mapping, a pfn as BAR + offset. The text form is JSON Lines: a header line
-with the schema's name and version, then one object a line. Pure text in and out; files are somebody else's business.
+Everything is relative: an offset in a named mapping, and a pfn as BAR + offset. The text form is JSON Lines: a header
+line with the name and version of the schema, then one object per line. This module handles only text, not files.
 
-Version 1, keys of a line, none optional:
+Version 1 has these keys in every line:
 
 * ``checkpoint``, ``process``, ``mapping``: strings; ``offset``: a number of bytes
-* ``level``: ``"pte"``, ``"pmd"``, ``"pud"``, or ``"none"`` where no leaf is
+* ``level``: ``"pte"``, ``"pmd"``, ``"pud"``, or ``"none"`` if there is no leaf
 * ``raw``: ``"0x..."``, the entry at which the walk ended
 * ``bits``: names of :class:`~harness.pagetable.bits.Bits`, in bit order
-* ``pfn``: region and byte offset, ``"bar+0x0"``; ``""`` where no leaf is
-* ``pagemap``: ``"0x..."``, or null where nobody read it
+* ``pfn``: region and byte offset, ``"bar+0x0"``; ``""`` if there is no leaf
+* ``pagemap``: ``"0x..."``, or null if it was not read
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA = "hugepfn-observations"
 SCHEMA_VERSION = 1
 LEVEL_LABELS = ("pte", "pmd", "pud", "none")
 ORDINARY_MEMORY = "ram"
-_ACCESSED = 1 << 5  # in an entry of every level
+_ACCESSED = 1 << 5  # in entries of every level
 
 _BIT_NAMES = frozenset(bit.name for bit in Bits)
 _KEYS: Mapping[str, tuple[type, ...]] = {
@@ -49,13 +49,13 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
 class Region:
     """A named piece of the guest-physical address space: a BAR."""
 
-    name: str  # as it appears before the "+" of Observation.pfn
+    name: str  # as it appears before the "+" in Observation.pfn
     start_paddr: int  # of its first byte
     size_bytes: int
 
 
 def relative_pfn(pfn: int, regions: Sequence[Region] = ()) -> str:
-    """Return where a pfn (4 KiB units) is, as region and byte offset: ``"bar+0x1000"``; ``"ram+0x..."`` elsewhere."""
+    """Return the place of a pfn (4 KiB units) as region and offset: ``"bar+0x1000"``; ``"ram+0x..."`` elsewhere."""
     paddr = pfn << PAGE_SHIFT
     for region in regions:
         if 0 <= paddr - region.start_paddr < region.size_bytes:
@@ -70,15 +70,15 @@ class Observation:
     :raises UsageError: a level or a bit has a name that does not exist, or a number is out of range.
     """
 
-    checkpoint: str  # name that the guest program gave it
+    checkpoint: str  # the name that the guest program gave it
     process: str  # "parent", "child", "grandchild" or any other name
     mapping: str  # name of the mapping, "bar"
     offset: int  # bytes from the start of the mapping
-    level: str  # "pte", "pmd", "pud"; "none" where no leaf is
+    level: str  # "pte", "pmd", "pud"; "none" if there is no leaf
     raw: int  # the 64-bit entry at which the walk ended
-    bits: tuple[str, ...]  # names of the bits that are set, in bit order; empty where no leaf is
-    pfn: str  # region and byte offset, "bar+0x0"; "" where no leaf is
-    pagemap: int | None  # the guest's own word about this page, None where nobody read it
+    bits: tuple[str, ...]  # names of the bits that are set, in bit order; empty if there is no leaf
+    pfn: str  # region and byte offset, "bar+0x0"; "" if there is no leaf
+    pagemap: int | None  # the pagemap word of this page, None if it was not read
 
     def __post_init__(self) -> None:
         if self.level not in LEVEL_LABELS:
@@ -105,11 +105,11 @@ class Observation:
         regions: Sequence[Region] = (),
         pagemap: int | None = None,
     ) -> Observation:
-        """Say what a walk found.
+        """Make an observation of the result of a walk.
 
-        :param way: of the page at this offset; the pfn is that of the page, not of the leaf's first one.
+        :param way: the walk of the page at this offset; the pfn is that of this page, not of the leaf's first page.
         :param offset: bytes from the start of the mapping.
-        :param regions: BARs, to name the pfn by; anything else is ordinary memory.
+        :param regions: BARs by which the pfn is named; anything else is ordinary memory.
         """
         leaf = way.leaf
         return cls(
@@ -125,14 +125,14 @@ class Observation:
         )
 
     def aged(self) -> Observation:
-        """The same with A clear: to compare what two CPUs left that may set A ahead of any access."""
+        """Return the observation with A cleared, to compare CPUs that may set A before any access."""
         if Bits.A.name not in self.bits:
             return self
         bits = tuple(name for name in self.bits if name != Bits.A.name)
         return dataclasses.replace(self, raw=self.raw & ~_ACCESSED, bits=bits)
 
     def to_json(self) -> dict[str, object]:
-        """Return the object of one line, keys as the module says."""
+        """Return the object of one line, with the keys listed at the top of this module."""
         return {
             "checkpoint": self.checkpoint,
             "process": self.process,
@@ -149,7 +149,7 @@ class Observation:
     def from_json(cls, line: object) -> Observation:
         """Read the object of one line.
 
-        :raises UsageError: it is not what :meth:`to_json` writes.
+        :raises UsageError: line is not what :meth:`to_json` writes.
         """
         if not isinstance(line, dict):
             raise UsageError(f"expected an object, got {type(line).__name__}")
@@ -180,7 +180,7 @@ class Observation:
 
 
 def comparable(observations: Iterable[Observation]) -> list[tuple[object, ...]]:
-    """What two machines with one kernel have in common: all but the frames that ordinary memory happens to get."""
+    """The part that two machines with one kernel have in common: everything except the frames of ordinary memory."""
     return [
         (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, _place(o.pfn), o.pagemap is None)
         for o in observations
@@ -206,7 +206,7 @@ def dump_observations(observations: Iterable[Observation]) -> str:
 def load_observations(text: str) -> list[Observation]:
     """Read what :func:`dump_observations` wrote.
 
-    :raises UsageError: it is something else; the message says what, and in which line, counted from 1.
+    :raises UsageError: text is something else; the message names the error and its line, counted from 1.
     """
     observations = []
     for number, line in enumerate(text.splitlines() or [""], start=1):

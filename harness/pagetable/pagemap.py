@@ -1,6 +1,7 @@
-"""The words of /proc/PID/pagemap: the guest's own view of a page, one of the two witnesses.
+"""The words of /proc/PID/pagemap, which is the guest's own view of a page and one of the two witnesses.
 
-It skips VM_PFNMAP areas, so a pfnmap shows as a hole: all zero but bit 55, which there comes from VM_SOFTDIRTY.
+pagemap skips VM_PFNMAP VMAs, so a pfnmap appears as a hole: all zero except bit 55, which there comes from
+VM_SOFTDIRTY.
 
 Source: Documentation/admin-guide/mm/pagemap.rst; pte_to_pagemap_entry() and the PM_* masks in fs/proc/task_mmu.c.
 """
@@ -42,7 +43,7 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class PagemapWord:
-    """What pagemap says about one 4096-byte page.
+    """The pagemap word of one 4096-byte page.
 
     :raises UsageError: raw is not a 64-bit word.
     """
@@ -88,17 +89,17 @@ class PagemapWord:
 
     @property
     def soft_dirty(self) -> bool:
-        """Written since clear_refs 4, or its whole area is counted as such (VM_SOFTDIRTY)."""
+        """Written since clear_refs 4, or its whole VMA counts as written (VM_SOFTDIRTY)."""
         return self._has(SOFT_DIRTY_BIT)
 
     @property
     def hole(self) -> bool:
-        """Nothing to say: all zero but, perhaps, bit 55. That is what every page of a pfnmap looks like."""
+        """No information: all zero except, possibly, bit 55. Every page of a pfnmap looks like this."""
         return self.raw & ~(1 << SOFT_DIRTY_BIT) == 0
 
     @property
     def pfn(self) -> int | None:
-        """Page frame number, None if no page is present. It is 0 to a reader without CAP_SYS_ADMIN."""
+        """Page frame number, None if no page is present. It is 0 for a reader without CAP_SYS_ADMIN."""
         return self.raw & FRAME_MASK if self.present else None
 
     @property
@@ -128,7 +129,7 @@ class PagemapWord:
 
 @dataclass(frozen=True, slots=True)
 class PagemapRange:
-    """Pagemap of consecutive pages; every array below has one element a page."""
+    """Pagemap of consecutive pages; every array below has one element per page."""
 
     raw: U64Array  # the words, uint64[n]
 
@@ -156,7 +157,7 @@ class PagemapRange:
 
     @property
     def hole(self) -> BoolArray:
-        """bool[n]: all zero but, perhaps, bit 55."""
+        """bool[n]: all zero except, possibly, bit 55."""
         result: BoolArray = (self.raw & np.uint64(~(1 << SOFT_DIRTY_BIT) & (1 << 64) - 1)) == 0
         return result
 
@@ -167,7 +168,7 @@ class PagemapRange:
 
 
 def decode_pagemap(data: bytes) -> PagemapRange:
-    """Decode what was read from /proc/PID/pagemap: one little-endian 64-bit word a page.
+    """Decode what was read from /proc/PID/pagemap: one little-endian 64-bit word per page.
 
     :raises UsageError: the length is not a multiple of 8.
     """

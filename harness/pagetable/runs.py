@@ -1,4 +1,4 @@
-"""A range of a process's page tables as a reader wants it: neighbours that are alike in one run, changes marked."""
+"""A range of a process's page tables for display: equal neighbours are joined into runs, and changes are marked."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Run:
     vaddr: int  # of the first byte
     end: int  # one past the last byte
     count: int  # of entries
-    entry: Entry  # the first
+    entry: Entry  # the first entry
     consecutive: bool  # each leaf's pfn follows the one before it
-    before: Entry | None  # what the last look found at vaddr, where that differs; None: it does not, or there was none
+    before: Entry | None  # the entry at vaddr at the last look, if it was a different one
 
     @property
     def appeared(self) -> Bits:
@@ -40,15 +40,15 @@ class Run:
 
 
 class _Seen(NamedTuple):
-    """By column: what decides whether two entries are alike."""
+    """Columns that decide whether two entries are equal."""
 
     kind: U64Array  # 0 hole, 1 leaf, 2 swap
     level: U64Array
-    bits: U64Array  # the raw word without its address; the same for all holes, and for all swap entries
+    bits: U64Array  # the raw word without its address; equal for all holes, and for all swap entries
 
 
 def leaf_mask(entries: LeafArrays) -> BoolArray:
-    """Return for each entry whether it is a leaf, bool[n]: what :func:`entry_arrays` gave, with tables left out."""
+    """Return for each entry whether it is a leaf, bool[n]: of the entries that :func:`entry_arrays` returned."""
     small = (entries.level == Level.PTE) & ((entries.raw & np.uint64(PRESENT | PROTNONE)) != 0)
     huge = np.isin(entries.level, [int(level) for level in HUGE_LEVELS]) & ((entries.raw & np.uint64(PSE)) != 0)
     result: BoolArray = small | huge
@@ -56,23 +56,23 @@ def leaf_mask(entries: LeafArrays) -> BoolArray:
 
 
 def hole_mask(entries: LeafArrays) -> BoolArray:
-    """Return for each entry whether it is empty, bool[n]; what is neither leaf nor hole is a swap entry."""
+    """Return for each entry whether it is empty, bool[n]; an entry that is neither leaf nor hole is a swap entry."""
     result: BoolArray = (entries.raw & np.uint64(~KNL_ERRATUM_MASK & (1 << 64) - 1)) == 0
     return result
 
 
 def only(entries: LeafArrays, which: BoolArray) -> LeafArrays:
-    """Return those entries of which ``which`` is true."""
+    """Return the entries for which ``which`` is true."""
     return LeafArrays(entries.vaddr[which], entries.raw[which], entries.level[which])
 
 
 def runs(
     entries: LeafArrays, layout: Layout, start: int, end: int, previous: LeafArrays | None = None
 ) -> Iterator[Run]:
-    """Yield what :func:`entry_arrays` found in [start, end), neighbours that are alike as one.
+    """Yield the entries that :func:`entry_arrays` found in [start, end), with equal neighbours as one run.
 
-    :param previous: the same range at the last look. Neighbours that changed differently are not alike.
-    :raises UsageError: the last look was not at this range.
+    :param previous: the same range at the last look. Neighbours that changed differently are not equal.
+    :raises UsageError: the last look was at another range.
     """
     if not len(entries.vaddr):
         return
@@ -117,7 +117,7 @@ def _seen(entries: LeafArrays) -> _Seen:
 
 
 def _index_in(entries: LeafArrays, previous: LeafArrays) -> NDArray[np.intp]:
-    """For each entry, which one of the last look held its first byte."""
+    """For each entry, the index of the entry that covered its first byte at the last look."""
     at = np.searchsorted(previous.vaddr, entries.vaddr, side="right") - 1
     if not len(previous.vaddr) or int(at[0]) < 0:
         raise UsageError(f"the last look did not reach {int(entries.vaddr[0]):#x}: compare looks at the same range")
@@ -125,7 +125,7 @@ def _index_in(entries: LeafArrays, previous: LeafArrays) -> NDArray[np.intp]:
 
 
 def _moved(entries: LeafArrays, previous: LeafArrays, at: NDArray[np.intp]) -> BoolArray:
-    """Whether a leaf's first byte lay elsewhere in memory, or a swap entry was another, at the last look."""
+    """Whether a leaf mapped another frame, or a swap entry was different, at the last look."""
     offset = (entries.vaddr - previous.vaddr[at]) >> np.uint64(PAGE_SHIFT)
     both = leaf_mask(entries) & leaf_mask(previous)[at]
     neither = ~leaf_mask(entries) & ~hole_mask(entries)

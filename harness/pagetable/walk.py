@@ -1,7 +1,7 @@
-"""Walk page tables from the root down, for one address: what the CPU does, in Python.
+"""Walk page tables from the root down for one address, as the CPU does.
 
-Source: Intel SDM volume 3 section 4.5, and walk_page_range() of mm/pagewalk.c for what the kernel calls the steps. For
-many addresses at once see :mod:`harness.pagetable.bulk`.
+Source: Intel SDM volume 3 section 4.5, and walk_page_range() of mm/pagewalk.c for the kernel's names of the steps. For
+many addresses at once, see :mod:`harness.pagetable.bulk`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ PTI_USER_ROOT = 1 << PAGE_SHIFT
 
 
 def root_paddr(cr3: int, *, pti: bool = False) -> int:
-    """Return the physical address of the root table in CR3, less PCID (bits 0-11), LAM (61, 62) and NOFLUSH (63).
+    """Return the physical address of the root table in CR3, without PCID (bits 0-11), LAM (61, 62) and NOFLUSH (63).
 
-    :param pti: the guest runs with page-table isolation; then bit 12 picks the user copy of the root, and the kernel's
-        root, which maps the user half as well, is returned either way.
+    :param pti: the guest runs with page-table isolation. Bit 12 then selects the user copy of the root; the kernel's
+        root, which maps the user half as well, is returned in either case.
     """
     root = cr3 & PADDR_MASK
     return root & ~PTI_USER_ROOT if pti else root
@@ -29,7 +29,7 @@ def root_paddr(cr3: int, *, pti: bool = False) -> int:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Leaf:
-    """An entry that maps memory, and where: the thing that claims are made of."""
+    """An entry that maps memory, and its address. Claims are about leaves."""
 
     entry: Entry  # a leaf of level pte, pmd or pud
     vaddr: int  # of the first byte that the entry maps, a multiple of size_bytes
@@ -61,7 +61,7 @@ class Leaf:
 
     @property
     def present(self) -> bool:
-        """Always true of a leaf; bit P alone is hardware_present."""
+        """Always true for a leaf; bit P alone is hardware_present."""
         return self.entry.present
 
     @property
@@ -126,12 +126,12 @@ class Leaf:
 
     @property
     def kernel_write(self) -> bool:
-        """pte_write() and its sisters."""
+        """pte_write() and similar."""
         return self.entry.kernel_write
 
     @property
     def kernel_dirty(self) -> bool:
-        """pte_dirty() and its sisters."""
+        """pte_dirty() and similar."""
         return self.entry.kernel_dirty
 
     @property
@@ -163,19 +163,19 @@ class Leaf:
         return f"{self.vaddr:#018x} {self.entry}"
 
     def __repr__(self) -> str:
-        return f"<{self}>"  # what pytest shows of a broken claim
+        return f"<{self}>"  # pytest shows this for a broken claim
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The way from the root to where a walk ended."""
+    """The path of a walk from the root to its last entry."""
 
-    vaddr: int  # that was looked up
-    path: tuple[Entry, ...]  # one entry a level, root first; never empty
+    vaddr: int  # the address that was looked up
+    path: tuple[Entry, ...]  # one entry per level, root first; never empty
 
     @property
     def terminal(self) -> Entry:
-        """The entry at which the walk ended: a leaf, a hole (none) or a swap entry. Its level says how deep."""
+        """The entry at which the walk ended: a leaf, a hole (none) or a swap entry. Its level is the depth."""
         return self.path[-1]
 
     @property
@@ -195,12 +195,12 @@ class Walk:
 
 
 def walk(memory: Memory, root: int, vaddr: int, layout: Layout) -> Walk:
-    """Walk from the root to the entry that decides about one address.
+    """Walk from the root to the entry that decides for one address.
 
     :param root: physical address of the root table, see :func:`root_paddr`.
     :param vaddr: any canonical address, user or kernel half.
     :raises UsageError: vaddr is not canonical.
-    :raises WalkError: a table lies outside RAM, or a p4d or pgd entry says that it is a leaf.
+    :raises WalkError: a table lies outside RAM, or a p4d or pgd entry claims to be a leaf.
     """
     if not layout.is_canonical(vaddr):
         raise UsageError(f"vaddr {vaddr:#x} is not a canonical {layout.address_bits}-bit address")
@@ -221,10 +221,10 @@ def walk(memory: Memory, root: int, vaddr: int, layout: Layout) -> Walk:
 def translate(memory: Memory, root: int, vaddr: int, layout: Layout) -> int:
     """Return the physical address behind a virtual one, for reading or writing guest memory from the host.
 
-    A page that is PROT_NONE for the guest has one as well. The address may lie outside RAM: in a BAR.
+    A PROT_NONE page has one too. The address may lie outside RAM, in a BAR.
 
     :raises UsageError: vaddr is not canonical.
-    :raises WalkError: nothing is mapped there; the message holds the whole walk.
+    :raises WalkError: nothing is mapped there; the message has the whole walk.
     """
     way = walk(memory, root, vaddr, layout)
     if way.leaf is None:

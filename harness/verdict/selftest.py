@@ -1,8 +1,9 @@
 """Results of a program of the kernel's selftests: its points one by one, and the verdict on the whole program.
 
 kunit's rules apply: a planned test that never reported has crashed, and a report without a plan never passes. The exit
-status counts in addition to the report (tools/testing/selftests/kselftest.h): 0 pass, 1 fail, 2 expected failure,
-3 unexpected pass, 4 skip. Only a program that prints no TAP at all is judged by its status alone, as kselftest's own runner does.
+status counts in addition to the report (tools/testing/selftests/kselftest.h): 0 pass, 1 fail, 2 expected failure, 3
+unexpected pass, 4 skip. Only a program that prints no TAP at all is judged by its status alone, as kselftest's own
+runner does.
 """
 
 from __future__ import annotations
