@@ -24,9 +24,9 @@ def build(
 ) -> None:
     """Build a kernel for the harness, and print the path of its vmlinux.
 
-    TREE is PATH (a git tree with its uncommitted changes, or a folder), PATH@REVISION, or debsrc:6.12, Debian's source
-    from your mirror; +FILE.patch behind it is a patch. Nothing is written to your tree. The next build of the same tree
-    is an incremental one.
+    TREE is PATH (a git tree with its uncommitted changes, or a folder), PATH@REVISION, or debsrc:6.12 (Debian's source
+    from your mirror). Append +FILE.patch to apply a patch. Nothing is written to your tree. The next build of the same
+    tree is incremental.
     """
     from harness.campaign.building import build_shown
 

@@ -24,14 +24,15 @@ from harness.commands.options import FILE, kernel_option, machine_options
 def kselftest(tests: tuple[str, ...], **options: Any) -> None:
     """Build the kernel's own selftests from its source, and run them in the guest.
 
-    COLLECTION is a folder of tools/testing/selftests (mm, vfio), TEST a program of it, with arguments if you like:
-    mm:soft-dirty, "mm:gup_test -u". Each program has a machine of its own; each point of it is reported.
+    COLLECTION is a folder of tools/testing/selftests (mm, vfio). TEST is one of its programs, optionally with
+    arguments: mm:soft-dirty, "mm:gup_test -u". Each program runs in its own machine, and each of its test points is
+    reported.
     """
     import pytest
 
     from harness.campaign.kselftest import run_kselftest
     from harness.campaign.kselftest_report import KselftestReporter
 
-    # Of this stream, since pytest takes sys.stdout while a test runs.
+    # The stream is passed on explicitly, because pytest replaces sys.stdout while a test runs.
     reporter = KselftestReporter(Console(file=sys.stdout, highlight=False))
     sys.exit(run_kselftest(pytest, reporter, tests, options))

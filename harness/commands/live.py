@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
 session_option = click.option("--session", "-s", metavar="NAME", help="which session  [default: the only one]")
 gdb_option = click.option("--gdb", is_flag=True, help="wait for gdb on a Unix socket, and print the command")
-_WIDE = 1000  # a long state is for the terminal to wrap, not for us to cut
+_WIDE = 1000  # the terminal wraps a long state; we do not cut it
 _STATE_TIMEOUT_S = 10.0
-_SIGNALLED = 128  # what a shell adds to a signal's number
+_SIGNALLED = 128  # a shell adds this to the number of a signal
 
 
 @functools.cache
 def say(line: str) -> None:
-    """A line of progress, once, out of the way of what is printed."""
+    """Print a line of progress on stderr, once, apart from the command's output."""
     click.echo(f"hugepfn: {line}", err=True)
 
 
 def client_of(name: str | None) -> SessionClient:
-    """The session of a name, or the only one.
+    """Return the session with this name, or the only one.
 
-    :raises UsageError: there is none.
+    :raises UsageError: there is no such session.
     """
     from harness.session.client import SessionClient
     from harness.session.registry import choose
@@ -56,7 +56,7 @@ def client_of(name: str | None) -> SessionClient:
 
 
 def show_gdb(client: SessionClient) -> None:
-    """Stops a session's machine for gdb, and says how to attach; the kernel's symbols are moved as KASLR moved it."""
+    """Stop a session's machine for gdb and say how to attach, with the symbols moved by the KASLR offset."""
     stub = client.call("gdb")
     if stub.note:
         say(stub.note)
@@ -79,7 +79,7 @@ def _start(name: str | None, options: dict[str, Any], *, with_us: bool, kept: st
 @gdb_option
 @live_options
 def start(name: str | None, gdb: bool, **options: Any) -> None:
-    """Start a session: a live machine that stays until `hugepfn stop`. Prints its name."""
+    """Start a session, a live machine that runs until `hugepfn stop`, and print its name."""
     from harness.session.client import SessionClient
 
     about = _start(name, options, with_us=False)
@@ -93,10 +93,10 @@ def start(name: str | None, gdb: bool, **options: Any) -> None:
 @gdb_option
 @live_options
 def shell(name: str | None, gdb: bool, **options: Any) -> None:
-    """A shell on the serial line of a guest. Ctrl-] leaves.
+    """Open a shell on the serial line of a guest. Ctrl-] leaves it.
 
-    NAME is a session, or a machine that --keep-vm kept; without it, a fresh machine that ends with the shell, and is a
-    session meanwhile.
+    NAME is a session, or a machine that --keep-vm kept. Without NAME, a new machine is started, which is a session as
+    long as the shell runs, and ends with it.
     """
     from harness.machine.terminal import interact, require_terminal
     from harness.session.client import SessionClient
@@ -126,9 +126,10 @@ def shell(name: str | None, gdb: bool, **options: Any) -> None:
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
-    """SSH into a session: a login shell (Ctrl-] leaves), or COMMAND with its output and exit status.
+    """Use SSH to open a login shell in a session (Ctrl-] leaves it), or to run COMMAND and return its exit status.
 
-    Through a socket that only you can reach, with a key made for this machine; nothing else is let in.
+    The connection goes through a socket that only you can access, with a key made for this machine. Nothing else is
+    let in.
     """
     from harness.machine.agent import Stream
     from harness.machine.ssh import Ssh
@@ -163,13 +164,13 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
             ended = connection.run(" ".join(command), stdin=stdin, sink=sink)
         except MachineryError:
             if lost and lost[0].errno == errno.EPIPE:
-                sys.exit(_SIGNALLED + signal.SIGPIPE)  # as a program of this host
+                sys.exit(_SIGNALLED + signal.SIGPIPE)  # as a program on this host would
             raise
     _leave_as(ended.exit)
 
 
 def _openssh_line(name: str, where: SshAddress) -> str:
-    """Writes what OpenSSH needs into the session's folder, and says how to use it."""
+    """Write what OpenSSH needs into the session's folder, and return the command that uses it."""
     from harness.machine.sshd import openssh_files
     from harness.session.registry import folder_of
 
@@ -182,7 +183,7 @@ def _openssh_line(name: str, where: SshAddress) -> str:
 
 
 def _leave_as(ended: ExitStatus) -> None:
-    """Exits as a command in the guest did; a signal is 128 and its number, as a shell says it."""
+    """Exit with the status of a command in the guest, or with 128 plus the number of its signal, as a shell does."""
     sys.exit(ended.status if ended.signal is None else _SIGNALLED + ended.signal)
 
 
@@ -197,11 +198,12 @@ def _leave_as(ended: ExitStatus) -> None:
 def exec_(
     session: str | None, environment: tuple[str, ...], program: str, words: tuple[str, ...], **options: Any
 ) -> None:
-    """Run a program of yours in a guest: in a session, or (without --session) in a fresh machine.
+    """Run a program of yours in a guest: in a session, or (without --session) in a new machine.
 
-    PROGRAM with a slash is a file of this host, sent over with its shared libraries; else a command of the guest's.
-    The BAR is bound to vfio-pci; VFIO_GROUP and VFIO_BDF say where, and so do {group} and {bdf} in an ARG. Standard
-    streams and signals are the program's own, and its exit status is this command's (128 and more: a signal).
+    A PROGRAM with a slash is a file on this host, which is sent to the guest with its shared libraries. Otherwise it is
+    a command of the guest. The device is bound to vfio-pci; VFIO_GROUP and VFIO_BDF name its group and address, and
+    {group} and {bdf} are replaced in every ARG. The program gets this command's standard streams and signals, and its
+    exit status is returned (128 and more: a signal).
     """
     for wrong in (one for one in environment if "=" not in one):
         raise UsageError(f"--env {wrong!r}: expected NAME=VALUE")
@@ -238,10 +240,11 @@ def _fresh(options: dict[str, Any]) -> Iterator[Session]:
 @level_option
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
 def rerun(scenarios: tuple[str, ...], session: str | None, levels: Sequence[str], quiet: bool) -> None:
-    """Run scenarios in a session, as their files are now: no boot, and only what was changed is compiled and sent.
+    """Run scenarios in a session with their current files. There is no boot, and only changed programs are compiled and
+    sent.
 
-    SCENARIO is a name of `hugepfn list`, or the path of a test file of your own. The machine is not a pristine one:
-    what earlier runs did to it is still there.
+    SCENARIO is a name from `hugepfn list`, or the path of a test file of your own. The machine keeps everything that
+    earlier runs did to it.
     """
     width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
     sys.stdout.flush()
@@ -261,12 +264,12 @@ def rerun(scenarios: tuple[str, ...], session: str | None, levels: Sequence[str]
 @click.command()
 @session_option
 def log(session: str | None) -> None:
-    """Print a session's kernel log."""
+    """Print the kernel log of a session."""
     click.echo(client_of(session).call("log"), nl=False)
 
 
 def _print_table(table: Table, otherwise: str) -> None:
-    """Prints it as it is: what is in brackets is no markup, since a guest may have said it."""
+    """Print a table without interpreting markup, because a guest may have written what is in brackets."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False, width=_WIDE)
@@ -275,7 +278,7 @@ def _print_table(table: Table, otherwise: str) -> None:
 
 @click.command()
 def ps() -> None:
-    """Show this user's sessions."""
+    """Show your sessions."""
     from rich.table import Table
 
     from harness.session.client import SessionClient
@@ -288,7 +291,7 @@ def ps() -> None:
         age = str(timedelta(seconds=int(time.time() - about.started_at)))
         try:
             state = str(SessionClient(about).call("state", timeout_s=_STATE_TIMEOUT_S)).splitlines()[0]
-        except HugepfnError as error:  # it ends just now
+        except HugepfnError as error:  # it is just ending
             state = str(error)
         table.add_row(about.name, str(about.pid), about.kernel, about.release, age, state)
     _print_table(table, "no sessions")
@@ -298,7 +301,7 @@ def ps() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--all", "everything", is_flag=True, help="every session of this user")
 def stop(names: tuple[str, ...], everything: bool) -> None:
-    """End sessions: those named, or the only one."""
+    """End the named sessions, or the only one."""
     from harness.session.client import SessionClient
     from harness.session.registry import choose, held
 
@@ -313,7 +316,7 @@ def stop(names: tuple[str, ...], everything: bool) -> None:
 @click.command("serve-session", hidden=True)
 @click.argument("descriptor", type=int)
 def serve_session(descriptor: int) -> None:
-    """The process of a session; started by other commands."""
+    """Run the process of a session; other commands start it."""
     from multiprocessing.connection import Connection
 
     from harness.session.server import serve
@@ -324,7 +327,7 @@ def serve_session(descriptor: int) -> None:
 @click.command()
 @click.option("--rm", "unwanted", multiple=True, metavar="NAME", help="throw it away; may be repeated")
 def kept(unwanted: tuple[str, ...]) -> None:
-    """Show the machines that --keep-vm kept, for `hugepfn shell NAME`; or throw some away."""
+    """Show the machines that --keep-vm kept (enter one with `hugepfn shell NAME`), or remove some."""
     from rich.table import Table
 
     from harness.machine import kept as machines

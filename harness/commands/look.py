@@ -1,4 +1,4 @@
-"""Looking into a live machine: ``hugepfn walk``, ``maps`` and ``gdb``."""
+"""Commands that look into a live machine: ``hugepfn walk``, ``maps`` and ``gdb``."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ every_option = click.option(
 @watch_option
 @every_option
 def walk(words: tuple[str, ...], session: str | None, watch: bool, every: float) -> None:
-    """Walk the page tables of any process of a live guest, raw and decoded.
+    """Walk the page tables of any process in a live guest, and show entries raw and decoded.
 
-    Of one address, every level on the way; of a range, every leaf and hole, neighbours that are alike in one line. The
-    addresses are hexadecimal. The root comes from the kernel's own list of tasks: by its BTF and kallsyms, or by what
-    `hugepfn build` left beside it.
+    For one address, every level on the way is shown; for a range, every leaf and hole, with equal neighbours in one
+    line. Addresses are hexadecimal. The root comes from the kernel's own task list, which is found through BTF and
+    kallsyms, or through the file that `hugepfn build` left beside the kernel.
     """
     from harness.commands.walk_view import parse_span, process_line, range_lines, walk_lines
 
@@ -59,7 +59,7 @@ def walk(words: tuple[str, ...], session: str | None, watch: bool, every: float)
 @watch_option
 @every_option
 def maps(words: tuple[str, ...], session: str | None, watch: bool, every: float) -> None:
-    """Show the areas of a process: in each, the leaves of every level, and how many of them have which bit."""
+    """Show the VMAs of a process: the number of leaves at each level, and how many of them have each bit."""
     from harness.commands.walk_view import areas_lines, process_line
 
     client, pid, _ = _who(words, session, 0)
@@ -73,12 +73,12 @@ def maps(words: tuple[str, ...], session: str | None, watch: bool, every: float)
 @click.command()
 @session_option
 def gdb(session: str | None) -> None:
-    """Let gdb attach to a session's kernel: stops it, and prints the command that does."""
+    """Stop the kernel of a session for gdb, and print the command that attaches gdb to it."""
     show_gdb(client_of(session))
 
 
 def _who(words: Sequence[str], session: str | None, more: int) -> tuple[SessionClient, int, Sequence[str]]:
-    """The session, the pid, and what comes after it."""
+    """The session, the pid, and the words that follow it."""
     if not 1 + more <= len(words) <= 2 + more:
         raise UsageError(f"expected [SESSION] PID{' VADDR[-VADDR]' * more}, got {' '.join(words)!r}")
     *name, pid = words[: len(words) - more]
@@ -93,7 +93,7 @@ def _show(look: Callable[[], Any], lines: Callable[[Any, Any], list[Text]], ever
 
     console = Console(highlight=False)
     live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
-    redrawn = every_s is not None and console.is_terminal  # elsewhere, one look after the other
+    redrawn = every_s is not None and console.is_terminal  # elsewhere, looks are printed one after the other
     before, now = None, look()
     with live if redrawn else contextlib.nullcontext():
         while True:

@@ -23,9 +23,9 @@ from harness.commands.options import report_options, run_options, scenario_optio
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
 @report_options("the table and every run")
 def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any) -> None:
-    """Run scenarios on many kernels, and print the table of what became of them.
+    """Run scenarios on many kernels, and print a table of the outcomes.
 
-    With --repeat, a cell whose repeats differ is a flake. Exit status as of `hugepfn run`.
+    With --repeat, a cell whose repeats differ is a flake. The exit status is that of `hugepfn run`.
     """
     from harness.campaign.matrix import run_matrix
 
@@ -47,9 +47,9 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any)
 )
 @report_options("the differences")
 def compare(before: str, after: str, scenarios: tuple[str, ...], **options: Any) -> None:
-    """Run scenarios on kernels A and B, and show only what differs.
+    """Run scenarios on kernels A and B, and show only the differences.
 
-    Exit status: 0 they do the same, 1 they differ, else as of `hugepfn run`.
+    The exit status is 0 if nothing differs, 1 if something does, and otherwise that of `hugepfn run`.
     """
     from harness.campaign.compare import run_compare
 

@@ -1,4 +1,4 @@
-"""What several commands ask alike."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LEVELS = ("pte", "pmd", "pud")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-QEMU_VARIABLE = "HUGEPFN_QEMU"  # that of harness/machine/binary.py, which --help need not import
+QEMU_VARIABLE = "HUGEPFN_QEMU"  # as in harness/machine/binary.py, which --help does not have to import
 F = TypeVar("F", bound=Callable[..., Any])
 
 scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
@@ -53,7 +53,7 @@ _SCENARIO_OPTIONS = (
 
 
 def _choose_qemu(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
-    """The environment names the QEMU, so that every child process has the same."""
+    """Put the choice into the environment, so that every child process uses the same QEMU."""
     if value:
         os.environ[QEMU_VARIABLE] = value
 
@@ -103,24 +103,24 @@ def _with(options: Sequence[Callable[[F], F]], command: F) -> F:
 
 
 def machine_options(command: F) -> F:
-    """The machine that tests run on, but for its kernel."""
+    """Options for the machine that tests run on, except its kernel."""
     return _with(_MACHINE_OPTIONS, command)
 
 
 def live_options(command: F) -> F:
-    """What machine to start, for somebody to work in."""
+    """Options for a machine to work in interactively."""
     return _with((kernel_option, *_MACHINE_OPTIONS), command)
 
 
 def scenario_options(command: F) -> F:
-    """What scenarios run on, and how: the options of ``hugepfn run`` but for the kernel and what is printed."""
+    """Options for running scenarios: those of ``hugepfn run`` except the kernel and the output."""
     return _with((*_SCENARIO_OPTIONS, *_MACHINE_OPTIONS), command)
 
 
 def report_options(what: str) -> Callable[[F], F]:
-    """``--json`` and ``--html`` of a command that reports on several kernels.
+    """Options ``--json`` and ``--html`` of a command that reports on several kernels.
 
-    :param what: that the JSON file holds.
+    :param what: the contents of the JSON file.
     """
     json_option = click.option("--json", "json_file", type=FILE, help=f"write {what} there")
     html_option = click.option("--html", "html_file", type=FILE, help="write one self-contained page there")

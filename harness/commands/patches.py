@@ -1,4 +1,4 @@
-"""``hugepfn series`` and ``hugepfn check``: patches one after the other, and one step of a bisection."""
+"""``hugepfn series`` and ``hugepfn check``: a patch series, and one step of a bisection."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from harness.commands.options import FILE, report_options, run_options, scenario
 @scenario_options
 @report_options("the table, every run and the changes")
 def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: Path | None, **options: Any) -> None:
-    """Apply patches one at a time, build and run at each, and show at which patch a scenario changes.
+    """Apply patches one at a time, build and run at each one, and show at which patch a scenario changes.
 
-    TREE is a git tree with BASE..TIP, or anything that builds (debsrc:6.12, a source folder) with --mbox. A patch that
-    does not build or boot is named, and the next one is still tried.
+    TREE is a git tree with BASE..TIP, or any source that builds (debsrc:6.12, a folder) with --mbox. A patch that does
+    not build or boot is reported, and the next one is still tried.
 
-    Exit status: 0 nothing changes, 1 something does, else as of `hugepfn run`.
+    The exit status is 0 if nothing changes, 1 if something does, and otherwise that of `hugepfn run`.
     """
     from harness.campaign.series import run_series
 
     if mbox is not None and revisions is not None:
-        scenarios = (revisions, *scenarios)  # with --mbox there is no range
+        scenarios = (revisions, *scenarios)  # with --mbox, this argument is a scenario
     elif mbox is None and (revisions is None or ".." not in revisions):
         raise click.UsageError("give BASE..TIP, or --mbox FILE")
     what: str | Path = mbox if mbox is not None else str(revisions)
@@ -42,10 +42,11 @@ def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: P
 @click.argument("case", metavar="SCENARIO[:LEVEL]")
 @scenario_options
 def check(tree: str, case: str, **options: Any) -> None:
-    """One step of a bisection: git bisect run hugepfn check . fork:pud
+    """Run one step of a bisection: git bisect run hugepfn check . fork:pud
 
-    Builds what is checked out in TREE, boots it and runs the scenario. Exit status, as git understands it: 0 good,
-    1 bad, 125 cannot tell (it does not build or boot, or a premise is not met), 128 the machinery is broken: git stops.
+    Builds the tree checked out in TREE, boots it and runs the scenario. The exit status is the one that git expects:
+    0 good, 1 bad, 125 cannot tell (it does not build or boot, or a precondition is not met), 128 the machinery failed,
+    and git stops.
     """
     from harness.campaign.check import check as step
 

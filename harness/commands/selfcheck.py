@@ -1,4 +1,4 @@
-"""``hugepfn selfcheck``: whether hugepfn can be trusted on this very host."""
+"""``hugepfn selfcheck``: checks whether hugepfn can be trusted on this host."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.commands.options import modules_option, qemu_option
 @qemu_option
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
 def selfcheck(kernel: str, modules: Path | None, accel: str) -> None:
-    """Show in two minutes whether hugepfn can be trusted on this host: a page to paste into a bug report.
+    """Check in two minutes whether hugepfn can be trusted on this host, and print a page to paste into a bug report.
 
-    Exit status: 0 it can, 3 something failed; its line says what to do.
+    The exit status is 0 if it can be trusted, and 3 if a check failed; the line of that check says what to do.
     """
     from harness.campaign.selfcheck import run_selfcheck
     from harness.kernel import Kernel

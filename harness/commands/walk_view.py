@@ -1,7 +1,7 @@
-"""How page tables of a live process are shown: values in, lines out. Nothing is asked of a machine here.
+"""How page tables of a live process are shown: values in, lines out. This module never talks to a machine.
 
-What was not there at the last look has a +, what is gone since has a -, and what is another word now says what it was;
-colour only repeats that.
+A + marks what is new since the last look, and a - what is gone; a word that changed shows its old value too. Colour
+only repeats this.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ Cell = str | Text
 
 _NEW, _GONE, _HEADING = "bold green", "red", "dim"
 _STYLE = {"": "", "+": _NEW, "-": _GONE}
-_LEVEL_STYLE = {Level.PTE: "", Level.PMD: "magenta", Level.PUD: "bold magenta"}  # of leaves
-#: Bits that say nothing beside the level and the permissions of an area.
+_LEVEL_STYLE = {Level.PTE: "", Level.PMD: "magenta", Level.PUD: "bold magenta"}  # the style of leaves
+#: Bits that add nothing to the level and the permissions of a VMA.
 _PLAIN_BITS = Bits.P | Bits.U | Bits.PSE
-_EXACT_MAX = 7  # characters of a size; longer ones are rounded
+_EXACT_MAX = 7  # the longest size, in characters, that is shown exactly; longer ones are rounded
 _SPAN = re.compile(r"(?:0x)?([0-9a-f]{1,16})(?:-(?:0x)?([0-9a-f]{1,16}))?", re.IGNORECASE)
 
 
 def parse_span(text: str) -> tuple[int, int | None]:
-    """An address, or a range as /proc/PID/maps writes it; always hexadecimal, with or without 0x.
+    """Parse an address, or a range as in /proc/PID/maps; always hexadecimal, with or without 0x.
 
-    :returns: first address and the one past the last; None in its place for a single address.
-    :raises UsageError: it is neither, or the range is empty.
+    :returns: the first address, and one past the last; None instead of the latter for a single address.
+    :raises UsageError: text is neither, or the range is empty.
     """
     match = _SPAN.fullmatch(text.strip())
     if match is None:
@@ -45,7 +45,7 @@ def parse_span(text: str) -> tuple[int, int | None]:
 
 
 def process_line(process: ProcessRoot, previous: ProcessRoot | None = None) -> Text:
-    """Who it is and where its tables start; whether these are others than at the last look."""
+    """The process and the root of its tables, and whether the root changed since the last look."""
     layout = process.layout
     line = Text(f"process {process}", style="bold")
     if process.tgid != process.pid:
@@ -57,7 +57,7 @@ def process_line(process: ProcessRoot, previous: ProcessRoot | None = None) -> T
 
 
 def walk_lines(way: Walk, previous: Walk | None = None) -> list[Text]:
-    """One line a level, from the root down: index in the table, raw word, bits, where it leads."""
+    """One line per level, from the root down: index in the table, raw word, bits, and target."""
     before = {entry.level: entry for entry in previous.path} if previous is not None else None
     rows: list[list[Cell]] = []
     for entry in way.path:
@@ -77,14 +77,14 @@ def walk_lines(way: Walk, previous: Walk | None = None) -> list[Text]:
 
 
 def range_lines(now: RangeWalk, previous: RangeWalk | None = None) -> list[Text]:
-    """One line for each run of neighbours that are alike, holes too."""
+    """One line for each run of equal neighbours, including holes."""
     heading: list[Cell] = [Text(word, style=_HEADING) for word in ("vaddr", "size", "entries", "raw", "bits", "")]
     rows = [[f"{run.vaddr:#x}", _size(run.end - run.vaddr), *_run_cells(run)] for run in now.runs(previous)]
     return list(_columns([heading, *rows]))
 
 
 def areas_lines(now: ProcessAreas, previous: ProcessAreas | None = None) -> list[Text]:
-    """One line for each area: leaves of each level, how many have each bit, and since the last look how many more."""
+    """One line per VMA: leaves at each level, how many have each bit, and the change since the last look."""
     old = {area.line.start: area for area in previous.areas} if previous is not None else {}
     bits = [bit for bit in Bits if bit not in _PLAIN_BITS and any(bit in area.bits for area in now.areas)]
     swapped = any(area.swapped for area in now.areas)
@@ -115,7 +115,7 @@ def _range(line: AreaLine) -> str:
 
 
 def _changed(now: str, before: str) -> Text:
-    """A word, and what it was at the last look where that was another."""
+    """A word, and its value at the last look if that was different."""
     if now == before:
         return Text(now)
     return Text.assemble((now, _NEW), " ", (f"(was {before or 'none'})", _GONE))
@@ -149,7 +149,7 @@ def _run_cells(run: Run) -> list[Cell]:
 
 
 def _entry_cells(entry: Entry, before: Entry | None) -> list[Cell]:
-    """Raw word, bits, and where it leads; before: what it was at the last look, if it was looked at."""
+    """Raw word, bits and target of an entry; ``before`` is the entry at the last look, if there was one."""
     now, then = _names(entry), _names(before or entry)
     words = signed(now, {name for name in now if name not in then}, [name for name in then if name not in now])
     bits = Text(" ").join(Text(sign + name, _STYLE[sign]) for sign, name in words)
@@ -160,7 +160,7 @@ def _entry_cells(entry: Entry, before: Entry | None) -> list[Cell]:
 
 
 def _names(entry: Entry) -> list[str]:
-    """Everything in an entry but where it leads."""
+    """Everything in an entry except its target."""
     more = {f"pkey={entry.pkey}": entry.pkey, f"unnamed={entry.unnamed:#x}": entry.unnamed}
     return [*entry.bits.names(), *(word for word, there in more.items() if there)]
 
@@ -190,7 +190,7 @@ def _size(size_bytes: int) -> str:
 
 
 def _columns(rows: Iterable[Sequence[Cell]]) -> Iterator[Text]:
-    """Lines whose columns start at the same place."""
+    """Lines with aligned columns."""
     table = list(rows)
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))] if table else []
     for row in table:

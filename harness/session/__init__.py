@@ -1,1 +1,1 @@
-"""Live machines that outlive a command: each in a process of its own, which other commands of this user talk to."""
+"""Live machines that outlive a command. Each has its own process, and other commands of the same user talk to it."""

@@ -1,4 +1,4 @@
-"""A command's end of a session: asking it for things. Imports little, since people wait for it."""
+"""A command's end of a session, which sends it requests. It imports little, because people wait for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.signals import handling
 if TYPE_CHECKING:
     from harness.machine.agent import ExitStatus
 
-#: What a call may take that only looks, or stops and goes on: the slowest sends every scenario's program over.
+#: The deadline of a call that only looks, or stops and resumes: the slowest one sends every scenario's program.
 ANSWER_TIMEOUT_S = 600.0
 _CONNECT_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -33,7 +33,7 @@ _READ_BYTES = 64 << 10
 
 
 class SessionClient:
-    """A session, as another process asks it."""
+    """A session, as seen by another process."""
 
     def __init__(self, about: About) -> None:
         self.about = about
@@ -76,11 +76,11 @@ class SessionClient:
         timeout_s: float | None = ANSWER_TIMEOUT_S,
         **arguments: Any,
     ) -> Any:
-        """Calls a method of :class:`harness.session.session.Session`; see there.
+        """Call a method of :class:`harness.session.session.Session`; see there.
 
-        :param timeout_s: None for what takes as long as its user likes; Ctrl-C ends it.
-        :raises HugepfnError: in the words of the session's process.
-        :raises MachineryError: it does not answer in time.
+        :param timeout_s: None for calls that take as long as the user likes; Ctrl-C ends them.
+        :raises HugepfnError: the method raised it, with the message of the session's process.
+        :raises MachineryError: the session does not answer in time.
         """
         with self._connected() as connection:
             connection.send(wire.Call(verb, arguments, len(descriptors)))
@@ -101,19 +101,19 @@ class SessionClient:
         return said.value
 
     def stop(self) -> None:
-        """Ends the session; returns once nothing of it is left.
+        """End the session, and return when nothing of it is left.
 
-        One that does not answer, since it is stopped or its socket is gone, is ended by signals: SIGTERM, at which it
-        cleans up, and SIGKILL, at which its QEMU ends with it.
+        A session that does not answer, because it is stopped or its socket is gone, is ended by signals: SIGTERM, on
+        which it cleans up, and then SIGKILL, on which its QEMU ends too.
 
-        :raises MachineryError: it does not end.
+        :raises MachineryError: the session does not end.
         """
         pid = registry.holder(self.about.name)
         if pid is None:
             return
         end = os.pidfd_open(pid)
         try:
-            if registry.holder(self.about.name) != pid:  # it has ended, and somebody may have got its pid
+            if registry.holder(self.about.name) != pid:  # it has ended, and its pid may belong to somebody else
                 return
             with contextlib.suppress(MachineryError):
                 self.call("stop", timeout_s=_STOP_TIMEOUT_S)
@@ -123,14 +123,14 @@ class SessionClient:
                 signal.pidfd_send_signal(end, number)
                 signal.pidfd_send_signal(end, signal.SIGCONT)
                 if _ended(end, _END_TIMEOUT_S):
-                    registry.sessions()  # which throws away what it left
+                    registry.sessions()  # this removes what it left behind
                     return
             raise MachineryError(f"the session {self.about.name} (pid {pid}) does not end, not even by SIGKILL")
         finally:
             os.close(end)
 
     def exec(self, argv: Sequence[str], program: str | None, environment: Mapping[str, str]) -> ExitStatus:
-        """Runs a command in the guest on our standard streams; our SIGINT and SIGTERM are for it."""
+        """Run a command in the guest on our standard streams, and pass our SIGINT and SIGTERM to it."""
         with self._connected() as connection:
             arguments = {"argv": tuple(argv), "program": program, "environment": dict(environment)}
             connection.send(wire.Call("exec", arguments, 3))
@@ -138,7 +138,7 @@ class SessionClient:
                 wire.send_descriptors(connection, [stdin, 1, 2])
 
             def pass_on(number: int) -> None:
-                self._check_runs()  # else nobody would hear it, and Ctrl-C would not end this either
+                self._check_runs()  # else nobody would receive it, and Ctrl-C would not end this command either
                 connection.send(wire.Signal(number))
 
             with passing_signals(pass_on):
@@ -147,9 +147,10 @@ class SessionClient:
 
     @contextlib.contextmanager
     def shell(self) -> Iterator[tuple[socket.socket, Connection, Callable[[int, int], None]]]:
-        """The serial line of the guest's shell; a connection that is readable when the shell has ended; how to resize.
+        """The serial line of the guest's shell, a connection that is readable when the shell has ended, and a resize
+        function.
 
-        :raises UsageError: somebody else is there.
+        :raises UsageError: somebody else is using the shell.
         """
         with self._connected() as connection:
             connection.send(wire.Call("shell"))
@@ -160,7 +161,7 @@ class SessionClient:
 
 
 def _connect(path: str) -> Connection:
-    """Connects to a session's socket. Connecting, sending and the rest of a message have a deadline (socket(7))."""
+    """Connect to a session's socket. Connecting, sending and the rest of a message have a deadline (socket(7))."""
     with socket.socket(socket.AF_UNIX) as end:
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             end.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(_CONNECT_TIMEOUT_S), 0))
@@ -169,12 +170,12 @@ def _connect(path: str) -> Connection:
 
 
 def _ended(process: int, timeout_s: float) -> bool:
-    """Whether the process behind a pidfd has ended, waiting for it if need be."""
+    """Whether the process behind a pidfd ends within the time."""
     return bool(select.select([process], [], [], timeout_s)[0])
 
 
 def _is_stopped(pid: int) -> bool:
-    """By a signal or by a debugger (proc_pid_stat(5))."""
+    """Whether a signal or a debugger has stopped a process (proc_pid_stat(5))."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
@@ -192,7 +193,7 @@ def _closed_on_error(connection: Connection) -> Iterator[None]:
 
 @contextlib.contextmanager
 def passing_signals(send: Callable[[int], None]) -> Iterator[None]:
-    """Ctrl-C and polite ends go elsewhere while the block runs."""
+    """Pass SIGINT and SIGTERM to ``send`` while the block runs."""
 
     def handler(number: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):
@@ -204,7 +205,7 @@ def passing_signals(send: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_stdin() -> Iterator[int]:
-    """Standard input for another process: a terminal stays ours to read, since job control is about us."""
+    """Standard input for another process. We read a terminal ourselves, because job control applies to our process."""
     if not os.isatty(0):
         yield 0
         return

@@ -1,7 +1,8 @@
-"""Both ends of a session's socket prove that they know the session's key, before anything is unpickled.
+"""Both ends of a session's socket prove that they know the session's key before anything is unpickled.
 
-The folder's mode keeps others away; the key stands behind it, should a folder ever be opened or moved. The proof is
-multiprocessing's (HMAC over a random challenge, each way), and has a deadline: who says nothing is hung up on.
+The mode of the folder keeps others out; the key protects the session even if the folder is opened or moved. The proof
+is that of multiprocessing (HMAC over a random challenge, in each direction). It has a deadline, after which a silent
+client is disconnected.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _TIMEVAL = struct.Struct("ll")
 
 @contextlib.contextmanager
 def _bounded(connection: Connection, timeout_s: int) -> Iterator[None]:
-    """No read or write of the block waits longer: it fails with EAGAIN (socket(7), SO_RCVTIMEO)."""
+    """Limit every read and write in the block; a longer one fails with EAGAIN (socket(7), SO_RCVTIMEO)."""
     with socket.socket(fileno=os.dup(connection.fileno())) as same:
         before = {option: same.getsockopt(socket.SOL_SOCKET, option, _TIMEVAL.size) for option in _TIMEOUTS}
         for option in _TIMEOUTS:
@@ -31,10 +32,10 @@ def _bounded(connection: Connection, timeout_s: int) -> Iterator[None]:
 
 
 def accept(connection: Connection, key: bytes, timeout_s: int = TIMEOUT_S) -> None:
-    """The session's end.
+    """Do the session's part of the handshake.
 
     :raises AuthenticationError: the other end does not know the key.
-    :raises OSError: it said nothing for ``timeout_s`` seconds, or no handshake. EOFError where it hung up.
+    :raises OSError: it sent nothing for ``timeout_s`` seconds, or something else. EOFError if it disconnected.
     """
     with _bounded(connection, timeout_s):
         deliver_challenge(connection, key)
@@ -42,7 +43,7 @@ def accept(connection: Connection, key: bytes, timeout_s: int = TIMEOUT_S) -> No
 
 
 def prove(connection: Connection, key: bytes, timeout_s: int = TIMEOUT_S) -> None:
-    """A command's end; raises as :func:`accept` does."""
+    """Do the command's part of the handshake; raises the same errors as :func:`accept`."""
     with _bounded(connection, timeout_s):
         answer_challenge(connection, key)
         deliver_challenge(connection, key)

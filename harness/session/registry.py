@@ -1,4 +1,4 @@
-"""Which sessions this user has. A session is a folder whose lock its process holds for as long as it lives."""
+"""The sessions of this user. A session is a folder whose lock its process holds for as long as it lives."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ import platformdirs
 from harness import cache
 from harness.errors import UsageError
 
-_NAME = re.compile(r"\w[\w-]*(\.[\w-]+)*")  # never "." or "..": it is a folder's, too
+_NAME = re.compile(r"\w[\w-]*(\.[\w-]+)*")  # never "." or "..", because it also names a folder
 _NAME_MAX = 40
-_SOCKET_PATH_MAX = 107  # sun_path less its NUL, unix(7)
+_SOCKET_PATH_MAX = 107  # sun_path without its NUL, unix(7)
 _ABOUT = "about.json"
 SOCKET = "socket"
 _KEY = "key"
 _KEY_BYTES = 32
 _LOCK = ".lock"
-#: The command of this package that is a session's process; nobody types it.
+#: The internal command that runs a session's process.
 SERVE = "serve-session"
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """One session, as it describes itself."""
+    """The description that a session publishes."""
 
     name: str
-    pid: int  # of the process that holds the machine
-    kernel: str  # what was asked for
+    pid: int  # the process that holds the machine
+    kernel: str  # as requested
     release: str
     started_at: float  # seconds since the epoch
 
 
 def root() -> Path:
-    """The folder of this user's sessions: ``HUGEPFN_RUNTIME_DIR``, else the user's runtime folder (XDG)."""
+    """The folder of this user's sessions: ``HUGEPFN_RUNTIME_DIR``, or else the user's runtime folder (XDG)."""
     chosen = os.environ.get("HUGEPFN_RUNTIME_DIR")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    with warnings.catch_warnings():  # without XDG_RUNTIME_DIR it is a folder below /tmp, which does here
+    with warnings.catch_warnings():  # without XDG_RUNTIME_DIR it is a folder below /tmp, which is fine here
         warnings.simplefilter("ignore")
         return Path(platformdirs.user_runtime_path("hugepfn"))
 
 
 def folder_of(name: str) -> Path:
-    """Where a session's socket and keys are."""
+    """The folder with a session's socket and keys."""
     return root() / name
 
 
 def make_key(folder: Path) -> bytes:
-    """A new session's key, in a file that only this user can read: who asks the session for something must know it."""
+    """Make the key of a new session, in a file that only this user can read. Every client must know it."""
     key = os.urandom(_KEY_BYTES)
     file = folder / _KEY
     file.touch(mode=0o600, exist_ok=False)
@@ -69,17 +69,17 @@ def make_key(folder: Path) -> bytes:
 def key_of(name: str) -> bytes:
     """The key of a session.
 
-    :raises OSError: there is none: the session has ended.
+    :raises OSError: there is no key, because the session has ended.
     """
     return (folder_of(name) / _KEY).read_bytes()
 
 
 @contextlib.contextmanager
 def claim(name: str) -> Iterator[Path]:
-    """The folder of a new session, this user's alone, until the block ends; then nothing is left of it.
+    """Make the folder of a new session, private to this user, and remove it when the block ends.
 
-    :param name: of the session; with "*" at its end, the first that is free: "debian-6.12", "debian-6.12-2", ...
-    :raises UsageError: the name is taken, or is none.
+    :param name: the session's name; if it ends in "*", the first free one: "debian-6.12", "debian-6.12-2", ...
+    :raises UsageError: the name is taken, or is not valid.
     """
     stem, wildcard = name.removesuffix("*"), name.endswith("*")
     if not _NAME.fullmatch(stem) or len(stem) > _NAME_MAX or stem.endswith(_LOCK):
@@ -101,7 +101,7 @@ def claim(name: str) -> Iterator[Path]:
             break
         folder = folder_of(candidate)
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+            shutil.rmtree(folder, ignore_errors=True)  # of a session that was killed
             folder.mkdir(mode=0o700)
             yield folder
         finally:
@@ -115,9 +115,9 @@ def _lock(name: str) -> filelock.FileLock:
 
 
 def _check_owner() -> None:
-    """What is in the folder is believed, so nobody else may write there, or put another in its place.
+    """Check that nobody else can write to the folder or replace it, because its contents are trusted.
 
-    :raises UsageError: somebody else might.
+    :raises UsageError: somebody else could.
     """
     for folder in (root(), root().parent):
         status = folder.lstat()
@@ -130,12 +130,12 @@ def _check_owner() -> None:
 
 
 def publish(folder: Path, about: About) -> None:
-    """The session can be talked to from now on."""
+    """Publish the session, which accepts connections from now on."""
     cache.write_note(folder / _ABOUT, asdict(about))
 
 
 def sessions() -> list[About]:
-    """The sessions that live, by name. What is left of others, which were killed, is thrown away."""
+    """The live sessions, by name. Remains of sessions that were killed are removed."""
     found: list[About] = []
     if not root().is_dir():
         return found
@@ -157,10 +157,10 @@ def sessions() -> list[About]:
 
 
 def holder(name: str) -> int | None:
-    """The pid of the process that holds a session's lock, by /proc/locks; None where nobody does.
+    """The pid of the process that holds a session's lock, from /proc/locks; None if nobody holds it.
 
-    Whatever else is left of the session: its socket and its description may be gone. The process has the lock's file
-    open and is a session's, so it is not one that got a dead session's pid.
+    This works even if the session's socket and description are gone. The process has the lock file open and is that of
+    a session, so it is not a process that reuses the pid of a dead session.
     """
     try:
         wanted = (root() / f"{name}{_LOCK}").stat()
@@ -177,7 +177,7 @@ def holder(name: str) -> int | None:
 
 
 def _is_session(pid: int, wanted: os.stat_result) -> bool:
-    """Another hugepfn has the lock as well, for the moment in which it finds that nobody does."""
+    """Whether a process is a session's. Another hugepfn holds the lock briefly to check that nobody has it."""
     with contextlib.suppress(OSError):
         if SERVE.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
             return False
@@ -189,7 +189,7 @@ def _is_session(pid: int, wanted: os.stat_result) -> bool:
 
 
 def held() -> list[About]:
-    """Every session that a process holds, also one that cannot be talked to: it starts, or lost its folder."""
+    """Every session that a process holds, even if it cannot be reached because it is starting or lost its folder."""
     known = {about.name: about for about in sessions()}
     for lock_file in sorted(root().glob(f"*{_LOCK}")):
         name = lock_file.name.removesuffix(_LOCK)
@@ -199,9 +199,9 @@ def held() -> list[About]:
 
 
 def choose(name: str | None) -> About:
-    """The session of a name; without one, the only one there is.
+    """The session with this name, or without a name the only session.
 
-    :raises UsageError: there is none, or there are several to choose from.
+    :raises UsageError: there is no such session, or there are several to choose from.
     """
     there = sessions()
     names = ", ".join(about.name for about in there) or "none"

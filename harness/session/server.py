@@ -1,4 +1,4 @@
-"""The process of a session: it holds the machine, and does what commands ask, each in a thread of its own."""
+"""The process of a session. It holds the machine and serves the requests of commands, each in its own thread."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from harness.session.registry import About
 from harness.session.session import Session
 from harness.settings import Settings
 
-_CALL_TIMEOUT_S = 60.0  # between a connection and what it asks for
+_CALL_TIMEOUT_S = 60.0  # between a connection and its request
 
 
 @dataclass(frozen=True)
 class Start:
-    """What kind of session to be."""
+    """The kind of session to start."""
 
     name: str  # see :func:`registry.claim`
     settings: Settings
-    kept: str | None = None  # a kept machine's name: that one, instead of a fresh one
+    kept: str | None = None  # name of a kept machine to use instead of a new one
 
 
 class Server:
-    """One session, from its start to its end."""
+    """A session, from its start to its end."""
 
     def __init__(self, start: Start, folder: Path, say: Callable[[str], None]) -> None:
         self._start = start
@@ -50,9 +50,9 @@ class Server:
         self._session: Session
 
     def run(self, ready: Callable[[About], None]) -> None:
-        """Brings the machine up, says so, and serves until somebody stops it.
+        """Bring the machine up, report that it is ready, and serve until somebody stops it.
 
-        A machine that died is still there to be asked how.
+        If the machine dies, the session remains and can tell how it died.
         """
         vm = self._machine()
         try:
@@ -75,7 +75,7 @@ class Server:
         return settings.vm(settings.resolve(self._say), (), self._say).start()
 
     def stop(self) -> None:
-        """Ends the session."""
+        """End the session."""
         self._stopping.set()
 
     def _accept(self, listener: Listener) -> None:
@@ -88,7 +88,7 @@ class Server:
 
     def _serve(self, connection: Connection) -> None:
         descriptors: list[int] = []
-        gone = contextlib.suppress(EOFError, OSError, AuthenticationError)  # the key's strangers are hung up on as well
+        gone = contextlib.suppress(EOFError, OSError, AuthenticationError)  # disconnects clients without the key, too
         with connection, gone:
             handshake.accept(connection, self._key)
             if not connection.poll(_CALL_TIMEOUT_S):
@@ -126,7 +126,7 @@ class Server:
                 return getattr(self._session, call.verb)(**call.arguments)
 
     def _shell(self, connection: Connection) -> None:
-        """Lends the serial line to a person, until they leave or the shell ends."""
+        """Lend the serial line to one user, until they leave or the shell ends."""
         if not self._shell_taken.acquire(blocking=False):
             raise UsageError("somebody is at this session's shell; `hugepfn ssh` opens another")
         try:
@@ -145,7 +145,7 @@ class Server:
 
     @contextlib.contextmanager
     def _telling(self, job: Job, connection: Connection) -> Iterator[None]:
-        """While the block runs, its caller hears when the shell ends."""
+        """Tell the caller when the shell ends, while the block runs."""
 
         def tell(_exited: object) -> None:
             with contextlib.suppress(OSError):
@@ -167,14 +167,14 @@ class Server:
 
 
 def _end_with_caller(connection: Connection, stopping: Stopping) -> None:
-    """A rerun that nobody waits for any more ends after the test at hand."""
+    """End a rerun after the current test if nobody waits for it any longer."""
     with contextlib.suppress(EOFError, OSError):
         connection.recv()
     stopping.stop()
 
 
 def _listen(connection: Connection, signals: queue.Queue[int | None]) -> None:
-    """Signals for what runs in the guest; that nobody waits for it any more is one as well."""
+    """Receive signals for the command in the guest; the caller's disconnection counts as one."""
     try:
         while isinstance(said := connection.recv(), wire.Signal):
             signals.put(said.number)
@@ -183,7 +183,7 @@ def _listen(connection: Connection, signals: queue.Queue[int | None]) -> None:
 
 
 def serve(control: Connection) -> None:
-    """The whole life of a session's process; ``control`` leads to the command that wanted it, until it is ready."""
+    """Run a session's process; ``control`` connects to the command that started it, until the session is ready."""
     start: Start = control.recv()
 
     def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What can be asked of a live machine: each public method is a verb that a command may call from its own process."""
+"""The requests to a live machine: each public method is one that a command may call from its own process."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _READ_BYTES = 64 << 10
 
 
 class Session:
-    """A machine that runs, and the order in which several commands use it."""
+    """A running machine, shared by several commands that take turns."""
 
     def __init__(self, vm: VM) -> None:
         self.vm = vm
-        self._turn = threading.RLock()  # one command at a time stops the machine or asks the agent for a file
+        self._turn = threading.RLock()  # only one command at a time stops the machine or asks the agent for a file
 
     # --- commands in the guest -------------------------------------------------------------------
 
@@ -46,17 +46,17 @@ class Session:
         streams: Sequence[int],
         signals: queue.Queue[int | None],
     ) -> ExitStatus:
-        """Runs a command in the guest on the caller's standard streams.
+        """Run a command in the guest on the caller's standard streams.
 
-        :param argv: in which {bdf} and {group} stand for where the device is.
-        :param program: a file of the host's that is sent over first, and takes the place of ``argv[0]``.
-        :param streams: descriptors: standard input, output and error.
-        :param signals: for the command; None ends the listening.
+        :param argv: its words; {bdf} and {group} are replaced by the device's address and group.
+        :param program: a file on the host that is sent first and replaces ``argv[0]``.
+        :param streams: descriptors of standard input, output and error.
+        :param signals: signals for the command; None ends the queue.
         """
         with self._turn:
             known = self.vm.ready
             words = [word.replace("{bdf}", known["vfio_bdf"]).replace("{group}", known["vfio_group"]) for word in argv]
-            if program is not None:  # a guest with the host's root has it already
+            if program is not None:  # a guest with the host's root already has it
                 words[0] = self.vm.send(program) if self.vm.spec.root is Root.INITRAMFS else program
             out: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
 
@@ -82,7 +82,7 @@ class Session:
 
     def _pass_on(self, job: Job, signals: queue.Queue[int | None]) -> None:
         while (number := signals.get()) is not None:
-            with contextlib.suppress(Exception):  # it has just ended, or the machine has
+            with contextlib.suppress(Exception):  # the job or the machine has just ended
                 self.vm.on_loop(self.vm.agent.kill(job, signal.Signals(number)))
 
     def rerun(
@@ -94,10 +94,10 @@ class Session:
         width: int | None,
         stopping: Stopping,
     ) -> ExitCode:
-        """Runs scenarios on this very machine, with what their files say now.
+        """Run scenarios on this machine with their current files.
 
-        :param stopping: ends it after the test at hand.
-        :param width: of the caller's terminal; None where it is none.
+        :param stopping: ends the run after the current test.
+        :param width: width of the caller's terminal; None if it has none.
         """
         import pytest
         from rich.console import Console
@@ -113,10 +113,10 @@ class Session:
                 raise MachineryError(f"standard output cannot be written: {file.lost}; it is not complete")
             return status
 
-    # --- people ------------------------------------------------------------------------------------
+    # --- interactive use ------------------------------------------------------------------------------------
 
     def ssh_address(self) -> SshAddress:
-        """Where SSH reaches the guest; its server is installed at the first call."""
+        """The address at which SSH reaches the guest; the first call installs the server."""
         if self.vm.has_ssh:
             return self.vm.ssh_address()
         with self._turn:
@@ -125,7 +125,7 @@ class Session:
     # --- looking -----------------------------------------------------------------------------------
 
     def look(self, pid: int, start: int, end: int | None) -> tuple[ProcessRoot, Walk | RangeWalk]:
-        """The way to one address of a process, or everything in [start, end), at one stop."""
+        """The walk to one address of a process, or everything in [start, end), at one stop."""
         with self._turn:
             self.vm.processes.learn()
             with self.vm.paused():
@@ -133,30 +133,30 @@ class Session:
                 return self.vm.process_root(pid), found
 
     def maps(self, pid: int) -> ProcessAreas:
-        """The areas of a process, with what is in them."""
+        """The VMAs of a process, with the leaves in each."""
         with self._turn:
             return self.vm.areas(pid)
 
     def gdb(self) -> GdbStub:
-        """Stops the machine for gdb."""
+        """Stop the machine for gdb."""
         with self._turn:
             return self.vm.gdb()
 
     def wait_until_it_runs(self) -> None:
-        """Returns once gdb has let the machine go."""
+        """Wait until gdb has resumed the machine."""
         self.vm.on_loop(self.vm.qemu.until_resumed(UNLIMITED_S))
 
     def prepare_for_people(self) -> None:
-        """The scenarios' programs are in the guest, as far as they compile and the machine takes them now."""
+        """Send the scenarios' programs to the guest, as far as they compile and the machine accepts them now."""
         with self._turn, contextlib.suppress(HugepfnError):
             self.vm.push_all()
 
     def log(self) -> str:
-        """The kernel's log."""
+        """The kernel log."""
         return self.vm.kernel_log
 
     def state(self) -> str:
-        """Whether it "runs" or "stands still", or how it ended."""
+        """The machine's state: "runs", "stands still", or how it ended."""
         if self.vm.qemu.exit_status is not None:
             return str(self.vm.qemu.end_error(""))
         return "stands still" if self.vm.qemu.stopped else "runs"
@@ -164,7 +164,7 @@ class Session:
 
 @contextlib.contextmanager
 def _thread(target: Callable[..., None], *args: Any) -> Iterator[None]:
-    """A thread that has ended when the block has."""
+    """Run a thread that ends with the block."""
     thread = threading.Thread(target=target, args=args, daemon=True)
     thread.start()
     try:
@@ -176,7 +176,7 @@ def _thread(target: Callable[..., None], *args: Any) -> Iterator[None]:
 def _write_all(
     out: queue.Queue[tuple[int, bytes] | None], broken: dict[int, OSError], on_broken: Callable[[], None]
 ) -> None:
-    """Writes what a job printed; says so once when a descriptor does not take it any more, and why."""
+    """Write a job's output; report once, with the reason, if a descriptor no longer accepts it."""
     while (item := out.get()) is not None:
         descriptor, data = item
         if descriptor not in broken:
@@ -189,11 +189,11 @@ def _write_all(
 
 @contextlib.contextmanager
 def _feeding(vm: VM, job: Job, stdin: int) -> Iterator[None]:
-    """Feeds a job from a descriptor, which is left alone as soon as the block ends."""
+    """Feed a job from a descriptor, until the block ends."""
     wake, waker = os.pipe()
 
     def feed() -> None:
-        with contextlib.suppress(Exception):  # the job or the machine is gone: who waits for them knows
+        with contextlib.suppress(Exception):  # the job or the machine is gone, which whoever waits for it will notice
             while True:
                 ready, _, _ = select.select([stdin, wake], [], [])
                 if wake in ready:

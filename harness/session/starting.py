@@ -1,4 +1,4 @@
-"""Starting a session: its process, until its machine is up."""
+"""Start a session: run its process and wait until its machine is up."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from harness.session.registry import SERVE, About
 from harness.session.server import Start
 
 _END_TIMEOUT_S = 20.0
-#: Between two words of its progress: it may wait for another hugepfn that fetches or builds what it needs.
+#: The deadline between two progress messages: it may wait for another hugepfn that fetches or builds what it needs.
 _SILENCE_TIMEOUT_S = 3600.0
 
 
 def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) -> About:
-    """Starts a session; returns once its machine is up.
+    """Start a session, and return when its machine is up.
 
-    :param with_us: it ends when this process does, however that ends.
-    :raises HugepfnError: it does not come up; in the words of its process.
+    :param with_us: the session ends when this process ends, for whatever reason.
+    :raises HugepfnError: it did not start; has the message of its process.
     """
     ours, theirs = Pipe()
     bind = ("setpriv", "--pdeathsig", "TERM", "--") if with_us else ()
@@ -56,7 +56,7 @@ def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) ->
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Waits for the end of a process that was told to end; one that is stopped goes on for that."""
+    """Wait for the end of a process that was told to end; a stopped process is continued first."""
     child.send_signal(signal.SIGCONT)
     try:
         child.wait(_END_TIMEOUT_S)

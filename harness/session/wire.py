@@ -1,7 +1,7 @@
-"""The words between a session's process and a command: pickled tuples over a socket in the user's own folder.
+"""Messages between a session's process and a command: pickled tuples over a socket in the user's own folder.
 
-A command connects, sends one :class:`Call` and the descriptors that go with it, and gets an answer. While the call
-works, it may send :class:`Signal`; its going away ends what it asked for. Only a start tells its progress before.
+A command connects, sends one :class:`Call` with its descriptors, and gets an answer. While the call runs, the command
+may send :class:`Signal`. If the command disconnects, its request ends. Only a start reports progress before the answer.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from harness.errors import ExitCode, HugepfnError
 
 @dataclass(frozen=True)
 class Call:
-    """A method of :class:`harness.session.session.Session`, and what it is given."""
+    """A call of a method of :class:`harness.session.session.Session`, with its arguments."""
 
     verb: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    descriptors: int = 0  # so many follow: the command's own standard streams
+    descriptors: int = 0  # how many follow: the command's own standard streams
 
 
 @dataclass(frozen=True)
 class Signal:
-    """The command got a signal, for what it runs in the guest."""
+    """A signal that the command received, for its program in the guest."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Size:
-    """The command's terminal has changed."""
+    """A new size of the command's terminal."""
 
     rows: int
     columns: int
@@ -49,21 +49,21 @@ class Say:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the call returned."""
+    """The return value of the call."""
 
     value: Any = None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error of ours, as it was told there."""
+    """A HugepfnError that the call raised, with its message."""
 
     message: str
     exit_code: int
 
 
 class RemoteError(HugepfnError):
-    """What went wrong in a session's process, in its words and with its exit status."""
+    """An error in a session's process, with its message and exit status."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -71,11 +71,11 @@ class RemoteError(HugepfnError):
 
 
 def send_descriptors(to: Connection, descriptors: Sequence[int]) -> None:
-    """Hands descriptors over (SCM_RIGHTS)."""
+    """Send descriptors (SCM_RIGHTS)."""
     for descriptor in descriptors:
         send_handle(to, descriptor, os.getpid())
 
 
 def receive_descriptors(of: Connection, count: int) -> list[int]:
-    """Descriptors that :func:`send_descriptors` hands over; ours to close."""
+    """Receive the descriptors of :func:`send_descriptors`; the caller has to close them."""
     return [recv_handle(of) for _ in range(count)]
