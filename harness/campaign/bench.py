@@ -1,4 +1,4 @@
-"""``make bench``: what things cost, each beside its rival, both measured in turn in one run; medians and ratios."""
+"""``make bench``: times and ratios. Each thing and its baseline are measured alternately in one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.machine.ram import SharedRam, ram_folder
 from harness.machine.spec import Descriptors, qemu_argv
 from harness.outputs import check_writable, write_text
 
-#: So many cases that a suite's cost beside a boot can be measured often.
+#: A suite that is small enough to be measured several times.
 _SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")
 _RAW_TIMEOUT_S = 300
 _COMMAND_TIMEOUT_S = 3600.0
@@ -37,7 +37,7 @@ _CHECKPOINTS = 200
 
 @dataclass(frozen=True)
 class Row:
-    """One thing and its rival, in seconds."""
+    """A measurement and its baseline, in seconds."""
 
     what: str
     median_s: float
@@ -49,7 +49,7 @@ class Row:
 
 
 def paired(what: str, ours: Callable[[], float], rival: str, theirs: Callable[[], float], rounds: int) -> Row:
-    """Runs both in turn, after one round that does not count; the ratio is the median of the rounds' ratios."""
+    """Run both alternately, after one round that does not count; the ratio is the median over the rounds."""
     ours(), theirs()
     pairs = [(theirs(), ours())[::-1] for _ in range(rounds)]
     mine, other = zip(*pairs, strict=True)
@@ -58,7 +58,7 @@ def paired(what: str, ours: Callable[[], float], rival: str, theirs: Callable[[]
 
 
 def raw_boot_s(spec: MachineSpec) -> float:
-    """Seconds that the same QEMU command line takes from its start to init's poweroff."""
+    """Time in seconds of the same QEMU command line, from its start to init's poweroff."""
     spec = replace(spec, append=(*spec.append, "hugepfn.job=poweroff"))
     ram = SharedRam(spec.memory_mib)
     pairs = [socket.socketpair() for _ in range(5)]
@@ -97,7 +97,7 @@ def _drain(end: socket.socket) -> None:
 
 
 def command_s(args: Sequence[str]) -> float:
-    """Seconds of a ``hugepfn`` command, from its start to its end."""
+    """Time in seconds of a ``hugepfn`` command, from its start to its end."""
     begin = time.perf_counter()
     argv = [sys.executable, "-m", "harness.entry", *args]
     done = subprocess.run(
@@ -109,7 +109,7 @@ def command_s(args: Sequence[str]) -> float:
 
 
 def first_command_s(image: KernelImage, clone: bool) -> float:
-    """Seconds from nothing to the agent's answer to a first request."""
+    """Time in seconds until the agent of a new machine has answered its first request."""
     begin = time.perf_counter()
     with VM(image, clone=clone) as vm:
         vm.on_loop(vm.agent.request("ping"))
@@ -117,9 +117,9 @@ def first_command_s(image: KernelImage, clone: bool) -> float:
 
 
 def vng_s(image: KernelImage) -> float:
-    """Seconds of ``vng --run KERNEL -- true``, virtme-ng's way to a pristine kernel.
+    """Time in seconds of ``vng --run KERNEL -- true``, virtme-ng's command for a newly booted kernel.
 
-    :raises MachineryError: it cannot boot this kernel.
+    :raises MachineryError: virtme-ng cannot boot this kernel.
     """
     vng = Path(sys.executable).with_name("vng")
     environment = {**os.environ, "PATH": f"{vng.parent}:{os.environ['PATH']}"}
@@ -127,7 +127,7 @@ def vng_s(image: KernelImage) -> float:
     begin = time.perf_counter()
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=_RAW_TIMEOUT_S)
     said = done.stdout + done.stderr
-    # Without the ports it wants it exits with 255 and has run the command all the same, and says so.
+    # Without the ports that it expects, it reports this and exits with 255, but has run the command all the same.
     if done.returncode and "script exited with code 0" not in said:
         words = [line for line in said.splitlines() if "Failed to mount" in line or "Kernel panic" in line]
         raise MachineryError(f"vng cannot boot it: {words[0] if words else f'exit status {done.returncode}'}")
@@ -135,13 +135,13 @@ def vng_s(image: KernelImage) -> float:
 
 
 def _bzimage(image: KernelImage) -> Path:
-    """virtme-ng takes a bzImage; beside a built vmlinux there is one."""
+    """The bzImage that virtme-ng needs; there is one beside a built vmlinux."""
     beside = image.image.parent / "arch/x86/boot/bzImage"
     return beside if image.kind is ImageKind.VMLINUX and beside.exists() else image.image
 
 
 def checkpoint_row(image: KernelImage) -> Row:
-    """A stop with two processes in sight: stop, both walks with all their mappings, resume."""
+    """A stop with two registered processes: stop, walk both with all their mappings, resume."""
     times = []
     with VM(image) as vm, vm.run("fork", "--level=pud") as guest:
         guest.until("forked")
@@ -155,7 +155,7 @@ def checkpoint_row(image: KernelImage) -> Row:
 
 
 def walk_row(image: KernelImage) -> Row:
-    """1 GiB as 262,144 entries of 4K, beside what the guest's own pagemap takes for the same range."""
+    """A walk of 1 GiB as 262,144 entries of 4K, compared with reading pagemap of the same range in the guest."""
     times = []
     with VM(image) as vm, vm.run("wide", timeout_s=300) as guest:
         guest.until("filled")
@@ -174,7 +174,7 @@ def walk_row(image: KernelImage) -> Row:
 
 
 def memory_of_clones(image: KernelImage, count: int) -> list[int]:
-    """What ``count`` clones take at once after a fork at 1G in each, in bytes: proportional set size of each QEMU."""
+    """Memory of ``count`` simultaneous clones after a fork at 1G in each: the Pss of each QEMU, in bytes."""
     with contextlib.ExitStack() as stack:
         vms = [stack.enter_context(VM(image)) for _ in range(count)]
         for vm in vms:
@@ -185,7 +185,7 @@ def memory_of_clones(image: KernelImage, count: int) -> list[int]:
 
 
 def clones_in_a_row(image: KernelImage, count: int) -> tuple[dict[str, int], dict[str, int]]:
-    """What this process holds after one clone, and after ``count`` more."""
+    """The resources of this process after one clone, and after ``count`` more."""
     first_command_s(image, clone=True)
     before = _held()
     for _ in range(count):
@@ -206,7 +206,7 @@ def _held() -> dict[str, int]:
 
 
 def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:
-    """Measures, prints one table, keeps the figures."""
+    """Measure everything, print one table, and save the figures."""
     check_writable(json_file)
     console = Console(highlight=False)
     image = Kernel.parse(kernel, modules).resolve(lambda line: console.print(line, style="dim", markup=False))

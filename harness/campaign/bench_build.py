@@ -1,5 +1,5 @@
-"""``hugepfn bench --builds SOURCE``: CPU seconds of kernel builds, beside virtme-ng's default configuration of the same
-source. An hour of two cores; ccache is left out of it."""
+"""``hugepfn bench --builds SOURCE``: CPU seconds of kernel builds, compared with virtme-ng's default configuration of
+the same source. This takes an hour on two cores. ccache is not used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from harness.kernel.build.tools import jobs, make_environment
 from harness.kernel.process import FOLLOW_TIMEOUT_S
 
 _CHANGED_FILE = "mm/huge_memory.c"
-_WIDE = 200  # the table is for the terminal to wrap, not for us to cut
+_WIDE = 200  # the terminal wraps the table; we do not cut it
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class BuildRow:
     """One build."""
 
     what: str
-    cpu_s: float  # user + sys of everything that was started for it
+    cpu_s: float  # user + system time of all its processes
     files: int | None = None
 
 
 def cpu_s(work: Callable[[], object]) -> float:
-    """User and system seconds of the processes that some work starts and waits for."""
+    """User and system time, in seconds, of the processes that ``work`` starts and waits for."""
     before_s = children_cpu_s()
     work()
     return children_cpu_s() - before_s
 
 
 def full_build(recipe: Recipe, tree: str) -> BuildRow:
-    """The minimal configuration, in an O= folder of its own that starts empty."""
+    """Build the minimal configuration in a separate, empty O= folder."""
     wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
     job = Job(recipe, recipe.origin.slot, tree, wanted, f"bench{os.getpid()}", None, None)
     with tempfile.TemporaryDirectory(prefix="hugepfn-bench-") as entry:
@@ -62,7 +62,7 @@ def full_build(recipe: Recipe, tree: str) -> BuildRow:
 
 
 def virtme_build(slot: Slot, tree: str) -> BuildRow:
-    """virtme-ng's default configuration of the same tree: what ``vng --build`` runs, in an empty O= folder."""
+    """Build virtme-ng's default configuration of the same tree, as ``vng --build`` does, in an empty O= folder."""
     objects = slot.folder / "obj" / f"virtme{os.getpid()}"
     make = ["make", f"O={objects}", "LOCALVERSION=-virtme", f"-j{jobs()}"]
     with slot.locked(None) as lock:
@@ -101,12 +101,12 @@ def _quietly(argv: list[str]) -> None:
 
 
 def incremental(recipe: Recipe, rounds: int) -> BuildRow:
-    """A line more in mm/huge_memory.c: build, boot, and the verdict on fork at 2M and 1G."""
+    """Add one line to mm/huge_memory.c, build, boot, and get the verdict on fork at 2M and 1G."""
     slot = recipe.origin.slot
     first, *rest = (slot.source / _CHANGED_FILE).read_text().splitlines()[:4]
     times = []
     with tempfile.TemporaryDirectory(prefix="hugepfn-bench-") as folder:
-        for number in range(rounds + 1):  # the first may find another tree in the source folder
+        for number in range(rounds + 1):  # in the first round, the source folder may have another tree
             patch = Path(folder) / f"{number}.patch"
             added = f"/* {os.urandom(8).hex()} */"
             hunk = "".join(f"{line}\n" for line in (f" {first}", f"+{added}", *(f" {line}" for line in rest)))
@@ -118,7 +118,7 @@ def incremental(recipe: Recipe, rounds: int) -> BuildRow:
 
 
 def bench_builds(spec: str, rounds: int) -> None:
-    """Measures and prints one table."""
+    """Measure and print one table."""
     console = Console(highlight=False, width=_WIDE)
     os.environ["CCACHE_DISABLE"] = "1"
     recipe = Recipe(parse_origin(spec))
@@ -127,7 +127,7 @@ def bench_builds(spec: str, rounds: int) -> None:
     console.print(f"{ours[0].what}: {ours[0].cpu_s:.0f} CPU s", soft_wrap=True)
     virtme = virtme_build(recipe.origin.slot, tree)
     console.print(f"{virtme.what}: {virtme.cpu_s:.0f} CPU s", soft_wrap=True)
-    ours.append(full_build(recipe, tree))  # once before and once after: the machine may be slower in one half hour
+    ours.append(full_build(recipe, tree))  # once before and once after, because the speed of the machine varies
     console.print(f"{ours[1].what}, again: {ours[1].cpu_s:.0f} CPU s", soft_wrap=True)
     rows = [replace(ours[0], cpu_s=statistics.mean(one.cpu_s for one in ours)), incremental(recipe, rounds), virtme]
     table = Table(box=None, pad_edge=False)

@@ -1,4 +1,4 @@
-"""``hugepfn build``: a recipe from words, and a progress bar while it is built."""
+"""``hugepfn build``: a recipe from the command line, and a progress bar during the build."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def recipe_of(
     cc: str = "gcc",
     llvm: bool = False,
 ) -> Recipe:
-    """What the options of ``hugepfn build`` mean.
+    """Make a recipe from the options of ``hugepfn build``.
 
-    :param tree: a path, ``tree:PATH[@REV]`` or ``debsrc:VERSION[@SUITE]``; may have patches of its own.
-    :param fragments: on top of the default ones; the last word about a symbol counts.
+    :param tree: a path, ``tree:PATH[@REV]`` or ``debsrc:VERSION[@SUITE]``; may include patches.
+    :param fragments: fragments on top of the default ones; the last setting of a symbol wins.
     """
     recipe = BuiltSource.parse(tree).recipe
     return dataclasses.replace(
@@ -42,7 +42,7 @@ def recipe_of(
 def build_shown(
     tree: str, patches: Sequence[Path], fragments: Sequence[str], config: str, lax: bool, cc: str, llvm: bool
 ) -> KernelImage:
-    """Build with a bar on stderr: the files built, of at most as many as this configuration has had."""
+    """Build with a progress bar on stderr: files built, of at most as many as this configuration had."""
     recipe = recipe_of(tree, patches, fragments, config, lax, cc, llvm)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 

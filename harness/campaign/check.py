@@ -1,7 +1,8 @@
 """``hugepfn check``: one step of ``git bisect run``.
 
-git takes 0 for good, 125 for "cannot tell", 1 to 127 else for bad, and stops at 128 and above (git-bisect(1)). So
-whatever is not about the commit has to end with 128 or more: a tool that fails must not call a commit bad.
+git takes 0 as good, 125 as "cannot tell", every other status from 1 to 127 as bad, and stops at 128 and above
+(git-bisect(1)). So everything that is not about the commit has to end with 128 or more: a failing tool must not call a
+commit bad.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from harness.verdict.table import TROUBLE
 
 
 class Step(enum.IntEnum):
-    """What a commit is, as the exit status that git understands."""
+    """The verdict on a commit, as the exit status that git expects."""
 
     GOOD = ExitCode.OK
     BAD = ExitCode.CLAIM_FAILED
@@ -29,10 +30,10 @@ class Step(enum.IntEnum):
 
 
 def judge(results: Sequence[ScenarioResult]) -> tuple[Step, str]:
-    """What the results of a commit say of it, and why.
+    """The verdict on a commit from its results, and the reason.
 
-    A known bug is bad: whoever bisects wants to know where it came from. A skip says that the premise is not met, and
-    nothing about the commit.
+    A known bug is bad, because whoever bisects wants to know where it came from. A skip means that a precondition is
+    not met, and says nothing about the commit.
     """
     by_outcome = {outcome: [one for one in results if one.outcome is outcome] for outcome in Outcome}
     for outcome, step in (
@@ -50,11 +51,11 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[Step, str]:
 
 
 def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None]) -> tuple[Step, str]:
-    """Builds what is checked out in a tree, boots it, runs one scenario.
+    """Build what is checked out in a tree, boot it, and run one scenario.
 
     :param case: ``SCENARIO`` or ``SCENARIO:LEVEL``.
     :raises UsageError: no such tree or scenario.
-    :raises MachineryError: the tools are broken; it says nothing about the commit.
+    :raises MachineryError: the machinery failed, which says nothing about the commit.
     """
     scenario, _, level = case.partition(":")
     levels = (Level.from_label(level).label,) if level else options.levels

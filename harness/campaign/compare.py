@@ -1,4 +1,4 @@
-"""``hugepfn compare A B``: the suite on both kernels, then only what differs."""
+"""``hugepfn compare A B``: runs the suite on both kernels, and shows only what differs."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def run_compare(
     json_file: Path | None,
     html_file: Path | None,
 ) -> ExitCode:
-    """Runs everything on both, prints what differs, writes the files.
+    """Run everything on both kernels, print what differs, and write the files.
 
-    :param confirm: how often what differs is run again; an answer that one kernel gives differently from time to time
-        is no difference.
-    :returns: OK where they do the same, CLAIM_FAILED where they differ, MACHINERY where that is not known.
+    :param confirm: how often to run again what differs; an answer that varies on one kernel does not count as a
+        difference.
+    :returns: OK if nothing differs, CLAIM_FAILED if something does, MACHINERY if that is not known.
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: a kernel could not be run at all.
     """
@@ -60,7 +60,7 @@ def run_compare(
                 break
             live.say(f"running again what differs ({number + 1} of {confirm})")
             _run_both(specs, sorted({one.case.scenario for one in again}), options, live, sides)
-            # The new ones against all of the other side, the new one included.
+            # Compare each new run with all runs of the other side, including its new one.
             rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
             rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
     differences, passing = lasting(rounds)
@@ -98,7 +98,7 @@ def to_json(
     passing: Sequence[CaseDifference],
     unknown: Mapping[Case, str],
 ) -> dict[str, Any]:
-    """The object that ``hugepfn compare --json`` writes."""
+    """The object for ``hugepfn compare --json``."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -119,7 +119,7 @@ def report_lines(
     passing: Sequence[CaseDifference],
     unknown: Mapping[Case, str],
 ) -> Iterator[Text]:
-    """What is printed."""
+    """The lines that the command prints."""
     names = "AB"
     for name, spec, run in zip(names, specs, runs, strict=True):
         kernel = run.context.get("kernel")
@@ -140,7 +140,7 @@ def report_lines(
 
 
 def case_lines(one: CaseDifference) -> Iterator[Text]:
-    """What differs in one case: outcome, claims, then entries by checkpoint."""
+    """The differences in one case: outcome, claims, then entries by checkpoint."""
     for difference in (*one.of(What.OUTCOME), *one.of(What.REASON)):
         yield from _pair("", difference.before, difference.after)
     for difference in one.of(What.CLAIM):

@@ -1,11 +1,11 @@
-"""``make facts``: measures every stock kernel, writes what the documents say of them, and shows what changed.
+"""``make facts``: measures every stock kernel, updates the documents, and shows what changed.
 
     python -m harness.campaign.facts [--kernel SPEC]... [--workers N] [--from FILE]... [--offline] [--also FILE]...
 
 It runs what ``hugepfn matrix -k all-stock`` runs and writes docs/matrix.md, guest_tests/known_bugs_seen.toml, the
 marked pieces of the documents, and the commands of known bugs that name a kernel on which the bug is gone. A second run
-with the same results changes nothing but the date. The results are kept in build/facts.json, kernel by kernel: an
-interrupted run goes on with ``--from build/facts.json``.
+with the same results changes only the date. The results are kept in build/facts.json, kernel by kernel. Use ``--from
+build/facts.json`` to continue an interrupted run.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ _UNSURE = {Mark.FAIL, Mark.ERROR, Mark.FLAKE, Mark.UNKNOWN}
 
 @dataclass(frozen=True)
 class Results:
-    """The runs of each kernel by its spec, and the series that are not to be had."""
+    """The runs of each kernel, by its spec, and the series that are not available."""
 
     runs: Mapping[str, tuple[Run, ...]]
     missing: Mapping[str, str]
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """What ``matrix --json`` or ``run --json`` wrote.
+        """Read what ``matrix --json`` or ``run --json`` wrote.
 
-        :raises UsageError: it is something else.
+        :raises UsageError: the file is something else.
         """
         try:
             data = json.loads(path.read_text())
@@ -72,7 +72,7 @@ class Results:
         raise UsageError(f"{path}: expected what `hugepfn matrix --json` or `hugepfn run --json` writes")
 
     def to_json(self) -> dict[str, Any]:
-        """As ``matrix --json`` writes it."""
+        """The results as ``matrix --json`` writes them."""
         table = Table.of([Column(spec, runs) for spec, runs in self.runs.items()])
         return {
             **table.to_json(),
@@ -84,7 +84,7 @@ class Results:
 def version_of(column: Column) -> str:
     """The upstream version of a column.
 
-    :raises UsageError: it cannot be known: Debian's 6.1 calls itself 6.1.0-56.
+    :raises UsageError: the version is not known, for instance because Debian's 6.1 calls itself 6.1.0-56.
     """
     kind, _, version = column.spec.partition(":")
     if kind == "debian" and is_exact(version):
@@ -96,9 +96,9 @@ def version_of(column: Column) -> str:
 
 
 def check_exact(specs: Iterable[str]) -> None:
-    """Refuses kernels whose column would not be a version.
+    """Reject kernels whose column would not be a version.
 
-    :raises UsageError: names the first.
+    :raises UsageError: there is one; names the first.
     """
     for spec in specs:
         kind, _, version = spec.partition(":")
@@ -107,10 +107,10 @@ def check_exact(specs: Iterable[str]) -> None:
 
 
 def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[str, Sightings]:
-    """Which bugs the kernels of a table have, together with what was known before.
+    """Which bugs the kernels of a table have, combined with what was known before.
 
-    A kernel has a bug if a case showed it. It has it not if a case that is about the bug passed and none is in doubt;
-    nothing is said of a bug that shows only sometimes, or only on kernels that are configured for it.
+    A kernel has a bug if a case showed it. It does not have the bug if a case about the bug passed and no such case is
+    in doubt. Bugs that show only sometimes, or only with a certain configuration, are never recorded as absent.
     """
     found = {bug: (dict(seen.present), dict(seen.absent)) for bug, seen in before.bugs.items()}
     for number, column in enumerate(table.columns):
@@ -125,7 +125,7 @@ def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[s
             elif marks & {Mark.PASS, Mark.FIXED} and not marks & _UNSURE and not (bug.sometimes or bug.config):
                 present.pop(version, None)
                 absent.setdefault(version, day)
-    ids = [bug.id for bug in ledger]  # an entry that is gone from the list takes its sightings along
+    ids = [bug.id for bug in ledger]  # if an entry is removed from the list, its sightings are dropped too
     return {bug: Sightings(*found[bug]) for bug in ids}
 
 
@@ -146,7 +146,7 @@ def measured(table: Table, ledger: Sequence[KnownBug], before: Facts) -> Facts:
 
 
 def judged_again(results: Results, ledger: Sequence[KnownBug], facts: Facts) -> Table:
-    """The table, each pass told by what is known now: which bugs are fixed depends on what was seen elsewhere."""
+    """The table with each pass judged again, because which bugs are fixed depends on what was seen on other kernels."""
     stock = [bug for bug in ledger if not bug.config]
 
     def again(one: ScenarioResult, version: str) -> ScenarioResult:
@@ -165,7 +165,7 @@ def judged_again(results: Results, ledger: Sequence[KnownBug], facts: Facts) -> 
 
 
 def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: Results, offline: bool) -> Results:
-    """The results of every kernel: those at hand, and a run of each that is not."""
+    """The results of every kernel: those that exist, and new runs of the others."""
     if offline:
         return have
     kept = Path("build/facts.json")
@@ -189,9 +189,9 @@ def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: Result
 
 
 def write(results: Results, also: Sequence[Results], root: Path) -> list[str]:
-    """Writes everything that is measured; returns what changed, in words.
+    """Write everything that was measured, and return what changed, in words.
 
-    :raises MachineryError: a kernel has no results, or a file cannot be written. Nothing is written then.
+    :raises MachineryError: a kernel has no results, or a file cannot be written; then nothing is written.
     """
     check_exact(results.runs)
     for column in (Column(spec, runs) for spec, runs in results.runs.items()):
@@ -245,7 +245,7 @@ def main(
     offline: bool,
     also: tuple[Path, ...],
 ) -> None:
-    """Measure the stock kernels, write what the documents say of them, and show what changed."""
+    """Measure the stock kernels, update the documents, and show what changed."""
     root = guest_tests_dir().parent
     if not (root / "docs" / "matrix.md").is_file():
         raise UsageError(f"{root} is no source tree of hugepfn: the documents that are to be written are not there")

@@ -1,7 +1,8 @@
-"""The measured facts as text: docs/matrix.md, what stands between markers in other documents, and what changed. Pure.
+"""The measured facts as text: docs/matrix.md, the marked pieces of other documents, and what changed. Pure.
 
-A marked piece is ``<!-- facts:begin NAME -->...<!-- facts:end -->``. What is between is written by ``make facts``; each
-can be made again from known_bugs_seen.toml, docs/matrix.md and the list of known bugs, so that a test can hold it.
+A marked piece is ``<!-- facts:begin NAME -->...<!-- facts:end -->``. ``make facts`` writes the text in between. Each
+piece can be generated again from known_bugs_seen.toml, docs/matrix.md and the list of known bugs, so that a test can
+check it.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ class Grid:
     """The table of docs/matrix.md."""
 
     columns: tuple[str, ...]  # upstream versions
-    cells: Mapping[str, tuple[str, ...]]  # by the case: what is printed, "bug HP-001 16"
+    cells: Mapping[str, tuple[str, ...]]  # by case: the printed cells, "bug HP-001 16"
 
     @classmethod
     def parse(cls, text: str) -> Grid:
         """Read docs/matrix.md.
 
-        :raises UsageError: it has no such table.
+        :raises UsageError: the text has no such table.
         """
         lines = text.partition("```\n")[2].partition("\n\n")[0].splitlines()
         if len(lines) < 2 or not lines[0].startswith(" "):
@@ -47,14 +48,14 @@ class Grid:
         return cls(tuple(lines[0].split()), rows)
 
     def word(self, case: str, column: int) -> str:
-        """A cell without the number of its footnote: "bug HP-001". pass* is a pass of this kernel."""
+        """A cell without the number of its footnote: "bug HP-001". pass* counts as a pass."""
         return re.sub(r" +\d+$", "", self.cells[case][column]).replace("pass*", "pass")
 
 
 def matrix_document(facts: Facts, table: str, repeat: int) -> str:
-    """All of docs/matrix.md.
+    """The text of docs/matrix.md.
 
-    :param table: what ``hugepfn matrix`` prints.
+    :param table: the output of ``hugepfn matrix``.
     """
     measured = facts.measured
     assert measured is not None
@@ -69,12 +70,12 @@ def matrix_document(facts: Facts, table: str, repeat: int) -> str:
     )
 
 
-# --- what stands between markers -------------------------------------------------------------------
+# --- the marked pieces -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Known:
-    """All that the marked pieces are made of."""
+    """Everything from which the marked pieces are generated."""
 
     facts: Facts
     grid: Grid
@@ -82,10 +83,10 @@ class Known:
 
 
 def fill(text: str, known: Known, where: str) -> str:
-    """A document with its marked pieces written anew.
+    """Return a document with its marked pieces generated again.
 
-    :param where: its path, for messages.
-    :raises UsageError: it marks a piece that nobody writes.
+    :param where: path of the document, for messages.
+    :raises UsageError: it marks an unknown piece.
     """
 
     def piece(match: re.Match[str]) -> str:
@@ -99,7 +100,7 @@ def fill(text: str, known: Known, where: str) -> str:
 
 
 def _sample(known: Known, old: str) -> str:
-    """The head line of a run that README shows; its entries are no facts of a day."""
+    """The first line of the run that README shows; its entries do not change with the kernel of the day."""
     version = next((one for one in known.facts.kernels if series_of(one) == _SAMPLE_SERIES), None)
     measured = known.facts.measured
     if version is None or measured is None:
@@ -117,7 +118,7 @@ def _excerpt(known: Known, _old: str) -> str:
 
 
 def _example(known: Known, _old: str) -> str:
-    """How many bugs are known, and one that a kernel of today has."""
+    """The number of known bugs, and one that a current kernel has."""
     count = f"\n{len(known.ledger)} so far, each with the command that shows it."
     for bug in sorted(known.ledger, key=lambda bug: (bug.id != _EXAMPLE, bug.id)):
         if today := [one for one in known.facts.kernels if one in known.facts.of(bug.id).present]:
@@ -171,7 +172,7 @@ PIECES: Mapping[str, Callable[[Known, str], str]] = {
 
 
 def command_shows(command: str, seen: Sightings) -> bool:
-    """Whether the kernel that a bug's command names was seen to have it; of a series, the newest that was looked at."""
+    """Whether the kernel in a bug's command was seen to have it; for a series, the newest kernel that was checked."""
     match = _KERNEL.search(command)
     if match is None:
         return False
@@ -180,7 +181,7 @@ def command_shows(command: str, seen: Sightings) -> bool:
 
 
 def mended_command(bug: KnownBug, facts: Facts) -> str:
-    """The command of a bug, on the newest stock kernel that has it where the one that it names has it no longer."""
+    """The command of a bug; if its kernel no longer has the bug, with the newest stock kernel that does."""
     seen = facts.of(bug.id)
     if command_shows(bug.reproduce, seen) or not seen.present:
         return bug.reproduce
@@ -193,7 +194,7 @@ def mended_command(bug: KnownBug, facts: Facts) -> str:
 
 
 def changes(before: Known, after: Known) -> Iterator[str]:
-    """Each difference that matters, a line each: kernels, numbers, bugs, then scenarios."""
+    """The relevant differences, one per line: kernels, numbers, bugs, then scenarios."""
     yield from _kernel_changes(before.facts, after.facts)
     numbers = [_count(known, "") for known in (before, after) if known.facts.measured is not None]
     if len(set(numbers)) > 1:
@@ -250,7 +251,7 @@ def _case_changes(before: Grid, after: Grid, sometimes: Collection[str]) -> Iter
 
 
 def _without(sometimes: Collection[str], word: str) -> str:
-    """A cell without the bugs that show only sometimes: with or without them, nothing has changed."""
+    """A cell without the bugs that show only sometimes, which do not count as a change."""
     kind, _, bugs = word.partition(" ")
     left = [bug for bug in bugs.split(", ") if bug not in sometimes]
     return word if kind != "bug" else f"bug {', '.join(left)}" if left else "pass"

@@ -1,4 +1,4 @@
-"""The suite on one kernel after another, each in a process of its own: what one kernel breaks is not the next one's."""
+"""Run the suite on one kernel after another, each in its own process, so that no kernel can affect the next."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from harness.verdict.table import STATUS, TROUBLE, Case
 Say = Callable[[str], None]
 
 ALL_STOCK = "all-stock"
-_GRACE_S = 10.0  # for a child that was told to end: it ends its QEMUs and removes their RAM
+_GRACE_S = 10.0  # for a child that was asked to end, which ends its QEMUs and removes their RAM
 _WORDS_MAX = 2000
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is given beside kernel and scenarios; the names are those of :class:`harness.settings.Settings`."""
+    """Options of a run besides kernel and scenarios, named as in :class:`harness.settings.Settings`."""
 
     levels: tuple[str, ...] = ()  # empty: all
     accel: str = "auto"
@@ -47,10 +47,10 @@ class RunOptions:
     device: str = Device.TESTDEV.value
     no_clone: bool = False
     strict: bool = False
-    modules: Path | None = None  # of kernels given by path
+    modules: Path | None = None  # the modules of kernels given by path
 
     def settings(self, spec: str) -> Settings:
-        """The machine of one kernel, for this process to look at before a child runs it."""
+        """The settings for one kernel, which this process checks before a child uses them."""
         return Settings(
             kernel=spec,
             modules=self.modules if self.modules is not None and takes_modules(spec) else None,
@@ -68,7 +68,7 @@ class RunOptions:
         )
 
     def argv(self, spec: str) -> list[str]:
-        """As words of ``hugepfn run``."""
+        """The options as arguments of ``hugepfn run``."""
         words = [f"--level={level}" for level in self.levels]
         words += [f"--accel={self.accel}", f"--smp={self.smp}", f"--memory={self.memory_mib}", f"--cpu={self.cpu}"]
         words += [f"--append={self.append}", f"--workers={self.workers}", f"--guest={self.guest}"]
@@ -82,9 +82,9 @@ class RunOptions:
 
 
 def takes_modules(spec: str) -> bool:
-    """Whether a kernel is given by path, so that its modules are somewhere else.
+    """Whether a kernel is given by path, so that its modules are elsewhere.
 
-    :raises UsageError: it is no kernel.
+    :raises UsageError: spec does not name a kernel.
     """
     Kernel.parse(spec)
     try:
@@ -96,17 +96,17 @@ def takes_modules(spec: str) -> bool:
 
 @dataclass(frozen=True)
 class Kernels:
-    """What a campaign runs on."""
+    """The kernels of a campaign."""
 
     specs: tuple[str, ...]
-    missing: dict[str, str]  # asked for, and not to be had: why
+    missing: dict[str, str]  # requested kernels that are not available, with the reason
 
 
 def choose_kernels(words: Sequence[str], say: Say) -> Kernels:
-    """What ``--kernel`` asks for, ``all-stock`` included; each once.
+    """The kernels that ``--kernel`` names, including ``all-stock``, each once.
 
-    :raises UsageError: something that is no kernel.
-    :raises MachineryError: the mirror cannot be reached and nothing is known of it.
+    :raises UsageError: a word does not name a kernel.
+    :raises MachineryError: the mirror cannot be reached, and no earlier answer is known.
     """
     specs: dict[str, None] = {}
     missing: dict[str, str] = {}
@@ -121,14 +121,14 @@ def choose_kernels(words: Sequence[str], say: Say) -> Kernels:
 
 
 def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Say = lambda _line: None) -> Run:
-    """Run scenarios on one kernel, in a child that ends with us.
+    """Run scenarios on one kernel, in a child process that ends when we do.
 
-    Never fails on the kernel's account: a run that came to no results has the reason in its context, under
+    Never fails because of the kernel: a run without results has the reason in its context, under
     :data:`harness.verdict.table.TROUBLE`.
 
-    :param scenarios: empty: all of them.
-    :param say: called with a line as each scenario ends.
-    :raises KeyboardInterrupt: it was interrupted; the child has ended.
+    :param scenarios: their names; empty for all.
+    :param say: called with one line at the end of each scenario.
+    :raises KeyboardInterrupt: the run was interrupted; the child has ended.
     """
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
         results = Path(folder) / "results.json"
@@ -144,9 +144,9 @@ def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Sa
 
 
 def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
-    """A child in a group of its own: Ctrl-C comes to us, and we tell it."""
+    """Run a child in its own process group, so that Ctrl-C reaches us and we end the child."""
     with subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", "--", *argv],  # should somebody kill us, nobody else would end it
+        ["setpriv", "--pdeathsig", "TERM", "--", *argv],  # ends the child if we are killed
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -158,7 +158,7 @@ def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
             assert child.stdout is not None
             with ended_after(child, "hugepfn run", FOLLOW_TIMEOUT_S):
                 for line in child.stdout:
-                    if line.strip() and not line.startswith(" "):  # verdicts and progress; claims are indented
+                    if line.strip() and not line.startswith(" "):  # show verdicts and progress; claims are indented
                         say(line.strip())
                 return child.wait()
         finally:
@@ -167,7 +167,7 @@ def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """SIGTERM, at which it cleans up, stopped or not; SIGKILL to its whole group when it does not."""
+    """End a child: SIGTERM, on which it cleans up even if it was stopped; then SIGKILL to its whole group."""
     child.send_signal(signal.SIGTERM)
     child.send_signal(signal.SIGCONT)
     try:
@@ -179,7 +179,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Run:
-    """What the child wrote, or why it wrote nothing, or not all."""
+    """The results that the child wrote, with the reason if some or all are missing."""
     trouble = ""
     try:
         run = Run.from_json(json.loads(results.read_text()))
@@ -191,22 +191,22 @@ def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Ru
     if status not in tuple(ExitCode):
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         trouble = f"the run ended ({how}): {_last_words(words) or 'it said nothing'}"
-    elif not trouble and status != exit_code(run.results, strict=strict):  # there are results, but not of everything
+    elif not trouble and status != exit_code(run.results, strict=strict):  # there are results, but not all
         trouble = f"the run ended with exit status {status}: {_last_words(words) or 'it said nothing'}"
     return Run(run.results, {**run.context, TROUBLE: trouble, STATUS: status}) if trouble else run
 
 
 def _last_words(stderr: str) -> str:
-    """What it complained about: our own line, or the end of a traceback."""
+    """The child's error message: our own line, or the end of a traceback."""
     own = [line.removeprefix("hugepfn: ") for line in stderr.splitlines() if line.startswith("hugepfn: ")]
     return (own or stderr.splitlines() or [""])[-1][:_WORDS_MAX]
 
 
 def expected_cases(scenarios: Sequence[str], levels: Sequence[str], known: Sequence[tuple[str, str]]) -> list[Case]:
-    """The rows that a selection asks for.
+    """The rows of a selection.
 
     :param known: each scenario with its levels, as ``"pte pmd pud"``.
-    :raises UsageError: there is no such scenario, or none of this level.
+    :raises UsageError: there is no such scenario, or none with this level.
     """
     names = {name for name, _ in known}
     for name in scenarios:

@@ -1,4 +1,4 @@
-"""One session over the kernel's own selftests: which source, which programs, and what it comes to."""
+"""One session with the kernel's own selftests: choose the source and the programs, run them, and give the verdict."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from harness.settings import Settings
 
 
 def parse_selectors(words: Sequence[str]) -> dict[str, list[str]]:
-    """``mm:soft-dirty`` ... as programs by collection; an empty list is all of it.
+    """Parse ``mm:soft-dirty`` ... into programs by collection; an empty list means the whole collection.
 
-    A program may have arguments, ``"mm:gup_test -u"``. What is asked for as a whole and in part is run as a whole.
+    A program may have arguments: ``"mm:gup_test -u"``. A collection that is named as a whole and in part runs as a
+    whole.
 
-    :raises UsageError: one has no collection, or names no program behind its colon.
+    :raises UsageError: a word has no collection, or no program after its colon.
     """
     found: dict[str, list[str]] = {}
     for word in words:
@@ -43,8 +44,9 @@ def parse_selectors(words: Sequence[str]) -> dict[str, list[str]]:
 def commands_of(found: Collection, asked: Sequence[str]) -> list[str]:
     """The programs of a collection with their arguments.
 
-    :param asked: names, some with arguments; without any, what the collection's own script gives them. None: all.
-    :raises UsageError: there is no such program; lists those there are.
+    :param asked: names, optionally with arguments; the default arguments are those of the collection's own script.
+        Empty for all programs.
+    :raises UsageError: there is no such program; lists the existing ones.
     """
     known = found.commands()
     commands: list[str] = []
@@ -62,11 +64,12 @@ def commands_of(found: Collection, asked: Sequence[str]) -> list[str]:
 
 
 def recipes_of(kernel: Kernel, image: KernelImage, asked: str | None) -> list[Recipe]:
-    """Where a kernel's selftests come from; a later one will do where the one before is not to be had.
+    """The possible sources of a kernel's selftests, in order of preference.
 
-    A stock kernel's are Debian's source of the same release, or else of its series; a built one's are its own source.
+    For a stock kernel, this is Debian's source of the same release or else of the same series; for a built kernel, its
+    own source.
 
-    :raises UsageError: of a kernel given by path nobody knows the source.
+    :raises UsageError: the source of a kernel given by path is not known.
     """
     if asked is not None:
         return [BuiltSource.parse(asked).recipe]
@@ -83,10 +86,10 @@ def recipes_of(kernel: Kernel, image: KernelImage, asked: str | None) -> list[Re
 def run_kselftest(
     pytest: ModuleType, reporter: KselftestReporter, words: Sequence[str], options: Mapping[str, Any]
 ) -> ExitCode:
-    """Builds selftests, runs them, and says what became of them.
+    """Build selftests, run them, and print the results.
 
     :raises UsageError: there is no such kernel, source, collection or test.
-    :raises MachineryError: this machine lacks something.
+    :raises MachineryError: something is missing on this host.
     """
     selectors = parse_selectors(words)
     settings = Settings.from_options(options)
@@ -119,7 +122,7 @@ def run_kselftest(
 def _wanted(
     found: Collection, asked: Sequence[str], image: KernelImage, reporter: KselftestReporter
 ) -> tuple[Collection, list[str]]:
-    """What is run of a collection; says what is not, and what its tests will miss."""
+    """The commands to run of a collection; prints what is left out, and what the kernel lacks for its tests."""
     commands = commands_of(found, asked)
     if image.config is None:
         reporter.say(

@@ -1,9 +1,9 @@
 """The kernel's selftests as pytest items: a collector for each collection, an item for each program.
 
-A program is an item of its own, run when its turn comes, so that ``--collect-only`` and ``-k`` boot nothing and ``-x``
-stops behind the program that failed. What points it has is known only once it has run, and a single one cannot be run:
-so they are no items to be chosen, but each is reported like one, ``mm::soft-dirty::Test test_simple``, with set-up,
-call and teardown, which is what JUnit files and other plugins go by.
+Each program is an item and runs when it is its turn. So ``--collect-only`` and ``-k`` boot nothing, and ``-x`` stops
+after the program that failed. The points of a program are known only after it has run, and a single point cannot be
+run. So points are not items that can be selected, but each is reported like one, ``mm::soft-dirty::Test test_simple``,
+with setup, call and teardown, which JUnit files and other plugins rely on.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ from harness.settings import Settings
 from harness.verdict import KtapOutcome, parse_ktap
 from harness.verdict.selftest import Judgement, Point, judge, points
 
-#: kselftest's own default is 45 s (kselftest/runner.sh), on a machine that is not emulated.
+#: kselftest's own default is 45 s (kselftest/runner.sh), for machines that are not emulated.
 LEAST_TIMEOUT_S = 300.0
-#: What the tests' own scripts set before they run them (mm/run_vmtests.sh), so that fewer are skipped: 256 MiB of huge
-#: pages; and mappings larger than the guest, which mremap_test and virtual_address_range make but hardly touch.
+#: Settings from the tests' own script (mm/run_vmtests.sh), so that fewer tests are skipped: 256 MiB of huge pages, and
+#: overcommit, because mremap_test and virtual_address_range map more than the guest has but hardly touch it.
 _KNOBS = {"/proc/sys/vm/nr_hugepages": "128", "/proc/sys/vm/overcommit_memory": "1"}
 _ONE_HUGE_PAGE = ("hugetlb_fault_after_madv", "hugetlb_madv_vs_map")  # "one and just one" (mm/run_vmtests.sh)
 _TAIL_LINES = 20
-#: The property of a report that says nothing about the program or the kernel: the machinery failed.
+#: The property of a report that says nothing about the program or the kernel, because the machinery failed.
 NO_VERDICT = "hugepfn_no_verdict"
 
 
 @dataclass
 class Runner:
-    """What programs run on."""
+    """Runs programs in machines."""
 
     settings: Settings
     image: KernelImage
-    timeout_s: float | None  # of one program; None: the collection's own
+    timeout_s: float | None  # deadline of one program; None for the collection's own
     say: Progress
     broken: bool = False  # the machinery failed somewhere
-    failed: bool = False  # a program or the kernel did
+    failed: bool = False  # a program or the kernel failed
     _boot_failures: list[BootError] = field(default_factory=list)
 
     @contextlib.contextmanager
     def machine(self, program: str) -> Iterator[VM]:
-        """A machine as a program wants it, pristine."""
+        """A new machine with the settings that a program needs."""
         if len(self._boot_failures) >= BOOT_ATTEMPTS:
             raise self._boot_failures[-1]
         vm = self.settings.vm(self.image, (), self.say)
         try:
             vm.start()
             for path, value in knobs(program).items():
-                with contextlib.suppress(MachineryError):  # this kernel has no such knob: the tests say so themselves
+                with contextlib.suppress(MachineryError):  # the kernel has no such file; the tests report it
                     vm.on_loop(vm.agent.put(path, value.encode()))
             yield vm
         except BootError as error:
@@ -72,7 +72,7 @@ class Runner:
 
 
 def knobs(program: str) -> dict[str, str]:
-    """What is written to which file of /proc before a program starts."""
+    """The values to write to files in /proc before a program starts, by file."""
     return {**_KNOBS, **({"/proc/sys/vm/nr_hugepages": "1"} if program in _ONE_HUGE_PAGE else {})}
 
 
@@ -93,16 +93,16 @@ class SelftestItem(pytest.Item):
         self._elf: Path | None = None
 
     def setup(self) -> None:
-        """Builds it."""
+        """Build the program."""
         try:
             self._elf = self.selftest.build(self.program, self.runner.say)
         except PremiseNotMet as unmet:
             pytest.skip(str(unmet))
 
     def runtest(self) -> None:
-        """Runs it in a machine of its own.
+        """Run the program in its own machine.
 
-        :raises SelftestFailed: it did not pass, by its points, its exit status, or what the kernel said.
+        :raises SelftestFailed: it did not pass, because of a point, its exit status, or a complaint of the kernel.
         """
         assert self._elf is not None, "set-up built it"
         with self.runner.machine(self.program) as vm:
@@ -128,12 +128,12 @@ class SelftestItem(pytest.Item):
         try:
             end = run.finish(timeout_s)
             status, ended = end.status, str(end)
-        except KernelError as error_:  # dead or silent: what it had reported by then still counts
+        except KernelError as error_:  # the kernel is dead or silent; what was reported by then counts
             error, ended = error_, str(error_)
         report = parse_ktap(run.output, headless=True)
         self.points = points(report)
         said = run.output.strip().splitlines()
-        # What stands in no point: the words after the last, and everything of a program that speaks no TAP.
+        # Output outside of all points: after the last one, and everything of a program that prints no TAP.
         self.unplaced = said if report.silent else list(report.diagnostics)
         troubles = [] if error else run.kernel.troubles()
         judgement = judge(report, status, ended, said[-1].strip() if said else "", troubles)
@@ -142,7 +142,7 @@ class SelftestItem(pytest.Item):
         return judgement
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Where it is told to be."""
+        """The location that pytest shows."""
         return self.path, None, self.name
 
 
@@ -152,16 +152,16 @@ class SelftestCollection(pytest.Directory):
     plugin: KselftestPlugin
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Its programs that are wanted; nothing is built or booted."""
+        """Yield the selected programs; nothing is built or booted."""
         collection, commands = self.plugin.wanted[self.path]
         for command in commands:
             yield SelftestItem.from_parent(self, command=command, collection=collection, runner=self.plugin.runner)
 
 
 class KselftestPlugin:
-    """Makes a session one of selftests.
+    """Make a pytest session collect selftests.
 
-    :param wanted: collections, and of each the programs with their arguments.
+    :param wanted: the commands (programs with arguments) of each collection.
     """
 
     def __init__(self, runner: Runner, wanted: Sequence[tuple[Collection, Sequence[str]]]) -> None:
@@ -169,7 +169,7 @@ class KselftestPlugin:
         self.wanted = {collection.folder: (collection, commands) for collection, commands in wanted}
 
     def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-        """A collection's folder is ours."""
+        """Take over the folders of collections."""
         if path not in self.wanted:
             return None
         node: SelftestCollection = SelftestCollection.from_parent(parent, path=path)
@@ -180,7 +180,7 @@ class KselftestPlugin:
     def pytest_runtest_makereport(
         self, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Whose fault it is; our own words need no traceback."""
+        """Find out whose fault a failure is; our own errors need no traceback."""
         report = yield
         error = call.excinfo.value if call.excinfo else None
         if report.failed and isinstance(error, HugepfnError):
@@ -194,7 +194,7 @@ class KselftestPlugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        """Runs a program, and reports its points before itself."""
+        """Run a program, and report its points before the program itself."""
         if not isinstance(item, SelftestItem):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -206,7 +206,7 @@ class KselftestPlugin:
 
 
 def _reports(item: SelftestItem) -> Iterator[pytest.TestReport]:
-    """What pytest says of an item, of each point: set-up, call, teardown."""
+    """The reports that pytest makes for an item, for each point: setup, call, teardown."""
     for point in item.points:
         nodeid = f"{item.nodeid}::{point.name.replace('::', ':')}"
         for when in ("setup", "call", "teardown"):

@@ -1,4 +1,4 @@
-"""What ``hugepfn kselftest`` prints: a line for each point, then each program's verdict."""
+"""The output of ``hugepfn kselftest``: one line per point, then the verdict on each program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORD = {"passed": "ok", "failed": "FAILED", "xfailed": "xfail", "error": "ERROR
 
 
 class KselftestReporter(SessionReporter):
-    """Prints as reports come: a program's points, and then the program."""
+    """Print reports as they arrive: a program's points, and then the program."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -24,12 +24,12 @@ class KselftestReporter(SessionReporter):
         self.points: Counter[str] = Counter()
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """A program begins."""
+        """A program starts."""
         super().pytest_runtest_logstart(nodeid)
         self.console.print(Text(f"\n{nodeid}", style="bold"), soft_wrap=True)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A point, or a program; what only went well before and after is not told."""
+        """Print a point or a program; successful setups and teardowns are not shown."""
         if report.when != "call" and report.passed:
             return
         outcome, reason = told(report)
@@ -58,7 +58,7 @@ class KselftestReporter(SessionReporter):
         self.console.print(line, soft_wrap=True)
 
     def verdict(self) -> None:
-        """The last line."""
+        """Print the last line."""
         words = [f"{_counted(self.programs)} of {self.programs.total()} programs"]
         if self.points:
             words.append(f"{_counted(self.points)} of {self.points.total()} points")
@@ -66,7 +66,7 @@ class KselftestReporter(SessionReporter):
 
 
 def told(report: pytest.TestReport) -> tuple[str, str]:
-    """A report's outcome in a word, and the reason in the test's own words."""
+    """The outcome of a report in one word, and the reason in the test's own words."""
     if hasattr(report, "wasxfail"):
         return "xfailed", str(report.wasxfail).removeprefix("reason: ")
     if report.skipped:

@@ -1,4 +1,4 @@
-"""``hugepfn matrix``: kernels × scenarios, as text, JSON and a page."""
+"""``hugepfn matrix``: kernels × scenarios, as text, JSON and HTML."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def run_matrix(
     json_file: Path | None,
     html_file: Path | None,
 ) -> ExitCode:
-    """Runs everything, prints the table, writes the files.
+    """Run everything, print the table, and write the files.
 
-    Ctrl-C ends the run at hand, and the table of those before it is still printed.
+    Ctrl-C ends the current run; the table of the earlier ones is still printed.
 
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
-    :raises MachineryError: QEMU is missing, or the mirror cannot be asked.
+    :raises MachineryError: QEMU is missing, or the mirror cannot be reached.
     """
     expected = prepare(scenarios, options, json_file, html_file)
     interrupted = False
@@ -68,7 +68,7 @@ def run_matrix(
                 for spec in chosen.specs:
                     name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
                     run = follow(spec, scenarios, options, live, name)
-                    runs[spec].append(run)  # before it is told: who reads of it may interrupt
+                    runs[spec].append(run)  # before it is reported, since the reader may then interrupt
                     live.say(summary(run, name))
         except KeyboardInterrupt:
             interrupted = True
@@ -86,17 +86,17 @@ def run_matrix(
 
 
 def prepare(scenarios: Sequence[str], options: RunOptions, *files: Path | None) -> list[Case]:
-    """Looks at everything that may be wrong before an hour is spent on it; returns the rows that are asked for."""
+    """Check everything that may be wrong before an hour is spent on it, and return the requested rows."""
     expected = expected_cases(scenarios, options.levels, [(line[0], line[1]) for line in scenario_lines()])
     check_writable(*files)
     return expected
 
 
 def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None:
-    """Looks at what every machine needs, and gets the kernels.
+    """Check what every machine needs, and fetch the kernels.
 
-    :raises UsageError: one does not exist.
-    :raises MachineryError: this host cannot run any.
+    :raises UsageError: a kernel does not exist.
+    :raises MachineryError: this host cannot run any kernel.
     """
     options.settings(specs[0]).preflight(live.say)
     for spec in specs:
@@ -104,24 +104,24 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
         try:
             options.settings(spec).resolve(live.say)
         except MachineryError as error:
-            live.say(f"{spec}: {error}")  # its column will say so too; the others are run
+            live.say(f"{spec}: {error}")  # its column will say so too; the others still run
 
 
 def follow(spec: str, scenarios: Sequence[str], options: RunOptions, live: Live, name: str) -> Run:
-    """One kernel's run, told as it goes; :func:`summary` tells its end."""
+    """Run one kernel and show its progress; :func:`summary` reports its end."""
     live.now(name)
     return run_kernel(spec, scenarios, options, lambda line: live.now(f"{name}: {line}"))
 
 
 def summary(run: Run, name: str) -> str:
-    """One run, in a line."""
+    """One run, in one line."""
     counts = Counter(result.outcome for result in run.results)
     words = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome])
     return f"{name}: " + "; ".join(filter(None, (words, str(run.context.get(TROUBLE, "")))))
 
 
 def print_table(console: Console, table: Table, missing: Mapping[str, str], repeat: int = 1) -> None:
-    """The table, as many kernels side by side as fit; then the reasons, what was not to be had, and the sums."""
+    """Print the table with as many kernels side by side as fit, then the reasons, unavailable kernels, and totals."""
     for line in table_lines(table, console.width if console.is_terminal else None):
         console.print(line, soft_wrap=True)
     if table.notes:
@@ -142,7 +142,7 @@ def print_table(console: Console, table: Table, missing: Mapping[str, str], repe
 def table_lines(table: Table, width: int | None) -> Iterator[Text]:
     """The table alone, in blocks of as many columns as fit.
 
-    :param width: of the terminal in characters; None: everything in one block.
+    :param width: width of the terminal in characters; None for a single block.
     """
     names = [str(case) for case in table.cases]
     first = max(map(len, names), default=0)
@@ -174,17 +174,17 @@ def _cell_text(table: Table, cell: Cell) -> Text:
 
 
 def as_json(data: Mapping[str, Any]) -> Callable[[], str]:
-    """What is written where ``--json`` was asked for."""
+    """The function that makes the text for ``--json``."""
     return lambda: json.dumps(data, indent=1) + "\n"
 
 
 def write_files(say: Callable[[str], None], *files: tuple[Path | None, Callable[[], str]]) -> bool:
-    """Writes the files that were asked for, each in spite of the others; whether one could not be."""
+    """Write the requested files, even if one of them fails; return whether one did."""
     lost = False
     for file, make in files:
         try:
             write_text(file, make)
-        except MachineryError as error:  # the verdict is printed, and stays what it is
+        except MachineryError as error:  # the verdict is already printed, and does not change
             say(str(error))
             lost = True
     return lost

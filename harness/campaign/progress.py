@@ -1,4 +1,4 @@
-"""What a campaign says while it works: one live line on a terminal, one line a kernel elsewhere. On stderr."""
+"""The progress of a campaign on stderr: one live line on a terminal, and one line per kernel elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Live:
-    """A context."""
+    """The progress display, as a context manager."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -31,13 +31,13 @@ class Live:
             self._progress.stop()
 
     def now(self, job: str) -> None:
-        """The job at hand; nothing where nobody watches."""
+        """Show the current job; does nothing if stderr is not a terminal."""
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
         self._progress.add_task(escape(job), total=None)
 
     def say(self, line: str) -> None:
-        """A line that stays, once."""
+        """Print a line that stays, once."""
         if line not in self._said:
             self._said.add(line)
             self._console.print(f"hugepfn: {escape(line)}", soft_wrap=True)

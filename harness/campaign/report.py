@@ -1,7 +1,7 @@
-"""One self-contained HTML page: a table whose cells open to entries, claims and the kernel's log.
+"""One self-contained HTML page: a table whose cells open to entries, claims and the kernel log.
 
-Everything is in the page once, as JSON with each string stored once; page/page.js draws a cell when it is opened, so
-that a hundred cases on ten kernels stay usable. Neighbours that are alike are one row (:mod:`harness.verdict.entries`).
+The page has its data once, as JSON in which each string is stored once. page/page.js draws a cell when it is opened, so
+that a hundred cases on ten kernels stay usable. Equal neighbours share a row (:mod:`harness.verdict.entries`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from harness.verdict.entries import Row, rows
 from harness.verdict.table import Case, Cell, Column, Mark, Table
 
 _PAGE = Path(__file__).resolve().parent / "page"
-ROWS_MAX = 3000  # of one result; what is beyond is counted
+ROWS_MAX = 3000  # per result; further rows are only counted
 LEVELS = (Level.PTE, Level.PMD, Level.PUD)
 
 
 class _Strings:
-    """Each string once; elsewhere stands its number."""
+    """Stores each string once; its number is used elsewhere."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -62,7 +62,7 @@ def compare_page(specs: Sequence[str], runs: tuple[Run, Run], differences: Seque
     whole = Table.of(columns)
     wanted = {one.case: one for one in differences}
     cases = [case for case in whole.cases if case in wanted]
-    # Its own table, so that the notes are those of the cases shown.
+    # A separate table, so that the notes are those of the cases shown.
     cells = tuple(row for case, row in whole.rows() if case in wanted)
     table = Table(tuple(columns), tuple(cases), cells)
     data = {
@@ -79,7 +79,7 @@ def compare_page(specs: Sequence[str], runs: tuple[Run, Run], differences: Seque
 
 
 def _told(one: CaseDifference) -> dict[str, Any]:
-    """What differs: what, name, kernel function, A, B; of the entries, which are drawn, the number."""
+    """The differences in words: kind, name, kernel function, A, B; for entries, which are drawn, only the number."""
     differs = [
         [difference.what.value, difference.name, difference.kernel_function, difference.before, difference.after]
         for difference in one.differences
@@ -106,7 +106,7 @@ def _column(column: Column) -> dict[str, Any]:
 
 
 def _bit_names(level: Level, layout: Layout) -> list[str]:
-    """The name of each of the 64 positions in a leaf; "" where it has none. Position 8 may be PROTNONE instead."""
+    """The name of each of the 64 positions in a leaf, "" if it has none. Position 8 may be PROTNONE instead."""
     positions = bit_positions(Kind.LEAF, level, layout, True)
     return [str(positions[bit].name) if bit in positions else "" for bit in range(64)]
 
@@ -118,7 +118,7 @@ def _case(case: Case) -> dict[str, Any]:
 
 
 def _cell(strings: _Strings, table: Table, cell: Cell) -> dict[str, Any]:
-    # Repeats that agree are shown once; flakes are there to be compared.
+    # Repeats that agree are shown once; those of a flake are all shown, to be compared.
     results = cell.results if cell.mark is Mark.FLAKE else cell.results[:1]
     return {**_head(table, cell), "runs": [_result(strings, result, None) for result in results if result]}
 
@@ -161,7 +161,7 @@ def _row(strings: _Strings, row: Row) -> list[int]:
 
 
 def _plain(table: Table, missing: Mapping[str, str]) -> str:
-    """For a reader without scripts: the table as text."""
+    """The table as text, for readers without scripts."""
     lines = [" ".join([f"{case!s:<40}", *(f"{cell.word:<12}" for cell in row)]).rstrip() for case, row in table.rows()]
     heading = " ".join([" " * 40, *(f"{column.label:<12}" for column in table.columns)]).rstrip()
     return "\n".join([heading, *lines, *(f"not to be had: {series}: {why}" for series, why in missing.items())])
@@ -177,5 +177,5 @@ def _page(data: Mapping[str, Any], plain: str) -> str:
         # "<" is escaped, so that nothing in the data can end the script element.
         "@DATA@": json.dumps(stamped, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    # In one pass: what is put in is not searched for places.
+    # In one pass, so that inserted text is not searched for placeholders.
     return re.sub("|".join(parts), lambda place: parts[place[0]], (_PAGE / "page.html").read_text())

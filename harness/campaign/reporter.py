@@ -1,4 +1,4 @@
-"""What ``hugepfn run`` prints: the entries at every checkpoint, then each claim, then the verdict."""
+"""The output of ``hugepfn run``: the entries at every checkpoint, then each claim, then the verdict."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _STYLE = {
 
 
 class SessionReporter:
-    """A pytest plugin that takes the terminal reporter's place: what all our sessions say alike."""
+    """A pytest plugin that replaces the terminal reporter; the part that all our sessions share."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.collect_errors: list[str] = []
-        self.troubles: list[str] = []  # what was lost besides: a file, a part of the session
-        self.interrupted = False  # by a person
-        self.not_run = ""  # how many were not, and why
+        self.troubles: list[str] = []  # other losses: a file, a part of the session
+        self.interrupted = False  # by the user
+        self.not_run = ""  # how many tests did not run, and why
         self._said: set[str] = set()
         self._live: Progress | None = None
 
     def _now(self, job: str) -> None:
-        """The live line of a terminal: the job at hand and how long it has taken."""
+        """Update the live line on a terminal: the current job and its elapsed time."""
         if not self.console.is_terminal:
             return
         if self._live is None:
@@ -52,17 +52,17 @@ class SessionReporter:
         self._live.add_task(escape(job), total=None)
 
     def close(self) -> None:
-        """Takes the live line away."""
+        """Remove the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """A test begins."""
+        """A test starts."""
         self._now(nodeid.rpartition("::")[2].removeprefix("test_"))
 
     def say(self, line: str) -> None:
-        """A line of progress, once."""
+        """Print a line of progress, once."""
         if line in self._said:
             return
         self._said.add(line)
@@ -70,17 +70,17 @@ class SessionReporter:
         self.console.print(f"[dim]hugepfn: {escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Ctrl-C; pytest and xdist also end like this by themselves (-x), with subclasses of their own."""
+        """Ctrl-C. pytest and xdist also end like this by themselves (-x), with their own subclasses."""
         self.interrupted = excinfo.type in (KeyboardInterrupt, pytest.exit.Exception)
 
     def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> bool:
-        """Something broke outside of any test: one line at the end, instead of pytest's traceback."""
+        """An error outside of all tests: report one line at the end, instead of pytest's traceback."""
         self.troubles.append(explain(excinfo.value))
         return True
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Files are written, --junit too: one that cannot be is told, and takes no verdict away."""
+        """Files are written, including --junit. A failure to write is reported, and changes no verdict."""
         try:
             return (yield)
         except OSError as error:
@@ -94,33 +94,33 @@ class SessionReporter:
                 self.not_run = f"{accounts.not_run} not run: {accounts.stopped}"
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A test file that cannot be read is an error of its own."""
+        """A test file that cannot be read is a separate error."""
         if report.failed:
             self.collect_errors.append(report.longreprtext)
 
 
 class RunReporter(SessionReporter):
-    """What ``hugepfn run`` says."""
+    """The reporter of ``hugepfn run``."""
 
     def __init__(self, console: Console, entries: bool = True) -> None:
         super().__init__(console)
         self.entries = entries
         self._by_test: dict[str, ScenarioResult] = {}
-        self._misused: set[str] = set()  # tests that cannot run with what was asked for
+        self._misused: set[str] = set()  # tests that cannot run with the given options
         self._said_context = False
 
     @property
     def results(self) -> list[ScenarioResult]:
-        """One a test."""
+        """One result per test."""
         return list(self._by_test.values())
 
     @property
     def misused(self) -> bool:
-        """Whether what was asked for is all that went wrong, no machinery."""
+        """Whether wrong options are the only errors, and the machinery did not fail."""
         return len(self._misused) == sum(one.outcome is Outcome.ERROR for one in self.results)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One test has ended, or failed on the way."""
+        """A test has ended, or failed in one of its phases."""
         properties = dict(report.user_properties)
         if (outcome := properties.get(PLAIN_PROPERTY)) is not None:
             self._plain(report, Outcome(str(outcome)))
@@ -135,7 +135,7 @@ class RunReporter(SessionReporter):
         keep_worse(self._by_test, report.nodeid, result)
 
     def _plain(self, report: pytest.TestReport, outcome: Outcome) -> None:
-        """A test that is about no machine."""
+        """Report a test that uses no machine."""
         result = ScenarioResult(case_of(report.nodeid)[0], None, outcome)
         keep_worse(self._by_test, report.nodeid, result)
         self.console.print(Text(f"{result.scenario}: {outcome.value}", style=_STYLE[outcome]), soft_wrap=True)
@@ -174,7 +174,7 @@ class RunReporter(SessionReporter):
             self.console.print(report.longreprtext, highlight=False, markup=False)
 
     def verdict(self) -> None:
-        """The last line."""
+        """Print the last line."""
         counts = {outcome: sum(one.outcome is outcome for one in self.results) for outcome in Outcome}
         words = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items() if count)
         claims = [claim for one in self.results for claim in one.claims]
@@ -187,9 +187,9 @@ class RunReporter(SessionReporter):
 
 
 def entry_lines(table: Sequence[Row]) -> Iterator[Text]:
-    """The entries of one run, a block a checkpoint, in columns that line up over the whole run.
+    """The entries of one run, one block per checkpoint, in columns that are aligned over the whole run.
 
-    Bits that a place did not have at the stop before have a +, those it lost a -; colour only repeats that.
+    A + marks a bit that was set since the previous stop, a - one that was cleared; colour only repeats this.
     """
     cells: list[tuple[str | Text, ...]] = [
         (

@@ -1,7 +1,7 @@
-"""``hugepfn selfcheck``: whether hugepfn can be trusted on this very host, as one page of plain text.
+"""``hugepfn selfcheck``: checks whether hugepfn can be trusted on this host, and prints one page of plain text.
 
-Each check compares hugepfn with itself: two witnesses, a clone with a boot, one machine with another, KVM with TCG. It
-makes no claim about the kernel; one that breaks a check on several hosts is a matter for ``hugepfn run``.
+Each check compares hugepfn with itself: two witnesses, a clone with a boot, one machine with another, KVM with TCG. No
+check is a claim about the kernel. If a kernel breaks a check on several hosts, use ``hugepfn run`` to find out why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.machine.bar_bits import probe_bar
 from harness.machine.spec import Device
 from harness.pagetable import NO_BITS, Bits, Level, Observation, comparable
 
-#: After so long no further check begins. One that runs has deadlines of its own: of the boot, of each checkpoint.
+#: After this time no further check begins. A running check has the deadlines of its boots and checkpoints.
 LIMIT_S = 600.0
 BAR_ROUNDS = 20
 LEVELS = (Level.PTE, Level.PMD, Level.PUD)
@@ -31,13 +31,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Shape:
-    """Which machine is looked at."""
+    """The kind of machine to check."""
 
     smp: int = 1
     append: tuple[str, ...] = ()
     clone: bool = True
     device: Device = Device.TESTDEV
-    accel: Accel | None = None  # None: as always, KVM where it works
+    accel: Accel | None = None  # None: the default, KVM if it works
 
     def __str__(self) -> str:
         words = [f"{self.smp} vCPU{'s' if self.smp > 1 else ''}", *self.append]
@@ -48,19 +48,19 @@ SHAPES = (Shape(), Shape(smp=4), Shape(append=("pti=on",)), Shape(append=("no5lv
 
 
 class Specimen(Protocol):
-    """A machine, as far as the checks look at one."""
+    """What the checks need of a machine."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Which leaves of a BAR its kernel makes."""
+        """The levels of leaves that its kernel makes for a BAR."""
 
     @property
     def device(self) -> Device:
-        """The device that it has in the end, see :func:`harness.machine.bar_bits.stand_in`."""
+        """The device that it uses in the end, see :func:`harness.machine.bar_bits.stand_in`."""
 
     @property
     def early(self) -> Bits:
-        """What its CPU may set by itself."""
+        """The bits that its CPU may set without an access."""
 
     def seen(self, program: str, *args: str) -> list[Observation]:
         """Runs a guest program to its end, and what was seen at its checkpoints.
@@ -73,28 +73,28 @@ class Specimen(Protocol):
 
 
 class Lab(Protocol):
-    """Where machines come from."""
+    """The source of machines."""
 
     @property
     def kvm(self) -> str:
-        """Why KVM does not run guests; empty where it does."""
+        """Why KVM does not run guests; empty if it does."""
 
     def machine(self, shape: Shape) -> AbstractContextManager[Specimen]:
-        """One of a shape."""
+        """A machine of this kind."""
 
 
 # --- the checks --------------------------------------------------------------------------------------
 
 
 def check_calibration(lab: Lab) -> Finding:
-    """The walk and pagemap agree on ordinary memory: without that nothing else means anything."""
+    """The walk and pagemap agree on ordinary memory; all other checks rely on this."""
     with lab.machine(Shape()) as machine:
         entries = sum(len(machine.seen("calibrate", f"--memory={memory}")) for memory in ("anon", "shmem"))
     return Finding("calibration", State.OK, f"the walk and pagemap agree on {entries} entries of ordinary memory")
 
 
 def check_fork(lab: Lab) -> Finding:
-    """fork() can be looked at with a leaf of every level."""
+    """fork() works with a leaf of every level, and no invariant is violated."""
     with lab.machine(Shape()) as machine:
         levels = machine.levels
         for level in levels:
@@ -108,7 +108,7 @@ def check_fork(lab: Lab) -> Finding:
 
 
 def check_clone(lab: Lab, shape: Shape) -> Finding:
-    """A clone shows what a machine shows that booted."""
+    """A clone shows the same as a machine that booted."""
     what = f"clone, {shape}"
     sides = []
     for clone in (True, False):
@@ -119,7 +119,7 @@ def check_clone(lab: Lab, shape: Shape) -> Finding:
 
 
 def check_shapes(lab: Lab) -> Finding:
-    """The entries of a BAR are the same in machines of every shape."""
+    """The entries of a BAR are the same in every kind of machine."""
     seen: dict[Shape, list[Observation]] = {}
     early = NO_BITS
     for shape in SHAPES:
@@ -135,7 +135,7 @@ def check_shapes(lab: Lab) -> Finding:
 
 
 def check_kvm(lab: Lab) -> Finding:
-    """KVM shows what TCG shows."""
+    """KVM shows the same as TCG."""
     what = "KVM beside TCG"
     if lab.kvm:
         return Finding(what, State.SKIPPED, lab.kvm)
@@ -148,7 +148,7 @@ def check_kvm(lab: Lab) -> Finding:
 
 
 def check_bar(lab: Lab) -> Finding:
-    """The CPU sets A and D in entries of the BAR, each time."""
+    """The CPU sets A and D in entries of the BAR, every time."""
     what = f"A and D on the BAR, {BAR_ROUNDS} times"
     with lab.machine(Shape()) as machine:
         device = machine.device
@@ -168,7 +168,7 @@ def check_bar(lab: Lab) -> Finding:
 
 
 def check_nvme(lab: Lab) -> Finding:
-    """A device with reset and power states can be looked at as well; it boots, since QEMU cannot save it."""
+    """A device with reset and power states works too; its machine boots, because QEMU cannot save it."""
     with lab.machine(Shape(device=Device.NVME)) as machine:
         top = machine.levels[-1].label
         for case in ("reset", "sleep"):
@@ -201,7 +201,7 @@ def _compared(what: str, one: str, other: str, sides: Sequence[list[Observation]
 
 
 def checks(lab: Lab) -> list[tuple[str, Callable[[], Finding]]]:
-    """Every check that needs machines, by what it looks at; the first of all is the one that the others rest on."""
+    """Every check that needs machines, with its subject. The others rely on the first one."""
     clones = [(f"clone, {shape}", lambda shape=shape: check_clone(lab, shape)) for shape in SHAPES]
     return [
         ("calibration", lambda: check_calibration(lab)),
@@ -217,7 +217,7 @@ def checks(lab: Lab) -> list[tuple[str, Callable[[], Finding]]]:
 def findings(
     host: Iterator[Finding], machines: Sequence[tuple[str, Callable[[], Finding]]], clock: Callable[[], float]
 ) -> Iterator[Finding]:
-    """Each finding as soon as it is made. What does not come to an end by itself fails; time that is up ends it all."""
+    """Yield each finding as soon as it is made. A check that hangs fails; when the time is over, no check follows."""
     began = clock()
     yield from host
     for what, look in machines:
@@ -234,7 +234,7 @@ def findings(
 
 
 def lines_of(finding: Finding) -> str:
-    """A finding as the page shows it."""
+    """The lines of a finding on the page."""
     line = f"{finding.state.value:<5} {finding.what}: {finding.found}"
     return line + (f"\n      to do: {finding.advice}" if finding.advice else "")
 
@@ -249,9 +249,9 @@ def verdict(found: Sequence[Finding]) -> tuple[str, ExitCode]:
 
 
 def run_selfcheck(image: KernelImage, accel: str, show: Say, say: Say) -> ExitCode:
-    """Looks at everything; the page goes to ``show``, line by line as it is found.
+    """Run all checks, and pass the page to ``show`` line by line.
 
-    :raises KeyboardInterrupt: somebody ended it; every machine is gone then.
+    :raises KeyboardInterrupt: the user ended it; no machine is left.
     """
     show(f"hugepfn selfcheck with {image.spec}, Linux {image.release}\n")
     found = []
@@ -277,7 +277,7 @@ def seen(vm: VM, program: str, *args: str) -> list[Observation]:
 
 
 class RealSpecimen:
-    """A VM."""
+    """A specimen that is a VM."""
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
@@ -295,7 +295,7 @@ class RealSpecimen:
 
 
 class RealLab:
-    """This host."""
+    """The lab of this host."""
 
     def __init__(self, image: KernelImage, accel: str, say: Say) -> None:
         self._image, self._accel, self._say = image, accel, say

@@ -1,4 +1,4 @@
-"""What of this host decides whether hugepfn works on it: looked at without a machine."""
+"""Checks of the host itself, which need no machine."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from harness.machine.ram import ram_folder
 
 MOUNTS = Path("/proc/self/mountinfo")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-#: The whole suite was run with cache and RAM on these (make compat).
+#: The file systems on which the whole suite was run, with cache and RAM (make compat).
 TRIED = frozenset({"ext4", "xfs", "btrfs", "overlay", "tmpfs"})
 _QEMU_TIMEOUT_S = 30.0
 _MACHINE_MIB = 1024
-_CACHE_MIB = 2048  # a kernel with its modules, and some templates of 120 MB
+_CACHE_MIB = 2048  # enough for a kernel with its modules and some templates of 120 MB
 _FILES_MIN = 256
 _CAP_SYS_PTRACE = 19
 
 
 class State(enum.Enum):
-    """How a check ended; the value is what the page shows."""
+    """The result of a check; the value is what the page shows."""
 
     OK = "ok"
-    NOTE = "note"  # works, and should be known
+    NOTE = "note"  # it works, but the reader should know
     SKIPPED = "skip"
     FAILED = "FAIL"
 
@@ -40,7 +40,7 @@ class State(enum.Enum):
 class Finding:
     """One line of the page."""
 
-    what: str  # was looked at
+    what: str  # what was checked
     state: State
     found: str
     advice: str = ""  # what to do about it
@@ -48,14 +48,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Space:
-    """A folder's file system."""
+    """The file system of a folder."""
 
-    kind: str  # as /proc/self/mountinfo calls it, "ext4"
+    kind: str  # its type in /proc/self/mountinfo, "ext4"
     free_mib: int
 
 
 def host_findings() -> Iterator[Finding]:
-    """Everything that is looked at before a machine is built.
+    """All checks that come before the first machine.
 
     :raises MachineryError: there is no QEMU.
     """
@@ -68,7 +68,7 @@ def host_findings() -> Iterator[Finding]:
 
 
 def of_versions() -> Finding:
-    """Which programs work here."""
+    """Report the versions of the programs involved."""
     words = [f"hugepfn {version('hugepfn')}", f"Python {platform.python_version()}", find_qemu().package]
     return Finding("versions", State.OK, ", ".join([*words, f"host Linux {platform.release()}"]))
 
@@ -82,7 +82,7 @@ def _accelerators(qemu: str) -> str:
 def of_accelerators(listed: str, proof: Proof) -> Finding:
     """Whether KVM runs guests, and whether QEMU has TCG.
 
-    :param listed: of ``qemu -accel help``, a heading and a name a line.
+    :param listed: the output of ``qemu -accel help``: a heading, and one name per line.
     """
     names = [line.strip() for line in listed.splitlines()[1:] if line.strip()]
     has = f"QEMU has {', '.join(names) or 'none'}"
@@ -94,7 +94,7 @@ def of_accelerators(listed: str, proof: Proof) -> Finding:
 
 
 def space(folder: Path) -> Space:
-    """The file system that a folder is on, or would be on."""
+    """The file system that a folder is on, or would be on if it existed."""
     there = folder.resolve()
     while not there.exists():
         there = there.parent
@@ -103,7 +103,7 @@ def space(folder: Path) -> Space:
 
 
 def kind_of_mount(path: Path, mounts: str) -> str:
-    """The type of the file system that is mounted nearest above a path; "unknown" where none is listed.
+    """The type of the file system whose mount point is nearest above a path; "unknown" if none is listed.
 
     :param mounts: /proc/PID/mountinfo (Documentation/filesystems/proc.rst, 3.5): the mount point is the fifth word, the
         type the first one after the dash.
@@ -118,7 +118,7 @@ def kind_of_mount(path: Path, mounts: str) -> str:
 
 
 def of_space(what: str, seen: Space, needed_mib: int, variable: str) -> Finding:
-    """Whether a folder has room and is on a file system that was tried."""
+    """Check that a folder has enough room and is on a file system that was tested."""
     found = f"{seen.kind}, {seen.free_mib} MiB free"
     if seen.free_mib < needed_mib:
         return Finding(
@@ -136,10 +136,10 @@ def _may_trace() -> bool:
 
 
 def of_ptrace(scope: str | None, *, has_capability: bool) -> Finding:
-    """Whether a clone's RAM, which is private to its QEMU, may be read through /proc/PID/mem.
+    """Check that a clone's RAM, which is private to its QEMU, can be read through /proc/PID/mem.
 
-    Documentation/admin-guide/LSM/Yama.rst: 0 and 1 let a parent look into its children, 2 wants CAP_SYS_PTRACE, and 3
-    lets nobody.
+    Documentation/admin-guide/LSM/Yama.rst: 0 and 1 allow a parent to trace its children, 2 requires CAP_SYS_PTRACE, and
+    3 allows nobody.
     """
     what, found = "ptrace scope", f"kernel.yama.ptrace_scope is {scope}"
     if scope is None:
@@ -152,14 +152,14 @@ def of_ptrace(scope: str | None, *, has_capability: bool) -> Finding:
     return Finding(what, State.FAILED, f"{found}: a clone's memory cannot be read", advice)
 
 
-#: What each is needed for at least; MEMLOCK is shown alone: no guest memory is locked on the host.
+#: The minimum of each limit. MEMLOCK is only shown, because no guest memory is locked on the host.
 _LIMITS = {"RLIMIT_NOFILE": _FILES_MIN, "RLIMIT_FSIZE": _MACHINE_MIB << 20, "RLIMIT_AS": 4 << 30, "RLIMIT_MEMLOCK": 0}
 
 
 def of_limits(soft: dict[str, int]) -> Finding:
-    """Whether the limits of this process leave room for a machine.
+    """Check that the limits of this process leave room for a machine.
 
-    :param soft: limit by name, in its own unit; RLIM_INFINITY for none.
+    :param soft: limits by name, each in its own unit; RLIM_INFINITY for none.
     """
     said = ", ".join(
         f"{name.removeprefix('RLIMIT_')} {'unlimited' if value == resource.RLIM_INFINITY else value}"

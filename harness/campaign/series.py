@@ -1,4 +1,4 @@
-"""``hugepfn series``: a series of patches, one after the other, as a table patch × scenario."""
+"""``hugepfn series``: runs a series of patches one by one, and makes a table of patches × scenarios."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from harness.verdict.table import Column, Table
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel of a series: the base, or the base with so many patches."""
+    """One kernel of a series: the base, or the base with some patches."""
 
     name: str  # "base", "2/3"
-    subject: str  # of the patch that it adds
-    spec: str  # of the kernel
+    subject: str  # subject of the patch that it adds
+    spec: str  # spec of the kernel
 
 
 def run_series(
@@ -43,11 +43,11 @@ def run_series(
     json_file: Path | None,
     html_file: Path | None,
 ) -> ExitCode:
-    """Builds and runs every step, prints what changes at which patch.
+    """Build and run every step, and print what changes at which patch.
 
     :param tree: a git tree or a source folder, or ``debsrc:VERSION``.
     :param what: ``"BASE..TIP"`` of the git tree, or the path of an mbox of patches.
-    :returns: CLAIM_FAILED when something changes, or a patch does not build or boot; MACHINERY when nothing ran.
+    :returns: CLAIM_FAILED if something changes, or a patch does not build or boot; MACHINERY if nothing ran.
     :raises UsageError: no such tree, range, mbox or scenario.
     """
     expected = prepare(scenarios, options, json_file, html_file)
@@ -76,7 +76,7 @@ def run_series(
 def steps_of_range(tree: str, revisions: str) -> list[Step]:
     """The commits of ``BASE..TIP``, oldest first, after the base itself.
 
-    :raises UsageError: no git tree, or no such revisions.
+    :raises UsageError: tree is not a git tree, or has no such revisions.
     """
     path = Path(tree.removeprefix("tree:"))
     base, dots, tip = revisions.partition("..")
@@ -94,10 +94,10 @@ def steps_of_range(tree: str, revisions: str) -> list[Step]:
 
 
 def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[Step]:
-    """The patches of an mbox in its order, after the tree itself. A cover letter is no step.
+    """The patches of an mbox in its order, after the tree itself. A cover letter is not a step.
 
-    :param folder: where the patches are written, each a file of its own.
-    :raises UsageError: no such file, or no patch in it.
+    :param folder: where to write the patches, one file each.
+    :raises UsageError: there is no such file, or it has no patch.
     """
     if not mbox.is_file():
         raise UsageError(f"{mbox}: no such file")
@@ -137,7 +137,7 @@ def _print(console: Console, steps: Sequence[Step], table: Table, found: Sequenc
 
 
 def change_lines(steps: Sequence[Step], found: Sequence[Change]) -> Iterator[Text]:
-    """One line a change: the case, what it was, what it is, and at which patch."""
+    """One line per change: the case, its old and new answer, and the patch."""
     for change in found:
         step, last = steps[change.step], steps[change.since]
         between = f" (the patches after {last.name} have no result)" if change.step - change.since > 1 else ""

@@ -1,4 +1,4 @@
-"""One pytest session over the scenarios, with our reporter in the terminal's place."""
+"""A pytest session with the scenarios, with our reporter instead of the terminal reporter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OPTIONS = {
 }
 
 
-#: Our session is ours: no plugin that happens to be installed, no options that were meant for others.
+#: Isolate our session: no plugins that happen to be installed, and no options meant for other sessions.
 _PYTEST_ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 
 
@@ -45,7 +45,7 @@ _OURS = ("-p", "harness.pytest_plugin", "--rootdir", str(guest_tests_dir().paren
 
 
 class _Wiring:
-    """Connects the plugin's progress lines to the reporter once pytest is up; and its tests to a machine that lives."""
+    """Connects the plugin's progress lines to the reporter once pytest is up, and its tests to a live machine."""
 
     def __init__(self, reporter: RunReporter, machine: VM | None = None, stopping: Stopping | None = None) -> None:
         self._reporter = reporter
@@ -63,12 +63,12 @@ class _Wiring:
 
 
 class Stopping:
-    """How somebody ends a session of pytest's from another thread: after the test at hand."""
+    """Lets another thread end a pytest session after the current test."""
 
     session: Any = None
 
     def stop(self) -> None:
-        """No further test."""
+        """Let no further test start."""
         if self.session is not None:
             self.session.shouldstop = "nobody waits for it any more"
 
@@ -76,21 +76,21 @@ class Stopping:
 def run_session(
     pytest: ModuleType, reporter: RunReporter, scenarios: Sequence[str], options: Mapping[str, Any]
 ) -> ExitCode:
-    """Runs scenarios and says what became of them.
+    """Run scenarios and print their results.
 
-    :raises UsageError: there is no such scenario, or kernel.
-    :raises MachineryError: the kernel cannot be had.
+    :raises UsageError: there is no such scenario or kernel.
+    :raises MachineryError: the kernel is not available.
     """
     files = _known(scenarios) if scenarios else [guest_tests_dir()]
     settings = Settings.from_options(options)
-    # Here, not in a fixture: what cannot be had is one line, not one error a test.
+    # Done here and not in a fixture, so that a missing kernel is one message instead of one error per test.
     check_writable(options["junit"])
     settings.preflight(reporter.say)
     image = settings.resolve(reporter.say)
     settings.check_guest(image)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
         reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
-    args = [*map(str, files), *_OURS]  # thirty files take a second to collect
+    args = [*map(str, files), *_OURS]  # collecting thirty files takes a second
     args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
     args += _selection(scenarios, options["levels"])
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
@@ -110,10 +110,10 @@ def rerun_session(
     machine: VM,
     stopping: Stopping,
 ) -> ExitCode:
-    """Runs scenarios on a machine that lives already, with what their files say now.
+    """Run scenarios with their current files on a machine that is already running.
 
-    :param scenarios: names, or files of tests: the paths of one's own test_*.py.
-    :raises UsageError: there is no such scenario, or it has no such level.
+    :param scenarios: names, or paths of the user's own test_*.py files.
+    :raises UsageError: there is no such scenario, or it does not have this level.
     """
     own = [Path(name) for name in scenarios if name.endswith(".py")]
     names = [name for name in scenarios if not name.endswith(".py")]
@@ -123,13 +123,13 @@ def rerun_session(
     for missing in (path for path in files if not path.is_file()):
         raise UsageError(f"{missing}: no such file")
     _forget({path.parent for path in files})
-    # Nothing is captured: the descriptors of this process are not the caller's.
+    # Nothing is captured, because the descriptors of this process are not the caller's.
     args = [*map(str, files), *_OURS, "--capture=no", *_selection(names, levels)]
     return _main(pytest, reporter, args, [_Wiring(reporter, machine, stopping)], machine.kernel.spec, strict=False)
 
 
 def _forget(folders: set[Path]) -> None:
-    """Modules of tests, and the guest library: their files may have changed."""
+    """Forget the modules of tests and the guest library, because their files may have changed."""
     for name, module in list(sys.modules.items()):
         if Path(getattr(module, "__file__", None) or "/").parent in folders:
             del sys.modules[name]
@@ -154,7 +154,7 @@ def _main(
 ) -> ExitCode:
     status = run_pytest(pytest, reporter, args, plugins)
     if status == pytest.ExitCode.USAGE_ERROR:
-        return ExitCode.USAGE  # pytest has said what it does not understand
+        return ExitCode.USAGE  # pytest has already reported the error
     reporter.verdict()
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise UsageError(f"nothing of {kernel} was run: no scenario has this level")
@@ -167,9 +167,9 @@ def _main(
 
 
 def told(reporter: SessionReporter, code: ExitCode) -> ExitCode:
-    """The exit status of a session, whose troubles are told on standard error.
+    """The exit status of a session; its problems are reported on standard error.
 
-    :raises MachineryError: there are some, and no failure is known.
+    :raises MachineryError: there are problems, and no failure is known.
     """
     troubles = "\n".join(dict.fromkeys(reporter.troubles))
     if troubles and code is not ExitCode.CLAIM_FAILED:
@@ -180,10 +180,10 @@ def told(reporter: SessionReporter, code: ExitCode) -> ExitCode:
 
 
 def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str], plugins: Sequence[object]) -> int:
-    """One session of our own; its status, where one that stopped by itself (-x) has ended like any other.
+    """Run a pytest session and return its status; one that stopped by itself (-x) counts as ended normally.
 
-    :raises MachineryError: what is to be run cannot be read.
-    :raises KeyboardInterrupt: it was ended from outside.
+    :raises MachineryError: the tests cannot be read.
+    :raises KeyboardInterrupt: the session was ended from outside.
     """
     before = {name: os.environ.get(name) for name in _PYTEST_ENVIRONMENT}
     os.environ.update(_PYTEST_ENVIRONMENT)
@@ -202,16 +202,16 @@ def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str
         return status
     if reporter.interrupted:
         raise KeyboardInterrupt
-    return int(pytest.ExitCode.OK)  # the results tell
+    return int(pytest.ExitCode.OK)  # the results decide
 
 
 class ScenarioLine(NamedTuple):
-    """What ``hugepfn list`` says of one scenario."""
+    """The line of ``hugepfn list`` about one scenario."""
 
     name: str
-    levels: str  # "pte pmd pud"; empty for one that knows no levels
-    claim: str  # the docstring's first line
-    decided_by: str  # the kernel's functions
+    levels: str  # "pte pmd pud"; empty for a scenario without levels
+    claim: str  # the first line of the docstring
+    decided_by: str  # the kernel functions
     file: Path
 
 
