@@ -1,7 +1,7 @@
-"""The machine's Debian mirror, asked through apt with a state of our own: no root, nothing installed.
+"""Access to the host's Debian mirror through apt with a separate state: without root, and nothing is installed.
 
 apt checks every signature (the Release file against Debian's keyring, the index against the Release file, a package
-against the index), uses the machine's proxy and TLS settings, and never sees the machine's lists or packages.
+against the index), uses the host's proxy and TLS settings, and never sees the host's lists or packages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROBE_TIMEOUT_S = 15
 _ROOM_BYTES = 150_000_000  # the lists of twelve suites, compressed, are 90 MB
 _KEYRINGS = ("/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp")
 
-# Read after the machine's own configuration, which keeps its say on proxies and certificates only.
+# Read after the host's own configuration, of which only proxies and certificates stay in effect.
 _CONFIGURATION = """\
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -70,24 +70,24 @@ class DownloadError(MachineryError):
 
 @dataclass(frozen=True)
 class Index:
-    """What the mirror offered when it was last asked."""
+    """The mirror's offers when it was last asked."""
 
     fetched_at: float  # seconds since the epoch
-    suites: tuple[str, ...]  # those that answered, now or before
-    extra: tuple[str, ...]  # asked for by name, beyond the usual ones
-    left_out: dict[str, str]  # suite: why it is not among suites
-    offers: tuple[Offer, ...]  # the machine's own suites first
+    suites: tuple[str, ...]  # suites that answered, now or before
+    extra: tuple[str, ...]  # suites requested by name, beyond the usual ones
+    left_out: dict[str, str]  # suite: why it is not in suites
+    offers: tuple[Offer, ...]  # the host's own suites first
     sources: tuple[SourceOffer, ...] = ()  # likewise
 
     @property
     def age_s(self) -> float:
-        """Seconds since the mirror was asked; infinite when the clock was set back since."""
+        """Seconds since the mirror was asked; infinite if the clock was set back since then."""
         age_s = time.time() - self.fetched_at
         return age_s if age_s >= 0 else float("inf")
 
 
 def mirror_sources(extra: Iterable[str] = ()) -> list[Archive]:
-    """The suites to ask: those of the machine's own Debian mirror, configured or not.
+    """The suites to ask: those of the host's own Debian mirror, configured or not.
 
     :raises MachineryError: apt is missing, or its configuration names no Debian mirror.
     """
@@ -108,7 +108,7 @@ def mirror_sources(extra: Iterable[str] = ()) -> list[Archive]:
 
 
 def _apt_places() -> dict[str, Path]:
-    """Where the machine's apt keeps its sources and lists."""
+    """The folders in which the host's apt keeps its sources and lists."""
     wanted = ["LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d", "LISTS", "Dir::State::lists/d"]
     answer = run([find_program("apt-config", "apt"), "shell", *wanted], timeout_s=_ASK_TIMEOUT_S)
     words = (word.partition("=") for word in shlex.split(answer.stdout.decode(errors="replace")))
@@ -116,9 +116,10 @@ def _apt_places() -> dict[str, Path]:
 
 
 def _list_stems(options: Sequence[str], lists: Path) -> dict[tuple[str, str], Path]:
-    """``{(uri, suite): file}``: where apt keeps what it fetched, less ``_InRelease``, ``_main_binary-amd64_Packages``.
+    """``{(uri, suite): file}``: where apt keeps what it fetched, without ``_InRelease``,
+    ``_main_binary-amd64_Packages``.
 
-    From --print-uris, which is quick: indextargets first builds apt's whole package cache, 2.4 s for ten suites.
+    Uses --print-uris, which is fast: indextargets first builds apt's whole package cache, 2.4 s for ten suites.
     """
     argv: list[str | Path] = [find_program("apt-get", "apt"), *options, "update", "--print-uris"]
     lines = run(argv, timeout_s=_ASK_TIMEOUT_S, check=False).stdout.decode(errors="replace")
@@ -127,7 +128,7 @@ def _list_stems(options: Sequence[str], lists: Path) -> dict[tuple[str, str], Pa
 
 
 def _origin(stem: Path) -> str:
-    """The Origin of a Release file that apt has fetched and checked; empty where there is none."""
+    """The Origin of a Release file that apt has fetched and checked; empty if there is none."""
     for suffix in ("_InRelease", "_Release"):
         with contextlib.suppress(OSError):
             text = stem.with_name(stem.name + suffix).read_text(errors="replace")
@@ -141,7 +142,7 @@ def _state() -> Path:
 
 
 def load_index() -> Index | None:
-    """The index as last fetched, however old; None where there is none."""
+    """The index as last fetched, at any age; None if there is none."""
     note = cache.read_note(_state() / "index.json")
     if note is None or note.get("schema") != _SCHEMA:
         return None
@@ -160,7 +161,7 @@ def _offer_from(note: dict[str, Any]) -> Offer:
 
 
 def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Index:
-    """Ask the mirror again and remember its answer.
+    """Ask the mirror again and store its answer.
 
     :param extra: suites beyond the usual ones.
     :raises MirrorError: no suite answered.
@@ -171,10 +172,10 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
         before = load_index()
         extra = tuple(dict.fromkeys([*(before.extra if before else ()), *extra]))
         if before and before.fetched_at >= started and set(extra) <= set(before.extra):
-            return before  # the one we waited for has just asked
+            return before  # the process that we waited for has just asked
         archives = mirror_sources(extra)
         options = _write_state(archives)
-        if shutil.disk_usage(_state()).free < _ROOM_BYTES:  # apt 2.6 never ends when its lists fill the disk (measured)
+        if shutil.disk_usage(_state()).free < _ROOM_BYTES:  # apt 2.6 hangs if its lists fill the disk (measured)
             raise MachineryError(f"no room left for {_state()}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
         say(progress, f"asking the Debian mirror for its kernels ({len(archives)} suites)")
         _probe(options, archives[0])
@@ -193,20 +194,20 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
 
 
 def state_options(progress: Progress | None = None) -> list[str]:
-    """The options with which apt's own programs ask our state: our suites, and nothing counts as installed.
+    """Options that make apt's own programs use our state: our suites, and nothing counts as installed.
 
     :raises MachineryError: the mirror was never asked and does not answer now.
     """
     if load_index() is None:
         refresh(progress=progress)
-    # apt-cache wants its package cache in a file (apt 2.6: "Could not open file" otherwise).
+    # apt-cache needs its package cache in a file (apt 2.6: "Could not open file" otherwise).
     return [*_write_state(), "-o", "Dir::Cache::pkgcache=packages.bin", "-o", "pkgCacheFile::Generate=true"]
 
 
 def _probe(options: Sequence[str], archive: Archive) -> None:
-    """Fetch one small file: a mirror that swallows packets would cost a timeout for each suite, minutes in all.
+    """Fetch one small file first, because a mirror that drops packets would cost a timeout for every suite.
 
-    :raises MirrorError: no answer.
+    :raises MirrorError: the mirror does not answer.
     """
     helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
     limits = [word for kind in ("http", "https") for word in ("-o", f"Acquire::{kind}::Timeout={_PROBE_TIMEOUT_S}")]
@@ -219,7 +220,7 @@ def _probe(options: Sequence[str], archive: Archive) -> None:
 
 
 def _write_state(archives: Iterable[Archive] | None = None) -> list[str]:
-    """Our own apt state on disk, with these sources if any are given; returns the options that make apt use it."""
+    """Write our own apt state, with these sources if given; returns the options that make apt use it."""
     state = _state()
     with cache.room_errors(state):
         for folder in ("sources.list.d", "lists/partial", "cache/archives/partial"):
@@ -233,7 +234,7 @@ def _write_state(archives: Iterable[Archive] | None = None) -> list[str]:
 
 
 def parse_failures(output: str) -> dict[tuple[str, str], str]:
-    """``{(uri, suite): reason}`` of the suites that ``apt-get -q update`` says it could not fetch."""
+    """``{(uri, suite): reason}`` of the suites that ``apt-get -q update`` reports as not fetched."""
     failures: dict[tuple[str, str], str] = {}
     lines = output.splitlines()
     for line, reason in zip(lines, [*lines[1:], ""], strict=True):
@@ -261,7 +262,7 @@ def _read_lists(
             reasons[suite] = f"its Release file says Origin: {origin}, not Debian"
             continue
         if not files and suite in reasons:
-            continue  # its Release file came, its Packages did not
+            continue  # its Release file arrived, its Packages did not
         packages = run([helper, *options, "cat-file", *files], timeout_s=_ASK_TIMEOUT_S).stdout if files else b""
         offers.setdefault(suite, []).extend(parse_packages(packages, uri, suite))
         sources.setdefault(suite, []).extend(parse_source_packages(packages, uri, suite))
@@ -275,8 +276,8 @@ def _read_lists(
 def download(files: Iterable[PackageFile], folder: Path) -> list[Path]:
     """Fetch packages; apt compares each with the hash of the signed index.
 
-    :raises DownloadError: the network or the mirror failed, or a package is not what the index says.
-    :raises MachineryError: no room, too slow.
+    :raises DownloadError: the network or the mirror failed, or a package does not match the index.
+    :raises MachineryError: there is no room, or it takes too long.
     """
     options = _write_state()
     helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])

@@ -1,7 +1,7 @@
-"""The kernel's own description of its types, /sys/kernel/btf/vmlinux: where in a struct a member lies.
+"""The kernel's own description of its types, /sys/kernel/btf/vmlinux: finds the offsets of struct members.
 
-Pure: the bytes in, offsets out. Source: Documentation/bpf/btf.rst, include/uapi/linux/btf.h. Little-endian only, as the
-kernels here are.
+Pure: bytes in, offsets out. Source: Documentation/bpf/btf.rst, include/uapi/linux/btf.h. Only little-endian kernels are
+supported.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
-_MAX_NESTING = 64  # of types in types; a type that holds itself is garbage
+_MAX_NESTING = 64  # of types in types; a type that contains itself is invalid
 
 
 class BtfError(MachineryError):
-    """These bytes are no BTF, or it has no such struct or member."""
+    """The data is not valid BTF, or has no such struct or member."""
 
 
 class Kind(enum.IntEnum):
@@ -48,7 +48,7 @@ class Kind(enum.IntEnum):
     ENUM64 = 19
 
 
-#: Bytes that follow a type of this kind: a fixed part, and a part for each of its members.
+#: Size in bytes of the data after a type of this kind: a fixed part, and a part for each of its members.
 _TAIL = {
     Kind.INT: (4, 0),
     Kind.ARRAY: (12, 0),
@@ -62,20 +62,20 @@ _TAIL = {
     Kind.ENUM64: (0, 12),
 }
 _COMPOSITE = (Kind.STRUCT, Kind.UNION)
-#: Kinds that stand before another type without changing its size.
+#: Kinds that refer to another type without changing its size.
 _TRANSPARENT = (Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One type: ``struct btf_type`` and where what follows it lies."""
+    """One type: ``struct btf_type`` and the offset of the data after it."""
 
     name: str  # empty for an anonymous type
     kind: Kind
-    count: int  # vlen: members, values, parameters
+    count: int  # vlen: number of members, values or parameters
     flag: bool  # kind_flag
-    size_or_type: int  # bytes of an INT, STRUCT, UNION, ENUM or FLOAT; else the id of another type
-    tail: int  # offset in the type section of what follows
+    size_or_type: int  # size in bytes of an INT, STRUCT, UNION, ENUM or FLOAT; otherwise the id of another type
+    tail: int  # offset in the type section of the data after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Btf:
     """The types of one kernel.
 
     :param data: a whole .BTF section.
-    :raises BtfError: it is none, or is cut short.
+    :raises BtfError: data is not BTF, or is truncated.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -109,7 +109,7 @@ class Btf:
         self._named: dict[tuple[Kind, str], int] = {}
 
     def _index(self) -> list[int]:
-        """Where each type starts, by its id; id 0 is void and starts nowhere."""
+        """The offset of each type, by its id; id 0 is void and has no offset."""
         starts = [-1]
         at, end = 0, len(self._types)
         tails = {int(kind): tail for kind, tail in _TAIL.items()}
@@ -129,13 +129,13 @@ class Btf:
         return starts
 
     def __len__(self) -> int:
-        """How many types there are, void included: ids go from 1 to this, exclusive."""
+        """The number of types, including void; ids go from 1 to this number, exclusive."""
         return len(self._at)
 
     def name(self, offset: int) -> str:
         """The name at an offset of the string section.
 
-        :raises BtfError: it lies outside, or has no end.
+        :raises BtfError: the offset is outside, or the name is not terminated.
         """
         end = self._names.find(b"\0", offset)
         if not 0 <= offset < len(self._names) or end < 0:
@@ -143,9 +143,9 @@ class Btf:
         return self._names[offset:end].decode("ascii", "replace")
 
     def record(self, type_id: int) -> Record:
-        """The type with this id, from 1 on.
+        """The type with this id, counted from 1.
 
-        :raises BtfError: there is none.
+        :raises BtfError: there is no such type.
         """
         if not 0 < type_id < len(self._at):
             raise BtfError(f"there is no BTF type {type_id}; ids go from 1 to {len(self._at) - 1}")
@@ -155,20 +155,20 @@ class Btf:
         return Record(self.name(name), kind, info & 0xFFFF, bool(info >> 31), size_or_type, at + _TYPE.size)
 
     def words(self, record: Record, count: int, index: int = 0) -> tuple[int, ...]:
-        """``count`` 32-bit words of what follows a type, starting with the index-th such group."""
+        """``count`` 32-bit words of the data after a type, from the index-th group of that size."""
         return struct.unpack_from(f"<{count}I", self._types, record.tail + 4 * count * index)
 
     def members(self, record: Record) -> Iterator[Member]:
-        """The members of a struct or union, in order, those of anonymous structs not unfolded."""
+        """The members of a struct or union, in order; anonymous structs are not expanded."""
         for index in range(record.count):
             name, type_id, offset = self.words(record, 3, index)
             bit_size = (offset >> 24 if record.flag else 0) or None
             yield Member(self.name(name), type_id, offset & 0xFFFFFF if record.flag else offset, bit_size)
 
     def find(self, name: str, *kinds: Kind) -> int:
-        """The id of a named type of one of these kinds, the first where there are several.
+        """The id of a named type of one of these kinds, the first if there are several.
 
-        :raises BtfError: there is none.
+        :raises BtfError: there is no such type.
         """
         for kind in kinds:
             if (kind, name) in self._named:
@@ -211,7 +211,7 @@ class Btf:
         return bits // 8
 
     def _member(self, type_id: int, name: str, depth: int) -> Member | None:
-        """A member by name, its offset counted from the start of the outermost type."""
+        """A member by name, with its offset from the start of the outermost type."""
         if depth > _MAX_NESTING:
             raise BtfError("BTF has a struct that holds itself")
         if type_id == 0 or (record := self.record(type_id)).kind not in _COMPOSITE:

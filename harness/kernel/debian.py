@@ -23,23 +23,23 @@ from harness.kernel.versions import check_wanted, choose, is_exact, matches, new
 DEFAULT_AT_LEAST = "6.12"  # the first series with huge pfnmaps
 _KIND = "kernels"
 _UNPACK_TIMEOUT_S = 300.0
-_REPEAT_S = 600.0  # an index younger than this is not asked again for a version that it lacks
+_REPEAT_S = 600.0  # if the index is younger than this and lacks a version, the mirror is not asked again
 
 
 class _Asked(enum.Enum):
-    """Whether the mirror has been asked for an answer."""
+    """Whether the mirror was asked for the answer."""
 
-    BEFORE = enum.auto()  # within the day: the index is from then
+    BEFORE = enum.auto()  # within the last day, which is when the index was fetched
     NOW = enum.auto()
-    IN_VAIN = enum.auto()  # it did not answer, or nobody may ask it
+    IN_VAIN = enum.auto()  # it did not answer, or may not be asked
 
 
 @dataclass(frozen=True)
 class DebianSource:
-    """A stock cloud-amd64 kernel of the machine's own Debian mirror.
+    """A stock cloud-amd64 kernel from the host's own Debian mirror.
 
-    Without a version: the newest release (no rc) at or above 6.12 of any suite of the mirror, since huge pfnmaps begin
-    there and the newest kernel is the one whose bugs can still be mended.
+    Without a version, this is the newest release (no rc) at or above 6.12 in any suite of the mirror, because huge
+    pfnmaps start there, and bugs of the newest kernel can still be fixed.
     """
 
     version: str | None = None  # "6.12", "6.12.95", "6.12.117-1", "7.3~rc7"
@@ -47,9 +47,9 @@ class DebianSource:
 
     @classmethod
     def of(cls, version: str | None, suite: str | None) -> DebianSource:
-        """Check and make one.
+        """Check the arguments and make a source.
 
-        :raises UsageError: not a version, not a suite's name.
+        :raises UsageError: not a version, or not the name of a suite.
         """
         if suite is not None and not re.fullmatch(r"[a-z][a-z0-9-]*", suite):
             raise UsageError(f"{suite!r} is not a Debian suite; expected a name like trixie-backports")
@@ -57,9 +57,9 @@ class DebianSource:
 
     @classmethod
     def parse(cls, text: str) -> DebianSource:
-        """``debian[:VERSION][@SUITE]``.
+        """Parse ``debian[:VERSION][@SUITE]``.
 
-        :raises UsageError: anything else.
+        :raises UsageError: text has another form.
         """
         match = re.fullmatch(r"debian(?::([^@]*))?(?:@(.*))?", text)
         if match is None:
@@ -68,14 +68,14 @@ class DebianSource:
 
     @property
     def spec(self) -> str:
-        """The canonical string."""
+        """The canonical string of this source."""
         return "debian" + (f":{self.version}" if self.version else "") + (f"@{self.suite}" if self.suite else "")
 
     def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:
-        """The kernel, from the cache where the answer is known: within a day, or for good if the version is exact.
+        """The kernel, from the cache if the answer is known: for a day, or forever if the version is exact.
 
         :raises UsageError: the mirror has no such version or suite.
-        :raises MachineryError: it is not cached and cannot be fetched.
+        :raises MachineryError: the kernel is not cached and cannot be fetched.
         """
         note = cache.root() / "resolved" / f"{self.spec.replace(':', '_')}.json"
         known = cache.read_note(note)
@@ -93,13 +93,13 @@ class DebianSource:
                     raise self._unavailable(str(error)) from error
                 offer = self._after_failed_download(progress)
                 entry = _obtain(offer, progress)
-        if not offline:  # without a mirror the answer is only good for a while: it may be back soon
+        if not offline:  # without the mirror the answer is kept only for a while, because the mirror may be back soon
             at = time.time() - (apt.INDEX_TTL_S - _REPEAT_S if asked is _Asked.IN_VAIN else 0)
             cache.write_note(note, {"entry": offer.entry, "at": at})
         return _open(entry, self.spec)
 
     def _after_failed_download(self, progress: Progress | None) -> Offer:
-        """The index may be older than the mirror, which drops versions: ask again."""
+        """Ask again, because the index may be older than the mirror, which drops versions."""
         try:
             index = apt.refresh((), progress)
         except MirrorError as error:
@@ -107,7 +107,7 @@ class DebianSource:
         return self._choose(index.offers) or self._no_such(index)
 
     def _find(self, progress: Progress | None, offline: bool) -> tuple[Offer, _Asked]:
-        """What to use, and whether the mirror has been asked for it."""
+        """The offer to use, and whether the mirror was asked for it."""
         index, asked = apt.load_index(), _Asked.BEFORE
         if offline or index is None or index.age_s > apt.INDEX_TTL_S or self._lacks(index):
             try:
@@ -124,7 +124,7 @@ class DebianSource:
         return (found or self._no_such(index)), asked
 
     def _lacks(self, index: Index) -> bool:
-        """Whether asking again may help: a suite nobody asked for, or a version that was not there some time ago."""
+        """Whether asking again may help: a suite that was not requested before, or a version that was missing."""
         if self.suite and self.suite not in index.suites and self.suite not in index.left_out:
             return True
         return index.age_s > _REPEAT_S and self._choose([*index.offers, *cached()]) is None
@@ -134,7 +134,7 @@ class DebianSource:
         return choose(fitting, self.version, DEFAULT_AT_LEAST)
 
     def _no_such(self, index: Index) -> Offer:
-        """:raises UsageError: always; says what exists."""
+        """:raises UsageError: always; lists what exists."""
         if self.suite and self.suite not in index.suites:
             reason = index.left_out.get(self.suite, "unknown")
             raise UsageError(f"{self.spec}: no suite {self.suite} ({reason}); the mirror has {', '.join(index.suites)}")
@@ -166,11 +166,11 @@ def cached() -> list[Offer]:
 def available(
     progress: Progress | None = None, *, refresh: bool = False, offline: bool = False, incomplete: bool = False
 ) -> list[Offer]:
-    """Every stock kernel that can be had, each once, newest first: what the mirror offers and what is cached.
+    """Every available stock kernel, each once, newest first: what the mirror offers and what is cached.
 
-    :param refresh: ask the mirror now, whatever the index's age.
-    :param incomplete: those too of which the mirror has parts only (:attr:`Offer.gone`).
-    :raises MachineryError: the mirror cannot be reached and nothing is known of it.
+    :param refresh: ask the mirror now, even if the index is recent.
+    :param incomplete: include kernels of which the mirror has only parts (:attr:`Offer.gone`).
+    :raises MachineryError: the mirror cannot be reached, and no earlier answer is known.
     """
     index = apt.load_index()
     if not offline and (refresh or index is None or index.age_s > apt.INDEX_TTL_S):
@@ -201,7 +201,7 @@ def _obtain(offer: Offer, progress: Progress | None) -> Path:
 
 def _build(offer: Offer, folder: Path, progress: Progress | None) -> None:
     """Fill a cache entry: ``vmlinuz``, ``config``, ``lib/modules/RELEASE`` with modules.dep, ``offer.json``."""
-    depmod, dpkg = find_program("depmod", "kmod"), find_program("dpkg-deb", "dpkg")  # before 30 MB are fetched
+    depmod, dpkg = find_program("depmod", "kmod"), find_program("dpkg-deb", "dpkg")  # found before 30 MB are fetched
     size_mb = sum(file.size_bytes for file in offer.files) / 1e6
     say(progress, f"fetching {offer.package} {offer.version} from {offer.suite} ({size_mb:.0f} MB)")
     debs, unpacked = folder / "debs", folder / "unpacked"

@@ -1,4 +1,4 @@
-"""An ELF file of the kernel's, an object or vmlinux: its sections, its symbols, its build ID.
+"""Reads a kernel ELF file, an object or vmlinux: its sections, symbols and build ID.
 
 Source: the System V ABI, "Object Files"; include/uapi/linux/elf.h.
 """
@@ -23,7 +23,7 @@ _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, shndx, value
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What is needed of a section header."""
+    """The fields of a section header that we need."""
 
     name: str
     type: int
@@ -36,8 +36,8 @@ class Elf:
     """A 64-bit little-endian ELF file.
 
     :param data: the whole file.
-    :param what: what the messages call it: "a module".
-    :raises MachineryError: it is no such file, or is cut off.
+    :param what: its name in messages: "a module".
+    :raises MachineryError: data is not such a file, or is truncated.
     """
 
     def __init__(self, data: bytes | mmap.mmap, what: str) -> None:
@@ -59,7 +59,7 @@ class Elf:
         headers = [_SECTION.unpack_from(self._data, table_at + size * index) for index in range(count)]
         if not headers:
             return []
-        names = self._slice(*headers[names_index][4:6])  # of section 0, SHN_UNDEF, in a file without names: empty
+        names = self._slice(*headers[names_index][4:6])  # in a file without names: section 0, SHN_UNDEF, which is empty
         return [
             Section(_string(names, name) if names else "", kind, offset, size_bytes, link)
             for name, kind, _, _, offset, size_bytes, link, _, _, _ in headers
@@ -69,20 +69,20 @@ class Elf:
         return bytes(self._data[offset : offset + size_bytes])
 
     def has_section(self, name: str) -> bool:
-        """Whether there is one of this name: ``.BTF``, ``.debug_info``."""
+        """Whether there is a section with this name: ``.BTF``, ``.debug_info``."""
         return any(section.name == name for section in self.sections)
 
     def content(self, name: str) -> bytes | None:
-        """What a section holds, before any relocation; None where there is none of this name."""
+        """The contents of a section, before any relocation; None if there is no such section."""
         for section in self.sections:
             if section.name == name and section.type != _SHT_NOBITS:
                 return self._slice(section.offset, section.size_bytes)
         return None
 
     def symbols(self) -> dict[str, int]:
-        """Every symbol that it defines, local ones too, and its value; of several with one name the last.
+        """Every symbol that the file defines, including local ones, with its value; the last one if a name is repeated.
 
-        :raises MachineryError: it is cut off.
+        :raises MachineryError: the file is truncated.
         """
         found: dict[str, int] = {}
         try:
@@ -100,7 +100,7 @@ class Elf:
         return found
 
     def build_id(self) -> bytes | None:
-        """NT_GNU_BUILD_ID of any of its notes; None where it has none."""
+        """NT_GNU_BUILD_ID of any of its notes; None if there is none."""
         for section in self.sections:
             if section.name.startswith(".note") and section.type != _SHT_NOBITS:
                 found = build_id(self._slice(section.offset, section.size_bytes))
@@ -114,7 +114,7 @@ def _string(strings: bytes, at: int) -> str:
 
 
 def build_id(notes: bytes) -> bytes | None:
-    """NT_GNU_BUILD_ID among ELF notes, as in /sys/kernel/notes; None where there is none or they are cut off."""
+    """NT_GNU_BUILD_ID among ELF notes, as in /sys/kernel/notes; None if there is none, or they are truncated."""
     at = 0
     while at + 12 <= len(notes):
         name_bytes, data_bytes, kind = struct.unpack_from("<III", notes, at)
@@ -127,10 +127,10 @@ def build_id(notes: bytes) -> bytes | None:
 
 
 def symbols_as_elf(functions: Mapping[str, int], data: Mapping[str, int]) -> bytes:
-    """An ELF program of nothing but symbols, for a debugger on a kernel that has no vmlinux with them.
+    """Make an ELF program that has only symbols, for debugging a kernel without a vmlinux.
 
     :param functions: names and addresses of code; never empty.
-    :param data: of what is no code.
+    :param data: names and addresses of everything else.
     """
     strings, table = bytearray(b"\0"), bytearray(_SYMBOL.size)
     for symbols, kind in ((functions, _STT_FUNC), (data, _STT_OBJECT)):

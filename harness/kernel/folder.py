@@ -1,4 +1,4 @@
-"""A kernel that is a folder: a build tree, or vmlinuz, config and lib/modules side by side; and the running kernel."""
+"""Kernels given as a folder (a build tree, or vmlinuz, config and lib/modules side by side), and the running kernel."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _DEPMOD_TIMEOUT_S = 300.0
 
 
 def open_folder(folder: Path, *, spec: str | None = None, modules: Path | None = None) -> KernelImage:
-    """The kernel in a folder: the O= folder or tree of a build, or an image beside its configuration and lib/modules.
+    """Open the kernel in a folder: the O= folder or tree of a build, or an image beside its configuration and
+    lib/modules.
 
     Modules of a build tree are taken as they were built, without ``make modules_install``.
 
     :param modules: as of :func:`open_image`; instead of the folder's own.
-    :raises UsageError: no kernel in it, or more than one; says what was looked for.
+    :raises UsageError: there is no kernel in it, or more than one; says what was looked for.
     """
     folder = folder.expanduser().absolute()
     image = _built_image(folder)
@@ -42,14 +43,14 @@ def open_folder(folder: Path, *, spec: str | None = None, modules: Path | None =
 
 
 def _config(folder: Path) -> Path | None:
-    """The configuration in the folder itself; open_image() knows the other places."""
+    """The configuration in the folder itself; open_image() looks in the other places."""
     return next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
 
 
 def _built_image(folder: Path) -> Path | None:
-    """The bzImage of a build tree, or its vmlinux where no bzImage was made; None: no build tree.
+    """The bzImage of a build tree, or its vmlinux if there is no bzImage; None if it is not a build tree.
 
-    :raises UsageError: the bzImage is older than the vmlinux, so that it is another kernel.
+    :raises UsageError: the bzImage is older than the vmlinux, and therefore another kernel.
     """
     bzimage, vmlinux = folder / _BZIMAGE, folder / "vmlinux"
     if not bzimage.is_file():
@@ -82,7 +83,7 @@ def _with_built_modules(kernel: KernelImage, folder: Path) -> KernelImage:
     key = hashlib.sha256(f"{kernel.release}\n{listing}".encode(errors="surrogateescape")).hexdigest()[:32]
 
     def stage(entry: Path) -> None:
-        """``lib/modules/RELEASE`` of links to the files, with depmod's tables."""
+        """Make ``lib/modules/RELEASE`` with links to the files and depmod's tables."""
         depmod = find_program("depmod", "kmod")
         target = entry / "lib/modules" / kernel.release
         for name, path in files.items():
@@ -117,16 +118,16 @@ def _built_modules(folder: Path) -> Iterator[tuple[str, Path]]:
 
 @dataclass(frozen=True)
 class HostSource:
-    """The kernel that runs on this machine, with its modules and its configuration."""
+    """The kernel that runs on this host, with its modules and its configuration."""
 
     root: Path = Path("/")
     release: str = os.uname().release
 
     @classmethod
     def parse(cls, text: str) -> HostSource:
-        """``host``.
+        """Parse ``host``.
 
-        :raises UsageError: anything behind it.
+        :raises UsageError: something follows it.
         """
         if text != "host":
             raise UsageError(f"{text!r} is not understood; expected host, the kernel that runs on this machine")
@@ -134,13 +135,13 @@ class HostSource:
 
     @property
     def spec(self) -> str:
-        """Always the same word: it is another kernel after an update."""
+        """Always the same word, although the kernel changes with an update."""
         return "host"
 
     def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
-        """The first image there is of the running release.
+        """The first image of the running release.
 
-        :raises UsageError: there is none, it may not be read, or it is another release.
+        :raises UsageError: there is none, it cannot be read, or it is another release.
         """
         modules = next((path for path in self._module_folders() if looks_like_modules(path)), None)
         places = [self.root / "boot" / f"vmlinuz-{self.release}", *(d / "vmlinuz" for d in self._module_folders())]

@@ -1,4 +1,4 @@
-"""Content identity of a kernel, remembered so that 14 MB are not hashed at every start."""
+"""Content identity of a kernel, stored so that 14 MB are not hashed at every start."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from harness import cache
 def content_key(image: Path, modules_dir: Path | None) -> str:
     """Sha256 hex of an image's bytes and of its modules' listing.
 
-    The listing holds path, size and mtime of each module: a rebuilt module of equal size must give another key,
-    and a key that changes for no reason costs only time.
+    The listing has path, size and mtime of each module. A rebuilt module of equal size must give another key, while a
+    key that changes for no reason costs only time.
     """
     digest = hashlib.sha256(_file_sha256(image).encode())
     if modules_dir is not None:
@@ -27,18 +27,18 @@ def content_key(image: Path, modules_dir: Path | None) -> str:
 def _listing(modules_dir: Path) -> list[tuple[str, int, int]]:
     found = []
     skip = len(str(modules_dir)) + 1
-    for folder, _, names in os.walk(modules_dir):  # not through "build", a symlink to a whole tree
+    for folder, _, names in os.walk(modules_dir):  # does not follow "build", a symlink to a whole tree
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118 - thousands of files at every start: Path costs 5 times more
-            if ".ko" in name:  # the rest, modules.dep and its like, follows from these
-                with contextlib.suppress(FileNotFoundError):  # a link to nowhere
+            if ".ko" in name:  # the rest, such as modules.dep, follows from these
+                with contextlib.suppress(FileNotFoundError):  # a dangling link
                     stat = os.stat(path)  # noqa: PTH116
                     found.append((path[skip:], stat.st_size, stat.st_mtime_ns))
     return found
 
 
 def _file_sha256(path: Path) -> str:
-    """Sha256 hex of a file, remembered by its size, mtime and inode."""
+    """Sha256 hex of a file, stored by its size, mtime and inode."""
     stat = path.stat()
     stamp = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev]
     name = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:32]
@@ -48,7 +48,7 @@ def _file_sha256(path: Path) -> str:
         if remembered["stamp"] == stamp:
             return str(remembered["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # never remembered, or by an older version: hash again
+        pass  # not stored, or stored by an older version: hash again
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     cache.write_note(note, {"stamp": stamp, "sha256": sha256})

@@ -1,4 +1,4 @@
-"""What a kernel is once it is on this machine: its image, its release, its modules and its configuration."""
+"""A kernel that is present on this host: its image, release, modules and configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXPECTED = "expected an x86-64 bzImage or vmlinux"
 _BOOT_FLAG, _HEADER, _PROTOCOL, _VERSION_POINTER, _XLOADFLAGS = 0x1FE, 0x202, 0x206, 0x20E, 0x236
 _SETUP_START = 0x200  # kernel_version counts from the end of the boot sector
 _XLF_KERNEL_64 = 1
-_SETUP_MAX_BYTES = 0x200 + 0x10000  # kernel_version is 16 bits wide: nothing we read lies behind this
+_SETUP_MAX_BYTES = 0x200 + 0x10000  # kernel_version is 16 bits wide, so nothing that we read is beyond this
 
 _ET_REL, _ET_EXEC, _ET_DYN, _ET_CORE = 1, 2, 3, 4
 _EM_X86_64 = 62
@@ -53,23 +53,23 @@ class ImageKind(enum.Enum):
 
 @dataclass(frozen=True)
 class KernelImage:
-    """A kernel that can be booted: everything the other rooms need to know of it."""
+    """A kernel that can be booted, with everything that other rooms need to know about it."""
 
-    spec: str  # what the user asked for, canonical: "debian:6.12", "./bzImage"
+    spec: str  # what the user asked for, in canonical form: "debian:6.12", "./bzImage"
     image: Path  # absolute
     kind: ImageKind
-    release: str  # what uname -r says in the guest
-    modules_dir: Path | None  # .../lib/modules/RELEASE, absolute; None: no modules given
-    config: Kconfig | None  # None: not found beside the image
+    release: str  # what uname -r prints in the guest
+    modules_dir: Path | None  # .../lib/modules/RELEASE, absolute; None if no modules were given
+    config: Kconfig | None  # None if it was not found beside the image
 
     @property
     def config_hash(self) -> str | None:
-        """Sha256 of the configuration's text, in hex; None where there is none."""
+        """Sha256 of the configuration's text, in hex; None if there is none."""
         return self.config.sha256 if self.config else None
 
     @cached_property
     def key(self) -> str:
-        """Content identity in hex: the image's bytes and the listing of its modules; changes when either does."""
+        """Content identity in hex: the image's bytes and the listing of its modules; it changes when either does."""
         return content_key(self.image, self.modules_dir)
 
 
@@ -79,9 +79,9 @@ def open_image(
     """Recognise a kernel file.
 
     :param path: a bzImage or an uncompressed vmlinux.
-    :param modules: ``/lib/modules/RELEASE``, or a root that holds ``lib/modules/RELEASE``.
-    :param config: its configuration; looked for beside the image when None.
-    :raises UsageError: the file is missing or no x86-64 kernel, or the modules are another release's.
+    :param modules: ``/lib/modules/RELEASE``, or a root with ``lib/modules/RELEASE`` in it.
+    :param config: its configuration; searched for beside the image if None.
+    :raises UsageError: the file is missing or not an x86-64 kernel, or the modules belong to another release.
     """
     path = path.expanduser().absolute()
     kind, release, embedded = _recognise(path)
@@ -103,7 +103,7 @@ def _text(config: Path) -> str:
 def find_modules_dir(directory: Path, release: str) -> Path:
     """The ``lib/modules/RELEASE`` folder that ``--modules DIR`` means.
 
-    :raises UsageError: there is none for this release; says which releases are there.
+    :raises UsageError: there is none for this release; lists the releases that are there.
     """
     directory = directory.expanduser().absolute()
     if not directory.is_dir():
@@ -179,7 +179,7 @@ def _vmlinux(path: Path, head: bytes, file: BinaryIO) -> tuple[ImageKind, str, K
 
 
 def _config_beside(image: Path, release: str, modules_dir: Path | None) -> Path | None:
-    """The configuration's usual places: Debian's /boot, Debian 7.x's modules folder, a build tree."""
+    """Look for the configuration in the usual places: Debian's /boot, Debian 7.x's modules folder, a build tree."""
     places = [image.parent / f"config-{release}"]
     if modules_dir is not None:
         places += [

@@ -12,7 +12,7 @@ _ASSIGNMENT = re.compile(r"^CONFIG_(\w+)=(.*)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kconfig:
-    """The text of a ``.config`` file; parsed on the first question."""
+    """The text of a ``.config`` file; parsed on first use."""
 
     text: str = field(repr=False)
 
@@ -27,7 +27,7 @@ class Kconfig:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def get(self, symbol: str) -> str | None:
-        """The value of a symbol (``"y"``, ``"m"``, a number or a string), None where it is not set.
+        """The value of a symbol (``"y"``, ``"m"``, a number or a string), or None if it is not set.
 
         :param symbol: with or without ``CONFIG_``.
         """
@@ -38,7 +38,7 @@ class Kconfig:
         return self.get(symbol) in ("y", "m")
 
     def is_builtin(self, symbol: str) -> bool:
-        """Whether a symbol is ``y``: in the image, no module needed."""
+        """Whether a symbol is ``y``, that is, built into the image."""
         return self.get(symbol) == "y"
 
 

@@ -1,4 +1,4 @@
-"""Kernel modules on the host's side: in which order to load them, their bytes, the symbols they define."""
+"""Kernel modules as seen from the host: their load order, contents, and defined symbols."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 class Module:
     """One module file of a kernel."""
 
-    name: str  # as lsmod says it: underscores
+    name: str  # as in lsmod, with underscores
     path: Path  # absolute, compressed or not
 
 
 @dataclass(frozen=True)
 class LoadOrder(Sequence[Module]):
-    """Modules in the order in which insmod takes them, and what became of the other names asked for."""
+    """Modules in the order for insmod, and what happened to the other requested names."""
 
     modules: tuple[Module, ...]
-    builtin: tuple[str, ...] = ()  # asked for, but part of the image (modules.builtin)
-    missing: tuple[str, ...] = ()  # asked for, but neither a module nor built in
+    builtin: tuple[str, ...] = ()  # requested, but part of the image (modules.builtin)
+    missing: tuple[str, ...] = ()  # requested, but neither a module nor built in
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -49,11 +49,11 @@ class LoadOrder(Sequence[Module]):
 
 
 def load_order(image: KernelImage, names: Iterable[str]) -> LoadOrder:
-    """What to insmod, in order, so that every named module is loaded: dependencies first, each file once.
+    """The modules to insmod, in order, so that every named module is loaded: dependencies first, each file once.
 
-    :param names: module names; dash and underscore are the same letter.
-    :returns: the order; names that the kernel does not have are in ``missing``. Of a kernel without a modules folder
-        all are missing: whether they are built in, only its configuration can tell.
+    :param names: module names; dash and underscore are equivalent.
+    :returns: the order; names that the kernel does not have are in ``missing``. For a kernel without a modules folder,
+        all names are missing, because only its configuration could tell whether they are built in.
     :raises UsageError: the modules folder has no modules.dep.
     """
     if image.modules_dir is None:
@@ -84,10 +84,10 @@ def load_order(image: KernelImage, names: Iterable[str]) -> LoadOrder:
 
 
 def why_missing(image: KernelImage, name: str) -> UsageError | PremiseNotMet | None:
-    """Why a running kernel lacks a driver, as the error to raise: it is built without it, or it was given without.
+    """The error to raise if a running kernel lacks a driver: it was built without it, or its modules were not given.
 
-    :param name: of the module, whose symbol is CONFIG_ and the same in capitals.
-    :returns: None where it should be there by all that is known.
+    :param name: name of the module; its symbol is CONFIG_ and the name in capitals.
+    :returns: None if the driver should be there, as far as is known.
     """
     symbol, said = name.upper(), name.replace("_", "-")
     order = load_order(image, [name])
@@ -104,7 +104,7 @@ def why_missing(image: KernelImage, name: str) -> UsageError | PremiseNotMet | N
 
 
 def find(image: KernelImage, name: str) -> Module | None:
-    """The file of one module, None where it is built in or not there."""
+    """The file of one module; None if it is built in or missing."""
     order = load_order(image, [name])
     return order.modules[-1] if order.modules else None
 
@@ -131,15 +131,15 @@ def read(module: Module) -> bytes:
 def _unzstd(data: bytes) -> bytes:
     unpacker = zstandard.ZstdDecompressor().decompressobj()
     unpacked = unpacker.decompress(data)
-    if not unpacker.eof:  # it takes a file that is cut off without a word
+    if not unpacker.eof:  # it accepts a truncated file without an error
         raise EOFError("the zstd stream is cut off")
     return unpacked
 
 
 def has_symbol(image: KernelImage, module: str, symbol: str) -> bool | None:
-    """Whether a module defines a symbol, static ones too: a capability probe that boots nothing.
+    """Whether a module defines a symbol, including static ones. This probes a capability without a boot.
 
-    :returns: None where there is no module file to look into (built in, or not there): it cannot be known here.
+    :returns: None if it cannot be known here, because there is no module file (built in, or missing).
     """
     found = find(image, module)
     return None if found is None else symbol in defined_symbols(read(found))
@@ -148,7 +148,7 @@ def has_symbol(image: KernelImage, module: str, symbol: str) -> bool | None:
 def defined_symbols(elf: bytes) -> frozenset[str]:
     """Every symbol that an x86-64 object file defines (its .symtab without the undefined ones).
 
-    :raises MachineryError: not a 64-bit little-endian ELF file, or one that is cut off.
+    :raises MachineryError: not a 64-bit little-endian ELF file, or truncated.
     """
     return frozenset(Elf(elf, "a module").symbols())
 
@@ -161,7 +161,7 @@ def _module_name(path: str) -> str:
 
 
 def _read_modules_dep(modules_dir: Path) -> dict[str, tuple[str, ...]]:
-    """``{path: paths it needs}``, relative to the modules folder (man 5 modules.dep)."""
+    """``{path: paths that it needs}``, relative to the modules folder (man 5 modules.dep)."""
     try:
         text = (modules_dir / "modules.dep").read_text()
     except FileNotFoundError:

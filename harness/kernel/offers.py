@@ -1,4 +1,4 @@
-"""What a Debian archive offers: its Packages file in, kernels and kernel sources out. Pure."""
+"""The offers of a Debian archive: Packages files in, kernels and kernel sources out. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class Offer:
-    """A kernel that can be had: a suite offers it, or it is cached."""
+    """An available kernel: a suite offers it, or it is cached."""
 
     package: str  # linux-image-6.12.117+deb13-cloud-amd64
     version: str  # Debian's: 6.12.117-1
@@ -34,13 +34,13 @@ class Offer:
     suite: str  # trixie-security
     upstream: str  # 6.12.117, or 7.3~rc7
     cached: bool = False
-    files: tuple[PackageFile, ...] = field(default=(), repr=False)  # the image first; empty: no suite has it any more
+    files: tuple[PackageFile, ...] = field(default=(), repr=False)  # the image first; empty if no suite has it any more
 
-    gone: tuple[str, ...] = field(default=(), repr=False)  # parts that the mirror no longer has: cannot be fetched
+    gone: tuple[str, ...] = field(default=(), repr=False)  # parts that the mirror no longer has: it cannot be fetched
 
     @property
     def entry(self) -> str:
-        """Its name in the cache."""
+        """The name of its cache entry."""
         return f"{self.package}_{self.version}"
 
 
@@ -56,14 +56,14 @@ class SourceOffer:
 
     @property
     def tarball(self) -> str:
-        """Where the source is inside the package."""
+        """The path of the source inside the package."""
         return f"usr/src/{self.package}.tar.xz"
 
 
 def parse_source_packages(data: bytes, uri: str, suite: str) -> list[SourceOffer]:
-    """The linux-source packages of a Packages file; not the meta package linux-source.
+    """The linux-source packages of a Packages file; without the meta package linux-source.
 
-    :param uri: the mirror's, ends with a slash.
+    :param uri: URI of the mirror; ends with a slash.
     """
     return [
         SourceOffer(s["package"], s["version"], suite, upstream_of(s["version"]), _file(s, uri))
@@ -77,9 +77,9 @@ def _file(stanza: dict[str, str], uri: str) -> PackageFile:
 
 
 def parse_packages(data: bytes, uri: str, suite: str) -> list[Offer]:
-    """The stock amd64 cloud kernels of a Packages file; no meta packages, no debug or unsigned ones.
+    """The stock amd64 cloud kernels of a Packages file, without meta packages, debug and unsigned ones.
 
-    :param uri: the mirror's, ends with a slash.
+    :param uri: URI of the mirror; ends with a slash.
     """
     stanzas = {(s["package"], s["version"]): s for s in _linux_stanzas(data)}
     offers = []
@@ -90,10 +90,10 @@ def parse_packages(data: bytes, uri: str, suite: str) -> list[Offer]:
         if image is None or _OTHER_IMAGE.search(depends):
             continue
         release = image[1]
-        # Since 7.x an image is split: linux-binary- has vmlinuz, linux-base- the config, linux-modules- the rest.
+        # Since 7.x an image is split: linux-binary- has vmlinuz, linux-base- has the config, linux-modules- the rest.
         parts = [n for n in re.findall(r"linux-[a-z]+-\S+", depends) if n.endswith(f"-{release}")]
         # Backports keep the signed image of an old version for long after its modules are gone. An image that depends
-        # on linux-base- alone (6.18, 6.19) has everything that boots in itself, the configuration included.
+        # only on linux-base- (6.18, 6.19) contains everything that is needed to boot, including the configuration.
         missing = [part for part in parts if (part, version) not in stanzas]
         split = any(part.startswith(("linux-binary-", "linux-modules-")) for part in parts)
         gone = tuple(part for part in missing if split)
@@ -105,16 +105,16 @@ def parse_packages(data: bytes, uri: str, suite: str) -> list[Offer]:
 
 @dataclass(frozen=True)
 class Stock:
-    """The newest kernel of each series (6.1, 6.12, 7.3) that can be had."""
+    """The newest available kernel of each series (6.1, 6.12, 7.3)."""
 
     offers: tuple[Offer, ...]  # oldest series first
-    missing: dict[str, str]  # a series of which no kernel is whole, and why
+    missing: dict[str, str]  # series without a complete kernel, and why
 
     @classmethod
     def of(cls, offers: Sequence[Offer]) -> Stock:
-        """Out of everything that the mirror has, incomplete kernels included.
+        """Choose from everything that the mirror has, including incomplete kernels.
 
-        A kernel that is cached is whole, whatever the mirror has left of it.
+        A cached kernel is complete, even if the mirror has dropped parts of it.
         """
         whole = newest_of_each_series([offer for offer in offers if not offer.gone or offer.cached])
         series = {series_of(offer.upstream) for offer in whole}
@@ -127,7 +127,7 @@ class Stock:
 
 
 def _linux_stanzas(data: bytes) -> list[dict[str, str]]:
-    """The stanzas of packages called linux-*; the file has 60 MB, so it is searched before it is parsed."""
+    """The stanzas of packages called linux-*; the file has 60 MB, so it is filtered before it is parsed."""
     data = b"\n" + data
     stanzas = []
     at = data.find(b"\n" + _START)

@@ -1,7 +1,7 @@
-"""Where the members that walks need lie in a kernel's structs, as the build of that kernel left it beside its vmlinux.
+"""The struct offsets that walks need, which the build of a kernel stored beside its vmlinux.
 
-``offsets.json``: ``{"build_id": HEX or null, "offsets": {"task_struct.mm": BYTES, ...}}``, or in place of ``offsets``
-the ``problem``, in words: why the build could not tell.
+``offsets.json`` is ``{"build_id": HEX or null, "offsets": {"task_struct.mm": BYTES, ...}}``. If the build could not
+find the offsets, it has ``problem`` instead of ``offsets``: the reason, in words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.kernel.image import KernelImage
 
 OFFSETS_FILE = "offsets.json"
 
-#: What leads from a task to the root of its page tables.
+#: The members that lead from a task to the root of its page tables.
 TASK_MEMBERS = (
     *(f"task_struct.{name}" for name in ("tasks", "pid", "tgid", "comm", "flags", "mm", "signal", "thread_node")),
     "signal_struct.thread_head",
@@ -26,16 +26,16 @@ TASK_MEMBERS = (
 
 @dataclass(frozen=True, slots=True)
 class BuiltOffsets:
-    """What the build of one kernel left: either every member of ``TASK_MEMBERS``, or the problem."""
+    """The offsets that the build of one kernel stored: all of ``TASK_MEMBERS``, or the problem."""
 
-    build_id: bytes | None  # of the vmlinux; None where it has none
+    build_id: bytes | None  # of the vmlinux; None if it has none
     bytes_to: Mapping[str, int]  # "task_struct.mm": bytes from the struct's start
     problem: str = ""  # why there are none
 
     def write(self, folder: Path) -> None:
-        """Leave it in a folder, beside the vmlinux.
+        """Store the offsets in a folder, beside the vmlinux.
 
-        :raises MachineryError: no room, no permission.
+        :raises MachineryError: no room, or no permission.
         """
         said = {"problem": self.problem} if self.problem else {"offsets": dict(self.bytes_to)}
         note = {"build_id": self.build_id.hex() if self.build_id else None, **said}
@@ -43,10 +43,10 @@ class BuiltOffsets:
 
 
 def find_offsets(kernel: KernelImage, running: bytes | None) -> BuiltOffsets | None:
-    """What the build of a kernel left beside its image.
+    """The offsets that the build of a kernel stored beside its image.
 
-    :param running: the build ID of the kernel that runs; what another build left is passed over. None: not known.
-    :returns: None where nothing is there; what is there and makes no sense is a problem.
+    :param running: build ID of the running kernel; the offsets of another build are ignored. None if it is not known.
+    :returns: None if there is no file; an invalid file is returned as a problem.
     """
     path = kernel.image.parent / OFFSETS_FILE
     if not path.is_file():
@@ -59,7 +59,7 @@ def find_offsets(kernel: KernelImage, running: bytes | None) -> BuiltOffsets | N
 
 
 def _parse(note: Mapping[str, Any]) -> BuiltOffsets:
-    """:raises KeyError, TypeError, ValueError: it is not what write() wrote."""
+    """:raises KeyError, TypeError, ValueError: note is not what write() wrote."""
     build_id = None if note["build_id"] is None else bytes.fromhex(note["build_id"])
     if "problem" in note:
         return BuiltOffsets(build_id, {}, str(note["problem"]))

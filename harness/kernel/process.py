@@ -1,4 +1,4 @@
-"""Run a host command to its end: own process group, a deadline, always reaped."""
+"""Run a host command to its end, in its own process group, with a deadline, and always reap it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from harness.packages import how_to_get
 from harness.printable import printable
 from harness.signals import HeldSignals
 
-_GRACE_S = 3.0  # between SIGTERM and SIGKILL: apt and tar remove their own temporaries
+_GRACE_S = 3.0  # between SIGTERM and SIGKILL, so that apt and tar can remove their temporary files
 _WORDS_MAX = 300
-#: Of a command that is followed: a kernel with everything in it, on a slow machine.
+#: The deadline of a followed command: enough for a full kernel on a slow machine.
 FOLLOW_TIMEOUT_S = 12 * 3600.0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a command ended."""
+    """The result of a command."""
 
     status: int
     stdout: bytes
@@ -48,12 +48,12 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
 ) -> Finished:
-    """Run a command and wait for it; on the deadline, on Ctrl-C, on any exception it is ended and reaped.
+    """Run a command and wait for it. At the deadline, on Ctrl-C and on any exception it is ended and reaped.
 
-    :param check: raise when the exit status is not 0.
-    :param env: its environment instead of ours; in the C locale either way.
-    :param stdin: what it reads; nothing when None.
-    :raises MachineryError: not there, too slow, or (``check``) failed; carries the first words of its stderr.
+    :param check: raise an error if the exit status is not 0.
+    :param env: its environment, instead of ours; the locale is C in either case.
+    :param stdin: its standard input; empty if None.
+    :raises MachineryError: not found, too slow, or (``check``) failed; has the first words of its stderr.
     """
     words = [os.fspath(word) for word in argv]
     name = Path(words[0]).name
@@ -82,10 +82,10 @@ def follow(
     on_end: Callable[[int], None],
     timeout_s: float = FOLLOW_TIMEOUT_S,
 ) -> int:
-    """Run a command, and look at each line of its output and errors as it comes.
+    """Run a command, and process each line of its output and errors as it arrives.
 
-    :param keep_open: descriptors that it and all that it starts keep, a lock say.
-    :param on_end: hears its exit status however it ended; below 0 the signal that ended it.
+    :param keep_open: descriptors that the command and its children inherit, for instance a lock.
+    :param on_end: called with the exit status in all cases; a negative status is the signal that ended it.
     :returns: its exit status.
     :raises MachineryError: it cannot be started, or has not ended in time.
     """
@@ -139,9 +139,9 @@ def _start(
 
 
 def check_room(finished: Finished, name: str) -> None:
-    """Say in one line that a command had no room to write.
+    """Check whether a command failed because there was no room to write.
 
-    :raises MachineryError: that is what its stderr says.
+    :raises MachineryError: its stderr says so.
     """
     if "No space left on device" in finished.stderr or "Disk quota exceeded" in finished.stderr:
         raise MachineryError(f"no room left for {name}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
@@ -149,9 +149,9 @@ def check_room(finished: Finished, name: str) -> None:
 
 @contextlib.contextmanager
 def ended_after(process: subprocess.Popen[Any], name: str, timeout_s: float) -> Iterator[None]:
-    """Kills a command and what it started if the block, which reads its output, takes longer.
+    """Kill a command and its children if the block, which reads its output, takes longer.
 
-    :param process: it leads a group of its own.
+    :param process: the leader of its own process group.
     :raises MachineryError: it took longer.
     """
     late = threading.Event()
@@ -173,7 +173,7 @@ def ended_after(process: subprocess.Popen[Any], name: str, timeout_s: float) -> 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL, to the group that this command leads, stopped or not; reap it."""
+    """Send SIGTERM and then SIGKILL to the group of a command, even if it is stopped, and reap it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for each in (number, signal.SIGCONT):
             with contextlib.suppress(ProcessLookupError):
@@ -181,15 +181,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=_GRACE_S)
             return
-    with contextlib.suppress(subprocess.TimeoutExpired):  # somebody in another group keeps its output open
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a process in another group keeps its output open
         process.wait(_GRACE_S)
 
 
 def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "/sbin")) -> Path:
-    """The path of a program; sbin too, which an ordinary user's PATH lacks on Debian.
+    """The path of a program. Also searches sbin, which is not in an ordinary user's PATH on Debian.
 
-    :param package: Debian's package that has it.
-    :raises MachineryError: not there; says how this distribution installs it.
+    :param package: the Debian package that contains it.
+    :raises MachineryError: not found; says how to install it on this distribution.
     """
     for folder in [*os.environ.get("PATH", "").split(os.pathsep), *extra]:
         candidate = Path(folder) / name

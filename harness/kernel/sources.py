@@ -1,7 +1,7 @@
-"""apt's sources as values: both file formats in, the Debian archives worth asking out. Pure.
+"""apt's sources as values: both file formats in, the useful Debian archives out. Pure.
 
-apt itself can list its sources (``apt-get indextargets``), but only those it has already fetched, and not by which
-key they are signed; on a fresh machine it lists nothing.
+apt itself can list its sources (``apt-get indextargets``), but only those that it has already fetched, and without the
+keys that sign them. On a new machine it lists nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _DEBIAN_SUITE = re.compile(
     r"(bullseye|bookworm|trixie|forky|duke|sid|experimental|rc-buggy|(old)*stable|testing|unstable)"
     r"(-(backports(-sloppy)?|updates|security|proposed-updates))?"
 )
-# Besides what the machine is configured for; a suite that the mirror does not have costs one request.
+# Suites to try besides the configured ones; a suite that the mirror does not have costs one request.
 _MAIN_SUITES = (
     *("bookworm", "bookworm-backports", "trixie", "trixie-backports", "forky", "forky-backports"),
     *("sid", "experimental"),
@@ -29,16 +29,16 @@ class Archive:
 
     uri: str  # ends with a slash
     suite: str
-    signed_by: str | None = None  # keyring path, or an embedded key (several lines); None: apt's default keys
-    check_valid_until: bool = True  # off where the machine's own entry says so (snapshots)
+    signed_by: str | None = None  # keyring path, or an embedded key (several lines); None for apt's default keys
+    check_valid_until: bool = True  # off if the host's own entry says so (snapshots)
 
     @property
     def is_security(self) -> bool:
-        """Whether it belongs to the security archive, a mirror tree of its own."""
+        """Whether it belongs to the security archive, which is a separate tree on mirrors."""
         return self.suite.endswith("-security")
 
     def stanza(self) -> str:
-        """This archive as deb822 text: amd64 kernels need only the Packages of main."""
+        """This archive as deb822 text; amd64 kernels need only the Packages of main."""
         lines = ["Types: deb", f"URIs: {self.uri}", f"Suites: {self.suite}", "Components: main"]
         lines += ["Architectures: amd64", "Targets: Packages"]
         if self.signed_by:
@@ -51,9 +51,9 @@ class Archive:
 
 
 def parse_sources(files: Iterable[tuple[str, str]]) -> list[Archive]:
-    """The binary archives with a main component that apt's files name, in order.
+    """The binary archives with a main component in apt's files, in order.
 
-    :param files: ``(name, text)``; ``*.sources`` is deb822, anything else has one entry a line (sources.list(5)).
+    :param files: ``(name, text)``; ``*.sources`` is deb822, all others have one entry per line (sources.list(5)).
     """
     found: dict[Archive, None] = {}
     for name, text in files:
@@ -104,10 +104,10 @@ def _one_line(text: str) -> list[dict[str, str]]:
 
 
 def debian_archives(configured: Iterable[Archive], origins: Mapping[tuple[str, str], str]) -> list[Archive]:
-    """The configured archives that are Debian's.
+    """The configured archives that belong to Debian.
 
-    :param origins: Origin by (uri, suite), of the archives that the machine's apt has fetched. An archive that it has
-        not is Debian's if it has a Debian suite's name and no key but Debian's; its Origin is looked at later.
+    :param origins: Origin by (uri, suite) of the archives that the host's apt has fetched. Any other archive counts as
+        Debian's if it has the name of a Debian suite and no key but Debian's; its Origin is checked later.
     """
     return [
         archive
@@ -128,9 +128,9 @@ def _has_debian_key(archive: Archive) -> bool:
 
 
 def candidates(debian: Iterable[Archive], extra: Iterable[str] = ()) -> list[Archive]:
-    """What to ask: the machine's own archives first, then the other suites of the same mirrors.
+    """The archives to ask: the host's own first, then the other suites of the same mirrors.
 
-    :param extra: suites somebody named that are not among the usual ones.
+    :param extra: requested suites that are not among the usual ones.
     """
     found = {archive.suite: archive for archive in reversed(list(debian))}
     own = list(reversed(found.values()))

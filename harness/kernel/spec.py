@@ -1,4 +1,4 @@
-"""What a user writes for a kernel: ``debian:6.12@trixie-backports``, ``host``, a path, ``tree:~/linux+fix.patch``.
+"""The kernel specs that users write: ``debian:6.12@trixie-backports``, ``host``, a path, ``tree:~/linux+fix.patch``.
 
 A new kind is one class with ``spec`` and ``resolve`` and one line in ``_SCHEMES``.
 """
@@ -22,21 +22,21 @@ from harness.packages import distribution, find_command
 
 
 class Source(Protocol):
-    """Where a kernel comes from."""
+    """The source of a kernel."""
 
     @property
     def spec(self) -> str:
-        """The canonical string: parsing it gives this source again."""
+        """The canonical string: parsing it gives an equal source."""
         ...
 
     def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:
-        """Get the kernel onto this machine."""
+        """Get the kernel onto this host."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A kernel file of the user's own, or a folder that has one."""
+    """A kernel file that the user names, or a folder that contains one."""
 
     path: Path
     modules: Path | None = None
@@ -49,7 +49,7 @@ class ImageSource:
     def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
         """Recognise the file or the folder.
 
-        :raises UsageError: missing, or no kernel, or the modules do not fit.
+        :raises UsageError: it is missing or not a kernel, or the modules do not fit.
         """
         if self.path.expanduser().is_dir():
             return open_folder(self.path, spec=self.spec, modules=self.modules)
@@ -70,32 +70,32 @@ _UNDERSTOOD = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel somebody asks for. A value: nothing is looked up before :meth:`resolve`."""
+    """A requested kernel. A value: nothing is looked up before :meth:`resolve`."""
 
     source: Source
 
     @classmethod
     def debian(cls, version: str | None = None, suite: str | None = None) -> Kernel:
-        """A stock Debian cloud kernel from the machine's own mirror.
+        """A stock Debian cloud kernel from the host's own mirror.
 
-        :param version: "6.12" the newest 6.12.*, "6.12.95" that upstream version; None: the newest release at or
-            above 6.12 (no rc) of any suite of the mirror.
-        :param suite: only this suite, "trixie-backports".
-        :raises UsageError: not a version, not a suite's name.
+        :param version: "6.12" for the newest 6.12.*, "6.12.95" for that upstream version; None for the newest release
+            at or above 6.12 (no rc) in any suite of the mirror.
+        :param suite: search only this suite, "trixie-backports".
+        :raises UsageError: not a version, or not the name of a suite.
         """
         return cls(DebianSource.of(version, suite))
 
     @classmethod
     def image(cls, path: Path | str, modules: Path | str | None = None) -> Kernel:
-        """A bzImage, a vmlinux or a build tree of one's own, and the folder of its modules."""
+        """A bzImage, a vmlinux or a build tree, and the folder of its modules."""
         return cls(ImageSource(Path(path), Path(modules) if modules is not None else None))
 
     @classmethod
     def parse(cls, text: str, modules: Path | str | None = None) -> Kernel:
-        """A kernel as written on the command line.
+        """Parse a kernel as written on the command line.
 
         :param modules: ``--modules DIR``; only with a path.
-        :raises UsageError: a kind that nobody knows; lists what is understood.
+        :raises UsageError: an unknown kind of kernel; lists the known ones.
         """
         scheme = re.match(r"([A-Za-z][\w+.-]*)(?=:|@|$)", text)
         if scheme and scheme[1] in _SCHEMES:
@@ -112,12 +112,12 @@ class Kernel:
         return self.source.spec
 
     def resolve(self, progress: Progress | None = None, offline: bool = False) -> KernelImage:
-        """Get the kernel onto this machine: fetch, unpack, recognise; at once when it is cached.
+        """Get the kernel onto this host: fetch, unpack, recognise; immediate if it is cached.
 
-        :param progress: called with one line at a time; None: silent.
+        :param progress: called with one line at a time; None for silence.
         :param offline: never ask the mirror.
         :raises UsageError: there is no such kernel.
-        :raises MachineryError: the mirror or this machine failed.
+        :raises MachineryError: the mirror or this host failed.
         """
         return self.source.resolve(progress, offline)
 
@@ -126,7 +126,7 @@ class Kernel:
 
 
 def default_kernel() -> Kernel:
-    """What runs where nobody names a kernel: the Debian mirror's newest, or the host's own where there is no mirror."""
+    """The kernel that runs by default: the newest of the Debian mirror, or the host's own if there is no mirror."""
     if find_command("apt-get") is None:
         return Kernel(HostSource())
     if distribution() != "debian":  # Ubuntu has apt, too

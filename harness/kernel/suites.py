@@ -1,7 +1,7 @@
-"""A program of another Debian suite, unpacked into the cache with all its libraries; nothing is installed.
+"""Programs from another Debian suite, unpacked into the cache with all their libraries; nothing is installed.
 
-The host's C library and loader are not used: ``ld.so`` of the same suite starts the program, which so runs on any host.
-apt resolves the dependencies, as if nothing were installed, and checks what it fetches.
+The host's C library and loader are not used. ``ld.so`` of the same suite starts the program, so it runs on any host.
+apt resolves the dependencies as if nothing were installed, and checks what it fetches.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from harness.kernel.versions import version_key
 PREFIX = "debian:"
 _ASK_TIMEOUT_S, _FETCH_TIMEOUT_S, _UNPACK_TIMEOUT_S = 120.0, 1800.0, 300.0
 _LOADER = "usr/lib64/ld-linux-x86-64.so.2"
-_OLD_LOADER = "lib64/ld-linux-x86-64.so.2"  # where / and /usr are not merged inside the packages: before trixie
+_OLD_LOADER = "lib64/ld-linux-x86-64.so.2"  # if / and /usr are not merged inside the packages, before trixie
 _SPEC = re.compile(r"debian:(?P<wanted>\d+(\.\d+)*)(@(?P<suite>[\w-]+))?")
 
-# The loader is given the libraries' folders: none of the host's is looked at.
+# The loader gets the folders of the libraries, and does not search those of the host.
 _WRAPPER = """\
 #!/bin/sh
 root=${{0%/*}}/root
@@ -35,12 +35,12 @@ exec "$root/{loader}" --argv0 "$0" --library-path "$lib:$root/lib/x86_64-linux-g
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program of a Debian package, and how it is told where its files are."""
+    """A program of a Debian package, and how it finds its files."""
 
     package: str
     name: str  # below usr/bin
-    words: str = ""  # its first arguments, for the shell: $root is the folder of the unpacked packages
-    more: str = ""  # lines of shell before it is started
+    words: str = ""  # its first arguments, in shell syntax; $root is the folder of the unpacked packages
+    more: str = ""  # shell lines to run before it starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class SuiteOffer:
 
     @property
     def name(self) -> str:
-        """Of its entry in the cache."""
+        """The name of its cache entry."""
         return f"{self.upstream}@{self.suite}"
 
 
 def parse_policy(text: str) -> list[SuiteOffer]:
-    """Reads ``apt-cache policy``'s version table: each version, and below it the suites that have it.
+    """Parse the version table of ``apt-cache policy``: each version, followed by the suites that have it.
 
     ::
 
@@ -82,10 +82,10 @@ def parse_policy(text: str) -> list[SuiteOffer]:
 
 
 def choose_offer(offers: Sequence[SuiteOffer], spec: str, what: str) -> SuiteOffer:
-    """What :func:`fitting` finds among the mirror's offers.
+    """The result of :func:`fitting`, or an error.
 
-    :param what: is asked for, for the messages: "--qemu".
-    :raises UsageError: the spec is malformed, or the mirror has no such version; names what there is.
+    :param what: what is requested, for messages: "--qemu".
+    :raises UsageError: the spec is malformed, or the mirror has no such version; lists the existing ones.
     """
     found = fitting(offers, spec, what)
     if found is None:
@@ -95,7 +95,7 @@ def choose_offer(offers: Sequence[SuiteOffer], spec: str, what: str) -> SuiteOff
 
 
 def fitting(offers: Sequence[SuiteOffer], spec: str, what: str) -> SuiteOffer | None:
-    """The newest version that a spec means: ``debian:11.1``, ``debian:10.0.13``, ``debian:10.0@trixie``.
+    """The newest version that matches a spec: ``debian:11.1``, ``debian:10.0.13``, ``debian:10.0@trixie``.
 
     :raises UsageError: the spec is malformed.
     """
@@ -111,10 +111,10 @@ def fitting(offers: Sequence[SuiteOffer], spec: str, what: str) -> SuiteOffer | 
 
 
 def unpacked_program(program: Program, spec: str, what: str, say: Callable[[str], None] = lambda _line: None) -> Path:
-    """The path of a program from the mirror, from the cache where it was unpacked before.
+    """The path of a program from the mirror, or from the cache if it was unpacked before.
 
     :param spec: ``debian:VERSION[@SUITE]``.
-    :param what: is asked for, for the messages: "--qemu".
+    :param what: what is requested, for messages: "--qemu".
     :raises UsageError: there is no such version.
     :raises MachineryError: the mirror cannot be reached, or there is no room.
     """
@@ -140,7 +140,7 @@ def unpacked_program(program: Program, spec: str, what: str, say: Callable[[str]
 
 
 def _fetch(package: str, offer: SuiteOffer, options: Sequence[str], folder: Path) -> list[Path]:
-    """Has apt fetch the package and all that it depends on, the C library included."""
+    """Let apt fetch the package and all its dependencies, including the C library."""
     (folder / "partial").mkdir(parents=True)
     argv: list[str | Path] = [find_program("apt-get", "apt"), *options]
     argv += ["-o", f"Dir::Cache::archives={folder}", "-o", "Debug::NoLocking=true", "-q", "-y"]

@@ -1,4 +1,4 @@
-"""The vmlinux inside a bzImage: under TCG a fifth of a stock kernel's boot is spent unpacking itself."""
+"""Extracts the vmlinux from a bzImage. Under TCG, decompression takes a fifth of a stock kernel's boot."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _UNPACKERS: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
 
 
 def unpack(bzimage: bytes) -> bytes | None:
-    """The ELF inside a bzImage; None for a compression that nobody here knows (bzip2, lzo, lz4), or a broken one."""
+    """The ELF inside a bzImage; None if its compression is not supported (bzip2, lzo, lz4), or it is broken."""
     setup_bytes = ((bzimage[_SETUP_SECTS] or 4) + 1) * _SECTOR_BYTES
     offset, length = struct.unpack_from("<II", bzimage, _PAYLOAD)
     payload = bzimage[setup_bytes + offset : setup_bytes + offset + length]
     for magic, unpacker in _UNPACKERS:
         if payload.startswith(magic):
             try:
-                elf = unpacker(payload)  # what follows the stream (its size, 4 bytes) is left over
+                elf = unpacker(payload)  # the 4 bytes after the stream, its size, are left over
             except (zstandard.ZstdError, lzma.LZMAError, zlib.error):
                 return None
             return elf if elf.startswith(b"\x7fELF") else None
@@ -40,10 +40,10 @@ def unpack(bzimage: bytes) -> bytes | None:
 
 
 def unpacked(image: KernelImage) -> Path | None:
-    """The vmlinux of a bzImage that can start through PVH, from the cache; None where there is none.
+    """The vmlinux of a bzImage that can start through PVH, from the cache; None if there is none.
 
-    Started so, a kernel has neither KASLR nor five-level tables: the code that turns them on is in the part that is
-    skipped (arch/x86/boot/compressed). So this is for those who ask for it.
+    A kernel that starts like this has neither KASLR nor five-level tables, because the code that enables them is in the
+    part that is skipped (arch/x86/boot/compressed). So this is only done on request.
     """
     if image.kind is not ImageKind.BZIMAGE or image.config is None or not image.config.is_builtin("PVH"):
         return None

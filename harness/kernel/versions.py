@@ -36,7 +36,7 @@ def is_rc(upstream: str) -> bool:
 
 
 def is_exact(wanted: str) -> bool:
-    """Whether what is asked for can name only one upstream version: 6.12.95 and 7.3-rc7, not 6.12."""
+    """Whether a requested version names only one upstream version: 6.12.95 and 7.3-rc7 do, 6.12 does not."""
     return wanted.count(".") >= 2 or "rc" in wanted
 
 
@@ -46,7 +46,7 @@ def series_of(upstream: str) -> str:
 
 
 def check_wanted(wanted: str) -> str:
-    """A version as a user may write it, in Debian's spelling (``7.3-rc7`` becomes ``7.3~rc7``).
+    """Convert a version from the user to Debian's spelling (``7.3-rc7`` becomes ``7.3~rc7``).
 
     :raises UsageError: not a version.
     """
@@ -56,7 +56,7 @@ def check_wanted(wanted: str) -> str:
 
 
 def matches(wanted: str, candidate: Versioned) -> bool:
-    """Whether a candidate is what is asked for: the whole Debian version, the upstream version, or its series.
+    """Whether a candidate matches the request: the whole Debian version, the upstream version, or its series.
 
     A series ends at a dot: 6.1 is neither 6.12 nor 6.16. A release candidate belongs to its series.
     """
@@ -67,8 +67,8 @@ def matches(wanted: str, candidate: Versioned) -> bool:
 def choose(candidates: Iterable[V], wanted: str | None, at_least: str) -> V | None:
     """The newest match by Debian version; a release before any release candidate.
 
-    :param wanted: None: whatever is at or above ``at_least``.
-    :returns: the first of equals; None where nothing matches.
+    :param wanted: None for anything at or above ``at_least``.
+    :returns: the first of equals; None if nothing matches.
     """
     if wanted is None:
         fitting = [c for c in candidates if compare(c.upstream, at_least) >= 0]
@@ -79,12 +79,12 @@ def choose(candidates: Iterable[V], wanted: str | None, at_least: str) -> V | No
 
 
 def sort_key(candidate: Versioned) -> tuple[bool, object]:
-    """Sorts upwards: release candidates, then releases; each by Debian version."""
+    """The key for sorting upwards: release candidates, then releases, each by Debian version."""
     return not is_rc(candidate.upstream), version_key(candidate.version)
 
 
 def newest_of_each_series(candidates: Sequence[V]) -> list[V]:
-    """One candidate per series (6.1, 6.12, 7.3), the newest of it; newest series first."""
+    """The newest candidate of each series (6.1, 6.12, 7.3); newest series first."""
     series: dict[str, V] = {}
     for candidate in sorted(candidates, key=sort_key):
         series[series_of(candidate.upstream)] = candidate
@@ -92,7 +92,7 @@ def newest_of_each_series(candidates: Sequence[V]) -> list[V]:
 
 
 def compare(left: str, right: str) -> int:
-    """Below 0, 0, above 0: as dpkg --compare-versions orders them (deb-version(7), lib/dpkg/version.c)."""
+    """Return <0, 0 or >0, in the order of dpkg --compare-versions (deb-version(7), lib/dpkg/version.c)."""
     for mine, theirs in zip(_split(left), _split(right), strict=True):
         if order := _compare_part(mine, theirs):
             return order
@@ -109,7 +109,7 @@ def _split(version: str) -> tuple[str, str, str]:
 
 
 def _compare_part(left: str, right: str) -> int:
-    """Digits as numbers; between them letters before everything else, and ``~`` before even the end."""
+    """Compare digits as numbers. Other characters: ``~`` sorts before the end, and letters before all others."""
     while left or right:
         mine, theirs = _PIECES.match(left), _PIECES.match(right)
         assert mine is not None, "the pattern matches the empty string"
@@ -124,6 +124,6 @@ def _compare_part(left: str, right: str) -> int:
 
 
 def _weights(text: str, at_least: int) -> list[int]:
-    """What each character weighs; 0 for the end, as often as the other side is longer."""
+    """The weight of each character, padded with 0 (the end) to the length of the other side."""
     weights = [-1 if c == "~" else ord(c) if c.isalpha() else ord(c) + 256 for c in text]
     return weights + [0] * (at_least - len(text))

@@ -1,4 +1,4 @@
-"""Where the vmlinux of a kernel lies, the ELF file with its symbols: for gdb, drgn, and what kallsyms leaves out."""
+"""Finds the vmlinux of a kernel, the ELF file with its symbols, for gdb, drgn, and symbols that kallsyms leaves out."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Vmlinux:
 
 
 def find_vmlinux(kernel: KernelImage, running: bytes | None) -> Vmlinux | None:
-    """The vmlinux of a kernel: itself, in its build tree, beside its modules, or of an installed debug package.
+    """Find the vmlinux of a kernel: the image itself, in its build tree, beside its modules, or in a debug package.
 
-    :param running: the build ID of the kernel that runs; a file of another build is passed over. None: not known.
-    :returns: None where there is none with symbols.
+    :param running: build ID of the running kernel; a file of another build is ignored. None if it is not known.
+    :returns: None if there is none with symbols.
     """
     for path in _places(kernel):
         if path.is_file() and (found := _open(path)) is not None and running in (None, found.build_id):

@@ -1,4 +1,4 @@
-"""Kernels from source: a git tree, a folder, Debian's source package; patched, configured, built, kept."""
+"""Kernels from source: a git tree, a folder or Debian's source package is patched, configured, built and cached."""
 
 from harness.kernel.build.builder import build, kconfigs_dir
 from harness.kernel.build.debsrc import DebsrcOrigin

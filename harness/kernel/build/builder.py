@@ -1,4 +1,4 @@
-"""From a recipe to a kernel: what it is made of is found out, and it is built where the cache has not got it."""
+"""Makes a kernel from a recipe: computes the cache key, and builds only on a miss."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from harness.kernel.build.tools import LLVM_TOOLS, TOOLS, check_tools, compiler_
 from harness.kernel.image import KernelImage, open_image
 
 _KIND = "built"
-_SCHEMA = 1  # of a cache entry
-_KEPT = 64  # kernels, 20 MB each: a series or a run of mutants fits
+_SCHEMA = 1  # version of the cache entries
+_KEPT = 64  # kernels of 20 MB each, enough for a series or a run of mutants
 
 
 def kconfigs_dir() -> Path:
-    """Where the fragments are: beside the ``harness`` package, in a wheel too."""
+    """The folder of the fragments: beside the ``harness`` package, also in a wheel."""
     return Path(__file__).resolve().parents[3] / "kconfigs"
 
 
 def read_fragment(name: str) -> tuple[str, str]:
-    """File name and text of a fragment: a name of kconfigs/ or a path.
+    """File name and text of a fragment, given as a name in kconfigs/ or as a path.
 
-    :raises UsageError: there is none; lists those there are.
+    :raises UsageError: there is no such fragment; lists the existing ones.
     """
     ours = kconfigs_dir() / f"{name}.config"
     path = ours if ours.is_file() and "/" not in name else Path(name).expanduser()
@@ -47,7 +47,7 @@ def read_fragment(name: str) -> tuple[str, str]:
 def read_patches(paths: Sequence[Path]) -> list[Patch]:
     """The patches of all files, in order.
 
-    :raises UsageError: a file cannot be read or has no patch in it.
+    :raises UsageError: a file cannot be read, or has no patch in it.
     """
     found = []
     for path in paths:
@@ -62,12 +62,12 @@ def read_patches(paths: Sequence[Path]) -> list[Patch]:
 def build(
     recipe: Recipe, progress: Progress | None = None, counter: Counter | None = None, offline: bool = False
 ) -> KernelImage:
-    """The kernel of a recipe, from the cache where it was built before.
+    """Build the kernel of a recipe, or take it from the cache.
 
-    :param counter: called for every file built; None: ``progress`` hears of every 250th.
-    :raises UsageError: no such source, patch or fragment; a patch that does not apply.
-    :raises KernelBuildError: the source does not compile, or not with this configuration.
-    :raises MachineryError: this machine lacks something, or its disk is full.
+    :param counter: called for every file built; if None, ``progress`` is called for every 250th.
+    :raises UsageError: there is no such source, patch or fragment, or a patch does not apply.
+    :raises KernelBuildError: the source does not compile, at least not with this configuration.
+    :raises MachineryError: something is missing on this host, or its disk is full.
     """
     wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
     check_tools(recipe.compiler, LLVM_TOOLS if recipe.llvm else TOOLS)
@@ -76,7 +76,7 @@ def build(
     tree = source_tree(recipe, progress, offline)
     configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
     job = Job(recipe, slot, tree, wanted, configuration, progress, counter)
-    name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the O= folder's: it is kept
+    name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the key of the O= folder, which is kept
     entry = cache.obtain(_KIND, name, job.run, progress, BUILD_TIMEOUT_S)
     os.utime(entry)
     cache.prune(_KIND, _KEPT)
@@ -84,9 +84,9 @@ def build(
 
 
 def source_tree(recipe: Recipe, progress: Progress | None = None, offline: bool = False) -> str:
-    """The id of a recipe's source, patches applied, which its slot's repository then has.
+    """The tree id of a recipe's source with its patches applied; the tree is then in the slot's repository.
 
-    :raises UsageError: no such source or patch; a patch that does not apply.
+    :raises UsageError: there is no such source or patch, or a patch does not apply.
     """
     slot, patches = recipe.origin.slot, read_patches(recipe.patches)
     with cache.locked(f"builds.{slot.name}", f"reads the source of {recipe.origin.spec}", progress, BUILD_TIMEOUT_S):
@@ -94,5 +94,5 @@ def source_tree(recipe: Recipe, progress: Progress | None = None, offline: bool 
 
 
 def digest(*parts: str) -> str:
-    """One name for everything that a cache entry depends on."""
+    """A name for a cache entry, from everything that it depends on."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Debian's kernel source (``debsrc:6.12``, ``debsrc:6.12@trixie``): from the mirror, unpacked, never installed."""
+"""Debian's kernel source (``debsrc:6.12``, ``debsrc:6.12@trixie``): fetched and unpacked, never installed."""
 
 from __future__ import annotations
 
@@ -20,25 +20,23 @@ from harness.kernel.offers import SourceOffer
 from harness.kernel.process import find_program, run
 from harness.kernel.versions import check_wanted, choose, is_exact, newest_of_each_series, series_of
 
-_REPEAT_S = 600.0  # an index younger than this is not asked again for a version that it lacks
+_REPEAT_S = 600.0  # if the index is younger than this and lacks a version, the mirror is not asked again
 _UNPACK_TIMEOUT_S = 1800.0
-_ROOM_BYTES = (
-    4_000_000_000  # the package, the source twice (1.5 GB unpacked, 0.35 GB as git objects) and the objects built
-)
+_ROOM_BYTES = 4_000_000_000  # the package, the source (1.5 GB unpacked, 0.35 GB as git objects), and the built objects
 
 
 @dataclass(frozen=True)
 class DebsrcOrigin:
-    """A linux-source package of the mirror: the newest that fits."""
+    """A linux-source package of the mirror: the newest one that matches."""
 
     version: str
     suite: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> DebsrcOrigin:
-        """``VERSION[@SUITE]``.
+        """Parse ``VERSION[@SUITE]``.
 
-        :raises UsageError: anything else.
+        :raises UsageError: text has another form.
         """
         match = re.fullmatch(r"([^@]+)(?:@([a-z][a-z0-9-]*))?", text)
         if match is None:
@@ -47,19 +45,19 @@ class DebsrcOrigin:
 
     @property
     def spec(self) -> str:
-        """The canonical string."""
+        """The canonical string of this origin."""
         return f"debsrc:{self.version}" + (f"@{self.suite}" if self.suite else "")
 
     @property
     def slot(self) -> Slot:
-        """One per series: the next stable release of it is an incremental build."""
+        """The slot: one per series, so that building its next stable release is incremental."""
         return Slot(f"debsrc-{series_of(self.version)}")
 
     def tree(self, progress: Progress | None, offline: bool) -> str:
-        """Its tree; fetched and unpacked the first time.
+        """The id of its tree, which is fetched and unpacked the first time.
 
         :raises UsageError: the mirror has no such source.
-        :raises MachineryError: it is not here and cannot be fetched.
+        :raises MachineryError: the source is not cached and cannot be fetched.
         """
         slot = self.slot
         note = cache.root() / "resolved" / f"{self.spec.replace(':', '_')}.json"
@@ -78,7 +76,7 @@ class DebsrcOrigin:
         return tree
 
     def _find(self, progress: Progress | None, offline: bool) -> SourceOffer | str:
-        """What the mirror offers; where it does not answer, the tree of the newest that is here."""
+        """The mirror's offer; if the mirror does not answer, the tree of the newest cached source."""
         index = apt.load_index()
         stale = index is None or index.age_s > apt.INDEX_TTL_S
         if index is None or stale or (index.age_s > _REPEAT_S and self._choose(index.sources) is None):
@@ -105,14 +103,14 @@ class DebsrcOrigin:
 
 
 def _imported(slot: Slot, version: str) -> str | None:
-    """The tree of a version that was unpacked before."""
+    """The tree of a version, if it was unpacked before."""
     known = cache.read_note(slot.folder / "versions.json") or {}
     tree = known.get(version)
     return tree if isinstance(tree, str) and slot.has_tree(tree) else None
 
 
 def _import(slot: Slot, offer: SourceOffer, progress: Progress | None) -> str:
-    """Fetch a package and make its source a tree of the slot's repository."""
+    """Fetch a package and add its source as a tree to the slot's repository."""
     dpkg, tar = find_program("dpkg-deb", "dpkg"), find_program("tar", "tar")
     find_program("xz", "xz-utils")
     slot.create()
@@ -124,7 +122,7 @@ def _import(slot: Slot, offer: SourceOffer, progress: Progress | None) -> str:
         )
     with cache.room_errors(slot.folder):
         for leftover in slot.folder.glob("import.*"):
-            shutil.rmtree(leftover, ignore_errors=True)  # of an import that was interrupted; we hold the lock
+            shutil.rmtree(leftover, ignore_errors=True)  # left by an interrupted import; we hold the lock
         with tempfile.TemporaryDirectory(prefix="import.", dir=slot.folder) as scratch:
             folder = Path(scratch)
             say(progress, f"fetching {offer.package} {offer.version} ({offer.file.size_bytes / 1e6:.0f} MB)")

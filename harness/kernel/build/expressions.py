@@ -1,4 +1,4 @@
-"""Kconfig's dependency expressions: whether one holds in a configuration, and what is missing if not. Pure."""
+"""Evaluates Kconfig's dependency expressions, and finds out what is missing if one does not hold. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 from harness.kernel.kconfig import Kconfig
 
-# $(cc-option,-m...) is one word: what the compiler or the shell answers is not known here, so it counts as true.
+# $(cc-option,-m...) is one word. The answer of the compiler or shell is not known here, so it counts as true.
 _TOKEN = re.compile(r"\s*(\$\((?:[^()]|\([^()]*\))*\)|&&|\|\||!=|<=|>=|[!()=<>]|\"[^\"]*\"|'[^']*'|[\w.-]+)")
 _RELATIONS = ("=", "!=", "<", ">", "<=", ">=")
 
 
 def conjunction(parts: Iterable[str]) -> str:
-    """One expression that holds where all parts do."""
+    """An expression that holds if all parts do."""
     return " && ".join(f"({part})" for part in parts if part) or "y"
 
 
@@ -23,9 +23,9 @@ def value_of(expression: str, config: Kconfig) -> bool:
 
 
 def why_false(expression: str, config: Kconfig) -> list[str]:
-    """What is missing for an expression to hold, each as the file writes it; empty where it holds.
+    """What is missing for an expression to hold, in the notation of the file; empty if it holds.
 
-    Of ``A && B`` both that are missing, of ``A || B`` the alternatives as one word, of ``!A`` that A is off.
+    For ``A && B`` each missing part, for ``A || B`` the alternatives as one word, for ``!A`` that A has to be off.
     """
     return _Reader(expression, config).missing()
 
@@ -69,7 +69,7 @@ class _Reader:
             return self._not(not wanted)
         if token == "(":
             inside = self._or(wanted)
-            self.at += 1  # its closing parenthesis
+            self.at += 1  # skip the closing parenthesis
             return inside
         if self._peek() in _RELATIONS:
             relation, right = self._next(), self._next()
@@ -90,7 +90,7 @@ class _Reader:
         try:
             order = int(left, 0) - int(right, 0)
         except ValueError:
-            return True  # cannot know
+            return True  # not known here
         return {"<": order < 0, ">": order > 0, "<=": order <= 0, ">=": order >= 0}[relation]
 
 
@@ -99,7 +99,7 @@ def _all(parts: list[list[str]]) -> list[str]:
 
 
 def _any(parts: list[list[str]]) -> list[str]:
-    """Nothing is missing where one alternative holds; else the alternatives as one word."""
+    """Nothing is missing if one alternative holds; otherwise the alternatives as one word."""
     if any(not part for part in parts):
         return []
     if len(parts) == 1:

@@ -1,7 +1,8 @@
-"""Configuration fragments: ``CONFIG_X=y  # reason`` lines in; wishes, and what a ``.config`` lacks of them, out. Pure.
+"""Configuration fragments: reads ``CONFIG_X=y  # reason`` lines and finds out which a ``.config`` does not fulfil.
+Pure.
 
-The line format is the kernel's own (scripts/kconfig/merge_config.sh), and a reason may follow on the same line. If it
-begins with "where there is one", a kernel without such a symbol will do: it came later, or is gone.
+The line format is that of the kernel (scripts/kconfig/merge_config.sh), with an optional reason on the same line. If
+the reason begins with "where there is one", the symbol may be missing: it was added later, or has been removed.
 """
 
 from __future__ import annotations
@@ -20,34 +21,34 @@ _UNSET = re.compile(r"#\s*CONFIG_(\w+) is not set\b.*")
 
 @dataclass(frozen=True)
 class Wanted:
-    """One symbol that a fragment asks for."""
+    """One symbol that a fragment requests."""
 
     symbol: str  # without CONFIG_
     value: str  # as in a .config: y, m, n, 42, "text" with its quotes
     file: str
     line: int
-    optional: bool = False  # a kernel whose Kconfig files do not have it will do
+    optional: bool = False  # the symbol may be missing in the kernel's Kconfig files
 
     @property
     def assignment(self) -> str:
-        """The line of a .config that asks for it."""
+        """The line of a .config that requests it."""
         return f"# CONFIG_{self.symbol} is not set" if self.value == "n" else f"CONFIG_{self.symbol}={self.value}"
 
     @property
     def place(self) -> str:
-        """``base.config:12``."""
+        """File and line of the request: ``base.config:12``."""
         return f"{self.file}:{self.line}"
 
     def holds_in(self, config: Kconfig) -> bool:
-        """Whether a configuration has it so."""
+        """Whether a configuration has the requested value."""
         return (config.get(self.symbol) or "n") == self.value.removeprefix('"').removesuffix('"').replace("\\", "")
 
 
 def parse(file: str, text: str) -> list[Wanted]:
-    """What a fragment asks for, in order.
+    """The requests of a fragment, in order.
 
     :param file: its name, for messages.
-    :raises UsageError: a line that is neither an assignment nor a comment; names file and line.
+    :raises UsageError: a line is neither an assignment nor a comment; names file and line.
     """
     wanted = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -63,7 +64,7 @@ def parse(file: str, text: str) -> list[Wanted]:
 
 
 def merge(fragments: Iterable[Iterable[Wanted]]) -> list[Wanted]:
-    """One wish per symbol: a later fragment has the last word."""
+    """One request per symbol; a later fragment overrides an earlier one."""
     merged: dict[str, Wanted] = {}
     for fragment in fragments:
         for wanted in fragment:
@@ -72,10 +73,10 @@ def merge(fragments: Iterable[Iterable[Wanted]]) -> list[Wanted]:
 
 
 def config_lines(wanted: Iterable[Wanted]) -> str:
-    """The text to put behind a .config; there the last line about a symbol counts."""
+    """The text to append to a .config, in which the last line about a symbol wins."""
     return "".join(f"{each.assignment}\n" for each in wanted)
 
 
 def unmet(wanted: Iterable[Wanted], config: Kconfig) -> list[Wanted]:
-    """The wishes that a finished configuration does not fulfil."""
+    """The requests that a finished configuration does not fulfil."""
     return [each for each in wanted if not each.holds_in(config)]

@@ -1,4 +1,4 @@
-"""One build in a slot: source, configuration, make, and what to say when it fails."""
+"""One build in a slot: source, configuration, make, and an explanation if it fails."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from harness.packages import how_to_install
 Counter = Callable[[int, int | None, str], None]
 """Called with the files built so far, how many the last build of this configuration had in all, and the file."""
 
-_TOLD = 5  # errors of a failed build
+_TOLD = 5  # the number of errors to show of a failed build
 _SAY_EVERY = 250  # files
 _RECONFIGURING = ("scripts/", "kernel/configs/", "arch/x86/configs/")
-# The same source gives the same bytes, whoever builds it and when (Documentation/kbuild/reproducible-builds.rst).
+# The same source gives the same bytes, no matter who builds it and when (Documentation/kbuild/reproducible-builds.rst).
 _REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01 00:00:00 UTC",
     "KBUILD_BUILD_USER": "hugepfn",
@@ -43,13 +43,13 @@ _REPRODUCIBLE = {
 
 
 def children_cpu_s() -> float:
-    """User and system seconds of all processes that this one has started and waited for."""
+    """User and system time, in seconds, of all child processes that have been waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def virtme_configure(objects: Path) -> list[str]:
-    """The command that makes virtme-ng's default configuration in an O= folder; run it in the source."""
+    """The command that makes virtme-ng's default configuration in an O= folder, to be run in the source."""
     module = [sys.executable, "-P", "-m", "virtme.commands.configkernel", "--arch=x86_64", "--defconfig"]
     return [*module, f"O={objects}"]
 
@@ -66,7 +66,7 @@ class Job:
     slot: Slot
     tree: str
     wanted: list[Wanted]
-    configuration: str  # names the O= folder
+    configuration: str  # key of the O= folder
     progress: Progress | None
     counter: Counter | None
 
@@ -97,7 +97,7 @@ class Job:
             say(self.progress, f"built {files} files in {cpu_s:.0f} CPU seconds")
 
     def _mend(self) -> None:
-        """After a make that was killed outright: what it wrote may be half of it, and newer than its source."""
+        """Clean up after a make that got SIGKILL: its files may be incomplete, and newer than their sources."""
         mark = self.objects / "building"
         if mark.exists():
             since_ns = mark.stat().st_mtime_ns
@@ -106,7 +106,7 @@ class Job:
                     path.unlink()
 
     def _configure(self, lock: int) -> None:
-        """Make .config, where source or wishes have changed since the last one, and hold it against the wishes."""
+        """Make .config if source or requests have changed, and compare it with the requests."""
         note = self.objects / "configured.json"
         known = cache.read_note(note)
         if known and (self.objects / ".config").is_file():
@@ -126,20 +126,20 @@ class Job:
         cache.write_note(note, {"tree": self.tree})
 
     def _verify(self, config: Kconfig) -> None:
-        """Every symbol asked for is as asked for.
+        """Check that every requested symbol has its value.
 
-        :raises KernelBuildError: one is not; says which dependency is missing, or that there is no such symbol.
+        :raises KernelBuildError: one does not; names the missing dependency, or says that there is no such symbol.
         """
         dropped = unmet(self.wanted, config)
         if not dropped and all(each.value != "n" for each in self.wanted):
             return
         symbols = read_symbols(self._source_text, {"SRCARCH": "x86"})
-        doubtful = [each for each in self.wanted if each in dropped or each.value == "n"]  # what is set exists
+        doubtful = [each for each in self.wanted if each in dropped or each.value == "n"]  # a symbol that is set exists
         unknown = [each for each in doubtful if each.symbol not in symbols.definitions]
         for each in unknown:
             line = f"{each.place}: no Kconfig file of {self.recipe.spec} has a symbol {each.symbol}"
             if each.optional:
-                say(self.progress, f"{line}{', so it is off' * (each.value == 'n')}")  # of another version, most likely
+                say(self.progress, f"{line}{', so it is off' * (each.value == 'n')}")  # most likely of another version
             else:
                 self._complain(line)
         if dropped := [each for each in dropped if each not in unknown]:
@@ -165,7 +165,7 @@ class Job:
             return None
 
     def _compile(self, lock: int) -> int:
-        """Make vmlinux; how many files were built."""
+        """Make vmlinux, and return the number of files built."""
         note = self.objects / "files.json"
         known = (cache.read_note(note) or {}).get("files")
         files = self._make([f"-j{jobs()}", "vmlinux"], lock, "building", known)
@@ -174,7 +174,7 @@ class Job:
         return files
 
     def _offsets(self) -> BuiltOffsets:
-        """Where this kernel's structs have what walks need. Without that the kernel is as good, only walks are not."""
+        """Find the struct offsets that walks need. If this fails, the kernel is usable, but `walk` is not."""
         found = built_offsets(self.objects, _environment())
         if found.problem:
             line = f"no walks of any process on this kernel: its build could not tell the offsets: {found.problem}"
@@ -190,7 +190,7 @@ class Job:
         return self._follow(argv, lock, doing, total)
 
     def _follow(self, argv: list[str], lock: int, doing: str, total: int | None = None) -> int:
-        """Run a step of the build, count files, keep the log; explain a failure."""
+        """Run a step of the build, count files, keep the log, and explain a failure."""
         counted = 0
         mark = self.objects / "building"
         with (self.objects / "build.log").open("a", buffering=1) as log:
@@ -203,11 +203,11 @@ class Job:
                     self._count(counted, total, file)
 
             def on_end(status: int) -> None:
-                if status != -signal.SIGKILL:  # make has deleted what it was writing, also on Ctrl-C
+                if status != -signal.SIGKILL:  # make has deleted the files that it was writing, also on Ctrl-C
                     mark.unlink(missing_ok=True)
 
             mark.touch()
-            # SIGTERM when we are killed, so that make does not build on behind our back.
+            # SIGTERM when we are killed, so that make does not continue without us.
             guard = [str(find_program("setpriv", "util-linux")), "--pdeathsig", "TERM"]
             status = follow(
                 [*guard, *argv],
@@ -228,10 +228,10 @@ class Job:
             say(self.progress, f"{counted} files built" + (f" of {total} at most" if total else ""))
 
     def _failed(self, doing: str, status: int) -> None:
-        """:raises KernelBuildError: or MachineryError, where it is not the source's fault."""
+        """:raises KernelBuildError: always, or MachineryError if it is not the source's fault."""
         log = self.objects / "build.log"
         lines = log.read_text(errors="replace").splitlines()
-        fault = machine_fault(lines) or ("ended" if status < 0 else None)  # it may not have come to say so
+        fault = machine_fault(lines) or ("ended" if status < 0 else None)  # it may not have had time to report it
         if fault == "no room":
             check_disk(self.slot.folder, Path(tempfile.gettempdir()))
             raise MachineryError(

@@ -1,8 +1,8 @@
-"""The offsets that walks need, asked of the compiler with the very command that compiled a part of the kernel.
+"""The offsets that walks need, found by the compiler with the same command that compiled a part of the kernel.
 
 A minimal kernel has neither BTF nor DWARF. kbuild keeps the command of each object in ``.NAME.o.cmd``
-(scripts/Kbuild.include, "cmd_and_savecmd"): the same flags, headers and plugins give the same layout, that of
-CONFIG_RANDSTRUCT too. The kernel learns offsets for its own assembly in this way (arch/x86/kernel/asm-offsets.c).
+(scripts/Kbuild.include, "cmd_and_savecmd"): the same flags, headers and plugins give the same layout, even with
+CONFIG_RANDSTRUCT. The kernel finds offsets for its own assembly in the same way (arch/x86/kernel/asm-offsets.c).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from harness.kernel.elf import Elf
 from harness.kernel.offsets import TASK_MEMBERS, BuiltOffsets
 from harness.kernel.process import run
 
-_OBJECT = "kernel/fork.o"  # of every kernel, and it needs all of these structs
+_OBJECT = "kernel/fork.o"  # every kernel has it, and it uses all of these structs
 _SECTION = ".hugepfn_offsets"
 _TIMEOUT_S = 300.0
 _WORDS_MAX = 300
-# A section of its own: a sanitizer puts nothing around what is in one, and its name survives any compiler.
+# A separate section: sanitizers do not pad what is in one, and every compiler keeps its name.
 SOURCE = "\n".join(
     [
         *(f"#include <linux/{name}.h>" for name in ("mm_types", "sched", "sched/signal", "stddef")),
@@ -32,12 +32,12 @@ SOURCE = "\n".join(
         "};\n",
     ]
 )
-# GNU make's escapes in a saved command (scripts/Kbuild.include, "make-cmd").
+# GNU make's escape sequences in a saved command (scripts/Kbuild.include, "make-cmd").
 _ESCAPES = {"$(pound)": "#", "$$": "$"}
 
 
 def built_offsets(objects: Path, env: Mapping[str, str]) -> BuiltOffsets:
-    """What to leave beside the vmlinux that was built in an O= folder: its offsets, or why there are none.
+    """The offsets to store beside the vmlinux that was built in an O= folder, or the reason why there are none.
 
     :param env: make's environment.
     """
@@ -53,7 +53,7 @@ def _build_id(vmlinux: Path) -> bytes | None:
     try:
         with vmlinux.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return Elf(data, "vmlinux").build_id()
-    except (OSError, ValueError) as error:  # ValueError: it is empty
+    except (OSError, ValueError) as error:  # ValueError: the file is empty
         raise MachineryError(f"vmlinux cannot be read: {error}") from error
 
 
@@ -61,7 +61,7 @@ def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
     """Bytes from the start of its struct to each of TASK_MEMBERS, in the kernel that was built in an O= folder.
 
     :param env: make's environment.
-    :raises MachineryError: there is no such command, or the compiler says no: in one line.
+    :raises MachineryError: there is no such command, or the compiler failed; one line with the error.
     """
     note = objects / _OBJECT.replace("/", "/.")
     try:
@@ -72,7 +72,7 @@ def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
     source, target = objects / "hugepfn-offsets.c", objects / "hugepfn-offsets.o"
     source.write_text(SOURCE)
     target.unlink(missing_ok=True)
-    # ccache would keep what is never asked for again; -flto would leave no machine code in the object.
+    # ccache would store what is never needed again; -flto would leave no machine code in the object.
     argv = [*words, "-w", "-fno-lto", "-c", "-o", str(target), str(source)]
     done = run(argv, timeout_s=_TIMEOUT_S, cwd=objects, env={**env, "CCACHE_DISABLE": "1"}, check=False)
     if done.status != 0 or not target.is_file():
@@ -87,11 +87,11 @@ def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
 
 
 def compile_words(saved: str) -> list[str]:
-    """The compiler and its flags out of a ``.cmd`` file: without source, target and the list of headers it writes.
+    """The compiler and its flags from a ``.cmd`` file, without source, target and the dependency file.
 
-    :raises MachineryError: that is no compile command.
+    :raises MachineryError: saved is not a compile command.
     """
-    # "cmd_" before 6.3. What follows the compiler's command, objtool say, is set off by a semicolon.
+    # "cmd_" before 6.3. A semicolon separates the compiler's command from others, such as objtool.
     found = re.match(rf"(?:saved)?cmd_{re.escape(_OBJECT)} := (.*)", saved)
     text = re.sub(r"\$\(pound\)|\$\$", lambda escape: _ESCAPES[escape[0]], found[1]) if found else ""
     lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|")

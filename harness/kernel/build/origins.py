@@ -1,4 +1,4 @@
-"""Where a kernel's source comes from: a git tree at a revision or as it stands, a plain folder. It is only read."""
+"""Where a kernel's source comes from: a git tree at a revision, a work tree, or a plain folder. It is only read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.kernel.build.slot import Slot, git, git_environment
 
 
 class Origin(Protocol):
-    """A source somebody asks for. A value: nothing is looked at before :meth:`tree`."""
+    """A requested source. A value: nothing is read before :meth:`tree`."""
 
     @property
     def spec(self) -> str:
@@ -26,24 +26,25 @@ class Origin(Protocol):
 
     @property
     def slot(self) -> Slot:
-        """Where it is built."""
+        """The slot in which it is built."""
         ...
 
     def tree(self, progress: Progress | None, offline: bool) -> str:
         """The id of its git tree, which the slot's repository can read from then on.
 
         :raises UsageError: there is no such source.
-        :raises MachineryError: it cannot be had.
+        :raises MachineryError: the source is not available.
         """
         ...
 
 
 @dataclass(frozen=True)
 class TreeOrigin:
-    """A source tree of the user's own.
+    """A source tree of the user.
 
-    Without a revision a git tree is taken as it stands: tracked changes, and untracked files that are not ignored. A
-    folder without git likewise, by the .gitignore files that every kernel source has: what was built in it is ignored.
+    Without a revision, the work tree of a git tree is used, with tracked changes and untracked files that are not
+    ignored. In a folder without git, the .gitignore files of the kernel source apply too, so that built files are
+    ignored.
     """
 
     path: Path
@@ -51,9 +52,9 @@ class TreeOrigin:
 
     @classmethod
     def parse(cls, text: str) -> TreeOrigin:
-        """``PATH[@REV]``; a path that has an @ itself is understood where the folder exists.
+        """Parse ``PATH[@REV]``; an @ may be part of the path if that folder exists.
 
-        :raises UsageError: no path.
+        :raises UsageError: there is no path.
         """
         cuts = [*(m.start() for m in re.finditer("@", text)), len(text)]
         cut = next((c for c in reversed(cuts) if c and Path(text[:c]).expanduser().is_dir()), cuts[0])
@@ -68,19 +69,19 @@ class TreeOrigin:
 
     @property
     def folder(self) -> Path:
-        """The path without links."""
+        """The path with links resolved."""
         return self.path.expanduser().resolve()
 
     @property
     def slot(self) -> Slot:
-        """One per folder, whatever the revision."""
+        """The slot: one per folder, for all revisions."""
         name = re.sub(r"[^\w.-]", "_", self.folder.name)[:40]
         return Slot(f"{name}-{hashlib.sha256(str(self.folder).encode(errors='surrogateescape')).hexdigest()[:12]}")
 
     def tree(self, progress: Progress | None, offline: bool) -> str:  # noqa: ARG002 - Origin's signature
-        """Its tree.
+        """The id of its tree.
 
-        :raises UsageError: no such folder or revision, or no kernel source.
+        :raises UsageError: there is no such folder or revision, or it is not a kernel source.
         """
         if not self.folder.is_dir():
             raise UsageError(f"{self.path}: no such folder; expected a kernel source tree")
@@ -97,7 +98,7 @@ class TreeOrigin:
             tempfile.TemporaryDirectory(prefix="index.", dir=slot.folder) as scratch,
         ):
             index = Path(scratch) / "index"
-            # An index knows by its stat data which files have not changed: those are not read again.
+            # The stat data in an index shows which files have not changed; they are not read again.
             known = slot.folder / "plain-index" if repository is None else repository[0] / "index"
             if known.is_file():
                 shutil.copy2(known, index)
@@ -108,7 +109,7 @@ class TreeOrigin:
             return self._as_it_stands(repository[0], slot, index)
 
     def _repository(self) -> tuple[Path, Path] | None:
-        """The git folder and the object folder, where this folder is the top of a git tree or a bare repository."""
+        """The git folder and the object folder, if this folder is the top of a git tree or a bare repository."""
         env = git_environment({})
         asked = ["--absolute-git-dir", "--git-path", "objects", "--show-prefix"]
         answer = git("-C", self.folder, "rev-parse", *asked, env=env, check=False)
@@ -134,10 +135,10 @@ class TreeOrigin:
         return tree
 
     def _as_it_stands(self, git_dir: Path, slot: Slot, index: Path) -> str:
-        """A tree of the work tree: what is new goes into the slot's objects, through a copy of the index."""
+        """Make a tree of the work tree; new objects go into the slot, through a copy of the index."""
         ours = {"GIT_DIR": git_dir, "GIT_WORK_TREE": self.folder, "GIT_INDEX_FILE": index}
         env = git_environment({**ours, "GIT_OBJECT_DIRECTORY": slot.git_dir / "objects"})
-        # Each of these would have git write beside the user's index, or start a daemon there.
+        # Each of these would make git write beside the user's index, or start a daemon there.
         quiet = [
             "core.fsmonitor=false",
             "core.untrackedCache=false",

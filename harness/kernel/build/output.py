@@ -1,4 +1,4 @@
-"""What make and the compiler say during a kernel build: lines in, files built and errors out."""
+"""Parses the output of make and the compiler during a kernel build: lines in, built files and errors out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINKER = re.compile(r"(?:\S*ld(?:\.\w+)?: )?(?P<file>[^\s:]+):(?:\S+:)? ?(?P<wo
 _OBJTOOL = re.compile(r"(?P<file>[^\s:]+): (?P<words>error: objtool: .+)")
 _MODPOST = re.compile(r"ERROR: modpost: (?P<words>.+)")
 _MAKE = re.compile(r"make(?:\[\d+\])?: \*\*\* (?P<words>.+)")
-# What this machine lacks rather than the kernel, and the Debian package that has it.
+# Things that are missing on this host and not in the kernel, and the Debian package that has them.
 _MISSING = (
     (re.compile(r"fatal error: (?:gelf|libelf)\.h: No such file"), "libelf-dev"),
     (re.compile(r"fatal error: openssl/\S+: No such file"), "libssl-dev"),
@@ -28,21 +28,21 @@ _MISSING = (
     (re.compile(r"\b(?:python3: (?:command )?not found|env: .python3.: No such file)"), "python3"),
 )
 _KILLED = re.compile(r"(?:fatal error: Killed signal|: Killed$|virtual memory exhausted|out of memory allocating)")
-# GNU make's words for a recipe that a signal ended: somebody's kill, or the kernel's for want of memory.
+# GNU make's message about a recipe that a signal ended: a kill, or the kernel's OOM killer.
 _ENDED = re.compile(r"make(?:\[\d+\])?: \*\*\* \[.+\] (?:Terminated|Killed|Hangup|Interrupt)")
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 
 
-# What a selftest may include and link beside the C library.
+# What a selftest may include and link besides the C library.
 _NO_HEADER = re.compile(r"fatal error: (\S+): No such file or directory")
 _NO_LIBRARY = re.compile(r"cannot find -l([\w+-]+)")
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One error: where, and the tool's own words."""
+    """One error: its place, and the tool's own message."""
 
-    file: str  # relative to the source folder where it is in it; empty: make itself
+    file: str  # relative to the source folder if inside it; empty for an error of make itself
     line: int | None
     words: str
 
@@ -52,15 +52,15 @@ class Diagnostic:
 
 
 def built(line: str) -> str | None:
-    """The file that a line of make's output says is being built; None for any other line."""
+    """The file that is being built according to a line of make's output; None for any other line."""
     match = _BUILT.fullmatch(line)
     return match[1] if match else None
 
 
 def diagnostics(lines: Iterable[str], source: str) -> list[Diagnostic]:
-    """The errors in a build's output, each once, in order; make's own only where no tool has spoken.
+    """The errors in a build's output, each once, in order; make's own errors only if no tool reported one.
 
-    :param source: the source folder as make knows it, cut off of file names.
+    :param source: the source folder as make names it, which is removed from file names.
     """
     found: dict[Diagnostic, None] = {}
     make: Diagnostic | None = None
@@ -86,7 +86,7 @@ def _relative(file: str, source: str) -> str:
 
 
 def machine_fault(lines: Iterable[str]) -> str | None:
-    """Why a build failed that has nothing to do with the source: no room, no memory, a missing tool; None otherwise.
+    """The cause of a failed build if it is not the source: no room, no memory, a missing tool; otherwise None.
 
     :returns: "no room", "no memory", "ended" (by a signal), or the Debian package to install.
     """
@@ -104,9 +104,9 @@ def machine_fault(lines: Iterable[str]) -> str | None:
 
 
 def missing_library(lines: Iterable[str]) -> str | None:
-    """What a selftest needs beside the C library and this machine has not got, and the package that has it.
+    """The library that a selftest needs and this host lacks, with its package.
 
-    A header that no known package has is the source's own fault: None.
+    Returns None for a header that is in no known package, which is an error of the source.
     """
     packages = {need.name: need.package for need in needs(Part.SELFTESTS, Part.RUN)}
     for line in lines:

@@ -1,4 +1,4 @@
-"""Patch files and mailboxes: bytes in, patches out; and where one does not apply. Pure."""
+"""Patch files and mailboxes: bytes in, patches out; also finds where one does not apply. Pure."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@.*$")
 class Patch:
     """One patch of a file or a series."""
 
-    name: str  # for messages: the file, and where it holds several the subject
+    name: str  # for messages: the file, and the subject if the file has several patches
     diff: bytes = field(repr=False)
-    subject: str = ""  # of its mail, "" where it is none
+    subject: str = ""  # of its mail; "" if it is not a mail
 
 
 def split(name: str, data: bytes) -> list[Patch]:
-    """The patches of a file, in order: one for a diff or a mail, several for a mailbox. A cover letter is none.
+    """The patches of a file, in order: one for a diff or a mail, several for a mailbox. A cover letter does not count.
 
-    :param name: the file's, for messages.
+    :param name: name of the file, for messages.
     :raises UsageError: there is no patch in it.
     """
     marks = [match.start() for match in _POSTMARK.finditer(data)]
@@ -54,14 +54,14 @@ def split(name: str, data: bytes) -> list[Patch]:
 
 
 def _body(message: email.message.Message) -> bytes:
-    """The text of a mail, decoded (quoted-printable, base64); its attachments that hold a diff likewise."""
+    """The text of a mail, decoded (quoted-printable, base64); including attachments with a diff."""
     parts = [part for part in message.walk() if not part.is_multipart()]
     texts = [part.get_payload(decode=True) for part in parts]
     return b"\n".join(text.replace(b"\r\n", b"\n") for text in texts if isinstance(text, bytes))
 
 
 def why_not(stderr: str, patch: Patch) -> str:
-    """What ``git apply`` says of a patch that does not apply, with file and hunk."""
+    """The message of ``git apply`` about a patch that does not apply, with file and hunk."""
     if match := _FAILED.search(stderr):
         file, line = match[1], int(match[2])
         number, header = _hunk_at(patch.diff.decode(errors="replace"), file, line)
@@ -71,7 +71,7 @@ def why_not(stderr: str, patch: Patch) -> str:
 
 
 def _hunk_at(diff: str, file: str, line: int) -> tuple[int, str]:
-    """Number and header of the hunk of ``file`` that starts at ``line`` of the old file; (0, "") when not found."""
+    """Number and header of the hunk of ``file`` that starts at ``line`` of the old file; (0, "") if not found."""
     here, number = False, 0
     for text in diff.splitlines():
         if text.startswith(("--- ", "+++ ")):

@@ -1,8 +1,9 @@
-"""The kernel's own selftests (tools/testing/selftests): from a source to static programs, outside the user's tree.
+"""The kernel's own selftests (tools/testing/selftests): built from a source as static programs, outside the user's
+tree.
 
-What they are built from is a few folders of the source, written into the cache beside the headers that ``make headers``
-makes of them; each program is an entry of its own, made by the rule of its collection's own Makefile. All is known by
-the content of those folders: a change in mm/ builds no selftest anew.
+They are built from a few folders of the source, which are written into the cache beside the headers that ``make
+headers`` makes. Each program is a separate cache entry, made by the rule of its collection's own Makefile. The cache
+keys depend on the content of those folders only: a change in mm/ does not rebuild any selftest.
 """
 
 from __future__ import annotations
@@ -30,31 +31,31 @@ _SOURCES, _PROGRAMS = "selftest-sources", "selftests"
 _SOURCES_KEPT, _PROGRAMS_KEPT = 4, 400  # 120 MB and 1 MB each
 _SCHEMA = 2
 _MAKE_TIMEOUT_S = 1800.0
-_TOLD = 3  # errors of a program that does not build
+_TOLD = 3  # the number of errors to show of a program that does not build
 SELFTESTS = "tools/testing/selftests"
-# What `make headers` reads, and what selftests include from outside their folder otherwise than through a link.
+# What `make headers` reads, and what selftests include from outside their folder without a link.
 _NEEDED = (
     *("Makefile", "Kbuild", "scripts", "arch/x86", "include/uapi", SELFTESTS),
     *("tools/arch/x86", "tools/build", "tools/include", "tools/lib", "tools/scripts"),
     *("mm/gup_test.h", "lib/test_hmm_uapi.h"),
 )
 _LISTED = ("TEST_GEN_PROGS", "TEST_CUSTOM_PROGS", "TEST_GEN_FILES", "TEST_PROGS")
-_UNSAID = {"vfio": ("IOMMUFD", "VFIO_DEVICE_CDEV")}  # it has no config file; its default IOMMU mode is iommufd (7.x)
+_UNSAID = {"vfio": ("IOMMUFD", "VFIO_DEVICE_CDEV")}  # vfio has no config file; its default IOMMU mode is iommufd (7.x)
 _RUN_TEST = re.compile(r"^\s*CATEGORY=\S+ run_test (?:\./)(?P<name>[\w.-]+)(?P<args>[^\n]*)$", re.MULTILINE)
 _PT_INTERP = 3
 
 
 @dataclass(frozen=True)
 class Collection:
-    """One folder of tools/testing/selftests, ready to be built from."""
+    """One folder of tools/testing/selftests, ready for building."""
 
     name: str
-    spec: str  # of the source, as it was asked for
+    spec: str  # spec of the source, as requested
     folder: Path  # the collection's own folder in our copy of the source
     headers: Path
     compiler: str
     key: str
-    listed: dict[str, tuple[str, ...]]  # by the Makefile's variable: TEST_GEN_PROGS, ...
+    listed: dict[str, tuple[str, ...]]  # by variable of the Makefile: TEST_GEN_PROGS, ...
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -68,20 +69,20 @@ class Collection:
 
     @property
     def timeout_s(self) -> float | None:
-        """What its ``settings`` file says that a program may take; None: nothing."""
+        """The timeout for a program in its ``settings`` file; None if there is none."""
         found = re.search(r"^timeout=(\d+)", self._text("settings"), re.MULTILINE)
         return float(found[1]) if found else None
 
     def lacking(self, config: Kconfig) -> list[str]:
-        """What a kernel's configuration lacks of what the collection's tests want (its ``config`` file)."""
+        """The symbols of the collection's ``config`` file that a kernel's configuration lacks."""
         wishes = re.findall(r"^CONFIG_(\w+)=([ym])$", self._text("config"), re.MULTILINE)
         wishes += [(symbol, "y") for symbol in _UNSAID.get(self.name, ())]
         return [f"{symbol}={value}" for symbol, value in wishes if not config.is_set(symbol)]
 
     def commands(self) -> list[str]:
-        """Each program with the arguments that the collection's own script gives it, else without any.
+        """Each program with the arguments that the collection's own script gives it, if any.
 
-        mm has its tests in TEST_GEN_FILES and runs them by run_vmtests.sh; elsewhere TEST_GEN_FILES are helpers.
+        mm has its tests in TEST_GEN_FILES and runs them in run_vmtests.sh; elsewhere TEST_GEN_FILES are helpers.
         """
         given: dict[str, list[str]] = {}
         for script in self.scripts:
@@ -95,11 +96,11 @@ class Collection:
         return path.read_text(errors="replace") if path.is_file() else ""
 
     def build(self, name: str, progress: Progress | None = None) -> Path:
-        """The static ELF of one program, from the cache where it was built before.
+        """Build the static ELF of one program, or take it from the cache.
 
-        :raises PremiseNotMet: this machine lacks a library that it needs, or it cannot be linked statically.
-        :raises KernelBuildError: it does not compile.
-        :raises MachineryError: no room, no make.
+        :raises PremiseNotMet: a library is missing on this host, or the program cannot be linked statically.
+        :raises KernelBuildError: the program does not compile.
+        :raises MachineryError: there is no room, or no make.
         """
         entry = cache.obtain(_PROGRAMS, f"{self.name}-{name}-{self.key}", lambda out: self._make(name, out), progress)
         os.utime(entry)
@@ -113,7 +114,7 @@ class Collection:
             raise _explained(f"{self.name}/{name} of {self.spec}", log.splitlines(), str(self.folder))
         if not is_static((out / name).read_bytes()):
             raise PremiseNotMet(f"{self.name}/{name}: its Makefile links it dynamically: the guest has no libraries")
-        for other in out.iterdir():  # objects, libraries of its own
+        for other in out.iterdir():  # its objects and libraries
             if other.name != name:
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
 
@@ -121,10 +122,10 @@ class Collection:
 def collection(recipe: Recipe, name: str, progress: Progress | None = None, offline: bool = False) -> Collection:
     """One collection of a source.
 
-    :param recipe: its source, patches and compiler count.
-    :raises UsageError: no such source or collection.
-    :raises KernelBuildError: the source's headers cannot be made.
-    :raises MachineryError: this machine lacks something, or its disk is full.
+    :param recipe: only its source, patches and compiler are used.
+    :raises UsageError: there is no such source or collection.
+    :raises KernelBuildError: the headers of the source cannot be made.
+    :raises MachineryError: something is missing on this host, or its disk is full.
     """
     check_tools(recipe.cc, SELFTEST_TOOLS, "selftests")
     slot, tree = recipe.origin.slot, source_tree(recipe, progress, offline)
@@ -147,13 +148,13 @@ def collection(recipe: Recipe, name: str, progress: Progress | None = None, offl
     folder = entry / "src" / SELFTESTS / name
     with cache.locked(f"{_SOURCES}.{key}.{name}", f"reads the selftests {name}", progress):
         listed = _list_programs(recipe, folder, entry / "headers")
-    # What its Makefile found on this machine (mm: whether there is liburing) is built in.
+    # What its Makefile found on this host (mm: whether there is liburing) is built in.
     probed = [path.read_text(errors="replace") for path in sorted(folder.glob("local_config.*"))]
     return Collection(name, recipe.spec, folder, entry / "headers", recipe.cc, digest(key, *probed), listed)
 
 
 def _make_headers(recipe: Recipe, entry: Path) -> None:
-    """``make headers``: needs neither rsync nor a configuration."""
+    """Run ``make headers``, which needs neither rsync nor a configuration."""
     objects = entry / "objects"
     objects.mkdir()
     words = [f"O={objects}", "ARCH=x86_64", f"CC={recipe.cc}", f"-j{jobs()}", "headers"]
@@ -166,10 +167,10 @@ def _make_headers(recipe: Recipe, entry: Path) -> None:
 
 
 def _list_programs(recipe: Recipe, folder: Path, headers: Path) -> dict[str, tuple[str, ...]]:
-    """What the collection's Makefile says that it has: asked of make, by a rule of our own."""
+    """The programs in the collection's Makefile, found by a make rule of our own."""
     echoes = "; ".join(f"echo {name}: $(patsubst $(OUTPUT)/%,%,$({name}))" for name in _LISTED)
     rule = f"--eval=hugepfn-list: ; @{echoes}"
-    # -W: what it probes for may have been installed since.
+    # -W, because what the Makefile probes for may have been installed since.
     words = [*_variables(recipe.cc, headers, folder), "-s", "-W", "check_config.sh", rule, "hugepfn-list"]
     done = run_make(folder, words)
     rows = (line.partition(":") for line in done.stdout.decode(errors="replace").splitlines())
@@ -181,8 +182,8 @@ def _list_programs(recipe: Recipe, folder: Path, headers: Path) -> dict[str, tup
 
 
 def _variables(cc: str, headers: Path, out: Path) -> list[str]:
-    """lib.mk's own interface (tools/testing/selftests/lib.mk)."""
-    # An assertion that fails names its file: as the kernel's people know it, not where it is in our cache.
+    """The variables that lib.mk provides for users (tools/testing/selftests/lib.mk)."""
+    # A failed assertion names its file: use its path in the kernel tree, not in our cache.
     names = f"-fmacro-prefix-map={headers.parent}/src/="
     return [
         *(f"OUTPUT={out}", "ARCH=x86_64", f"CC={cc}", "building_out_of_srctree=1"),
@@ -191,13 +192,13 @@ def _variables(cc: str, headers: Path, out: Path) -> list[str]:
 
 
 def run_make(folder: Path, words: Sequence[str]) -> Finished:
-    """Run make in a folder; its end is the caller's to judge."""
+    """Run make in a folder; the caller judges the result."""
     argv: list[str | Path] = [find_program("make", "make"), "-C", folder, *words]
     return run(argv, timeout_s=_MAKE_TIMEOUT_S, check=False, env=make_environment())
 
 
 def _explained(what: str, lines: list[str], folder: str) -> PremiseNotMet | MachineryError | KernelBuildError:
-    """Whose fault a failed build is."""
+    """The error to raise for a failed build, by whose fault it is."""
     if missing := missing_library(lines):
         return PremiseNotMet(f"{what} was not built: {missing}")
     if fault := machine_fault(lines):
@@ -208,7 +209,7 @@ def _explained(what: str, lines: list[str], folder: str) -> PremiseNotMet | Mach
 
 
 def arguments(script: str) -> list[tuple[str, str]]:
-    """The programs that a run_vmtests.sh runs, each with its arguments; not those that the shell has to work out."""
+    """The programs that a run_vmtests.sh runs, each with its arguments; commands with shell expansions are left out."""
     found = [(match["name"], match["args"].strip()) for match in _RUN_TEST.finditer(script)]
     return [pair for pair in dict.fromkeys(found) if not re.search(r"[$`|&;<>\\]", pair[1])]
 
@@ -216,7 +217,7 @@ def arguments(script: str) -> list[tuple[str, str]]:
 def is_static(elf: bytes) -> bool:
     """Whether a 64-bit ELF needs no loader (it has no PT_INTERP).
 
-    :raises MachineryError: it is no 64-bit ELF.
+    :raises MachineryError: elf is not a 64-bit ELF.
     """
     try:
         offset = struct.unpack_from("<Q", elf, 0x20)[0]

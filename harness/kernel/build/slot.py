@@ -1,9 +1,9 @@
-"""A build slot: one source folder of our own for one origin, kept between builds so that the next build is incremental.
+"""A build slot: a separate source folder for one origin, kept between builds so that the next build is incremental.
 
-``git/`` holds trees as git objects, ``src/`` one of them checked out, ``obj/KEY/`` the O= folder of one configuration
-and compiler. git decides by content which files of ``src/`` change from one tree to the next; only those get a new
-mtime, so make builds only what they concern. Patches are applied to a tree, not to files: one that fails leaves nothing
-behind.
+``git/`` has trees as git objects, ``src/`` is one of them checked out, and ``obj/KEY/`` is the O= folder of one
+configuration and compiler. git decides by content which files in ``src/`` change from one tree to the next. Only those
+get a new mtime, so make builds only what depends on them. Patches are applied to a tree, not to files, so one that
+fails leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from harness.kernel.build.patches import Patch, why_not
 from harness.kernel.process import FOLLOW_TIMEOUT_S, Finished, check_room, find_program, run
 
 _GIT_TIMEOUT_S = 3600.0
-BUILD_TIMEOUT_S = 6 * 3600.0  # how long one waits for another that builds
-# What the user's own git is set to do must not reach into our folders.
+BUILD_TIMEOUT_S = 6 * 3600.0  # how long to wait for another process that builds
+# The user's git configuration must not affect our folders.
 _OURS = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
 
 
 def git_environment(ours: Mapping[str, str | Path]) -> dict[str, str]:
-    """Our environment without what a surrounding git (a hook, `git bisect run`) says, and with ``ours``."""
+    """Our environment without the variables of a surrounding git (a hook, `git bisect run`), and with ``ours``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {**kept, "GIT_OPTIONAL_LOCKS": "0", **{name: os.fspath(value) for name, value in ours.items()}}
 
@@ -52,9 +52,9 @@ def git(*words: str | Path, env: Mapping[str, str], stdin: bytes | None = None, 
 
 
 def check_disk(*folders: Path, least_bytes: int = 1 << 24) -> None:
-    """Say which folder has no room left.
+    """Check that the folders have room.
 
-    :raises MachineryError: one has less than ``least_bytes``.
+    :raises MachineryError: one has less than ``least_bytes``; names it.
     """
     for folder in folders:
         if shutil.disk_usage(folder).free < least_bytes:
@@ -71,13 +71,13 @@ class Slot:
         self.source = self.folder / "src"
 
     def environment(self, **more: str | Path) -> dict[str, str]:
-        """For git on this slot's own repository."""
+        """The environment for git on this slot's own repository."""
         return git_environment({**_OURS, "GIT_DIR": self.git_dir, **more})
 
     def create(self, alternate: Path | None = None) -> None:
-        """Make the slot's repository where there is none.
+        """Make the slot's repository if there is none.
 
-        :param alternate: a folder of git objects that it may read, the user's.
+        :param alternate: the user's folder of git objects, which it may read.
         """
         if re.search(r"[\s:]", str(self.folder)):
             raise MachineryError(
@@ -95,26 +95,27 @@ class Slot:
                     (info / "alternates").write_text(text)
 
     def has_tree(self, tree: str) -> bool:
-        """Whether a tree is here, or in the user's repository."""
+        """Whether a tree is in this repository or in the user's."""
         return git("cat-file", "-e", f"{tree}^{{tree}}", env=self.environment(), check=False).status == 0
 
     def add_folder(self, folder: Path, index: Path, *, ignored: bool) -> str:
-        """A folder's content as a tree of this slot's repository; only what changed since ``index`` is read.
+        """Add the contents of a folder as a tree to this slot's repository; only files that changed since ``index`` are
+        read.
 
-        :param ignored: also what the folder's .gitignore files ignore.
+        :param ignored: include files that the folder's .gitignore files ignore.
         """
         options = ["-c", "core.compression=1", "-c", "core.autocrlf=false"]
         if not index.is_file():
-            # One pack instead of 85,000 files: git streams what it holds to be big straight into a pack.
+            # One pack instead of 85,000 files: git streams files that it considers big directly into a pack.
             options += ["-c", "core.bigFileThreshold=1"]
         env = self.environment(GIT_WORK_TREE=folder, GIT_INDEX_FILE=index)
         git(*options, "add", "--all", *(["--force"] if ignored else []), ".", env=env)
         return git("write-tree", env=env).stdout.decode().strip()
 
     def apply(self, tree: str, patches: Sequence[Patch]) -> str:
-        """The tree with patches applied, one after the other. No file is touched.
+        """Make the tree with patches applied in order. No file is changed.
 
-        :raises UsageError: one does not apply; names the patch, the file and the hunk.
+        :raises UsageError: a patch does not apply; names the patch, the file and the hunk.
         """
         if not patches:
             return tree
@@ -136,9 +137,9 @@ class Slot:
 
     @contextlib.contextmanager
     def locked(self, progress: Progress | None) -> Iterator[int]:
-        """Hold source and O= folders; yields a descriptor to hand to make.
+        """Lock the source and O= folders; yields a descriptor for make to inherit.
 
-        The lock is its, too: it lasts until make and all its children have ended, even if we are killed.
+        The lock lasts until make and all its children have ended, even if we are killed.
         """
         with cache.room_errors(self.folder), (self.folder / "lock").open("w") as file:
             try:
@@ -149,28 +150,28 @@ class Slot:
             yield file.fileno()
 
     def check_out(self, tree: str) -> None:
-        """Make ``src/`` that tree. Only files whose content differs are written; call it locked."""
+        """Check out a tree in ``src/``. Only files whose content differs are written. Call it with the lock held."""
         mark = self.folder / "half-updated"
         interrupted = mark.exists()
         with cache.room_errors(self.folder):
             self.source.mkdir(exist_ok=True)
             mark.touch()
-            (self.folder / "index.lock").unlink(missing_ok=True)  # of a git that was killed
+            (self.folder / "index.lock").unlink(missing_ok=True)  # left by a git that was killed
             env = self.environment(GIT_WORK_TREE=self.source, GIT_INDEX_FILE=self.folder / "index")
-            # By the index's stat data git also sees, and mends, files that somebody or an interruption changed.
+            # From the stat data in the index, git also detects and restores files that were changed in the meantime.
             git("-c", "core.autocrlf=false", "read-tree", "--reset", "-u", tree, env=env)
             if interrupted:
-                git("clean", "-ffdxq", env=env)  # files of a tree that git was writing, and no longer knows of
+                git("clean", "-ffdxq", env=env)  # files of a tree that git was writing when it was interrupted
             mark.unlink()
 
     def identities(self, tree: str, paths: Sequence[str]) -> dict[str, str]:
-        """The object ids of those of these files and folders that a tree has."""
+        """The object ids of these files and folders, as far as they are in a tree."""
         answer = git("ls-tree", "-z", tree, "--", *paths, env=self.environment())
         rows = (row.split("\t") for row in answer.stdout.decode(errors="replace").split("\0")[:-1])
         return {path: described.split()[-1] for described, path in rows}
 
     def links(self, tree: str, paths: Sequence[str]) -> list[str]:
-        """Where the symbolic links below these folders point to, in the tree."""
+        """The targets, in the tree, of the symbolic links below these folders."""
         answer = git("ls-tree", "-rz", tree, "--", *paths, env=self.environment())
         rows = [row.split("\t") for row in answer.stdout.decode(errors="replace").split("\0")[:-1]]
         found = []
@@ -181,7 +182,7 @@ class Slot:
         return found
 
     def export(self, tree: str, paths: Sequence[str], folder: Path) -> None:
-        """Write files and folders of a tree into a folder of somebody else's."""
+        """Write files and folders of a tree into another folder."""
         with self._scratch_index() as index:
             env = self.environment(GIT_WORK_TREE=folder, GIT_INDEX_FILE=index)
             git("-c", "core.autocrlf=false", "checkout", "--quiet", tree, "--", *paths, env=env)

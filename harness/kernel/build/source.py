@@ -1,4 +1,4 @@
-"""Kernels to build as somebody writes them: ``tree:PATH[@REV][+PATCH...]``, ``debsrc:VERSION[@SUITE][+PATCH...]``."""
+"""Specs of kernels to build: ``tree:PATH[@REV][+PATCH...]``, ``debsrc:VERSION[@SUITE][+PATCH...]``."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ PATCH_SUFFIXES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
 
 @dataclass(frozen=True)
 class BuiltSource:
-    """A kernel that is built when it is asked for: harness.kernel.spec's Source."""
+    """A kernel that is built on request; implements harness.kernel.spec.Source."""
 
     recipe: Recipe
 
     @classmethod
     def parse(cls, text: str) -> BuiltSource:
-        """A spec with its scheme.
+        """Parse a spec with its scheme.
 
-        :raises UsageError: neither a tree nor a Debian source.
+        :raises UsageError: it is neither a tree nor a Debian source.
         """
         origin, patches = split_patches(text)
         return cls(Recipe(parse_origin(origin), patches))
 
     @property
     def spec(self) -> str:
-        """The canonical string."""
+        """The canonical string of this source."""
         return self.recipe.spec
 
     def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:
@@ -42,9 +42,9 @@ class BuiltSource:
 
 
 def parse_origin(text: str) -> Origin:
-    """``tree:PATH[@REV]`` or ``debsrc:VERSION[@SUITE]``; without a scheme it is a tree's path.
+    """Parse ``tree:PATH[@REV]`` or ``debsrc:VERSION[@SUITE]``; without a scheme it is the path of a tree.
 
-    :raises UsageError: it makes no sense.
+    :raises UsageError: it cannot be parsed.
     """
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "debsrc":
@@ -53,9 +53,9 @@ def parse_origin(text: str) -> Origin:
 
 
 def split_patches(text: str) -> tuple[str, tuple[Path, ...]]:
-    """A spec and its patches. A ``+`` begins a patch where what follows it ends like a patch file's name.
+    """Split a spec from its patches. A ``+`` starts a patch if the text after it ends like the name of a patch file.
 
-    :raises UsageError: something that is no patch stands behind a patch.
+    :raises UsageError: a patch is followed by something else.
     """
     first, *rest = text.split("+")
     patches: list[Path] = []
@@ -67,5 +67,5 @@ def split_patches(text: str) -> tuple[str, tuple[Path, ...]]:
                 f"{text}: {piece!r} is no patch file; expected a name that ends in {', '.join(PATCH_SUFFIXES)}"
             )
         else:
-            first += f"+{piece}"  # of a path, a branch or a Debian version
+            first += f"+{piece}"  # the + belongs to a path, a branch or a Debian version
     return first, tuple(patches)

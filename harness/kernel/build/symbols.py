@@ -1,7 +1,7 @@
-"""A small reader of Kconfig files: which symbols there are, and which dependency keeps one off. Pure but for ``read``.
+"""A small reader of Kconfig files: finds the symbols, and the dependency that keeps one off. Pure except for ``read``.
 
-Only what an explanation needs (Documentation/kbuild/kconfig-language.rst): dependencies, prompts, selects. The kernel's
-own conf decides what a configuration is; it does not say why.
+It knows only what an explanation needs (Documentation/kbuild/kconfig-language.rst): dependencies, prompts, selects. The
+kernel's own conf makes the configuration, but does not explain it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Read = Callable[[str], str | None]
 _TYPES = r"(?:bool|tristate|int|hex|string)"
 _PROMPT = re.compile(rf"(?:{_TYPES}|prompt)\s+(?:\"(?:[^\"\\]|\\.)*\"|'[^']*')(?:\s+if\s+(.+))?")
 _KEYWORD = re.compile(r"(\w+)(?:\s+(.*))?")
-_DEPTH = 3  # of "needs X, which needs Y"
+_DEPTH = 3  # maximum depth of "needs X, which needs Y"
 
 
 @dataclass
@@ -26,8 +26,8 @@ class Definition:
     """One ``config NAME`` block; a symbol may have several."""
 
     place: str  # mm/Kconfig.debug:122
-    depends: list[str]  # all must hold: its own, and those of the menus and ifs around it
-    prompts: list[str] = field(default_factory=list)  # one condition per prompt, "y" without one; none: nobody can ask
+    depends: list[str]  # all must hold: its own, and those of the surrounding menus and ifs
+    prompts: list[str] = field(default_factory=list)  # the condition of each prompt, "y" if it has none
 
 
 @dataclass
@@ -41,8 +41,8 @@ class Symbols:
 def read_symbols(read: Read, variables: Mapping[str, str], top: str = "Kconfig") -> Symbols:
     """Every symbol that the Kconfig files reachable from ``top`` define.
 
-    :param read: gives a file's text, None where there is none.
-    :param variables: of ``source`` lines: SRCARCH.
+    :param read: returns the text of a file; None if there is no such file.
+    :param variables: the variables in ``source`` lines: SRCARCH.
     """
     symbols = Symbols()
     _read_file(top, read, variables, symbols, [])
@@ -55,7 +55,7 @@ def _read_file(path: str, read: Read, variables: Mapping[str, str], symbols: Sym
         return
     depth = len(around)  # an "if" never spans files
     name, here, help_indent = "", None, None  # type: str, Definition | None, int | None
-    entry_depends: list[str] = []  # what a "depends on" line is added to
+    entry_depends: list[str] = []  # the list to which a "depends on" line is added
     for number, line in _logical_lines(text):
         words = line.strip()
         if help_indent is not None:
@@ -115,7 +115,7 @@ def _without_comment(text: str) -> str:
 
 
 def explain(symbol: str, value: str, symbols: Symbols, config: Kconfig) -> str:
-    """Why a configuration does not have ``symbol`` as ``value``: the dependency that is missing, in words.
+    """Why a configuration does not have ``symbol`` as ``value``: the missing dependency, in words.
 
     :param config: the finished configuration.
     """
@@ -155,7 +155,7 @@ def _any_of(conditions: list[str], config: Kconfig) -> str:
 
 
 def _with_reason(missing: str, symbols: Symbols, config: Kconfig, depth: int) -> str:
-    """A missing symbol, and what that one needs in turn."""
+    """A missing symbol, and what it needs in turn."""
     found = symbols.definitions.get(missing, [])
     if depth <= 0 or not found:
         return missing if found or not re.fullmatch(r"\w+", missing) else f"{missing}, which no Kconfig file defines"

@@ -1,4 +1,4 @@
-"""What a kernel build needs on this machine, and which compiler it is. Looked at before anything is fetched."""
+"""What a kernel build needs on this host, and the identity of the compiler. Checked before anything is fetched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.kernel.process import run
 from harness.packages import Need, Part, has_header, how_to_install, needs
 
 _ASK_TIMEOUT_S = 30.0
-# Nothing of these may come in from outside: they change what is built, or where.
+# None of these may be inherited from the environment, because they change what is built, or where.
 _FOREIGN_PREFIXES = ("GIT_", "KBUILD_", "KCONFIG_", "MAKE", "INSTALL_", "LLVM", "RUST")
 _FOREIGN = {"O", "V", "W", "C", "M", "CC", "HOSTCC", "LD", "ARCH", "SRCARCH", "CROSS_COMPILE", "LOCALVERSION"} | {
     *("MFLAGS", "GNUMAKEFLAGS", "KCFLAGS", "KCPPFLAGS", "KAFLAGS", "HOSTCFLAGS", "CFLAGS_KERNEL"),
@@ -25,17 +25,17 @@ SELFTEST_TOOLS = tuple(tool for tool in TOOLS if tool.name in ("gcc", "make", "l
 
 
 def path_of(command: str) -> str | None:
-    """Where a command is; sbin is no place for any of these."""
+    """The path of a command; none of these is in sbin."""
     return shutil.which(command)
 
 
 def missing_tools(needed: Sequence[Need] = TOOLS) -> list[Need]:
-    """Those that are not on this machine. Without a compiler that can be asked, a header is missing."""
+    """The tools that are missing on this host. Without a compiler to check with, a header counts as missing."""
     return [need for need in needed if not _is_here(need)]
 
 
 def check_tools(cc: str = "gcc", needed: Sequence[Need] = TOOLS, what: str = "kernels") -> None:
-    """Find out now what would stop a build minutes later.
+    """Check for everything that would stop a build minutes later.
 
     :raises MachineryError: something is missing; one line with the command that installs it.
     """
@@ -53,7 +53,7 @@ def _is_here(need: Need) -> bool:
 
 
 def compiler_identity(cc: str, *, llvm: bool = False) -> str:
-    """The versions of compiler and linker: part of what a built kernel is known by.
+    """The versions of compiler and linker, which are part of a built kernel's cache key.
 
     :param llvm: built with ``LLVM=1``.
     :raises MachineryError: the compiler is missing.
@@ -74,16 +74,16 @@ def _compiler(cc: str) -> str:
 
 
 def make_compiler(cc: str) -> str:
-    """What make gets as CC: through ccache where there is one, and it is not told to do nothing (CCACHE_DISABLE)."""
+    """The value of CC for make: with ccache if it is installed and not disabled (CCACHE_DISABLE)."""
     through = path_of("ccache") and "ccache" not in cc and not os.environ.get("CCACHE_DISABLE")
     return f"ccache {cc}" if through else cc
 
 
 def make_environment() -> dict[str, str]:
-    """Our environment without what would change a kernel's build."""
+    """Our environment without the variables that would change a kernel build."""
     return {n: v for n, v in os.environ.items() if not n.startswith(_FOREIGN_PREFIXES) and n not in _FOREIGN}
 
 
 def jobs() -> int:
-    """The CPUs that we may use."""
+    """The number of CPUs that we may use."""
     return len(os.sched_getaffinity(0))
