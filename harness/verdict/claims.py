@@ -170,11 +170,17 @@ class Run:
 def exit_code(results: Iterable[ScenarioResult], *, strict: bool = False) -> ExitCode:
     """The exit status that a run deserves; a claim counts as much as the scenario it stands in.
 
+    Of a scenario that ended in an error no claim counts: what was read there may not be what the kernel did.
+
     :param strict: a skip, of a scenario or of one claim, counts as a failure.
     :returns: CLAIM_FAILED if anything failed, else MACHINERY if anything went wrong, else OK; USAGE for no results at
         all: a selection that ran nothing proves nothing.
     """
-    found = {outcome for result in results for outcome in (result.outcome, *(claim.outcome for claim in result.claims))}
+    found: set[Outcome] = set()
+    for result in results:
+        found.add(result.outcome)
+        if result.outcome is not Outcome.ERROR:
+            found |= {claim.outcome for claim in result.claims}
     if not found:
         return ExitCode.USAGE
     if Outcome.FAILED in found or (strict and Outcome.SKIPPED in found):
