@@ -60,8 +60,15 @@ def _folder_of(kind: str) -> Path:
 def _make_root() -> None:
     """:raises MachineryError: everybody may write there, so what is in it may be anybody's program."""
     root().mkdir(parents=True, exist_ok=True, mode=0o700)
-    mode = root().stat().st_mode
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+    _check_root()
+
+
+def _check_root() -> None:
+    """The sticky bit does not help: everybody may still add what is missing.
+
+    :raises MachineryError: everybody may write there.
+    """
+    if root().stat().st_mode & stat.S_IWOTH:
         raise MachineryError(
             f"{root()} can be written by every user of this host, and hugepfn runs what is in it: "
             f"run `chmod o-w {root()}`, or set HUGEPFN_CACHE_DIR elsewhere"
@@ -144,9 +151,15 @@ def flock(file: IO[str], who: str, timeout_s: float) -> None:
 
 
 def find(kind: str, name: str) -> Path | None:
-    """A finished entry's folder, None where there is none. Costs one stat."""
+    """A finished entry's folder, None where there is none. Costs two stats.
+
+    :raises MachineryError: everybody may write in the cache, so it may be anybody's.
+    """
     entry = _folder_of(kind) / name
-    return entry if (entry / _MARKER).is_file() else None
+    if not (entry / _MARKER).is_file():
+        return None
+    _check_root()
+    return entry
 
 
 def entries(kind: str) -> list[Path]:

@@ -43,7 +43,7 @@ def _kept(error: BaseException) -> str:
     text = "".join(traceback.format_exception(error))
     try:
         path = cache.root() / "traceback.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.write_text(text)
     except OSError:
         return f"its traceback:\n{text}"

@@ -189,4 +189,6 @@ def _ask_compiler(*words: str) -> str | None:
         answer = subprocess.run([gcc, *words], check=False, timeout=_ASK_TIMEOUT_S, capture_output=True, text=True)
     except OSError as error:
         raise MachineryError(f"cannot start {gcc}: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise MachineryError(f"{gcc} has not answered within {_ASK_TIMEOUT_S:g} s") from error
     return answer.stdout.strip() if answer.returncode == 0 else None

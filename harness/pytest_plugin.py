@@ -18,7 +18,7 @@ import pytest
 
 from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
 from harness.claims import Claims
-from harness.errors import BootError, HugepfnError, PremiseNotMet, UsageError
+from harness.errors import HugepfnError, KernelError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage, default_kernel
 from harness.machine import VM, find_qemu
 from harness.machine.binary import QEMU_VARIABLE
@@ -65,7 +65,7 @@ _MACHINE = pytest.StashKey[VM]()
 _CLAIMS = pytest.StashKey[Claims]()
 _SAY = pytest.StashKey[Callable[[str], None]]()
 _LIVE = pytest.StashKey[VM]()
-_BOOT_FAILURES = pytest.StashKey[dict[Settings, list[BootError]]]()
+_BOOT_FAILURES = pytest.StashKey[dict[Settings, list[KernelError]]]()
 
 #: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
 BOOT_ATTEMPTS = 2
@@ -230,7 +230,7 @@ def _boot(request: pytest.FixtureRequest, image: KernelImage, settings: Settings
     with contextlib.ExitStack() as stack:
         try:
             machine = stack.enter_context(settings.vm(image, [request.path.parent], _say(request.config)))
-        except BootError as error:
+        except KernelError as error:  # a kernel that dies in the probe is no better
             failures.append(error)
             raise
         failures.clear()

@@ -264,3 +264,11 @@ def test_a_cache_that_everybody_may_write_to_is_refused() -> None:
     cache.root().chmod(0o777)
     with pytest.raises(MachineryError, match=r"run `chmod o-w .*`"):
         cache.obtain("programs", "one", lambda _folder: None)
+
+
+def test_what_is_there_already_is_not_taken_from_a_cache_that_everybody_may_write_to() -> None:
+    cache.obtain("kernels", "one", lambda _folder: None)
+    cache.root().chmod(0o1777)
+    with pytest.raises(MachineryError, match=r"run `chmod o-w .*`"):
+        cache.find("kernels", "one")
+    assert cache.find("kernels", "two") is None

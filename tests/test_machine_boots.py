@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from harness.errors import BootError, EmulatorError, HugepfnError, KernelDied
+from harness.errors import BootError, EmulatorError, HugepfnError, KernelDied, MachineryError
 from harness.machine import vm as vm_module
 from harness.machine.kernel_log import LogMark
 from harness.machine.machine import Timing
@@ -21,13 +21,16 @@ LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log")
 OOPS = (Path(__file__).parent / "data" / "verdict" / "null_deref_6_12.log").read_text()
 
 
-def _end(log: str, accel: Accel) -> HugepfnError:
+def _end(log: str, accel: Accel, status: int = 0, stderr: str = "") -> HugepfnError:
     ended = SimpleNamespace(
         log=SimpleNamespace(since=lambda _mark: log),
         log_from=LogMark(),
         spec=SimpleNamespace(accel=accel),
         binary=SimpleNamespace(version="7.2"),
         standstill=Standstill(),
+        stood_from_s=0.0,
+        exit_status=status,
+        stderr=stderr,
     )
     return Qemu.end_error(cast(Qemu, ended), "waiting: ")
 
@@ -37,6 +40,21 @@ def test_what_emulation_did_is_not_laid_at_the_kernels_door() -> None:
     assert isinstance(error, EmulatorError)
     assert str(error).startswith("waiting: QEMU 7.2 made the kernel die of a breakpoint that is not in its memory")
     assert "in sched_clock_tick(), from sched_tick()" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "told"),
+    [
+        (0, "qemu: terminating on signal 15 from pid 77 (systemd)", "ended with status 0: qemu: terminating on signal"),
+        (-9, "", "QEMU was killed by SIGKILL: no word"),
+        (1, "qemu: cannot go on", "QEMU ended with status 1: qemu: cannot go on"),
+    ],
+)
+@pytest.mark.parametrize("log", ["", OOPS])
+def test_a_qemu_that_somebody_ends_is_no_death_of_the_kernel(log: str, status: int, stderr: str, told: str) -> None:
+    error = _end(log, Accel.TCG, status, stderr)
+    assert isinstance(error, MachineryError)
+    assert told in str(error)
 
 
 @pytest.mark.parametrize(

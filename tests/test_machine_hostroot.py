@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -252,6 +253,26 @@ def test_nobody_else_can_be_the_file_servers_first_client(virtiofsd: Path, monke
     (name,) = names
     assert str(name).startswith("/")
     assert not Path(str(name)).parent.exists()
+
+
+def test_nobody_but_asyncio_reaps_the_file_server() -> None:
+    """Process.kill() polls first: a server that had just ended was gone then, and asyncio complained on stderr."""
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as child:
+
+        class Process:
+            pid = child.pid
+            returncode = None
+
+            def kill(self) -> None:
+                pytest.fail("this polls")
+
+            async def wait(self) -> int:
+                return await asyncio.to_thread(child.wait)
+
+        process: Any = Process()
+        with tempfile.TemporaryFile() as said:
+            asyncio.run(FileServer(process, socket.socket(socket.AF_UNIX), said).end())
+        assert child.returncode == -signal.SIGKILL
 
 
 def test_a_program_that_is_not_there_is_one_line() -> None:

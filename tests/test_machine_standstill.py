@@ -128,13 +128,16 @@ def test_the_scenario_says_so_and_passes() -> None:
     assert "rcu_preempt detected stalls" in claim.message
 
 
-def _end(log: str, standstill: Standstill) -> HugepfnError:
+def _end(log: str, standstill: Standstill, from_s: float = 0.0) -> HugepfnError:
     ended = SimpleNamespace(
         log=SimpleNamespace(text=log, since=lambda _mark: log),
         log_from=0,
         spec=SimpleNamespace(accel=Accel.KVM),
         binary=SimpleNamespace(version="7.2"),
         standstill=standstill,
+        stood_from_s=from_s,
+        exit_status=0,
+        stderr="",
     )
     return Qemu.end_error(cast(Qemu, ended), "waiting: ")
 
@@ -145,6 +148,7 @@ def test_a_kernel_that_dies_of_our_stall_is_no_verdict() -> None:
     assert "softlockup_panic=0" in str(error)
     assert isinstance(_end(SOFT_LOCKUP + PANIC, stood(30.0, clock_jumps=False)), KernelDied)
     assert isinstance(_end(PANIC, stood(30.0)), KernelDied)
+    assert isinstance(_end(SOFT_LOCKUP + PANIC, stood(30.0), from_s=30.0), KernelDied), "it stood before this run"
 
 
 @pytest.mark.parametrize(

@@ -71,15 +71,6 @@ def test_every_other_one_ends_it_in_one_line(number: signal.Signals) -> None:
     assert (err.strip(), child.returncode) == ("hugepfn: interrupted", 130)
 
 
-@pytest.fixture(autouse=True)
-def heeded() -> Iterator[None]:
-    """Nobody ignores a signal for us, as nohup would."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture
 def ignored() -> Iterator[None]:
     """SIGINT and SIGHUP are ignored in this process while a test runs."""

@@ -6,13 +6,13 @@ import enum
 import os
 import platform
 import resource
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from harness import cache
+from harness.kernel.process import run
 from harness.machine import Proof, find_qemu, kvm_proof
 from harness.machine.ram import ram_folder
 
@@ -74,9 +74,7 @@ def of_versions() -> Finding:
 
 
 def _accelerators(qemu: str) -> str:
-    argv = [qemu, "-accel", "help"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=_QEMU_TIMEOUT_S, check=False)
-    return done.stdout
+    return run([qemu, "-accel", "help"], timeout_s=_QEMU_TIMEOUT_S, check=False).stdout.decode()
 
 
 def of_accelerators(listed: str, proof: Proof) -> Finding:

@@ -59,18 +59,27 @@ class _Wiring:
 
     def pytest_sessionstart(self, session: Any) -> None:
         if self._stopping is not None:
-            self._stopping.session = session
+            self._stopping.begin(session)
 
 
 class Stopping:
     """Lets another thread end a pytest session after the current test."""
 
-    session: Any = None
+    def __init__(self) -> None:
+        self._session: Any = None
+        self._wanted = False
+
+    def begin(self, session: Any) -> None:
+        """Set the session to end; ends it at once if :meth:`stop` was called before it began."""
+        self._session = session
+        if self._wanted:
+            self.stop()
 
     def stop(self) -> None:
         """Let no further test start."""
-        if self.session is not None:
-            self.session.shouldstop = "nobody waits for it any more"
+        self._wanted = True
+        if self._session is not None:
+            self._session.shouldstop = "nobody waits for it any more"
 
 
 def run_session(

@@ -217,7 +217,7 @@ def exec_(
     with _fresh(options) as own:
         from harness.session.client import passing_signals
 
-        signals: queue.Queue[int | None] = queue.Queue()
+        signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # a handler may put
         with passing_signals(signals.put):
             ended = own.exec((program, *words), file, wanted, (0, 1, 2), signals)
     _leave_as(ended)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from harness.guest.compiler import compile_program, guest_tests_dir
 from harness.guest.libraries import libraries
 from harness.kernel import KernelImage, load_order
 from harness.kernel import read as read_module
+from harness.kernel.process import run
 from harness.packages import find_command
 
 #: What vfio-pci needs below it comes from modules.dep; what is built in is skipped.
@@ -60,8 +60,8 @@ def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: Path | 
     if busybox is not None:
         writer.write_file(b"bin/busybox", busybox.read_bytes(), 0o755)
         _write_libraries(writer, libraries(busybox))
-        listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, timeout=10, check=True)
-        for applet in sorted({"sh", *listed.stdout.split()} - {"busybox"}):
+        listed = run([busybox, "--list"], timeout_s=10)
+        for applet in sorted({"sh", *listed.stdout.decode().split()} - {"busybox"}):
             writer.symlink(b"busybox", f"bin/{applet}".encode())
     writer.write_trailer()
     return buffer.getvalue()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -191,8 +192,10 @@ class FileServer:
     async def end(self) -> None:
         """Ends and reaps it."""
         self.connection.close()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        # Not by its kill(), which polls first: that reaps what asyncio's watcher waits for, if it has just ended.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._process.wait(), _END_TIMEOUT_S)
         self._said.close()

@@ -32,7 +32,7 @@ class KernelWatch:
         self._vm = vm
         self._program = program
         self._start = vm.qemu.log_from = vm.qemu.log.mark()
-        self._stood_s = vm.qemu.standstill.total_s
+        self._stood_s = vm.qemu.stood_from_s = vm.qemu.standstill.total_s
         self.taint = Taint(0)  # that the kernel got since it booted, but for what means no harm
         self.settled = False  # the log was read to the program's end
 

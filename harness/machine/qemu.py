@@ -33,6 +33,7 @@ _QUIT_TIMEOUT_S = 5.0
 QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
 _GOING_S = 0.5
 _GAVE_UP = ("internal-error", "io-error")  # qapi/run-state.json, RunState: those that QEMU does not leave by itself
+_TOLD_TO_END = "terminating on signal"  # it exits with 0 then (system/runstate.c, qemu_kill_report())
 _CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
@@ -56,6 +57,7 @@ class Qemu:
         self.argv: list[str] = []
         self.log = KernelLog()
         self.log_from = LogMark()  # where the present run begins in the log: complaints before it are another's
+        self.stood_from_s = 0.0  # how long the machine had stood still by then
         self.stopped = False
         self.standstill = Standstill()
         self.qmp = QMPClient("hugepfn")
@@ -246,7 +248,19 @@ class Qemu:
         return self._ended.done()
 
     def end_error(self, when: str) -> KernelDied | MachineryError:
-        """Why the machine ended: the kernel's own doing, or QEMU's."""
+        """Why the machine ended: the kernel's own doing, or QEMU's.
+
+        A guest that resets, panics or powers off ends QEMU with status 0; whatever else ends it is not the kernel's,
+        even if the kernel has complained of something before.
+        """
+        status = self.exit_status
+        if status is not None and status < 0:
+            hint = "; guest RAM ran out of room" if -status == signal.SIGBUS else ""
+            return MachineryError(
+                f"{when}QEMU was killed by {signal.Signals(-status).name}{hint}: {self.stderr or 'no word'}"
+            )
+        if status != 0 or _TOLD_TO_END in self.stderr:
+            return MachineryError(f"{when}QEMU ended with status {status}: {self.stderr or 'no word'}")
         complaints = scan(self.log.since(self.log_from))
         if complaints:
             first = complaints[0]
@@ -257,22 +271,14 @@ class Qemu:
                     f"({first.line} {first.where}), which is no fault of the kernel: QEMU's emulation with several "
                     "vCPUs did so before 8.1; run again, or with --smp=1"
                 )
-            if ours := self.standstill.excuse(first):
+            if ours := self.standstill.excuse(first, self.stood_from_s):
                 return MachineryError(
                     f"{when}the kernel died of a stall that is hugepfn's doing ({first.line}): {ours}; boot it with "
                     "--append 'softlockup_panic=0 panic_on_rcu_stall=0 hung_task_panic=0', or use --accel tcg"
                 )
             words = [first.line, first.where, f"(after checkpoint {first.after})" if first.after else ""]
             return KernelDied(f"{when}the kernel died: {' '.join(filter(None, words))}")
-        status = self.exit_status
-        if status == 0:
-            return KernelDied(f"{when}the kernel powered off or reset, and said nothing of why")
-        if status is not None and status < 0:
-            hint = "; guest RAM ran out of room" if -status == signal.SIGBUS else ""
-            return MachineryError(
-                f"{when}QEMU was killed by {signal.Signals(-status).name}{hint}: {self.stderr or 'no word'}"
-            )
-        return MachineryError(f"{when}QEMU ended with status {status}: {self.stderr or 'no word'}")
+        return KernelDied(f"{when}the kernel powered off or reset, and said nothing of why")
 
     async def stop(self) -> None:
         """Stops every vCPU."""

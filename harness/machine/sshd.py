@@ -12,7 +12,6 @@ import contextlib
 import io
 import os
 import shlex
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import paramiko
 
 from harness.errors import HugepfnError, MachineryError
 from harness.guest.libraries import libraries
-from harness.kernel.process import find_program
+from harness.kernel.process import find_program, run
 from harness.machine.agent import UNLIMITED_S, Input, Stream
 from harness.machine.command import execute
 from harness.machine.machine import Machine
@@ -192,17 +191,12 @@ def _make_host_key() -> tuple[str, bytes]:
     """A new key of the server's: public ("ssh-ed25519 AAAA..."), and private as dropbear writes it."""
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
         path = Path(folder) / "key"
-        done = subprocess.run(
-            [find_program("dropbearkey", _PACKAGE), "-t", "ed25519", "-f", str(path)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_KEYGEN_TIMEOUT_S,
-            check=False,
-        )
-        public = [line for line in done.stdout.splitlines() if line.startswith("ssh-ed25519 ")]
-        if done.returncode or not public:
-            raise MachineryError(f"dropbearkey makes no key: {done.stderr.strip() or done.stdout.strip()}")
+        words: list[str | Path] = [find_program("dropbearkey", _PACKAGE), "-t", "ed25519", "-f", path]
+        done = run(words, timeout_s=_KEYGEN_TIMEOUT_S, check=False)
+        said = done.stdout.decode()
+        public = [line for line in said.splitlines() if line.startswith("ssh-ed25519 ")]
+        if done.status or not public:
+            raise MachineryError(f"dropbearkey makes no key: {done.stderr.strip() or said.strip()}")
         return " ".join(public[0].split()[:2]), path.read_bytes()
 
 

@@ -154,9 +154,10 @@ def discard(folder: Path) -> None:
 
 def prune() -> None:
     """Keeps the templates used last."""
-    by_use = sorted(cache.entries(KIND), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in by_use[_KEPT:]:
-        discard(folder)
+    with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
+        by_use = sorted(cache.entries(KIND), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for folder in by_use[_KEPT:]:
+            discard(folder)
 
 
 def _digest(folder: Path) -> str:

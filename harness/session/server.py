@@ -115,7 +115,7 @@ class Server:
             case "shell":
                 return self._shell(connection)
             case "exec":
-                signals: queue.Queue[int | None] = queue.Queue()
+                signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
                 threading.Thread(target=_listen, args=(connection, signals), daemon=True).start()
                 return self._session.exec(**call.arguments, streams=descriptors, signals=signals)
             case "rerun":
@@ -173,7 +173,7 @@ def _end_with_caller(connection: Connection, stopping: Stopping) -> None:
     stopping.stop()
 
 
-def _listen(connection: Connection, signals: queue.Queue[int | None]) -> None:
+def _listen(connection: Connection, signals: queue.SimpleQueue[int | None]) -> None:
     """Receive signals for the command in the guest; the caller's disconnection counts as one."""
     try:
         while isinstance(said := connection.recv(), wire.Signal):

@@ -44,7 +44,7 @@ class Session:
         program: str | None,
         environment: Mapping[str, str],
         streams: Sequence[int],
-        signals: queue.Queue[int | None],
+        signals: queue.SimpleQueue[int | None],
     ) -> ExitStatus:
         """Run a command in the guest on the caller's standard streams.
 
@@ -80,7 +80,7 @@ class Session:
                 raise MachineryError(f"{words[0]}: its output cannot be written: {error.strerror}; it got SIGPIPE")
         return ended
 
-    def _pass_on(self, job: Job, signals: queue.Queue[int | None]) -> None:
+    def _pass_on(self, job: Job, signals: queue.SimpleQueue[int | None]) -> None:
         while (number := signals.get()) is not None:
             with contextlib.suppress(Exception):  # the job or the machine has just ended
                 self.vm.on_loop(self.vm.agent.kill(job, signal.Signals(number)))

@@ -1,0 +1,22 @@
+"""For all tests."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+_HEEDED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heeded() -> Iterator[None]:
+    """Signals that whoever started pytest ignores end what we start: nohup ignores SIGHUP, a shell's `&` SIGINT."""
+    before = {number: signal.getsignal(number) for number in _HEEDED}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
