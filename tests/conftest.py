@@ -6,6 +6,11 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A busy host takes longer than 200 ms for an example now and then, which says nothing of the code.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 _HEEDED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
