@@ -165,7 +165,10 @@ def find(kind: str, name: str) -> Path | None:
 def entries(kind: str) -> list[Path]:
     """All finished entries of a kind, by name."""
     folder = _folder_of(kind)
-    return sorted(e for e in folder.iterdir() if (e / _MARKER).is_file()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    _check_root()
+    return sorted(entry for entry in folder.iterdir() if (entry / _MARKER).is_file())
 
 
 def prune(kind: str, kept: int) -> None:

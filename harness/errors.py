@@ -99,7 +99,7 @@ class QemuRefused(MachineryError):
 
 
 class RestoreError(MachineryError):
-    """QEMU does not bring a saved machine back."""
+    """QEMU does not bring a saved machine back, or cannot save one."""
 
 
 class KernelError(HugepfnError):

@@ -12,13 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
 from harness.claims import Claims
-from harness.errors import HugepfnError, KernelError, PremiseNotMet, UsageError
+from harness.errors import ClaimFailed, HugepfnError, KernelError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage, default_kernel
 from harness.machine import VM, find_qemu
 from harness.machine.binary import QEMU_VARIABLE
@@ -65,7 +66,7 @@ _MACHINE = pytest.StashKey[VM]()
 _CLAIMS = pytest.StashKey[Claims]()
 _SAY = pytest.StashKey[Callable[[str], None]]()
 _LIVE = pytest.StashKey[VM]()
-_BOOT_FAILURES = pytest.StashKey[dict[Settings, list[KernelError]]]()
+_BOOT_FAILURES = pytest.StashKey[dict[Settings, list[HugepfnError]]]()
 
 #: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
 BOOT_ATTEMPTS = 2
@@ -230,7 +231,7 @@ def _boot(request: pytest.FixtureRequest, image: KernelImage, settings: Settings
     with contextlib.ExitStack() as stack:
         try:
             machine = stack.enter_context(settings.vm(image, [request.path.parent], _say(request.config)))
-        except KernelError as error:  # a kernel that dies in the probe is no better
+        except (KernelError, ClaimFailed) as error:  # a kernel that dies in the probe is no better
             failures.append(error)
             raise
         failures.clear()
@@ -397,6 +398,9 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     machine = item.stash.get(_MACHINE, None)
     observations = observations_of(machine) if machine is not None else []
     made = list(claims.made)
+    if machine is not None and any(run.uncalibrated for run in machine.runs):
+        # What was read is not what the tables hold, so nothing that was claimed of it is known.
+        made = [replace(one, outcome=Outcome.ERROR) if one.outcome is Outcome.FAILED else one for one in made]
     if machine is not None and observations and report.when == "call":
         made.append(invariants_of(machine))
     result = ScenarioResult(

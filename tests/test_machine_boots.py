@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from harness.errors import BootError, EmulatorError, HugepfnError, KernelDied, MachineryError
+from harness.errors import (
+    BootError,
+    EmulatorError,
+    HugepfnError,
+    KernelDied,
+    MachineryError,
+    QemuRefused,
+    RestoreError,
+)
+from harness.machine import machine
 from harness.machine import vm as vm_module
 from harness.machine.kernel_log import LogMark
 from harness.machine.machine import Timing
@@ -21,7 +31,7 @@ LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log")
 OOPS = (Path(__file__).parent / "data" / "verdict" / "null_deref_6_12.log").read_text()
 
 
-def _end(log: str, accel: Accel, status: int = 0, stderr: str = "") -> HugepfnError:
+def _end(log: str, accel: Accel, status: int | None = 0, stderr: str = "") -> HugepfnError:
     ended = SimpleNamespace(
         log=SimpleNamespace(since=lambda _mark: log),
         log_from=LogMark(),
@@ -31,6 +41,7 @@ def _end(log: str, accel: Accel, status: int = 0, stderr: str = "") -> HugepfnEr
         stood_from_s=0.0,
         exit_status=status,
         stderr=stderr,
+        pid=77,
     )
     return Qemu.end_error(cast(Qemu, ended), "waiting: ")
 
@@ -55,6 +66,13 @@ def test_a_qemu_that_somebody_ends_is_no_death_of_the_kernel(log: str, status: i
     error = _end(log, Accel.TCG, status, stderr)
     assert isinstance(error, MachineryError)
     assert told in str(error)
+
+
+def test_a_qemu_that_closes_qmp_and_does_not_end_is_judged_by_its_log() -> None:
+    assert isinstance(_end(OOPS, Accel.TCG, None), KernelDied)
+    error = _end("", Accel.TCG, None)
+    assert isinstance(error, MachineryError)
+    assert str(error) == "waiting: QEMU (pid 77) has closed QMP and does not end: no word"
 
 
 @pytest.mark.parametrize(
@@ -111,3 +129,37 @@ def test_a_kernel_that_does_not_boot_is_not_tried_again(monkeypatch: pytest.Monk
     with pytest.raises(BootError):
         vm._boot(Timing())
     assert (boots.count, said) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_status", "expected"),
+    [
+        (QemuRefused("migrate-incoming"), None, RestoreError),
+        (RestoreError("migration failed"), None, RestoreError),
+        (MachineryError("QEMU ended with status 1"), 1, RestoreError),
+        (FileNotFoundError("state"), None, RestoreError),
+        (MachineryError("the host is too busy"), None, MachineryError),
+        (MachineryError("QEMU was killed by SIGKILL"), -9, MachineryError),
+    ],
+)
+def test_only_what_says_that_a_template_is_bad_is_a_reason_to_make_it_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, exit_status: int | None, expected: type[Exception]
+) -> None:
+    async def fail(*_asked: object, **_how: object) -> None:
+        raise error
+
+    async def start(*, incoming: bool) -> None:
+        assert incoming
+
+    monkeypatch.setattr("harness.machine.machine.restore_state", fail)
+    qemu: Any = SimpleNamespace(
+        log=SimpleNamespace(restore=lambda _log: None),
+        start=start,
+        ram=SimpleNamespace(share=False),
+        binary=SimpleNamespace(version="7.2"),
+        exit_status=exit_status,
+    )
+    log: Any = None
+    with pytest.raises(expected) as caught:
+        asyncio.run(machine._restore(qemu, Path("/c/t/state"), log, lambda _data: None, {}))
+    assert type(caught.value) is expected

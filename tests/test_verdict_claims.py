@@ -131,7 +131,7 @@ P, F, S, B, E = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.KNOWN_B
         ([result(P), result(E)], ExitCode.MACHINERY, ExitCode.MACHINERY),
         ([result(E), result(F)], ExitCode.CLAIM_FAILED, ExitCode.CLAIM_FAILED),
         ([result(E), result(S)], ExitCode.MACHINERY, ExitCode.CLAIM_FAILED),
-        ([result(E, F)], ExitCode.MACHINERY, ExitCode.MACHINERY),
+        ([result(E, F)], ExitCode.CLAIM_FAILED, ExitCode.CLAIM_FAILED),
     ],
 )
 def test_exit_code(found: list[ScenarioResult], expected: ExitCode, strict: ExitCode) -> None:

@@ -46,6 +46,7 @@ class Deadline:
 
     def credit(self, host_s: float) -> None:
         """Gives back seconds that the host itself took, with the machine stopped."""
+        self._begin_s += host_s
         self._end_s += host_s
 
     def extend(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import BootError, DeadlineError, HugepfnError, KernelError, RestoreError
+from harness.errors import BootError, HugepfnError, KernelError, QemuRefused, RestoreError
 from harness.kernel import KernelImage
 from harness.machine.agent import Agent
 from harness.machine.binary import find_qemu
@@ -132,9 +132,11 @@ async def _restore(
     await qemu.start(incoming=True)
     try:
         await restore_state(qemu, state, with_ram=qemu.ram.share)
-    except DeadlineError:
-        raise  # a host that is too busy says nothing about what was saved
-    except HugepfnError as error:
+    except (HugepfnError, OSError) as error:
+        ended_by_itself = qemu.exit_status is not None and qemu.exit_status >= 0
+        refused = isinstance(error, QemuRefused | RestoreError | OSError)  # OSError: another hugepfn has pruned it
+        if not (refused or ended_by_itself):
+            raise  # a QEMU that is stopped, killed or gets no CPU says nothing about what was saved
         raise RestoreError(f"QEMU {qemu.binary.version} does not restore {state.parent.name}: {error}") from error
     agent = Agent(qemu, first_id, Channel(ready["channel"]))
     qemu.log_from = qemu.log.mark()  # what the template's life had to say is over

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qemu.qmp import EventListener
 
-from harness.errors import MachineryError, QemuRefused
+from harness.errors import QemuRefused, RestoreError
 from harness.machine.qemu import Qemu
 
 _SAVE_TIMEOUT_S = _RESTORE_TIMEOUT_S = 60.0
@@ -71,4 +71,4 @@ async def _completed(events: EventListener) -> None:
         if status == "completed":
             return
         if status in ("failed", "cancelled"):
-            raise MachineryError(f"QEMU could not save or restore the machine: migration {status}")
+            raise RestoreError(f"QEMU could not save or restore the machine: migration {status}")

@@ -259,7 +259,7 @@ class Qemu:
             return MachineryError(
                 f"{when}QEMU was killed by {signal.Signals(-status).name}{hint}: {self.stderr or 'no word'}"
             )
-        if status != 0 or _TOLD_TO_END in self.stderr:
+        if status not in (0, None) or _TOLD_TO_END in self.stderr:
             return MachineryError(f"{when}QEMU ended with status {status}: {self.stderr or 'no word'}")
         complaints = scan(self.log.since(self.log_from))
         if complaints:
@@ -278,6 +278,9 @@ class Qemu:
                 )
             words = [first.line, first.where, f"(after checkpoint {first.after})" if first.after else ""]
             return KernelDied(f"{when}the kernel died: {' '.join(filter(None, words))}")
+        if status is None:
+            said = self.stderr or "no word"
+            return MachineryError(f"{when}QEMU (pid {self.pid}) has closed QMP and does not end: {said}")
         return KernelDied(f"{when}the kernel powered off or reset, and said nothing of why")
 
     async def stop(self) -> None:

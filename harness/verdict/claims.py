@@ -170,17 +170,11 @@ class Run:
 def exit_code(results: Iterable[ScenarioResult], *, strict: bool = False) -> ExitCode:
     """The exit status of a run; a claim counts as much as its scenario.
 
-    The claims of a scenario that ended in an error do not count, because what was read may not be what the kernel did.
-
     :param strict: count a skip, of a scenario or of one claim, as a failure.
     :returns: CLAIM_FAILED if anything failed, else MACHINERY if there was an error, else OK; USAGE if there are no
         results, because a selection that ran nothing proves nothing.
     """
-    found: set[Outcome] = set()
-    for result in results:
-        found.add(result.outcome)
-        if result.outcome is not Outcome.ERROR:
-            found |= {claim.outcome for claim in result.claims}
+    found = {outcome for result in results for outcome in (result.outcome, *(claim.outcome for claim in result.claims))}
     if not found:
         return ExitCode.USAGE
     if Outcome.FAILED in found or (strict and Outcome.SKIPPED in found):
