@@ -60,15 +60,18 @@ def _folder_of(kind: str) -> Path:
 def _make_root() -> None:
     """:raises MachineryError: everybody may write there, so what is in it may be anybody's program."""
     root().mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_root()
+    _check_owner(root())
 
 
-def _check_root() -> None:
-    """The sticky bit does not help: everybody may still add what is missing.
+def _check_owner(folder: Path) -> None:
+    """Whether nobody else can have made a folder of the cache. In one with the sticky bit all may add what is missing.
 
-    :raises MachineryError: everybody may write there.
+    :raises MachineryError: somebody else may have.
     """
-    if root().stat().st_mode & stat.S_IWOTH:
+    mode = root().stat().st_mode
+    if not mode & stat.S_IWOTH:
+        return
+    if not mode & stat.S_ISVTX or folder.stat().st_uid not in (os.geteuid(), 0):
         raise MachineryError(
             f"{root()} can be written by every user of this host, and hugepfn runs what is in it: "
             f"run `chmod o-w {root()}`, or set HUGEPFN_CACHE_DIR elsewhere"
@@ -158,7 +161,7 @@ def find(kind: str, name: str) -> Path | None:
     entry = _folder_of(kind) / name
     if not (entry / _MARKER).is_file():
         return None
-    _check_root()
+    _check_owner(entry.parent)
     return entry
 
 
@@ -167,7 +170,7 @@ def entries(kind: str) -> list[Path]:
     folder = _folder_of(kind)
     if not folder.is_dir():
         return []
-    _check_root()
+    _check_owner(folder)
     return sorted(entry for entry in folder.iterdir() if (entry / _MARKER).is_file())
 
 

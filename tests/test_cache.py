@@ -266,9 +266,22 @@ def test_a_cache_that_everybody_may_write_to_is_refused() -> None:
         cache.obtain("programs", "one", lambda _folder: None)
 
 
-def test_what_is_there_already_is_not_taken_from_a_cache_that_everybody_may_write_to() -> None:
+def test_what_another_user_may_have_made_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cache.obtain("kernels", "one", lambda _folder: None).parent
+    cache.root().chmod(0o1777)  # as a tmpfs is
+    assert cache.find("kernels", "one") == folder / "one"
+    if os.geteuid():
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    else:
+        os.chown(folder, 12345, -1)
+    for look in (lambda: cache.find("kernels", "one"), lambda: cache.entries("kernels")):
+        with pytest.raises(MachineryError, match=r"run `chmod o-w .*`"):
+            look()
+    assert cache.find("kernels", "two") is None
+
+
+def test_what_is_in_a_cache_without_the_sticky_bit_is_not_taken() -> None:
     cache.obtain("kernels", "one", lambda _folder: None)
-    cache.root().chmod(0o1777)
+    cache.root().chmod(0o777)
     with pytest.raises(MachineryError, match=r"run `chmod o-w .*`"):
         cache.find("kernels", "one")
-    assert cache.find("kernels", "two") is None
