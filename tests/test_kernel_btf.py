@@ -149,7 +149,7 @@ def test_what_is_no_btf_is_refused(data: bytes) -> None:
         Btf(data)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.data())
 def test_garbage_is_an_error_and_nothing_else(data: st.DataObject) -> None:
     """Bytes changed at random: an offset or a BtfError, never another exception, and it ends."""

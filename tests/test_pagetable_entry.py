@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
@@ -204,7 +204,6 @@ layouts = st.builds(
 ) | st.just(CLASSIC)
 
 
-@settings(deadline=None)
 @given(words, st.sampled_from(Level), layouts)
 def test_every_bit_of_an_entry_is_accounted_for(raw: int, level: Level, layout: Layout) -> None:
     """Names + protection key + address + unnamed = the word, and none of them overlap."""
@@ -220,7 +219,6 @@ def test_every_bit_of_an_entry_is_accounted_for(raw: int, level: Level, layout: 
     assert rest.bit_count() == len(entry.bits.names())
 
 
-@settings(deadline=None)
 @given(words, st.sampled_from(Level), layouts)
 def test_str_is_one_line(raw: int, level: Level, layout: Layout) -> None:
     text = str(Entry(raw, level, layout))

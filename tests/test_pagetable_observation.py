@@ -89,7 +89,7 @@ def test_relative_pfn_ends_with_its_region() -> None:
     assert relative_pfn(0x12345) == "ram+0x12345000"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(observations, max_size=3))
 def test_round_trip(many: list[Observation]) -> None:
     written = dump_observations(many)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
@@ -52,7 +52,6 @@ def test_one_more_bit_is_no_hole() -> None:
         assert PagemapWord(1 << bit).hole is (bit == 55)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, (1 << 64) - 1), max_size=20))
 def test_bulk_agrees_with_single_words(raws: list[int]) -> None:
     pages = decode_pagemap(struct.pack(f"<{len(raws)}Q", *raws))

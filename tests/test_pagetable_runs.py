@@ -90,7 +90,7 @@ def test_another_range_is_refused() -> None:
 words = st.one_of(st.just(0), st.sampled_from([RW, RO, 0x1E, 0x60, RW | 0x80]), st.integers(0, (1 << 64) - 1))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.lists(words, min_size=1, max_size=24), st.lists(words, min_size=24, max_size=24), st.sampled_from([1, 2, 3]))
 def test_runs_cover_everything_and_hide_no_change(now: list[int], old: list[int], level_number: int) -> None:
     level = Level(level_number)

@@ -150,7 +150,7 @@ def expected_at(builder: Builder, vaddr: int) -> tuple[int, Level, int] | None:
     return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(builders())
 def test_walk_agrees_with_the_model(builder: Builder) -> None:
     for vaddr in edges(builder):
@@ -173,7 +173,7 @@ def test_walk_agrees_with_the_model(builder: Builder) -> None:
         assert leaf_raw(paddr >> 12, level, not raw & 1) == raw
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(builders(), st.data())
 def test_ranges_agree_with_the_model(builder: Builder, data: st.DataObject) -> None:
     places = st.sampled_from(edges(builder))
@@ -194,7 +194,7 @@ def test_ranges_agree_with_the_model(builder: Builder, data: st.DataObject) -> N
         assert has_bit(arrays, bit, builder.layout).tolist() == [bit in leaf.bits for leaf in leaves]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(builders(), st.data())
 def test_every_entry_of_a_range_is_where_a_walk_ends(builder: Builder, data: st.DataObject) -> None:
     places = st.sampled_from(edges(builder))
@@ -210,7 +210,7 @@ def test_every_entry_of_a_range_is_where_a_walk_ends(builder: Builder, data: st.
     assert at > last & top
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=40), st.sampled_from([1, 2, 3]))
 def test_bulk_and_single_walk_agree_on_any_word(words: list[int], level_number: int) -> None:
     """Garbage in a table: both walks take the same words for leaves."""

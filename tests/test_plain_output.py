@@ -75,7 +75,7 @@ def test_a_bit_that_went_away_does_not_read_as_set() -> None:
     assert bits[2][:2] == ["-P", "-SAVED_DIRTY"]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy host
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy host
 @given(st.lists(st.frozensets(st.sampled_from(NAMES)), min_size=1, max_size=4))
 def test_what_is_set_can_be_read_from_the_words_alone(stops: list[frozenset[str]]) -> None:
     found = [seen(f"stop{n}", tuple(name for name in NAMES if name in bits), n) for n, bits in enumerate(stops)]

@@ -71,7 +71,7 @@ contexts = st.dictionaries(st.sampled_from(["kernel", "accel", "qemu"]), st.text
 runs = st.builds(Run, results=st.lists(results, max_size=3).map(tuple), context=contexts)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy host
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy host
 @given(runs)
 def test_a_run_survives_the_way_through_json(run: Run) -> None:
     assert Run.from_json(json.loads(json.dumps(run.to_json()))) == run
