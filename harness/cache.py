@@ -174,12 +174,17 @@ def entries(kind: str) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if (entry / _MARKER).is_file())
 
 
-def prune(kind: str, kept: int) -> None:
-    """Throw away all entries of a kind but those used last, by the time of the entry's folder."""
+def prune(kind: str, kept: int) -> list[Path]:
+    """Throw away all entries of a kind but those used last, by the time of the entry's folder.
+
+    :returns: the folders that are gone.
+    """
+    gone = []
     with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
-        by_use = sorted(entries(kind), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        for folder in by_use[kept:]:
-            shutil.rmtree(folder, ignore_errors=True)
+        gone = sorted(entries(kind), key=lambda folder: folder.stat().st_mtime, reverse=True)[kept:]
+    for folder in gone:
+        shutil.rmtree(folder, ignore_errors=True)
+    return gone
 
 
 def obtain(

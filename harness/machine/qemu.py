@@ -203,8 +203,7 @@ class Qemu:
         :raises MachineryError: it does not, and that is not what we asked for. After an exit that KVM cannot handle,
             QEMU stops the machine without an end (accel/kvm/kvm-all.c, kvm_cpu_exec()).
         """
-        status = await self.execute("query-status")
-        state = status["status"] if isinstance(status, dict) else "running"
+        state = await self._run_state()
         if state in _GAVE_UP:
             raise MachineryError(
                 f"{when}QEMU has stopped the machine ({state}), so nothing can be said of the kernel; it says: "
@@ -317,9 +316,13 @@ class Qemu:
     async def is_stopped(self) -> bool:
         """Whether it stands still now, whoever stopped it."""
         if self._followed:  # its event may still be on the way
-            status = await self.execute("query-status")
-            self.stopped = not (isinstance(status, dict) and status["running"])
+            self.stopped = await self._run_state() != "running"
         return self.stopped
+
+    async def _run_state(self) -> str:
+        """What QEMU says the machine does (qapi/run-state.json, RunState)."""
+        status = await self.execute("query-status")
+        return str(status["status"]) if isinstance(status, dict) else ""
 
     async def until_resumed(self, timeout_s: float) -> None:
         """Waits until the machine runs, see :meth:`follow_stops`.

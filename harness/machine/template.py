@@ -92,7 +92,7 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
     assert isinstance(machine.qemu.ram, SharedRam)
     await aside(functools.partial(machine.qemu.ram.copy_to, folder / "ram"))
     write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.saved())
-    prune()
+    _verified.difference_update(cache.prune(KIND, _KEPT))
 
 
 def obtain(key: str, build: Callable[[Path], None], say: Callable[[str], None]) -> Template:
@@ -150,14 +150,6 @@ def discard(folder: Path) -> None:
     """Throws a template away. Clones that run keep what they mapped."""
     _verified.discard(folder)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def prune() -> None:
-    """Keeps the templates used last."""
-    with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
-        by_use = sorted(cache.entries(KIND), key=lambda folder: folder.stat().st_mtime, reverse=True)
-        for folder in by_use[_KEPT:]:
-            discard(folder)
 
 
 def _digest(folder: Path) -> str:
