@@ -183,13 +183,19 @@ class Ssh:
 @contextlib.contextmanager
 def _within(channel: paramiko.Channel) -> Iterator[None]:
     """Closes a channel if the block takes too long: it waits for the guest's answer, and paramiko has no deadline."""
-    timer = threading.Timer(_CONNECT_TIMEOUT_S, channel.close)
+
+    def close() -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the connection broke meanwhile
+            channel.close()
+
+    timer = threading.Timer(_CONNECT_TIMEOUT_S, close)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        timer.join(_CONNECT_TIMEOUT_S)  # a thread that is still closing must not meet the end of the interpreter
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes | int) -> None:
