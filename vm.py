@@ -8,7 +8,10 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C is one li
 from harness.claims import Claims
 from harness.errors import BootError, ClaimFailed, HugepfnError, KernelError, MachineryError, UsageError
 from harness.kernel import Kernel
-from harness.machine import VM, GuestRun, ProcessView, RunResult, Snapshot
+from harness.machine.vm import VM
+from harness.observe.run import GuestRun
+from harness.observe.run_result import RunResult
+from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level, Observation, PagemapWord
 
 __all__ = [

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM, GuestRun, Snapshot
+from harness.machine.vm import VM
+from harness.observe.run import GuestRun
+from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 
 FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()"

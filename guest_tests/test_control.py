@@ -7,7 +7,8 @@ import pytest
 
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
-from harness.machine import VM, ProcessView, Snapshot
+from harness.machine.vm import VM
+from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level, PagemapWord
 
 PAGEMAP = "fs/proc/task_mmu.c pagemap_read()"

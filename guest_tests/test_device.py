@@ -4,7 +4,8 @@ import pytest
 
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
-from harness.machine import VM, ProcessView, Snapshot
+from harness.machine.vm import VM
+from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
 FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"

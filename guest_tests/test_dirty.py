@@ -4,7 +4,9 @@ import pytest
 
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
-from harness.machine import VM, GuestRun, Snapshot
+from harness.machine.vm import VM
+from harness.observe.run import GuestRun
+from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
 CLEAR_REFS = "fs/proc/task_mmu.c clear_refs_write()"

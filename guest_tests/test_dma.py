@@ -3,7 +3,7 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Level
 
 FOLLOWED_BY = "drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()"

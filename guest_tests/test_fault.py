@@ -3,7 +3,8 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM, Snapshot
+from harness.machine.vm import VM
+from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf, Level
 from harness.verdict.capabilities import Capabilities
 

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 
 #: Who copies an entry at fork(), by level. They differ: the child's D is cleared at pte and kept above.

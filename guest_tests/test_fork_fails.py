@@ -3,7 +3,7 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Level
 
 COPIED_BY = "mm/memory.c copy_page_range()"

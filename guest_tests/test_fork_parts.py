@@ -4,7 +4,9 @@ import pytest
 
 from harness.claims import Claims
 from harness.kernel import has_symbol
-from harness.machine import VM, GuestRun, ProcessView
+from harness.machine.vm import VM
+from harness.observe.run import GuestRun
+from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Level
 
 COPIED_BY = {
@@ -47,14 +49,12 @@ def _zaps_new_vma(vm: VM) -> bool:
     return has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open") is True
 
 
-def _dontfork(guest: GuestRun, level: Level, claim: Claims) -> None:
+def _dontfork(vm: VM, guest: GuestRun, level: Level, claim: Claims) -> None:
     written = guest.until("written-first")["parent"].leaves("bar")
     at = guest.until("parted")
     with claim("two vmas share no leaf", VMA_SPLIT):
         low_end = at["parent"].mapping("low").end
-        stays = [
-            leaf for leaf in written if level is Level.PTE and (not _zaps_new_vma(guest.vm) or leaf.vaddr < low_end)
-        ]
+        stays = [leaf for leaf in written if level is Level.PTE and (not _zaps_new_vma(vm) or leaf.vaddr < low_end)]
         assert _parts(at["parent"]) == [leaf.vaddr for leaf in stays]
     at = guest.until("forked")
     with claim("the child has no leaf where it has no vma", COPIED_BY[level]):
@@ -93,7 +93,7 @@ def _dontfork(guest: GuestRun, level: Level, claim: Claims) -> None:
 def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTFORK of half a leaf: the child has the other half, and nothing where it has no vma."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_part", timeout_s=TIMEOUT_S) as guest:
-        _dontfork(guest, level, claim)
+        _dontfork(vm, guest, level, claim)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
@@ -106,7 +106,7 @@ def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
 def test_fork_dontfork_page(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTFORK of one page of a leaf: the child has the rest, and nothing where it has no vma."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_page", timeout_s=TIMEOUT_S) as guest:
-        _dontfork(guest, level, claim)
+        _dontfork(vm, guest, level, claim)
 
 
 def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:

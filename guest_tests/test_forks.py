@@ -3,7 +3,8 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM, ProcessView
+from harness.machine.vm import VM
+from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Entry, Level
 
 #: Who copies an entry at fork(), by level.

@@ -6,7 +6,7 @@ import pytest
 
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Level
 
 #: Of a call: how it ends, and which function says so.

@@ -3,7 +3,8 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM, Snapshot
+from harness.machine.vm import VM
+from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 
 HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Level
 
 PAGES = {Level.PTE: 4, Level.PMD: 512, Level.PUD: 512 * 512}

@@ -5,7 +5,7 @@ import pytest
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.kernel import has_symbol
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 from harness.pagetable.bits import PADDR_MASK
 

@@ -6,7 +6,8 @@ import pytest
 
 from harness.claims import Claims
 from harness.kernel import has_symbol
-from harness.machine import VM, ProcessView
+from harness.machine.vm import VM
+from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Leaf, Level
 
 SPLIT_BY = {

@@ -4,7 +4,8 @@ import pytest
 
 from harness.claims import Claims
 from harness.kernel import has_symbol
-from harness.machine import VM, ProcessView, Snapshot
+from harness.machine.vm import VM
+from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
 ZAPPED_BY = {

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Level
 
 ALLOWED_BY = "mm/huge_memory.c __thp_vma_allowable_orders()"

@@ -3,7 +3,9 @@
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM, GuestRun, ProcessView
+from harness.machine.vm import VM
+from harness.observe.run import GuestRun
+from harness.observe.snapshot import ProcessView
 from harness.pagetable import Level
 
 COPIED_BY = {

@@ -4,7 +4,7 @@ import pytest
 
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Level
 
 #: Each actor: its rounds, and what decides that it gets what it would get alone.

@@ -4,7 +4,7 @@ import pytest
 
 from harness.claims import Claims
 from harness.kernel import load_order, read
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.pagetable import Level
 
 GUP = "mm/gup.c check_vma_flags()"

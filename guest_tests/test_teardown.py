@@ -5,7 +5,8 @@ import signal
 import pytest
 
 from harness.claims import Claims
-from harness.machine import VM, GuestRun
+from harness.machine.vm import VM
+from harness.observe.run import GuestRun
 from harness.pagetable import Bits, Entry, Level
 
 UNMAPPED_BY = "mm/memory.c unmap_page_range()"

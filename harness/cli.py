@@ -13,17 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.commands import live, look
+from harness.commands import inspect as look
+from harness.commands import live
 from harness.commands.build import build
 from harness.commands.kselftest import kselftest
-from harness.commands.many import compare, matrix
+from harness.commands.matrix import compare, matrix
 from harness.commands.options import kernel_option, modules_option, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
 from harness.commands.selfcheck import selfcheck
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
+from harness.host.signals import handle
 from harness.outputs import standard_streams
-from harness.signals import handle
 
 
 class _Commands(click.Group):
@@ -142,12 +143,12 @@ def bench(
 @click.option("--refresh", is_flag=True, help="try KVM anew; its proof is otherwise kept until the host boots again")
 def doctor(missing: bool, refresh: bool) -> None:
     """Show what is missing on this machine, and the command that mends it."""
-    from harness.machine.accel import forget_proofs
+    from harness.qemu.accel import forget_proofs
 
     if refresh:
         forget_proofs()
     from harness.doctor import examine
-    from harness.packages import mending_command, translated
+    from harness.host.packages import mending_command, translated
 
     findings, packages = examine()
     if missing:

@@ -6,14 +6,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from harness import packages
 from harness.errors import HugepfnError
+from harness.host import packages
+from harness.host.packages import Need, Part
 from harness.kernel import default_kernel
 from harness.kernel.build import missing_tools
-from harness.machine import find_qemu, kvm_proof
-from harness.machine.hostroot import find_virtiofsd
-from harness.machine.ram import find_room
-from harness.packages import Need, Part
+from harness.qemu.accel import kvm_proof
+from harness.qemu.binary import find_qemu
+from harness.qemu.hostroot import find_virtiofsd
+from harness.qemu.ram import find_room
 
 _RAM_MIB = 1024
 

@@ -7,8 +7,8 @@ import os
 import traceback
 from pathlib import Path
 
-from harness import cache
 from harness.errors import HugepfnError
+from harness.host import cache
 from harness.outputs import NO_ROOM
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)

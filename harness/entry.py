@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from harness.signals import handle
+from harness.host.signals import handle
 
 # Of harness.errors.ExitCode, which is not imported yet.
 _MACHINERY, _STOP, _INTERRUPTED = 3, 128, 130

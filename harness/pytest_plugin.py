@@ -21,12 +21,12 @@ from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
 from harness.claims import Claims
 from harness.errors import ClaimFailed, HugepfnError, KernelError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage, default_kernel
-from harness.machine import VM, find_qemu
-from harness.machine.binary import QEMU_VARIABLE
-from harness.machine.probe import probe_image
-from harness.machine.spec import Device, Root
+from harness.machine.vm import VM
+from harness.observe.probe import probe_image
 from harness.outputs import check_writable
 from harness.pagetable import NO_BITS, Bits, Level
+from harness.qemu.binary import QEMU_VARIABLE, find_qemu
+from harness.qemu.spec import Device, Root
 from harness.results import (
     PLAIN_PROPERTY,
     USAGE_PROPERTY,

@@ -21,7 +21,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.kernel import KernelImage
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.outputs import write_text
 from harness.pagetable import Observation
 from harness.settings import Settings

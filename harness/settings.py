@@ -9,12 +9,12 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.kernel import Kernel, KernelImage
-from harness.machine import VM, find_qemu
-from harness.machine.accel import choose_accel
-from harness.machine.binary import check_cpu
-from harness.machine.hostroot import choose_root
-from harness.machine.ram import find_room
-from harness.machine.spec import Device
+from harness.machine.vm import VM
+from harness.qemu.accel import choose_accel
+from harness.qemu.binary import check_cpu, find_qemu
+from harness.qemu.hostroot import choose_root
+from harness.qemu.ram import find_room
+from harness.qemu.spec import Device
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness.kernel.apt import mirror_sources
-from harness.packages import mending_command
+from harness.archive.apt import mirror_sources
+from harness.host.packages import mending_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _INSIDE = "--inside"

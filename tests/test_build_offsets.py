@@ -14,12 +14,12 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import MachineryError, PremiseNotMet
+from harness.introspect.kernel_facts import KernelFacts
+from harness.introspect.tasks import TaskOffsets
 from harness.kernel.build.offsets import built_offsets, compile_words
 from harness.kernel.image import ImageKind, KernelImage
 from harness.kernel.offsets import OFFSETS_FILE, TASK_MEMBERS, BuiltOffsets, find_offsets
 from harness.kernel.vmlinux import Vmlinux
-from harness.machine.facts import KernelFacts
-from harness.machine.tasks import TaskOffsets
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 

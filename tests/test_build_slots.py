@@ -14,8 +14,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from harness import cache
 from harness.errors import KernelBuildError, MachineryError, UsageError
+from harness.host import cache
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import Recipe, TreeOrigin, build, builder, tools
 from harness.kernel.offsets import find_offsets

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import cache
 from harness.errors import MachineryError
-from harness.kernel.process import find_program, follow, run
+from harness.host import cache
+from harness.host.process import find_program, follow, run
 
 FORK = multiprocessing.get_context("fork")
 

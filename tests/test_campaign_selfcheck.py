@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.campaign import selfcheck, selfcheck_host
-from harness.campaign.selfcheck import BAR_ROUNDS, LEVELS, LIMIT_S, SHAPES, Shape, checks, findings, lines_of, verdict
-from harness.campaign.selfcheck_host import Finding, Space, State, kind_of_mount
 from harness.cli import cli
 from harness.errors import ExitCode, KernelDied, MachineryError, PremiseNotMet
-from harness.machine import Accel, Proof
-from harness.machine.spec import Device
 from harness.pagetable import NO_BITS, Bits, Level, Observation, comparable
+from harness.qemu.accel import Proof
+from harness.qemu.spec import Accel, Device
+from harness.selfcheck import checks as selfcheck
+from harness.selfcheck import host as selfcheck_host
+from harness.selfcheck.checks import BAR_ROUNDS, LEVELS, LIMIT_S, SHAPES, Shape, checks, findings, lines_of, verdict
+from harness.selfcheck.host import Finding, Space, State, kind_of_mount
 
 See = Callable[[Shape, str, tuple[str, ...]], list[Observation]]
 

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import pytest
 
-from harness import cache, cli, doctor, packages
+from harness import cli, doctor
 from harness.campaign import session
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
+from harness.host import cache, packages
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.kernel.build import tools
-from harness.machine import find_qemu
+from harness.qemu.binary import find_qemu
 from harness.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,8 +185,8 @@ def test_no_room_for_ram(hugepfn: Command) -> None:
 
 
 def test_no_apt(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.kernel.process.find_program", _nothing)
-    monkeypatch.setattr("harness.kernel.apt.find_program", _nothing)
+    monkeypatch.setattr("harness.host.process.find_program", _nothing)
+    monkeypatch.setattr("harness.archive.apt.find_program", _nothing)
     for args in (["run", "fork", "--accel", "tcg", "--kernel", "debian:6.12"], ["kernels"]):
         done = hugepfn(*args)
         assert done.status == 3

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import cache
 from harness.errors import CompileError, MachineryError, UsageError
 from harness.guest import compiler
 from harness.guest.compiler import assemble_rom, compile_program, find_source, guest_tests_dir
+from harness.host import cache
 
 HELLO = '#include <stdio.h>\nint main(void)\n{\n\treturn puts("hello") < 0;\n}\n'
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.introspect.tasks import TaskOffsets
 from harness.kernel.btf import Btf, BtfError, Kind
-from harness.machine.tasks import TaskOffsets
 
 
 @dataclass

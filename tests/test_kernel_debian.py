@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cache
 from harness.errors import MachineryError, UsageError
+from harness.host import cache
 from harness.kernel import Kernel
 from harness.kernel.build import DebsrcOrigin
 from harness.kernel.debian import available
@@ -401,7 +401,7 @@ def test_a_package_that_the_mirror_dropped_is_looked_up_again(mirror: Mirror) ->
 @pytest.mark.usefixtures("mirror")
 def test_without_depmod_its_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bin/depmod").unlink()
-    monkeypatch.setattr("harness.kernel.process.os.access", lambda path, _: "depmod" not in str(path))
+    monkeypatch.setattr("harness.host.process.os.access", lambda path, _: "depmod" not in str(path))
     with pytest.raises(MachineryError, match="apt-get install kmod"):
         Kernel.debian("6.1").resolve()
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import packages
+from harness.archive import apt
 from harness.errors import MachineryError, UsageError
-from harness.kernel import Kernel, apt, default_kernel, load_order, spec
+from harness.host import packages
+from harness.kernel import Kernel, default_kernel, load_order, spec
 from harness.kernel.folder import HostSource, open_folder
 from tests.test_kernel_image import BANNER, RELEASE, bzimage, put, vmlinux
 

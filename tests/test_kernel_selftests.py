@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cache
 from harness.errors import KernelBuildError, MachineryError, PremiseNotMet, UsageError
+from harness.host import cache
 from harness.kernel.build import Recipe, TreeOrigin, tools
 from harness.kernel.build.selftests import Collection, arguments, collection, is_static
 from harness.kernel.kconfig import Kconfig

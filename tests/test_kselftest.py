@@ -12,11 +12,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.campaign import kselftest as campaign
-from harness.campaign import kselftest_items
-from harness.campaign.kselftest import commands_of, parse_selectors, recipes_of
-from harness.campaign.kselftest_items import KselftestPlugin, Runner, SelftestItem, knobs
-from harness.campaign.kselftest_report import KselftestReporter
 from harness.errors import (
     BootError,
     DeadlineError,
@@ -26,9 +21,14 @@ from harness.errors import (
     PremiseNotMet,
     UsageError,
 )
+from harness.guest.agent import ExitStatus
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.kernel.build.selftests import Collection
-from harness.machine.agent import ExitStatus
+from harness.kselftest import items as kselftest_items
+from harness.kselftest import session as campaign
+from harness.kselftest.items import KselftestPlugin, Runner, SelftestItem, knobs
+from harness.kselftest.report import KselftestReporter
+from harness.kselftest.session import commands_of, parse_selectors, recipes_of
 from harness.settings import Settings
 
 pytest_plugins = ["pytester"]
@@ -62,7 +62,7 @@ UNBUILT = {
 
 
 class StubRun:
-    """A :class:`harness.machine.plain.PlainRun` without a machine."""
+    """A :class:`harness.kselftest.program.PlainRun` without a machine."""
 
     def __init__(self, _vm: object, path: str, _args: object, environment: dict[str, str]) -> None:
         self.output, self._end = SAYS[path.rpartition("/")[2]]

@@ -18,14 +18,14 @@ from harness.errors import (
     QemuRefused,
     RestoreError,
 )
-from harness.machine import machine
+from harness.guest.kernel_log import LogMark
+from harness.machine import bring_up
 from harness.machine import vm as vm_module
-from harness.machine.kernel_log import LogMark
-from harness.machine.machine import Timing
-from harness.machine.qemu import Qemu
-from harness.machine.spec import Accel
-from harness.machine.standstill import Standstill
+from harness.machine.bring_up import Timing
 from harness.machine.vm import VM
+from harness.qemu.process import Qemu
+from harness.qemu.spec import Accel
+from harness.qemu.standstill import Standstill
 
 LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log").read_text()
 OOPS = (Path(__file__).parent / "data" / "verdict" / "null_deref_6_12.log").read_text()
@@ -151,7 +151,7 @@ def test_only_what_says_that_a_template_is_bad_is_a_reason_to_make_it_again(
     async def start(*, incoming: bool) -> None:
         assert incoming
 
-    monkeypatch.setattr("harness.machine.machine.restore_state", fail)
+    monkeypatch.setattr("harness.machine.bring_up.restore_state", fail)
     qemu: Any = SimpleNamespace(
         log=SimpleNamespace(restore=lambda _log: None),
         start=start,
@@ -161,5 +161,5 @@ def test_only_what_says_that_a_template_is_bad_is_a_reason_to_make_it_again(
     )
     log: Any = None
     with pytest.raises(expected) as caught:
-        asyncio.run(machine._restore(qemu, Path("/c/t/state"), log, lambda _data: None, {}))
+        asyncio.run(bring_up._restore(qemu, Path("/c/t/state"), log, lambda _data: None, {}))
     assert type(caught.value) is expected

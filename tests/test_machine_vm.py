@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from harness import cache
 from harness.errors import BootError, MachineryError, RestoreError
-from harness.machine import VM, Accel, QemuBinary
+from harness.host import cache
 from harness.machine import vm as vm_module
-from harness.machine.spec import MachineSpec
 from harness.machine.template import template_key
+from harness.machine.vm import VM
 from harness.pagetable import NO_BITS
+from harness.qemu.binary import QemuBinary
+from harness.qemu.spec import Accel, MachineSpec
 
 BINARY = QemuBinary("/usr/bin/true", "11.1.3", "QEMU emulator version 11.1.3")
 

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import doctor, packages
+from harness import doctor
 from harness.errors import MachineryError
+from harness.host import packages
+from harness.host.packages import Manager, Part
 from harness.kernel import Kernel, default_kernel
 from harness.kernel.folder import HostSource
-from harness.packages import Manager, Part
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).parent / "data/distributions"
@@ -179,7 +180,7 @@ def run_setup(image: Image, tmp_path: Path, argument: str) -> list[str]:
         "/usr/sbin:/sbin", f"{image.root}/usr/sbin"
     )
     (tree / "scripts/setup").write_text(text)
-    (tree / "harness/packages.tsv").write_bytes((ROOT / "harness/packages.tsv").read_bytes())
+    (tree / "harness/host/packages.tsv").write_bytes((ROOT / "harness/host/packages.tsv").read_bytes())
     image.add("/usr/bin/id")
     (image.root / "usr/bin/id").write_text("#!/bin/sh\necho 0\n")
     for name in COREUTILS:

@@ -14,19 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness import cli, doctor, packages
+from harness import cli, doctor
 from harness.campaign import reporter as reporting
 from harness.campaign.compare import report_lines
-from harness.campaign.kselftest_report import KselftestReporter
 from harness.campaign.matrix import print_table
 from harness.campaign.reporter import RunReporter, entry_lines
 from harness.campaign.series import Step, change_lines
 from harness.commands.walk_view import areas_lines, process_line, range_lines, walk_lines
+from harness.host import packages
+from harness.introspect.processes import ProcessAreas, ProcessRoot
+from harness.introspect.vmas import Area, AreaLine
 from harness.kernel import Offer
-from harness.machine import find_qemu
-from harness.machine.areas import Area, AreaLine
-from harness.machine.processes import ProcessAreas, ProcessRoot
+from harness.kselftest.report import KselftestReporter
 from harness.pagetable import Bits, Entry, Layout, Level, Observation, Walk
+from harness.qemu.binary import find_qemu
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.differences import compare_runs
 from harness.verdict.entries import as_text, rows
@@ -125,7 +126,7 @@ def test_what_is_watched_through_a_pipe_is_printed_look_by_look(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr("harness.commands.look.client_of", lambda _name: SimpleNamespace(call=call))
+    monkeypatch.setattr("harness.commands.inspect.client_of", lambda _name: SimpleNamespace(call=call))
     with pytest.raises(SystemExit):
         cli.main(["walk", "100", "7f0000003000", "--watch", "--every", "0.05"])
     said = capfd.readouterr().out

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.guest.kernel_log import KernelLog
 from harness.guest.protocol import Frame, LineDecoder, MappingEvent, parse_event
 from harness.kernel.build.patches import split
-from harness.machine.kernel_log import KernelLog
 from harness.printable import PrintableDecoder, printable
 from harness.verdict import ComplaintKind, checkpoints, scan
 from harness.verdict.log_records import parse_records

@@ -14,12 +14,12 @@ import pytest
 from harness import pytest_plugin
 from harness.errors import BootError, PremiseNotMet
 from harness.kernel import ImageKind, Kconfig, KernelImage
-from harness.machine import Accel, find_qemu
 from harness.machine.machine import Origin
-from harness.machine.probe import probe_image
-from harness.machine.spec import Device, Root
+from harness.observe.probe import probe_image
 from harness.pagetable import Observation
 from harness.pytest_plugin import BOOT_ATTEMPTS
+from harness.qemu.binary import find_qemu
+from harness.qemu.spec import Accel, Device, Root
 from harness.results import LOG_LINES_MAX
 from harness.settings import Settings
 from harness.verdict.capabilities import Capabilities

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import signals
-from harness.kernel.process import run
+from harness.host import signals
+from harness.host.process import run
 from harness.session.client import passing_signals
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.verdict.ktap import MAX_DEPTH, Outcome, Report, Test, parse
+from harness.verdict.ktap.parse import MAX_DEPTH, Outcome, Report, Test, parse
 
 DATA = Path(__file__).parent / "data" / "verdict"
 P, F, S, C, T = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.CRASHED, Outcome.TODO

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.verdict.ktap import Outcome, parse
+from harness.verdict.ktap.parse import Outcome, parse
 from harness.verdict.selftest import Point, judge, points
 
 DATA = Path(__file__).parent / "data" / "verdict"

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from harness.commands.walk_view import areas_lines, parse_span, process_line, range_lines, walk_lines
 from harness.errors import UsageError
-from harness.machine.areas import Area, AreaLine
-from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
+from harness.introspect.processes import ProcessAreas, ProcessRoot, RangeWalk
+from harness.introspect.vmas import Area, AreaLine
 from harness.pagetable import Bits, Entry, Layout, LeafArrays, Level, Walk
 
 FOUR = Layout.MODERN

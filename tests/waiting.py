@@ -23,17 +23,16 @@ from typing import Any, NoReturn
 
 import filelock
 
-from harness import cache
 from harness.errors import HugepfnError, MachineryError
-from harness.kernel import process
-from harness.machine import migration
-from harness.machine import qemu as qemu_module
-from harness.machine.aside import aside
-from harness.machine.binary import QemuBinary
-from harness.machine.loop import LoopThread
-from harness.machine.qemu import Qemu
-from harness.machine.ram import SharedRam
-from harness.machine.spec import MachineSpec
+from harness.host import cache, process
+from harness.host.aside import aside
+from harness.host.event_loop import LoopThread
+from harness.qemu import migration
+from harness.qemu import process as qemu_module
+from harness.qemu.binary import QemuBinary
+from harness.qemu.process import Qemu
+from harness.qemu.ram import SharedRam
+from harness.qemu.spec import MachineSpec
 from harness.session import client as client_module
 from harness.session import registry, starting, wire
 from harness.session.client import SessionClient
@@ -295,7 +294,7 @@ def ssh_channel() -> None:
     """The guest does not answer a request on it."""
     import paramiko
 
-    from harness.machine import ssh
+    from harness.guest import ssh
 
     if short():
         ssh._CONNECT_TIMEOUT_S = SHORT_S

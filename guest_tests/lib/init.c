@@ -38,7 +38,7 @@
 #define JOBS 16
 #define ARGUMENTS 256
 #define PAYLOAD_MAX (256u << 20) /* as in harness/guest/protocol.py */
-#define ACKNOWLEDGED 2048 /* bytes, a quarter of the host's window (harness/machine/agent.py) */
+#define ACKNOWLEDGED 2048 /* bytes, a quarter of the host's window (harness/guest/agent.py) */
 
 static int agent_fd = -1, events_fd = -1;
 static bool on_uarts;

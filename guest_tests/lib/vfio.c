@@ -22,7 +22,7 @@ static struct vfio_region_info region_info(int device_fd, unsigned int index)
 	return info;
 }
 
-/* The host knows whether the kernel is built without it, or came without its modules (harness/machine/result.py). */
+/* The host knows whether the kernel is built without it, or came without its modules (harness/observe/run_result.py). */
 static _Noreturn void no_device(const char *why)
 {
 	ktap_note("premise device");

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from harness.errors import MachineryError
 from harness.kernel import ImageKind, Kernel, KernelImage
-from harness.machine import VM, MachineSpec
-from harness.machine.binary import find_qemu
-from harness.machine.ram import SharedRam, ram_folder
-from harness.machine.spec import Descriptors, qemu_argv
+from harness.machine.vm import VM
 from harness.outputs import check_writable, write_text
+from harness.qemu.binary import find_qemu
+from harness.qemu.ram import SharedRam, ram_folder
+from harness.qemu.spec import Descriptors, MachineSpec, qemu_argv
 
 #: A suite that is small enough to be measured several times.
 _SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")

@@ -17,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from harness import cache
 from harness.errors import MachineryError
+from harness.host import cache
+from harness.host.process import FOLLOW_TIMEOUT_S
 from harness.kernel.build.builder import read_fragment, source_tree
 from harness.kernel.build.fragments import merge, parse
 from harness.kernel.build.job import Job, children_cpu_s, virtme_configure
@@ -26,7 +27,6 @@ from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.slot import Slot
 from harness.kernel.build.source import parse_origin
 from harness.kernel.build.tools import jobs, make_environment
-from harness.kernel.process import FOLLOW_TIMEOUT_S
 
 _CHANGED_FILE = "mm/huge_memory.c"
 _WIDE = 200  # the terminal wraps the table; we do not cut it

@@ -25,6 +25,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from harness.archive.versions import is_exact, upstream_of
 from harness.campaign.facts_text import Grid, Known, changes, fill, matrix_document, mended_command
 from harness.campaign.kernels import ALL_STOCK, RunOptions, choose_kernels, expected_cases
 from harness.campaign.matrix import as_json, check_kernels, follow, print_table, summary
@@ -32,7 +33,6 @@ from harness.campaign.progress import Live
 from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
-from harness.kernel.versions import is_exact, upstream_of
 from harness.outputs import write_text
 from harness.selection import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.compiler import guest_tests_dir
+from harness.host.process import FOLLOW_TIMEOUT_S, ended_after
 from harness.kernel import Kernel, Stock, available
-from harness.kernel.process import FOLLOW_TIMEOUT_S, ended_after
-from harness.machine.spec import Device
+from harness.qemu.spec import Device
 from harness.settings import Settings
 from harness.verdict import Run, exit_code
 from harness.verdict.table import STATUS, TROUBLE, Case

@@ -14,7 +14,7 @@ from harness import pytest_plugin
 from harness.campaign.reporter import RunReporter, SessionReporter
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.guest.compiler import forget_library, guest_tests_dir
-from harness.machine import VM
+from harness.machine.vm import VM
 from harness.outputs import check_writable
 from harness.settings import Settings
 from harness.verdict import exit_code

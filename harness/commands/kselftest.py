@@ -30,8 +30,8 @@ def kselftest(tests: tuple[str, ...], **options: Any) -> None:
     """
     import pytest
 
-    from harness.campaign.kselftest import run_kselftest
-    from harness.campaign.kselftest_report import KselftestReporter
+    from harness.kselftest.report import KselftestReporter
+    from harness.kselftest.session import run_kselftest
 
     # The stream is passed on explicitly, because pytest replaces sys.stdout while a test runs.
     reporter = KselftestReporter(Console(file=sys.stdout, highlight=False))

@@ -25,8 +25,8 @@ from harness.errors import HugepfnError, KernelDied, MachineryError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from harness.machine.agent import ExitStatus
-    from harness.machine.sshd import SshAddress
+    from harness.guest.agent import ExitStatus
+    from harness.guest.sshd import SshAddress
     from harness.session.client import SessionClient
     from harness.session.registry import About
     from harness.session.session import Session
@@ -98,7 +98,7 @@ def shell(name: str | None, gdb: bool, **options: Any) -> None:
     NAME is a session, or a machine that --keep-vm kept. Without NAME, a new machine is started, which is a session as
     long as the shell runs, and ends with it.
     """
-    from harness.machine.terminal import interact, require_terminal
+    from harness.guest.terminal import interact, require_terminal
     from harness.session.client import SessionClient
     from harness.session.registry import sessions
 
@@ -131,9 +131,9 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
     The connection goes through a socket that only you can access, with a key made for this machine. Nothing else is
     let in.
     """
-    from harness.machine.agent import Stream
-    from harness.machine.ssh import Ssh
-    from harness.machine.terminal import interact, require_terminal
+    from harness.guest.agent import Stream
+    from harness.guest.ssh import Ssh
+    from harness.guest.terminal import interact, require_terminal
     from harness.outputs import write_all
 
     client = client_of(session)
@@ -171,7 +171,7 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
 
 def _openssh_line(name: str, where: SshAddress) -> str:
     """Write what OpenSSH needs into the session's folder, and return the command that uses it."""
-    from harness.machine.sshd import openssh_files
+    from harness.guest.sshd import openssh_files
     from harness.session.registry import folder_of
 
     folder = folder_of(name)

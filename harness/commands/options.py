@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LEVELS = ("pte", "pmd", "pud")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-QEMU_VARIABLE = "HUGEPFN_QEMU"  # as in harness/machine/binary.py, which --help does not have to import
+QEMU_VARIABLE = "HUGEPFN_QEMU"  # as in harness/qemu/binary.py, which --help does not have to import
 F = TypeVar("F", bound=Callable[..., Any])
 
 scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")

@@ -20,8 +20,8 @@ def selfcheck(kernel: str, modules: Path | None, accel: str) -> None:
 
     The exit status is 0 if it can be trusted, and 3 if a check failed; the line of that check says what to do.
     """
-    from harness.campaign.selfcheck import run_selfcheck
     from harness.kernel import Kernel
+    from harness.selfcheck.checks import run_selfcheck
 
     said: set[str] = set()
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.text import Text
 
 from harness.errors import UsageError
-from harness.machine.areas import Area, AreaLine
-from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
+from harness.introspect.processes import ProcessAreas, ProcessRoot, RangeWalk
+from harness.introspect.vmas import Area, AreaLine
 from harness.pagetable import Bits, Entry, Level, Run, Walk
 from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT
 from harness.verdict.entries import signed

@@ -11,9 +11,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache
 from harness.errors import CompileError, MachineryError, UsageError
-from harness.packages import how_to_install
+from harness.host import cache
+from harness.host.packages import how_to_install
 
 #: C11 and the warnings of the house; static, so that the guest needs no loader; small, since it is sent over.
 CFLAGS = (

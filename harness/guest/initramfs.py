@@ -9,13 +9,13 @@ from pathlib import Path
 
 from virtme.cpiowriter import CpioWriter
 
-from harness import cache
 from harness.guest.compiler import compile_program, guest_tests_dir
 from harness.guest.libraries import libraries
+from harness.host import cache
+from harness.host.packages import find_command
+from harness.host.process import run
 from harness.kernel import KernelImage, load_order
 from harness.kernel import read as read_module
-from harness.kernel.process import run
-from harness.packages import find_command
 
 #: What vfio-pci needs below it comes from modules.dep; what is built in is skipped.
 MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from harness import cache
-from harness.cache import Progress, say
+from harness.archive import apt
+from harness.archive.apt import DownloadError, Index, MirrorError
+from harness.archive.offers import Offer
+from harness.archive.versions import check_wanted, choose, is_exact, matches, newest_of_each_series, series_of, sort_key
 from harness.errors import MachineryError, UsageError
-from harness.kernel import apt
-from harness.kernel.apt import DownloadError, Index, MirrorError
+from harness.host import cache
+from harness.host.cache import Progress, say
+from harness.host.process import find_program, run
 from harness.kernel.image import KernelImage, open_image
-from harness.kernel.offers import Offer
-from harness.kernel.process import find_program, run
-from harness.kernel.versions import check_wanted, choose, is_exact, matches, newest_of_each_series, series_of, sort_key
 
 DEFAULT_AT_LEAST = "6.12"  # the first series with huge pfnmaps
 _KIND = "kernels"

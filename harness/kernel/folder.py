@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache
-from harness.cache import Progress
 from harness.errors import UsageError
+from harness.host import cache
+from harness.host.cache import Progress
+from harness.host.process import find_program, run
 from harness.kernel.image import KernelImage, looks_like_modules, open_image
-from harness.kernel.process import find_program, run
 
 _BZIMAGE = "arch/x86/boot/bzImage"
 _IMAGES = ("vmlinuz", "bzImage", "boot/vmlinuz", "vmlinuz-*", "boot/vmlinuz-*", "vmlinux")

@@ -8,7 +8,7 @@ import json
 import os
 from pathlib import Path
 
-from harness import cache
+from harness.host import cache
 
 
 def content_key(image: Path, modules_dir: Path | None) -> str:

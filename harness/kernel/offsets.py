@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import cache
+from harness.host import cache
 from harness.kernel.image import KernelImage
 
 OFFSETS_FILE = "offsets.json"

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness.cache import Progress
+from harness.archive import apt
 from harness.errors import MachineryError, UsageError
-from harness.kernel import apt
+from harness.host.cache import Progress
+from harness.host.packages import distribution, find_command
 from harness.kernel.build import BuiltSource
 from harness.kernel.debian import DebianSource
 from harness.kernel.folder import HostSource, open_folder
 from harness.kernel.image import KernelImage, open_image
-from harness.packages import distribution, find_command
 
 
 class Source(Protocol):

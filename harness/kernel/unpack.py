@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zstandard
 
-from harness import cache
+from harness.host import cache
 from harness.kernel.image import ImageKind, KernelImage
 
 # Documentation/arch/x86/boot.rst: setup_sects, payload_offset and payload_length of the real-mode header.

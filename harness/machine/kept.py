@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import cache
 from harness.errors import UsageError
-from harness.machine.kernel_log import SavedLog
-from harness.machine.migration import save_state
-from harness.machine.qemu import Qemu
-from harness.machine.spec import Accel, Device, MachineSpec, Root
+from harness.guest.kernel_log import SavedLog
+from harness.host import cache
 from harness.pagetable import Region
+from harness.qemu.migration import save_state
+from harness.qemu.process import Qemu
+from harness.qemu.spec import Accel, Device, MachineSpec, Root
 from harness.verdict.capabilities import Capabilities
 
 KIND = "kept"

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pexpect.fdpexpect import fdspawn
 
 from harness.errors import HugepfnError, MachineryError, UsageError
+from harness.guest.agent import UNLIMITED_S, Agent, Job
+from harness.guest.exec import Completed, Sink, execute
 from harness.guest.libraries import libraries
-from harness.machine.agent import UNLIMITED_S, Agent, Job
-from harness.machine.command import Completed, Sink, execute
-from harness.machine.log_reader import read_log
-from harness.machine.loop import LoopThread
+from harness.guest.log_reader import read_log
+from harness.host.event_loop import LoopThread
+from harness.host.private_folder import PrivateFolder
 from harness.machine.machine import Machine, Origin
-from harness.machine.private import PrivateFolder
-from harness.machine.qemu import Qemu
-from harness.machine.ram import GuestMemory
 from harness.pagetable import Region
 from harness.printable import printable
+from harness.qemu.process import Qemu
+from harness.qemu.ram import GuestMemory
 from harness.verdict import Taint, parse_taint
 
 if TYPE_CHECKING:
-    from harness.machine.ssh import Ssh
-    from harness.machine.sshd import SshAddress, SshServer
+    from harness.guest.ssh import Ssh
+    from harness.guest.sshd import SshAddress, SshServer
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ class LiveMachine:
         """
         if self.qemu.exit_status is None and not self.qemu.stopped:
             with contextlib.suppress(HugepfnError):
-                self.on_loop(read_log(self.machine.qemu, self.machine.agent, "log asked for", _LOG_TIMEOUT_S))
+                self.on_loop(read_log(self.machine.agent, "log asked for", _LOG_TIMEOUT_S))
         return self.qemu.log.text
 
     @property
@@ -202,7 +202,7 @@ class LiveMachine:
         :raises DeadlineError: it took longer.
         :raises KernelDied: the kernel did not live to see its end.
         """
-        work = execute(self.machine, argv, environment=environment, stdin=stdin, timeout_s=timeout_s, sink=sink)
+        work = execute(self.agent, argv, environment=environment, stdin=stdin, timeout_s=timeout_s, sink=sink)
         return self.on_loop(work)
 
     def ssh_address(self) -> SshAddress:
@@ -211,9 +211,9 @@ class LiveMachine:
         :raises MachineryError: dropbear is not on this host.
         """
         if self._sshd is None:
-            from harness.machine.sshd import SshServer  # paramiko takes 0.15 s, and few need it
+            from harness.guest.sshd import SshServer  # paramiko takes 0.15 s, and few need it
 
-            server = SshServer(self.machine)
+            server = SshServer(self.agent)
             self._sshd = server, self.on_loop(server.start(self.sockets.socket("ssh")))
         return self._sshd[1]
 
@@ -224,7 +224,7 @@ class LiveMachine:
 
     def ssh(self) -> Ssh:
         """A new SSH connection to the guest. Close it, or use it as a context."""
-        from harness.machine.ssh import Ssh
+        from harness.guest.ssh import Ssh
 
         return Ssh(self.ssh_address())
 

@@ -18,21 +18,19 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness import cache
 from harness.errors import MachineryError
-from harness.machine.aside import aside
-from harness.machine.binary import QemuBinary
-from harness.machine.kernel_log import SavedLog
-from harness.machine.migration import save_state
-from harness.machine.ram import SharedRam, data_ranges
-from harness.machine.spec import Accel, MachineSpec, kernel_command_line
+from harness.guest.kernel_log import SavedLog
+from harness.host import cache
+from harness.host.aside import aside
+from harness.machine.machine import Machine
 from harness.pagetable import Region
+from harness.qemu.binary import QemuBinary
+from harness.qemu.migration import save_state
+from harness.qemu.ram import SharedRam, data_ranges
+from harness.qemu.spec import Accel, MachineSpec, kernel_command_line
 from harness.verdict.capabilities import Capabilities
-
-if TYPE_CHECKING:
-    from harness.machine.machine import Machine
 
 KIND = "templates"
 _FORMAT = 6

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from harness import cache
 from harness.errors import (
     BootError,
     EmulatorError,
@@ -23,26 +22,28 @@ from harness.errors import (
 )
 from harness.guest import bounds
 from harness.guest.compiler import compile_program, find_source, guest_tests_dir
+from harness.host import cache
+from harness.introspect.drgn_program import drgn_program
+from harness.introspect.gdb import GdbStub, start_stub
+from harness.introspect.processes import ProcessAreas, Processes, ProcessRoot, RangeWalk
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
-from harness.machine.accel import choose_accel, remember_lie
-from harness.machine.bar_bits import EARLY, stand_in, what_is_missed
-from harness.machine.binary import QemuBinary, find_qemu
-from harness.machine.deadline import check_runs
-from harness.machine.drgn_program import drgn_program
-from harness.machine.gdbstub import GdbStub, start_stub
-from harness.machine.kernel_watch import KernelWatch
+from harness.machine.bring_up import Timing, boot, clone, revive
 from harness.machine.live import LiveMachine
-from harness.machine.machine import Timing, boot, clone, revive
-from harness.machine.probe import probe
-from harness.machine.processes import ProcessAreas, Processes, ProcessRoot, RangeWalk
-from harness.machine.ram import SharedRam
-from harness.machine.run import GuestRun
-from harness.machine.spec import Accel, Device, MachineSpec
 from harness.machine.template import Template, discard, obtain, save_template, template_key
 from harness.machine.wanted import Wanted, kernel_image
-from harness.machine.witness import Witness
+from harness.observe.bar_bits import EARLY, stand_in, what_is_missed
+from harness.observe.kernel_watch import KernelWatch
+from harness.observe.probe import probe
+from harness.observe.run import GuestRun
+from harness.observe.witness import Witness
 from harness.pagetable import Layout, Walk
+from harness.qemu.accel import choose_accel, remember_lie
+from harness.qemu.binary import QemuBinary, find_qemu
+from harness.qemu.deadline import check_runs
+from harness.qemu.ram import SharedRam
+from harness.qemu.spec import Accel, Device, MachineSpec
+from harness.verdict import parse_taint
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant
 
@@ -61,7 +62,7 @@ class VM(LiveMachine):
     :param smp: number of vCPUs, 1 to 16.
     :param append: words for the kernel command line.
     :param device: the one under test: ``pci-testdev``, ``ivshmem-plain`` (RAM behind its BAR) or ``nvme`` (reset, power
-        states; boots each time), see :class:`harness.machine.spec.Device`.
+        states; boots each time), see :class:`harness.qemu.spec.Device`.
     :param search: folders in which guest programs are looked for before the scenarios.
     :param boot_timeout_s: how long the kernel may take to reach the agent.
     :param clone: come back from a template (0.1 s) that is booted once and kept, instead of booting each time.
@@ -91,7 +92,7 @@ class VM(LiveMachine):
     ) -> None:
         super().__init__()
         self._asked = kernel
-        self.asked_device = device  # another may stand in for it, see harness/machine/bar_bits.py
+        self.asked_device = device  # another may stand in for it, see harness/observe/bar_bits.py
         self._wanted = Wanted(
             accel, smp, memory_mib, cpu, tuple(append), device, ram_dir, boot_timeout_s, clone, pvh, guest
         )
@@ -268,6 +269,11 @@ class VM(LiveMachine):
     ) -> None:
         self.close()
 
+    @property
+    def known_kernel(self) -> KernelImage | None:
+        """What was booted. A kept machine whose kernel is no longer there has none."""
+        return getattr(self, "kernel", None)
+
     # --- running programs ------------------------------------------------------------------------
 
     def run(self, program: str | Path, *args: str, timeout_s: float = 30.0) -> GuestRun:
@@ -282,11 +288,12 @@ class VM(LiveMachine):
         if self._broken:
             raise MachineryError("the guest did not survive the program before; boot another VM")
         self.caps  # noqa: B018 - the layout comes from there, and has to be known before the first walk
-        run = self._start(program, args, timeout_s)
+        run = self.launch(program, args, timeout_s)
         self.runs.append(run)
         return run
 
-    def _start(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
+    def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
+        """Starts a guest program as :meth:`run` does, but neither probes the kernel first nor keeps the run."""
         path = self.push(program)
         return self.on_loop(self._launch([path, *args], timeout_s))
 
@@ -309,7 +316,9 @@ class VM(LiveMachine):
         return path
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        kernel = await KernelWatch.begin(self, argv[0].rsplit("/", 1)[-1])
+        kernel = await KernelWatch.begin(
+            self.qemu, self.agent, parse_taint(self.ready["taint"]), argv[0].rsplit("/", 1)[-1]
+        )
         witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
@@ -373,11 +382,11 @@ class VM(LiveMachine):
 
     def drgn(self) -> Any:
         """A drgn.Program on the guest's RAM; needs the extra ``drgn``. See :func:`drgn_program`."""
-        return drgn_program(self)
+        return drgn_program(self, self.processes.facts)
 
     def gdb(self) -> GdbStub:
         """Stops the guest and waits for gdb on a Unix socket; ``.command`` attaches it. See :class:`GdbStub`."""
-        return start_stub(self)
+        return start_stub(self, self.processes)
 
     def process_root(self, pid: int) -> ProcessRoot:
         """Where the page tables of any process start, by the kernel's own structures: see :meth:`Processes.root`."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.guest.initramfs import build_initramfs
 from harness.kernel import Kernel, KernelImage, default_kernel, unpacked
-from harness.machine.hostroot import choose_root, root_modules
-from harness.machine.spec import Accel, Device, MachineSpec, Root
+from harness.qemu.hostroot import choose_root, root_modules
+from harness.qemu.spec import Accel, Device, MachineSpec, Root
 
 #: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
 #: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.

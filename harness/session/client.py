@@ -17,12 +17,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineryError
+from harness.host.signals import handling
 from harness.session import handshake, registry, wire
 from harness.session.registry import About
-from harness.signals import handling
 
 if TYPE_CHECKING:
-    from harness.machine.agent import ExitStatus
+    from harness.guest.agent import ExitStatus
 
 #: The deadline of a call that only looks, or stops and resumes: the slowest one sends every scenario's program.
 ANSWER_TIMEOUT_S = 600.0

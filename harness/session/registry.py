@@ -16,8 +16,8 @@ from typing import Any
 import filelock
 import platformdirs
 
-from harness import cache
 from harness.errors import UsageError
+from harness.host import cache
 
 _NAME = re.compile(r"\w[\w-]*(\.[\w-]+)*")  # never "." or "..", because it also names a folder
 _NAME_MAX = 40

@@ -18,8 +18,8 @@ from typing import Any
 from harness.campaign.session import Stopping
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, UsageError
-from harness.machine import VM
-from harness.machine.agent import Job
+from harness.guest.agent import Job
+from harness.machine.vm import VM
 from harness.session import handshake, registry, wire
 from harness.session.registry import About
 from harness.session.session import Session

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
-from harness.machine import VM
-from harness.machine.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
-from harness.machine.command import finish
-from harness.machine.gdbstub import GdbStub
-from harness.machine.processes import ProcessAreas, ProcessRoot, RangeWalk
-from harness.machine.spec import Root
+from harness.guest.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
+from harness.guest.exec import finish
+from harness.introspect.gdb import GdbStub
+from harness.introspect.processes import ProcessAreas, ProcessRoot, RangeWalk
+from harness.machine.vm import VM
 from harness.outputs import Output, write_all
 from harness.pagetable import Walk
+from harness.qemu.spec import Root
 
 if TYPE_CHECKING:
-    from harness.machine.sshd import SshAddress
+    from harness.guest.sshd import SshAddress
 
 _READ_BYTES = 64 << 10
 
@@ -71,7 +71,7 @@ class Session:
             _thread(self._pass_on, job, signals),
         ):
             try:
-                ended = self.vm.on_loop(finish(self.vm.machine, job, UNLIMITED_S))
+                ended = self.vm.on_loop(finish(self.vm.agent, job, UNLIMITED_S))
             finally:
                 signals.put(None)
                 out.put(None)

@@ -1,7 +1,8 @@
 """Turns evidence into verdicts: text in, values out; no I/O, no printing.
 
 Two enumerations are called ``Outcome`` in their own modules. :class:`harness.verdict.claims.Outcome`, of a scenario or
-a claim, keeps its name here; :class:`harness.verdict.ktap.Outcome`, of a test in a guest's report, is ``KtapOutcome``.
+a claim, keeps its name here; :class:`harness.verdict.ktap.parse.Outcome`, of a test in a guest's report, is called
+``KtapOutcome``.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from harness.verdict.kernel_log import (
     scan,
     user_faults,
 )
-from harness.verdict.ktap import Outcome as KtapOutcome
-from harness.verdict.ktap import Report, Test
-from harness.verdict.ktap import parse as parse_ktap
+from harness.verdict.ktap.parse import Outcome as KtapOutcome
+from harness.verdict.ktap.parse import Report, Test
+from harness.verdict.ktap.parse import parse as parse_ktap
 from harness.verdict.log_lines import message as log_message
 from harness.verdict.log_records import LogPart, LogRecord, parse_log_part
 from harness.verdict.taint import HARMLESS, Taint

@@ -48,7 +48,7 @@ class Capabilities:
     five_level: bool  # CR4.LA57
     kvm_clock: bool = False  # it has kvm-clock, by which KVM reports that the guest was stopped
     early: Bits = NO_BITS  # bits that the CPU may set without an access: A under KVM
-    bar_misses: Bits = NO_BITS  # bits that the CPU leaves clear in entries of the BAR (harness/machine/bar_bits.py)
+    bar_misses: Bits = NO_BITS  # bits that the CPU leaves clear in entries of the BAR (harness/observe/bar_bits.py)
 
     def why_not(self, level: Level) -> str:
         """See :meth:`ImageCapabilities.why_not`."""

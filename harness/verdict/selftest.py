@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.verdict.ktap import Outcome, Report, Test
+from harness.verdict.ktap.parse import Outcome, Report, Test
 
 KSFT_PASS, KSFT_FAIL, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP = range(5)
 _DOING = re.compile(r"\[(?:RUN|INFO)\]\s+(.+)")  # printed by mm's programs: "# [RUN] test_prot_read"

@@ -23,12 +23,12 @@ from pathlib import Path
 
 import click
 
-from harness import cache
+from harness.archive.suites import Program, unpacked_program
 from harness.errors import UsageError
+from harness.host import cache
+from harness.host.process import run
 from harness.kernel import Kernel
-from harness.kernel.process import run
-from harness.kernel.suites import Program, unpacked_program
-from harness.machine.binary import QEMU_VARIABLE, find_qemu
+from harness.qemu.binary import QEMU_VARIABLE, find_qemu
 
 ROOT = Path(__file__).resolve().parents[2]
 CELL = Path(__file__).with_name("cell.py")

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.machine import bar_bits, template, vm
-from harness.machine.binary import QemuBinary
-from harness.machine.snapshot import CALIBRATION_MAPPING, Snapshot
-from harness.machine.spec import Accel, Device, MachineSpec
-from harness.machine.witness import Process, Witness
+from harness.machine import template, vm
+from harness.observe import bar_bits
+from harness.observe.snapshot import CALIBRATION_MAPPING, Snapshot
+from harness.observe.witness import Process, Witness
 from harness.pagetable import Bits, Leaf, walk, walk_range
+from harness.qemu.binary import QemuBinary
+from harness.qemu.spec import Accel, Device, MachineSpec
 
 _ACCESSED, _DIRTY = 1 << 5, 1 << 6
 _MODE = os.environ.get("HUGEPFN_EAGER_CPU", "all")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.kernel import Kernel
-from harness.machine import VM
+from harness.machine.vm import VM
 
 from .conftest import ROOT, Command
 

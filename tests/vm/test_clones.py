@@ -14,13 +14,13 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from harness import cache
-from harness.campaign.selfcheck import seen
+from harness.host import cache
 from harness.kernel import Kernel, KernelImage
-from harness.machine import VM
 from harness.machine import template as templates
 from harness.machine.machine import Origin
+from harness.machine.vm import VM
 from harness.pagetable import comparable
+from harness.selfcheck.checks import seen
 
 from .conftest import ROOT, Command
 

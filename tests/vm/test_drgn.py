@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import cache
 from harness.errors import PremiseNotMet
+from harness.host import cache
 from harness.kernel import Kernel
-from harness.machine import VM
+from harness.machine.vm import VM
 
 drgn = pytest.importorskip("drgn")
 

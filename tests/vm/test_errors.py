@@ -22,7 +22,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.kernel import Kernel, KernelImage
-from harness.machine import VM
+from harness.machine.vm import VM
 
 from .conftest import ROOT, Command, own_qemus
 

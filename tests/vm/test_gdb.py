@@ -9,12 +9,12 @@ import subprocess
 
 import pytest
 
-from harness import cache
 from harness.errors import UsageError
+from harness.host import cache
+from harness.introspect.gdb import GdbStub
+from harness.introspect.kernel_memory import KernelMemory
 from harness.kernel import Kernel
-from harness.machine import VM
-from harness.machine.gdbstub import GdbStub
-from harness.machine.kernel_memory import KernelMemory
+from harness.machine.vm import VM
 
 STOCK = "debian:6.12"
 

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MachineryError, UsageError
+from harness.guest.agent import ExitStatus
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import Recipe, build, parse_origin
 from harness.kernel.build.recipe import DEFAULT_FRAGMENTS
-from harness.machine import VM, ExitStatus
-from harness.machine.hostroot import find_virtiofsd
 from harness.machine.machine import Origin
-from harness.machine.spec import Root
+from harness.machine.vm import VM
 from harness.pagetable import Level
+from harness.qemu.hostroot import find_virtiofsd
+from harness.qemu.spec import Root
 
 from .conftest import Command
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import ClaimFailed, DeadlineError, MachineryError
 from harness.kernel import Kernel, KernelImage
-from harness.machine import VM
+from harness.machine.vm import VM
 
 from .conftest import Command
 

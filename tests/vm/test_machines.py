@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.campaign.selfcheck import seen
 from harness.errors import UsageError
+from harness.guest.channel import Channel
 from harness.kernel import Kernel, KernelImage
-from harness.machine import VM, Channel
 from harness.machine.machine import Origin
+from harness.machine.vm import VM
 from harness.pagetable import Level, Observation
+from harness.selfcheck.checks import seen
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,14 @@ import pytest
 from harness.campaign.report import matrix_page
 from harness.errors import MachineryError
 from harness.guest.initramfs import build_initramfs
+from harness.guest.sshd import CONNECTIONS_MAX
 from harness.kernel import Kernel
-from harness.machine import VM
-from harness.machine.binary import find_qemu
-from harness.machine.hostroot import VIEW
-from harness.machine.qemu import Qemu
-from harness.machine.ram import SharedRam
-from harness.machine.spec import MachineSpec, Root
-from harness.machine.sshd import CONNECTIONS_MAX
+from harness.machine.vm import VM
+from harness.qemu.binary import find_qemu
+from harness.qemu.hostroot import VIEW
+from harness.qemu.process import Qemu
+from harness.qemu.ram import SharedRam
+from harness.qemu.spec import MachineSpec, Root
 from harness.verdict import Run
 from harness.verdict.table import Column, Table
 from tests.test_printable import unprintable

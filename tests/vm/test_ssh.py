@@ -17,9 +17,9 @@ import paramiko
 import pytest
 
 from harness.errors import DeadlineError, KernelDied, MachineryError
-from harness.machine import VM
-from harness.machine.agent import Stream
-from harness.machine.ssh import Ssh
+from harness.guest.agent import Stream
+from harness.guest.ssh import Ssh
+from harness.machine.vm import VM
 
 POOL_BYTES = 1 << 20
 
@@ -172,6 +172,6 @@ def test_a_kernel_that_dies_ends_the_command() -> None:
 
 def test_no_dropbear_on_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     with VM("debian:6.12") as vm, monkeypatch.context() as patch:
-        patch.setattr("harness.kernel.process.os.access", lambda *_args, **_kwargs: False)
+        patch.setattr("harness.host.process.os.access", lambda *_args, **_kwargs: False)
         with pytest.raises(MachineryError, match="dropbear-bin"):
             vm.ssh_address()

@@ -11,9 +11,9 @@ import pytest
 
 from harness.errors import UsageError
 from harness.guest.compiler import compile_program
+from harness.introspect.processes import ProcessAreas, RangeWalk
 from harness.kernel import Kernel
-from harness.machine import VM
-from harness.machine.processes import ProcessAreas, RangeWalk
+from harness.machine.vm import VM
 from harness.pagetable import Bits, Layout, PagemapWord
 from harness.pagetable.bits import PAGE_SIZE_BYTES
 

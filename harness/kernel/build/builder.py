@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import cache
-from harness.cache import Progress
 from harness.errors import UsageError
+from harness.host import cache
+from harness.host.cache import Progress
 from harness.kernel.build import patches as patch_files
 from harness.kernel.build.fragments import config_lines, merge, parse
 from harness.kernel.build.job import Counter, Job

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache
-from harness.cache import Progress, say
+from harness.archive import apt
+from harness.archive.apt import MirrorError
+from harness.archive.offers import SourceOffer
+from harness.archive.versions import check_wanted, choose, is_exact, newest_of_each_series, series_of
 from harness.errors import MachineryError, UsageError
-from harness.kernel import apt
-from harness.kernel.apt import MirrorError
+from harness.host import cache
+from harness.host.cache import Progress, say
+from harness.host.process import find_program, run
 from harness.kernel.build.slot import Slot
-from harness.kernel.offers import SourceOffer
-from harness.kernel.process import find_program, run
-from harness.kernel.versions import check_wanted, choose, is_exact, newest_of_each_series, series_of
 
 _REPEAT_S = 600.0  # if the index is younger than this and lacks a version, the mirror is not asked again
 _UNPACK_TIMEOUT_S = 1800.0

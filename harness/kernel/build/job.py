@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache
-from harness.cache import Progress, say
 from harness.errors import KernelBuildError, MachineryError
+from harness.host import cache
+from harness.host.cache import Progress, say
+from harness.host.packages import how_to_install
+from harness.host.process import find_program, follow
 from harness.kernel.build.fragments import Wanted, config_lines, unmet
 from harness.kernel.build.offsets import built_offsets
 from harness.kernel.build.output import Diagnostic, built, diagnostics, machine_fault
@@ -24,8 +26,6 @@ from harness.kernel.build.symbols import Symbols, explain, read_symbols
 from harness.kernel.build.tools import jobs, make_compiler, make_environment
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.offsets import BuiltOffsets
-from harness.kernel.process import find_program, follow
-from harness.packages import how_to_install
 
 Counter = Callable[[int, int | None, str], None]
 """Called with the files built so far, how many the last build of this configuration had in all, and the file."""

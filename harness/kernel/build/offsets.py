@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import MachineryError
+from harness.host.process import run
 from harness.kernel.elf import Elf
 from harness.kernel.offsets import TASK_MEMBERS, BuiltOffsets
-from harness.kernel.process import run
 
 _OBJECT = "kernel/fork.o"  # every kernel has it, and it uses all of these structs
 _SECTION = ".hugepfn_offsets"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness import cache
-from harness.cache import Progress
 from harness.errors import UsageError
+from harness.host import cache
+from harness.host.cache import Progress
 from harness.kernel.build.slot import Slot, git, git_environment
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from harness.packages import Part, how_to_install, needs
+from harness.host.packages import Part, how_to_install, needs
 
 # kbuild's short form (scripts/Kbuild.include, "quiet_cmd_"): "  CC      mm/huge_memory.o", "  CC [M]  fs/x.o"
 _BUILT = re.compile(r"  (?:CC|AS|HOSTCC|HOSTCXX|CXX)(?: \[M\])? +(\S+)")

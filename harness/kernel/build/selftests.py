@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache
-from harness.cache import Progress, say
 from harness.errors import KernelBuildError, MachineryError, PremiseNotMet, UsageError
+from harness.host import cache
+from harness.host.cache import Progress, say
+from harness.host.packages import how_to_install
+from harness.host.process import Finished, find_program, run
 from harness.kernel.build.builder import digest, source_tree
 from harness.kernel.build.output import Diagnostic, diagnostics, machine_fault, missing_library
 from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.tools import SELFTEST_TOOLS, check_tools, compiler_identity, jobs, make_environment
 from harness.kernel.kconfig import Kconfig
-from harness.kernel.process import Finished, find_program, run
-from harness.packages import how_to_install
 
 _SOURCES, _PROGRAMS = "selftest-sources", "selftests"
 _SOURCES_KEPT, _PROGRAMS_KEPT = 4, 400  # 120 MB and 1 MB each

@@ -17,11 +17,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from harness import cache
-from harness.cache import Progress, say
 from harness.errors import MachineryError, UsageError
+from harness.host import cache
+from harness.host.cache import Progress, say
+from harness.host.process import FOLLOW_TIMEOUT_S, Finished, check_room, find_program, run
 from harness.kernel.build.patches import Patch, why_not
-from harness.kernel.process import FOLLOW_TIMEOUT_S, Finished, check_room, find_program, run
 
 _GIT_TIMEOUT_S = 3600.0
 BUILD_TIMEOUT_S = 6 * 3600.0  # how long to wait for another process that builds

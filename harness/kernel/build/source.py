@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.cache import Progress
 from harness.errors import UsageError
+from harness.host.cache import Progress
 from harness.kernel.build.builder import build
 from harness.kernel.build.debsrc import DebsrcOrigin
 from harness.kernel.build.origins import Origin, TreeOrigin

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Sequence
 
 from harness.errors import MachineryError
-from harness.kernel.process import run
-from harness.packages import Need, Part, has_header, how_to_install, needs
+from harness.host.packages import Need, Part, has_header, how_to_install, needs
+from harness.host.process import run
 
 _ASK_TIMEOUT_S = 30.0
 # None of these may be inherited from the environment, because they change what is built, or where.

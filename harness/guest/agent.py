@@ -1,0 +1,352 @@
+"""The host's end of the agent channel: requests and their answers, jobs and what they print."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import functools
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from harness.errors import DeadlineError, MachineryError, ProtocolError, UsageError
+from harness.guest import bounds
+from harness.guest.channel import Channel
+from harness.guest.emulator import Emulator
+from harness.guest.protocol import PAYLOAD_MAX_BYTES, Frame, FrameDecoder, parse_ready, put_payload, run_payload
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a guest program ended: an exit status, or the number of the signal that killed it."""
+
+    status: int | None
+    signal: int | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it exited with 0."""
+        return self.status == 0
+
+    @property
+    def signal_name(self) -> str:
+        """SIGSEGV; SIGRTMIN+2, which :class:`signal.Signals` has no name for; empty where it exited."""
+        if self.signal is None:
+            return ""
+        if signal.SIGRTMIN < self.signal < signal.SIGRTMAX:
+            return f"SIGRTMIN+{self.signal - signal.SIGRTMIN}"
+        known = {member.value: member.name for member in signal.Signals}
+        return known.get(self.signal, f"SIG{self.signal}")  # 32 and 33 are glibc's own, and have no name
+
+    def __str__(self) -> str:
+        return f"signal {self.signal_name}" if self.signal else f"exit status {self.status}"
+
+    @classmethod
+    def parse(cls, text: str) -> ExitStatus:
+        """From the agent's ``status N`` or ``signal N``.
+
+        :raises ProtocolError: it is neither.
+        """
+        match text.partition(" "):
+            case "signal", _, number:
+                return cls(None, bounds.signal_number(number))
+            case "status", _, number:
+                return cls(bounds.status(number), None)
+        raise ProtocolError(f"agent: exit {bounds.shown(text)}, expected 'status N' or 'signal N'")
+
+
+class Input(enum.Enum):
+    """What a job reads as its standard input; the value is the agent's verb that starts such a job."""
+
+    NULL = "run"  # /dev/null
+    PIPE = "pipe"
+    SOCKET = "socket"  # one connection, which is its standard output as well: for a server of inetd's kind
+
+
+class Stream(enum.Enum):
+    """What a job writes to; the value is the agent's verb."""
+
+    OUT = "out"
+    ERR = "err"
+
+
+#: So much may be on its way through a UART, which the guest's tty layer would drop if it had no room for it; the agent
+#: tells of every 2,048 bytes that it has read (guest_tests/lib/init.c, acknowledge()).
+_UART_WINDOW_BYTES = 8192
+_UART_PIECE_BYTES = 4096
+#: So much of a job's input may be on its way; the agent tells when the job has taken it.
+_INPUT_WINDOW_BYTES = 256 << 10
+_PATH_ROOM_BYTES = 1 << 14
+_LATE_MAX = 64  # JOBS of guest_tests/lib/init.c is 16
+_ANSWERS = ("done", "started", "error")
+UNLIMITED_S = 1e7  # longer than any session: QEMU's end is what ends such a wait
+
+
+@dataclass
+class Job:
+    """A program that runs in the guest."""
+
+    id: int
+    argv: tuple[str, ...]
+    exited: asyncio.Future[ExitStatus]
+    sink: Callable[[Stream, bytes], None] | None = None  # gets what it prints as it comes; else that is kept here
+    pid: int = 0
+    stdout: bytearray = field(default_factory=bytearray)
+    stderr: bytearray = field(default_factory=bytearray)
+    on_its_way_bytes: int = 0  # of input
+    took: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def receive(self, stream: Stream, data: bytes) -> None:
+        """It printed something.
+
+        :raises ProtocolError: it is more than is kept.
+        """
+        if self.sink is not None:
+            self.sink(stream, data)
+            return
+        kept = self.stdout if stream is Stream.OUT else self.stderr
+        if len(kept) + len(data) > bounds.OUTPUT_MAX_BYTES:
+            raise ProtocolError(
+                f"{bounds.shown(self.argv[0])} has printed more than {bounds.OUTPUT_MAX_BYTES >> 20} MiB, which is all "
+                "that is kept of a job's output; print less, or take it as it comes (sink=)"
+            )
+        kept += data
+
+    def took_input(self, text: str) -> None:
+        """It has taken so many bytes of its input, or never will.
+
+        :raises ProtocolError: it never got so many.
+        """
+        self.on_its_way_bytes -= bounds.decimal(text, "took", 0, self.on_its_way_bytes)
+        self.took.set()
+
+
+def _heard(awaitable: Awaitable[T]) -> asyncio.Future[T]:
+    """A task whose failure needs no listener: of a machine that has just ended, the end is what is told.
+
+    asyncio logs others when they are collected as garbage; inside of ast.parse(), which pytest calls for a traceback,
+    that breaks the interpreter's own count of recursion (https://github.com/python/cpython/issues/106905).
+    """
+    task = asyncio.ensure_future(awaitable)
+    task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return task
+
+
+class Agent:
+    """PID 1 of the guest, as the host talks to it."""
+
+    def __init__(self, emulator: Emulator, first_id: int = 1, channel: Channel | None = None) -> None:
+        """A machine that comes back has its channel, and of one that boots the agent says it.
+
+        :param first_id: of the next request; a machine that was kept has jobs with those before it.
+        """
+        self.emulator = emulator
+        self._channel = channel
+        self._ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+        self._answers: dict[int, asyncio.Future[Frame]] = {}
+        self._jobs: dict[int, Job] = {}
+        self.next_id = first_id
+        self._late: set[asyncio.Future[None]] = set()
+        self._sending = asyncio.Lock()  # a frame is whole before the next begins
+        self._unread_bytes = 0  # on its way through a UART
+        self._carried_bytes = 0  # by it, both ways
+        self._room = asyncio.Event()
+        self._worked = False  # a program was started: what comes to a halt from then on may be its doing
+        for one in (channel,) if channel is not None else Channel:
+            emulator.pump(one.agent, functools.partial(self._receive, one, FrameDecoder()))
+
+    @property
+    def channel(self) -> Channel:
+        """Over which it talks."""
+        assert self._channel is not None, "known once it is ready"
+        return self._channel
+
+    def _receive(self, channel: Channel, decoder: FrameDecoder, data: bytes) -> None:
+        if self._channel not in (None, channel):
+            return  # somebody in the guest writes to the other
+        self._carried_bytes += len(data)
+        for frame in decoder.feed(data):
+            job = self._jobs.get(frame.id)
+            if frame.verb == "ready" and not self._ready.done():
+                self._channel = channel
+                self._ready.set_result(parse_ready(frame.text))
+            elif frame.verb == "read":
+                left = self._unread_bytes - bounds.decimal(frame.text, "read", 0, PAYLOAD_MAX_BYTES)
+                self._unread_bytes = max(left, 0)
+                self._room.set()
+            elif frame.verb in ("out", "err") and job:
+                job.receive(Stream(frame.verb), frame.payload)
+            elif frame.verb == "took":
+                if job:
+                    job.took_input(frame.text)
+            elif frame.verb == "exit" and job:
+                if not job.exited.done():
+                    job.exited.set_result(ExitStatus.parse(frame.text))
+                job.took.set()
+                del self._jobs[frame.id]
+            elif frame.verb in _ANSWERS and frame.id in self._answers:
+                self._answers.pop(frame.id).set_result(frame)
+            elif frame.verb == "started":  # too late: nobody waits for it any more
+                self._kill_late(frame.id)
+
+    def _kill_late(self, job_id: int) -> None:
+        if len(self._late) == _LATE_MAX:
+            raise ProtocolError(f"agent: {_LATE_MAX} jobs have started that nobody asked for")
+        killing = self._write(Frame("kill", job_id, b"9"))
+        self._late.add(killing)
+        killing.add_done_callback(self._late.discard)
+
+    async def ready(self, timeout_s: float) -> dict[str, str]:
+        """Waits for the agent's first words; what it says about the guest."""
+        return await self.emulator.expect(asyncio.shield(self._ready), timeout_s, "the agent in the guest")
+
+    async def request(self, verb: str, payload: bytes = b"", timeout_s: float = 30.0) -> Frame:
+        """Sends one request and waits for its answer.
+
+        :raises MachineryError: the agent refuses it, with its reason.
+        """
+        number = self.next_id
+        self.next_id += 1
+        return await self._exchange(Frame(verb, number, payload), timeout_s)
+
+    async def _exchange(self, frame: Frame, timeout_s: float) -> Frame:
+        answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._answers[frame.id] = answer
+        try:
+            await self._send(frame, timeout_s)
+            answered = await self._patiently(answer, timeout_s, f"the agent's answer to {frame.verb!r}")
+        except DeadlineError as error:
+            if self._worked:
+                raise
+            raise MachineryError(
+                f"{error}; no guest program has run yet, so this says nothing about the kernel: run again, and with "
+                "--append hugepfn.channel=serial if the kernel's virtio drivers are in doubt"
+            ) from error
+        finally:
+            self._answers.pop(frame.id, None)
+        if answered.verb == "error":
+            raise MachineryError(f"the guest's agent: {answered.text}")
+        return answered
+
+    async def _send(self, frame: Frame, timeout_s: float) -> None:
+        if self.emulator.stopped:
+            raise UsageError(
+                "the machine stands still (at a checkpoint, or for gdb): its agent answers when it goes on"
+            )
+        await self._patiently(self._write(frame), timeout_s, f"the agent to take {frame.verb!r}")
+
+    async def _patiently(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
+        """Like :meth:`Emulator.expect`; over UARTs, which carry 40 KB/s under TCG, as long as they carry anything."""
+        task = _heard(awaitable)
+        try:
+            while True:
+                carried = self._carried_bytes
+                try:
+                    return await self.emulator.expect(_heard(asyncio.shield(task)), timeout_s, what)
+                except DeadlineError:
+                    if self.channel is Channel.VIRTIO or carried == self._carried_bytes:
+                        raise
+        finally:
+            task.cancel()
+
+    def _write(self, frame: Frame) -> asyncio.Future[None]:
+        """Sends a frame, to its end though nobody waits for it any more: the next begins behind it."""
+        return _heard(asyncio.shield(_heard(self._write_whole(frame.encode()))))
+
+    async def _write_whole(self, data: bytes) -> None:
+        loop, end = asyncio.get_running_loop(), self.emulator.end(self.channel.agent)
+        async with self._sending:
+            if self.channel is Channel.VIRTIO:
+                await loop.sock_sendall(end, data)
+                return
+            for start in range(0, len(data), _UART_PIECE_BYTES):
+                piece = data[start : start + _UART_PIECE_BYTES]
+                while self._unread_bytes + len(piece) > _UART_WINDOW_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
+                self._unread_bytes += len(piece)
+                await loop.sock_sendall(end, piece)
+
+    async def put(self, path: str, data: bytes, mode: int = 0o755) -> None:
+        """Writes a file in the guest.
+
+        :raises UsageError: it is larger than the agent takes.
+        """
+        if len(data) > PAYLOAD_MAX_BYTES - _PATH_ROOM_BYTES:
+            raise UsageError(f"{path}: {len(data) >> 20} MiB; the guest takes {PAYLOAD_MAX_BYTES >> 20} MiB at most")
+        await self.request("put", put_payload(path, data, mode))
+
+    async def get(self, path: str) -> bytes:
+        """Reads a file of the guest, /proc and /sys included."""
+        return (await self.request("get", path.encode())).payload
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        reads: Input = Input.NULL,
+        sink: Callable[[Stream, bytes], None] | None = None,
+    ) -> Job:
+        """Starts a program; returns once it runs.
+
+        :param sink: gets what it prints as it comes, on the machine's loop; else the job keeps it.
+        """
+        return await self._begin(reads.value, tuple(argv), run_payload(argv, environment), sink)
+
+    async def shell(self) -> Job:
+        """The shell on the guest's ttyS3, started if there is none; it prints there, and not here.
+
+        :raises MachineryError: there is no busybox in the guest (it was not on the host).
+        """
+        return await self._begin("shell", ("sh",), b"", None)
+
+    async def _begin(
+        self, verb: str, argv: tuple[str, ...], payload: bytes, sink: Callable[[Stream, bytes], None] | None
+    ) -> Job:
+        number = self.next_id
+        self.next_id += 1
+        job = Job(number, argv, asyncio.get_running_loop().create_future(), sink)
+        self._jobs[number] = job
+        try:
+            started = await self._exchange(Frame(verb, number, payload), 30.0)
+        except BaseException:
+            self._jobs.pop(number, None)
+            raise
+        self._worked = True
+        job.pid = bounds.pid(started.text)
+        return job
+
+    async def feed(self, job: Job, data: bytes) -> None:
+        """Gives a job more input, as fast as it takes it; nothing at all ends its input.
+
+        A machine that stands still meanwhile is waited for, however long.
+        """
+        for start in range(0, max(len(data), 1), _INPUT_WINDOW_BYTES // 4):
+            chunk = data[start : start + _INPUT_WINDOW_BYTES // 4]
+            while job.on_its_way_bytes + len(chunk) > _INPUT_WINDOW_BYTES and not job.exited.done():
+                job.took.clear()
+                await self.emulator.expect(job.took.wait(), UNLIMITED_S, f"{job.argv[0]} to read its input")
+            if job.exited.done():
+                return
+            job.on_its_way_bytes += len(chunk)
+            await self.emulator.expect(self._write(Frame("in", job.id, chunk)), UNLIMITED_S, "the agent to take input")
+
+    async def kill(self, job: Job, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signals a job and all it started; while the machine stands still, as soon as it runs again."""
+        await self.emulator.expect(
+            self._write(Frame("kill", job.id, str(int(number)).encode())), 30.0, "a signal to go out"
+        )
+
+    async def resize_shell(self, rows: int, columns: int) -> None:
+        """How large the terminal behind the shell's line is; no answer is waited for."""
+        await self.emulator.expect(
+            self._write(Frame("size", 0, f"{rows} {columns}".encode())), 30.0, "a size to go out"
+        )
+
+    async def poweroff(self) -> None:
+        """Asks for the end; nothing answers."""
+        await self._send(Frame("poweroff", 0, b""), 5.0)

@@ -1,0 +1,37 @@
+"""What the guest's agent needs of the emulator, and no more. :class:`harness.qemu.process.Qemu` has it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from harness.guest.kernel_log import KernelLog
+
+T = TypeVar("T")
+
+
+class Emulator(Protocol):
+    """A running emulator: its channels, its kernel's log, and waiting that ends when it does."""
+
+    log: KernelLog
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no vCPU runs because we stopped them."""
+
+    def end(self, channel: str) -> socket.socket:
+        """The host's end of a channel."""
+
+    def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
+        """Passes on everything that comes through a channel."""
+
+    async def expect(self, awaitable: Awaitable[T], limit: float, what: str) -> T:
+        """Waits for something that the guest does.
+
+        :param limit: seconds.
+        :param what: what is expected, for the message.
+        :raises DeadlineError: it did not happen in time.
+        :raises KernelDied: the guest ended first.
+        :raises MachineryError: the emulator did not run.
+        """

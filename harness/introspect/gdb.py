@@ -1,0 +1,122 @@
+"""gdb on a running guest: QEMU's own stub on a Unix socket, and the command that attaches with the right symbols.
+
+The stub asks nobody for a password, and passes gdb's ``monitor`` commands on to QEMU, which run programs on this host.
+So it listens in a folder that only this user can enter, and never on a port (docs/security.md).
+
+While gdb holds the guest, walks read it as at any stop. While gdb lets it run, a stop from here looks to gdb like an
+interrupt: leave one of the two alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import MachineryError, PremiseNotMet, UsageError
+from harness.host import cache
+from harness.introspect.kernel_facts import FUNCTION_LETTERS, KernelFacts, kernel_symbols
+from harness.introspect.live_kernel import LiveKernel
+from harness.introspect.processes import Processes
+from harness.kernel.elf import symbols_as_elf
+from harness.qemu.process import Qemu
+
+_LINKED_AT = 0xFFFFFFFF81000000  # where _text is without KASLR (__START_KERNEL, CONFIG_PHYSICAL_START of 16 MiB)
+
+
+@dataclass(frozen=True, slots=True)
+class GdbStub:
+    """Where gdb finds the guest, which stands still until gdb lets it go."""
+
+    socket: Path
+    symbols: Path | None  # a vmlinux of exactly this kernel, or the names that kallsyms has
+    text: int | None  # vaddr of the kernel's _text now; None: the kernel does not tell
+    offset: int  # bytes that KASLR moved it from where symbols has it
+    note: str  # what is missing, and what would help; empty where nothing is
+
+    @property
+    def argv(self) -> list[str]:
+        """The command that attaches."""
+        words = ["gdb", "-ex", "set architecture i386:x86-64"]
+        if self.symbols is not None:
+            words += ["-ex", f"symbol-file -o {self.offset:#x} {_for_gdb(self.symbols)}"]
+        return [*words, "-ex", f"target remote {self.socket}"]
+
+    @property
+    def command(self) -> str:
+        """The same, to paste into a shell."""
+        return shlex.join(self.argv)
+
+
+def start_stub(vm: LiveKernel, processes: Processes) -> GdbStub:
+    """Stops the guest and lets gdb come.
+
+    :raises UsageError: the machine stands still, and what the kernel says of itself was never asked for; or the
+        socket's path is none that gdb takes.
+    :raises MachineryError: QEMU does not open the socket.
+    """
+    socket = vm.sockets.socket("gdb")
+    if ":" in str(socket):
+        raise UsageError(
+            f"gdb takes {socket} for a host and a port, as it has a colon in it; "
+            "set HUGEPFN_RUNTIME_DIR (for a session) or TMPDIR to a folder that has none"
+        )
+    facts = processes.facts
+    text = None
+    with contextlib.suppress(PremiseNotMet):
+        text = facts.address("_text")
+    with contextlib.suppress(PremiseNotMet):  # then there are no walks, but there is gdb
+        processes.learn()
+    symbols, offset, note = None, 0, ""
+    if text is None:
+        note = "no symbols: the kernel has no kallsyms to say where it is; CONFIG_KALLSYMS=y gives them"
+    elif facts.vmlinux is not None:
+        symbols, offset = facts.vmlinux.path, text - facts.vmlinux.symbols["_text"]
+    else:
+        symbols, offset = _names_only(facts, text), text - _LINKED_AT
+        note = (
+            f"no vmlinux of {vm.kernel.spec} is on this host: gdb has the names that kallsyms has, no types and no "
+            "lines; a kernel built by hugepfn has its vmlinux, and so has a distribution's debug package"
+        )
+    vm.on_loop(_listen(vm.qemu, socket))
+    return GdbStub(socket, symbols, text, offset, note)
+
+
+def _for_gdb(path: Path) -> str:
+    """A file's name as a word of gdb's command line."""
+    return '"' + str(path).replace("\\", r"\\").replace('"', r"\"") + '"'
+
+
+def _names_only(facts: KernelFacts, text: int) -> Path:
+    """A file with the kernel's names at the addresses that they have without KASLR, from the cache."""
+
+    def build(folder: Path) -> None:
+        functions: dict[str, int] = {}
+        data: dict[str, int] = {}
+        for address, name, letter in kernel_symbols(facts.kallsyms):
+            if address >= text:  # below are per-CPU offsets
+                (functions if letter in FUNCTION_LETTERS else data)[name.decode()] = address - text + _LINKED_AT
+        (folder / "kallsyms.elf").write_bytes(symbols_as_elf(functions, data))
+
+    key = facts.build_id.hex() if facts.build_id is not None else f"text-{text:x}"
+    return cache.obtain("symbols", key, build) / "kallsyms.elf"
+
+
+async def _listen(qemu: Qemu, socket: Path) -> None:
+    """Opens the stub, unless it is open already."""
+    await qemu.follow_stops()
+    await qemu.stop()
+    said: object = ""
+    if not await _open(qemu):
+        where = str(socket).replace(",", ",,").replace("\\", r"\\").replace('"', r"\"")
+        command = f'gdbserver "unix:{where},server=on,wait=off"'
+        said = await qemu.execute("human-monitor-command", {"command-line": command})
+    if not await _open(qemu) or not socket.is_socket():
+        raise MachineryError(f"QEMU does not wait for gdb on {socket}: {str(said).strip()!r}")
+
+
+async def _open(qemu: Qemu) -> bool:
+    """Whether the stub has its channel, which QEMU calls "gdb" (gdbstub.c, gdbserver_start())."""
+    channels = await qemu.execute("query-chardev")
+    return any(device["label"] == "gdb" for device in (channels if isinstance(channels, list) else ()))

@@ -1,0 +1,138 @@
+"""What has to be known of a running kernel before its tasks can be found: addresses from kallsyms, offsets from BTF.
+
+Both are the kernel's own words about itself. Where one is missing, what its build left stands in for it: a vmlinux with
+symbols, offsets beside it (harness/kernel/build/offsets.py), DWARF.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+from harness.errors import MachineryError, PremiseNotMet, ProtocolError
+from harness.host import cache
+from harness.introspect.dwarf import dwarf_offset
+from harness.introspect.live_kernel import LiveKernel
+from harness.introspect.tasks import TaskOffsets
+from harness.kernel.btf import Btf
+from harness.kernel.elf import build_id
+from harness.kernel.offsets import OFFSETS_FILE, find_offsets
+from harness.kernel.vmlinux import Vmlinux, find_vmlinux
+
+#: nm(1): code, weak symbols included, which in a kernel are code.
+FUNCTION_LETTERS = b"tTwW"
+_BTF_PATH = "/sys/kernel/btf/vmlinux"
+_ADVICE = (
+    "`hugepfn build` leaves one with the kernels it builds, a kernel with CONFIG_DEBUG_INFO_BTF=y says itself where "
+    "things are, as stock ones do, and so does DWARF in a vmlinux (CONFIG_DEBUG_INFO_DWARF5=y), with drgn to read it: "
+    "pip install 'hugepfn[drgn]'"
+)
+
+
+class KernelFacts:
+    """Facts about the kernel of one VM, each asked for once. The VM must run when they are first wanted."""
+
+    def __init__(self, vm: LiveKernel) -> None:
+        self._vm = vm
+
+    @functools.cached_property
+    def kallsyms(self) -> bytes:
+        """/proc/kallsyms; empty where the kernel has none (CONFIG_KALLSYMS)."""
+        return self.optional("/proc/kallsyms")
+
+    @functools.cached_property
+    def build_id(self) -> bytes | None:
+        """Of the kernel that runs."""
+        return build_id(self.optional("/sys/kernel/notes"))
+
+    @functools.cached_property
+    def vmlinux(self) -> Vmlinux | None:
+        """The file with this kernel's symbols, None where there is none on this host."""
+        return find_vmlinux(self._vm.kernel, self.build_id)
+
+    @functools.cached_property
+    def btf(self) -> Btf | None:
+        """Its types, None where it does not tell them. From the cache, if this build was met before."""
+        if self.build_id is None:
+            data = self.optional(_BTF_PATH)
+        else:
+            fetch = functools.partial(_write_btf, self._vm)
+            data = (cache.obtain("btf", self.build_id.hex(), fetch) / "btf").read_bytes()
+        return Btf(data) if data else None
+
+    def address(self, symbol: str) -> int:
+        """Where a symbol of the kernel itself is now, KASLR included.
+
+        :raises PremiseNotMet: neither kallsyms nor a vmlinux has it.
+        """
+        found = address_in(self.kallsyms, symbol)
+        if found is not None:
+            return found
+        text = address_in(self.kallsyms, "_text")
+        if text is not None and self.vmlinux is not None and symbol in self.vmlinux.symbols:
+            return text + self.vmlinux.symbols[symbol] - self.vmlinux.symbols["_text"]
+        raise PremiseNotMet(
+            f"{self._vm.kernel.spec}: where {symbol} is, neither /proc/kallsyms says (CONFIG_KALLSYMS, and "
+            "CONFIG_KALLSYMS_ALL for data) nor a vmlinux with symbols"
+        )
+
+    @functools.cached_property
+    def init_task(self) -> int:
+        """Where the first task is."""
+        return self.address("init_task")
+
+    @functools.cached_property
+    def offsets(self) -> TaskOffsets:
+        """Where in its structs the kernel keeps what leads to a process's tables.
+
+        :raises PremiseNotMet: it does not tell, nor does what its build left, or a vmlinux with DWARF.
+        """
+        if self.btf is not None:
+            return TaskOffsets.of(self.btf.offset)
+        kernel = self._vm.kernel
+        built = find_offsets(kernel, self.build_id)
+        if built is not None and not built.problem:
+            return TaskOffsets.of(built.bytes_to.__getitem__)
+        if self.vmlinux is not None and self.vmlinux.has_dwarf:
+            return TaskOffsets.of(dwarf_offset(self.vmlinux.path))
+        left = f"no {OFFSETS_FILE} of its build is beside it"
+        if built is not None:
+            left = f"its build could not tell ({built.problem}; remove {kernel.image.parent} to have it built again)"
+        raise PremiseNotMet(f"{kernel.spec} has no BTF, {left}, and no vmlinux with DWARF is known; {_ADVICE}")
+
+    def optional(self, path: str) -> bytes:
+        """A file of the guest, empty where there is none."""
+        return _optional(self._vm, path)
+
+
+def _write_btf(vm: LiveKernel, folder: Path) -> None:
+    (folder / "btf").write_bytes(_optional(vm, _BTF_PATH))
+
+
+def _optional(vm: LiveKernel, path: str) -> bytes:
+    """A file of the guest; empty where there is none."""
+    try:
+        return vm.get(path)
+    except MachineryError as error:
+        if "No such file" in str(error):
+            return b""
+        raise
+
+
+def kernel_symbols(kallsyms: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Address, name and letter (nm(1)) of the kernel's own symbols, no modules, no absolute numbers; sorted.
+
+    :raises ProtocolError: a line is not of /proc/kallsyms.
+    """
+    rows = (line.split() for line in kallsyms.splitlines())
+    try:
+        return sorted((int(row[0], 16), row[2], row[1]) for row in rows if len(row) == 3 and row[1] not in b"aA")
+    except ValueError as error:
+        raise ProtocolError(f"/proc/kallsyms has a line that begins with no address: {error}") from None
+
+
+def address_in(kallsyms: bytes, symbol: str) -> int | None:
+    """Where a symbol is by /proc/kallsyms; None where it is not there, or kptr_restrict hides it."""
+    found = re.search(rb"^([0-9a-f]{16}) [A-Za-z] " + re.escape(symbol.encode()) + rb"$", kallsyms, re.MULTILINE)
+    return (int(found[1], 16) or None) if found else None

@@ -1,0 +1,162 @@
+"""Any process of a running guest, without its help: its page tables, found through the kernel's own structures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from harness.errors import MachineryError
+from harness.introspect.kernel_facts import KernelFacts
+from harness.introspect.kernel_memory import KernelMemory, prove_kernel_memory
+from harness.introspect.live_kernel import LiveKernel
+from harness.introspect.tasks import Task, Tasks, first_task
+from harness.introspect.vmas import Area, count_areas, parse_maps
+from harness.pagetable import Layout, Leaf, LeafArrays, Run, Walk, entry_arrays, leaf_mask, only, runs, walk
+from harness.pagetable.bits import Level
+from harness.pagetable.entry import Entry
+from harness.printable import printable
+from harness.qemu.registers import parse_registers
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRoot:
+    """A process of the guest and where its page tables start."""
+
+    pid: int
+    tgid: int  # the process that a thread is of
+    name: str  # comm
+    paddr: int  # of the root table; with page-table isolation the kernel's copy
+    layout: Layout
+
+    def __str__(self) -> str:
+        return f"{self.pid} ({self.name})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RangeWalk:
+    """Everything in a range of a process's page tables, at one stop."""
+
+    process: ProcessRoot
+    start: int  # vaddr
+    end: int  # one past the last
+    entries: LeafArrays = field(repr=False)  # leaves, holes and swap entries, see entry_arrays()
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """Its leaves."""
+        found = only(self.entries, leaf_mask(self.entries))
+        layout = self.process.layout
+        columns = zip(found.vaddr.tolist(), found.raw.tolist(), found.level.tolist(), strict=True)
+        return [Leaf(Entry(raw, Level(level), layout), vaddr) for vaddr, raw, level in columns]
+
+    def runs(self, previous: RangeWalk | None = None) -> Iterator[Run]:
+        """Neighbours that are alike as one, holes included; with what changed since another look at the same range."""
+        old = None if previous is None else previous.entries
+        return runs(self.entries, self.process.layout, self.start, self.end, old)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessAreas:
+    """The areas of a process, and what its page tables have in each, at one stop."""
+
+    process: ProcessRoot
+    areas: tuple[Area, ...]
+    elsewhere: int  # leaves that lie in no area: there should be none
+
+
+class Processes:
+    """The processes of one VM. Everything that is told together was read at one stop."""
+
+    def __init__(self, vm: LiveKernel) -> None:
+        self._vm = vm
+        self.facts = KernelFacts(vm)
+
+    def learn(self) -> None:
+        """Asks the running guest for all that the other methods need to know, so that they work at a stop as well.
+
+        :raises PremiseNotMet: the kernel does not tell, see :class:`KernelFacts`.
+        :raises UsageError: the machine stands still, and was not asked before.
+        """
+        self._vm.caps  # noqa: B018 - the layout comes from there
+        self.facts.init_task  # noqa: B018
+        self.facts.offsets  # noqa: B018
+
+    def list(self) -> tuple[Task, ...]:
+        """Every process, kernel threads included."""
+        self.learn()
+        with self._vm.paused():
+            _, tasks = self._tasks()
+            return tuple(tasks)
+
+    def root(self, pid: int) -> ProcessRoot:
+        """Where a process's page tables start, or a thread's. It does not change while the process lives, but at exec.
+
+        :raises UsageError: there is no such process, or it has no memory: a kernel thread, a zombie.
+        :raises MachineryError: the kernel's structures do not make sense.
+        """
+        self.learn()
+        with self._vm.paused():
+            return self._root(pid)
+
+    def walk(self, pid: int, vaddr: int) -> Walk:
+        """The way from the root of a process to what decides about one address, the kernel's half included.
+
+        :raises UsageError: as :meth:`root`; or the address is not canonical.
+        """
+        self.learn()
+        with self._vm.paused():
+            process = self._root(pid)
+            return walk(self._vm.memory, process.paddr, vaddr, process.layout)
+
+    def walk_range(self, pid: int, start: int, end: int) -> RangeWalk:
+        """Everything in [start, end) of a process: leaves, holes, swap entries.
+
+        :raises UsageError: as :meth:`root`; or the range is not canonical, or ends before it starts.
+        """
+        self.learn()
+        with self._vm.paused():
+            process = self._root(pid)
+            entries = entry_arrays(self._vm.memory, process.paddr, start, end, process.layout)
+            return RangeWalk(process, start, end, entries)
+
+    def areas(self, pid: int) -> ProcessAreas:
+        """The areas of a process and what is in each.
+
+        /proc/PID/maps can only be read while the guest runs, the tables only while it stands still: so it is read
+        before and after, and what is told was the same both times. smaps and numa_maps are not read, they change the
+        tables.
+
+        :raises UsageError: as :meth:`root`; or the machine stands still.
+        :raises MachineryError: the areas changed every time.
+        """
+        before = self._maps(pid)
+        for _ in range(_TRIES):
+            with self._vm.paused():
+                process = self._root(pid)
+                half = 1 << process.layout.address_bits - 1
+                entries = entry_arrays(self._vm.memory, process.paddr, 0, half, process.layout)
+            after = self._maps(pid)
+            if before == after:
+                areas, elsewhere = count_areas(parse_maps(printable(before)), entries, process.layout)
+                return ProcessAreas(process, areas, elsewhere)
+            before = after
+        raise MachineryError(f"the areas of process {process} changed in each of {_TRIES} looks: stop it first")
+
+    def _maps(self, pid: int) -> bytes:
+        self.root(pid)  # says it better than a missing file does
+        return self._vm.get(f"/proc/{pid}/maps")
+
+    def _root(self, pid: int) -> ProcessRoot:
+        kernel, tasks = self._tasks()
+        task = tasks.find(pid)
+        return ProcessRoot(task.pid, task.tgid, task.name, tasks.root(task), kernel.layout)
+
+    def _tasks(self) -> tuple[KernelMemory, Tasks]:
+        """The tasks at this stop."""
+        vm, facts = self._vm, self.facts
+        said = vm.on_loop(vm.qemu.execute("human-monitor-command", {"command-line": "info registers -a"}))
+        first = first_task(facts.init_task, facts.offsets)
+        kernel = prove_kernel_memory(vm.memory, parse_registers(str(said)), vm.layout, first)
+        return kernel, Tasks(kernel, facts.init_task, facts.offsets)

@@ -1,0 +1,65 @@
+"""A program that knows nothing of hugepfn, run to its end in the guest: the kernel's own selftests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+
+from harness.errors import DeadlineError
+from harness.guest.agent import ExitStatus, Job
+from harness.machine.vm import VM
+from harness.observe.kernel_watch import KernelWatch
+from harness.printable import printable
+from harness.verdict import parse_taint
+
+_LINE_MAX = 160
+_NOTHING: Mapping[str, str] = {}
+_ONE_STREAM = {"HUGEPFN_ONE_STREAM": "1"}  # guest_tests/lib/init.c
+
+
+class PlainRun:
+    """A program and what it says; both can be read whatever ended it.
+
+    :param path: where it is in the guest.
+    """
+
+    def __init__(self, vm: VM, path: str, args: Sequence[str] = (), environment: Mapping[str, str] = _NOTHING):
+        self.vm = vm
+        self.program = path.rsplit("/", 1)[-1]
+        self.kernel = vm.on_loop(KernelWatch.begin(vm.qemu, vm.agent, parse_taint(vm.ready["taint"]), self.program))
+        self.duration_s = 0.0
+        self._started = time.monotonic()
+        self.job: Job = vm.on_loop(vm.agent.run([path, *args], {**environment, **_ONE_STREAM}))
+
+    @property
+    def output(self) -> str:
+        """What it has said so far, on standard output and error."""
+        return printable(bytes(self.job.stdout))
+
+    def finish(self, timeout_s: float) -> ExitStatus:
+        """Waits for its end, and for everything that the kernel had to say by then.
+
+        :raises DeadlineError: it did not end; says what was heard last.
+        :raises KernelDied: the kernel died first.
+        """
+        try:
+            return self.vm.on_loop(self._finish(timeout_s))
+        finally:
+            self.duration_s = time.monotonic() - self._started
+
+    async def _finish(self, timeout_s: float) -> ExitStatus:
+        what = f"the end of {self.program}"
+        try:
+            ended = await self.vm.qemu.expect(asyncio.shield(self.job.exited), timeout_s, what)
+        except DeadlineError:
+            last_words = await self.kernel.last_words()
+            raise DeadlineError(
+                f"waiting for {what}: nothing within {timeout_s:g} s; {self._heard()}; {last_words}"
+            ) from None
+        await self.kernel.settle()
+        return ended
+
+    def _heard(self) -> str:
+        lines = self.output.strip().splitlines()
+        return f"it said last: {lines[-1].strip()[:_LINE_MAX]!r}" if lines else "it said nothing"

@@ -1,0 +1,70 @@
+"""Whether the CPU sets A and D in entries of the BAR, and what to do where it does not.
+
+TCG walks the guest's tables at every access that is not in its TLB, and sets both (QEMU, target/i386/tcg/sysemu/
+excp_helper.c mmu_translate()). Under KVM a BAR without memory behind it is never mapped in the second-level tables:
+each access ends in an exit, and KVM emulates the instruction. It may take the guest-physical address from the exit,
+without a walk of the guest's tables (arch/x86/kvm/x86.c emulator_read_write_onepage(), gpa_available); then A and D
+are set only if the CPU did so before the exit, which no manual promises. RAM behind the BAR leaves all to the CPU.
+"""
+
+from __future__ import annotations
+
+from harness.errors import ClaimFailed, GuestProgramError, MachineryError, PremiseNotMet
+from harness.observe.probed import ProbedMachine
+from harness.pagetable import NO_BITS, Bits, Leaf
+from harness.qemu.spec import Accel, Device
+
+#: A CPU may set A in an entry that no access needed: SDM volume 3, 4.8, and APM volume 2, 5.4.2. TCG never does.
+EARLY = {Accel.KVM: Bits.A, Accel.TCG: NO_BITS}
+_STEPS = ("copied", "read", "written")
+_TIMEOUT_S = 30.0
+
+
+def probe_bar(vm: ProbedMachine) -> Bits | None:
+    """Reads and writes one page of the BAR (bar_bits.c), and looks whether the CPU set A, and then D.
+
+    :returns: those of A and D that it does not set as an access to RAM does; None where that cannot be told: there is
+        no BAR, or the kernel makes no sound entry of it, which is for the scenarios to say.
+    :raises MachineryError: the walk and pagemap disagree, or the agent does not answer.
+    """
+    try:
+        with vm.launch("bar_bits", (), _TIMEOUT_S) as run:
+            copied, read, written = (run.until(step)["child"].leaf("bar") for step in _STEPS)
+    except (PremiseNotMet, ClaimFailed, GuestProgramError):
+        return None
+    return misses(copied, read, written)
+
+
+def misses(copied: Leaf, read: Leaf, written: Leaf) -> Bits:
+    """Which of A and D the CPU does not set as it should: A by a read, D by a write and by nothing else.
+
+    What the kernel did to the entry is not held against the CPU: only a bit that an access should have set counts, and
+    a D that came with a read.
+    """
+    found = NO_BITS
+    if not read.young or not written.young:
+        found |= Bits.A
+    if not written.dirty or (read.dirty and not copied.dirty):
+        found |= Bits.D
+    return found
+
+
+def stand_in(device: Device, missed: Bits) -> Device:
+    """The device to take instead of one in whose BAR's entries the CPU does not set all bits.
+
+    :param missed: those, of :func:`misses`.
+    :raises PremiseNotMet: nothing can stand in for it.
+    :raises MachineryError: it has RAM behind its BAR already: nothing can be said of any kernel here.
+    """
+    said = what_is_missed(device, missed)
+    if device is Device.NVME:
+        raise PremiseNotMet(f"cannot know: {said}, and only nvme has reset and power states; use --accel tcg")
+    if device is Device.SHMEM:
+        raise MachineryError(f"{said}, although RAM is behind it: no entry read here means anything; use --accel tcg")
+    return Device.SHMEM
+
+
+def what_is_missed(device: Device, missed: Bits) -> str:
+    """In words, for messages."""
+    names = " and ".join(missed.names())
+    return f"under KVM this host does not set {names} in an entry of {device.value}'s BAR as an access should"

@@ -1,0 +1,375 @@
+"""One run of a guest program: its checkpoints, its result, and what must hold at every stop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+from harness.errors import (
+    ClaimFailed,
+    DeadlineError,
+    GuestProgramError,
+    HugepfnError,
+    MachineryError,
+    PremiseNotMet,
+    ProtocolError,
+    UsageError,
+)
+from harness.guest import bounds
+from harness.guest.agent import Agent, Job
+from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
+from harness.host.aside import aside
+from harness.kernel import KernelImage, why_missing
+from harness.observe.kernel_watch import KernelWatch
+from harness.observe.run_result import RunResult
+from harness.observe.snapshot import CALIBRATION_MAPPING, Snapshot
+from harness.observe.stop_checks import violations_at
+from harness.observe.witness import Witness, needs_registration
+from harness.pagetable import Layout, LeafArrays
+from harness.printable import printable
+from harness.qemu.deadline import Deadline
+from harness.qemu.process import Qemu
+from harness.verdict import Complaint, Taint, parse_ktap
+from harness.verdict.capabilities import Capabilities
+from harness.verdict.invariants import Invariant, Violation
+
+T = TypeVar("T")
+
+
+class RunOwner(Protocol):
+    """What a run needs of its machine, and no more. :class:`harness.machine.vm.VM` has it."""
+
+    @property
+    def qemu(self) -> Qemu:
+        """The QEMU process."""
+
+    @property
+    def agent(self) -> Agent:
+        """PID 1 of the guest."""
+
+    @property
+    def ready(self) -> Mapping[str, str]:
+        """What the guest reported when it came up."""
+
+    @property
+    def known_kernel(self) -> KernelImage | None:
+        """What was booted, if its files are still there."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its page-table entries."""
+
+    @property
+    def caps(self) -> Capabilities:
+        """What this kernel can do."""
+
+    @property
+    def waived(self) -> Mapping[Invariant, str]:
+        """The invariants that need not hold, and why."""
+
+    def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the machine's event loop."""
+
+    def forget(self, run: GuestRun) -> None:
+        """The run is over."""
+
+    def abandon(self, run: GuestRun, error: BaseException) -> None:
+        """The run ended by an error: ends its processes, or gives the guest up."""
+
+
+class GuestRun:
+    """A guest program while it runs. Use it as a context: its end is checked when the block ends.
+
+    Nothing of the program moves past a checkpoint unless :meth:`until`, :meth:`finish` or the end of the block
+    lets it.
+    """
+
+    def __init__(self, vm: RunOwner, job: Job, witness: Witness, timeout_s: float, kernel: KernelWatch) -> None:
+        self.vm = vm
+        self.job = job
+        self.snapshots: list[Snapshot] = []
+        self.violations: list[Violation] = []
+        self._witness = witness
+        self._timeout_s = timeout_s
+        self._kernel = kernel
+        self._held: WaitEvent | None = None
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._lines = LineDecoder()
+        self._result: RunResult | None = None
+
+    @property
+    def program(self) -> str:
+        """Its name."""
+        return self.job.argv[0].rsplit("/", 1)[-1]
+
+    @property
+    def result(self) -> RunResult:
+        """How the program ended; lets it run to its end first."""
+        return self.finish()
+
+    # --- what the test says ----------------------------------------------------------------------
+
+    def until(self, checkpoint: str) -> Snapshot:
+        """Lets the program run to a checkpoint; the machine stands still there until the next call.
+
+        Checkpoints on the way are observed and checked as well, and left.
+
+        :raises GuestProgramError: the program ended first; says how.
+        :raises KernelDied: the kernel died first, with its first complaint.
+        :raises DeadlineError: neither happened within the run's ``timeout_s``.
+        """
+        return self.vm.on_loop(self._until(checkpoint))
+
+    def look_again(self) -> Snapshot:
+        """At a checkpoint: lets the machine run for a moment, the program still waiting, and looks once more.
+
+        For what the kernel does behind a program's back (khugepaged, reclaim, an interrupt).
+
+        :raises UsageError: the program is at no checkpoint.
+        """
+        if self._held is None:
+            raise UsageError(f"{self.program} is at no checkpoint; call until() first")
+        return self.vm.on_loop(self._look_again(self._held))
+
+    def leaf_arrays(self, process: str, mapping: str) -> LeafArrays:
+        """At a checkpoint: the leaves of a mapping as numpy columns, for a gigabyte of them.
+
+        :raises UsageError: the program is at no checkpoint, or has no such process or mapping.
+        """
+        if self._held is None:
+            raise UsageError(f"{self.program} is at no checkpoint; call until() first")
+        return self._witness.leaf_arrays(process, mapping)
+
+    def finish(self) -> RunResult:
+        """Lets the program run to its end, all its checkpoints included."""
+        if self._result is None:
+            self._result = self.vm.on_loop(self._finish())
+        return self._result
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Ends the program by a signal, wherever it is."""
+        self.vm.on_loop(self._kill(number))
+
+    @property
+    def uncalibrated(self) -> list[Violation]:
+        """Where the two witnesses disagree on the page that every run maps for that: then nothing else is believed."""
+        return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
+
+    @property
+    def broken(self) -> list[Violation]:
+        """The violations that the test did not waive (:attr:`harness.machine.vm.VM.waived`)."""
+        return [one for one in self.violations if one.invariant not in self.vm.waived]
+
+    @property
+    def log(self) -> str:
+        """The kernel's log since the run began."""
+        return self._kernel.log
+
+    @property
+    def taint(self) -> Taint:
+        """What the kernel got since it booted, but for what means no harm."""
+        return self._kernel.taint
+
+    def complaints(self) -> tuple[Complaint, ...]:
+        """What the kernel log complains about since the run began."""
+        return self._kernel.complaints()
+
+    def kernel_troubles(self) -> list[str]:
+        """What the kernel itself found wrong: its log's complaints, its taint."""
+        return self._kernel.troubles()
+
+    def excused(self) -> list[str]:
+        """What the kernel complained about and is not held against it, a line each."""
+        return self._kernel.excused()
+
+    @property
+    def log_gap(self) -> str:
+        """Why "no complaint" cannot be said of the kernel log; empty where all of it was read."""
+        return self._kernel.gap
+
+    def check(self) -> None:
+        """Holds the run against what must hold at every stop, and against the kernel log.
+
+        :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed; or a part
+            of the kernel log is lost, and nothing else went wrong.
+        :raises ClaimFailed: an invariant does not hold, or the kernel complained.
+        """
+        if self.uncalibrated:
+            raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {self.uncalibrated[0]}")
+        found = [str(violation) for violation in self.broken]
+        found += self.kernel_troubles()
+        if found:
+            more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
+            raise ClaimFailed("\n".join(found[:8]) + more)
+        if self.log_gap:
+            raise MachineryError(self.log_gap)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.vm.abandon(self, error)
+            return
+        try:
+            result = self.finish()
+            self.check()
+            if result.skipped:
+                raise self._unmet(result)
+            if not result.passed:
+                raise GuestProgramError(f"guest program {self.program}: {result.reason}")
+        except BaseException as broken:
+            self.vm.abandon(self, broken)
+            raise
+        self.vm.forget(self)
+
+    # --- on the machine's loop -------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Bytes of the events channel."""
+        for line in self._lines.feed(data):
+            event = parse_event(line)
+            if self._events.qsize() == bounds.EVENTS_MAX:
+                raise ProtocolError(f"events: {bounds.EVENTS_MAX} lines have come, and nobody waits for one")
+            self._events.put_nowait(event)
+
+    async def _until(self, checkpoint: str) -> Snapshot:
+        deadline = self.vm.qemu.deadline(self._timeout_s)
+        while True:
+            snapshot = await self._next(deadline, f"checkpoint {checkpoint!r} of {self.program}")
+            if snapshot is None:
+                result = await self._collect()
+                if result.skipped:
+                    raise self._unmet(result)
+                seen = ", ".join(repr(at.checkpoint) for at in self.snapshots) or "none"
+                raise GuestProgramError(
+                    f"guest program {self.program} ended before checkpoint {checkpoint!r} "
+                    f"({result.reason or 'passed'}); it reached: {seen}"
+                )
+            if snapshot.checkpoint == checkpoint:
+                return snapshot
+
+    async def _finish(self) -> RunResult:
+        deadline = self.vm.qemu.deadline(self._timeout_s)
+        while await self._next(deadline, f"the end of {self.program}") is not None:
+            pass
+        await self._kernel.settle()
+        return await self._collect()
+
+    async def _next(self, deadline: Deadline, what: str) -> Snapshot | None:
+        """Lets the program go and waits for its next checkpoint; None once it has ended."""
+        try:
+            return await self._go_on(deadline, what)
+        except MachineryError as error:
+            if await self.vm.qemu.has_ended():  # and its memory with it: nothing that was read there means anything
+                raise self.vm.qemu.end_error(f"waiting for {what}: ") from error
+            raise
+
+    async def _go_on(self, deadline: Deadline, what: str) -> Snapshot | None:
+        await self.let_go()
+        while True:
+            event = await self._event(deadline, what)
+            if event is None:
+                return None
+            if not isinstance(event, WaitEvent):
+                self._witness.note(event)
+            elif needs_registration(event):
+                await self._witness.register(event, deadline)
+                self._witness.release(event)
+                await self.vm.qemu.resume()
+            else:
+                at = time.monotonic()
+                snapshot = await self._stop_at(event)
+                deadline.credit(time.monotonic() - at)
+                return snapshot
+
+    async def _event(self, deadline: Deadline, what: str) -> Event | None:
+        """The next event; None when the program has exited and said everything."""
+        if not self._events.empty():
+            return self._events.get_nowait()
+        getting = asyncio.ensure_future(self._events.get())
+        either: set[asyncio.Future[Any]] = {getting, self.job.exited}
+        both = asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await self.vm.qemu.expect(both, deadline, what)
+        except DeadlineError:
+            last_words = await self._kernel.last_words()
+            raise DeadlineError(
+                f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {last_words}"
+            ) from None
+        finally:
+            if not getting.done():
+                getting.cancel()
+        return getting.result() if getting.done() and not getting.cancelled() else None
+
+    def _where(self) -> str:
+        last = f"last at checkpoint {self.snapshots[-1].checkpoint!r}" if self.snapshots else "it reached no checkpoint"
+        return f"{self.program}: {last}, processes {sorted(p.name for p in self._witness.processes.values())}"
+
+    async def _look_again(self, held: WaitEvent) -> Snapshot:
+        await self.vm.qemu.resume()
+        self._witness.forget_pagemap()  # read before the checkpoint, so older than what is looked at now
+        return await self._stop_at(held)
+
+    async def _stop_at(self, event: WaitEvent) -> Snapshot:
+        await self._witness.stop()
+        self._witness.verify(event)
+        self._held = event
+        try:
+            snapshot, violations = await self.vm.qemu.expect(
+                aside(functools.partial(self._read, event)), self._timeout_s, f"the entries at {event.name!r}"
+            )
+        except DeadlineError:
+            raise MachineryError(
+                f"reading the page tables at checkpoint {event.name!r} took longer than {self._timeout_s:g} s: "
+                f"{self._witness.declared}; declare less with hp_map(), or give the run more time (timeout_s=)"
+            ) from None
+        self.snapshots.append(snapshot)
+        self.violations += violations
+        return snapshot
+
+    def _read(self, event: WaitEvent, check: Callable[[], None]) -> tuple[Snapshot, list[Violation]]:
+        """What a stop shows, and what does not hold there. In a thread of its own."""
+        snapshot = self._witness.snapshot(event.name, event.pid, check)
+        return snapshot, violations_at(snapshot, self.vm.layout.saved_dirty)
+
+    async def let_go(self) -> None:
+        """Leaves the checkpoint at which the program is held, if it is."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._witness.release(held)
+            await self.vm.qemu.resume()
+
+    def _unmet(self, result: RunResult) -> HugepfnError:
+        """Why a program was skipped; an error where the kernel came without what it needs."""
+        kernel = self.vm.known_kernel
+        if result.lacks_device and kernel is not None:
+            for module in self.vm.ready["missing"].split():
+                if (reason := why_missing(kernel, module)) is not None:
+                    return reason
+        return PremiseNotMet(result.reason)
+
+    async def _collect(self) -> RunResult:
+        exited = await self.job.exited
+        stdout, stderr = printable(bytes(self.job.stdout)), printable(bytes(self.job.stderr))
+        return RunResult(parse_ktap(stdout), exited, stdout, stderr)
+
+    async def _kill(self, number: signal.Signals) -> None:
+        self._held = None
+        await self.vm.qemu.resume()
+        await self.vm.agent.kill(self.job, number)
+
+    async def end(self) -> None:
+        """Ends the program after an error, as far as the guest still answers."""
+        if not self.job.exited.done():
+            await self._kill(signal.SIGKILL)
+            await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")
+        if not self._kernel.settled:
+            await self._kernel.settle()

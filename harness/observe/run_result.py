@@ -1,0 +1,77 @@
+"""How a guest program ended."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from harness.errors import ClaimFailed, ProtocolError
+from harness.guest import bounds
+from harness.guest.agent import ExitStatus
+from harness.verdict import KtapOutcome, Report
+
+#: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
+SKIP_STATUS = 4
+#: What hp_bar_open() says before it skips (guest_tests/lib/vfio.c, no_device()).
+_NO_DEVICE = re.compile(r"^# premise device$", re.MULTILINE)
+_COUNT = re.compile(r"-?[0-9]{1,9}")
+_VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a guest program ended: what it reported (KTAP), how it exited, what it printed."""
+
+    report: Report
+    exit: ExitStatus
+    stdout: str
+    stderr: str
+
+    @property
+    def passed(self) -> bool:
+        """Every planned test was reported and passed, and the program exited with 0."""
+        return self.report.outcome is KtapOutcome.PASSED and self.exit.ok
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What it measured and said with ktap_value(), by name; the last word on each."""
+        return dict(_VALUE.findall(self.stdout))
+
+    def faults(self, name: str, before: str) -> int:
+        """How many faults an access took, by hp_write_faults() or hp_read_faults() and ktap_value().
+
+        :param name: of the value.
+        :param before: the checkpoint that follows the access, for the message.
+        :raises ClaimFailed: the access was given up: it hangs.
+        :raises ProtocolError: the program said no such number.
+        """
+        said = self.values.get(name, "")
+        if not _COUNT.fullmatch(said):
+            raise ProtocolError(f"the program's value {name} is {bounds.shown(said)}, expected a number of faults")
+        count = int(said)
+        if count < 0:
+            raise ClaimFailed(
+                f"a hang before checkpoint {before!r}: {name.removesuffix('-faults')} was given up after 10,000 faults"
+            )
+        return count
+
+    @property
+    def skipped(self) -> bool:
+        """The program said that its premise is not met."""
+        return self.report.outcome is KtapOutcome.SKIPPED and self.exit.status in (0, SKIP_STATUS)
+
+    @property
+    def lacks_device(self) -> bool:
+        """It was skipped because there is no device for it in this guest."""
+        return self.skipped and _NO_DEVICE.search(self.stdout) is not None
+
+    @property
+    def reason(self) -> str:
+        """Why it did not pass, in one line; empty where it did."""
+        if self.passed:
+            return ""
+        if self.exit.signal is not None:
+            return f"killed by {self.exit.signal_name}"
+        if self.report.reason:
+            return self.report.reason
+        return f"{self.report.outcome.value}, {self.exit}: {(self.stderr or self.stdout).strip()[-200:]}"

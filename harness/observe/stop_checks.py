@@ -1,0 +1,53 @@
+"""What must hold at every stop of a run, held against what was seen there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.guest.protocol import ORDINARY
+from harness.observe.snapshot import CALIBRATION_MAPPING, MappingView, ProcessView, Snapshot
+from harness.pagetable import Leaf
+from harness.verdict.invariants import (
+    Area,
+    Invariant,
+    Violation,
+    cache_violations,
+    calibration_violations,
+    pfnmap_violations,
+)
+
+
+def violations_at(at: Snapshot, saved_dirty: bool) -> list[Violation]:
+    """What does not hold at a stop.
+
+    :param saved_dirty: the kernel has SAVED_DIRTY, see :func:`pfnmap_violations`.
+    """
+    mappings = [
+        (process, _area(at, process, name, view), view) for process in at for name, view in process.mappings.items()
+    ]
+    found = [one for process, area, view in mappings for one in _of_mapping(at, process, area, view, saved_dirty)]
+    bars: list[tuple[Area, Leaf]] = [
+        (area, leaf) for _, area, view in mappings if area.bar_paddr is not None for leaf in view.leaves
+    ]
+    return [*found, *cache_violations(bars)]
+
+
+def _area(at: Snapshot, process: ProcessView, name: str, view: MappingView) -> Area:
+    declared = view.declared
+    is_bar = declared.backing != ORDINARY
+    start = at.bar(declared.backing).start_paddr + declared.offset_bytes if is_bar else None
+    return Area(process.name, name, declared.vaddr, view.end, declared.prot, start, at.checkpoint)
+
+
+def _of_mapping(
+    at: Snapshot, process: ProcessView, area: Area, view: MappingView, saved_dirty: bool
+) -> Iterator[Violation]:
+    if view.broken:
+        yield Violation(Invariant.WALKABLE, area, view.broken)
+    # Another process may run on between the guest's reading of its pagemap and the stop. The page
+    # that is mapped for calibration, nobody touches again.
+    settled = process.pid == at.pid or area.mapping == CALIBRATION_MAPPING
+    if area.bar_paddr is not None:
+        yield from pfnmap_violations(area, view.leaves, view.pagemap, saved_dirty)
+    elif settled:
+        yield from calibration_violations(area, view.leaves, view.pagemap)

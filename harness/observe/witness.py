@@ -1,0 +1,347 @@
+"""The host's witness: finds a process's page tables, walks them, and lets the process go.
+
+A waiting process has told the address of its release word and the value it holds (guest_tests/lib/checkpoint.c).
+That value is like no other in the machine, so a root through which the word is found is this process's root: no
+help from the kernel, no trust in what CR3 happens to be. The root is looked for once, when a process registers;
+it does not change while the process lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from harness.errors import DeadlineError, ProtocolError, UsageError
+from harness.guest import bounds
+from harness.guest.protocol import (
+    ORDINARY,
+    TESTED_BAR,
+    Event,
+    GoneEvent,
+    MappingEvent,
+    PagemapEvent,
+    UnmappingEvent,
+    WaitEvent,
+    Where,
+    bar_name,
+)
+from harness.observe.snapshot import MappingView, ProcessView, Snapshot
+from harness.pagetable import (
+    Layout,
+    Leaf,
+    LeafArrays,
+    PagemapWord,
+    Region,
+    Walk,
+    WalkError,
+    root_paddr,
+    translate,
+    walk,
+    walk_arrays,
+    walk_range,
+)
+from harness.qemu.deadline import Deadline
+from harness.qemu.process import Qemu
+from harness.qemu.ram import GuestMemory
+from harness.qemu.registers import ControlRegisters, parse_registers
+
+RELEASED = 0
+_BARS = 6
+_IORESOURCE_MEM = 0x200  # include/linux/ioport.h
+
+
+@dataclass
+class Process:
+    """A registered process: its tables and what it said about itself."""
+
+    name: str
+    pid: int
+    root: int
+    five_level: bool
+    mappings: dict[str, MappingEvent] = field(default_factory=dict)
+    pagemap: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class Witness:
+    """Follows one guest program and its children."""
+
+    def __init__(self, qemu: Qemu, bars: Sequence[Region], layout: Layout) -> None:
+        self._qemu = qemu
+        self._bars = tuple(bars)
+        self._layout = layout
+        self._stopped_at = 0.0
+        self._leaves_left = bounds.LEAVES_MAX
+        self.processes: dict[int, Process] = {}
+
+    @property
+    def _memory(self) -> GuestMemory:
+        return self._qemu.ram.memory
+
+    def note(self, event: Event) -> None:
+        """Takes in what needs no stop."""
+        match event:
+            case MappingEvent(name=name, pid=pid):
+                self._declare(self._process(pid), event)
+            case UnmappingEvent(name=name, pid=pid):
+                self._process(pid).mappings.pop(name, None)
+                self._process(pid).pagemap.pop(name, None)
+            case PagemapEvent(mapping=name, pid=pid, words=words):
+                if pid in self.processes:
+                    self._keep_pagemap(self.processes[pid], name, words)
+            case GoneEvent(pid=pid):
+                self.processes.pop(pid, None)
+            case WaitEvent():
+                raise ProtocolError(f"events: {event} needs a stop")
+
+    def _declare(self, process: Process, mapping: MappingEvent) -> None:
+        if mapping.name not in process.mappings and len(process.mappings) == bounds.MAPPINGS_MAX:
+            raise ProtocolError(f"events: pid {process.pid} has more than {bounds.MAPPINGS_MAX} mappings")
+        if mapping.backing != ORDINARY:
+            bar = next((bar for bar in self._bars if bar.name == mapping.backing), None)
+            size = bar.size_bytes if bar is not None else 0
+            if mapping.offset_bytes + mapping.size_bytes > size:
+                raise ProtocolError(
+                    f"events: mapping {mapping.name} of pid {process.pid} ends {mapping.backing}+"
+                    f"{mapping.offset_bytes + mapping.size_bytes:#x}, and {mapping.backing} has {size:#x} bytes"
+                )
+        process.mappings[mapping.name] = mapping
+        process.pagemap.pop(mapping.name, None)
+
+    def _keep_pagemap(self, process: Process, name: str, words: tuple[int, ...]) -> None:
+        mapping = process.mappings.get(name)
+        if mapping is None:  # it was unmapped while another process read its pagemap
+            return
+        if len(words) * bounds.PAGE_BYTES > mapping.size_bytes:
+            raise ProtocolError(
+                f"events: {len(words)} pagemap words for {name} of pid {process.pid}, "
+                f"which has {mapping.size_bytes // bounds.PAGE_BYTES} pages"
+            )
+        process.pagemap[name] = words
+
+    def _check_new(self, event: WaitEvent) -> None:
+        """:raises ProtocolError: this process's pid or name is another's, or there are too many."""
+        for known in self.processes.values():
+            if known.pid == event.pid:
+                raise ProtocolError(
+                    f"events: {event.name} registers as pid {event.pid}, which {known.name} has; is it in another pid "
+                    "namespace, or did a process end without hp_reap()?"
+                )
+            if known.name == event.name:
+                raise ProtocolError(
+                    f"events: pid {event.pid} registers as {event.name!r}, as pid {known.pid} did; give it another name"
+                )
+        if len(self.processes) == bounds.PROCESSES_MAX:
+            raise ProtocolError(f"events: more than {bounds.PROCESSES_MAX} processes have registered")
+
+    def _process(self, pid: int) -> Process:
+        if pid not in self.processes:
+            raise ProtocolError(f"events: pid {pid} never registered; call hp_start, hp_fork or hp_register first")
+        return self.processes[pid]
+
+    async def stop(self) -> None:
+        """Stops every vCPU."""
+        self._stopped_at = time.perf_counter()
+        await self._qemu.stop()
+
+    def forget_pagemap(self) -> None:
+        """What the guest read of pagemap is old."""
+        for process in self.processes.values():
+            process.pagemap.clear()
+
+    async def register(self, event: WaitEvent, deadline: Deadline) -> Process:
+        """Finds the root of a process that waits to be registered, with the machine stopped when it returns.
+
+        When the process is on no vCPU just then, the machine runs on for the time of a few commands.
+
+        :raises DeadlineError: it never was on a vCPU when the machine was stopped.
+        :raises ProtocolError: its pid or its name is another's.
+        """
+        self._check_new(event)
+        while True:
+            await self.stop()
+            said = await self._qemu.execute("human-monitor-command", {"command-line": "info registers -a"})
+            for registers in parse_registers(str(said)):
+                root = self._root_of(registers, event)
+                if root is None:
+                    continue
+                process = Process(event.name, event.pid, root, registers.five_level)
+                if (parent := self.processes.get(event.parent_pid)) is not None:
+                    process.mappings = {
+                        name: dataclasses.replace(mapping, pid=event.pid) for name, mapping in parent.mappings.items()
+                    }
+                self.processes[event.pid] = process
+                return process
+            await self._qemu.resume()
+            if not deadline.left_s and not deadline.extend():
+                raise DeadlineError(
+                    f"process {event.name} (pid {event.pid}) said it waits to be registered, "
+                    f"but no vCPU had its page tables at any stop for {deadline.timeout_s:g} s"
+                )
+
+    def _root_of(self, registers: ControlRegisters, event: WaitEvent) -> int | None:
+        """The kernel's root of the process, if this vCPU's CR3 leads to its release word."""
+        root = root_paddr(registers.cr3)
+        if not self._holds_nonce(root, registers.five_level, event):
+            return None
+        # With page-table isolation bit 12 picks the user's copy of the root; both lead to user memory.
+        kernel_root = root_paddr(registers.cr3, pti=True)
+        if kernel_root != root and self._holds_nonce(kernel_root, registers.five_level, event):
+            return kernel_root
+        return root
+
+    def _holds_nonce(self, root: int, five_level: bool, event: WaitEvent) -> bool:
+        try:
+            paddr = translate(self._memory, root, event.release_vaddr, self._layout_for(five_level))
+            return self._memory.read_u64(paddr) == event.nonce
+        except (WalkError, UsageError):  # nothing there, or no address of this vCPU: it has fewer levels
+            return False
+
+    def _layout_for(self, five_level: bool) -> Layout:
+        return dataclasses.replace(self._layout, five_level=five_level)
+
+    def verify(self, event: WaitEvent) -> Process:
+        """The process that is at a checkpoint, once its own tables have led to its release word.
+
+        :raises ProtocolError: they do not: the process has other tables now (exec?), or never registered.
+        """
+        process = self._process(event.pid)
+        if not self._holds_nonce(process.root, process.five_level, event):
+            raise ProtocolError(
+                f"{process.name} (pid {event.pid}) waits at {event.name!r}, but the tables it registered with do not "
+                "lead to its release word: did it exec, or exit without hp_reap()?"
+            )
+        return process
+
+    def release(self, event: WaitEvent) -> None:
+        """Lets a waiting process go, by writing its release word. The machine must be stopped.
+
+        :raises ProtocolError: the word is in a page that another process may share.
+        """
+        process = self._process(event.pid)
+        layout = self._layout_for(process.five_level)
+        way = walk(self._memory, process.root, event.release_vaddr, layout)
+        if way.leaf is None or not way.leaf.write:
+            raise ProtocolError(f"the release word of {process.name} is not in a page of its own:\n{way}")
+        self._memory.write_u64(way.leaf.paddr_at(event.release_vaddr), RELEASED)
+        self.forget_pagemap()
+
+    def snapshot(self, checkpoint: str, pid: int, check: Callable[[], None] = lambda: None) -> Snapshot:
+        """Walks every mapping of every registered process. The machine must be stopped.
+
+        :param check: called for each leaf; it may raise to end this.
+        :raises ProtocolError: there are more leaves than all stops of a run may have.
+        """
+        views = {process.name: self._view(process, checkpoint, check) for process in self.processes.values()}
+        return Snapshot(checkpoint, pid, views, self._bars, time.perf_counter() - self._stopped_at)
+
+    @property
+    def declared(self) -> str:
+        """How much there is to walk at a stop, in words."""
+        mappings = [mapping for process in self.processes.values() for mapping in process.mappings.values()]
+        return f"{len(mappings)} mappings of {sum(one.size_bytes for one in mappings) >> 20} MiB"
+
+    def leaf_arrays(self, name: str, mapping: str) -> LeafArrays:
+        """The leaves of one mapping in bulk. The machine must be stopped.
+
+        :raises UsageError: there is no such process or mapping.
+        """
+        for process in self.processes.values():
+            if process.name == name and mapping in process.mappings:
+                declared = process.mappings[mapping]
+                layout = self._layout_for(process.five_level)
+                end = declared.vaddr + declared.size_bytes
+                return walk_arrays(self._memory, process.root, declared.vaddr, end, layout)
+        raise UsageError(f"no process {name!r} with a mapping {mapping!r} is registered")
+
+    def _counted(self, leaves: Iterable[Leaf], mapping: str, check: Callable[[], None]) -> Iterator[Leaf]:
+        for leaf in leaves:
+            check()
+            if not self._leaves_left:
+                raise ProtocolError(
+                    f"mapping {mapping}: all stops of this run have more than {bounds.LEAVES_MAX} leaves; "
+                    "declare less with hp_map(), or look at a large mapping with leaf_arrays()"
+                )
+            self._leaves_left -= 1
+            yield leaf
+
+    def _view(self, process: Process, checkpoint: str, check: Callable[[], None]) -> ProcessView:
+        layout = self._layout_for(process.five_level)
+        mappings, holes = {}, {}
+        for name, declared in process.mappings.items():
+            end = declared.vaddr + declared.size_bytes
+            leaves: tuple[Leaf, ...] = ()
+            broken = ""
+            try:
+                found = walk_range(self._memory, process.root, declared.vaddr, end, layout)
+                leaves = tuple(self._counted(found, name, check))
+                holes[name] = tuple(self._holes(process, _gaps(leaves, declared.vaddr, end), check))
+            except WalkError as error:  # the root is this process's, so these tables are what the kernel made
+                broken = str(error)
+            words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
+            mappings[name] = MappingView(declared, leaves, words, broken)
+        return ProcessView(process.name, process.pid, checkpoint, mappings, holes)
+
+    def _holes(self, process: Process, vaddrs: Iterable[int], check: Callable[[], None]) -> Iterator[Walk]:
+        layout = self._layout_for(process.five_level)
+        for vaddr in vaddrs:
+            check()
+            yield walk(self._memory, process.root, vaddr, layout)
+
+
+def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:
+    """First address of every gap between leaves."""
+    for leaf in leaves:
+        if start < leaf.vaddr:
+            yield start
+        start = leaf.vaddr + leaf.size_bytes
+    if start < end:
+        yield start
+
+
+def needs_registration(event: WaitEvent) -> bool:
+    """Whether the process waits to be registered, rather than at a checkpoint."""
+    return event.where is Where.REGISTERING
+
+
+def bars_from_pci(devices: object, slot: int) -> tuple[Region, ...]:
+    """Where a device's memory BARs are, out of QMP's ``query-pci``: BAR 2 is "bar", another "bar0".
+
+    :returns: nothing where BAR 2 has no address now: the device's memory is off, or (QEMU 10 and later) it is in D3hot.
+    :raises ProtocolError: the device is not there.
+    """
+    there = [
+        device
+        for bus in (devices if isinstance(devices, list) else [])
+        for device in bus["devices"]
+        if device["slot"] == slot
+    ]
+    if not there:
+        raise ProtocolError(f"QEMU's query-pci shows no device in slot {slot}")
+    found = [
+        Region(bar_name(int(bar["bar"])), int(bar["address"]), int(bar["size"]))
+        for device in there
+        for bar in device["regions"]
+        if bar["type"] == "memory" and bar["address"] >= 0
+    ]
+    return tuple(found) if bar_name(TESTED_BAR) in (bar.name for bar in found) else ()
+
+
+def bars_from_sysfs(resource: str) -> tuple[Region, ...]:
+    """The same out of the guest's ``/sys/bus/pci/devices/BDF/resource``, right whatever state the device is in.
+
+    A line per resource, the six BARs first: first byte, last byte, flags (drivers/pci/pci-sysfs.c resource_show()).
+
+    :raises ProtocolError: BAR 2 is not memory with an address.
+    """
+    found = []
+    for number, line in enumerate(resource.splitlines()[:_BARS]):
+        start, last, flags = (int(word, 16) for word in line.split())
+        if flags & _IORESOURCE_MEM and start:
+            found.append(Region(bar_name(number), start, last - start + 1))
+    if bar_name(TESTED_BAR) not in (bar.name for bar in found):
+        raise ProtocolError(
+            f"neither QEMU nor the guest has an address for BAR {TESTED_BAR}: the guest says {resource!r}"
+        )
+    return tuple(found)

@@ -1,0 +1,134 @@
+"""Which accelerator runs the guest: proven by guest code, not believed.
+
+/dev/kvm can be there, open and create VMs, and still never run an instruction as it should. So a small guest of
+our own (guest_tests/lib/accel.S: real mode, protected mode, long mode with paging, CPUID) has to report through
+a debug port that it came through, on the very machine and CPU model the kernel will get, within a deadline. The
+answer is kept for this boot of the host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import MachineryError, UsageError
+from harness.guest.compiler import assemble_rom
+from harness.host import cache
+from harness.qemu.binary import QemuBinary
+from harness.qemu.spec import Accel
+
+_KVM = Path("/dev/kvm")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_DEADLINE_S = 10.0
+_KIND = "accel"
+#: What QEMU says of trouble that goes away: another hypervisor has the CPU (EBUSY of KVM_CREATE_VM), memory is short.
+_PASSING = re.compile(r"Device or resource busy|Cannot allocate memory|Resource temporarily unavailable")
+#: isa-debug-exit ends QEMU with twice the value written, plus one; accel.S writes 42.
+_PROVEN_STATUS = 42 * 2 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Whether KVM runs guests here, and why not."""
+
+    works: bool
+    reason: str
+    lasting: bool = True  # it will be the same answer until the host boots again
+
+
+def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Callable[[str], None]) -> Accel:
+    """``tcg``, ``kvm`` once it is proven, or ``auto``: KVM if it is proven, else TCG with one line why.
+
+    :raises MachineryError: ``kvm`` was asked for and does not run guests here; with the reason.
+    :raises UsageError: the CPU is the host's, which only KVM has.
+    """
+    if wanted == "tcg":
+        _check_emulated(cpu, "--accel tcg")
+        return Accel.TCG
+    proof = kvm_proof(binary, cpu)
+    if proof.works:
+        return Accel.KVM
+    if wanted == "kvm":
+        raise MachineryError(f"--accel kvm: {proof.reason}; use --accel tcg, or a host whose KVM works")
+    _check_emulated(cpu, f"KVM does not run guests here ({proof.reason})")
+    say(f"TCG, since KVM does not run guests here: {proof.reason}")
+    return Accel.TCG
+
+
+def _check_emulated(cpu: str, why: str) -> None:
+    if cpu.partition(",")[0] == "host":
+        raise UsageError(f"--cpu host needs KVM, but {why}; use --cpu max")
+
+
+def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:
+    """The proof of this boot of the host, made now if nobody has yet."""
+    if not _KVM.exists():
+        return Proof(False, "there is no /dev/kvm")
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        return Proof(False, "/dev/kvm may not be opened by this user (is it in the group kvm?)")
+    note = _note(binary, cpu)
+    known = cache.read_note(note)
+    if known is not None and isinstance(known.get("works"), bool):
+        return Proof(bool(known["works"]), str(known.get("reason", "")))
+    proof = _prove(binary, cpu)
+    if proof.lasting:
+        cache.write_note(note, {"works": proof.works, "reason": proof.reason})
+    return proof
+
+
+def forget_proofs() -> None:
+    """Makes the proof anew the next time: the host was too busy when it was made, or has a KVM that works by now."""
+    shutil.rmtree(cache.root() / _KIND, ignore_errors=True)
+
+
+def remember_lie(binary: QemuBinary, cpu: str, reason: str) -> None:
+    """KVM ran the probe but not a kernel that TCG runs: it is not used until the host boots again."""
+    cache.write_note(_note(binary, cpu), {"works": False, "reason": reason})
+
+
+def _note(binary: QemuBinary, cpu: str) -> Path:
+    boot_id = _BOOT_ID.read_text().strip()
+    # A digest: a CPU model with all its features is longer than a file's name may be.
+    machine = hashlib.sha256("\0".join((binary.path, binary.version, cpu)).encode()).hexdigest()[:32]
+    return cache.root() / _KIND / f"{boot_id}-{machine}.json"
+
+
+def _prove(binary: QemuBinary, cpu: str) -> Proof:
+    argv = [
+        binary.path,
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", "q35,kernel-irqchip=split", "-accel", "kvm", "-cpu", cpu, "-m", "16M"),
+        *("-device", "isa-debug-exit,iobase=0x501,iosize=0x01"),
+        *("-bios", str(assemble_rom("accel"))),
+    ]
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                ("setpriv", "--pdeathsig", "KILL", "--", *argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+        except FileNotFoundError:
+            raise MachineryError("no setpriv: install util-linux (`hugepfn doctor` says how)") from None
+        try:
+            status = process.wait(timeout=_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            return Proof(False, f"guest code did not report within {_DEADLINE_S:g} s", lasting=False)
+        finally:
+            process.kill()
+            process.wait()
+        if status == _PROVEN_STATUS:
+            return Proof(True, "")
+        errors.seek(0)
+        words = errors.read().decode("utf-8", "replace").strip().splitlines()
+    reason = words[0] if words else f"QEMU ended with status {status} before guest code reported"
+    return Proof(False, reason, lasting=not any(_PASSING.search(line) for line in words))

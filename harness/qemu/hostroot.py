@@ -1,0 +1,212 @@
+"""The host's root file system for a guest (``--guest host``): how a kernel gets it, and what QEMU is given for it.
+
+Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``), so does a
+virtiofsd (``--readonly``), and both serve a read-only view that has none of the host's /proc, /sys, /dev and /run
+(readonly.py). What the guest writes lies in its own memory, an overlay that init.c puts over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+from virtme.architectures import get as virtme_arch
+from virtme.commands.run import VirtFSConfig, export_virtfs
+
+from harness.errors import MachineryError, UsageError
+from harness.host.aside import aside
+from harness.host.packages import find_command, how_to_install
+from harness.host.process import run
+from harness.kernel import KernelImage, load_order
+from harness.printable import printable
+from harness.qemu.spec import Root
+
+#: The mount tag, which init.c knows too.
+_TAG = "ROOTFS"
+#: For each way: the configuration symbols a kernel needs, with the module of each.
+_NEEDS: Mapping[Root, Mapping[str, str]] = {
+    Root.HOST_9P: {"9P_FS": "9p", "NET_9P_VIRTIO": "9pnet_virtio", "VIRTIO_PCI": "virtio_pci", "OVERLAY_FS": "overlay"},
+    Root.HOST_VIRTIOFS: {"VIRTIO_FS": "virtiofs", "VIRTIO_PCI": "virtio_pci", "OVERLAY_FS": "overlay"},
+}
+_READONLY = Path(__file__).with_name("readonly.py")
+#: The folder that the view covers, for the server alone: one that is there for sure, and that no server needs.
+VIEW = str(_READONLY.parent)
+_ANOTHER = "use a kernel of your own: hugepfn build TREE --fragment hostroot"
+_ASK_TIMEOUT_S = 10.0
+_END_TIMEOUT_S = 5.0  # after SIGKILL
+
+
+class _Qemu:
+    """What virtme-ng's export_virtfs() asks of its own QEMU helper; that one would look for QEMU once more."""
+
+    has_multidevs = True  # since QEMU 4.2, below our floor
+
+    @staticmethod
+    def quote_optarg(text: str) -> str:
+        return text.replace(",", ",,")
+
+
+def root_modules(root: Root) -> tuple[str, ...]:
+    """The modules to load before the host's root can be mounted."""
+    return tuple(_NEEDS.get(root, {}).values())
+
+
+def choose_root(kernel: KernelImage) -> Root:
+    """How this kernel gets at the host's root: 9P where it can, as that needs nothing but QEMU; else virtio-fs.
+
+    :raises UsageError: it can do neither; names the symbols that its configuration lacks.
+    :raises MachineryError: it can do virtio-fs only, and this host has no virtiofsd.
+    """
+    missing = {root: _missing(kernel, root) for root in _NEEDS}
+    if not missing[Root.HOST_9P]:
+        return Root.HOST_9P
+    if not missing[Root.HOST_VIRTIOFS]:
+        find_virtiofsd()
+        return Root.HOST_VIRTIOFS
+    raise UsageError(
+        f"--guest host: {kernel.spec} ({kernel.release}) cannot mount the host's root. "
+        f"Over 9P it lacks {', '.join(missing[Root.HOST_9P])}; "
+        f"over virtio-fs {', '.join(missing[Root.HOST_VIRTIOFS])}. "
+        f"Instead, {_ANOTHER}"
+    )
+
+
+def _missing(kernel: KernelImage, root: Root) -> list[str]:
+    """The symbols that a kernel lacks for one way, as in a .config; of one without configuration nothing is known."""
+    config = kernel.config
+    if config is None:
+        return []
+    lacking = [f"CONFIG_{symbol}" for symbol in _NEEDS[root] if not config.is_set(symbol)]
+    as_modules = {symbol: module for symbol, module in _NEEDS[root].items() if config.get(symbol) == "m"}
+    gone = set(load_order(kernel, as_modules.values()).missing)
+    return lacking + [f"the module of CONFIG_{symbol}=m" for symbol, module in as_modules.items() if module in gone]
+
+
+def in_view(mode: str, argv: Sequence[str]) -> list[str]:
+    """The command line that runs another with the view at :data:`VIEW`; modes are readonly.py's."""
+    return [sys.executable, "-I", "-S", str(_READONLY), VIEW, mode, *argv]
+
+
+@dataclass(frozen=True)
+class Virtiofsd:
+    """A virtiofsd of this host. There are two, with other words: QEMU's own up to 7.2, in C, and one in Rust since."""
+
+    path: str
+    words: str  # of --help
+
+    @property
+    def refuses_to_write(self) -> bool:
+        """Whether it has a read-only mode of its own."""
+        return "--readonly" in self.words
+
+    def argv(self, listener: int) -> list[str]:
+        """Its command line: it serves the view, and nothing can be written by it anywhere.
+
+        :param listener: a listening socket that it inherits.
+        """
+        source = VIEW.replace("\\", "\\\\").replace(",", "\\,")
+        options = ["-o", f"source={source}", "-o", "sandbox=chroot", "-o", "log_level=err"]
+        if "--shared-dir" in self.words:
+            # A submount that is announced is an automount in the guest, which no overlay goes through.
+            options = [f"--shared-dir={VIEW}", "--no-announce-submounts", "--sandbox=none", "--log-level=error"]
+        readonly = ["--readonly"] if self.refuses_to_write else []
+        return in_view("all", [self.path, f"--fd={listener}", *options, *readonly])
+
+
+def find_virtiofsd() -> Virtiofsd:
+    """The daemon that serves virtio-fs: in PATH, or where distributions keep it.
+
+    :raises MachineryError: there is none, or none that keeps the guest from writing.
+    """
+    path = find_command("virtiofsd")
+    if path is None:
+        raise MachineryError(
+            "no virtiofsd here, which --guest host needs for a kernel without 9P; install it with: "
+            f"{how_to_install(['virtiofsd'])} (Debian 12: qemu-system-common), or {_ANOTHER}"
+        )
+    asked = run([path, "--help"], timeout_s=_ASK_TIMEOUT_S, check=False)
+    found = Virtiofsd(path, asked.stdout.decode("utf-8", "replace") + asked.stderr)
+    if not found.refuses_to_write and os.geteuid() != 0:
+        raise MachineryError(
+            f"{path}, which --guest host needs for a kernel without 9P, is for root only; "
+            f"install one that has --readonly (virtiofsd 1.13), or {_ANOTHER}"
+        )
+    return found
+
+
+class FileServer:
+    """A virtiofsd that serves one QEMU, through a connection that has no name, and ends with it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, said: IO[bytes]) -> None:
+        self._process = process
+        self._said = said
+        self.connection = connection  # for QEMU to inherit
+
+    @classmethod
+    async def start(cls) -> Self:
+        """Starts it, connected.
+
+        :raises MachineryError: there is none, or it cannot be started.
+        """
+        daemon = await aside(lambda _check: find_virtiofsd())
+        connection, said = socket.socket(socket.AF_UNIX), tempfile.TemporaryFile()  # noqa: SIM115 - end() closes it
+        try:
+            with socket.socket(socket.AF_UNIX) as listener:
+                # A folder that nobody else can enter, and that is gone before the server starts: an abstract name
+                # (unix(7)) is anybody's to connect to, and the first who does is served.
+                with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
+                    listener.bind(f"{folder}/fs")
+                    listener.listen(1)
+                    connection.connect(f"{folder}/fs")
+                process = await asyncio.create_subprocess_exec(
+                    *("setpriv", "--pdeathsig", "KILL", "--"),
+                    *daemon.argv(listener.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    pass_fds=[listener.fileno()],
+                    start_new_session=True,
+                )
+        except OSError as error:
+            connection.close()
+            said.close()
+            raise MachineryError(f"cannot start {daemon.path}: {error.strerror}") from error
+        return cls(process, connection, said)
+
+    @property
+    def words(self) -> str:
+        """What it complained about, its last line."""
+        self._said.seek(0)
+        return (printable(self._said.read()).strip().splitlines() or [""])[-1]
+
+    async def end(self) -> None:
+        """Ends and reaps it."""
+        self.connection.close()
+        # Not by its kill(), which polls first: that reaps what asyncio's watcher waits for, if it has just ended.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _END_TIMEOUT_S)
+        self._said.close()
+
+
+def root_args(root: Root, server: FileServer | None) -> list[str]:
+    """What QEMU is given for the guest's root."""
+    args: list[str] = []
+    if root is Root.HOST_9P:
+        export_virtfs(_Qemu(), virtme_arch("x86_64"), args, VirtFSConfig(path=VIEW, mount_tag=_TAG, readonly=True))
+    elif server is not None:
+        args += ["-chardev", f"socket,id=hostroot,fd={server.connection.fileno()}"]
+        args += ["-device", f"vhost-user-fs-pci,chardev=hostroot,tag={_TAG}"]
+    return args

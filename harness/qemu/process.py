@@ -1,0 +1,379 @@
+"""One QEMU process and the ends of its channels. Everything here runs on the machine's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from qemu.qmp import QMPClient, QMPError
+from qemu.qmp.qmp_client import ExecuteError
+
+from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, QemuRefused
+from harness.guest.kernel_log import KernelLog, LogMark
+from harness.printable import printable
+from harness.qemu.binary import QemuBinary
+from harness.qemu.deadline import Deadline, first_of
+from harness.qemu.hostroot import FileServer, in_view, root_args
+from harness.qemu.ram import GuestRam
+from harness.qemu.spec import Accel, Descriptors, MachineSpec, Root, qemu_argv
+from harness.qemu.standstill import Standstill
+from harness.qemu.stderr import LastWords
+from harness.verdict import scan
+
+T = TypeVar("T")
+
+_QUIT_TIMEOUT_S = 5.0
+QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
+_GOING_S = 0.5
+_GAVE_UP = ("internal-error", "io-error")  # qapi/run-state.json, RunState: those that QEMU does not leave by itself
+_TOLD_TO_END = "terminating on signal"  # it exits with 0 then (system/runstate.c, qemu_kill_report())
+_CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
+
+# A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+async def _end_task(task: asyncio.Future[Any]) -> None:
+    """Cancels what still waits; what does not let itself be cancelled is left behind."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_GOING_S)
+
+
+class Qemu:
+    """A running machine: its process, its QMP session, its channels, and the moment it ends."""
+
+    def __init__(self, spec: MachineSpec, binary: QemuBinary, ram: GuestRam) -> None:
+        self.spec = spec
+        self.binary = binary
+        self.ram = ram
+        self.argv: list[str] = []
+        self.log = KernelLog()
+        self.log_from = LogMark()  # where the present run begins in the log: complaints before it are another's
+        self.stood_from_s = 0.0  # how long the machine had stood still by then
+        self.stopped = False
+        self.standstill = Standstill()
+        self.qmp = QMPClient("hugepfn")
+        self._ends: dict[str, socket.socket] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resumed = asyncio.Event()
+        self._followed = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._readers: list[asyncio.Task[None]] = []
+        self._words: LastWords | None = None
+        self._files: FileServer | None = None
+
+    async def start(self, *, incoming: bool = False) -> None:
+        """Starts QEMU with every channel connected.
+
+        :param incoming: it waits for a saved machine's state, see :meth:`restore`.
+        :raises MachineryError: QEMU does not start; its own words are in the message.
+        """
+        if self.spec.root is Root.HOST_VIRTIOFS:
+            self._files = await FileServer.start()
+        theirs: dict[str, socket.socket] = {}
+        for name in _CHANNELS:
+            self._ends[name], theirs[name] = socket.socketpair()
+            self._ends[name].setblocking(False)
+        descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
+        root, share = root_args(self.spec.root, self._files), self.ram.share
+        self.argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
+        # QEMU's own file server has the view; a virtiofsd has it to itself.
+        argv = in_view("view", self.argv) if self.spec.root is Root.HOST_9P else self.argv
+        inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
+        inherited += [self._files.connection.fileno()] if self._files is not None else []
+        self._words, stderr = await LastWords.listen()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                # QEMU ends when this thread does, even by SIGKILL.
+                *("setpriv", "--pdeathsig", "KILL", "--", *argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=inherited,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise MachineryError(f"cannot start {self.binary.path}: {error.strerror}") from error
+        finally:
+            os.close(stderr)
+            for end in theirs.values():
+                end.close()
+            if self._files is not None:
+                self._files.connection.close()  # QEMU has it now, and the server ends when QEMU does
+        self._tasks.append(asyncio.create_task(self._watch(self._process, self._words)))
+        self.pump("console", self.log.write)
+        try:
+            await self.of_qemu(self.qmp.connect(self._ends["qmp"]), "greeting on QMP")
+        except (QMPError, OSError, EOFError) as error:
+            await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
+            served = f"; virtiofsd: {self._files.words}" if self._files is not None and self._files.words else ""
+            how = "it runs on" if self.exit_status is None else f"status {self.exit_status}"
+            raise MachineryError(f"QEMU does not start ({how}): {self.stderr or error}{served}") from error
+        self.ram.attach(self._process.pid)
+
+    def end(self, channel: str) -> socket.socket:
+        """Our end of a channel: ``agent``, ``agent_uart`` or ``shell``."""
+        return self._ends[channel]
+
+    @property
+    def stderr(self) -> str:
+        """What QEMU itself complained about."""
+        return printable(self._words.data).strip() if self._words is not None else ""
+
+    @property
+    def pid(self) -> int:
+        """Of the QEMU process.
+
+        :raises MachineryError: it was never started.
+        """
+        if self._process is None:
+            raise MachineryError("QEMU was not started")
+        return self._process.pid
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs; negative for a signal."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def _watch(self, process: asyncio.subprocess.Process, words: LastWords) -> None:
+        status = await process.wait()
+        await words.end()
+        self._ended.set_result(status)
+
+    async def _read(self, end: socket.socket, write: Callable[[bytes], None]) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await loop.sock_recv(end, 65536):
+                write(data)
+        except OSError:
+            pass  # QEMU's end is gone; _watch() knows
+        except Exception as error:  # whoever waits for something has to hear of it
+            if not self._failure.done():
+                self._failure.set_exception(error)
+
+    def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
+        """Calls ``write`` with what comes through a channel, until one side closes it."""
+        self._readers.append(asyncio.create_task(self._read(self._ends[channel], write)))
+
+    def begin_run(self) -> tuple[LogMark, float]:
+        """From here on, the log and the standstills are about a new run.
+
+        :returns: where it begins in the log, and the seconds for which the machine had stood still by then.
+        """
+        self.log_from, self.stood_from_s = self.log.mark(), self.standstill.total_s
+        return self.log_from, self.stood_from_s
+
+    def deadline(self, timeout_s: float) -> Deadline:
+        """The end of a wait for the guest that begins now."""
+        return Deadline(timeout_s, self._process.pid if self._process is not None else None)
+
+    async def expect(self, awaitable: Awaitable[T], limit: float | Deadline, what: str) -> T:
+        """Waits for something of the guest.
+
+        :param limit: the time it has, in seconds from now, or as a deadline that began before.
+        :raises MachineryError: QEMU is stopped, did not get a CPU, or has stopped the machine itself.
+        :raises KernelDied: QEMU ended first, with what the kernel said last.
+        :raises ProtocolError: what came through a channel made no sense.
+        :raises DeadlineError: the time is over; ``what`` says what was expected.
+        """
+        task = asyncio.ensure_future(awaitable)
+        deadline = limit if isinstance(limit, Deadline) else self.deadline(limit)
+        try:
+            either: set[asyncio.Future[Any]] = {task, self._ended, self._failure}
+            await first_of(either, deadline)
+            if task.done() and not isinstance(task.exception(), OSError):
+                return task.result()
+            if self._failure.done():
+                self._failure.result()
+            if task.done():  # a channel broke, which only QEMU's end does
+                await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
+            if self._ended.done():
+                await asyncio.wait(self._readers, timeout=_QUIT_TIMEOUT_S)  # to the end of what it said
+                raise self.end_error(f"waiting for {what}: ")
+            await self._check_runs(f"waiting for {what}: ")
+            raise DeadlineError(f"waiting for {what}: nothing within {deadline.timeout_s:g} s; {self.complaint()}")
+        finally:
+            await _end_task(task)
+
+    async def _check_runs(self, when: str) -> None:
+        """Asks QEMU whether it runs the machine, once a deadline has passed.
+
+        :raises MachineryError: it does not, and that is not what we asked for. After an exit that KVM cannot handle,
+            QEMU stops the machine without an end (accel/kvm/kvm-all.c, kvm_cpu_exec()).
+        """
+        state = await self._run_state()
+        if state in _GAVE_UP:
+            raise MachineryError(
+                f"{when}QEMU has stopped the machine ({state}), so nothing can be said of the kernel; it says: "
+                f"{self.stderr or 'nothing'}" + ("; try --accel tcg" if self.spec.accel is Accel.KVM else "")
+            )
+        if state in ("paused", "debug") and not self.stopped:
+            raise MachineryError(
+                f"{when}somebody else has stopped the machine ({state}), gdb for instance, so nothing can be said of "
+                "the kernel"
+            )
+
+    async def of_qemu(self, awaitable: Awaitable[T], what: str, timeout_s: float | None = None) -> T:
+        """Waits for something of QEMU itself, whatever the guest does.
+
+        :raises MachineryError: it did not come in time.
+        """
+        task = asyncio.ensure_future(awaitable)
+        deadline = self.deadline(timeout_s or QMP_TIMEOUT_S)
+        try:
+            if await first_of({task, self._ended}, deadline) and not task.done():
+                await asyncio.wait({task}, timeout=_GOING_S)  # it hears of QEMU's end, unless somebody keeps its socket
+            if task.done():
+                return task.result()
+            if self._ended.done():
+                raise self.end_error(f"waiting for QEMU's {what}: ")
+            raise MachineryError(
+                f"QEMU (pid {self.pid}) runs, but did not answer within {deadline.timeout_s:g} s: no {what}; "
+                f"it says: {self.stderr or 'nothing'}"
+            )
+        finally:
+            await _end_task(task)
+
+    def complaint(self) -> str:
+        """The last complaint in what is known of the kernel's log, in words."""
+        complaints = scan(self.log.since(self.log_from))
+        return f"the kernel log says: {complaints[-1].line}" if complaints else "the console shows no complaint"
+
+    async def has_ended(self) -> bool:
+        """Whether QEMU is gone, or just going."""
+        await asyncio.wait({self._ended}, timeout=_GOING_S)
+        return self._ended.done()
+
+    def end_error(self, when: str) -> KernelDied | MachineryError:
+        """Why the machine ended: the kernel's own doing, or QEMU's.
+
+        A guest that resets, panics or powers off ends QEMU with status 0; whatever else ends it is not the kernel's,
+        even if the kernel has complained of something before.
+        """
+        status = self.exit_status
+        if status is not None and status < 0:
+            hint = "; guest RAM ran out of room" if -status == signal.SIGBUS else ""
+            return MachineryError(
+                f"{when}QEMU was killed by {signal.Signals(-status).name}{hint}: {self.stderr or 'no word'}"
+            )
+        if status not in (0, None) or _TOLD_TO_END in self.stderr:
+            return MachineryError(f"{when}QEMU ended with status {status}: {self.stderr or 'no word'}")
+        complaints = scan(self.log.since(self.log_from))
+        if complaints:
+            first = complaints[0]
+            if first.stale_breakpoint and self.spec.accel is Accel.TCG:
+                # https://gitlab.com/qemu-project/qemu/-/commit/deba78709ae8; met once in 36 boots with 4 vCPUs.
+                return EmulatorError(
+                    f"{when}QEMU {self.binary.version} made the kernel die of a breakpoint that is not in its memory "
+                    f"({first.line} {first.where}), which is no fault of the kernel: QEMU's emulation with several "
+                    "vCPUs did so before 8.1; run again, or with --smp=1"
+                )
+            if ours := self.standstill.excuse(first, self.stood_from_s):
+                return MachineryError(
+                    f"{when}the kernel died of a stall that is hugepfn's doing ({first.line}): {ours}; boot it with "
+                    "--append 'softlockup_panic=0 panic_on_rcu_stall=0 hung_task_panic=0', or use --accel tcg"
+                )
+            words = [first.line, first.where, f"(after checkpoint {first.after})" if first.after else ""]
+            return KernelDied(f"{when}the kernel died: {' '.join(filter(None, words))}")
+        if status is None:
+            said = self.stderr or "no word"
+            return MachineryError(f"{when}QEMU (pid {self.pid}) has closed QMP and does not end: {said}")
+        return KernelDied(f"{when}the kernel powered off or reset, and said nothing of why")
+
+    async def stop(self) -> None:
+        """Stops every vCPU."""
+        await self.execute("stop")
+        self.stopped = True
+        self.standstill.begin()
+
+    async def resume(self) -> None:
+        """Lets every vCPU run; does nothing where they do."""
+        if self.stopped:
+            await self.execute("cont")
+            self.stopped = False
+            self.standstill.end()
+
+    async def follow_stops(self) -> None:
+        """From now on somebody else may stop and resume the machine as well, gdb: ``stopped`` follows."""
+        if not self._followed:
+            self._followed = True
+            self._tasks.append(asyncio.create_task(self._follow()))
+
+    async def _follow(self) -> None:
+        # An event of our own stop() or resume() is in the queue before its answer is, and says what they set.
+        with self.qmp.listener(("STOP", "RESUME")) as events:
+            async for event in events:
+                self.stopped = event["event"] == "STOP"
+                if self.stopped:
+                    self.standstill.begin()
+                    self._resumed.clear()
+                else:
+                    self.standstill.end()
+                    self._resumed.set()
+
+    async def is_stopped(self) -> bool:
+        """Whether it stands still now, whoever stopped it."""
+        if self._followed:  # its event may still be on the way
+            self.stopped = await self._run_state() != "running"
+        return self.stopped
+
+    async def _run_state(self) -> str:
+        """What QEMU says the machine does (qapi/run-state.json, RunState)."""
+        status = await self.execute("query-status")
+        return str(status["status"]) if isinstance(status, dict) else ""
+
+    async def until_resumed(self, timeout_s: float) -> None:
+        """Waits until the machine runs, see :meth:`follow_stops`.
+
+        :raises DeadlineError: it did not within the time.
+        """
+        if self.stopped:
+            await self.expect(self._resumed.wait(), timeout_s, "gdb to let the guest run")
+
+    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        """One QMP command.
+
+        :raises KernelDied: QEMU ended meanwhile.
+        :raises QemuRefused: QEMU refuses it.
+        """
+        try:
+            return await self.of_qemu(self.qmp.execute(command, arguments), f"answer to {command}")
+        except ExecuteError as error:
+            raise QemuRefused(f"QEMU refuses {command}: {error}") from error
+        except QMPError as error:
+            await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
+            raise self.end_error(f"during {command}: ") from error
+
+    async def quit(self) -> None:
+        """Ends QEMU, reaps it and closes every channel; whatever state it is in.
+
+        :raises MachineryError: the host's kernel does not let it end.
+        """
+        if self._process is not None and not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group: what it started ends as well
+            await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
+        with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
+            await asyncio.wait_for(self.qmp.disconnect(), _QUIT_TIMEOUT_S)
+        for task in (*self._tasks, *self._readers):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._readers, return_exceptions=True)
+        if self._files is not None:
+            await self._files.end()
+        for end in self._ends.values():
+            end.close()
+        if self._words is not None:
+            self._words.close()
+        self._failure.cancel()
+        if self._process is not None and not self._ended.done():
+            raise MachineryError(f"QEMU (pid {self.pid}) does not end, {_QUIT_TIMEOUT_S:g} s after SIGKILL")

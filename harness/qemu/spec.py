@@ -1,0 +1,192 @@
+"""What machine to build, and the QEMU command line that builds it: a pure function of the two."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+
+MEMORY_MIB_MIN, MEMORY_MIB_MAX = 256, 65536
+SMP_MAX = 16
+
+#: Where the device under test sits, for vfio-pci in the guest.
+BAR_SLOT = 5
+BAR_BDF = f"0000:00:{BAR_SLOT:02x}.0"
+
+
+class Accel(enum.Enum):
+    """Who runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Device(enum.Enum):
+    """The device under test, whose BAR 2 is the one that scenarios map."""
+
+    TESTDEV = (
+        "pci-testdev"  # BAR 2 with nothing behind it (it reads 0), and costs nothing; BAR 0 is a page of registers
+    )
+    SHMEM = "ivshmem-plain"  # RAM behind BAR 2, as large as pci-testdev's, for which it stands in (bar_bits.py)
+    NVME = "nvme"  # its memory buffer is BAR 2; has function-level reset and D3hot; QEMU cannot save it
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether QEMU saves and restores a machine that has it (hw/nvme/ctrl.c, nvme_vmstate.unmigratable)."""
+        return self is not Device.NVME
+
+
+class Root(enum.Enum):
+    """What the guest's programs have for /; the values are init.c's."""
+
+    INITRAMFS = "initramfs"
+    HOST_9P = "9p"  # the host's, copy on write, served by QEMU itself
+    HOST_VIRTIOFS = "virtiofs"  # the same, served by a virtiofsd
+
+    @property
+    def can_be_saved(self) -> bool:
+        """Whether QEMU saves a machine that has it mounted (hw/9pfs/9p.c v9fs_attach(), hw/virtio/vhost-user-fs.c)."""
+        return self is Root.INITRAMFS
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """One machine, before it runs. Everything here changes what the guest sees."""
+
+    kernel: Path
+    initramfs: Path
+    accel: Accel = Accel.TCG
+    smp: int = 1
+    memory_mib: int = 1024  # at 512 the kernel turns transparent huge pages off (mm/huge_memory.c, hugepage_init())
+    cpu: str = "max"  # under TCG: 1G pages, 5-level tables, PTI-able
+    append: tuple[str, ...] = ()  # the user's own words for the kernel command line, last, so that they win
+    device: Device = Device.TESTDEV
+    bar_size: str = "2G"  # of BAR 2; some scenarios map two leaves of 1G
+    root: Root = Root.INITRAMFS
+    modules: Path | None = None  # the kernel's, on the host's root: for modprobe
+
+    def __post_init__(self) -> None:
+        if not MEMORY_MIB_MIN <= self.memory_mib <= MEMORY_MIB_MAX:
+            raise UsageError(f"memory {self.memory_mib} MiB: {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}")
+        if not 1 <= self.smp <= SMP_MAX:
+            raise UsageError(f"smp {self.smp}: 1 to {SMP_MAX}")
+
+    @property
+    def why_not_saved(self) -> str:
+        """What keeps QEMU from saving this machine, so that it is neither cloned nor kept; empty where nothing does."""
+        if not self.device.can_be_saved:
+            return f"QEMU cannot save a machine with {self.device.value}"
+        return "" if self.root.can_be_saved else "QEMU cannot save a machine that has the host's root mounted"
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """File descriptors that QEMU inherits: nothing of a machine has a name in the file system."""
+
+    ram: int
+    qmp: int
+    console: int
+    agent: int
+    events: int
+    agent_uart: int
+    events_uart: int
+    shell: int
+
+
+def kernel_command_line(spec: MachineSpec) -> str:
+    """The words the kernel gets. An oops ends the machine at once, so that no wait outlives it."""
+    words = [
+        "console=ttyS0",
+        "oops=panic",
+        "panic=-1",
+        "printk.devkmsg=on",  # checkpoints in the log, however fast they follow each other
+        "intel_iommu=on",
+        # The kernel's trial of its timer counts TSC cycles, which pass on a busy host while the guest does not run; it
+        # then panics (arch/x86/kernel/apic/io_apic.c, check_timer()). Under KVM it leaves the trial out by itself.
+        "no_timer_check",
+        f"hugepfn.vfio={BAR_BDF}",
+        *([f"hugepfn.root={spec.root.value}"] if spec.root is not Root.INITRAMFS else []),
+        *([f"hugepfn.modules={spec.modules}"] if spec.modules is not None else []),
+        *spec.append,
+    ]
+    return " ".join(words)
+
+
+def _platform_args(spec: MachineSpec, descriptors: Descriptors, share: bool) -> list[str]:
+    # An emulated IOMMU needs the interrupt controller split between KVM and QEMU (docs/system/i386/intel-iommu).
+    irqchip = ",kernel-irqchip=split" if spec.accel is Accel.KVM else ""
+    ram = f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path=/proc/self/fd/{descriptors.ram}"
+    ram += f",share={'on' if share else 'off'}"
+    return [
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", f"q35,memory-backend=ram{irqchip}"),
+        *("-accel", spec.accel.value),
+        *("-cpu", spec.cpu),
+        *("-smp", str(spec.smp)),
+        *("-m", f"{spec.memory_mib}M"),
+        *("-object", ram),
+    ]
+
+
+def _channel_args(descriptors: Descriptors) -> list[str]:
+    """Agent and events twice: the guest takes virtio-serial where it can, else UARTs (init.c, open_channels())."""
+
+    def chardev(name: str, fd: int) -> list[str]:
+        return ["-chardev", f"socket,id={name},fd={fd}"]
+
+    args = [*chardev("qmp", descriptors.qmp), "-qmp", "chardev:qmp"]  # -mon: deprecated in 11.1
+    args += [*chardev("console", descriptors.console), "-device", "isa-serial,chardev=console,index=0"]
+    args += [*chardev("shell", descriptors.shell), "-device", "isa-serial,chardev=shell,index=3"]
+    args += [*chardev("agent", descriptors.agent), *chardev("events", descriptors.events)]
+    args += [*chardev("agent-uart", descriptors.agent_uart), "-device", "isa-serial,chardev=agent-uart,index=1"]
+    args += [*chardev("events-uart", descriptors.events_uart), "-device", "isa-serial,chardev=events-uart,index=2"]
+    return [
+        *args,
+        *("-device", "virtio-serial-pci,id=serial,addr=04.0"),
+        *("-device", "virtserialport,bus=serial.0,nr=1,chardev=agent,name=hugepfn.agent"),
+        *("-device", "virtserialport,bus=serial.0,nr=2,chardev=events,name=hugepfn.events"),
+    ]
+
+
+def _device_args(spec: MachineSpec) -> list[str]:
+    place = f"id=bar,addr={BAR_SLOT:02x}.0"
+    match spec.device:
+        case Device.TESTDEV:
+            args = ["-device", f"pci-testdev,membar={spec.bar_size},{place}"]
+        case Device.SHMEM:
+            # Private to QEMU: then it is saved with the machine's state, where a gigabyte of zeroes is 2 MB.
+            args = ["-object", f"memory-backend-ram,id=shmem,size={spec.bar_size},share=off"]
+            args += ["-device", f"ivshmem-plain,memdev=shmem,master=on,{place}"]
+        case Device.NVME:
+            args = ["-device", f"nvme,serial=hugepfn,cmb_size_mb=2048,legacy-cmb=on,{place}"]
+    return ["-device", "intel-iommu", *args]
+
+
+def qemu_argv(
+    spec: MachineSpec,
+    descriptors: Descriptors,
+    qemu: str = "qemu-system-x86_64",
+    *,
+    root: Sequence[str] = (),
+    share: bool = True,
+    incoming: bool = False,
+) -> list[str]:
+    """The whole command line.
+
+    :param root: what serves the guest's root, see :func:`harness.qemu.hostroot.root_args`.
+    :param share: what the guest writes goes into the RAM file; else it stays QEMU's own.
+    :param incoming: wait for a saved machine's state instead of booting.
+    """
+    return [
+        qemu,
+        *_platform_args(spec, descriptors, share),
+        *_channel_args(descriptors),
+        *_device_args(spec),
+        *root,
+        *("-kernel", str(spec.kernel), "-initrd", str(spec.initramfs)),
+        *("-append", kernel_command_line(spec)),
+        *(("-incoming", "defer") if incoming else ()),
+    ]

@@ -1,0 +1,153 @@
+"""One level of a KTAP report: its tests, what still waits for a result, and what is missing at the end.
+
+:mod:`harness.verdict.ktap.parse` assigns lines to levels; this module interprets the lines of one level.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import ClassVar
+
+from harness.verdict.ktap.lines import Result
+
+
+class Outcome(enum.Enum):
+    """The outcome of a test or of a whole report."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    CRASHED = "crashed"
+    """It was started or planned, and never reported."""
+    TODO = "todo"
+    """It failed as it was expected to (TODO, XFAIL): no reason to fail the whole."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test and the tests inside it."""
+
+    __test__: ClassVar[bool] = False  # not a class for pytest to collect
+
+    name: str
+    outcome: Outcome
+    reason: str = ""
+    """What stood behind the "#" of its line: why it was skipped, how it failed."""
+    diagnostics: tuple[str, ...] = ()
+    """Comments and foreign lines (the kernel's, say) since the result before."""
+    subtests: tuple[Test, ...] = ()
+    number: int = 0
+    """As printed; 0 where it never reported."""
+
+
+@dataclass
+class Level:
+    """One level of nesting while it is being read."""
+
+    prefix: str
+    name: str = ""
+    planned: int | None = None
+    plan_reason: str = ""
+    tests: list[Test] = field(default_factory=list)
+    numbers: set[int] = field(default_factory=set)
+    last: int = 0
+    pending: list[str] = field(default_factory=list)
+    """Diagnostics of the test that has not reported yet."""
+    inner: list[Level] = field(default_factory=list)
+    """Levels that were read completely and wait for the result line of the test they belong to."""
+    upcoming: str = ""
+    """The announced name of the test that has not reported yet."""
+    problems: list[str] = field(default_factory=list)
+    broken: bool = False
+    """True if something about this level forbids it to pass."""
+
+    def missing(self) -> int:
+        """The number of planned tests that have not reported."""
+        if self.planned is None:
+            return 0
+        return self.planned - sum(1 for number in self.numbers if 1 <= number <= self.planned)
+
+    def outcome(self) -> Outcome:
+        """The combined outcome of all tests of this level; it does not consider a missing plan."""
+        found = {test.outcome for test in self.tests}
+        if Outcome.CRASHED in found or self.missing():
+            return Outcome.CRASHED
+        if Outcome.FAILED in found or self.broken:
+            return Outcome.FAILED
+        if found == {Outcome.TODO}:
+            return Outcome.TODO
+        return Outcome.SKIPPED if found == {Outcome.SKIPPED} else Outcome.PASSED
+
+    def skip_reasons(self) -> str:
+        """The reasons for skipped tests, each reason once."""
+        return "; ".join(dict.fromkeys(test.reason for test in self.tests if test.reason))
+
+
+def _own_outcome(result: Result) -> Outcome:
+    """The outcome of the line alone: SKIP counts with "ok" and with "not ok", and a TODO that works is a pass."""
+    if result.directive == "SKIP":
+        return Outcome.SKIPPED
+    if result.directive == "XFAIL" or (result.directive == "TODO" and not result.ok):
+        return Outcome.TODO
+    return Outcome.PASSED if result.ok else Outcome.FAILED
+
+
+def settle(level: Level, result: Result) -> None:
+    """Turn a result line and everything that waited for it into a test."""
+    inner = _absorb(level)
+    outcome, reason = _own_outcome(result), result.reason
+    name = result.name or level.upcoming or next((one.name for one in inner if one.name), "")
+    within = {one.outcome() for one in inner if one.tests or one.planned or one.broken}
+    if outcome is Outcome.SKIPPED:
+        within.discard(Outcome.CRASHED)  # the test reports that it gave up before the end of its plan
+    if Outcome.CRASHED in within:
+        outcome = Outcome.CRASHED
+    elif Outcome.FAILED in within and outcome is not Outcome.TODO:
+        outcome = Outcome.FAILED
+    elif within == {Outcome.SKIPPED} and outcome is Outcome.PASSED:
+        outcome, reason = Outcome.SKIPPED, reason or "; ".join(filter(None, (one.skip_reasons() for one in inner)))
+    _add(level, inner, name, outcome, reason, result.number)
+
+
+def crash(level: Level) -> None:
+    """Turn what waited for a result that never came into a CRASHED test."""
+    inner = _absorb(level)
+    name = level.upcoming or next((one.name for one in inner if one.name), "")
+    _add(level, inner, name, Outcome.CRASHED, "it never reported", 0)
+
+
+def _absorb(level: Level) -> list[Level]:
+    """Close the levels that wait in this one and take over their problems."""
+    inner, level.inner = level.inner, []
+    for one in inner:
+        close(one)
+        level.problems += one.problems
+    return inner
+
+
+def _add(level: Level, inner: Sequence[Level], name: str, outcome: Outcome, reason: str, number: int) -> None:
+    diagnostics = [*level.pending, *(line for one in inner for line in one.pending)]
+    subtests = tuple(test for one in inner for test in one.tests)
+    level.tests.append(Test(name, outcome, reason, tuple(diagnostics), subtests, number))
+    level.pending, level.upcoming = [], ""
+
+
+def close(level: Level) -> None:
+    """Settle what the end of a level leaves open, and report what is missing or surplus."""
+    where = f" of {level.name!r}" if level.name else ""
+    missing = level.missing()
+    if level.inner or (missing and (level.pending or level.upcoming)):
+        crash(level)
+    if level.planned is None:
+        level.problems.append(f"no plan{where}: nobody can tell whether every test was seen")
+        return
+    if missing:
+        absent = (str(n) for n in range(1, level.planned + 1) if n not in level.numbers)
+        listed = ", ".join(islice(absent, 5)) + (", ..." if missing > 5 else "")
+        level.problems.append(f"{missing} of {level.planned} planned tests{where} never reported: {listed}")
+    if any(not 1 <= number <= level.planned for number in level.numbers):
+        level.problems.append(f"more tests{where} than the {level.planned} that were planned")
+        level.broken = True

@@ -1,0 +1,215 @@
+"""Read the results of guest programs: KTAP 1 and TAP 13 as kselftest, kunit and hugepfn's own programs print them.
+
+A test is CRASHED until a line says otherwise, and a report without a plan never passes: silence is not success. Nothing
+here raises for any text; :attr:`Report.problems` lists what is wrong with a report.
+
+Levels are distinguished by the prefix of their lines: blanks (kunit), or "# " (the kselftest runner, which puts it
+in front of everything that a program prints).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.verdict.ktap import lines as grammar
+from harness.verdict.ktap.level import Level, Outcome, Test, close, crash, settle
+from harness.verdict.ktap.lines import BailOut, Plan, Program, Result, Subtest
+from harness.verdict.log_lines import split
+
+__all__ = ["MAX_DEPTH", "Outcome", "Report", "Test", "parse"]
+
+_SILENT = "no KTAP or TAP version line: the program reported nothing"
+MAX_DEPTH = 32
+"""Levels below this one are not told apart: no kernel test nests a tenth of it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a stream of results reports."""
+
+    tests: tuple[Test, ...]
+    planned: int | None
+    """None: there was no plan."""
+    problems: tuple[str, ...]
+    outcome: Outcome
+    reason: str = ""
+    """Why the whole was skipped."""
+    diagnostics: tuple[str, ...] = ()
+    """Lines after the last result ("Totals: ...")."""
+
+    @property
+    def silent(self) -> bool:
+        """True if the program printed neither KTAP nor TAP."""
+        return self.problems == (_SILENT,)
+
+    @property
+    def passed(self) -> bool:
+        """True if there was a plan, every planned test reported, none failed, and at least one passed."""
+        return self.outcome is Outcome.PASSED
+
+
+class _Reader:
+    """The state of a reader: the stack of open levels, outermost first."""
+
+    def __init__(self, *, headless: bool = False) -> None:
+        self.stack: list[Level] = [Level("")] if headless else []
+        self._stamped = False
+        self._line_number = 0
+
+    def take(self, line: str) -> None:
+        """Read one line."""
+        self._line_number += 1
+        stamp, text = split(line)
+        if not self.stack:
+            if found := grammar.version(text):
+                self._stamped = bool(stamp)
+                self._open(found.indent, found.known)
+            return
+        if not self._stamped:
+            text = line
+        elif not stamp:
+            # kunit prints through printk, so every line of such a report has a timestamp: this one is not part of it.
+            self._stranger(text)
+            return
+        if found := grammar.version(text):
+            self._version(found)
+            return
+        for level in reversed(self.stack):
+            if text.startswith(level.prefix) and self._known(level, text[len(level.prefix) :]):
+                return
+        outermost = self.stack[0]
+        if not text.startswith(outermost.prefix) and isinstance(grammar.classify(text), Result):
+            # Less indented than the outermost level: the beginning of the report was not kept.
+            self._problem(outermost, f"a result outside the report: {text[:80]}", breaks=True)
+        self._stranger(text)
+
+    def finish(self) -> Level | None:
+        """The outermost level, all others closed; None if there was no version line."""
+        if not self.stack:
+            return None
+        outermost = self.stack[0]
+        self._fold(outermost)
+        close(outermost)
+        return outermost
+
+    def _open(self, prefix: str, known: bool) -> None:
+        self.stack.append(Level(prefix))
+        if not known:
+            self._problem(self.stack[-1], "a version of TAP that hugepfn does not know")
+
+    def _version(self, found: grammar.Version) -> None:
+        outermost = self.stack[0]
+        if not found.indent.startswith(outermost.prefix):
+            self._problem(outermost, "a version line outside the report it follows", breaks=True)
+            return
+        parents = [
+            level for level in self.stack if found.indent.startswith(level.prefix) and level.prefix != found.indent
+        ]
+        same = next((level for level in self.stack if level.prefix == found.indent), None)
+        if same is not None and (same is outermost or not same.tests):
+            self._problem(same, "a second version line")
+            return
+        if len(parents) >= MAX_DEPTH:
+            self._stranger(found.indent)
+            return
+        parent = parents[-1]
+        if same is not None or self.stack[-1] is not parent:
+            # The test that owns this level never reported, and the next one has begun.
+            self._fold(parent)
+            crash(parent)
+        self._open(found.indent, found.known)
+
+    def _known(self, level: Level, text: str) -> bool:
+        """Apply a line to a level; False if the line is not part of the protocol."""
+        match grammar.classify(text):
+            case Result() as result:
+                self._fold(level)
+                self._result(level, result)
+            case Plan() as plan:
+                self._plan(level, plan)
+            case BailOut(reason):
+                self._fold(level)
+                self._problem(level, f"Bail out! {reason}".strip(), breaks=True)
+            case Subtest(indent, name):
+                self._subtest(level, indent, name)
+            case Program(name):
+                level.upcoming = name
+            case None:
+                if not text.startswith("#"):
+                    return False
+                level.pending.append(text.removeprefix("#").removeprefix(" "))
+        return True
+
+    def _plan(self, level: Level, plan: Plan) -> None:
+        if level.planned is None:
+            level.planned, level.plan_reason = plan.count, plan.reason
+        else:
+            self._problem(level, "a second plan", breaks=plan.count != level.planned)
+
+    def _subtest(self, level: Level, indent: str, name: str) -> None:
+        if indent and level is self.stack[-1] and len(self.stack) < MAX_DEPTH:
+            self.stack.append(Level(level.prefix + indent, name))  # kunit before KTAP 1: no version line
+        elif not indent and level is not self.stack[0] and not level.tests and not level.name:
+            level.name = name
+        else:
+            level.upcoming = name
+
+    def _result(self, level: Level, result: Result) -> None:
+        if result.number in level.numbers:
+            self._problem(level, f"test number {result.number} again", breaks=True)
+        elif result.number != level.last + 1:
+            self._problem(level, f"test number {result.number}, {level.last + 1} was expected")
+        level.numbers.add(result.number)
+        level.last = result.number
+        settle(level, result)
+
+    def _stranger(self, text: str) -> None:
+        if not text.strip():
+            return
+        self.stack[-1].pending.append(text)
+
+    def _fold(self, level: Level) -> None:
+        """Close every level inside this one and attach each to its parent."""
+        while self.stack[-1] is not level:
+            inner = self.stack.pop()
+            outer = self.stack[-1]
+            if outer is not level:
+                # The test between the two never reported: it crashed, and keeps what is known about it.
+                outer.inner.append(inner)
+                crash(outer)
+            else:
+                outer.inner.append(inner)
+
+    def _problem(self, level: Level, text: str, *, breaks: bool = False) -> None:
+        level.problems.append(f"line {self._line_number}: {text}")
+        level.broken = level.broken or breaks
+
+
+def parse(text: str, *, headless: bool = False) -> Report:
+    """Read a stream of results.
+
+    :param text: the guest's output, starting anywhere before the version line; lines may end in CR LF and have printk
+        timestamps, and kernel messages may stand in between.
+    :param headless: accept plan and results without a version line, as in TAP 12.
+    :returns: the report; CRASHED if there is no version line, no plan, or a planned test that never reported.
+    """
+    level = _outermost(text, _Reader())
+    if level is None and headless:
+        level = _outermost(text, _Reader(headless=True))
+        level = level if level and (level.tests or level.planned is not None or level.broken) else None
+    if level is None:
+        return Report((), None, (_SILENT,), Outcome.CRASHED)
+    outcome, reason = level.outcome(), ""
+    if level.planned is None and outcome is not Outcome.FAILED:
+        outcome = Outcome.CRASHED
+    elif level.planned == 0 and not level.tests and not level.broken:
+        outcome, reason = Outcome.SKIPPED, level.plan_reason or "the plan has no tests"
+    elif outcome is Outcome.SKIPPED:
+        reason = level.skip_reasons()
+    return Report(tuple(level.tests), level.planned, tuple(level.problems), outcome, reason, tuple(level.pending))
+
+
+def _outermost(text: str, reader: _Reader) -> Level | None:
+    for line in text.split("\n"):
+        reader.take(line.rstrip("\r"))
+    return reader.finish()

@@ -1,0 +1,160 @@
+"""What PID 1 of the guest says to the host: believed within bounds, refused in words beyond them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import ProtocolError
+from harness.guest import agent as module
+from harness.guest import bounds
+from harness.guest.agent import Agent, ExitStatus, Job, Stream
+from harness.guest.kernel_log import KernelLog
+from harness.guest.protocol import Frame
+from harness.introspect.kernel_facts import kernel_symbols
+from harness.observe.run_result import RunResult
+from harness.qemu.process import Qemu
+from harness.verdict import parse_ktap
+
+READY = b"release=6.12.1\nversion=#1\ntaint=0\nvfio_bdf=\nvfio_group=\nvfio_why=\n"
+
+
+class FakeQemu:
+    """Keeps what the agent's channel is pumped into."""
+
+    def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
+        if channel == "agent":
+            self.say = write
+
+
+async def _agent_with_a_job() -> tuple[FakeQemu, Agent, Job]:
+    qemu = FakeQemu()
+    agent = Agent(cast(Qemu, qemu))
+    job = Job(5, ("/tests/fork",), asyncio.get_running_loop().create_future())
+    agent._jobs[5] = job
+    return qemu, agent, job
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (Frame("took", 5, b"lots"), "took 'lots', expected a decimal number from 0 to 10"),
+        (Frame("took", 5, b"11"), "took '11', expected a decimal number from 0 to 10"),
+        (Frame("took", 5, b"-1"), "took '-1', expected"),
+        (Frame("exit", 5, b"status \xc2\xb2"), "exit status '\u00b2', expected a decimal number from 0 to 255"),
+        (Frame("exit", 5, b"status 256"), "exit status '256', expected"),
+        (Frame("exit", 5, b"signal 65"), "signal '65', expected a decimal number from 1 to 64"),
+        (Frame("exit", 5, b"signal 0"), "signal '0', expected"),
+        (Frame("exit", 5, b"x" * 1000), r"exit 'x{80}'\.\.\. \(1000 characters\), expected 'status N' or 'signal N'"),
+        (Frame("ready", 0, b"taint=0"), "agent: ready 'taint=0', expected release="),
+    ],
+)
+def test_what_is_no_number_is_refused_in_words(frame: Frame, expected: str) -> None:
+    async def receive() -> None:
+        qemu, _, job = await _agent_with_a_job()
+        job.on_its_way_bytes = 10
+        qemu.say(frame.encode())
+
+    with pytest.raises(ProtocolError, match=expected):
+        asyncio.run(receive())
+
+
+frames = st.builds(
+    Frame,
+    st.sampled_from(["ready", "out", "err", "took", "exit", "done", "error", "unknown"]),
+    st.sampled_from([0, 5, 6]),
+    st.binary(max_size=40) | st.sampled_from([READY, b"status 0", b"signal 9", b"3", b"9" * 5000]),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(frames, max_size=8))
+def test_any_frames_are_taken_or_refused(said: list[Frame]) -> None:
+    async def receive() -> None:
+        qemu, _, job = await _agent_with_a_job()
+        job.on_its_way_bytes = 4
+        for frame in said:
+            qemu.say(frame.encode())
+
+    refused = ""
+    try:
+        asyncio.run(receive())
+    except ProtocolError as error:
+        refused = str(error)
+    assert len(refused) < 400
+
+
+@pytest.mark.parametrize("number", range(1, 65))
+def test_every_signal_has_a_name(number: int) -> None:
+    assert ExitStatus.parse(f"signal {number}").signal_name.startswith("SIG")
+
+
+def test_a_signal_that_python_does_not_know() -> None:
+    assert ExitStatus(None, 32).signal_name == "SIG32"
+    assert ExitStatus(None, signal.SIGSEGV).signal_name == "SIGSEGV"
+
+
+def test_output_that_nobody_takes_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "OUTPUT_MAX_BYTES", 2 << 20)
+
+    async def receive() -> None:
+        qemu, _, job = await _agent_with_a_job()
+        for _ in range(2):
+            qemu.say(Frame("out", 5, b"x" * (1 << 20)).encode())
+        qemu.say(Frame("err", 5, b"y").encode())
+        assert (len(job.stdout), bytes(job.stderr)) == (2 << 20, b"y")
+        with pytest.raises(ProtocolError, match="'/tests/fork' has printed more than 2 MiB, which is all that is kept"):
+            qemu.say(Frame("out", 5, b"x").encode())
+        taken: list[bytes] = []
+        job.sink = lambda _stream, data: taken.append(data)
+        qemu.say(Frame("out", 5, b"x").encode())
+        assert taken == [b"x"]
+        assert Stream.OUT.value == "out"
+
+    asyncio.run(receive())
+
+
+def test_the_kernel_log_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 1 << 20)
+
+    async def write() -> None:
+        log = KernelLog()
+        log.write(b"x" * (1 << 20))
+        with pytest.raises(ProtocolError, match="the kernel's log is longer than the 1 MiB that are kept"):
+            log.write(b"x")
+
+    asyncio.run(write())
+
+
+def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def receive() -> None:
+        qemu, agent, _ = await _agent_with_a_job()
+
+        monkeypatch.setattr(agent, "_write", lambda _frame: asyncio.get_running_loop().create_future())
+        for number in range(module._LATE_MAX):
+            qemu.say(Frame("started", 100 + number, b"1").encode())
+        with pytest.raises(ProtocolError, match="64 jobs have started that nobody asked for"):
+            qemu.say(Frame("started", 999, b"1").encode())
+
+    asyncio.run(receive())
+
+
+@pytest.mark.parametrize("said", ["", "many", "1e9", "9" * 5000, "\u0663"])
+def test_a_number_of_faults_that_is_none(said: str) -> None:
+    result = RunResult(parse_ktap(""), ExitStatus(0, None), f"# value read-faults={said}\n", "")
+    with pytest.raises(ProtocolError, match=r"the program's value read-faults is .*, expected a number of faults"):
+        result.faults("read-faults", "read")
+    with pytest.raises(ProtocolError, match="the program's value other is '', expected"):
+        result.faults("other", "read")
+
+
+def test_kallsyms_that_is_none() -> None:
+    assert kernel_symbols(b"ffffffff81000000 T _text\n") == [(0xFFFFFFFF81000000, b"_text", b"T")]
+    with pytest.raises(ProtocolError, match="a line that begins with no address"):
+        kernel_symbols(b"here T _text\n")

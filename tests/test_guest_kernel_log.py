@@ -1,0 +1,229 @@
+"""The kernel's log from /dev/kmsg and the console: all of it, each thing once, and no gap that is not told."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import DeadlineError, MachineryError
+from harness.guest.kernel_log import KernelLog, SavedLog
+from harness.guest.log_reader import read_log
+from harness.guest.protocol import Frame
+from harness.observe.kernel_watch import KernelWatch
+from harness.qemu.standstill import Standstill
+from harness.verdict import LogPart, LogRecord, Taint, scan
+
+STALL = "rcu: INFO: rcu_sched self-detected stall on CPU"
+BUG = "BUG: Bad rss-counter state mm:0 type:0 val:1"
+
+
+class FakeAgent:
+    """The guest's ring of records.
+
+    :ivar room: so many are kept.
+    :ivar meanwhile: what others log whenever somebody reads.
+    """
+
+    def __init__(self, room: int = 1000) -> None:
+        self.room = room
+        self.records: list[tuple[int, str]] = []
+        self.count = 0
+        self.position = 0
+        self.next_id = 1
+        self.tainted = b"0\n"
+        self.drops = False
+        self.answers_left: int | None = None
+        self.meanwhile: list[str] = []
+        self.each_answer = 100
+
+    def log(self, *texts: str) -> None:
+        for text in texts:
+            self.records.append((self.count, text))
+            self.count += 1
+        del self.records[: -self.room]
+
+    async def request(self, verb: str, payload: bytes = b"", timeout_s: float = 30.0) -> Frame:
+        assert verb == "kmsg"
+        assert timeout_s > 0
+        if self.answers_left is not None:
+            if not self.answers_left:
+                raise DeadlineError("waiting for the agent's answer to 'kmsg'")
+            self.answers_left -= 1
+        self.next_id += 1
+        if payload and not self.drops:
+            self.log(payload.decode())
+        self.log(*self.meanwhile)
+        due = [(number, text) for number, text in self.records if number >= self.position]
+        part, left = due[: self.each_answer], due[self.each_answer :]
+        self.position = part[-1][0] + 1 if part else self.position
+        lines = b"".join(b"6,%d,%d,-;%s\n" % (number, number, text.encode()) for number, text in part)
+        return Frame("done", 1, (b"0\n" if left else b"1\n") + lines)
+
+    emulator: SimpleNamespace
+
+    async def get(self, _path: str) -> bytes:
+        return self.tainted
+
+
+class Machine:
+    """As much of a VM as a KernelWatch needs."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.agent = FakeAgent(room)
+        self.qemu = SimpleNamespace(log=KernelLog(), complaint=lambda: "the console shows this")
+        self.qemu.begin_run = lambda: (self.qemu.log.mark(), 0.0)
+        self.qemu.standstill = Standstill()
+        self.agent.emulator = self.qemu
+
+    def begin(self) -> KernelWatch:
+        return asyncio.run(KernelWatch.begin(cast(Any, self.qemu), cast(Any, self.agent), Taint(0), "fork"))
+
+
+def record(number: int, text: str) -> LogRecord:
+    return LogRecord(number, number, text)
+
+
+def test_what_the_console_does_not_show_is_heard() -> None:
+    machine = Machine()
+    machine.agent.log("Linux version", BUG)
+    watch = machine.begin()
+    machine.agent.log("quiet", STALL, "more")
+    asyncio.run(watch.settle())
+    assert watch.troubles() == [f"the kernel log: {STALL}"]
+    assert watch.log.splitlines() == [
+        "[    0.000003] quiet",
+        f"[    0.000004] {STALL}",
+        "[    0.000005] more",
+        "[    0.000006] hugepfn: after fork (2)",
+    ]
+    assert watch.gap == ""
+
+
+def test_what_both_show_is_told_once() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    machine.agent.log(STALL)
+    machine.qemu.log.write(f"[    0.000001] {STALL}\r\n".encode())
+    assert len(watch.complaints()) == 1  # by the console, which is faster
+    asyncio.run(watch.settle())
+    assert len(watch.complaints()) == 1
+    machine.qemu.log.write(b"[    0.000002] hugepfn: after")  # it lags behind
+    machine.qemu.log.write(b" fork (2)\r\n")
+    assert watch.log.count("after fork") == 1
+
+
+def test_a_console_without_times_shows_the_same_thing_once() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    machine.agent.log(STALL)
+    asyncio.run(watch.settle())
+    machine.qemu.log.write(f"{STALL}\n".encode())
+    assert len(watch.complaints()) == 1
+
+
+def test_a_late_line_of_the_console_is_not_the_next_programs() -> None:
+    machine = Machine()
+    machine.agent.log(BUG)
+    watch = machine.begin()
+    machine.qemu.log.write(f"[    0.000000] {BUG}\n".encode())
+    assert watch.complaints() == ()
+    machine.qemu.log.write(f"[    0.000009] {BUG}\n".encode())  # the same once more, by a kernel that then died
+    assert len(watch.complaints()) == 1
+
+
+def test_a_gap_in_the_run_is_told_and_none_before_it() -> None:
+    machine = Machine(room=20)
+    machine.agent.log(*(f"boot {number}" for number in range(100)))
+    watch = machine.begin()
+    asyncio.run(watch.settle())
+    assert watch.gap == ""
+    machine.agent.log(*(f"flood {number}" for number in range(100)))
+    asyncio.run(watch.settle())
+    assert "a gap of 81 records" in watch.gap
+    assert "81 records of the kernel's log are lost here" in watch.log
+
+
+def test_what_only_the_console_has_of_a_gap_is_still_scanned() -> None:
+    machine = Machine(room=20)
+    watch = machine.begin()
+    machine.agent.log(STALL, *(f"flood {number}" for number in range(100)))
+    machine.qemu.log.write(f"[    0.000001] {STALL}\n".encode())
+    asyncio.run(watch.settle())
+    assert [one.line for one in watch.complaints()] == [STALL]
+
+
+def test_records_that_nobody_got_are_a_gap() -> None:
+    """An answer that came too late, or a reader that was interrupted."""
+    machine = Machine()
+    watch = machine.begin()
+    machine.agent.log(STALL)
+    asyncio.run(machine.agent.request("kmsg"))
+    asyncio.run(watch.settle())
+    assert "a gap of 1 records" in watch.gap
+
+
+def test_a_log_in_many_answers_is_read_to_its_end() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    machine.agent.log(*(f"line {number}" for number in range(950)), STALL)
+    asyncio.run(watch.settle())
+    assert len(watch.log.splitlines()) == 952
+    assert watch.troubles()
+
+
+def test_a_flood_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.guest.log_reader._READ_MAX_BYTES", 20_000)
+    machine = Machine(room=50)
+    machine.agent.each_answer = 40
+    machine.agent.meanwhile = [f"flood {number}" for number in range(60)]
+    with pytest.raises(MachineryError, match="has no end"):
+        asyncio.run(read_log(cast(Any, machine.agent), "now", 30.0))
+
+
+def test_a_kernel_that_drops_our_line_hides_its_end() -> None:
+    machine = Machine()
+    machine.agent.drops = True
+    with pytest.raises(MachineryError, match="printk_devkmsg"):
+        machine.begin()
+
+
+def test_a_log_that_was_not_read_to_the_end_is_not_called_clean() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    assert "not read to the end of fork" in watch.gap
+
+
+def test_last_words_of_a_program_that_hangs() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    assert asyncio.run(watch.last_words()) == "the kernel log has no complaint"
+    machine.agent.log(STALL)
+    assert asyncio.run(watch.last_words()) == f"the kernel log says: {STALL}"
+    machine.agent.answers_left = 0
+    assert asyncio.run(watch.last_words()) == "the console shows this"
+
+
+def test_a_saved_machine_goes_on_where_it_was(tmp_path: Path) -> None:
+    log = KernelLog()
+    log.add(LogPart(True, (record(0, "one"), record(1, "two"))))
+    log.write(b"[    0.000001] two\n[    0.000002] three\n")
+    log.saved().write(tmp_path)
+    again = KernelLog()
+    again.restore(SavedLog.read(tmp_path))
+    assert again.text == log.text == "[    0.000000] one\n[    0.000001] two\n[    0.000002] three\n"
+    assert again.add(LogPart(True, (record(2, "three"), record(5, "six")))) == 2
+    again.covered(len(again.console))
+    assert scan(again.text) == ()
+    assert again.text.count("three") == 1
+
+
+def test_the_console_in_pieces() -> None:
+    log = KernelLog()
+    for byte in "[    1.0] pr\u00e4fix\r\nnext\r".encode():
+        log.write(bytes([byte]))
+    log.write(b"\n")
+    assert log.text == "[    1.0] pr\u00e4fix\nnext\n"

@@ -1,0 +1,107 @@
+"""A program that has no device: skipped where the kernel is built without, an error where it was given without."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY
+from harness.campaign.reporter import RunReporter
+from harness.errors import HugepfnError, PremiseNotMet, UsageError
+from harness.guest.agent import ExitStatus
+from harness.kernel import ImageKind, KernelImage
+from harness.kernel.kconfig import Kconfig
+from harness.observe.probe import probe
+from harness.observe.run import GuestRun
+from harness.observe.run_result import RunResult
+from harness.pagetable import Level
+from harness.qemu.spec import Accel
+from harness.results import USAGE_PROPERTY
+from harness.verdict import Outcome, ScenarioResult, parse_ktap
+
+SKIP = "KTAP version 1\n1..0 # SKIP no device bound to vfio-pci: this guest has no vfio-pci driver\n"
+SKIPPED = f"# premise device\n{SKIP}"
+NONE_GIVEN = "no modules were given"
+
+
+def _image(config: str | None) -> KernelImage:
+    known = None if config is None else Kconfig(config)
+    return KernelImage("./bzImage", Path("/k/bzImage"), ImageKind.BZIMAGE, "6.12.0", None, known)
+
+
+def _reason(stdout: str, missing: str, config: str | None = None) -> HugepfnError:
+    run = SimpleNamespace(vm=SimpleNamespace(kernel=_image(config), ready={"missing": missing}))
+    return GuestRun._unmet(cast(Any, run), RunResult(parse_ktap(stdout), ExitStatus(4, None), stdout, ""))
+
+
+@pytest.mark.parametrize(
+    ("stdout", "missing", "config", "kind", "words"),
+    [
+        (SKIPPED, "vfio_pci vfio_iommu_type1 ", None, UsageError, NONE_GIVEN),
+        (SKIPPED, "vfio_iommu_type1 ", None, UsageError, "vfio-iommu-type1 is not built in"),
+        (SKIPPED, "vfio_pci ", "CONFIG_VFIO=y\n", PremiseNotMet, "is built without vfio-pci"),
+        (SKIPPED, "", None, PremiseNotMet, "no device bound to vfio-pci"),  # no IOMMU, say
+        (SKIP, "vfio_pci ", None, PremiseNotMet, "no device bound to vfio-pci"),  # a skip for a reason of its own
+    ],
+)
+def test_why_there_is_no_device(
+    stdout: str, missing: str, config: str | None, kind: type[HugepfnError], words: str
+) -> None:
+    reason = _reason(stdout, missing, config)
+    assert type(reason) is kind
+    assert words in str(reason)
+
+
+class CapsRun:
+    """caps.c on a kernel with SAVED_DIRTY."""
+
+    def __enter__(self) -> CapsRun:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def until(self, _checkpoint: str) -> dict[str, Any]:
+        layout = SimpleNamespace(five_level=False)
+        leaf = SimpleNamespace(dirty=False, write=False, raw=1 << 58, entry=SimpleNamespace(layout=layout))
+        return {"parent": SimpleNamespace(leaf=lambda _name: leaf)}
+
+    def finish(self) -> SimpleNamespace:
+        return SimpleNamespace(stdout="# cap soft_dirty=1\n")
+
+
+@pytest.mark.parametrize(("missing", "known"), [("vfio_pci ", None), ("", False)])
+def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, known: bool | None) -> None:
+    vm = SimpleNamespace(
+        _start=lambda *_: CapsRun(),
+        kernel=_image(None),
+        ready={"missing": missing},
+        spec=SimpleNamespace(accel=Accel.TCG),
+        get=lambda _path: b"ffffffff81000000 T _text\n",
+    )
+    caps = probe(cast(Any, vm))
+    assert caps.image.huge_fault is known
+    assert all(
+        bool(caps.image.why_not(level)) is (known is False and level.label != "pte")
+        for level in (Level.PTE, Level.PMD, Level.PUD)
+    )
+
+
+@pytest.mark.parametrize(("usage", "misused"), [([True], True), ([True, True], True), ([True, False], False)])
+def test_only_what_was_asked_for_is_wrong(usage: list[bool], misused: bool) -> None:
+    reporter = RunReporter(Console(quiet=True), entries=False)
+    context = '{"kernel": {"release": null}}'
+    for number, wrong in enumerate(usage):
+        result = ScenarioResult("fork", "pud", Outcome.ERROR, "pass --modules DIR")
+        properties: list[tuple[str, object]] = [
+            (RESULT_PROPERTY, json.dumps(result.to_json())),
+            (CONTEXT_PROPERTY, context),
+        ]
+        properties += [(USAGE_PROPERTY, True)] if wrong else []
+        report = SimpleNamespace(user_properties=properties, nodeid=f"test_{number}", longreprtext="")
+        reporter.pytest_runtest_logreport(cast(Any, report))
+    assert reporter.misused is misused

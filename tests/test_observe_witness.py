@@ -1,0 +1,562 @@
+"""The host's witness over page tables made by hand: whose root is found, what is released, what a stop shows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
+from harness.guest import bounds
+from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
+from harness.observe.witness import Process, Witness, bars_from_pci, bars_from_sysfs, needs_registration
+from harness.pagetable import Bits, Layout, Level, PhysicalMemory, Region
+from harness.qemu.deadline import Deadline
+from harness.qemu.process import Qemu
+
+PAGE = 4096
+TABLE = 0x67  # P W U A D
+WRITABLE = 0x8000000000000867  # P W U A D SOFT_DIRTY NX: an anonymous page
+READ_ONLY = 0x8000000000000825
+HUGE = 1 << 7
+SPECIAL = 1 << 9
+SAVED_DIRTY = 1 << 58
+LA57 = 1 << 12
+
+STACK = 0x7FFD12345678
+NONCE = 0x4D00000003
+BAR_VADDR = 0x7F4000000000
+BAR = Region("bar", 0x380000000, 2 << 30)
+
+
+@dataclass
+class Guest:
+    """Guest RAM, 1 MiB, and a bump allocator for its pages; page 0 stays empty."""
+
+    ram: bytearray = field(default_factory=lambda: bytearray(256 * PAGE), repr=False)
+    next_page: int = 2 * PAGE
+
+    def page(self, count: int = 1, align: int = 1) -> int:
+        """The physical address of fresh pages."""
+        self.next_page = -(-self.next_page // (align * PAGE)) * align * PAGE
+        page, self.next_page = self.next_page, self.next_page + count * PAGE
+        return page
+
+    def load(self, paddr: int) -> int:
+        return int.from_bytes(self.ram[paddr : paddr + 8], "little")
+
+    def store(self, paddr: int, word: int) -> None:
+        self.ram[paddr : paddr + 8] = word.to_bytes(8, "little")
+
+    def map(self, root: int, vaddr: int, raw: int, level: Level = Level.PTE, *, five_level: bool = False) -> int:
+        """Writes one leaf, with tables on the way; returns where the leaf's entry lies."""
+        table = root
+        for shift in (48, 39, 30, 21, 12)[0 if five_level else 1 :]:
+            slot = table + (vaddr >> shift & 511) * 8
+            if shift == level.shift:
+                self.store(slot, raw)
+                return slot
+            if not self.load(slot):
+                self.store(slot, self.page() | TABLE)
+            table = self.load(slot) & ~0xFFF
+        raise AssertionError(level)
+
+    def process(self, nonce: int = NONCE, *, root: int | None = None, five_level: bool = False) -> Running:
+        """A process whose stack holds a release word."""
+        root = self.page() if root is None else root
+        stack = self.page()
+        entry = self.map(root, STACK, stack | WRITABLE, five_level=five_level)
+        word = stack + STACK % PAGE
+        self.store(word, nonce)
+        return Running(root, entry, word)
+
+
+@dataclass
+class Running:
+    """Where a process of :class:`Guest` keeps its things, as physical addresses."""
+
+    root: int
+    stack_entry: int
+    release_word: int
+
+
+@dataclass
+class FakeQemu:
+    """Answers like QEMU; looking at memory or registers while the machine runs fails the test."""
+
+    guest: Guest
+    stops: list[str]  # what the registers are at each stop; the last one stays
+    commands: list[str] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        moves = [command for command in self.commands if command in ("stop", "cont")]
+        return not moves or moves[-1] == "cont"
+
+    @property
+    def ram(self) -> SimpleNamespace:
+        assert not self.running, "guest RAM is looked at while the guest runs"
+        return SimpleNamespace(memory=PhysicalMemory(self.guest.ram))
+
+    async def stop(self) -> None:
+        await self.execute("stop")
+
+    async def resume(self) -> None:
+        await self.execute("cont")
+
+    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        self.commands.append(command)
+        if command != "human-monitor-command":
+            return {}
+        assert arguments == {"command-line": "info registers -a"}
+        assert not self.running, "registers are read while the guest runs"
+        return self.stops.pop(0) if len(self.stops) > 1 else self.stops[0]
+
+
+def registers(*cr3s: int, cr4: int = 0x3506F0) -> str:
+    """What QEMU says of vCPUs with these CR3, in user mode of a 64-bit guest."""
+    return "".join(
+        f"\r\nCPU#{number}\r\nRAX=0000000000000000 RBX=0000000000000000\r\n"
+        f"CR0=80050033 CR2=00007f0000000000 CR3={cr3:016x} CR4={cr4:08x}\r\nEFER=0000000000000d01\r\n"
+        for number, cr3 in enumerate(cr3s)
+    )
+
+
+def registering(pid: int = 77, *, name: str = "parent", parent_pid: int = 1, nonce: int = NONCE) -> WaitEvent:
+    return WaitEvent(Where.REGISTERING, name, pid, parent_pid, STACK, nonce)
+
+
+def waiting(pid: int = 77, *, nonce: int = NONCE, vaddr: int = STACK) -> WaitEvent:
+    return WaitEvent(Where.CHECKPOINT, "forked", pid, 1, vaddr, nonce)
+
+
+def witness_of(guest: Guest, *stops: str, layout: Layout = Layout.MODERN) -> tuple[Witness, FakeQemu]:
+    qemu = FakeQemu(guest, list(stops))
+    return Witness(cast(Qemu, qemu), [BAR], layout), qemu
+
+
+def registered(guest: Guest, *stops: str, event: WaitEvent | None = None) -> tuple[Witness, FakeQemu]:
+    """A witness that has registered one process, the machine stopped."""
+    witness, qemu = witness_of(guest, *stops)
+    asyncio.run(witness.register(event or registering(), Deadline(5.0, None)))
+    return witness, qemu
+
+
+# --- whose root ----------------------------------------------------------------------------------
+
+
+def test_the_vcpu_that_leads_to_the_release_word_has_the_root() -> None:
+    guest = Guest()
+    never_started, other, junk, ours = 0, guest.process(nonce=0x4E00000003), guest.page(), guest.process()
+    guest.ram[junk : junk + PAGE] = b"\xff" * PAGE
+    witness, qemu = witness_of(guest, registers(never_started, other.root, junk, ours.root))
+    process = asyncio.run(witness.register(registering(), Deadline(5.0, None)))
+    assert (process.root, process.name, process.pid, process.five_level) == (ours.root, "parent", 77, False)
+    assert witness.processes == {77: process}
+    assert qemu.commands == ["stop", "human-monitor-command"], "stopped when it returns"
+
+
+def test_pcid_and_lam_are_no_part_of_the_root() -> None:
+    guest = Guest()
+    ours = guest.process()
+    cr3 = ours.root | 0x801 | 1 << 61 | 1 << 63
+    witness, _ = registered(guest, registers(0, cr3))
+    assert witness.processes[77].root == ours.root
+
+
+def test_with_isolated_page_tables_the_kernels_root_is_kept() -> None:
+    guest = Guest()
+    kernel_root = guest.page(count=2, align=2)
+    user_root = kernel_root | PAGE
+    ours = guest.process(root=kernel_root)
+    slot = (STACK >> 39) * 8
+    guest.store(user_root + slot, guest.load(kernel_root + slot))  # both map the user half
+    witness, _ = registered(guest, registers(0, 0, user_root | 0x801, 0))
+    assert witness.processes[77].root == kernel_root
+
+    guest.store(user_root + slot, 0)
+    witness.release(waiting())
+    assert guest.load(ours.release_word) == 0, "the kernel's root alone leads there"
+
+
+@pytest.mark.parametrize("neighbour", ["empty", "junk", "another process"])
+def test_a_root_at_an_odd_page_without_isolation(neighbour: str) -> None:
+    guest = Guest()
+    before = guest.page(count=2, align=2)
+    ours = guest.process(root=before | PAGE)
+    if neighbour == "junk":
+        guest.ram[before : before + PAGE] = b"\xff" * PAGE
+    elif neighbour == "another process":
+        guest.process(root=before, nonce=0x4E00000003)
+    witness, _ = registered(guest, registers(ours.root))
+    assert witness.processes[77].root == before | PAGE
+
+
+def test_a_process_on_no_vcpu_is_met_at_a_later_stop() -> None:
+    guest = Guest()
+    other, ours = guest.process(nonce=0x4E00000003), guest.process()
+    away, here = registers(other.root, 0), registers(other.root, ours.root)
+    witness, qemu = registered(guest, away, away, here)
+    assert witness.processes[77].root == ours.root
+    look = ["stop", "human-monitor-command"]
+    assert qemu.commands == [*look, "cont", *look, "cont", *look]
+
+
+def test_a_process_that_never_is_on_a_vcpu() -> None:
+    guest = Guest()
+    witness, qemu = witness_of(guest, registers(guest.process(nonce=0x4E00000003).root, 0))
+    with pytest.raises(DeadlineError, match=r"process parent \(pid 77\) .* no vCPU had its page tables"):
+        asyncio.run(witness.register(registering(), Deadline(-1.0, None)))
+    assert witness.processes == {}
+    assert qemu.running
+
+
+def test_a_word_that_is_not_the_nonce_is_refused() -> None:
+    guest = Guest()
+    ours = guest.process(nonce=NONCE + 2)
+    witness, _ = witness_of(guest, registers(ours.root))
+    with pytest.raises(DeadlineError):
+        asyncio.run(witness.register(registering(), Deadline(-1.0, None)))
+
+
+def test_each_vcpu_has_its_own_depth() -> None:
+    guest = Guest()
+    ours = guest.process(five_level=True)
+    witness, _ = registered(guest, registers(0) + registers(ours.root, cr4=0x3506F0 | LA57).replace("CPU#0", "CPU#1"))
+    process = witness.processes[77]
+    assert (process.root, process.five_level) == (ours.root, True)
+    witness.release(waiting())
+    assert guest.load(ours.release_word) == 0
+
+
+def test_an_address_that_only_five_levels_have_is_no_error_on_a_vcpu_with_four() -> None:
+    guest = Guest()
+    root, stack, high = guest.page(), guest.page(), 0xFF000012345678
+    guest.map(root, high, stack | WRITABLE, five_level=True)
+    guest.store(stack + 0x678, NONCE)
+    event = WaitEvent(Where.REGISTERING, "parent", 77, 1, high, NONCE)
+    text = registers(0) + registers(root, cr4=LA57).replace("CPU#0", "CPU#1")
+    witness, _ = registered(guest, text, event=event)
+    assert witness.processes[77].root == root
+
+
+# --- at a checkpoint -----------------------------------------------------------------------------
+
+
+def test_verify_knows_the_process_by_its_own_tables() -> None:
+    guest = Guest()
+    ours = guest.process()
+    witness, qemu = registered(guest, registers(ours.root))
+    qemu.stops[:] = [registers(0)]  # wherever the vCPUs are by now
+    guest.store(ours.release_word, NONCE + 2)
+    assert witness.verify(waiting(nonce=NONCE + 2)).pid == 77
+    with pytest.raises(ProtocolError, match=r"parent \(pid 77\) waits at 'forked', but .* did it exec"):
+        witness.verify(waiting(nonce=NONCE))
+    with pytest.raises(ProtocolError, match="did it exec"):
+        witness.verify(waiting(nonce=0, vaddr=STACK + PAGE))
+
+
+def test_a_process_that_never_registered() -> None:
+    guest = Guest()
+    witness, _ = registered(guest, registers(guest.process().root))
+    for refused in (witness.verify, witness.release):
+        with pytest.raises(ProtocolError, match="pid 78 never registered; call hp_start, hp_fork or hp_register"):
+            refused(waiting(78))
+
+
+@pytest.mark.parametrize("level", [Level.PTE, Level.PMD])
+def test_release_writes_its_word_and_nothing_else(level: Level) -> None:
+    guest = Guest()
+    ours = guest.process()
+    vaddr = STACK
+    if level is Level.PMD:  # a stack in a huge page: the first 2 MiB, in which all of this guest's RAM is
+        guest.map(ours.root, STACK, WRITABLE | HUGE, Level.PMD)
+        ours.release_word = STACK % len(guest.ram)
+        guest.store(ours.release_word, NONCE)
+        vaddr = (STACK & -level.size_bytes) + ours.release_word
+    event = WaitEvent(Where.REGISTERING, "parent", 77, 1, vaddr, NONCE)
+    witness, _ = registered(guest, registers(ours.root), event=event)
+    before = bytes(guest.ram)
+    witness.release(waiting(vaddr=vaddr))
+    after = bytes(guest.ram)
+    word = slice(ours.release_word, ours.release_word + 8)
+    assert (before[word], after[word]) == (NONCE.to_bytes(8, "little"), bytes(8))
+    assert before[: word.start] + before[word.stop :] == after[: word.start] + after[word.stop :]
+
+
+@pytest.mark.parametrize("flags", [READ_ONLY, READ_ONLY | SAVED_DIRTY, 0])
+def test_release_writes_only_into_a_page_of_the_process_alone(flags: int) -> None:
+    guest = Guest()
+    ours = guest.process()
+    witness, _ = registered(guest, registers(ours.root))
+    guest.store(ours.stack_entry, ours.release_word & ~0xFFF | flags if flags else 0)
+    before = bytes(guest.ram)
+    with pytest.raises(ProtocolError, match="the release word of parent is not in a page of its own") as caught:
+        witness.release(waiting())
+    assert f"walk of {STACK:#018x}" in str(caught.value)
+    assert bytes(guest.ram) == before
+
+
+# --- what a stop shows ---------------------------------------------------------------------------
+
+
+def mapping(pid: int, name: str = "bar", vaddr: int = BAR_VADDR, size: int = 1 << 30) -> MappingEvent:
+    return MappingEvent(name, pid, vaddr, size, 3, "bar" if name == "bar" else "ram", 0)
+
+
+@dataclass
+class Family:
+    """Parent and child over one pud of the BAR; the child's D went to SAVED_DIRTY."""
+
+    guest: Guest = field(default_factory=Guest)
+
+    def __post_init__(self) -> None:
+        parent, child = self.guest.process(), self.guest.process(nonce=NONCE + 1)
+        leaf = BAR.start_paddr | HUGE | SPECIAL
+        self.parent_raw = leaf | 0x8000000000000067
+        self.child_raw = leaf | 0x8000000000000025 | SAVED_DIRTY
+        self.guest.map(parent.root, BAR_VADDR, self.parent_raw, Level.PUD)
+        self.child_slot = self.guest.map(child.root, BAR_VADDR, self.child_raw, Level.PUD)
+        self.witness, self.qemu = registered(self.guest, registers(parent.root, child.root))
+        self.witness.note(mapping(77))
+        born = registering(78, name="child", parent_pid=77, nonce=NONCE + 1)
+        asyncio.run(self.witness.register(born, Deadline(5.0, None)))
+
+
+def test_a_child_has_what_its_parent_had_mapped_when_it_was_born() -> None:
+    witness = Family().witness
+    witness.note(mapping(77, "later", 0x7F0000000000, PAGE))
+    assert witness.processes[78].mappings == {"bar": mapping(78)}
+    witness.note(UnmappingEvent("bar", 78))
+    assert witness.processes[78].mappings == {}
+    assert sorted(witness.processes[77].mappings) == ["bar", "later"]
+
+
+def test_a_program_that_execs_registers_anew_with_other_tables_and_no_mapping() -> None:
+    family = Family()
+    family.witness.note(GoneEvent(78))
+    execed = family.guest.process(NONCE + 2)
+    family.qemu.stops[:] = [registers(execed.root)]
+    asyncio.run(
+        family.witness.register(registering(78, name="child", parent_pid=0, nonce=NONCE + 2), Deadline(5.0, None))
+    )
+    assert family.witness.processes[78].root == execed.root
+    assert family.witness.processes[78].mappings == {}
+
+
+def test_processes_that_share_their_memory_have_one_root_and_a_word_each() -> None:
+    guest = Guest()
+    parent = guest.process()
+    guest.store(parent.release_word + 64, NONCE + 1)
+    witness, _ = registered(guest, registers(parent.root))
+    born = WaitEvent(Where.REGISTERING, "child", 78, 77, STACK + 64, NONCE + 1)
+    asyncio.run(witness.register(born, Deadline(5.0, None)))
+    assert witness.processes[77].root == witness.processes[78].root
+    witness.release(born)
+    assert guest.load(parent.release_word) == NONCE
+
+
+def test_a_stop_shows_parent_and_child() -> None:
+    family = Family()
+    family.witness.note(PagemapEvent("bar", 77, (1 << 55, 0)))
+    at = family.witness.snapshot("forked", 77)
+    assert (at.checkpoint, at.pid, [process.name for process in at]) == ("forked", 77, ["parent", "child"])
+    parent, child = at["parent"].leaf("bar"), at["child"].leaf("bar")
+    assert (parent.raw, parent.level, parent.write, parent.dirty) == (family.parent_raw, Level.PUD, True, True)
+    assert (child.raw, child.write, child.dirty) == (family.child_raw, False, False)
+    assert Bits.SAVED_DIRTY in child.bits
+    assert parent.pfn == child.pfn == BAR.start_paddr // PAGE
+    assert [word.raw for word in at["parent"].pagemap("bar")] == [1 << 55, 0]
+    assert at["child"].pagemap("bar") == ()
+    assert at.stopped_s > 0
+
+    shown = [str(one) for one in at.observations()]
+    assert shown == [
+        f"forked parent bar+0x0: pud {family.parent_raw:#018x} P W U A D PSE SPECIAL NX bar+0x0",
+        f"forked child bar+0x0: pud {family.child_raw:#018x} P U A PSE SPECIAL SAVED_DIRTY NX bar+0x0",
+    ]
+    assert [one.pagemap for one in at.observations()] == [1 << 55, None]
+
+
+def test_a_stop_is_a_value_that_stays() -> None:
+    family = Family()
+    at = family.witness.snapshot("forked", 77)
+    family.guest.ram[:] = bytes(len(family.guest.ram))
+    assert at["child"].leaf("bar").raw == family.child_raw
+
+
+def test_a_kernel_without_saved_dirty_is_read_as_such() -> None:
+    guest = Guest()
+    ours = guest.process()
+    guest.map(ours.root, BAR_VADDR, BAR.start_paddr | HUGE | 0x27 | 1 << 58, Level.PUD)
+    witness, _ = witness_of(guest, registers(ours.root), layout=Layout.CLASSIC)
+    asyncio.run(witness.register(registering(), Deadline(5.0, None)))
+    witness.note(mapping(77))
+    bits = witness.snapshot("mapped", 77)["parent"].leaf("bar").bits
+    assert Bits.DEVMAP in bits
+    assert Bits.SAVED_DIRTY not in bits
+
+
+def test_nothing_mapped_is_shown_as_far_as_the_walk_came() -> None:
+    family = Family()
+    family.guest.store(family.child_slot, 0)
+    at = family.witness.snapshot("unmapped", 78)
+    assert at["child"].find_leaf("bar") is None
+    with pytest.raises(
+        ClaimFailed, match=r"child has no entry for bar\+0x0 at 'unmapped'\nwalk of 0x00007f40"
+    ) as caught:
+        at["child"].leaf("bar")
+    assert str(caught.value).endswith("pud 0x0000000000000000 none")
+    (hole,) = [one for one in at.observations() if one.process == "child"]
+    assert (hole.level, hole.bits, hole.pfn) == ("none", (), "")
+
+
+def test_the_calibration_page_is_no_scenarios_business() -> None:
+    family = Family()
+    family.witness.note(mapping(77, "calibration", STACK & ~0xFFF, PAGE))
+    at = family.witness.snapshot("forked", 77)
+    assert at["parent"].leaf("calibration").write
+    assert {one.mapping for one in at.observations()} == {"bar"}
+
+
+def test_wrong_names_list_the_right_ones() -> None:
+    at = Family().witness.snapshot("forked", 77)
+    assert "child" in at
+    assert "grandchild" not in at
+    with pytest.raises(UsageError, match=r"no process 'grandchild' at 'forked'; there are \['child', 'parent'\]"):
+        at["grandchild"]
+    with pytest.raises(UsageError, match=r"child has no mapping 'rab' at 'forked'; it has \['bar'\]"):
+        at["child"].leaf("rab")
+
+
+def test_a_reaped_process_is_gone() -> None:
+    witness = Family().witness
+    witness.note(GoneEvent(78))
+    assert [process.name for process in witness.snapshot("exited", 77)] == ["parent"]
+    witness.note(GoneEvent(99))  # a child that never registered
+    witness.note(PagemapEvent("bar", 78, (0,)))  # read just before it was reaped
+
+
+def test_a_pid_is_one_process_until_that_is_gone() -> None:
+    family = Family()
+    other = family.guest.process(NONCE + 4)
+    family.qemu.stops[:] = [registers(other.root)]
+    before = dict(family.witness.processes)
+    with pytest.raises(ProtocolError, match="stranger registers as pid 78, which child has; is it in another pid name"):
+        asyncio.run(family.witness.register(registering(78, name="stranger", nonce=NONCE + 4), Deadline(5.0, None)))
+    assert family.witness.processes == before
+
+
+def test_a_name_is_one_process_until_that_is_gone() -> None:
+    family = Family()
+    other = family.guest.process(NONCE + 4)
+    family.qemu.stops[:] = [registers(other.root)]
+    again = registering(79, name="child", nonce=NONCE + 4)
+    with pytest.raises(ProtocolError, match="pid 79 registers as 'child', as pid 78 did; give it another name"):
+        asyncio.run(family.witness.register(again, Deadline(5.0, None)))
+    family.witness.note(GoneEvent(78))
+    asyncio.run(family.witness.register(again, Deadline(5.0, None)))
+    assert sorted(family.witness.processes) == [77, 79]
+
+
+def test_pagemap_has_at_most_a_word_for_each_page_of_the_mapping() -> None:
+    witness = Family().witness
+    witness.note(mapping(77, "small", 0x7F0000000000, 2 * PAGE))
+    witness.note(PagemapEvent("small", 77, (1, 2)))
+    with pytest.raises(ProtocolError, match="3 pagemap words for small of pid 77, which has 2 pages"):
+        witness.note(PagemapEvent("small", 77, (1, 2, 3)))
+    witness.note(PagemapEvent("never", 77, (1, 2, 3)))  # unmapped while another process read it
+    assert list(witness.processes[77].pagemap) == ["small"]
+
+
+def test_a_mapping_ends_where_its_bar_ends() -> None:
+    witness = Family().witness
+    witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", 1 << 30))
+    with pytest.raises(ProtocolError, match=r"bar of pid 77 ends bar\+0x80001000, and bar has 0x80000000 bytes"):
+        witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", (1 << 30) + PAGE))
+    with pytest.raises(ProtocolError, match="and bar3 has 0x0 bytes"):
+        witness.note(MappingEvent("bar", 77, BAR_VADDR, PAGE, 3, "bar3", 0))
+
+
+def test_mappings_and_processes_are_counted() -> None:
+    guest = Guest()
+    witness, _ = registered(guest, registers(guest.process().root))
+    for number in range(bounds.MAPPINGS_MAX):
+        witness.note(mapping(77, f"m{number}", 0x7F0000000000 + number * PAGE, PAGE))
+    witness.note(mapping(77, "m0", 0x7F0000000000, PAGE))  # declared anew
+    with pytest.raises(ProtocolError, match="pid 77 has more than 256 mappings"):
+        witness.note(mapping(77, "one-more", 0x7E0000000000, PAGE))
+    process = witness.processes[77]
+    for pid in range(1000, 1000 + bounds.PROCESSES_MAX - 1):
+        witness.processes[pid] = Process(f"p{pid}", pid, process.root, False)
+    with pytest.raises(ProtocolError, match="more than 256 processes have registered"):
+        asyncio.run(witness.register(registering(78, name="one-more"), Deadline(5.0, None)))
+
+
+@pytest.mark.parametrize("event", [mapping(99), UnmappingEvent("bar", 99)])
+def test_a_mapping_of_an_unknown_process(event: MappingEvent | UnmappingEvent) -> None:
+    with pytest.raises(ProtocolError, match="pid 99 never registered"):
+        Family().witness.note(event)
+
+
+def test_waiting_is_not_noted_in_passing() -> None:
+    with pytest.raises(ProtocolError, match="needs a stop"):
+        Family().witness.note(waiting())
+    assert needs_registration(registering())
+    assert not needs_registration(waiting())
+
+
+# --- where the BAR is ----------------------------------------------------------------------------
+
+
+def query_pci(regions: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """QMP's query-pci of a q35 with the test device in slot 5, as far as it matters."""
+    bridge = {"bus": 0, "slot": 0, "function": 0, "regions": []}
+    device = {"bus": 0, "slot": 5, "function": 0, "qdev_id": "bar", "regions": list(regions)}
+    return [{"bus": 0, "devices": [bridge, device]}]
+
+
+REGIONS: list[dict[str, object]] = [
+    {"bar": 0, "type": "memory", "address": 0xFEBD5000, "size": 4096, "mem_type_64": False},
+    {"bar": 2, "type": "memory", "address": 0x380000000, "size": 2 << 30, "mem_type_64": True},
+]
+
+
+def test_the_bars_out_of_query_pci() -> None:
+    ports: dict[str, object] = {"bar": 1, "type": "io", "address": 0xC000, "size": 256}
+    assert bars_from_pci(query_pci([*REGIONS, ports]), 5) == (Region("bar0", 0xFEBD5000, 4096), BAR)
+
+
+@pytest.mark.parametrize(
+    "regions", [REGIONS[:1], [{**REGIONS[1], "address": -1}], []], ids=["none", "asleep", "no BAR"]
+)
+def test_a_bar_without_an_address_now(regions: list[dict[str, object]]) -> None:
+    assert bars_from_pci(query_pci(regions), 5) == ()
+
+
+@pytest.mark.parametrize("devices", [[], None, [{"bus": 0, "devices": []}]])
+def test_no_device(devices: object) -> None:
+    with pytest.raises(ProtocolError, match="no device in slot 5"):
+        bars_from_pci(devices, 5)
+
+
+#: Of QEMU 11.1's nvme in D3hot, on 6.12.118: BAR 0 and BAR 2 are 64 bits wide, so that the next line of each is empty.
+RESOURCE = """\
+0x00000000febd0000 0x00000000febd3fff 0x0000000000140204
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x0000380000000000 0x000038007fffffff 0x000000000014220c
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x000000000000c000 0x000000000000c0ff 0x0000000000040101
+0x0000000000000000 0x0000000000000000 0x0000000000000000
+0x00000000fea00000 0x00000000fea0ffff 0x0000000000046200
+"""
+
+
+def test_the_bars_of_a_device_that_sleeps_out_of_the_guest() -> None:
+    assert bars_from_sysfs(RESOURCE) == (Region("bar0", 0xFEBD0000, 16384), Region("bar", 0x380000000000, 2 << 30))
+    with pytest.raises(ProtocolError, match="neither QEMU nor the guest has an address for BAR 2"):
+        bars_from_sysfs(RESOURCE.replace("0x0000380000000000", "0x0000000000000000"))

@@ -1,0 +1,255 @@
+"""The accelerator's proof, against QEMUs that are shell scripts: proven, refused, hanging, remembered."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import MachineryError, UsageError
+from harness.qemu import accel
+from harness.qemu.accel import Proof, choose_accel, kvm_proof, remember_lie
+from harness.qemu.binary import QemuBinary
+from harness.qemu.spec import Accel
+
+PROVEN = "exit 85"  # isa-debug-exit: 42 * 2 + 1
+
+
+@dataclass
+class Host:
+    """A host whose /dev/kvm is a file in the test's folder, and whose QEMU is a script that counts its starts."""
+
+    folder: Path
+
+    @property
+    def kvm(self) -> Path:
+        return self.folder / "kvm"
+
+    @property
+    def boot_id(self) -> Path:
+        return self.folder / "boot_id"
+
+    def qemu(self, body: str) -> QemuBinary:
+        """A QEMU that notes its arguments and then does this."""
+        script = self.folder / "qemu"
+        script.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/starts\n{body}\n')
+        script.chmod(0o755)
+        return QemuBinary(str(script), "7.2.22", "QEMU emulator version 7.2.22")
+
+    @property
+    def starts(self) -> list[str]:
+        """The arguments of each start so far."""
+        path = self.folder / "starts"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host(tmp_path)
+    host.kvm.touch()
+    host.boot_id.write_text("0f0e0d0c-boot-1\n")
+    monkeypatch.setattr(accel, "_KVM", host.kvm)
+    monkeypatch.setattr(accel, "_BOOT_ID", host.boot_id)
+    monkeypatch.setattr(accel, "assemble_rom", lambda name: tmp_path / f"{name}.rom")
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    return host
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def never(line: str) -> None:
+    raise AssertionError(f"said: {line}")
+
+
+def test_kvm_is_used_once_guest_code_has_reported(host: Host) -> None:
+    assert choose_accel("auto", host.qemu(PROVEN), "max", never) is Accel.KVM
+    assert choose_accel("kvm", host.qemu(PROVEN), "max", never) is Accel.KVM
+
+
+def test_the_proof_runs_the_machine_and_cpu_that_the_kernel_will_get(host: Host) -> None:
+    kvm_proof(host.qemu(PROVEN), "Skylake-Server")
+    assert len(host.starts) == 1
+    for words in (
+        "-machine q35,kernel-irqchip=split",
+        "-accel kvm",
+        "-cpu Skylake-Server",
+        "-device isa-debug-exit,iobase=0x501",
+        f"-bios {host.folder}/accel.rom",
+        "-nodefaults",
+    ):
+        assert words in host.starts[0]
+
+
+def test_tcg_needs_no_proof(host: Host) -> None:
+    assert choose_accel("tcg", host.qemu(PROVEN), "max", never) is Accel.TCG
+    assert host.starts == []
+
+
+REFUSALS = [
+    ("echo 'Could not access KVM kernel module: No such device' >&2\necho more >&2\nexit 1", "Could not access KVM"),
+    ("echo 'KVM internal error. Suberror: 1' >&2\nexit 84", "KVM internal error. Suberror: 1"),
+    ("exit 1", "QEMU ended with status 1 before guest code reported"),
+    ("exit 0", "QEMU ended with status 0 before guest code reported"),
+    ("exit 42", "QEMU ended with status 42 before guest code reported"),
+    ("kill -ABRT $$", "QEMU ended with status -6 before guest code reported"),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), REFUSALS)
+def test_auto_falls_back_with_one_line_that_says_why(host: Host, said: list[str], body: str, reason: str) -> None:
+    assert choose_accel("auto", host.qemu(body), "max", said.append) is Accel.TCG
+    assert len(said) == 1
+    assert said[0].startswith("TCG, since KVM does not run guests here: ")
+    assert reason in said[0]
+    assert "\n" not in said[0]
+
+
+def test_kvm_on_demand_fails_with_the_reason(host: Host) -> None:
+    with pytest.raises(MachineryError, match="--accel kvm: KVM is broken here; use --accel tcg"):
+        choose_accel("kvm", host.qemu("echo 'KVM is broken here' >&2; exit 1"), "max", never)
+
+
+def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Watched(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+    monkeypatch.setattr(accel, "_DEADLINE_S", 0.05)
+    assert kvm_proof(host.qemu("exec tail -f /dev/null"), "max") == Proof(
+        False, "guest code did not report within 0.05 s", lasting=False
+    )
+    assert [process.returncode for process in started] == [-signal.SIGKILL], "ended and reaped"
+
+
+def test_no_dev_kvm(host: Host, said: list[str]) -> None:
+    host.kvm.unlink()
+    binary = host.qemu(PROVEN)
+    assert choose_accel("auto", binary, "max", said.append) is Accel.TCG
+    assert said == ["TCG, since KVM does not run guests here: there is no /dev/kvm"]
+    with pytest.raises(MachineryError, match="--accel kvm: there is no /dev/kvm"):
+        choose_accel("kvm", binary, "max", never)
+    assert host.starts == []
+    host.kvm.touch()
+    assert choose_accel("auto", binary, "max", never) is Accel.KVM, "a missing file is not remembered"
+
+
+def test_a_dev_kvm_that_may_not_be_opened(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Path, int]] = []
+
+    def access(path: Path, mode: int) -> bool:
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(os, "access", access)
+    assert kvm_proof(host.qemu(PROVEN), "max") == Proof(
+        False, "/dev/kvm may not be opened by this user (is it in the group kvm?)"
+    )
+    assert asked == [(host.kvm, os.R_OK | os.W_OK)]
+    assert host.starts == []
+
+
+@pytest.mark.parametrize("body", [PROVEN, "echo no >&2; exit 1"])
+def test_the_answer_is_kept_for_this_boot_of_the_host(host: Host, body: str) -> None:
+    binary = host.qemu(body)
+    first = kvm_proof(binary, "max")
+    assert kvm_proof(binary, "max") == first
+    assert len(host.starts) == 1
+    host.boot_id.write_text("0f0e0d0c-boot-2\n")
+    assert kvm_proof(binary, "max") == first
+    assert len(host.starts) == 2, "another boot: asked again"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda binary: (binary, "Skylake-Server"),
+        lambda binary: (replace(binary, version="9.2.0"), "max"),
+        lambda binary: (replace(binary, path=f"{binary.path}-other"), "max"),
+    ],
+    ids=["cpu", "version", "path"],
+)
+def test_another_cpu_or_qemu_has_its_own_answer(
+    host: Host, other: Callable[[QemuBinary], tuple[QemuBinary, str]]
+) -> None:
+    binary = host.qemu(PROVEN)
+    remember_lie(binary, "max", "it lied")
+    other_binary, cpu = other(binary)
+    remember_lie(other_binary, cpu, "it lied too")
+    assert kvm_proof(binary, "max") == Proof(False, "it lied")
+    assert kvm_proof(other_binary, cpu) == Proof(False, "it lied too")
+
+
+def test_a_lie_is_remembered_until_the_host_boots_again(host: Host, said: list[str]) -> None:
+    binary = host.qemu(PROVEN)
+    assert choose_accel("auto", binary, "max", never) is Accel.KVM
+    remember_lie(binary, "max", "a kernel printed nothing")
+    assert choose_accel("auto", binary, "max", said.append) is Accel.TCG
+    assert said == ["TCG, since KVM does not run guests here: a kernel printed nothing"]
+    with pytest.raises(MachineryError, match="a kernel printed nothing"):
+        choose_accel("kvm", binary, "max", never)
+    host.boot_id.write_text("0f0e0d0c-boot-2\n")
+    assert choose_accel("auto", binary, "max", never) is Accel.KVM
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"works": "yes"}', "{}"])
+def test_a_broken_note_is_not_believed(host: Host, note: str) -> None:
+    binary = host.qemu(PROVEN)
+    remember_lie(binary, "max", "it lied")
+    (path,) = (host.folder / "cache").rglob("*.json")
+    path.write_text(note)
+    assert kvm_proof(binary, "max") == Proof(True, "")
+    assert len(host.starts) == 1
+
+
+def test_a_cpu_model_with_many_words(host: Host) -> None:
+    cpu = "max," + ",".join(f"+feature{number}" for number in range(40))
+    assert kvm_proof(host.qemu(PROVEN), cpu).works
+    assert kvm_proof(host.qemu("exit 1"), cpu).works, "and it is remembered"
+    assert len(host.starts) == 1
+
+
+def test_no_setpriv_is_one_line(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(host.folder))
+    with pytest.raises(MachineryError, match="setpriv"):
+        kvm_proof(host.qemu(PROVEN), "max")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "echo 'ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy' >&2; exit 1",  # kvm_init(), accel/kvm/kvm-all.c
+        "echo 'ioctl(KVM_CREATE_VM) failed: 12 Cannot allocate memory' >&2; exit 1",
+        "exec tail -f /dev/null",
+    ],
+    ids=["another hypervisor", "memory", "a busy host"],
+)
+def test_what_may_pass_is_not_kept(host: Host, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    monkeypatch.setattr(accel, "_DEADLINE_S", 0.05 if "tail" in body else 10.0)
+    assert not kvm_proof(host.qemu(body), "max").works
+    monkeypatch.setattr(accel, "_DEADLINE_S", 10.0)
+    assert kvm_proof(host.qemu(PROVEN), "max").works
+
+
+@pytest.mark.parametrize("cpu", ["host", "host,pmu=off"])
+def test_the_hosts_cpu_without_kvm_is_one_line(host: Host, cpu: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"--cpu host needs KVM, but KVM does not run guests here \(broken\); use --cpu"
+    ):
+        choose_accel("auto", host.qemu("echo broken >&2; exit 1"), cpu, never)
+    with pytest.raises(UsageError, match="--cpu host needs KVM, but --accel tcg"):
+        choose_accel("tcg", host.qemu(PROVEN), cpu, never)
+    host.boot_id.write_text("another boot\n")
+    assert choose_accel("auto", host.qemu(PROVEN), cpu, never) is Accel.KVM

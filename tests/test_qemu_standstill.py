@@ -1,0 +1,173 @@
+"""A stall that a kernel only saw because its machine was stopped is told, and is not held against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import HugepfnError, KernelDied, MachineryError
+from harness.guest.agent import Agent
+from harness.machine.vm import VM
+from harness.observe.kernel_watch import KernelWatch
+from harness.pagetable import Layout
+from harness.qemu.process import Qemu
+from harness.qemu.spec import Accel
+from harness.qemu.standstill import Standstill
+from harness.results import invariants_of
+from harness.verdict import Outcome, Taint, scan
+from harness.verdict.complaint_kinds import ComplaintKind
+
+SOFT_LOCKUP = "[  88.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [fork:71]\n[  88.2]  </TASK>\n"
+RCU_STALL = "[  90.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n"
+WORKQUEUE = "[  92.1] BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 33s!\n"
+HUNG_TASK = "[ 130.1] INFO: task fork:71 blocked for more than 122 seconds.\n[ 130.2]  </TASK>\n"
+WARNING = "[  91.1] WARNING: CPU: 0 PID: 71 at mm/huge_memory.c:1 f+0x1/0x2\n[  91.2] ---[ end trace 0 ]---\n"
+PANIC = "[  88.3] Kernel panic - not syncing: softlockup: hung tasks\n"
+UNTAINTED = Taint(0)
+STALLS = [SOFT_LOCKUP, RCU_STALL, WORKQUEUE, HUNG_TASK]
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def stood(stopped_s: float, *, clock_jumps: bool = True) -> Standstill:
+    """Of a machine that was stopped once, for so long."""
+    clock = Clock()
+    standstill = Standstill(clock_jumps, clock)
+    standstill.begin()
+    clock.now_s += stopped_s
+    standstill.begin()  # by ourselves, and then by the event that tells of it
+    standstill.end()
+    standstill.end()
+    clock.now_s += 1000.0  # it runs
+    return standstill
+
+
+def watch(log: str, standstill: Standstill, *, taint: Taint = UNTAINTED, already: bool = False) -> KernelWatch:
+    """Of a program during which the kernel said this; the machine stood still before it began, or meanwhile."""
+    before = standstill if already else Standstill(standstill.clock_jumps, lambda: 0.0)
+    kernel_log = SimpleNamespace(text="", since=lambda _mark: log, mark=lambda: 0)
+    qemu = SimpleNamespace(log=kernel_log, begin_run=lambda: (0, before.total_s), standstill=before)
+    watched = KernelWatch(cast(Qemu, qemu), cast(Agent, None), UNTAINTED, "fork")
+    qemu.standstill = standstill
+    watched.taint = taint
+    return watched
+
+
+def test_it_adds_up_for_how_long() -> None:
+    clock = Clock()
+    standstill = Standstill(clock=clock)
+    for _ in range(3):
+        standstill.begin()
+        clock.now_s += 4.0
+        assert standstill.total_s % 4.0 == 0.0
+        standstill.end()
+        clock.now_s += 100.0
+    assert standstill.total_s == 12.0
+    standstill.begin()
+    clock.now_s += 5.0
+    assert standstill.total_s == 17.0, "it stands still now"
+
+
+@pytest.mark.parametrize("log", STALLS)
+def test_a_stall_after_a_long_stop_is_told_and_not_held_against_the_kernel(log: str) -> None:
+    watched = watch(log, stood(30.0))
+    assert watched.complaints(), "it is still a complaint"
+    assert watched.troubles() == []
+    (line,) = watched.excused()
+    assert line.startswith("not the kernel's fault: ")
+    assert "the machine stood still for 30 s under KVM; without kvm-clock a kernel takes that for a stall" in line
+
+
+@pytest.mark.parametrize("log", STALLS)
+@pytest.mark.parametrize(
+    ("standstill", "already"),
+    [(stood(30.0, clock_jumps=False), False), (stood(9.0), False), (stood(30.0), True)],
+    ids=["its clock stopped as well", "it did not stand still for long", "that was before it began"],
+)
+def test_every_other_stall_is_the_kernels(log: str, standstill: Standstill, already: bool) -> None:
+    watched = watch(log, standstill, already=already)
+    assert len(watched.troubles()) == 1
+    assert watched.excused() == []
+
+
+def test_a_complaint_of_another_kind_is_never_excused() -> None:
+    watched = watch(WARNING + RCU_STALL, stood(300.0), taint=Taint.WARN)
+    assert [line.split(":")[0] for line in watched.troubles()] == ["the kernel log", "the kernel got tainted"]
+    assert "mm/huge_memory.c" in watched.troubles()[0]
+    assert len(watched.excused()) == 1
+
+
+def test_the_taint_of_a_soft_lockup_goes_with_it() -> None:
+    assert watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP).troubles() == []
+    both = watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP | Taint.WARN).troubles()
+    assert len(both) == 1
+    assert "SOFTLOCKUP" not in both[0]
+    assert "L (16384)" not in both[0]
+    assert watch(RCU_STALL, stood(30.0), taint=Taint.SOFTLOCKUP).troubles() != [], "nobody said why"
+
+
+def test_the_scenario_says_so_and_passes() -> None:
+    watched = watch(RCU_STALL, stood(30.0))
+    run = SimpleNamespace(
+        snapshots=[1],
+        broken=[],
+        uncalibrated=[],
+        log_gap="",
+        kernel_troubles=watched.troubles,
+        excused=watched.excused,
+    )
+    claim = invariants_of(cast(VM, SimpleNamespace(runs=[run])))
+    assert claim.outcome is Outcome.PASSED
+    assert "rcu_preempt detected stalls" in claim.message
+
+
+def _end(log: str, standstill: Standstill, from_s: float = 0.0) -> HugepfnError:
+    ended = SimpleNamespace(
+        log=SimpleNamespace(text=log, since=lambda _mark: log),
+        log_from=0,
+        spec=SimpleNamespace(accel=Accel.KVM),
+        binary=SimpleNamespace(version="7.2"),
+        standstill=standstill,
+        stood_from_s=from_s,
+        exit_status=0,
+        stderr="",
+    )
+    return Qemu.end_error(cast(Qemu, ended), "waiting: ")
+
+
+def test_a_kernel_that_dies_of_our_stall_is_no_verdict() -> None:
+    error = _end(SOFT_LOCKUP + PANIC, stood(30.0))
+    assert isinstance(error, MachineryError)
+    assert "softlockup_panic=0" in str(error)
+    assert isinstance(_end(SOFT_LOCKUP + PANIC, stood(30.0, clock_jumps=False)), KernelDied)
+    assert isinstance(_end(PANIC, stood(30.0)), KernelDied)
+    assert isinstance(_end(SOFT_LOCKUP + PANIC, stood(30.0), from_s=30.0), KernelDied), "it stood before this run"
+
+
+@pytest.mark.parametrize(
+    ("accel", "kvm_clock", "jumps"),
+    [(Accel.KVM, False, True), (Accel.KVM, True, False), (Accel.TCG, False, False), (Accel.TCG, True, False)],
+)
+def test_whose_clock_jumps(accel: Accel, kvm_clock: bool, jumps: bool) -> None:
+    vm = VM("debian")
+    vm.spec = cast(Any, SimpleNamespace(accel=accel))
+    vm._machine = cast(Any, SimpleNamespace(qemu=SimpleNamespace(standstill=Standstill())))
+    vm._know(cast(Any, SimpleNamespace(kvm_clock=kvm_clock, layout=Layout.MODERN)))
+    assert vm.qemu.standstill.clock_jumps is jumps
+
+
+def test_the_kinds_of_stalls() -> None:
+    log = (Path(__file__).parent / "data/verdict/stalls.log").read_text()
+    kinds = {one.kind for one in scan(log + WORKQUEUE)}
+    assert ComplaintKind.WORKQUEUE_STALL in kinds
+    assert {kind for kind in kinds if kind.stall} >= {ComplaintKind.RCU_STALL, ComplaintKind.SOFT_LOCKUP}
+    assert not ComplaintKind.OOPS.stall
+    assert not ComplaintKind.PANIC.stall
