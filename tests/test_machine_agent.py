@@ -17,7 +17,6 @@ from harness.guest.protocol import Frame
 from harness.machine import agent as module
 from harness.machine.agent import Agent, ExitStatus, Job, Stream
 from harness.machine.facts import kernel_symbols
-from harness.machine.kernel_log import KernelLog
 from harness.machine.qemu import Qemu
 from harness.machine.result import RunResult
 from harness.verdict import parse_ktap
@@ -118,18 +117,6 @@ def test_output_that_nobody_takes_is_kept_up_to_a_limit(monkeypatch: pytest.Monk
         assert Stream.OUT.value == "out"
 
     asyncio.run(receive())
-
-
-def test_the_kernel_log_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 1 << 20)
-
-    async def write() -> None:
-        log = KernelLog()
-        log.write(b"x" * (1 << 20))
-        with pytest.raises(ProtocolError, match="the kernel's log is longer than the 1 MiB that are kept"):
-            log.write(b"x")
-
-    asyncio.run(write())
 
 
 def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

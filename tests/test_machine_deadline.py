@@ -234,5 +234,5 @@ def test_what_a_program_declares_is_seen_where_there_is_time() -> None:
 
 def test_the_leaves_of_a_run_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LEAVES_MAX", 1000)
-    with pytest.raises(ProtocolError, match="all stops of this run have more than 1000 leaves; declare less"):
+    with pytest.raises(ProtocolError, match="all stops of this run have more than 1000 leaves and holes; declare less"):
         _stop_at_a_checkpoint(60.0, copies=2)

@@ -98,7 +98,7 @@ class VM(LiveMachine):
         self._search = tuple(search)
         self._say = say
         self._run: GuestRun | None = None
-        self._early: list[bytes] | None = None
+        self._early: bytearray | None = None
         self._pushed: dict[str, Path] = {}
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
@@ -313,12 +313,10 @@ class VM(LiveMachine):
         witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
-        early: list[bytes] = []
-        self._early = early
+        self._early = early = bytearray()
         job = await job_started
         run = GuestRun(self, job, witness, timeout_s, kernel)
-        for data in early:
-            run.receive(data)
+        run.receive(bytes(early))
         self._early = None
         self._run = run
         return run
@@ -327,9 +325,12 @@ class VM(LiveMachine):
         if self._run is not None:
             self._run.receive(data)
         elif self._early is not None:
-            if len(self._early) == bounds.EVENTS_MAX:
-                raise ProtocolError("events: a program that has not been started yet says more than any does")
-            self._early.append(data)
+            self._early += data
+            if len(self._early) > bounds.EARLY_MAX_BYTES:
+                raise ProtocolError(
+                    f"events: a program that is just being started says {len(self._early)} bytes, expected one line "
+                    f"(at most {bounds.EARLY_MAX_BYTES} bytes) until it is registered; use hp_start() to start it"
+                )
 
     def forget(self, run: GuestRun) -> None:
         """The run is over."""
