@@ -35,7 +35,7 @@ def _image(config: str | None) -> KernelImage:
 
 
 def _reason(stdout: str, missing: str, config: str | None = None) -> HugepfnError:
-    run = SimpleNamespace(vm=SimpleNamespace(kernel=_image(config), ready={"missing": missing}))
+    run = SimpleNamespace(vm=SimpleNamespace(known_kernel=_image(config), ready={"missing": missing}))
     return GuestRun._unmet(cast(Any, run), RunResult(parse_ktap(stdout), ExitStatus(4, None), stdout, ""))
 
 

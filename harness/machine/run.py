@@ -307,9 +307,9 @@ class GuestRun:
 
     def _unmet(self, result: RunResult) -> HugepfnError:
         """Why a program was skipped; an error where the kernel came without what it needs."""
-        if result.lacks_device and hasattr(self.vm, "kernel"):
+        if result.lacks_device and self.vm.known_kernel is not None:
             for module in self.vm.ready["missing"].split():
-                if (reason := why_missing(self.vm.kernel, module)) is not None:
+                if (reason := why_missing(self.vm.known_kernel, module)) is not None:
                     return reason
         return PremiseNotMet(result.reason)
 

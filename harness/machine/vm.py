@@ -238,6 +238,7 @@ class VM(LiveMachine):
             discard(old)
         facts = {
             "kernel": self.kernel.spec,
+            "kernel_key": self.kernel.key,
             "why": why,
             "ready": dict(self.ready),
             "bars": [asdict(bar) for bar in self.bars],
@@ -254,7 +255,9 @@ class VM(LiveMachine):
         vm = cls(saved.kernel, ram_dir=ram_dir)
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
-            vm.kernel = Kernel.parse(saved.kernel).resolve(offline=True)
+            kernel = Kernel.parse(saved.kernel).resolve(offline=True)
+            if kernel.key == saved.kernel_key:  # not built anew since: its symbols are of no use then
+                vm.kernel = kernel
         vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
         if saved.capabilities is not None:
             vm._know(saved.capabilities)
@@ -350,6 +353,11 @@ class VM(LiveMachine):
             self.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
         except (TimeoutError, HugepfnError):
             self._broken = True
+
+    @property
+    def known_kernel(self) -> KernelImage | None:
+        """The kernel's files; None of a kept machine whose kernel is gone since, or was built anew."""
+        return getattr(self, "kernel", None)
 
     # --- looking ---------------------------------------------------------------------------------
 

@@ -114,8 +114,10 @@ class Session:
 
         from harness.campaign.reporter import RunReporter
 
-        if not hasattr(self.vm, "kernel"):
-            raise UsageError("the kernel of this kept machine is no longer here, so nothing can be claimed of it")
+        if self.vm.known_kernel is None:
+            raise UsageError(
+                "the kernel of this kept machine is no longer here, or was built anew, so nothing can be claimed of it"
+            )
         with self._turn, Output(os.dup(stdout)) as file:
             console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)
             status = rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, stopping)
