@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -279,6 +280,27 @@ def test_file_systems_and_room(seen: Space, state: State) -> None:
     finding = selfcheck_host.of_space("file system of guest RAM", seen, 1024, "HUGEPFN_RAM_DIR or --ram-dir")
     assert finding.state is state
     assert ("HUGEPFN_RAM_DIR" in finding.advice) is (state is not State.OK)
+
+
+@pytest.mark.parametrize(("roomy", "state"), [(True, State.NOTE), (False, State.FAILED)])
+def test_ram_that_goes_elsewhere_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roomy: bool, state: State
+) -> None:
+    """As in a container: podman and docker give /dev/shm 64 MiB."""
+    monkeypatch.delenv("HUGEPFN_RAM_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def free_mib(folder: object) -> int:
+        return 4096 if roomy and Path(str(folder)).is_relative_to(tmp_path) else 64
+
+    monkeypatch.setattr("os.statvfs", lambda folder: SimpleNamespace(f_bavail=free_mib(folder), f_frsize=1 << 20))
+    found = selfcheck_host.of_ram()
+    assert found.state is state
+    if roomy:
+        expected = f"guest RAM goes to {tmp_path}: no room for guest RAM: /dev/shm has 64 MiB free, 1024 needed"
+        assert found.found.endswith(f", 4096 MiB free; {expected}")
+    else:
+        assert "64 MiB free, 1024 needed" in found.found
 
 
 MOUNTS = """22 1 0:20 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/l
