@@ -356,15 +356,23 @@ def test_a_line_says_what_was_found_and_what_to_do() -> None:
 @pytest.mark.parametrize(("state", "status"), [(State.OK, 0), (State.NOTE, 0), (State.FAILED, 3)])
 def test_the_command_prints_the_page_and_its_status(monkeypatch: pytest.MonkeyPatch, state: State, status: int) -> None:
     class Kernel:
-        spec, release = "debian:6.12", "6.12.118-cloud-amd64"
+        spec, release = "host", "6.12.118-cloud-amd64"
 
-    monkeypatch.setattr("harness.kernel.Kernel.parse", lambda *_asked: Kernel)
+    asked: list[str] = []
+
+    def parse(spec: str, _modules: None) -> type[Kernel]:
+        asked.append(spec)
+        return Kernel
+
+    monkeypatch.setattr("harness.kernel.Kernel.parse", parse)
     monkeypatch.setattr(Kernel, "resolve", lambda _say: Kernel, raising=False)
     monkeypatch.setattr(selfcheck, "host_findings", lambda: iter([Finding("limits", State.OK, "NOFILE 1024")]))
     monkeypatch.setattr(selfcheck, "checks", lambda _lab: [("fork", lambda: Finding("fork", state, "seen"))])
-    done = CliRunner().invoke(cli, ["selfcheck", "--kernel", "debian:6.12"])
+    monkeypatch.setattr("harness.kernel.default_kernel", lambda: Kernel)  # as where there is no Debian mirror
+    done = CliRunner().invoke(cli, ["selfcheck"])
     assert done.exit_code == status, done.output
-    assert done.output.splitlines()[0] == "hugepfn selfcheck with debian:6.12, Linux 6.12.118-cloud-amd64"
+    assert asked == ["host"]
+    assert done.output.splitlines()[0] == "hugepfn selfcheck with host, Linux 6.12.118-cloud-amd64"
     assert f"{state.value:<5} fork: seen" in done.output
     assert done.output.splitlines()[-1].startswith(
         "hugepfn can" + ("not" if status else " ") + ("" if status else "be")
