@@ -10,6 +10,7 @@ from harness import packages
 from harness.errors import HugepfnError
 from harness.kernel import default_kernel
 from harness.kernel.build import missing_tools
+from harness.kernel.suites import PREFIX
 from harness.machine import find_qemu, kvm_proof
 from harness.machine.hostroot import find_virtiofsd
 from harness.machine.ram import find_room
@@ -31,8 +32,8 @@ class Finding:
 def examine() -> tuple[list[Finding], list[str]]:
     """Everything looked at, and the packages that are missing, by Debian's names."""
     wanted = [_qemu(need) for need in packages.needs(Part.RUN, *_mirror(), Part.GUEST)]
-    missing = [need for need in wanted if packages.find(need) is None]
-    findings = [_finding(need, packages.find(need)) for need in wanted]
+    missing = [need for need in wanted if _found(need) is None]
+    findings = [_finding(need, _found(need)) for need in wanted]
     building, tools = _building()
     findings += [_default_kernel(), building, _try("virtiofsd", lambda: find_virtiofsd().path, required=False)]
     if findings[0].fine:
@@ -44,6 +45,12 @@ def examine() -> tuple[list[Finding], list[str]]:
 def _qemu(need: Need) -> Need:
     chosen = os.environ.get("HUGEPFN_QEMU")
     return replace(need, name=chosen) if chosen and need.name == "qemu-system-x86_64" else need
+
+
+def _found(need: Need) -> str | None:
+    if need.name.startswith(PREFIX):  # of HUGEPFN_QEMU; whether the mirror has it, the line of its version says
+        return "fetched from the Debian mirror"
+    return packages.find(need)
 
 
 def _mirror() -> tuple[Part, ...]:
