@@ -139,3 +139,8 @@ class ClaimFailed(HugepfnError, AssertionError):
     """A claim or an invariant about page-table entries does not hold."""
 
     exit_code = ExitCode.CLAIM_FAILED
+
+
+#: What a kernel is to blame for. While a machine comes up, either means that the kernel cannot start: ClaimFailed is
+#: raised by the probe.
+KERNELS_FAULT = (KernelError, ClaimFailed)
