@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from harness.archive.suites import PREFIX
 from harness.errors import HugepfnError
 from harness.host import packages
 from harness.host.packages import Need, Part
@@ -32,8 +33,8 @@ class Finding:
 def examine() -> tuple[list[Finding], list[str]]:
     """Everything looked at, and the packages that are missing, by Debian's names."""
     wanted = [_qemu(need) for need in packages.needs(Part.RUN, *_mirror(), Part.GUEST)]
-    missing = [need for need in wanted if packages.find(need) is None]
-    findings = [_finding(need, packages.find(need)) for need in wanted]
+    missing = [need for need in wanted if _found(need) is None]
+    findings = [_finding(need, _found(need)) for need in wanted]
     building, tools = _building()
     findings += [_default_kernel(), building, _try("virtiofsd", lambda: find_virtiofsd().path, required=False)]
     if findings[0].fine:
@@ -45,6 +46,12 @@ def examine() -> tuple[list[Finding], list[str]]:
 def _qemu(need: Need) -> Need:
     chosen = os.environ.get("HUGEPFN_QEMU")
     return replace(need, name=chosen) if chosen and need.name == "qemu-system-x86_64" else need
+
+
+def _found(need: Need) -> str | None:
+    if need.name.startswith(PREFIX):  # of HUGEPFN_QEMU; whether the mirror has it, the line of its version says
+        return "fetched from the Debian mirror"
+    return packages.find(need)
 
 
 def _mirror() -> tuple[Part, ...]:

@@ -30,7 +30,7 @@ class ExitCode(enum.IntEnum):
     OK = 0, "all claims held"
     CLAIM_FAILED = 1, "a claim failed or the kernel died (compare: they differ; series: something changes)"
     USAGE = 2, "usage"
-    MACHINERY = 3, "no verdict: the machinery failed, or results could not be written"
+    MACHINERY = 3, "no verdict: the machinery failed, results could not be written, or (series) a patch does not build"
     CANNOT_TELL = 125, "check alone: the commit cannot be judged, and git skips it"
     STOP = 128, "check alone: no verdict, and git bisect stops"
     INTERRUPTED = 130, "interrupted"
@@ -139,3 +139,8 @@ class ClaimFailed(HugepfnError, AssertionError):
     """A claim or an invariant about page-table entries does not hold."""
 
     exit_code = ExitCode.CLAIM_FAILED
+
+
+#: What a kernel is to blame for. While a machine comes up, either means that the kernel cannot start: ClaimFailed is
+#: raised by the probe.
+KERNELS_FAULT = (KernelError, ClaimFailed)

@@ -19,7 +19,7 @@ import pytest
 
 from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
 from harness.claims import Claims
-from harness.errors import ClaimFailed, HugepfnError, KernelError, PremiseNotMet, UsageError
+from harness.errors import KERNELS_FAULT, HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage, default_kernel
 from harness.machine.vm import VM
 from harness.observe.probe import probe_image
@@ -231,7 +231,7 @@ def _boot(request: pytest.FixtureRequest, image: KernelImage, settings: Settings
     with contextlib.ExitStack() as stack:
         try:
             machine = stack.enter_context(settings.vm(image, [request.path.parent], _say(request.config)))
-        except (KernelError, ClaimFailed) as error:  # a kernel that dies in the probe is no better
+        except KERNELS_FAULT as error:
             failures.append(error)
             raise
         failures.clear()

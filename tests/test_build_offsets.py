@@ -188,7 +188,7 @@ def facts(kernel: KernelImage) -> Callable[..., KernelFacts]:
     """Those of a guest without BTF, whose kallsyms have no data."""
 
     def make(**known: object) -> KernelFacts:
-        made = KernelFacts(cast("Any", SimpleNamespace(kernel=kernel)))
+        made = KernelFacts(cast("Any", SimpleNamespace(known_kernel=kernel, ready={"release": "6.0.0"})))
         kallsyms = b"ffffffff9a000000 T _text\nffffffff9a000100 T schedule\n"
         made.__dict__.update({"build_id": ID, "btf": None, "vmlinux": None, "kallsyms": kallsyms, **known})
         return made

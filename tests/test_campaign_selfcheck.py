@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -282,6 +283,27 @@ def test_file_systems_and_room(seen: Space, state: State) -> None:
     assert ("HUGEPFN_RAM_DIR" in finding.advice) is (state is not State.OK)
 
 
+@pytest.mark.parametrize(("roomy", "state"), [(True, State.NOTE), (False, State.FAILED)])
+def test_ram_that_goes_elsewhere_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roomy: bool, state: State
+) -> None:
+    """As in a container: podman and docker give /dev/shm 64 MiB."""
+    monkeypatch.delenv("HUGEPFN_RAM_DIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def free_mib(folder: object) -> int:
+        return 4096 if roomy and Path(str(folder)).is_relative_to(tmp_path) else 64
+
+    monkeypatch.setattr("os.statvfs", lambda folder: SimpleNamespace(f_bavail=free_mib(folder), f_frsize=1 << 20))
+    found = selfcheck_host.of_ram()
+    assert found.state is state
+    if roomy:
+        expected = f"guest RAM goes to {tmp_path}: no room for guest RAM: /dev/shm has 64 MiB free, 1024 needed"
+        assert found.found.endswith(f", 4096 MiB free; {expected}")
+    else:
+        assert "64 MiB free, 1024 needed" in found.found
+
+
 MOUNTS = """22 1 0:20 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/l
 23 22 0:21 / /dev/shm rw - tmpfs tmpfs rw,size=64m
 24 22 0:22 / /home/some\\040one rw - btrfs /dev/vdb rw
@@ -335,15 +357,23 @@ def test_a_line_says_what_was_found_and_what_to_do() -> None:
 @pytest.mark.parametrize(("state", "status"), [(State.OK, 0), (State.NOTE, 0), (State.FAILED, 3)])
 def test_the_command_prints_the_page_and_its_status(monkeypatch: pytest.MonkeyPatch, state: State, status: int) -> None:
     class Kernel:
-        spec, release = "debian:6.12", "6.12.118-cloud-amd64"
+        spec, release = "host", "6.12.118-cloud-amd64"
 
-    monkeypatch.setattr("harness.kernel.Kernel.parse", lambda *_asked: Kernel)
+    asked: list[str] = []
+
+    def parse(spec: str, _modules: None) -> type[Kernel]:
+        asked.append(spec)
+        return Kernel
+
+    monkeypatch.setattr("harness.kernel.Kernel.parse", parse)
     monkeypatch.setattr(Kernel, "resolve", lambda _say: Kernel, raising=False)
     monkeypatch.setattr(selfcheck, "host_findings", lambda: iter([Finding("limits", State.OK, "NOFILE 1024")]))
     monkeypatch.setattr(selfcheck, "checks", lambda _lab: [("fork", lambda: Finding("fork", state, "seen"))])
-    done = CliRunner().invoke(cli, ["selfcheck", "--kernel", "debian:6.12"])
+    monkeypatch.setattr("harness.kernel.default_kernel", lambda: Kernel)  # as where there is no Debian mirror
+    done = CliRunner().invoke(cli, ["selfcheck"])
     assert done.exit_code == status, done.output
-    assert done.output.splitlines()[0] == "hugepfn selfcheck with debian:6.12, Linux 6.12.118-cloud-amd64"
+    assert asked == ["host"]
+    assert done.output.splitlines()[0] == "hugepfn selfcheck with host, Linux 6.12.118-cloud-amd64"
     assert f"{state.value:<5} fork: seen" in done.output
     assert done.output.splitlines()[-1].startswith(
         "hugepfn can" + ("not" if status else " ") + ("" if status else "be")

@@ -13,7 +13,7 @@ from harness.campaign.series import Step, run_series, steps_of_mbox, steps_of_ra
 from harness.errors import ExitCode, UsageError
 from harness.settings import Settings
 from harness.verdict import Outcome, Run, ScenarioResult
-from harness.verdict.table import STATUS, TROUBLE
+from harness.verdict.table import TROUBLE
 
 
 def git(tree: Path, *args: str) -> str:
@@ -86,6 +86,20 @@ def test_an_mbox_without_a_patch(tmp_path: Path, text: str) -> None:
         steps_of_mbox("debsrc:6.12", tmp_path / "none", tmp_path / "p")
 
 
+def follow_steps(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | None) -> None:
+    """Steps with these outcomes, one after another; one without has no kernel."""
+    left = list(outcomes)
+
+    def follow(*_: object) -> Run:
+        outcome = left.pop(0)
+        if outcome is None:
+            return Run((), {TROUBLE: "f.c:1: error: expected ';'"})
+        return Run((ScenarioResult("fork", "pud", outcome),))
+
+    monkeypatch.setattr(series, "follow", follow)
+    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("last", "lost", "status"),
     [
@@ -93,21 +107,26 @@ def test_an_mbox_without_a_patch(tmp_path: Path, text: str) -> None:
         (Outcome.PASSED, True, 3),
         (Outcome.FAILED, False, 1),
         (Outcome.FAILED, True, 1),
-        (ExitCode.USAGE, False, 1),  # its patch does not build
-        (ExitCode.MACHINERY, False, 3),  # this host failed
-        (-9, False, 3),
+        (Outcome.ERROR, False, 3),
+        (None, False, 3),  # its patch does not build, or this host failed
     ],
 )
 def test_only_what_a_patch_does_is_a_verdict(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, last: Outcome | int, lost: bool, status: int
+    tree: Path, monkeypatch: pytest.MonkeyPatch, last: Outcome | None, lost: bool, status: int
 ) -> None:
-    def follow(spec: str, *_rest: object) -> Run:
-        outcome = last if spec.endswith(commits(tree)[-1]) else Outcome.PASSED
-        if isinstance(outcome, Outcome):
-            return Run((ScenarioResult("fork", "pud", outcome),))
-        return Run((), {TROUBLE: "why", STATUS: int(outcome)})
-
-    monkeypatch.setattr(series, "follow", follow)
-    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+    follow_steps(monkeypatch, Outcome.PASSED, Outcome.PASSED, last)
     file = Path("/dev/full") if lost else None
     assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, None) == status
+
+
+def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.FAILED)
+    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, None) == ExitCode.CLAIM_FAILED
+    said = capsys.readouterr().out
+    assert "at 2/2 mm: change 3 (the patches after base have no result)" in said
+    assert "1/2 mm: change 2: f.c:1: error: expected ';'" in said
+    follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.PASSED)
+    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, None) == ExitCode.MACHINERY
+    assert "the same at every step: 1 pass" in capsys.readouterr().out

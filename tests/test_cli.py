@@ -409,6 +409,28 @@ def test_doctor_on_a_host_that_has_everything(
     assert "missing" not in done.out
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_doctor_does_not_miss_a_qemu_that_is_fetched(
+    hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    names = [need.name for need in packages.needs() if need.name != "qemu-system-x86_64"]
+    only(monkeypatch, tmp_path, *names)
+    monkeypatch.setenv("HUGEPFN_QEMU", "debian:11.1")
+
+    def fetched() -> SimpleNamespace:
+        if not there:
+            raise UsageError("--qemu debian:11.1: the mirror has no such version")
+        return SimpleNamespace(package="QEMU emulator version 11.1.0")
+
+    monkeypatch.setattr(doctor, "find_qemu", fetched)
+    monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=True, reason=""))
+    lines = hugepfn("doctor").out.splitlines()
+    assert "ok      debian:11.1: fetched from the Debian mirror" in lines
+    found = "ok      QEMU version: QEMU emulator version 11.1.0"
+    assert (found if there else "missing QEMU version: --qemu debian:11.1: the mirror has no such version") in lines
+    assert "qemu" not in hugepfn("doctor", "--missing").out
+
+
 def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path) -> None:
     (tmp_path / "qemu").write_text("#!/bin/sh\necho '[/red] [bold]frob'\n")
     done = hugepfn("doctor")

@@ -15,7 +15,6 @@ from harness.errors import ProtocolError
 from harness.guest import agent as module
 from harness.guest import bounds
 from harness.guest.agent import Agent, ExitStatus, Job, Stream
-from harness.guest.kernel_log import KernelLog
 from harness.guest.protocol import Frame
 from harness.introspect.kernel_facts import kernel_symbols
 from harness.observe.run_result import RunResult
@@ -118,18 +117,6 @@ def test_output_that_nobody_takes_is_kept_up_to_a_limit(monkeypatch: pytest.Monk
         assert Stream.OUT.value == "out"
 
     asyncio.run(receive())
-
-
-def test_the_kernel_log_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 1 << 20)
-
-    async def write() -> None:
-        log = KernelLog()
-        log.write(b"x" * (1 << 20))
-        with pytest.raises(ProtocolError, match="the kernel's log is longer than the 1 MiB that are kept"):
-            log.write(b"x")
-
-    asyncio.run(write())
 
 
 def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import DeadlineError, MachineryError
-from harness.guest.kernel_log import KernelLog, SavedLog
+from harness.guest import bounds
+from harness.guest.kernel_log import KernelLog, LogMark, SavedLog
 from harness.guest.log_reader import read_log
 from harness.guest.protocol import Frame
 from harness.observe.kernel_watch import KernelWatch
@@ -78,6 +79,9 @@ class Machine:
         self.qemu.begin_run = lambda: (self.qemu.log.mark(), 0.0)
         self.qemu.standstill = Standstill()
         self.agent.emulator = self.qemu
+
+    def watch(self, program: str) -> KernelWatch:
+        return KernelWatch(cast(Any, self.qemu), cast(Any, self.agent), Taint(0), program)
 
     def begin(self) -> KernelWatch:
         return asyncio.run(KernelWatch.begin(cast(Any, self.qemu), cast(Any, self.agent), Taint(0), "fork"))
@@ -227,3 +231,61 @@ def test_the_console_in_pieces() -> None:
         log.write(bytes([byte]))
     log.write(b"\n")
     assert log.text == "[    1.0] pr\u00e4fix\nnext\n"
+
+
+def test_a_session_keeps_the_newest_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sources: dropping what came before a run is no gap of that run."""
+    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 4000)
+    machine = Machine(room=100_000)
+    log = machine.qemu.log
+    machine.begin()
+    for number in range(1000):
+        machine.agent.log(f"line {number}")
+        log.write(f"[    0.{number:06}] line {number}\n[    0.000000] not in a record {number}\n".encode())
+        if number % 10 == 0:
+            machine.begin()
+    watch = machine.begin()
+    machine.agent.log(BUG)
+    asyncio.run(watch.settle())
+    assert len(log.text) < 3 * 4000
+    assert sum(map(len, log._known)) < 3 * 4000
+    assert len(log._lost) < 20
+    assert (watch.gap, watch.troubles()) == ("", [f"the kernel log: {BUG}"])
+    assert watch.log.splitlines()[0].endswith(BUG)
+    assert "lines of the kernel's log were dropped here; the newest are kept" in log.text.splitlines()[0]
+
+
+def test_records_of_the_run_that_are_not_kept_are_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 4000)
+    machine = Machine(room=100_000)
+    watch = machine.begin()
+    machine.agent.log(*(f"flood {number}" for number in range(1000)))
+    asyncio.run(watch.settle())
+    lost = machine.qemu.log.lost_since(LogMark(1))
+    assert 800 < lost < 1000
+    assert f"the kernel's log has a gap of {lost} records" in watch.gap
+    assert (
+        watch.log.splitlines()[0] == f"hugepfn: {lost} lines of the kernel's log were dropped here; the newest are kept"
+    )
+
+
+def test_what_only_the_console_had_and_is_not_kept_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 4000)
+    machine = Machine()
+    watch = machine.begin()
+    machine.qemu.log.write(b"[    0.000001] fast\n" * 1000)
+    assert 400 < machine.qemu.log.lost_since(LogMark()) < 1000
+    assert "lines of the kernel's console were dropped here" in watch.log
+    asyncio.run(watch.settle())
+    assert "gap of" in watch.gap
+    assert machine.watch("next").gap == "the kernel's log was not read to the end of next"
+
+
+def test_a_line_that_is_longer_than_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 1000)
+    log = KernelLog()
+    log.add(LogPart(True, (record(0, "x" * 1001),)))
+    for _ in range(100):
+        log.write(b"y" * 100)
+    assert len(log.text) < 1100
+    assert log.lost_since(LogMark()) == 1

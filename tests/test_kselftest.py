@@ -14,7 +14,9 @@ from rich.console import Console
 
 from harness.errors import (
     BootError,
+    ClaimFailed,
     DeadlineError,
+    HugepfnError,
     KernelBuildError,
     KernelDied,
     MachineryError,
@@ -268,20 +270,38 @@ def test_junit_has_a_testcase_for_each_point_and_each_program(session: Session) 
     }
 
 
-def test_a_kernel_that_does_not_boot_twice_is_not_booted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        BootError("no", argv=[], exit_status=1, console_tail=""),
+        KernelDied("it died in the probe"),
+        ClaimFailed("the probe: a dirty page set read-only is still writable"),
+    ],
+)
+def test_a_kernel_that_cannot_start_twice_in_a_row_is_not_booted_again(
+    monkeypatch: pytest.MonkeyPatch, error: HugepfnError
+) -> None:
+    ends: list[HugepfnError | None] = [error, None, error, error]
     attempts = []
 
     def start() -> None:
         attempts.append(1)
-        raise BootError("no", argv=[], exit_status=1, console_tail="")
+        if (end := ends.pop(0)) is not None:
+            raise end
 
     vm = SimpleNamespace(start=start, close=lambda: None)
+    monkeypatch.setattr(kselftest_items, "knobs", lambda _program: {})
     monkeypatch.setattr(Settings, "vm", lambda *_: vm)
     runner = Runner(Settings(), IMAGE, None, lambda _line: None)
-    for _ in range(3):
-        with pytest.raises(BootError), runner.machine("soft-dirty"):
+    for starts in (False, True, False, False, False):
+        with contextlib.nullcontext() if starts else pytest.raises(type(error)), runner.machine("soft-dirty"):
             pass
-    assert len(attempts) == 2
+    assert len(attempts) == 4
+    ends.append(None)
+    again = Runner(Settings(), IMAGE, None, lambda _line: None)
+    with pytest.raises(ClaimFailed, match="of the program"), again.machine("soft-dirty"):
+        raise ClaimFailed("of the program, which is no fault of the boot")
+    assert again._boot_failures == []
 
 
 def test_huge_pages_as_the_tests_own_script_reserves_them() -> None:

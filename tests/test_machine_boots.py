@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,13 +20,17 @@ from harness.errors import (
     QemuRefused,
     RestoreError,
 )
+from harness.guest.channel import Channel
 from harness.guest.kernel_log import LogMark
-from harness.machine import bring_up
+from harness.kernel import Kernel
+from harness.kernel.identity import stamp_of
+from harness.kernel.image import ImageKind, KernelImage
+from harness.machine import bring_up, kept
 from harness.machine import vm as vm_module
 from harness.machine.bring_up import Timing
 from harness.machine.vm import VM
 from harness.qemu.process import Qemu
-from harness.qemu.spec import Accel
+from harness.qemu.spec import BAR_SLOT, Accel
 from harness.qemu.standstill import Standstill
 
 LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log").read_text()
@@ -163,3 +169,102 @@ def test_only_what_says_that_a_template_is_bad_is_a_reason_to_make_it_again(
     with pytest.raises(expected) as caught:
         asyncio.run(bring_up._restore(qemu, Path("/c/t/state"), log, lambda _data: None, {}))
     assert type(caught.value) is expected
+
+
+# --- a kernel's file that is replaced ----------------------------------------------------------------
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> KernelImage:
+    path = tmp_path / "bzImage"
+    path.write_bytes(b"first")
+    return KernelImage("./k", path, ImageKind.BZIMAGE, "6.12.0", None, None, stamp_of(path))
+
+
+def _rebuild(image: KernelImage, content: bytes | None = b"other") -> None:
+    """As `make` does; None: only half way."""
+    image.image.unlink()
+    if content is not None:
+        image.image.write_bytes(content)
+
+
+def _boots_meanwhile(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> Callable[[KernelImage], object]:
+    """A boot during which something happens, in place of QEMU and an agent."""
+
+    class FakeQemu:
+        log = SimpleNamespace(text="", tail=lambda: "")
+        argv, exit_status = ("qemu",), 0
+
+        def __init__(self, *_args: object) -> None:
+            pass
+
+        async def start(self) -> None:
+            pass
+
+        async def execute(self, _command: str) -> object:
+            bar = {"bar": 2, "type": "memory", "address": 1 << 32, "size": 1 << 30}
+            return [{"devices": [{"slot": BAR_SLOT, "regions": [bar]}]}]
+
+        def pump(self, *_args: object) -> None:
+            pass
+
+    class FakeAgent:
+        channel = Channel.VIRTIO
+
+        def __init__(self, _qemu: object) -> None:
+            pass
+
+        async def ready(self, _timeout_s: float) -> dict[str, str]:
+            meanwhile()
+            return {}
+
+    for name, fake in (("Qemu", FakeQemu), ("Agent", FakeAgent)):
+        monkeypatch.setattr(bring_up, name, fake)
+    monkeypatch.setattr(bring_up, "find_qemu", lambda: None)
+    monkeypatch.setattr(bring_up, "SharedRam", lambda *_args: None)
+    spec = cast(Any, SimpleNamespace(memory_mib=1024, accel=Accel.TCG))
+
+    def boot(image: KernelImage) -> object:
+        return asyncio.run(bring_up.boot(spec, image, None, print, lambda _qemu: None, Timing()))
+
+    return boot
+
+
+def test_a_kernel_that_stays_boots(monkeypatch: pytest.MonkeyPatch, image: KernelImage) -> None:
+    assert _boots_meanwhile(monkeypatch, lambda: None)(image)
+
+
+@pytest.mark.parametrize("content", [b"other", None])
+def test_a_kernel_that_is_built_while_it_boots_is_not_called_by_its_old_key(
+    monkeypatch: pytest.MonkeyPatch, image: KernelImage, content: bytes | None
+) -> None:
+    boot = _boots_meanwhile(monkeypatch, lambda: _rebuild(image, content))
+    with pytest.raises(
+        MachineryError, match="bzImage was replaced while it was in use, so it is not known which kernel"
+    ):
+        boot(image)
+
+
+def test_half_a_kernel_that_does_not_boot_is_no_verdict(monkeypatch: pytest.MonkeyPatch, image: KernelImage) -> None:
+    def dies() -> None:
+        _rebuild(image)
+        raise KernelDied("Kernel panic - not syncing")
+
+    with pytest.raises(MachineryError, match="was replaced while it was in use"):
+        _boots_meanwhile(monkeypatch, dies)(image)
+
+
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_kept_machine_has_its_kernel_only_while_that_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image: KernelImage, rebuilt: bool
+) -> None:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    saved = SimpleNamespace(kernel="./k", kernel_key=image.key, spec=None, capabilities=None)
+    if rebuilt:
+        _rebuild(image)
+    now = dataclasses.replace(image, stamp=stamp_of(image.image))
+    monkeypatch.setattr(kept, "find", lambda _name: saved)
+    monkeypatch.setattr(vm_module, "revive", lambda *_args: None)
+    monkeypatch.setattr(Kernel, "resolve", lambda _kernel, offline: now)  # noqa: ARG005
+    monkeypatch.setattr(VM, "_use", lambda *_args: None)
+    assert VM.revive("fork-pud").known_kernel == (None if rebuilt else now)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.errors import BootError, MachineryError, RestoreError
+from harness.errors import BootError, MachineryError, ProtocolError, RestoreError
+from harness.guest import bounds
 from harness.host import cache
 from harness.machine import vm as vm_module
 from harness.machine.template import template_key
@@ -124,6 +125,22 @@ def test_a_template_that_qemu_refuses_is_made_again_once(monkeypatch: pytest.Mon
         vm._clone()
     assert happened.count("clone") == 2, "and not for ever"
     assert happened[-1].startswith("discard"), "nothing that is refused stays"
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+def test_what_a_program_says_before_it_is_known_to_run_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "EARLY_MAX_BYTES", 100)
+    vm = VM("debian")
+    vm._receive_events(b"x" * 1000)  # nobody has started anything: it is nobody's
+    vm._early = bytearray()
+    for _ in range(2):
+        vm._receive_events(b"x" * 50)
+    with pytest.raises(
+        ProtocolError, match=r"says 101 bytes, expected one line \(at most 100 bytes\) until it is registe"
+    ):
+        vm._receive_events(b"x")
 
 
 # --- what a template depends on ----------------------------------------------------------------------

@@ -473,6 +473,21 @@ def test_pagemap_has_at_most_a_word_for_each_page_of_the_mapping() -> None:
     assert list(witness.processes[77].pagemap) == ["small"]
 
 
+def test_the_pagemap_words_and_the_holes_of_a_run_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "PAGEMAP_RUN_MAX", 10)
+    monkeypatch.setattr(bounds, "LEAVES_MAX", 10)
+    witness = Family().witness
+    witness.note(MappingEvent("empty", 77, 0x7F8000000000, 4 * PAGE, 3, "ram", 0))
+    for _ in range(5):
+        witness.note(PagemapEvent("empty", 77, (1, 1)))
+    with pytest.raises(ProtocolError, match="said more than 10 words of pagemap; declare less"):
+        witness.note(PagemapEvent("empty", 77, (1,)))
+    for _ in range(3):  # a leaf of each process, and the hole
+        witness.snapshot("again", 77)
+    with pytest.raises(ProtocolError, match="have more than 10 leaves and holes; declare less"):
+        witness.snapshot("again", 77)
+
+
 def test_a_mapping_ends_where_its_bar_ends() -> None:
     witness = Family().witness
     witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", 1 << 30))

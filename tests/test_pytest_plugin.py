@@ -510,7 +510,7 @@ class FakeVM:
         self.on_failure: Callable[[FakeVM], None] | None = None
         self.caps = Capabilities(probe_image(image), True, True, True, False, "always", True)
 
-    def run(self, *, violation: str = "", trouble: str = "", gap: str = "") -> None:
+    def run(self, *, violation: str = "", trouble: str = "", gap: str = "", uncalibrated: str = "") -> None:
         """As if a program had been run."""
         stop = SimpleNamespace(observations=lambda: (SEEN,))
         violations = (
@@ -524,7 +524,7 @@ class FakeVM:
                 snapshots=[stop],
                 violations=violations,
                 broken=[one for one in violations if one.invariant not in self.waived],
-                uncalibrated=[],
+                uncalibrated=[uncalibrated] if uncalibrated else [],
                 kernel_troubles=lambda: troubles,
                 log_gap=gap,
                 excused=lambda: [],
@@ -593,6 +593,27 @@ def test_what_only_the_cpu_decides_is_no_failure(pytester: pytest.Pytester) -> N
     (result,) = (one for one in written(pytester)["results"] if one["scenario"] == "fork")
     claims = {claim["name"]: claim["outcome"] for claim in result["claims"]}
     assert claims["the child's entry is old"] == "skipped"
+    assert claims["the child's entry is writable"] == "passed"
+
+
+@pytest.mark.parametrize("uncalibrated", ["", "page 3: the walk found D, pagemap a hole"])
+@pytest.mark.usefixtures("machines")
+def test_of_a_walk_that_is_not_to_be_believed_no_claim_is_known(pytester: pytest.Pytester, uncalibrated: str) -> None:
+    """A failing claim is an error then, whatever else ended the test; one that held is left as it was."""
+    pytester.makepyfile(
+        f"""
+        def test_fork(vm, claim):
+            vm.run(uncalibrated={uncalibrated!r})
+            with claim("the child's entry is old"):
+                assert False, "A=1"
+            with claim("the child's entry is writable"):
+                pass
+        """
+    )
+    pytest_run(pytester)
+    (result,) = (one for one in written(pytester)["results"] if one["scenario"] == "fork")
+    claims = {claim["name"]: claim["outcome"] for claim in result["claims"]}
+    assert claims["the child's entry is old"] == ("error" if uncalibrated else "failed")
     assert claims["the child's entry is writable"] == "passed"
 
 

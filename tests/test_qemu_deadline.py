@@ -109,6 +109,18 @@ def test_host_work_is_not_the_guests_time(host: Host) -> None:
     assert deadline.left_s == 25.0
 
 
+def test_much_host_work_does_not_make_the_host_too_busy(host: Host) -> None:
+    """Many large stops before one short wait for a CPU: the host's own work is no share of :data:`CAP`."""
+    deadline = Deadline(30.0, 7)
+    for _ in range(CAP + 1):
+        host.now_s += 30.0
+        deadline.credit(30.0)
+    host.now_s += 30.0
+    host.waited_s["8"] += 1.0
+    assert deadline.extend(), "the guest itself has had 30 s, and is owed one"
+    assert deadline.left_s == pytest.approx(1.0)
+
+
 def test_a_real_process(tmp_path: object) -> None:
     assert tmp_path
     with subprocess.Popen(["sleep", "600"]) as child:
@@ -234,5 +246,5 @@ def test_what_a_program_declares_is_seen_where_there_is_time() -> None:
 
 def test_the_leaves_of_a_run_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LEAVES_MAX", 1000)
-    with pytest.raises(ProtocolError, match="all stops of this run have more than 1000 leaves; declare less"):
+    with pytest.raises(ProtocolError, match="all stops of this run have more than 1000 leaves and holes; declare less"):
         _stop_at_a_checkpoint(60.0, copies=2)

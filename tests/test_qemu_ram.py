@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness.errors import MachineryError, UsageError
+from harness.errors import MachineryError, RestoreError, UsageError
 from harness.pagetable import WalkError
 from harness.qemu.ram import PrivateRam, SharedRam, check_room, data_ranges, find_room, low_ram_bytes, ram_folder
 
@@ -277,8 +277,8 @@ def test_a_clone_gives_everything_back(template: Path) -> None:
 
 
 def test_a_clone_without_its_template_or_its_process(tmp_path: Path, template: Path) -> None:
-    with pytest.raises(MachineryError, match=r"cannot open the template's RAM .*nowhere: No such file"):
-        PrivateRam(tmp_path / "nowhere")
+    with pytest.raises(RestoreError, match=r"cannot open the template's RAM .*nowhere: No such file"):
+        PrivateRam(tmp_path / "nowhere")  # pruned by another hugepfn: the template is made again
     ram = PrivateRam(template)
     try:
         with pytest.raises(MachineryError, match="QEMU does not run yet"):
@@ -287,6 +287,16 @@ def test_a_clone_without_its_template_or_its_process(tmp_path: Path, template: P
             ram.attach(os.getpid())
     finally:
         ram.close()
+
+
+def test_a_host_at_its_limits_says_nothing_about_the_template(monkeypatch: pytest.MonkeyPatch, template: Path) -> None:
+    def refuse(*_args: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(MachineryError, match="Too many open files") as refused:
+        PrivateRam(template)
+    assert not isinstance(refused.value, RestoreError)
 
 
 ON_OVERLAY = """

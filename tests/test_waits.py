@@ -139,7 +139,6 @@ UNLIMITED = {
     ("session/server.py", "handshake.accept(connection, self._key)"): "SO_RCVTIMEO, in the handshake",
     ("session/server.py", "listener.accept()"): "the end of the listener; a thread of its own",
     ("session/session.py", "thread.join()"): "each thread is told to end just before",
-    ("session/session.py", "out.get()"): "None in the queue, at the end of the command",
     ("session/session.py", "signals.get()"): "None in the queue, at the end of the command",
     ("session/session.py", "select.select([stdin, wake], [], [])"): "wake, at the end of the command",
     ("outputs.py", "select.select([], [self], [])"): "whoever reads our standard output, and Ctrl-C",

@@ -442,6 +442,7 @@ struct job {
 	unsigned int id;
 	pid_t pid;
 	int pipe[2];     /* stdout, stderr; -1 when at its end */
+	bool held;       /* the host has no room for more of its output: it stays in the pipes until the job's end */
 	int input;       /* what the host says to it goes in here; -1 when it hears nothing (any more) */
 	bool input_ends; /* after what is pending */
 	char *pending;   /* what the host said and the job has not taken */
@@ -875,6 +876,14 @@ static void kill_job(unsigned int id, int signal_number)
 		kill(-job->pid, signal_number);
 }
 
+static void hold_job(unsigned int id, bool held)
+{
+	struct job *job = find_job(id);
+
+	if (job)
+		job->held = held;
+}
+
 /* PAYLOAD: "ROWS COLUMNS" of the terminal behind the shell's line; who is in front there gets SIGWINCH. */
 static void size_shell(unsigned int id, const char *payload)
 {
@@ -1009,6 +1018,10 @@ static void handle_request(void)
 		input_for_job(id, payload, length);
 	else if (!strcmp(verb, "kill"))
 		kill_job(id, atoi(payload));
+	else if (!strcmp(verb, "hold"))
+		hold_job(id, true);
+	else if (!strcmp(verb, "resume"))
+		hold_job(id, false);
 	else if (!strcmp(verb, "shell"))
 		start_shell(id);
 	else if (!strcmp(verb, "size"))
@@ -1032,9 +1045,10 @@ static _Noreturn void serve(int signals)
 			struct pollfd *own = &fds[2 + 3 * i];
 			const struct job *job = &jobs[i];
 			bool waits = job->pid && job->taken < job->length;
+			bool speaks = job->pid && !job->held;
 
 			for (int which = 0; which < 2; which++)
-				own[which] = (struct pollfd){ .fd = job->pid ? job->pipe[which] : -1, .events = POLLIN };
+				own[which] = (struct pollfd){ .fd = speaks ? job->pipe[which] : -1, .events = POLLIN };
 			own[2] = (struct pollfd){ .fd = waits ? job->input : -1, .events = POLLOUT };
 		}
 		if (poll(fds, 2 + 3 * JOBS, -1) < 0 && errno != EINTR)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness.campaign.kernels import RunOptions, run_kernel
-from harness.errors import ClaimFailed, ExitCode, KernelBuildError, KernelError
+from harness.errors import KERNELS_FAULT, ExitCode, KernelBuildError
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
 from harness.pagetable import Level
@@ -66,7 +66,7 @@ def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None])
         return Step.CANNOT_TELL, f"it does not build: {error}"
     try:
         options.settings(spec).vm(image, (), say).start().close()
-    except (KernelError, ClaimFailed) as error:  # ClaimFailed: of the probe
+    except KERNELS_FAULT as error:
         return Step.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
     run = run_kernel(str(image.image), [scenario], replace(options, levels=levels), say)
     if trouble := run.context.get(TROUBLE):

@@ -20,7 +20,7 @@ from harness.kernel import Kernel, Stock, available
 from harness.qemu.spec import Device
 from harness.settings import Settings
 from harness.verdict import Run, exit_code
-from harness.verdict.table import STATUS, TROUBLE, Case
+from harness.verdict.table import TROUBLE, Case
 
 Say = Callable[[str], None]
 
@@ -193,7 +193,7 @@ def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Ru
         trouble = f"the run ended ({how}): {_last_words(words) or 'it said nothing'}"
     elif not trouble and status != exit_code(run.results, strict=strict):  # there are results, but not all
         trouble = f"the run ended with exit status {status}: {_last_words(words) or 'it said nothing'}"
-    return Run(run.results, {**run.context, TROUBLE: trouble, STATUS: status}) if trouble else run
+    return Run(run.results, {**run.context, TROUBLE: trouble}) if trouble else run
 
 
 def _last_words(stderr: str) -> str:

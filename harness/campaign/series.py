@@ -22,6 +22,7 @@ from harness.kernel.build import BuiltSource
 from harness.kernel.build.patches import split
 from harness.kernel.build.slot import git, git_environment
 from harness.printable import printable
+from harness.verdict import Outcome
 from harness.verdict.series import Change, changes, steady
 from harness.verdict.table import Column, Table
 
@@ -47,7 +48,7 @@ def run_series(
 
     :param tree: a git tree or a source folder, or ``debsrc:VERSION``.
     :param what: ``"BASE..TIP"`` of the git tree, or the path of an mbox of patches.
-    :returns: CLAIM_FAILED if something changes, or a patch does not build or boot; MACHINERY if nothing ran.
+    :returns: CLAIM_FAILED if something changes; else MACHINERY if a step has not said everything that it could.
     :raises UsageError: no such tree, range, mbox or scenario.
     """
     expected = prepare(scenarios, options, json_file, html_file)
@@ -67,10 +68,12 @@ def run_series(
     data = {"steps": [vars(step) for step in steps], "date": datetime.now(UTC).isoformat(timespec="seconds")}
     whole = {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]}
     lost = write_files(live.say, (json_file, as_json(whole)), (html_file, lambda: matrix_page(table, {})))
-    if all(column.trouble and not any(run.results for run in column.runs) for column in columns):
-        return ExitCode.MACHINERY
-    code = ExitCode.CLAIM_FAILED if found or any(column.unbuilt for column in columns) else ExitCode.OK
-    return code.without(lost or any(column.trouble for column in columns))
+    unknown = [column for column in columns if column.trouble or _has_errors(column)]
+    return (ExitCode.CLAIM_FAILED if found else ExitCode.OK).without(lost or unknown)
+
+
+def _has_errors(column: Column) -> bool:
+    return any(result.outcome is Outcome.ERROR for run in column.runs for result in run.results)
 
 
 def steps_of_range(tree: str, revisions: str) -> list[Step]:

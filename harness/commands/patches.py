@@ -24,7 +24,8 @@ def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: P
     TREE is a git tree with BASE..TIP, or any source that builds (debsrc:6.12, a folder) with --mbox. A patch that does
     not build or boot is reported, and the next one is still tried.
 
-    The exit status is 0 if nothing changes, 1 if something does, and otherwise that of `hugepfn run`.
+    The exit status is 0 if nothing changes, 1 if something does, and otherwise that of `hugepfn run`: 3 if a patch
+    does not build, since then nobody knows what changes there.
     """
     from harness.campaign.series import run_series
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from harness.commands.options import modules_option, qemu_option
+from harness.commands.options import kernel_option, modules_option, qemu_option
 
 
 @click.command()
-@click.option("--kernel", "-k", default="debian", metavar="SPEC", show_default=True, help="as for `hugepfn run`")
+@kernel_option
 @modules_option
 @qemu_option
 @click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import functools
 import signal
@@ -93,9 +94,11 @@ class Job:
     argv: tuple[str, ...]
     exited: asyncio.Future[ExitStatus]
     sink: Callable[[Stream, bytes], None] | None = None  # gets what it prints as it comes; else that is kept here
+    full: Callable[[], bool] = lambda: False  # whether the sink has no room for more
     pid: int = 0
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
+    held: bool = False  # the guest keeps what it prints
     on_its_way_bytes: int = 0  # of input
     took: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -149,7 +152,9 @@ class Agent:
         self._answers: dict[int, asyncio.Future[Frame]] = {}
         self._jobs: dict[int, Job] = {}
         self.next_id = first_id
+        self._loop = asyncio.get_running_loop()
         self._late: set[asyncio.Future[None]] = set()
+        self._pacing: set[asyncio.Future[None]] = set()
         self._sending = asyncio.Lock()  # a frame is whole before the next begins
         self._unread_bytes = 0  # on its way through a UART
         self._carried_bytes = 0  # by it, both ways
@@ -179,6 +184,7 @@ class Agent:
                 self._room.set()
             elif frame.verb in ("out", "err") and job:
                 job.receive(Stream(frame.verb), frame.payload)
+                self._pace(job)
             elif frame.verb == "took":
                 if job:
                     job.took_input(frame.text)
@@ -290,26 +296,35 @@ class Agent:
         *,
         reads: Input = Input.NULL,
         sink: Callable[[Stream, bytes], None] | None = None,
+        full: Callable[[], bool] = lambda: False,
     ) -> Job:
         """Starts a program; returns once it runs.
 
         :param sink: gets what it prints as it comes, on the machine's loop; else the job keeps it.
+        :param full: whether the sink has no room for more, asked after each part: then the guest keeps what comes next.
+            It fills the job's pipes, and the job waits. What is on its way comes nevertheless, and at the job's end
+            what is in the pipes. See :meth:`has_room`.
         """
-        return await self._begin(reads.value, tuple(argv), run_payload(argv, environment), sink)
+        return await self._begin(reads.value, tuple(argv), run_payload(argv, environment), sink, full)
 
     async def shell(self) -> Job:
         """The shell on the guest's ttyS3, started if there is none; it prints there, and not here.
 
         :raises MachineryError: there is no busybox in the guest (it was not on the host).
         """
-        return await self._begin("shell", ("sh",), b"", None)
+        return await self._begin("shell", ("sh",), b"")
 
     async def _begin(
-        self, verb: str, argv: tuple[str, ...], payload: bytes, sink: Callable[[Stream, bytes], None] | None
+        self,
+        verb: str,
+        argv: tuple[str, ...],
+        payload: bytes,
+        sink: Callable[[Stream, bytes], None] | None = None,
+        full: Callable[[], bool] = lambda: False,
     ) -> Job:
         number = self.next_id
         self.next_id += 1
-        job = Job(number, argv, asyncio.get_running_loop().create_future(), sink)
+        job = Job(number, argv, asyncio.get_running_loop().create_future(), sink, full)
         self._jobs[number] = job
         try:
             started = await self._exchange(Frame(verb, number, payload), 30.0)
@@ -340,6 +355,18 @@ class Agent:
         await self.emulator.expect(
             self._write(Frame("kill", job.id, str(int(number)).encode())), 30.0, "a signal to go out"
         )
+
+    def _pace(self, job: Job) -> None:
+        if job.held is not job.full():
+            job.held = not job.held
+            sending = self._write(Frame("hold" if job.held else "resume", job.id))
+            self._pacing.add(sending)
+            sending.add_done_callback(self._pacing.discard)
+
+    def has_room(self, job: Job) -> None:
+        """Lets a job print again whose output was kept in the guest; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the machine gone with it
+            self._loop.call_soon_threadsafe(self._pace, job)
 
     async def resize_shell(self, rows: int, columns: int) -> None:
         """How large the terminal behind the shell's line is; no answer is waited for."""

@@ -14,6 +14,8 @@ PAGE_BYTES = 4096
 LINE_MAX_BYTES = 16 << 10
 #: Events that nobody has taken yet. A program waits at each checkpoint, so few are ever on their way.
 EVENTS_MAX = 1 << 16
+#: What a program says before the agent tells that it runs. It waits to be registered, which is one line.
+EARLY_MAX_BYTES = 1 << 20
 #: HP_NAME of guest_tests/lib/checkpoint.c, less its NUL.
 NAME_MAX = 31
 #: HP_PAGEMAP_PAGES of guest_tests/lib/checkpoint.c.
@@ -26,12 +28,14 @@ MAPPINGS_MAX = 256
 PID_MAX = 4 << 20
 #: The end of user space with five levels, TASK_SIZE_MAX of arch/x86/include/asm/page_64.h.
 USER_END = (1 << 56) - PAGE_BYTES
-#: Leaves that all stops of one run make values of, 16 GiB in pages: about a gigabyte of host memory.
+#: Leaves and holes that all stops of one run make values of, 16 GiB in pages: about a gigabyte of host memory.
 LEAVES_MAX = 4 << 20
+#: Words of pagemap that a run's processes say, 32 GiB in pages: about as much.
+PAGEMAP_RUN_MAX = 8 << 20
 #: What is kept of a job's output, each stream; a caller that takes it as it comes has no limit.
 OUTPUT_MAX_BYTES = 64 << 20
-#: What is kept of the kernel's log.
-LOG_MAX_BYTES = 256 << 20
+#: What is kept of the kernel's log, the newest, each of the records and of the console: about 300 MB of host memory.
+LOG_MAX_BYTES = 64 << 20
 
 _SIGNAL_MAX = 64  # SIGRTMAX
 _DIGITS = re.compile(r"[0-9]{1,20}")

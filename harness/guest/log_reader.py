@@ -27,7 +27,7 @@ async def read_log(agent: Agent, occasion: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     async with log.reading:
         mark, line = f"hugepfn: {occasion} ({agent.next_id})", True
-        shown, lost, size = len(log.console), 0, 0
+        shown, lost, size = log.mark().console, 0, 0
         while True:
             left_s = deadline - time.monotonic()
             if size > _READ_MAX_BYTES or (left_s <= 0 and size):

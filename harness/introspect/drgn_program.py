@@ -31,7 +31,7 @@ def drgn_program(vm: LiveKernel, facts: KernelFacts) -> Any:
     said = facts.optional(_VMCOREINFO).split()
     if len(said) != 2:
         raise PremiseNotMet(
-            f"{vm.kernel.spec} has no {_VMCOREINFO}, from which drgn learns where the kernel's page table is: "
+            f"{vm.ready['release']} has no {_VMCOREINFO}, from which drgn learns where the kernel's page table is: "
             "CONFIG_CRASH_DUMP=y gives it"
         )
     kallsyms, vmlinux, btf = facts.kallsyms, facts.vmlinux, facts.btf

@@ -76,8 +76,8 @@ def start_stub(vm: LiveKernel, processes: Processes) -> GdbStub:
     else:
         symbols, offset = _names_only(facts, text), text - _LINKED_AT
         note = (
-            f"no vmlinux of {vm.kernel.spec} is on this host: gdb has the names that kallsyms has, no types and no "
-            "lines; a kernel built by hugepfn has its vmlinux, and so has a distribution's debug package"
+            f"no vmlinux of {vm.ready['release']} is on this host: gdb has the names that kallsyms has, no types and "
+            "no lines; a kernel built by hugepfn has its vmlinux, and so has a distribution's debug package"
         )
     vm.on_loop(_listen(vm.qemu, socket))
     return GdbStub(socket, symbols, text, offset, note)

@@ -49,7 +49,8 @@ class KernelFacts:
     @functools.cached_property
     def vmlinux(self) -> Vmlinux | None:
         """The file with this kernel's symbols, None where there is none on this host."""
-        return find_vmlinux(self._vm.kernel, self.build_id)
+        kernel = self._vm.known_kernel
+        return find_vmlinux(kernel, self.build_id) if kernel is not None else None
 
     @functools.cached_property
     def btf(self) -> Btf | None:
@@ -73,7 +74,7 @@ class KernelFacts:
         if text is not None and self.vmlinux is not None and symbol in self.vmlinux.symbols:
             return text + self.vmlinux.symbols[symbol] - self.vmlinux.symbols["_text"]
         raise PremiseNotMet(
-            f"{self._vm.kernel.spec}: where {symbol} is, neither /proc/kallsyms says (CONFIG_KALLSYMS, and "
+            f"{self._vm.ready['release']}: where {symbol} is, neither /proc/kallsyms says (CONFIG_KALLSYMS, and "
             "CONFIG_KALLSYMS_ALL for data) nor a vmlinux with symbols"
         )
 
@@ -90,7 +91,9 @@ class KernelFacts:
         """
         if self.btf is not None:
             return TaskOffsets.of(self.btf.offset)
-        kernel = self._vm.kernel
+        kernel = self._vm.known_kernel
+        if kernel is None:
+            raise PremiseNotMet(f"{self._vm.ready['release']} has no BTF, and its files are no longer here; {_ADVICE}")
         built = find_offsets(kernel, self.build_id)
         if built is not None and not built.problem:
             return TaskOffsets.of(built.bytes_to.__getitem__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -20,8 +20,12 @@ class LiveKernel(Protocol):
     """A running kernel: its files, its memory, and a way to make it stand still."""
 
     @property
-    def kernel(self) -> KernelImage:
-        """What was booted."""
+    def known_kernel(self) -> KernelImage | None:
+        """The kernel's files; None of a kept machine whose kernel is gone since, or was built anew."""
+
+    @property
+    def ready(self) -> Mapping[str, str]:
+        """What the guest reported when it came up."""
 
     @property
     def layout(self) -> Layout:

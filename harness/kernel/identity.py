@@ -10,6 +10,18 @@ from pathlib import Path
 
 from harness.host import cache
 
+#: Size in bytes, mtime in ns, inode and device.
+Stamp = tuple[int, int, int, int]
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Tell a file from what replaces it, without reading it.
+
+    :raises OSError: it is not there.
+    """
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev
+
 
 def content_key(image: Path, modules_dir: Path | None) -> str:
     """Sha256 hex of an image's bytes and of its modules' listing.
@@ -39,8 +51,7 @@ def _listing(modules_dir: Path) -> list[tuple[str, int, int]]:
 
 def _file_sha256(path: Path) -> str:
     """Sha256 hex of a file, stored by its size, mtime and inode."""
-    stat = path.stat()
-    stamp = [str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev]
+    stamp = [str(path.absolute()), *stamp_of(path)]
     name = hashlib.sha256(str(path.absolute()).encode(errors="surrogateescape")).hexdigest()[:32]
     note = cache.root() / "hashes" / f"{name}.json"
     try:

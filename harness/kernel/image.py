@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.errors import UsageError
-from harness.kernel.identity import content_key
+from harness.errors import MachineryError, UsageError
+from harness.kernel.identity import Stamp, content_key, stamp_of
 from harness.kernel.kconfig import Kconfig
 from harness.printable import printable
 
@@ -61,6 +61,7 @@ class KernelImage:
     release: str  # what uname -r prints in the guest
     modules_dir: Path | None  # .../lib/modules/RELEASE, absolute; None if no modules were given
     config: Kconfig | None  # None if it was not found beside the image
+    stamp: Stamp | None = None  # of the image when it was opened
 
     @property
     def config_hash(self) -> str | None:
@@ -71,6 +72,21 @@ class KernelImage:
     def key(self) -> str:
         """Content identity in hex: the image's bytes and the listing of its modules; it changes when either does."""
         return content_key(self.image, self.modules_dir)
+
+    def check_unchanged(self) -> None:
+        """Check that the image is the one that was opened, after QEMU has read it.
+
+        :raises MachineryError: it was replaced meanwhile, so :attr:`key` and the rest may describe another kernel.
+        """
+        try:
+            same = self.stamp is None or stamp_of(self.image) == self.stamp
+        except OSError:
+            same = False
+        if not same:
+            raise MachineryError(
+                f"{self.image} was replaced while it was in use, so it is not known which kernel booted; run again "
+                "once `make` has ended"
+            )
 
 
 def open_image(
@@ -84,6 +100,7 @@ def open_image(
     :raises UsageError: the file is missing or not an x86-64 kernel, or the modules belong to another release.
     """
     path = path.expanduser().absolute()
+    stamp = stamp_of(path) if path.exists() else None  # before anything is read
     kind, release, embedded = _recognise(path)
     modules_dir = find_modules_dir(modules, release) if modules is not None else None
     found = config or _config_beside(path, release, modules_dir)
@@ -91,7 +108,7 @@ def open_image(
         kconfig = Kconfig(_text(found)) if found else embedded
     except OSError as error:
         raise UsageError(f"cannot read the kernel configuration {found}: {error.strerror or error}") from error
-    return KernelImage(spec or str(path), path, kind, release, modules_dir, kconfig)
+    return KernelImage(spec or str(path), path, kind, release, modules_dir, kconfig, stamp)
 
 
 def _text(config: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pytest
 from _pytest.runner import runtestprotocol
 
-from harness.errors import BootError, ClaimFailed, HugepfnError, KernelError, MachineryError, PremiseNotMet
+from harness.errors import KERNELS_FAULT, ClaimFailed, HugepfnError, KernelError, MachineryError, PremiseNotMet
 from harness.host.cache import Progress
 from harness.kernel import KernelImage
 from harness.kernel.build.selftests import Collection
@@ -50,7 +50,7 @@ class Runner:
     say: Progress
     broken: bool = False  # the machinery failed somewhere
     failed: bool = False  # a program or the kernel failed
-    _boot_failures: list[BootError] = field(default_factory=list)
+    _boot_failures: list[KernelError | ClaimFailed] = field(default_factory=list)
 
     @contextlib.contextmanager
     def machine(self, program: str) -> Iterator[VM]:
@@ -59,14 +59,16 @@ class Runner:
             raise self._boot_failures[-1]
         vm = self.settings.vm(self.image, (), self.say)
         try:
-            vm.start()
+            try:
+                vm.start()
+            except KERNELS_FAULT as error:
+                self._boot_failures.append(error)
+                raise
+            self._boot_failures.clear()
             for path, value in knobs(program).items():
                 with contextlib.suppress(MachineryError):  # the kernel has no such file; the tests report it
                     vm.on_loop(vm.agent.put(path, value.encode()))
             yield vm
-        except BootError as error:
-            self._boot_failures.append(error)
-            raise
         finally:
             vm.close()
 
@@ -186,7 +188,7 @@ class KselftestPlugin:
         if report.failed and isinstance(error, HugepfnError):
             report.longrepr = str(error)
         if report.failed:
-            judged = isinstance(error, ClaimFailed | KernelError)
+            judged = isinstance(error, KERNELS_FAULT)
             self.runner.failed |= judged
             self.runner.broken |= not judged
             report.user_properties += [] if judged else [(NO_VERDICT, True)]

@@ -49,6 +49,7 @@ async def boot(
     :param on_event: gets what comes through the events channel.
     :param started: gets the QEMU as soon as there is one, so that somebody can end it whatever happens next.
     :raises BootError: the kernel did not reach the agent.
+    :raises MachineryError: the kernel's file was replaced meanwhile.
     """
     qemu = Qemu(spec, find_qemu(), SharedRam(spec.memory_mib, ram_dir))
     started(qemu)
@@ -58,7 +59,9 @@ async def boot(
         if timing.first_line_s is not None:
             await qemu.expect(qemu.log.first_line(), timing.first_line_s, "the kernel's first words")
         ready = await agent.ready(timing.boot_s or _BOOT_TIMEOUT_S[spec.accel])
+        kernel.check_unchanged()
     except KernelError as error:
+        kernel.check_unchanged()
         init = [line for line in qemu.log.text.splitlines() if line.startswith(_INIT)][:1]
         raise BootError(
             "\n".join([f"{kernel.spec} ({kernel.release}) does not boot: {error}", *init, qemu.log.tail()]),

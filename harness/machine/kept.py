@@ -30,6 +30,7 @@ class Kept:
     folder: Path
     spec: MachineSpec
     kernel: str  # what was asked for, "debian:6.12"
+    kernel_key: str  # of what it was then, see :attr:`harness.kernel.image.KernelImage.key`
     why: str
     ready: Mapping[str, str]
     bars: tuple[Region, ...]
@@ -116,6 +117,7 @@ def _load(folder: Path) -> Kept:
         folder=folder,
         spec=spec,
         kernel=meta["kernel"],
+        kernel_key=meta.get("kernel_key", ""),
         why=meta["why"],
         ready=meta["ready"],
         bars=tuple(Region(**bar) for bar in meta["bars"]),

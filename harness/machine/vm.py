@@ -99,7 +99,7 @@ class VM(LiveMachine):
         self._search = tuple(search)
         self._say = say
         self._run: GuestRun | None = None
-        self._early: list[bytes] | None = None
+        self._early: bytearray | None = None
         self._pushed: dict[str, Path] = {}
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
@@ -239,6 +239,7 @@ class VM(LiveMachine):
             discard(old)
         facts = {
             "kernel": self.kernel.spec,
+            "kernel_key": self.kernel.key,
             "why": why,
             "ready": dict(self.ready),
             "bars": [asdict(bar) for bar in self.bars],
@@ -255,7 +256,9 @@ class VM(LiveMachine):
         vm = cls(saved.kernel, ram_dir=ram_dir)
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
-            vm.kernel = Kernel.parse(saved.kernel).resolve(offline=True)
+            kernel = Kernel.parse(saved.kernel).resolve(offline=True)
+            if kernel.key == saved.kernel_key:  # not built anew since: its symbols are of no use then
+                vm.kernel = kernel
         vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
         if saved.capabilities is not None:
             vm._know(saved.capabilities)
@@ -268,11 +271,6 @@ class VM(LiveMachine):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    @property
-    def known_kernel(self) -> KernelImage | None:
-        """What was booted. A kept machine whose kernel is no longer there has none."""
-        return getattr(self, "kernel", None)
 
     # --- running programs ------------------------------------------------------------------------
 
@@ -322,12 +320,10 @@ class VM(LiveMachine):
         witness = Witness(self.qemu, self.bars, self.layout)
         job_started = asyncio.ensure_future(self.agent.run(argv))
         # The program may speak before the agent says that it runs: keep what comes.
-        early: list[bytes] = []
-        self._early = early
+        self._early = early = bytearray()
         job = await job_started
         run = GuestRun(self, job, witness, timeout_s, kernel)
-        for data in early:
-            run.receive(data)
+        run.receive(bytes(early))
         self._early = None
         self._run = run
         return run
@@ -336,9 +332,12 @@ class VM(LiveMachine):
         if self._run is not None:
             self._run.receive(data)
         elif self._early is not None:
-            if len(self._early) == bounds.EVENTS_MAX:
-                raise ProtocolError("events: a program that has not been started yet says more than any does")
-            self._early.append(data)
+            self._early += data
+            if len(self._early) > bounds.EARLY_MAX_BYTES:
+                raise ProtocolError(
+                    f"events: a program that is just being started says {len(self._early)} bytes, expected one line "
+                    f"(at most {bounds.EARLY_MAX_BYTES} bytes) until it is registered; use hp_start() to start it"
+                )
 
     def forget(self, run: GuestRun) -> None:
         """The run is over."""
@@ -358,6 +357,11 @@ class VM(LiveMachine):
             self.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
         except (TimeoutError, HugepfnError):
             self._broken = True
+
+    @property
+    def known_kernel(self) -> KernelImage | None:
+        """The kernel's files; None of a kept machine whose kernel is gone since, or was built anew."""
+        return getattr(self, "kernel", None)
 
     # --- looking ---------------------------------------------------------------------------------
 

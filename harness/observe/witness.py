@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from harness.errors import DeadlineError, ProtocolError, UsageError
 from harness.guest import bounds
@@ -34,7 +35,6 @@ from harness.pagetable import (
     LeafArrays,
     PagemapWord,
     Region,
-    Walk,
     WalkError,
     root_paddr,
     translate,
@@ -46,6 +46,8 @@ from harness.qemu.deadline import Deadline
 from harness.qemu.process import Qemu
 from harness.qemu.ram import GuestMemory
 from harness.qemu.registers import ControlRegisters, parse_registers
+
+T = TypeVar("T")
 
 RELEASED = 0
 _BARS = 6
@@ -73,6 +75,7 @@ class Witness:
         self._layout = layout
         self._stopped_at = 0.0
         self._leaves_left = bounds.LEAVES_MAX
+        self._words_left = bounds.PAGEMAP_RUN_MAX
         self.processes: dict[int, Process] = {}
 
     @property
@@ -117,6 +120,12 @@ class Witness:
             raise ProtocolError(
                 f"events: {len(words)} pagemap words for {name} of pid {process.pid}, "
                 f"which has {mapping.size_bytes // bounds.PAGE_BYTES} pages"
+            )
+        self._words_left -= len(words)
+        if self._words_left < 0:
+            raise ProtocolError(
+                f"events: all processes of this run have said more than {bounds.PAGEMAP_RUN_MAX} words of pagemap; "
+                "declare less with hp_map(), or use fewer checkpoints"
             )
         process.pagemap[name] = words
 
@@ -231,7 +240,7 @@ class Witness:
         """Walks every mapping of every registered process. The machine must be stopped.
 
         :param check: called for each leaf; it may raise to end this.
-        :raises ProtocolError: there are more leaves than all stops of a run may have.
+        :raises ProtocolError: there are more leaves and holes than all stops of a run may have.
         """
         views = {process.name: self._view(process, checkpoint, check) for process in self.processes.values()}
         return Snapshot(checkpoint, pid, views, self._bars, time.perf_counter() - self._stopped_at)
@@ -255,16 +264,16 @@ class Witness:
                 return walk_arrays(self._memory, process.root, declared.vaddr, end, layout)
         raise UsageError(f"no process {name!r} with a mapping {mapping!r} is registered")
 
-    def _counted(self, leaves: Iterable[Leaf], mapping: str, check: Callable[[], None]) -> Iterator[Leaf]:
-        for leaf in leaves:
+    def _counted(self, found: Iterable[T], mapping: str, check: Callable[[], None]) -> Iterator[T]:
+        for one in found:
             check()
             if not self._leaves_left:
                 raise ProtocolError(
-                    f"mapping {mapping}: all stops of this run have more than {bounds.LEAVES_MAX} leaves; "
+                    f"mapping {mapping}: all stops of this run have more than {bounds.LEAVES_MAX} leaves and holes; "
                     "declare less with hp_map(), or look at a large mapping with leaf_arrays()"
                 )
             self._leaves_left -= 1
-            yield leaf
+            yield one
 
     def _view(self, process: Process, checkpoint: str, check: Callable[[], None]) -> ProcessView:
         layout = self._layout_for(process.five_level)
@@ -276,18 +285,14 @@ class Witness:
             try:
                 found = walk_range(self._memory, process.root, declared.vaddr, end, layout)
                 leaves = tuple(self._counted(found, name, check))
-                holes[name] = tuple(self._holes(process, _gaps(leaves, declared.vaddr, end), check))
+                gaps = _gaps(leaves, declared.vaddr, end)
+                walks = (walk(self._memory, process.root, vaddr, layout) for vaddr in gaps)
+                holes[name] = tuple(self._counted(walks, name, check))
             except WalkError as error:  # the root is this process's, so these tables are what the kernel made
                 broken = str(error)
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
             mappings[name] = MappingView(declared, leaves, words, broken)
         return ProcessView(process.name, process.pid, checkpoint, mappings, holes)
-
-    def _holes(self, process: Process, vaddrs: Iterable[int], check: Callable[[], None]) -> Iterator[Walk]:
-        layout = self._layout_for(process.five_level)
-        for vaddr in vaddrs:
-            check()
-            yield walk(self._memory, process.root, vaddr, layout)
 
 
 def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:

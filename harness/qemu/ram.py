@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.errors import MachineryError
+from harness.errors import MachineryError, RestoreError
 from harness.host import cache
 from harness.pagetable import PhysicalMemory, WalkError
 from harness.pagetable.memory import SplitMemory, U64Array, WritableMemory
@@ -20,6 +21,7 @@ _ADVICE = "free some, use less --memory, or name another folder: --ram-dir"
 _TABLE_BYTES = 4096
 _Q35_ALL_LOW_BYTES = 0xB000_0000
 _PART_BYTES = 64 << 20
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 GuestMemory = WritableMemory
@@ -157,12 +159,14 @@ class PrivateRam:
     def __init__(self, path: Path) -> None:
         """Opens the template's RAM file.
 
-        :raises MachineryError: it cannot be opened.
+        :raises RestoreError: it cannot be opened; another hugepfn has pruned it, for instance.
+        :raises MachineryError: this host is at its limits, which says nothing about the template.
         """
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise MachineryError(f"cannot open the template's RAM {path}: {error.strerror}") from error
+            family = MachineryError if error.errno in _LIMITS else RestoreError
+            raise family(f"cannot open the template's RAM {path}: {error.strerror}") from error
         self._flat: ProcessMemory | None = None
 
     @property

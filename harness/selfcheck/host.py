@@ -7,15 +7,16 @@ import os
 import platform
 import resource
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from harness.errors import MachineryError
 from harness.host import cache
 from harness.host.process import run
 from harness.qemu.accel import Proof, kvm_proof
 from harness.qemu.binary import find_qemu
-from harness.qemu.ram import ram_folder
+from harness.qemu.ram import find_room, ram_folder
 
 MOUNTS = Path("/proc/self/mountinfo")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
@@ -63,7 +64,7 @@ def host_findings() -> Iterator[Finding]:
     yield of_versions()
     yield of_accelerators(_accelerators(find_qemu().path), kvm_proof(find_qemu(), "max"))
     yield of_space("file system of the cache", space(cache.root()), _CACHE_MIB, "HUGEPFN_CACHE_DIR")
-    yield of_space("file system of guest RAM", space(ram_folder()), _MACHINE_MIB, "HUGEPFN_RAM_DIR or --ram-dir")
+    yield of_ram()
     yield of_ptrace(PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else None, has_capability=_may_trace())
     yield of_limits({name: resource.getrlimit(getattr(resource, name))[0] for name in _LIMITS})
 
@@ -127,6 +128,17 @@ def of_space(what: str, seen: Space, needed_mib: int, variable: str) -> Finding:
         advice = f"if the checks below fail, name a folder on one of {', '.join(sorted(TRIED))}: {variable}"
         return Finding(what, State.NOTE, f"{found}; hugepfn was not tried on it", advice)
     return Finding(what, State.OK, found)
+
+
+def of_ram() -> Finding:
+    """Check the folder that guest RAM goes to, which may be another than /dev/shm."""
+    elsewhere: list[str] = []
+    try:
+        folder = find_room(_MACHINE_MIB, say=elsewhere.append)
+    except MachineryError:
+        folder = ram_folder()
+    found = of_space("file system of guest RAM", space(folder), _MACHINE_MIB, "HUGEPFN_RAM_DIR or --ram-dir")
+    return replace(found, state=State.NOTE, found=f"{found.found}; {elsewhere[0]}") if elsewhere else found
 
 
 def _may_trace() -> bool:

@@ -102,7 +102,7 @@ class Server:
                 return
             except Exception as error:
                 connection.send(wire.Failure(f"{call.verb}: {explain(error)}", int(ExitCode.MACHINERY)))
-                raise
+                return  # explain() has kept the traceback
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
@@ -135,7 +135,8 @@ class Server:
             with line:
                 connection.send(wire.Answer())
                 wire.send_descriptors(connection, [line.fileno()])
-            with self._telling(job, connection):
+            they_leave = contextlib.suppress(EOFError, ConnectionError)
+            with self._telling(job, connection), they_leave:
                 while True:
                     said = connection.recv()
                     if isinstance(said, wire.Size):

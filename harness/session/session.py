@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
-from harness.guest.agent import UNLIMITED_S, ExitStatus, Input, Job, Stream
+from harness.guest.agent import UNLIMITED_S, ExitStatus, Input, Job
 from harness.guest.exec import finish
 from harness.introspect.gdb import GdbStub
 from harness.introspect.processes import ProcessAreas, ProcessRoot, RangeWalk
 from harness.machine.vm import VM
-from harness.outputs import Output, write_all
+from harness.outputs import Output
 from harness.pagetable import Walk
 from harness.qemu.spec import Root
+from harness.session.outlet import Outlet
 
 if TYPE_CHECKING:
     from harness.guest.sshd import SshAddress
@@ -48,40 +49,49 @@ class Session:
     ) -> ExitStatus:
         """Run a command in the guest on the caller's standard streams.
 
+        A reader that takes nothing stops the command, as it would on this host; see :class:`Outlet`.
+
         :param argv: its words; {bdf} and {group} are replaced by the device's address and group.
         :param program: a file on the host that is sent first and replaces ``argv[0]``.
         :param streams: descriptors of standard input, output and error.
         :param signals: signals for the command; None ends the queue.
         """
-        with self._turn:
-            known = self.vm.ready
-            words = [word.replace("{bdf}", known["vfio_bdf"]).replace("{group}", known["vfio_group"]) for word in argv]
-            if program is not None:  # a guest with the host's root already has it
-                words[0] = self.vm.send(program) if self.vm.spec.root is Root.INITRAMFS else program
-            out: queue.Queue[tuple[int, bytes] | None] = queue.Queue()
+        broken: list[OSError] = []
 
-            def sink(stream: Stream, data: bytes) -> None:
-                out.put((streams[1] if stream is Stream.OUT else streams[2], data))
+        def on_broken(error: OSError) -> None:
+            broken.append(error)
+            signals.put(signal.SIGPIPE)
 
-            job = self.vm.on_loop(self.vm.agent.run(words, environment, reads=Input.PIPE, sink=sink))
-        broken: dict[int, OSError] = {}
-        with (
-            _thread(_write_all, out, broken, lambda: signals.put(signal.SIGPIPE)),
-            _feeding(self.vm, job, streams[0]),
-            _thread(self._pass_on, job, signals),
-        ):
-            try:
-                ended = self.vm.on_loop(finish(self.vm.agent, job, UNLIMITED_S))
-            finally:
-                signals.put(None)
-                out.put(None)
-        for error in broken.values():
+        with Outlet(streams[1], streams[2], on_broken) as outlet:
+            with self._turn:
+                words = self._words(argv, program)
+                running = self.vm.agent.run(
+                    words, environment, reads=Input.PIPE, sink=outlet.sink, full=lambda: outlet.full
+                )
+                job = self.vm.on_loop(running)
+            outlet.on_room(lambda: self.vm.agent.has_room(job))
+            with _feeding(self.vm, job, streams[0]), _thread(self._pass_on, job, signals, outlet):
+                try:
+                    ended = self.vm.on_loop(finish(self.vm.agent, job, UNLIMITED_S))
+                    outlet.end()
+                finally:
+                    signals.put(None)
+        for error in broken:
             if error.errno != errno.EPIPE:
                 raise MachineryError(f"{words[0]}: its output cannot be written: {error.strerror}; it got SIGPIPE")
         return ended
 
-    def _pass_on(self, job: Job, signals: queue.SimpleQueue[int | None]) -> None:
+    def _words(self, argv: Sequence[str], program: str | None) -> list[str]:
+        """The command's words, its program sent to the guest."""
+        known = self.vm.ready
+        words = [word.replace("{bdf}", known["vfio_bdf"]).replace("{group}", known["vfio_group"]) for word in argv]
+        if program is not None:  # a guest with the host's root already has it
+            words[0] = self.vm.send(program) if self.vm.spec.root is Root.INITRAMFS else program
+        return words
+
+    def _pass_on(self, job: Job, signals: queue.SimpleQueue[int | None], outlet: Outlet) -> None:
         while (number := signals.get()) is not None:
+            outlet.hurry()
             with contextlib.suppress(Exception):  # the job or the machine has just ended
                 self.vm.on_loop(self.vm.agent.kill(job, signal.Signals(number)))
 
@@ -104,8 +114,10 @@ class Session:
 
         from harness.campaign.reporter import RunReporter
 
-        if not hasattr(self.vm, "kernel"):
-            raise UsageError("the kernel of this kept machine is no longer here, so nothing can be claimed of it")
+        if self.vm.known_kernel is None:
+            raise UsageError(
+                "the kernel of this kept machine is no longer here, or was built anew, so nothing can be claimed of it"
+            )
         with self._turn, Output(os.dup(stdout)) as file:
             console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)
             status = rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, stopping)
@@ -171,20 +183,6 @@ def _thread(target: Callable[..., None], *args: Any) -> Iterator[None]:
         yield
     finally:
         thread.join()
-
-
-def _write_all(
-    out: queue.Queue[tuple[int, bytes] | None], broken: dict[int, OSError], on_broken: Callable[[], None]
-) -> None:
-    """Write a job's output; report once, with the reason, if a descriptor no longer accepts it."""
-    while (item := out.get()) is not None:
-        descriptor, data = item
-        if descriptor not in broken:
-            try:
-                write_all(descriptor, data)
-            except OSError as error:
-                broken[descriptor] = error
-                on_broken()
 
 
 @contextlib.contextmanager

@@ -18,8 +18,6 @@ VERSION = 1
 
 #: The key in a Run's context that says why results are missing: the child process that runs it failed.
 TROUBLE = "trouble"
-#: The key for the exit status of that child.
-STATUS = "trouble_status"
 
 _KNOWN_BUG = re.compile(r"known bug (\S+?)(?=:|;|\s|$)")
 _FIXED = re.compile(r"(\S+) \(\S+ had it\)")
@@ -94,11 +92,6 @@ class Column:
     def trouble(self) -> str:
         """Why results of a run are missing; "" if none are."""
         return next((str(run.context[TROUBLE]) for run in self.runs if run.context.get(TROUBLE)), "")
-
-    @property
-    def unbuilt(self) -> bool:
-        """Whether the results are missing because the requested source does not give a kernel."""
-        return any(run.context.get(STATUS) == ExitCode.USAGE for run in self.runs)
 
     @property
     def context(self) -> Mapping[str, Any]:

@@ -129,6 +129,25 @@ def test_a_reader_that_leaves_ends_the_program(live: Live, command: tuple[str, .
     _until_it_says_no(live, "pidof", "yes")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_reader_that_does_not_read_stops_the_program_and_costs_no_memory(live: Live, number: signal.Signals) -> None:
+    """SIGINT goes to the program; SIGKILL ends the command, which ends the program."""
+    counting = "i=0; while dd if=/dev/zero bs=64k count=16 2>/dev/null; do i=$((i+1)); echo $i > /tmp/count; done"
+    argv = live.argv("exec", "-s", "one", "sh", "-c", f"rm -f /tmp/count; {counting}")
+    with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE) as child:
+        before = -1
+        while (count := _number(live, "/tmp/count")) != before or not count:  # a look takes longer than a MiB
+            before = count
+        assert count < 20, "MiB: what the host keeps, and what was on its way"
+        child.send_signal(number)
+        assert child.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+        _until_it_says_no(live, "pidof", "dd")
+
+
+def _number(live: Live, path: str) -> int:
+    return int(live.ok("exec", "-s", "one", "sh", "-c", f"cat {path} 2>/dev/null || echo 0"))
+
+
 @pytest.mark.parametrize("command", [("exec", "-s", "one", "yes"), ("ssh", "-s", "one", "--", "yes")])
 def test_output_on_a_full_disk_ends_the_program_and_is_no_status_of_its(live: Live, command: tuple[str, ...]) -> None:
     with Path("/dev/full").open("wb") as full:

@@ -1,0 +1,119 @@
+"""A job's output on its way to the descriptors of a command, whose reader may be slow, or never read."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from harness.errors import ProtocolError
+from harness.guest.agent import Stream
+from harness.outputs import write_all
+
+#: What the session keeps of a job's output that its reader has not taken. From then on the guest has to keep it.
+HELD_BYTES = 1 << 20
+#: What may come after that: what was on its way (socket buffers, the virtqueue), and the pipes of a job that has ended.
+UNREAD_MAX_BYTES = 16 << 20
+#: How long a reader that takes nothing is waited for once the job has ended and the command got a signal, or is gone.
+_LAST_OUTPUT_S = 2.0
+
+
+class Outlet:
+    """Writes output in a thread of its own, and has the guest keep it while the reader is behind.
+
+    A write may block for as long as the reader likes. So the thread has descriptors of its own, and nobody waits for it
+    once it has been given up.
+
+    :param broken: called once per descriptor that no longer takes output.
+    """
+
+    def __init__(self, out: int, err: int, broken: Callable[[OSError], None]) -> None:
+        self._descriptors = {Stream.OUT: os.dup(out), Stream.ERR: os.dup(err)}
+        self._broken = broken
+        self._room: Callable[[], None] = lambda: None
+        self._parts: deque[tuple[Stream, bytes]] = deque()
+        self._unread_bytes = 0
+        self._changed = threading.Condition()
+        self._full = self._ended = self._hurried = self._written = False
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._write, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.hurry()
+        self.end()
+
+    def end(self) -> None:
+        """The job has ended: wait until the reader has everything, or until it is given up."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._written or self._hurried)
+            self._changed.wait_for(lambda: self._written, _LAST_OUTPUT_S)
+            self._parts.clear()
+
+    def sink(self, stream: Stream, data: bytes) -> None:
+        """Take output of the job.
+
+        :raises ProtocolError: the guest sends more, though it was told to keep it.
+        """
+        with self._changed:
+            self._parts.append((stream, data))
+            self._unread_bytes += len(data)
+            self._full = self._full or self._unread_bytes > HELD_BYTES
+            self._changed.notify_all()
+        if self._unread_bytes > UNREAD_MAX_BYTES:
+            raise ProtocolError(
+                f"agent: {self._unread_bytes} bytes of a job's output wait for their reader; at {HELD_BYTES} the guest "
+                f"was told to keep the rest, so {UNREAD_MAX_BYTES} at most were expected; start another machine"
+            )
+
+    @property
+    def full(self) -> bool:
+        """Whether the guest has to keep what else the job prints."""
+        return self._full
+
+    def on_room(self, call: Callable[[], None]) -> None:
+        """Call this, from the thread that writes, when there is room again; and now, for what has been so far."""
+        self._room = call
+        call()
+
+    def hurry(self) -> None:
+        """Once the job has ended, do not wait long for a reader that takes nothing."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+
+    def _write(self) -> None:
+        broken: set[Stream] = set()
+        while (part := self._next()) is not None:
+            stream, data = part
+            if stream not in broken:
+                try:
+                    write_all(self._descriptors[stream], data)
+                except OSError as error:
+                    broken.add(stream)
+                    self._broken(error)
+            with self._changed:
+                self._unread_bytes -= len(data)
+                has_room = self._full and self._unread_bytes <= HELD_BYTES // 2
+                self._full = self._full and not has_room
+            if has_room:
+                self._room()
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        with self._changed:
+            self._written = True
+            self._changed.notify_all()
+
+    def _next(self) -> tuple[Stream, bytes] | None:
+        """The next part, or None once there are no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._parts or self._ended)
+            return self._parts.popleft() if self._parts else None

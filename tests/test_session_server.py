@@ -1,0 +1,89 @@
+"""A session's process: how it takes callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.host import cache
+from harness.session import handshake, wire
+from harness.session.server import Server, Start
+from harness.settings import Settings
+
+SOON_S = 30.0
+
+
+class FakeVM:
+    """A machine with a shell's line."""
+
+    def __init__(self) -> None:
+        self.line, self.guest = socket.socketpair()
+        self.sizes: list[tuple[int, int]] = []
+        self.sized = threading.Event()
+
+    def shell(self) -> tuple[socket.socket, object]:
+        exited = SimpleNamespace(add_done_callback=lambda _tell: None, remove_done_callback=lambda _tell: None)
+        return self.line.dup(), SimpleNamespace(exited=exited)
+
+    def resize_shell(self, rows: int, columns: int) -> None:
+        self.sizes.append((rows, columns))
+        self.sized.set()
+
+    @staticmethod
+    def on_loop(work: Any) -> Any:
+        return asyncio.run(work)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(handshake, "accept", lambda *_args: None)
+    server = Server(Start("one", Settings()), tmp_path, print)
+    server._session = cast(Any, SimpleNamespace(vm=FakeVM(), prepare_for_people=lambda: None))
+    return server
+
+
+def enter(server: Server) -> tuple[Connection, threading.Thread]:
+    """A caller at the shell, and the thread that serves them."""
+    ours, theirs = Pipe()
+    serving = threading.Thread(target=server._serve, args=(cast(Any, theirs),))
+    serving.start()
+    ours.send(wire.Call("shell"))
+    assert ours.poll(SOON_S)
+    assert ours.recv() == wire.Answer()
+    with socket.socket(fileno=wire.receive_descriptors(cast(Any, ours), 1)[0]):
+        pass
+    return cast(Any, ours), serving
+
+
+def test_a_caller_that_leaves_the_shell_is_no_error(server: Server) -> None:
+    for _ in range(2):  # the second finds it free
+        caller, serving = enter(server)
+        caller.send(wire.Size(25, 80))
+        assert cast(Any, server)._session.vm.sized.wait(SOON_S)
+        caller.close()
+        serving.join(SOON_S)
+        assert not serving.is_alive()
+    assert cast(Any, server)._session.vm.sizes == [(25, 80), (25, 80)]
+    assert not (cache.root() / "traceback.txt").exists()
+
+
+def test_a_bug_at_the_shell_is_still_told(server: Server) -> None:
+    caller, serving = enter(server)
+    cast(Any, server)._session.vm.resize_shell = None
+    caller.send(wire.Size(25, 80))
+    assert caller.poll(SOON_S)
+    said = caller.recv()
+    serving.join(SOON_S)
+    assert isinstance(said, wire.Failure)
+    assert "a bug of hugepfn: TypeError" in said.message
+    assert (cache.root() / "traceback.txt").exists()
+    caller.close()
