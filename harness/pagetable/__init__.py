@@ -9,15 +9,8 @@ from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk
 from harness.pagetable.changes import Change, Key, diff
 from harness.pagetable.entry import Entry, kind_of
 from harness.pagetable.memory import Memory, PhysicalMemory, SplitMemory, WalkError
-from harness.pagetable.observation import (
-    Observation,
-    Region,
-    comparable,
-    dump_observations,
-    load_observations,
-    relative_pfn,
-)
-from harness.pagetable.pagemap import PagemapRange, PagemapWord, decode_pagemap
+from harness.pagetable.observation import Observation, Region, comparable, relative_pfn
+from harness.pagetable.pagemap import PagemapWord
 from harness.pagetable.runs import Run, hole_mask, leaf_mask, only, runs
 from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
 
@@ -34,7 +27,6 @@ __all__ = [
     "Level",
     "Memory",
     "Observation",
-    "PagemapRange",
     "PagemapWord",
     "PhysicalMemory",
     "Region",
@@ -44,15 +36,12 @@ __all__ = [
     "WalkError",
     "bit_positions",
     "comparable",
-    "decode_pagemap",
     "diff",
-    "dump_observations",
     "entry_arrays",
     "has_bit",
     "hole_mask",
     "kind_of",
     "leaf_mask",
-    "load_observations",
     "only",
     "pfns",
     "relative_pfn",

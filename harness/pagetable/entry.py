@@ -1,7 +1,7 @@
 """One page-table entry: the raw word, and how the CPU and the kernel interpret it.
 
 The names distinguish two kinds of answers. ``write``, ``dirty``, ``young`` and so on are single bits of the word.
-``kernel_write``, ``kernel_dirty`` and ``kernel_present`` are the kernel's predicates (pte_write() and similar, see
+``kernel_write`` and ``kernel_dirty`` are the kernel's predicates (pte_write() and similar, see
 Documentation/mm/arch_pgtable_helpers.rst), which on x86 look at more than one bit.
 """
 
@@ -94,15 +94,6 @@ class Entry:
     def present(self) -> bool:
         """Has an address: a table, or any kind of leaf (P, PROTNONE, or invalidated by pmdp_invalidate())."""
         return self.kind in (Kind.TABLE, Kind.LEAF)
-
-    @property
-    def kernel_present(self) -> bool:
-        """The kernel's predicate: pte_present() is P or PROTNONE, pmd_present() also PSE, pud_present() only P."""
-        if self.level is Level.PTE:
-            return bool(self.raw & (PRESENT | PROTNONE))
-        if self.level is Level.PMD:
-            return bool(self.raw & (PRESENT | PROTNONE | PSE))
-        return bool(self.raw & PRESENT)
 
     # -- its bits --
 
