@@ -88,7 +88,7 @@ def ended(args: list[str]) -> object:
         ({"run": Run((result(F),))}, 1, "bad: fork pud: failed: because of failed"),
         ({"run": Run((result(S),))}, 125, "cannot tell: fork pud: skipped"),
         ({"build": KernelBuildError("mm/memory.c:7: error: x")}, 125, "cannot tell: it does not build: mm/memory.c:7"),
-        ({"boot": BootError("panic", argv=(), exit_status=None, console_tail="")}, 125, "does not boot: panic"),
+        ({"boot": BootError("panic", exit_status=None, console_tail="")}, 125, "does not boot: panic"),
         ({"build": MachineryError("the disk is full")}, 128, "hugepfn: the disk is full"),
         ({"boot": MachineryError("no QEMU")}, 128, "hugepfn: no QEMU"),
         ({"run": Run((), {TROUBLE: "killed by SIGKILL"})}, 128, "broken: killed by SIGKILL"),

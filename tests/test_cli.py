@@ -206,7 +206,7 @@ def _nothing(name: str, *_: object) -> Path:
     [
         (UsageError("words"), 2),
         (MachineryError("words"), 3),
-        (BootError("words", argv=[], exit_status=None, console_tail=""), 1),
+        (BootError("words", exit_status=None, console_tail=""), 1),
         (GuestProgramError("words"), 1),
         (ClaimFailed("words"), 1),
     ],
@@ -288,7 +288,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     return errors
 
 
-BOOT_ERROR = BootError("debian:6.12 does not boot: panic", argv=["qemu"], exit_status=None, console_tail="panic")
+BOOT_ERROR = BootError("debian:6.12 does not boot: panic", exit_status=None, console_tail="panic")
 FORK = ("run", "fork", "--accel", "tcg", "--pytest=-p", "--pytest=no:hypothesispytest")
 
 

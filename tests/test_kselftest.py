@@ -273,7 +273,7 @@ def test_a_kernel_that_does_not_boot_twice_is_not_booted_again(monkeypatch: pyte
 
     def start() -> None:
         attempts.append(1)
-        raise BootError("no", argv=[], exit_status=1, console_tail="")
+        raise BootError("no", exit_status=1, console_tail="")
 
     vm = SimpleNamespace(start=start, close=lambda: None)
     monkeypatch.setattr(Settings, "vm", lambda *_: vm)

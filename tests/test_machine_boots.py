@@ -125,7 +125,7 @@ def test_after_three_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_kernel_that_does_not_boot_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    vm, boots, said = _boot(monkeypatch, BootError("it died", argv=[], exit_status=0, console_tail=""))
+    vm, boots, said = _boot(monkeypatch, BootError("it died", exit_status=0, console_tail=""))
     with pytest.raises(BootError):
         vm._boot(Timing())
     assert (boots.count, said) == (1, [])
