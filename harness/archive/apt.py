@@ -209,7 +209,7 @@ def _probe(options: Sequence[str], archive: Archive) -> None:
 
     :raises MirrorError: the mirror does not answer.
     """
-    helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
+    helper = find_program("apt-helper", "apt")
     limits = [word for kind in ("http", "https") for word in ("-o", f"Acquire::{kind}::Timeout={_PROBE_TIMEOUT_S}")]
     with tempfile.TemporaryDirectory(prefix="probe.", dir=_state()) as folder:
         wanted = [f"{archive.uri}dists/{archive.suite}/InRelease", f"{folder}/InRelease"]
@@ -251,7 +251,7 @@ def _reason(line: str) -> str:
 def _read_lists(
     options: Sequence[str], archives: Sequence[Archive], reasons: dict[str, str], extra: tuple[str, ...]
 ) -> Index:
-    helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
+    helper = find_program("apt-helper", "apt")
     offers: dict[str, list[Offer]] = {}
     sources: dict[str, list[SourceOffer]] = {}
     for (uri, suite), stem in _list_stems(options, _state() / "lists").items():
@@ -280,7 +280,7 @@ def download(files: Iterable[PackageFile], folder: Path) -> list[Path]:
     :raises MachineryError: there is no room, or it takes too long.
     """
     options = _write_state()
-    helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
+    helper = find_program("apt-helper", "apt")
     fetched = []
     for file in files:
         target = folder / f"{file.package}.deb"

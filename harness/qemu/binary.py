@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from functools import cache
 
 from harness.archive.suites import PREFIX, Program, unpacked_program
 from harness.errors import MachineryError, UsageError
+from harness.host.packages import find_command
 
 #: The oldest QEMU the harness was measured with: Debian 12's.
 QEMU_MINIMUM = (7, 2)
@@ -43,7 +43,7 @@ def find_qemu() -> QemuBinary:
     :raises UsageError: the mirror has no such version.
     """
     wanted = os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64"
-    path = _unpacked(wanted) if wanted.startswith(PREFIX) else shutil.which(wanted)
+    path = _unpacked(wanted) if wanted.startswith(PREFIX) else find_command(wanted)
     if path is None:
         raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")
     try:
