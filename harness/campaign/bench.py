@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import MachineryError
+from harness.host.process import guarded
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine.vm import VM
 from harness.outputs import check_writable, write_text
@@ -69,7 +70,7 @@ def raw_boot_s(spec: MachineSpec) -> float:
     reader = threading.Thread(target=_drain, args=(console,), daemon=True)
     begin = time.perf_counter()
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "--", *qemu_argv(spec, descriptors, find_qemu().path)],
+        guarded(qemu_argv(spec, descriptors, find_qemu().path)),
         pass_fds=[ram.fd, *(end.fileno() for end in ends.values())],
         stdin=subprocess.DEVNULL,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from harness.errors import MachineryError
 from harness.host import cache
-from harness.host.process import FOLLOW_TIMEOUT_S
+from harness.host.process import FOLLOW_TIMEOUT_S, guarded
 from harness.kernel.build.builder import read_fragment, source_tree
 from harness.kernel.build.fragments import merge, parse
 from harness.kernel.build.job import Job, children_cpu_s, virtme_configure
@@ -81,7 +82,7 @@ def virtme_build(slot: Slot, tree: str) -> BuildRow:
 
 def _call(argv: list[str], folder: Path, lock: int) -> None:
     done = subprocess.run(
-        ["setpriv", "--pdeathsig", "TERM", *argv],
+        guarded(argv, signal.SIGTERM),
         cwd=folder,
         env=make_environment(),
         stdin=subprocess.DEVNULL,

@@ -104,6 +104,17 @@ def follow(
         on_end(process.returncode)
 
 
+def guarded(argv: Sequence[str | Path], number: signal.Signals = signal.SIGKILL) -> list[str]:
+    """The command line of a child that does not outlive us: it gets a signal when the thread that starts it ends,
+    even by SIGKILL (PR_SET_PDEATHSIG of prctl(2)).
+
+    :param number: SIGTERM for a child that has children of its own to end.
+    :raises MachineryError: there is no setpriv.
+    """
+    setpriv = find_program("setpriv", "util-linux")
+    return [os.fspath(word) for word in (setpriv, "--pdeathsig", number.name.removeprefix("SIG"), "--", *argv)]
+
+
 def _start(
     words: Sequence[str],
     *,

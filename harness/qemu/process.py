@@ -17,6 +17,7 @@ from qemu.qmp.qmp_client import ExecuteError
 
 from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, QemuRefused
 from harness.guest.kernel_log import KernelLog, LogMark
+from harness.host.process import guarded
 from harness.printable import printable
 from harness.qemu.binary import QemuBinary
 from harness.qemu.deadline import Deadline, first_of
@@ -54,7 +55,6 @@ class Qemu:
         self.spec = spec
         self.binary = binary
         self.ram = ram
-        self.argv: list[str] = []
         self.log = KernelLog()
         self.log_from = LogMark()  # where the present run begins in the log: complaints before it are another's
         self.stood_from_s = 0.0  # how long the machine had stood still by then
@@ -86,16 +86,15 @@ class Qemu:
             self._ends[name].setblocking(False)
         descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
         root, share = root_args(self.spec.root, self._files), self.ram.share
-        self.argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
+        argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
         # QEMU's own file server has the view; a virtiofsd has it to itself.
-        argv = in_view("view", self.argv) if self.spec.root is Root.HOST_9P else self.argv
+        argv = in_view("view", argv) if self.spec.root is Root.HOST_9P else argv
         inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
         inherited += [self._files.connection.fileno()] if self._files is not None else []
         self._words, stderr = await LastWords.listen()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                # QEMU ends when this thread does, even by SIGKILL.
-                *("setpriv", "--pdeathsig", "KILL", "--", *argv),
+                *guarded(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,

@@ -16,7 +16,7 @@ from harness.errors import KernelBuildError, MachineryError
 from harness.host import cache
 from harness.host.cache import Progress, say
 from harness.host.packages import how_to_install
-from harness.host.process import find_program, follow
+from harness.host.process import find_program, follow, guarded
 from harness.kernel.build.fragments import Wanted, config_lines, unmet
 from harness.kernel.build.offsets import built_offsets
 from harness.kernel.build.output import Diagnostic, built, diagnostics, machine_fault
@@ -207,10 +207,8 @@ class Job:
                     mark.unlink(missing_ok=True)
 
             mark.touch()
-            # SIGTERM when we are killed, so that make does not continue without us.
-            guard = [str(find_program("setpriv", "util-linux")), "--pdeathsig", "TERM"]
             status = follow(
-                [*guard, *argv],
+                guarded(argv, signal.SIGTERM),
                 on_line,
                 cwd=self.slot.source,
                 env=_environment(),
