@@ -16,10 +16,12 @@ import pytest
 
 from harness import cli, doctor
 from harness.campaign import session
+from harness.commands import options
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
 from harness.host import cache, packages
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.kernel.build import tools
+from harness.pagetable import LEAF_LABELS
 from harness.qemu.binary import find_qemu
 from harness.settings import Settings
 
@@ -192,6 +194,11 @@ def test_no_apt(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.status == 3
         assert "no apt here" in done.err
         assert "Traceback" not in done.err
+
+
+def test_the_levels_of_the_options_are_those_of_leaves() -> None:
+    """harness.pagetable loads numpy, for which --help does not wait."""
+    assert options.LEVELS == LEAF_LABELS
 
 
 def _nothing(name: str, *_: object) -> Path:

@@ -4,7 +4,17 @@ Pure: bytes, integers and numpy arrays in, values out. No I/O, no printing, and 
 come from.
 """
 
-from harness.pagetable.bits import NO_BITS, Bits, Kind, Layout, Level, bit_positions
+from harness.pagetable.bits import (
+    LEAF_LABELS,
+    LEAF_LEVELS,
+    NO_BITS,
+    PAGE_SIZE_BYTES,
+    Bits,
+    Kind,
+    Layout,
+    Level,
+    bit_positions,
+)
 from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk_arrays, walk_range
 from harness.pagetable.changes import Change, Key, diff
 from harness.pagetable.entry import Entry, kind_of
@@ -15,7 +25,10 @@ from harness.pagetable.runs import Run, hole_mask, leaf_mask, only, runs
 from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
 
 __all__ = [
+    "LEAF_LABELS",
+    "LEAF_LEVELS",
     "NO_BITS",
+    "PAGE_SIZE_BYTES",
     "Bits",
     "Change",
     "Entry",

@@ -65,6 +65,11 @@ class Level(enum.IntEnum):
         raise UsageError(f"no page-table level is called {label!r}; valid values: {valid}")
 
 
+LEAF_LEVELS = (Level.PTE, Level.PMD, Level.PUD)
+"""Levels whose entry can be a leaf. x86 has none at p4d or pgd: bit 7 is reserved there (SDM 4.5)."""
+LEAF_LABELS = tuple(level.label for level in LEAF_LEVELS)
+
+
 class Bits(enum.Flag):
     """The meanings of an entry's bits, independent of their positions.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.pagetable.bits import (
+    LEAF_LEVELS,
     PADDR_MASK,
     PAGE_SHIFT,
     PKEY_MASK,
@@ -30,8 +31,7 @@ PROTNONE = 1 << 8
 KNL_ERRATUM_MASK = (1 << 5) | (1 << 6)
 """Accessed and dirty: Knights Landing may set them in an empty entry (_PAGE_KNL_ERRATUM_MASK in pgtable_64.h)."""
 
-HUGE_LEVELS = frozenset({Level.PMD, Level.PUD})
-"""Levels whose entry can be a huge leaf. x86 has no leaf at p4d or pgd: bit 7 is reserved there (SDM 4.5)."""
+HUGE_LEVELS = frozenset(LEAF_LEVELS) - {Level.PTE}
 
 
 def kind_of(raw: int, level: Level) -> Kind:

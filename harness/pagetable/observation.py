@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import UsageError
-from harness.pagetable.bits import PAGE_SHIFT, Bits
+from harness.pagetable.bits import LEAF_LABELS, PAGE_SHIFT, Bits
 
-LEVEL_LABELS = ("pte", "pmd", "pud", "none")
+LEVEL_LABELS = (*LEAF_LABELS, "none")
 ORDINARY_MEMORY = "ram"
 _ACCESSED = 1 << 5  # in entries of every level
 
