@@ -137,21 +137,26 @@ class Observation:
             pagemap=None if data["pagemap"] is None else _from_hex("pagemap", data["pagemap"]),
         )
 
+    @property
+    def answer(self) -> str:
+        """What was found there: level, raw entry, bits and pfn."""
+        return " ".join([self.level, f"{self.raw:#018x}", *self.bits, self.pfn]).rstrip()
+
+    @property
+    def place(self) -> str:
+        """The pfn as two runs can compare it: ordinary memory, of which any frame is as good, is only ``"ram"``."""
+        return ORDINARY_MEMORY if self.pfn.startswith(f"{ORDINARY_MEMORY}+") else self.pfn
+
     def __str__(self) -> str:
-        words = [f"{self.checkpoint} {self.process} {self.mapping}+{self.offset:#x}:", self.level, f"{self.raw:#018x}"]
-        return " ".join([*words, *self.bits, self.pfn]).rstrip()
+        return f"{self.checkpoint} {self.process} {self.mapping}+{self.offset:#x}: {self.answer}"
 
 
 def comparable(observations: Iterable[Observation]) -> list[tuple[object, ...]]:
     """The part that two machines with one kernel have in common: everything except the frames of ordinary memory."""
     return [
-        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, _place(o.pfn), o.pagemap is None)
+        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, o.place, o.pagemap is None)
         for o in observations
     ]
-
-
-def _place(pfn: str) -> str:
-    return ORDINARY_MEMORY if pfn.startswith(f"{ORDINARY_MEMORY}+") else pfn
 
 
 def _from_hex(key: str, text: str) -> int:

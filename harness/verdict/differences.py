@@ -232,9 +232,7 @@ def _entries(one: ScenarioResult, other: ScenarioResult, *, early: bool) -> Iter
 
 
 def _answer(seen: Observation | None) -> str:
-    if seen is None:
-        return NOTHING
-    return " ".join((seen.level, f"{seen.raw:#018x}", *seen.bits, seen.pfn)).rstrip()
+    return NOTHING if seen is None else seen.answer
 
 
 def _continues(last: Difference, one: Difference) -> bool:
