@@ -1,17 +1,11 @@
-"""Turns evidence into verdicts: text in, values out; no I/O, no printing.
-
-Two enumerations are called ``Outcome`` in their own modules. :class:`harness.verdict.claims.Outcome`, of a scenario or
-a claim, keeps its name here; :class:`harness.verdict.ktap.parse.Outcome`, of a test in a guest's report, is called
-``KtapOutcome``.
-"""
+"""Turns evidence into verdicts: text in, values out; no I/O, no printing."""
 
 from __future__ import annotations
 
 from harness.verdict.claims import Claim, Outcome, Run, ScenarioResult, exit_code
 from harness.verdict.complaint_kinds import ComplaintKind
 from harness.verdict.kernel_log import Complaint, Scanner, scan
-from harness.verdict.ktap.parse import Outcome as KtapOutcome
-from harness.verdict.ktap.parse import Report, Test
+from harness.verdict.ktap.parse import KtapOutcome, Report, Test
 from harness.verdict.ktap.parse import parse as parse_ktap
 from harness.verdict.log_lines import message as log_message
 from harness.verdict.log_records import LogPart, LogRecord, parse_log_part
