@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.campaign.check import Step, judge
+from harness.campaign.check import BisectVerdict, judge
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
 from harness.settings import Settings
@@ -28,18 +28,18 @@ PASSED = Run((result(P),))
 @pytest.mark.parametrize(
     ("outcomes", "step"),
     [
-        ([P], Step.GOOD),
-        ([P, P], Step.GOOD),
-        ([P, F], Step.BAD),
-        ([K], Step.BAD),
-        ([S, F], Step.BAD),
-        ([P, S], Step.CANNOT_TELL),
-        ([S], Step.CANNOT_TELL),
-        ([F, E], Step.BROKEN),
-        ([], Step.BROKEN),
+        ([P], BisectVerdict.GOOD),
+        ([P, P], BisectVerdict.GOOD),
+        ([P, F], BisectVerdict.BAD),
+        ([K], BisectVerdict.BAD),
+        ([S, F], BisectVerdict.BAD),
+        ([P, S], BisectVerdict.CANNOT_TELL),
+        ([S], BisectVerdict.CANNOT_TELL),
+        ([F, E], BisectVerdict.BROKEN),
+        ([], BisectVerdict.BROKEN),
     ],
 )
-def test_judge(outcomes: list[Outcome], step: Step) -> None:
+def test_judge(outcomes: list[Outcome], step: BisectVerdict) -> None:
     assert judge([result(outcome) for outcome in outcomes])[0] is step
 
 

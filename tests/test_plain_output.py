@@ -19,7 +19,7 @@ from harness.campaign import reporter as reporting
 from harness.campaign.compare import report_lines
 from harness.campaign.matrix import print_table
 from harness.campaign.reporter import RunReporter, entry_lines
-from harness.campaign.series import Step, change_lines
+from harness.campaign.series import PatchStep, change_lines
 from harness.commands.walk_view import process_line, range_lines, vma_lines, walk_lines
 from harness.host import packages
 from harness.introspect.processes import ProcessRoot, ProcessVmas
@@ -166,7 +166,7 @@ def test_tables_of_several_kernels() -> None:
     table = Table.of(columns)
     assert "pass  FAIL" in rendered(lambda console: print_table(console, table, {}))
     assert len({mark.value for mark in Mark}) == len(Mark)
-    steps = [Step("base", "", "a"), Step("1/1", "x", "b")]
+    steps = [PatchStep("base", "", "a"), PatchStep("1/1", "x", "b")]
     assert "fork pud: pass -> FAIL at 1/1 x" in rendered(printer(change_lines(steps, changes(table))))
     runs = (columns[0].runs[0], columns[1].runs[0])
     lines = report_lines(("a", "b"), runs, compare_runs(*runs), (), {})

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness.errors import UsageError
 from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
 from harness.introspect.vmas import Vma, VmaLine
-from harness.pagetable import Bits, Entry, Level, Run, Walk
+from harness.pagetable import Bits, Entry, EntryRun, Level, Walk
 from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT
 from harness.verdict.entries import signed
 
@@ -135,7 +135,7 @@ def _count(now: int, before: int) -> Text:
     return text
 
 
-def _run_cells(run: Run) -> list[Cell]:
+def _run_cells(run: EntryRun) -> list[Cell]:
     entry = run.entry
     many = f" x{run.count}" if run.count > 1 else ""
     label = Text(f"{entry.level.label}{many}", style=_LEVEL_STYLE.get(entry.level, "") if entry.leaf else "dim")

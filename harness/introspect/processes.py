@@ -11,7 +11,7 @@ from harness.introspect.kernel_memory import KernelMemory, prove_kernel_memory
 from harness.introspect.live_kernel import LiveKernel
 from harness.introspect.tasks import Task, Tasks, first_task
 from harness.introspect.vmas import Vma, count_vmas, parse_maps
-from harness.pagetable import Layout, Leaf, LeafArrays, Run, Walk, entry_arrays, leaf_mask, only, runs, walk
+from harness.pagetable import EntryRun, Layout, Leaf, LeafArrays, Walk, entry_arrays, leaf_mask, only, runs, walk
 from harness.pagetable.bits import Level
 from harness.pagetable.entry import Entry
 from harness.printable import printable
@@ -51,7 +51,7 @@ class RangeWalk:
         columns = zip(found.vaddr.tolist(), found.raw.tolist(), found.level.tolist(), strict=True)
         return [Leaf(Entry(raw, Level(level), layout), vaddr) for vaddr, raw, level in columns]
 
-    def runs(self, previous: RangeWalk | None = None) -> Iterator[Run]:
+    def runs(self, previous: RangeWalk | None = None) -> Iterator[EntryRun]:
         """Neighbours that are alike as one, holes included; with what changed since another look at the same range."""
         old = None if previous is None else previous.entries
         return runs(self.entries, self.process.layout, self.start, self.end, old)

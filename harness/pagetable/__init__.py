@@ -16,12 +16,12 @@ from harness.pagetable.bits import (
     bit_positions,
 )
 from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk_arrays, walk_range
-from harness.pagetable.changes import Change, Key, diff
+from harness.pagetable.changes import EntryChange, Key, diff
 from harness.pagetable.entry import Entry, kind_of
 from harness.pagetable.memory import Memory, PhysicalMemory, SplitMemory, WalkError
 from harness.pagetable.observation import Observation, Region, comparable, relative_pfn
 from harness.pagetable.pagemap import PagemapWord
-from harness.pagetable.runs import Run, hole_mask, leaf_mask, only, runs
+from harness.pagetable.runs import EntryRun, hole_mask, leaf_mask, only, runs
 from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
 
 __all__ = [
@@ -30,8 +30,9 @@ __all__ = [
     "NO_BITS",
     "PAGE_SIZE_BYTES",
     "Bits",
-    "Change",
     "Entry",
+    "EntryChange",
+    "EntryRun",
     "Key",
     "Kind",
     "Layout",
@@ -43,7 +44,6 @@ __all__ = [
     "PagemapWord",
     "PhysicalMemory",
     "Region",
-    "Run",
     "SplitMemory",
     "Walk",
     "WalkError",

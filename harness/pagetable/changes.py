@@ -26,7 +26,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class EntryChange:
     """An observation that differs between two runs, or that only one of them has.
 
     :raises UsageError: neither run has it.
@@ -109,7 +109,7 @@ class Change:
         return " ".join([*words, f"[{self.before.answer} | {self.after.answer}]"])
 
 
-def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[Change]:
+def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[EntryChange]:
     """Return the differences of two runs in the order of the first, then what only the second has, in its order.
 
     Observations are matched by checkpoint, process, mapping and offset; if a program reaches a checkpoint more
@@ -117,8 +117,8 @@ def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[Ch
     it has absolute addresses.
     """
     first, second = by_key(before), by_key(after)
-    changes = [Change(key, one, second.get(key)) for key, one in first.items()]
-    changes += [Change(key, None, one) for key, one in second.items() if key not in first]
+    changes = [EntryChange(key, one, second.get(key)) for key, one in first.items()]
+    changes += [EntryChange(key, None, one) for key, one in second.items() if key not in first]
     return [change for change in changes if not change.empty]
 
 

@@ -18,7 +18,7 @@ from harness.pagetable.memory import U64Array
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EntryRun:
     """Neighbouring entries of one level that have the same bits, or are all holes, or all swap entries."""
 
     vaddr: int  # of the first byte
@@ -39,7 +39,7 @@ class Run:
         return Bits(0) if self.before is None else self.before.bits & ~self.entry.bits
 
 
-class _Seen(NamedTuple):
+class _Columns(NamedTuple):
     """Columns that decide whether two entries are equal."""
 
     kind: U64Array  # 0 hole, 1 leaf, 2 swap
@@ -68,7 +68,7 @@ def only(entries: LeafArrays, which: BoolArray) -> LeafArrays:
 
 def runs(
     entries: LeafArrays, layout: Layout, start: int, end: int, previous: LeafArrays | None = None
-) -> Iterator[Run]:
+) -> Iterator[EntryRun]:
     """Yield the entries that :func:`entry_arrays` found in [start, end), with equal neighbours as one run.
 
     :param previous: the same range at the last look. Neighbours that changed differently are not equal.
@@ -76,13 +76,13 @@ def runs(
     """
     if not len(entries.vaddr):
         return
-    seen = _seen(entries)
+    seen = _columns(entries)
     columns: list[U64Array | BoolArray] = [*seen]
     changed = np.zeros(len(entries.vaddr), np.bool_)
     at = None
     if previous is not None:
         at = _index_in(entries, previous)
-        old = _Seen(*(column[at] for column in _seen(previous)))
+        old = _Columns(*(column[at] for column in _columns(previous)))
         moved = _moved(entries, previous, at)
         changed = moved | (seen.kind != old.kind) | (seen.level != old.level) | (seen.bits != old.bits)
         columns += [*old, moved, changed]
@@ -103,17 +103,17 @@ def runs(
         if previous is not None and at is not None and changed[first]:
             before = Entry(int(previous.raw[at[first]]), Level(int(previous.level[at[first]])), layout)
         consecutive = entry.leaf and bool((steps == np.uint64(size_bytes >> PAGE_SHIFT)).all())
-        yield Run(vaddr, over, last - first, entry, consecutive, before)
+        yield EntryRun(vaddr, over, last - first, entry, consecutive, before)
 
 
-def _seen(entries: LeafArrays) -> _Seen:
+def _columns(entries: LeafArrays) -> _Columns:
     is_leaf, is_hole = leaf_mask(entries), hole_mask(entries)
     kind = np.where(is_leaf, np.uint64(1), np.where(is_hole, np.uint64(0), np.uint64(2)))
     masks = np.zeros(len(Level) + 1, np.uint64)
     for level in Level:
         masks[level] = ~(PADDR_MASK & -level.size_bytes) & (1 << 64) - 1
     bits = np.where(is_leaf, entries.raw & masks[entries.level], np.uint64(0))
-    return _Seen(kind, entries.level.astype(np.uint64), bits)
+    return _Columns(kind, entries.level.astype(np.uint64), bits)
 
 
 def _index_in(entries: LeafArrays, previous: LeafArrays) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
-from harness.archive.suites import PREFIX, Program, unpacked_program
+from harness.archive.suites import PREFIX, SuiteProgram, unpacked_program
 from harness.errors import MachineryError, UsageError
 from harness.host.packages import find_command
 
@@ -18,7 +18,7 @@ QEMU_MINIMUM = (7, 2)
 #: Names the QEMU to use; the option --qemu sets it, so that child processes use the same.
 QEMU_VARIABLE = "HUGEPFN_QEMU"
 
-_SUITE_QEMU = Program(
+_SUITE_QEMU = SuiteProgram(
     "qemu-system-x86",
     "qemu-system-x86_64",
     words='-L "$root/usr/share/qemu" -L "$root/usr/share/seabios"',

@@ -74,7 +74,7 @@ def _until_ready(control: Connection, say: Callable[[str], None]) -> About:
         match control.recv():
             case wire.Say(line=line):
                 say(line)
-            case wire.Failure() as failure:
+            case wire.RemoteFailure() as failure:
                 raise wire.RemoteError(failure)
             case wire.Answer(value=About() as about):
                 return about

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.pagetable import Bits, Change, Level, Observation, diff
+from harness.pagetable import Bits, EntryChange, Level, Observation, diff
 from harness.verdict.claims import Outcome, Run, ScenarioResult
 from harness.verdict.table import Case, Column
 
@@ -50,7 +50,7 @@ class Difference:
     before: str  # the first kernel's answer: an outcome, a reason, a level with its bits
     after: str
     kernel_function: str = ""  # that decides the claim
-    change: Change | None = None  # of an entry
+    change: EntryChange | None = None  # of an entry
 
     @property
     def question(self) -> tuple[object, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from harness.verdict.ktap import lines as grammar
 from harness.verdict.ktap.level import KtapLevel, KtapOutcome, Test, close, crash, settle
-from harness.verdict.ktap.lines import BailOut, Plan, Program, Result, Subtest
+from harness.verdict.ktap.lines import BailOut, Plan, Result, SelftestHeader, Subtest
 from harness.verdict.log_lines import split
 
 __all__ = ["MAX_DEPTH", "KtapOutcome", "Report", "Test", "parse"]
@@ -132,7 +132,7 @@ class _Reader:
                 self._problem(level, f"Bail out! {reason}".strip(), breaks=True)
             case Subtest(indent, name):
                 self._subtest(level, indent, name)
-            case Program(name):
+            case SelftestHeader(name):
                 level.upcoming = name
             case None:
                 if not text.startswith("#"):
