@@ -20,3 +20,14 @@ def test_no_two_classes_share_a_name() -> None:
                 found[node.name].append(f"{path.relative_to(HARNESS)}:{node.lineno}")
     shared = {name: places for name, places in found.items() if len(places) > 1}
     assert shared.keys() == SHARED, shared
+
+
+#: A reader holds so much of one module in mind.
+LINES_MAX = 350
+#: Longer ones that are being split.
+LONG = {"machine/vm.py", "pytest_plugin.py", "observe/run.py"}
+
+
+def test_a_module_is_short() -> None:
+    long = {str(path.relative_to(HARNESS)) for path in FILES if len(path.read_text().splitlines()) > LINES_MAX}
+    assert long == LONG
