@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from harness.verdict.ktap.parse import KtapOutcome, Report, Test
 
-KSFT_PASS, KSFT_FAIL, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP = range(5)
+KSFT_PASS, _, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP = range(5)
+_FINE_STATUSES = (KSFT_PASS, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP)
 _DOING = re.compile(r"\[(?:RUN|INFO)\]\s+(.+)")  # printed by mm's programs: "# [RUN] test_prot_read"
 _FINE = (KtapOutcome.PASSED, KtapOutcome.SKIPPED, KtapOutcome.TODO)
 
@@ -78,20 +79,18 @@ def judge(
     :param last_words: its last line, used as the reason of a skip that has no other.
     :param troubles: the kernel's complaints while it ran.
     """
-    bad = [point for point in points(report) if point.outcome not in _FINE]
-    faults = [f"{len(bad)} of {len(report.tests)} points failed"] if bad else []
+    bad = sum(point.outcome not in _FINE for point in points(report))
     gave_up = status == KSFT_SKIP and not bad  # it may give up in the middle of its plan
-    if not report.silent and not gave_up and report.outcome is not KtapOutcome.SKIPPED:
-        faults += [] if report.outcome in _FINE else [*report.problems]
-    if status not in (KSFT_PASS, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP):
-        faults.append(ended)
+    complete = report.silent or gave_up or report.outcome in _FINE
+    faults = [f"{bad} of {len(report.tests)} points failed"] if bad else []
+    faults += () if complete else report.problems
+    faults += () if status in _FINE_STATUSES else (ended,)
     faults += troubles
-    if faults or (report.outcome not in _FINE and not report.silent and not gave_up):
+    if faults or not complete:
         return Judgement(KtapOutcome.FAILED, "; ".join(dict.fromkeys(faults)) or report.outcome.value)
     if status == KSFT_SKIP or report.outcome is KtapOutcome.SKIPPED:
-        return Judgement(
-            KtapOutcome.SKIPPED, report.reason or _last_reason(report) or last_words or "it says no reason"
-        )
+        reasons = report.reason, _last_reason(report), last_words, "it says no reason"
+        return Judgement(KtapOutcome.SKIPPED, next(filter(None, reasons)))
     if status == KSFT_XFAIL or report.outcome is KtapOutcome.TODO:
         return Judgement(KtapOutcome.TODO, _last_reason(report) or ended)
     return Judgement(KtapOutcome.PASSED, "it reports no points: by its exit status" if report.silent else "")

@@ -98,18 +98,23 @@ def _own_outcome(result: Result) -> KtapOutcome:
 def settle(level: KtapLevel, result: Result) -> None:
     """Turn a result line and everything that waited for it into a test."""
     inner = _absorb(level)
-    outcome, reason = _own_outcome(result), result.reason
     name = result.name or level.upcoming or next((one.name for one in inner if one.name), "")
-    within = {one.outcome() for one in inner if one.tests or one.planned or one.broken}
-    if outcome is KtapOutcome.SKIPPED:
-        within.discard(KtapOutcome.CRASHED)  # the test reports that it gave up before the end of its plan
-    if KtapOutcome.CRASHED in within:
-        outcome = KtapOutcome.CRASHED
-    elif KtapOutcome.FAILED in within and outcome is not KtapOutcome.TODO:
-        outcome = KtapOutcome.FAILED
-    elif within == {KtapOutcome.SKIPPED} and outcome is KtapOutcome.PASSED:
-        outcome, reason = KtapOutcome.SKIPPED, reason or "; ".join(filter(None, (one.skip_reasons() for one in inner)))
+    own, reason = _own_outcome(result), result.reason
+    outcome = _worse(own, {one.outcome() for one in inner if one.tests or one.planned or one.broken})
+    if outcome is KtapOutcome.SKIPPED and own is not outcome:
+        reason = reason or "; ".join(filter(None, (one.skip_reasons() for one in inner)))
     _add(level, inner, name, outcome, reason, result.number)
+
+
+def _worse(own: KtapOutcome, within: set[KtapOutcome]) -> KtapOutcome:
+    """The outcome of a test whose own line says one thing, and the levels inside it perhaps another."""
+    if KtapOutcome.CRASHED in within and own is not KtapOutcome.SKIPPED:  # one that skips gave up within its plan
+        return KtapOutcome.CRASHED
+    if KtapOutcome.FAILED in within and own is not KtapOutcome.TODO:
+        return KtapOutcome.FAILED
+    if within == {KtapOutcome.SKIPPED} and own is KtapOutcome.PASSED:
+        return KtapOutcome.SKIPPED
+    return own
 
 
 def crash(level: KtapLevel) -> None:
