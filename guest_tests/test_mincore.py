@@ -12,7 +12,6 @@ WALKED_BY = {
     Level.PMD: "mm/mincore.c mincore_pte_range()",
     Level.PUD: "mm/pagewalk.c walk_pud_range()",
 }
-SKIPPED_BY = "mm/pagewalk.c walk_page_test()"
 #: Of 4K entries of a BAR: the walk skips a pfnmap, and no page of it is in a page cache; or it looks at the entries.
 ANSWERS = {"0*3": 0, "1*3": 1}
 

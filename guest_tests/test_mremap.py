@@ -22,7 +22,6 @@ DROPPED_BY = {
     Level.PMD: "mm/huge_memory.c __split_huge_pmd_locked()",
     Level.PUD: "mm/huge_memory.c __split_huge_pud_locked()",
 }
-MOVE_PAGE_TABLES = "mm/mremap.c move_page_tables()"
 RESIZED_BY = "mm/mremap.c vma_to_resize()"
 OPENED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_open()"
 FAULTED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"

@@ -21,7 +21,7 @@ _RAM_MIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Examined:
     """One thing looked at."""
 
     what: str
@@ -30,11 +30,11 @@ class Finding:
     required: bool = True
 
 
-def examine() -> tuple[list[Finding], list[str]]:
+def examine() -> tuple[list[Examined], list[str]]:
     """Everything looked at, and the packages that are missing, by Debian's names."""
     wanted = [_qemu(need) for need in packages.needs(Part.RUN, *_mirror(), Part.GUEST)]
     missing = [need for need in wanted if _found(need) is None]
-    findings = [_finding(need, _found(need)) for need in wanted]
+    findings = [_examined(need, _found(need)) for need in wanted]
     building, tools = _building()
     findings += [_default_kernel(), building, _try("virtiofsd", lambda: find_virtiofsd().path, required=False)]
     if findings[0].fine:
@@ -59,19 +59,19 @@ def _mirror() -> tuple[Part, ...]:
     return (Part.MIRROR,) if packages.manager() is packages.Manager.APT else ()
 
 
-def _finding(need: Need, path: str | None) -> Finding:
-    return Finding(need.name, path is not None, path or f"missing: {need.why}", need.part is not Part.GUEST)
+def _examined(need: Need, path: str | None) -> Examined:
+    return Examined(need.name, path is not None, path or f"missing: {need.why}", need.part is not Part.GUEST)
 
 
-def _default_kernel() -> Finding:
+def _default_kernel() -> Examined:
     """What runs without ``--kernel``. The running kernel is looked at now, the mirror's when it is asked for."""
     kernel = default_kernel()
     if kernel.spec != "host":
-        return Finding("default kernel", True, f"{kernel.spec}, the newest of the Debian mirror")
+        return Examined("default kernel", True, f"{kernel.spec}, the newest of the Debian mirror")
     return _try("default kernel", lambda: f"host, {kernel.resolve().image}", required=False)
 
 
-def _building() -> tuple[Finding, tuple[Need, ...]]:
+def _building() -> tuple[Examined, tuple[Need, ...]]:
     """Whether kernels can be built here; stock kernels need none of it."""
     missing = missing_tools()
     ccache = all(packages.find(need) for need in packages.needs(Part.FASTER))
@@ -79,27 +79,27 @@ def _building() -> tuple[Finding, tuple[Need, ...]]:
     extra = ", ccache too" * ccache + ", and with --llvm" * llvm
     detail = ", ".join(f"{need.name} ({need.why})" for need in missing)
     words = f"missing: {detail}" if missing else f"everything is here{extra}"
-    return Finding("to build kernels", not missing, words, required=False), tuple(missing)
+    return Examined("to build kernels", not missing, words, required=False), tuple(missing)
 
 
-def _try(what: str, look: Callable[[], str], *, required: bool = True) -> Finding:
+def _try(what: str, look: Callable[[], str], *, required: bool = True) -> Examined:
     try:
-        return Finding(what, True, look(), required)
+        return Examined(what, True, look(), required)
     except HugepfnError as error:
-        return Finding(what, False, str(error), required)
+        return Examined(what, False, str(error), required)
 
 
-def _kvm() -> Finding:
+def _kvm() -> Examined:
     try:
         proof = kvm_proof(find_qemu(), "max")
     except HugepfnError as error:
-        return Finding("KVM", False, str(error), required=False)
-    return Finding(
+        return Examined("KVM", False, str(error), required=False)
+    return Examined(
         "KVM", proof.works, "runs guest code" if proof.works else f"TCG is used: {proof.reason}", required=False
     )
 
 
-def _room() -> Finding:
+def _room() -> Examined:
     said: list[str] = []
 
     def look() -> str:

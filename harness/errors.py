@@ -13,7 +13,6 @@ A message says what happened, what was expected and what to do next.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -111,14 +110,12 @@ class KernelError(HugepfnError):
 class BootError(KernelError):
     """The kernel did not reach the agent.
 
-    :ivar argv: the QEMU command line.
     :ivar exit_status: QEMU's exit status, None while it was still running.
     :ivar console_tail: the last lines of the kernel log.
     """
 
-    def __init__(self, message: str, *, argv: Sequence[str], exit_status: int | None, console_tail: str) -> None:
+    def __init__(self, message: str, *, exit_status: int | None, console_tail: str) -> None:
         super().__init__(message)
-        self.argv = tuple(argv)
         self.exit_status = exit_status
         self.console_tail = console_tail
 

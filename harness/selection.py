@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.pagetable import Level
+from harness.pagetable import LEAF_LABELS, Level
 from harness.verdict.invariants import Invariant
 from harness.verdict.known_bugs import KnownBug, parse_ledger
 from harness.verdict.seen import Facts, parse_facts
 
-LEVELS = ("pte", "pmd", "pud")
+LEVELS = LEAF_LABELS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

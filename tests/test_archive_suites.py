@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.archive import apt, suites
-from harness.archive.suites import Program, SuiteOffer, choose_offer, fitting, parse_policy, unpacked_program
+from harness.archive.suites import SuiteOffer, SuiteProgram, choose_offer, fitting, parse_policy, unpacked_program
 from harness.errors import MachineryError, UsageError
 from harness.host import cache
 from harness.host.process import Finished
@@ -96,7 +96,9 @@ def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     return ran
 
 
-QEMU = Program("qemu-system-x86", "qemu-system-x86_64", '-L "$root/usr/share/qemu"', "export QEMU_MODULE_DIR=$lib/qemu")
+QEMU = SuiteProgram(
+    "qemu-system-x86", "qemu-system-x86_64", '-L "$root/usr/share/qemu"', "export QEMU_MODULE_DIR=$lib/qemu"
+)
 
 
 def debian_qemu(spec: str, say: Callable[[str], None] = lambda _line: None) -> Path:

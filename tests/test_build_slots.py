@@ -16,6 +16,7 @@ import pytest
 
 from harness.errors import KernelBuildError, MachineryError, UsageError
 from harness.host import cache
+from harness.host.packages import find_command
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import Recipe, TreeOrigin, build, builder, tools
 from harness.kernel.offsets import find_offsets
@@ -343,7 +344,7 @@ def test_what_is_missing_is_told_before_anything_is_done(tree: Tree, monkeypatch
     with pytest.raises(MachineryError, match="the compiler 'clang-99' is missing"):
         tree.build(cc="clang-99")
     with monkeypatch.context() as patch:
-        patch.setattr(tools, "path_of", lambda name: None if name in ("flex", "bc") else f"/usr/bin/{name}")
+        patch.setattr(tools, "find_command", lambda name: None if name in ("flex", "bc") else f"/usr/bin/{name}")
         with pytest.raises(MachineryError, match=r"flex, bc missing; install with: apt-get install flex bc$"):
             tree.build()
     monkeypatch.setattr(tools, "has_header", lambda _name: False)
@@ -510,13 +511,13 @@ def test_a_full_disk_is_one_line(ours: Tree, tmp_path: Path) -> None:
 
 def test_ccache_is_used_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CCACHE_DISABLE", raising=False)
-    monkeypatch.setattr(tools, "path_of", lambda command: f"/usr/bin/{command}")
+    monkeypatch.setattr(tools, "find_command", lambda command: f"/usr/bin/{command}")
     assert tools.make_compiler("gcc-12") == "ccache gcc-12"
     assert tools.make_compiler("ccache gcc") == "ccache gcc"
     monkeypatch.setenv("CCACHE_DISABLE", "1")
     assert tools.make_compiler("gcc-12") == "gcc-12", "even switched off it costs a tenth of a kernel's build"
     monkeypatch.delenv("CCACHE_DISABLE")
-    monkeypatch.setattr(tools, "path_of", lambda _command: None)
+    monkeypatch.setattr(tools, "find_command", lambda _command: None)
     assert tools.make_compiler("gcc-12") == "gcc-12"
 
 
@@ -549,8 +550,7 @@ def test_with_llvm_make_gets_llvm_and_clang(tree: Tree, tmp_path: Path, monkeypa
 
 
 def test_without_llvm_one_line_says_what_is_missing(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tools.path_of
-    monkeypatch.setattr(tools, "path_of", lambda name: None if name in LLVM else found(name))
+    monkeypatch.setattr(tools, "find_command", lambda name: None if name in LLVM else find_command(name))
     with pytest.raises(MachineryError) as caught:
         tree.build(llvm=True)
     expected = f"cannot build kernels: {', '.join(LLVM)} missing; install with: apt-get install clang lld llvm"

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import pytest
 
 from harness.errors import MachineryError
 from harness.host import cache
-from harness.host.process import find_program, follow, run
+from harness.host.process import find_program, follow, guarded, run
 
 FORK = multiprocessing.get_context("fork")
 
@@ -213,6 +214,13 @@ def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
         run(["sh", "-c", f"echo $$ > {tmp_path}/pid; echo > {tmp_path}/started; exec sleep 600"], timeout_s=20)
     thread.join(20)
     assert not Path(f"/proc/{int((tmp_path / 'pid').read_text())}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_guarded_child_does_not_outlive_us(number: signal.Signals) -> None:
+    ask = "import ctypes; v = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(v)); print(v.value)"
+    done = run(guarded([sys.executable, "-c", ask], number), timeout_s=30)
+    assert int(done.stdout) == number
 
 
 def test_a_missing_program_names_its_package() -> None:

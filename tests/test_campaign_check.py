@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.campaign.check import Step, judge
+from harness.campaign.check import BisectVerdict, judge
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
 from harness.settings import Settings
@@ -28,18 +28,18 @@ PASSED = Run((result(P),))
 @pytest.mark.parametrize(
     ("outcomes", "step"),
     [
-        ([P], Step.GOOD),
-        ([P, P], Step.GOOD),
-        ([P, F], Step.BAD),
-        ([K], Step.BAD),
-        ([S, F], Step.BAD),
-        ([P, S], Step.CANNOT_TELL),
-        ([S], Step.CANNOT_TELL),
-        ([F, E], Step.BROKEN),
-        ([], Step.BROKEN),
+        ([P], BisectVerdict.GOOD),
+        ([P, P], BisectVerdict.GOOD),
+        ([P, F], BisectVerdict.BAD),
+        ([K], BisectVerdict.BAD),
+        ([S, F], BisectVerdict.BAD),
+        ([P, S], BisectVerdict.CANNOT_TELL),
+        ([S], BisectVerdict.CANNOT_TELL),
+        ([F, E], BisectVerdict.BROKEN),
+        ([], BisectVerdict.BROKEN),
     ],
 )
-def test_judge(outcomes: list[Outcome], step: Step) -> None:
+def test_judge(outcomes: list[Outcome], step: BisectVerdict) -> None:
     assert judge([result(outcome) for outcome in outcomes])[0] is step
 
 
@@ -88,7 +88,7 @@ def ended(args: list[str]) -> object:
         ({"run": Run((result(F),))}, 1, "bad: fork pud: failed: because of failed"),
         ({"run": Run((result(S),))}, 125, "cannot tell: fork pud: skipped"),
         ({"build": KernelBuildError("mm/memory.c:7: error: x")}, 125, "cannot tell: it does not build: mm/memory.c:7"),
-        ({"boot": BootError("panic", argv=(), exit_status=None, console_tail="")}, 125, "does not boot: panic"),
+        ({"boot": BootError("panic", exit_status=None, console_tail="")}, 125, "does not boot: panic"),
         ({"build": MachineryError("the disk is full")}, 128, "hugepfn: the disk is full"),
         ({"boot": MachineryError("no QEMU")}, 128, "hugepfn: no QEMU"),
         ({"run": Run((), {TROUBLE: "killed by SIGKILL"})}, 128, "broken: killed by SIGKILL"),

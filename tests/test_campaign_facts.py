@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.campaign import facts as command
-from harness.campaign.facts import Results, check_exact, measured, sightings, version_of, write
+from harness.campaign.facts import RunsByKernel, check_exact, measured, sightings, version_of, write
 from harness.campaign.facts_text import Grid, Known, command_shows, fill, mended_command
 from harness.campaign.kernels import Kernels, RunOptions
 from harness.errors import MachineryError, UsageError
@@ -52,8 +52,8 @@ def table(*runs: Run) -> Table:
     return Table.of([Column(one.context["kernel"]["spec"], (one,)) for one in runs])
 
 
-def results(*runs: Run) -> Results:
-    return Results({one.context["kernel"]["spec"]: (one,) for one in runs}, {"6.19": "only in part"})
+def results(*runs: Run) -> RunsByKernel:
+    return RunsByKernel({one.context["kernel"]["spec"]: (one,) for one in runs}, {"6.19": "only in part"})
 
 
 def ledger(text: str = LIST) -> list[KnownBug]:
@@ -282,10 +282,10 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def test_an_interrupted_run_goes_on_where_it_was(ran: list[str]) -> None:
-    nothing = Results({}, {})
+    nothing = RunsByKernel({}, {})
     with pytest.raises(KeyboardInterrupt):
         command.collect(("all-stock",), RunOptions(), 1, nothing, offline=False)
-    kept = Results.read(Path("build/facts.json"))
+    kept = RunsByKernel.read(Path("build/facts.json"))
     assert list(kept.runs) == ["debian:6.12.118"]
     found = command.collect(("all-stock",), RunOptions(), 1, kept, offline=False)
     assert ran == ["debian:6.12.118", "debian:7.3.4", "debian:7.3.4"]
@@ -297,10 +297,10 @@ def test_an_interrupted_run_goes_on_where_it_was(ran: list[str]) -> None:
 def test_results_may_be_a_matrix_or_a_run(tmp_path: Path) -> None:
     one, path = run(NEW, {"fork": PASS}), tmp_path / "results.json"
     path.write_text(json.dumps(one.to_json()))
-    assert Results.read(path).runs == {"debian:6.12.118": (one,)}
+    assert RunsByKernel.read(path).runs == {"debian:6.12.118": (one,)}
     path.write_text(json.dumps(results(one).to_json()))
-    assert Results.read(path) == results(one)
+    assert RunsByKernel.read(path) == results(one)
     for text in ("[]", "{", '{"schema": "hugepfn-compare"}'):
         path.write_text(text)
         with pytest.raises(UsageError, match="expected what"):
-            Results.read(path)
+            RunsByKernel.read(path)

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import ExitCode, KernelDied, MachineryError, PremiseNotMet
-from harness.pagetable import NO_BITS, Bits, Level, Observation, comparable
+from harness.pagetable import LEAF_LEVELS, NO_BITS, Bits, Level, Observation, comparable
 from harness.qemu.accel import Proof
 from harness.qemu.spec import Accel, Device
 from harness.selfcheck import checks as selfcheck
 from harness.selfcheck import host as selfcheck_host
-from harness.selfcheck.checks import BAR_ROUNDS, LEVELS, LIMIT_S, SHAPES, Shape, checks, findings, lines_of, verdict
+from harness.selfcheck.checks import BAR_ROUNDS, LIMIT_S, SHAPES, Shape, checks, findings, lines_of, verdict
 from harness.selfcheck.host import Finding, Space, State, kind_of_mount
 
 See = Callable[[Shape, str, tuple[str, ...]], list[Observation]]
@@ -66,7 +66,7 @@ class FakeLab:
 
     kvm: str = ""
     see: See = sound
-    levels: tuple[Level, ...] = LEVELS
+    levels: tuple[Level, ...] = LEAF_LEVELS
     device: Device | None = None
     early: Bits = NO_BITS
     misses: list[Bits | None] = field(default_factory=list)

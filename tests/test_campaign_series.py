@@ -9,7 +9,7 @@ import pytest
 
 from harness.campaign import series
 from harness.campaign.kernels import RunOptions
-from harness.campaign.series import Step, run_series, steps_of_mbox, steps_of_range
+from harness.campaign.series import PatchStep, run_series, steps_of_mbox, steps_of_range
 from harness.errors import ExitCode, UsageError
 from harness.settings import Settings
 from harness.verdict import Outcome, Run, ScenarioResult
@@ -41,10 +41,10 @@ def commits(tree: Path) -> list[str]:
 def test_the_steps_of_a_range(tree: Path) -> None:
     ids = commits(tree)
     assert steps_of_range(str(tree), f"{ids[0]}..main") == [
-        Step("base", ids[0], f"tree:{tree}@{ids[0]}"),
-        Step("1/3", "mm: change 1", f"tree:{tree}@{ids[1]}"),
-        Step("2/3", "mm: change 2", f"tree:{tree}@{ids[2]}"),
-        Step("3/3", "mm: change 3", f"tree:{tree}@{ids[3]}"),
+        PatchStep("base", ids[0], f"tree:{tree}@{ids[0]}"),
+        PatchStep("1/3", "mm: change 1", f"tree:{tree}@{ids[1]}"),
+        PatchStep("2/3", "mm: change 2", f"tree:{tree}@{ids[2]}"),
+        PatchStep("3/3", "mm: change 3", f"tree:{tree}@{ids[3]}"),
     ]
     assert [step.subject for step in steps_of_range(f"tree:{tree}", "main~1..")] == ["main~1", "mm: change 3"]
 

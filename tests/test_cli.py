@@ -16,10 +16,12 @@ import pytest
 
 from harness import cli, doctor
 from harness.campaign import session
+from harness.commands import options
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
 from harness.host import cache, packages
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.kernel.build import tools
+from harness.pagetable import LEAF_LABELS
 from harness.qemu.binary import find_qemu
 from harness.settings import Settings
 
@@ -194,6 +196,11 @@ def test_no_apt(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "Traceback" not in done.err
 
 
+def test_the_levels_of_the_options_are_those_of_leaves() -> None:
+    """harness.pagetable loads numpy, for which --help does not wait."""
+    assert options.LEVELS == LEAF_LABELS
+
+
 def _nothing(name: str, *_: object) -> Path:
     raise MachineryError(f"no apt here, and no {name}")
 
@@ -206,7 +213,7 @@ def _nothing(name: str, *_: object) -> Path:
     [
         (UsageError("words"), 2),
         (MachineryError("words"), 3),
-        (BootError("words", argv=[], exit_status=None, console_tail=""), 1),
+        (BootError("words", exit_status=None, console_tail=""), 1),
         (GuestProgramError("words"), 1),
         (ClaimFailed("words"), 1),
     ],
@@ -288,7 +295,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     return errors
 
 
-BOOT_ERROR = BootError("debian:6.12 does not boot: panic", argv=["qemu"], exit_status=None, console_tail="panic")
+BOOT_ERROR = BootError("debian:6.12 does not boot: panic", exit_status=None, console_tail="panic")
 FORK = ("run", "fork", "--accel", "tcg", "--pytest=-p", "--pytest=no:hypothesispytest")
 
 

@@ -10,7 +10,7 @@ from harness.errors import MachineryError, ProtocolError, UsageError
 from harness.introspect.kernel_facts import address_in
 from harness.introspect.kernel_memory import KernelMemory, prove_kernel_memory
 from harness.introspect.tasks import TaskOffsets, Tasks, first_task
-from harness.introspect.vmas import AreaLine, count_areas, parse_maps
+from harness.introspect.vmas import VmaLine, count_vmas, parse_maps
 from harness.pagetable import Bits, Layout, Level, PhysicalMemory, WalkError, entry_arrays
 from harness.qemu.registers import CR4_LA57, ControlRegisters
 
@@ -153,15 +153,15 @@ MAPS = "".join(
 
 def test_maps() -> None:
     assert parse_maps(MAPS) == (
-        AreaLine(0x400000, 0x401000, "r--p", 0, "/init"),
-        AreaLine(0x7F0000000000, 0x7F0000400000, "rw-p", 0, ""),
-        AreaLine(0x7F0000400000, 0x7F0000401000, "---s", 0x1000, "/a name (deleted)"),
+        VmaLine(0x400000, 0x401000, "r--p", 0, "/init"),
+        VmaLine(0x7F0000000000, 0x7F0000400000, "rw-p", 0, ""),
+        VmaLine(0x7F0000400000, 0x7F0000401000, "---s", 0x1000, "/a name (deleted)"),
     )
     with pytest.raises(ProtocolError, match="nonsense"):
         parse_maps("nonsense\n")
 
 
-def test_areas_count_leaves_bits_and_what_lies_elsewhere() -> None:
+def test_vmas_count_leaves_bits_and_what_lies_elsewhere() -> None:
     ram = Ram()
     ram.put(ROOT, 0x7067)
     ram.put(0x7000, 0x8067)
@@ -172,15 +172,15 @@ def test_areas_count_leaves_bits_and_what_lies_elsewhere() -> None:
     kernel = ram.prove(ROOT)
     layout = dataclasses.replace(FOUR, five_level=False)
     entries = entry_arrays(PhysicalMemory(ram.data), kernel.root, 0, 1 << 47, layout)
-    lines = [AreaLine(4 << 20, (4 << 20) + 4 * PAGE, "rw-p", 0, ""), AreaLine(6 << 20, 8 << 20, "rw-p", 0, "huge")]
-    areas, elsewhere = count_areas(lines, entries, layout)
-    assert [dict(area.leaves) for area in areas] == [
+    lines = [VmaLine(4 << 20, (4 << 20) + 4 * PAGE, "rw-p", 0, ""), VmaLine(6 << 20, 8 << 20, "rw-p", 0, "huge")]
+    vmas, elsewhere = count_vmas(lines, entries, layout)
+    assert [dict(vma.leaves) for vma in vmas] == [
         {Level.PTE: 2, Level.PMD: 0, Level.PUD: 0},
         {Level.PTE: 0, Level.PMD: 1, Level.PUD: 0},
     ]
-    assert [area.swapped for area in areas] == [1, 0]
-    assert areas[0].bits == {Bits.P: 2, Bits.W: 1, Bits.U: 2, Bits.A: 2, Bits.D: 2, Bits.NX: 1}
-    assert areas[1].bits[Bits.SOFT_DIRTY] == 1
+    assert [vma.swapped for vma in vmas] == [1, 0]
+    assert vmas[0].bits == {Bits.P: 2, Bits.W: 1, Bits.U: 2, Bits.A: 2, Bits.D: 2, Bits.NX: 1}
+    assert vmas[1].bits[Bits.SOFT_DIRTY] == 1
     assert elsewhere == 1
 
 

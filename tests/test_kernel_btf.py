@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.introspect.tasks import TaskOffsets
-from harness.kernel.btf import Btf, BtfError, Kind
+from harness.kernel.btf import Btf, BtfError, BtfKind
 
 
 @dataclass
@@ -129,8 +129,8 @@ def test_a_kind_from_the_future_is_named() -> None:
 
 def test_types_by_id() -> None:
     btf = Btf(sample().data())
-    assert btf.record(btf.find("counter", Kind.VAR)).size_or_type == 1
-    colours = btf.record(btf.find("colour", Kind.ENUM))
+    assert btf.record(btf.find("counter", BtfKind.VAR)).size_or_type == 1
+    colours = btf.record(btf.find("colour", BtfKind.ENUM))
     assert [btf.name(btf.words(colours, 2, index)[0]) for index in range(colours.count)] == ["RED", "BLUE"]
     for type_id in (0, len(btf)):
         with pytest.raises(BtfError, match="no BTF type"):

@@ -136,7 +136,7 @@ def test_a_collection_that_is_not_there(tree: Path) -> None:
 
 
 def test_a_missing_tool_is_one_line_before_anything_is_read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tools, "path_of", lambda command: None if command == "make" else "/usr/bin/" + command)
+    monkeypatch.setattr(tools, "find_command", lambda command: None if command == "make" else "/usr/bin/" + command)
     with pytest.raises(
         MachineryError, match="cannot build selftests: make missing; install with: apt-get install make"
     ):

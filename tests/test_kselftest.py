@@ -273,7 +273,7 @@ def test_junit_has_a_testcase_for_each_point_and_each_program(session: Session) 
 @pytest.mark.parametrize(
     "error",
     [
-        BootError("no", argv=[], exit_status=1, console_tail=""),
+        BootError("no", exit_status=1, console_tail=""),
         KernelDied("it died in the probe"),
         ClaimFailed("the probe: a dirty page set read-only is still writable"),
     ],

@@ -21,7 +21,6 @@ from harness.errors import (
     RestoreError,
 )
 from harness.guest.channel import Channel
-from harness.guest.kernel_log import LogMark
 from harness.kernel import Kernel
 from harness.kernel.identity import stamp_of
 from harness.kernel.image import ImageKind, KernelImage
@@ -29,27 +28,17 @@ from harness.machine import bring_up, kept
 from harness.machine import vm as vm_module
 from harness.machine.bring_up import Timing
 from harness.machine.vm import VM
-from harness.qemu.process import Qemu
+from harness.qemu.end_error import QemuEnd, end_error
 from harness.qemu.spec import BAR_SLOT, Accel
 from harness.qemu.standstill import Standstill
+from harness.verdict import scan
 
 LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log").read_text()
 OOPS = (Path(__file__).parent / "data" / "verdict" / "null_deref_6_12.log").read_text()
 
 
 def _end(log: str, accel: Accel, status: int | None = 0, stderr: str = "") -> HugepfnError:
-    ended = SimpleNamespace(
-        log=SimpleNamespace(since=lambda _mark: log),
-        log_from=LogMark(),
-        spec=SimpleNamespace(accel=accel),
-        binary=SimpleNamespace(version="7.2"),
-        standstill=Standstill(),
-        stood_from_s=0.0,
-        exit_status=status,
-        stderr=stderr,
-        pid=77,
-    )
-    return Qemu.end_error(cast(Qemu, ended), "waiting: ")
+    return end_error("waiting: ", QemuEnd(77, status, stderr, scan(log), accel, "7.2", Standstill().excuse))
 
 
 def test_what_emulation_did_is_not_laid_at_the_kernels_door() -> None:
@@ -131,7 +120,7 @@ def test_after_three_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_kernel_that_does_not_boot_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    vm, boots, said = _boot(monkeypatch, BootError("it died", argv=[], exit_status=0, console_tail=""))
+    vm, boots, said = _boot(monkeypatch, BootError("it died", exit_status=0, console_tail=""))
     with pytest.raises(BootError):
         vm._boot(Timing())
     assert (boots.count, said) == (1, [])

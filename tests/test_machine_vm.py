@@ -24,7 +24,7 @@ BINARY = QemuBinary("/usr/bin/true", "11.1.3", "QEMU emulator version 11.1.3")
 
 
 def dies(console: str) -> BootError:
-    return BootError("does not boot: nothing within 20 s", argv=(), exit_status=None, console_tail=console)
+    return BootError("does not boot: nothing within 20 s", exit_status=None, console_tail=console)
 
 
 class Host:

@@ -141,19 +141,6 @@ def test_none_masks_nothing_else() -> None:
         assert not Entry(1 << position, Level.PTE, MODERN).none
 
 
-def test_kernel_present_differs_by_level() -> None:
-    """pte_present(): P or PROTNONE; pmd_present(): or PSE; pud_present(): P alone, so not a PROT_NONE pud."""
-    protnone, parked, ordinary = 0x000FC7FF800003B0, 0x000FC7FF800000B0, 0x80003800400002B7
-    seen = {
-        level: [Entry(raw, level, MODERN).kernel_present for raw in (protnone, parked, ordinary)]
-        for level in (Level.PTE, Level.PMD, Level.PUD)
-    }
-    assert seen == {Level.PTE: [True, False, True], Level.PMD: [True, True, True], Level.PUD: [False, False, True]}
-    assert Entry(protnone, Level.PUD, MODERN).present
-    assert Entry(protnone, Level.PUD, MODERN).protnone
-    assert not Entry(ordinary, Level.PUD, MODERN).protnone
-
-
 @pytest.mark.parametrize(
     ("raw", "kernel_write", "with_shadow_stack", "kernel_dirty", "shape"),
     [
@@ -242,9 +229,7 @@ def test_levels() -> None:
 
 
 def test_layout_knows_the_depth() -> None:
-    five = MODERN.with_cr4(0x1000)
-    assert five.five_level
-    assert not five.with_cr4(0x3506F0 & ~0x1000).five_level
+    five = Layout(five_level=True)
     assert five.levels == (Level.PGD, Level.P4D, Level.PUD, Level.PMD, Level.PTE)
     assert MODERN.levels == (Level.PGD, Level.PUD, Level.PMD, Level.PTE)
     assert (MODERN.shift(Level.PGD), five.shift(Level.PGD), MODERN.shift(Level.PUD)) == (39, 48, 30)

@@ -1,4 +1,4 @@
-"""Observations survive the way through text, anything else is refused by line, and a diff names what changed."""
+"""Observations survive the way through JSON, anything else is refused, and a diff names what changed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.pagetable import (
-    Bits,
-    Entry,
-    Layout,
-    Level,
-    Observation,
-    Region,
-    Walk,
-    diff,
-    dump_observations,
-    load_observations,
-    relative_pfn,
-)
+from harness.pagetable import Bits, Observation, Region, diff, relative_pfn
 
-GOLDEN = Path(__file__).parent / "data" / "pagetable" / "observations-v1.jsonl"
+GOLDEN = Path(__file__).parent / "data" / "pagetable" / "observations.jsonl"
 BAR = Region("bar", 0x380040000000, 2 << 30)
 PARENT = Observation(
     checkpoint="forked",
@@ -38,7 +26,6 @@ PARENT = Observation(
     pfn="bar+0x0",
     pagemap=0x0080000000000000,
 )
-HEADER = '{"schema": "hugepfn-observations", "version": 1}\n'
 
 text = st.text(st.sampled_from('a\n\u2028"é{0'), max_size=4)
 words = st.integers(0, (1 << 64) - 1)
@@ -56,29 +43,20 @@ observations = st.builds(
 )
 
 
-def test_of_walk_reads_the_golden_file() -> None:
-    """The page's own pfn is recorded, not that of the first page of the leaf."""
-    vaddr = 0x7F4000000000
-    parent = Walk(vaddr, (Entry(0x80003800400002F7, Level.PUD, Layout.MODERN),))
-    child = Walk(vaddr + 0x1000, (Entry(0x80003800400002D7, Level.PUD, Layout.MODERN),))
-    hole = Walk(0x1000, (Entry(0x2067, Level.PGD, Layout.MODERN), Entry(0, Level.PUD, Layout.MODERN)))
-    made = [
-        Observation.of_walk(
-            parent, checkpoint="forked", process="parent", mapping="bar", offset=0, regions=[BAR], pagemap=1 << 55
-        ),
-        Observation.of_walk(child, checkpoint="forked", process="child", mapping="bar", offset=0x1000, regions=[BAR]),
-        Observation.of_walk(hole, checkpoint="forked", process="child", mapping="hole", offset=0),
-    ]
-    golden = GOLDEN.read_text(encoding="utf-8")
-    assert load_observations(golden) == made
-    assert dump_observations(made) == golden
-    assert made[0] == PARENT
-
-
-def test_a_swap_entry_has_neither_level_nor_pfn() -> None:
-    way = Walk(0, (Entry(0x17FFFFFFFFDB9600, Level.PTE, Layout.MODERN),))
-    seen = Observation.of_walk(way, checkpoint="c", process="p", mapping="m", offset=0, regions=[BAR])
-    assert (seen.level, seen.raw, seen.bits, seen.pfn) == ("none", 0x17FFFFFFFFDB9600, (), "")
+def test_the_golden_file() -> None:
+    child = replace(
+        PARENT,
+        process="child",
+        offset=0x1000,
+        raw=0x80003800400002D7,
+        bits=tuple(bit for bit in PARENT.bits if bit != "A"),
+        pfn="bar+0x1000",
+        pagemap=None,
+    )
+    hole = replace(child, mapping="hole", offset=0, level="none", raw=0, bits=(), pfn="")
+    golden = [json.loads(line) for line in GOLDEN.read_text(encoding="utf-8").splitlines()]
+    assert [one.to_json() for one in (PARENT, child, hole)] == golden
+    assert [Observation.from_json(line) for line in golden] == [PARENT, child, hole]
 
 
 def test_relative_pfn_ends_with_its_region() -> None:
@@ -92,45 +70,38 @@ def test_relative_pfn_ends_with_its_region() -> None:
 @settings(max_examples=40)
 @given(st.lists(observations, max_size=3))
 def test_round_trip(many: list[Observation]) -> None:
-    written = dump_observations(many)
-    assert load_observations(written) == many
-    assert written.count("\n") == len(many) + 1
+    written = json.dumps([one.to_json() for one in many])
+    assert [Observation.from_json(data) for data in json.loads(written)] == many
     assert diff(many, many) == []
 
 
-def line(**changes: object) -> str:
-    return HEADER + json.dumps({**PARENT.to_json(), **changes}) + "\n"
+def changed(**changes: object) -> object:
+    return {**PARENT.to_json(), **changes}
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("", "line 1: not JSON"),
-        ("[]\n", "line 1: these are no observations, expected the header of hugepfn-observations version 1"),
-        ('{"schema": "other", "version": 1}\n', "line 1: these are no observations"),
-        ('{"schema": "hugepfn-observations", "version": 2}\n', "line 1: version 2 is not known"),
-        (HEADER + "nonsense\n", "line 2: not JSON"),
-        (HEADER + "[1]\n", "line 2: expected an object, got list"),
-        (HEADER + "{}\n", "line 2: missing or unknown keys: bits, checkpoint"),
-        (line(extra=1), "line 2: missing or unknown keys: extra"),
-        (line() + "\n", "line 3: not JSON"),
-        (line(offset="0"), "line 2: offset is '0', expected int"),
-        (line(offset=True), "line 2: offset is True"),
-        (line(offset=-1), "line 2: offset"),
-        (line(raw=5), "line 2: raw is 5, expected str"),
-        (line(raw="5"), "line 2: raw is '5', expected a 64-bit number"),
-        (line(raw="0x1_0"), "line 2: raw"),
-        (line(pagemap="0x" + "1" * 17), "line 2: pagemap"),
-        (line(pagemap=0), "line 2: pagemap is 0, expected str or null"),
-        (line(level="huge"), "line 2: no level of a leaf is called 'huge'; valid values: pte, pmd, pud, none"),
-        (line(bits=["Q"]), "line 2: no bit is called 'Q'"),
-        (line(bits=[["P"]]), "line 2: bits"),
-        (line(bits="P"), "line 2: bits"),
+        ([1], "expected an object, got list"),
+        ({}, "missing or unknown keys: bits, checkpoint"),
+        (changed(extra=1), "missing or unknown keys: extra"),
+        (changed(offset="0"), "offset is '0', expected int"),
+        (changed(offset=True), "offset is True"),
+        (changed(offset=-1), "offset"),
+        (changed(raw=5), "raw is 5, expected str"),
+        (changed(raw="5"), "raw is '5', expected a 64-bit number"),
+        (changed(raw="0x1_0"), "raw"),
+        (changed(pagemap="0x" + "1" * 17), "pagemap"),
+        (changed(pagemap=0), "pagemap is 0, expected str or null"),
+        (changed(level="huge"), "no level of a leaf is called 'huge'; valid values: pte, pmd, pud, none"),
+        (changed(bits=["Q"]), "no bit is called 'Q'"),
+        (changed(bits=[["P"]]), "bits"),
+        (changed(bits="P"), "bits"),
     ],
 )
-def test_anything_else_is_refused_by_line(wrong: str, message: str) -> None:
+def test_anything_else_is_refused(wrong: object, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        load_observations(wrong)
+        Observation.from_json(wrong)
     assert str(caught.value).startswith(message)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.pagetable import PagemapWord, decode_pagemap
+from harness.pagetable import PagemapWord
 
 GOLDEN = [
     (0x0000000000000000, "", "pagemap 0x0000000000000000 hole"),
@@ -52,25 +48,6 @@ def test_one_more_bit_is_no_hole() -> None:
         assert PagemapWord(1 << bit).hole is (bit == 55)
 
 
-@given(st.lists(st.integers(0, (1 << 64) - 1), max_size=20))
-def test_bulk_agrees_with_single_words(raws: list[int]) -> None:
-    pages = decode_pagemap(struct.pack(f"<{len(raws)}Q", *raws))
-    words = [PagemapWord(raw) for raw in raws]
-    assert len(pages) == len(raws)
-    assert [pages[page] for page in range(len(pages))] == words
-    assert pages.present.tolist() == [word.present for word in words]
-    assert pages.soft_dirty.tolist() == [word.soft_dirty for word in words]
-    assert pages.hole.tolist() == [word.hole for word in words]
-    assert pages.pfn.tolist() == [word.pfn or 0 for word in words]
-
-
-def test_bulk_holes() -> None:
-    pages = decode_pagemap(struct.pack("<4Q", 0, 1 << 55, 1 << 63, 1 << 56))
-    assert pages.hole.tolist() == [True, True, False, False]
-
-
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(UsageError, match="got 12 bytes"):
-        decode_pagemap(bytes(12))
     with pytest.raises(UsageError, match="64 bits"):
         PagemapWord(1 << 64)

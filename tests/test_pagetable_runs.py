@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
-from harness.pagetable import Bits, Entry, Kind, Layout, LeafArrays, Level, Run, hole_mask, leaf_mask, runs
+from harness.pagetable import Bits, Entry, EntryRun, Kind, Layout, LeafArrays, Level, hole_mask, leaf_mask, runs
 from harness.pagetable.entry import kind_of
 
 FOUR = Layout.MODERN
@@ -25,7 +25,7 @@ def ptes(*raws: int, start: int = 0) -> LeafArrays:
     return arrays(*((start + index * PAGE, raw, Level.PTE) for index, raw in enumerate(raws)))
 
 
-def look(now: LeafArrays, previous: LeafArrays | None = None, end: int | None = None) -> list[Run]:
+def look(now: LeafArrays, previous: LeafArrays | None = None, end: int | None = None) -> list[EntryRun]:
     last = int(now.vaddr[-1]) + (1 << FOUR.shift(Level(int(now.level[-1]))))
     return list(runs(now, FOUR, int(now.vaddr[0]), end or last, previous))
 

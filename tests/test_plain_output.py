@@ -19,11 +19,11 @@ from harness.campaign import reporter as reporting
 from harness.campaign.compare import report_lines
 from harness.campaign.matrix import print_table
 from harness.campaign.reporter import RunReporter, entry_lines
-from harness.campaign.series import Step, change_lines
-from harness.commands.walk_view import areas_lines, process_line, range_lines, walk_lines
+from harness.campaign.series import PatchStep, change_lines
+from harness.commands.walk_view import process_line, range_lines, vma_lines, walk_lines
 from harness.host import packages
-from harness.introspect.processes import ProcessAreas, ProcessRoot
-from harness.introspect.vmas import Area, AreaLine
+from harness.introspect.processes import ProcessRoot, ProcessVmas
+from harness.introspect.vmas import Vma, VmaLine
 from harness.kernel import Offer
 from harness.kselftest.report import KselftestReporter
 from harness.pagetable import Bits, Entry, Layout, Level, Observation, Walk
@@ -96,7 +96,7 @@ def walk(raw: int, vaddr: int = 0x7F0000003000) -> Walk:
     return Walk(vaddr, tuple(Entry(word, level, Layout.MODERN) for word, level in raws))
 
 
-def test_a_walk_a_range_and_areas_that_are_watched() -> None:
+def test_a_walk_a_range_and_vmas_that_are_watched() -> None:
     line = next(
         line
         for line in rendered(printer(walk_lines(walk(0x8400000000006025), walk(0x8000000000005067)))).splitlines()
@@ -105,11 +105,11 @@ def test_a_walk_a_range_and_areas_that_are_watched() -> None:
     assert line.split()[2:] == ["P", "U", "A", "+SAVED_DIRTY", "NX", "-W", "-D", "pfn=0x6", "(was", "pfn=0x5)"]
     root = ProcessRoot(100, 100, "sleeper", 0x2000, Layout.MODERN)
 
-    def area(start: int) -> Area:
-        return Area(AreaLine(start, start + 4096, "rw-p", 0, ""), {Level.PTE: 1}, 0, {Bits.W: 1})
+    def vma(start: int) -> Vma:
+        return Vma(VmaLine(start, start + 4096, "rw-p", 0, ""), {Level.PTE: 1}, 0, {Bits.W: 1})
 
-    now, before = ProcessAreas(root, (area(0x5000),), 0), ProcessAreas(root, (area(0x9000),), 0)
-    words = rendered(printer([process_line(root), *areas_lines(now, before)]))
+    now, before = ProcessVmas(root, (vma(0x5000),), 0), ProcessVmas(root, (vma(0x9000),), 0)
+    words = rendered(printer([process_line(root), *vma_lines(now, before)]))
     assert [line.split()[0] for line in words.splitlines()[2:]] == ["+5000-6000", "-9000-a000"]
     assert list(range_lines.__annotations__) == ["now", "previous", "return"]  # its cells are those of a walk
 
@@ -166,7 +166,7 @@ def test_tables_of_several_kernels() -> None:
     table = Table.of(columns)
     assert "pass  FAIL" in rendered(lambda console: print_table(console, table, {}))
     assert len({mark.value for mark in Mark}) == len(Mark)
-    steps = [Step("base", "", "a"), Step("1/1", "x", "b")]
+    steps = [PatchStep("base", "", "a"), PatchStep("1/1", "x", "b")]
     assert "fork pud: pass -> FAIL at 1/1 x" in rendered(printer(change_lines(steps, changes(table))))
     runs = (columns[0].runs[0], columns[1].runs[0])
     lines = report_lines(("a", "b"), runs, compare_runs(*runs), (), {})

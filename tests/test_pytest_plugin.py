@@ -767,7 +767,7 @@ def test_a_kernel_that_does_not_boot_is_not_booted_for_every_test(
 ) -> None:
     def refuse(vm: FakeVM) -> FakeVM:
         vm.started.append(vm)
-        raise BootError("it does not boot", argv=[], exit_status=None, console_tail="[ 0.1] a\n[ 0.2] panic")
+        raise BootError("it does not boot", exit_status=None, console_tail="[ 0.1] a\n[ 0.2] panic")
 
     monkeypatch.setattr(FakeVM, "__enter__", refuse)
     pytester.makepyfile("".join(f"def test_{number}(vm): pass\n" for number in range(5)))

@@ -13,11 +13,12 @@ from harness.guest.agent import Agent
 from harness.machine.vm import VM
 from harness.observe.kernel_watch import KernelWatch
 from harness.pagetable import Layout
+from harness.qemu.end_error import QemuEnd, end_error
 from harness.qemu.process import Qemu
 from harness.qemu.spec import Accel
 from harness.qemu.standstill import Standstill
 from harness.results import invariants_of
-from harness.verdict import Outcome, Taint, scan
+from harness.verdict import Complaint, Outcome, Taint, scan
 from harness.verdict.complaint_kinds import ComplaintKind
 
 SOFT_LOCKUP = "[  88.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [fork:71]\n[  88.2]  </TASK>\n"
@@ -130,17 +131,10 @@ def test_the_scenario_says_so_and_passes() -> None:
 
 
 def _end(log: str, standstill: Standstill, from_s: float = 0.0) -> HugepfnError:
-    ended = SimpleNamespace(
-        log=SimpleNamespace(text=log, since=lambda _mark: log),
-        log_from=0,
-        spec=SimpleNamespace(accel=Accel.KVM),
-        binary=SimpleNamespace(version="7.2"),
-        standstill=standstill,
-        stood_from_s=from_s,
-        exit_status=0,
-        stderr="",
-    )
-    return Qemu.end_error(cast(Qemu, ended), "waiting: ")
+    def excuse(complaint: Complaint) -> str:
+        return standstill.excuse(complaint, from_s)
+
+    return end_error("waiting: ", QemuEnd(77, 0, "", scan(log), Accel.KVM, "7.2", excuse))
 
 
 def test_a_kernel_that_dies_of_our_stall_is_no_verdict() -> None:

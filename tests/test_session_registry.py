@@ -99,7 +99,7 @@ def test_the_only_session_is_the_one_that_is_meant() -> None:
 
 
 def test_a_remote_error_has_the_words_and_the_status() -> None:
-    error = wire.RemoteError(wire.Failure("the kernel died: BUG", 1))
+    error = wire.RemoteError(wire.RemoteFailure("the kernel died: BUG", 1))
     assert str(error) == "the kernel died: BUG"
     assert error.exit_code is ExitCode.CLAIM_FAILED
 

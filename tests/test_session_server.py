@@ -83,7 +83,7 @@ def test_a_bug_at_the_shell_is_still_told(server: Server) -> None:
     assert caller.poll(SOON_S)
     said = caller.recv()
     serving.join(SOON_S)
-    assert isinstance(said, wire.Failure)
+    assert isinstance(said, wire.RemoteFailure)
     assert "a bug of hugepfn: TypeError" in said.message
     assert (cache.root() / "traceback.txt").exists()
     caller.close()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.verdict import Checkpoint, ComplaintKind, Scanner, checkpoints, last_checkpoint, scan, user_faults
+from harness.verdict import ComplaintKind, Scanner, scan
 from harness.verdict.kernel_log import MAX_BLOCK_LINES
 
 DATA = Path(__file__).parent / "data" / "verdict"
@@ -53,6 +53,12 @@ def rows(text: str) -> list[Row]:
     return [(one.kind, one.after, one.number, one.excerpt.count("\n") + 1) for one in scan(text)]
 
 
+def last_checkpoint_of(text: str) -> str:
+    scanner = Scanner()
+    scanner.feed(text)
+    return scanner.last_checkpoint
+
+
 def test_every_golden_log_has_an_expectation() -> None:
     assert sorted(GOLDEN) == LOGS
 
@@ -88,14 +94,12 @@ def test_a_log_cut_anywhere_says_the_same(name: str, sizes: list[int]) -> None:
     handed_out += len(scanner.finish())
     assert scanner.complaints == scan(text)
     assert handed_out == len(scanner.complaints)
-    assert scanner.last_checkpoint == last_checkpoint(text)
+    assert scanner.last_checkpoint == last_checkpoint_of(text)
 
 
 @given(st.text(alphabet=st.sampled_from("[]<>0123456789. \n\r#:-BUGOopsWARNINGmmKernelpanic")))
 def test_no_text_raises(text: str) -> None:
     scan(text)
-    user_faults(text)
-    checkpoints(text)
 
 
 def test_a_breakpoint_is_stale_where_memory_has_none() -> None:
@@ -146,11 +150,9 @@ def test_a_non_fatal_complaint_leaves_the_scanner_going() -> None:
     assert scanner.fatal is None
 
 
-def test_checkpoints_in_order() -> None:
-    text = read("clean_boot.log")
-    assert checkpoints(text) == (Checkpoint("mapped", 85), Checkpoint("forked", 85), Checkpoint("done", 85))
-    assert last_checkpoint(text) == "done"
-    assert last_checkpoint("") == ""
+def test_the_last_checkpoint() -> None:
+    assert last_checkpoint_of(read("clean_boot.log")) == "done"
+    assert last_checkpoint_of("") == ""
 
 
 @pytest.mark.parametrize(
@@ -158,22 +160,7 @@ def test_checkpoints_in_order() -> None:
     ["say hugepfn: checkpoint a pid 1", "hugepfn: checkpoint a b pid 1", "hugepfn: checkpoint a pid", "hugepfn: a"],
 )
 def test_what_is_no_checkpoint(line: str) -> None:
-    assert checkpoints(line) == ()
-
-
-def test_user_faults_are_told_apart_from_complaints() -> None:
-    faults = user_faults(read("oom_and_segfault.log"))
-    assert [(fault.program, fault.pid, fault.what) for fault in faults] == [
-        ("fork", 85, "segfault at 7f1240000000"),
-        ("mremap", 86, "general protection fault"),
-        ("a program", 87, "trap invalid opcode"),
-    ]
-    assert faults[0].line.startswith("fork[85]: segfault")
-
-
-@pytest.mark.parametrize("line", ["fork: segfault at 0 ip 0", "general protection fault: 0000 [#1] SMP", "fork[1]: x"])
-def test_what_is_no_user_fault(line: str) -> None:
-    assert user_faults(line) == ()
+    assert last_checkpoint_of(f"{line}\n") == ""
 
 
 OOPS = """\

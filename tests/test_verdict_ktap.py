@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harness.verdict.ktap.parse import MAX_DEPTH, Outcome, Report, Test, parse
+from harness.verdict.ktap.parse import MAX_DEPTH, KtapOutcome, Report, Test, parse
 
 DATA = Path(__file__).parent / "data" / "verdict"
-P, F, S, C, T = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.CRASHED, Outcome.TODO
+P, F, S, C, T = KtapOutcome.PASSED, KtapOutcome.FAILED, KtapOutcome.SKIPPED, KtapOutcome.CRASHED, KtapOutcome.TODO
 
 
 def read(name: str) -> Report:
@@ -115,7 +115,7 @@ def test_versions(version: str) -> None:
         (["1..1", "  ok 1 a"], C, "never reported"),
     ],
 )
-def test_whole_reports(lines: list[str], outcome: Outcome, problem: str) -> None:
+def test_whole_reports(lines: list[str], outcome: KtapOutcome, problem: str) -> None:
     report = tap(*lines)
     assert report.outcome is outcome
     assert any(problem in one for one in report.problems) if problem else report.problems == ()
@@ -154,7 +154,7 @@ def test_an_unknown_version_is_read_and_noted() -> None:
         ("ok 1 a # XFAIL b # SKIP c", "a", T, "b # SKIP c"),
     ],
 )
-def test_result_lines(line: str, name: str, outcome: Outcome, reason: str) -> None:
+def test_result_lines(line: str, name: str, outcome: KtapOutcome, reason: str) -> None:
     (test,) = tap("1..1", line).tests
     assert (test.name, test.outcome, test.reason) == (name, outcome, reason)
 
@@ -179,7 +179,9 @@ def test_skip_reasons_of_the_whole() -> None:
     ],
 )
 @pytest.mark.parametrize("indent", ["  ", "    ", "# "])
-def test_a_test_is_no_better_than_its_subtests(inner: list[str], verdict: str, outcome: Outcome, indent: str) -> None:
+def test_a_test_is_no_better_than_its_subtests(
+    inner: list[str], verdict: str, outcome: KtapOutcome, indent: str
+) -> None:
     report = tap("1..1", *(indent + line for line in ["KTAP version 1", *inner]), f"{verdict} 1 a")
     (test,) = report.tests
     assert test.outcome is outcome

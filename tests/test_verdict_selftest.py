@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.verdict.ktap.parse import Outcome, parse
+from harness.verdict.ktap.parse import KtapOutcome, parse
 from harness.verdict.selftest import Point, judge, points
 
 DATA = Path(__file__).parent / "data" / "verdict"
-P, F, S, C, T = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.CRASHED, Outcome.TODO
+P, F, S, C, T = KtapOutcome.PASSED, KtapOutcome.FAILED, KtapOutcome.SKIPPED, KtapOutcome.CRASHED, KtapOutcome.TODO
 
 
 def of(*lines: str) -> list[Point]:
@@ -84,7 +84,7 @@ HEAD = ("TAP version 13", "1..2")
     ],
 )
 def test_report_and_exit_status_make_the_verdict(
-    lines: tuple[str, ...], status: int | None, outcome: Outcome, reason: str
+    lines: tuple[str, ...], status: int | None, outcome: KtapOutcome, reason: str
 ) -> None:
     report = parse("\n".join(lines), headless=True)
     ended = "killed" if status is None else f"exit status {status}"

@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ProtocolError
-from harness.verdict.taint import HARMLESS, Taint, added, alarming, describe, letters, parse
+from harness.verdict.taint import HARMLESS, Taint, added, alarming, describe, parse
+
+
+def letters(taint: Taint) -> str:
+    return "".join(line[0] for line in describe(taint))
 
 
 @pytest.mark.parametrize(
@@ -23,7 +27,6 @@ from harness.verdict.taint import HARMLESS, Taint, added, alarming, describe, le
 def test_decode(text: str, expected: Taint, shown: str) -> None:
     assert parse(text) == expected
     assert letters(expected) == shown
-    assert len(describe(expected)) == len(shown)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "0x200", "W", "1 2", "9" * 5000])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.text import Text
 
-from harness.commands.walk_view import areas_lines, parse_span, process_line, range_lines, walk_lines
+from harness.commands.walk_view import parse_span, process_line, range_lines, vma_lines, walk_lines
 from harness.errors import UsageError
-from harness.introspect.processes import ProcessAreas, ProcessRoot, RangeWalk
-from harness.introspect.vmas import Area, AreaLine
+from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
+from harness.introspect.vmas import Vma, VmaLine
 from harness.pagetable import Bits, Entry, Layout, LeafArrays, Level, Walk
 
 FOUR = Layout.MODERN
@@ -42,9 +42,9 @@ def of_range(*raws: int) -> RangeWalk:
     return RangeWalk(SLEEPER, VADDR, VADDR + 4096 * len(raws), entries)
 
 
-def of_area(name: str, start: int, end: int, ptes: int, **bits: int) -> Area:
+def of_vma(name: str, start: int, end: int, ptes: int, **bits: int) -> Vma:
     leaves = {Level.PTE: ptes, Level.PMD: 0, Level.PUD: 0}
-    return Area(AreaLine(start, end, "rw-p", 0, name), leaves, 0, {Bits[bit]: count for bit, count in bits.items()})
+    return Vma(VmaLine(start, end, "rw-p", 0, name), leaves, 0, {Bits[bit]: count for bit, count in bits.items()})
 
 
 @pytest.mark.parametrize(
@@ -119,16 +119,14 @@ def test_what_changed_in_a_range_is_marked() -> None:
     assert marked(quiet, "bold green") | marked(quiet, "red") == set()
 
 
-def test_areas_show_counts_and_how_they_moved() -> None:
-    before = ProcessAreas(
-        SLEEPER, (of_area("[heap]", 0x1000, 0x3000, 2, P=2, W=2), of_area("gone", 0x9000, 0xA000, 0)), 0
-    )
-    now = ProcessAreas(
+def test_vmas_show_counts_and_how_they_moved() -> None:
+    before = ProcessVmas(SLEEPER, (of_vma("[heap]", 0x1000, 0x3000, 2, P=2, W=2), of_vma("gone", 0x9000, 0xA000, 0)), 0)
+    now = ProcessVmas(
         SLEEPER,
-        (of_area("[heap]", 0x1000, 0x3000, 1, P=1, W=1, D=1), of_area("new [x]", 0x5000, 0x6000, 1, P=1)),
+        (of_vma("[heap]", 0x1000, 0x3000, 1, P=1, W=1, D=1), of_vma("new [x]", 0x5000, 0x6000, 1, P=1)),
         0,
     )
-    lines = areas_lines(now, before)
+    lines = vma_lines(now, before)
     assert [line.split() for line in plain(lines)] == [
         ["range", "perms", "pte", "pmd", "pud", "W", "D", "name"],
         ["1000-3000", "rw-p", "1", "(-1)", "-", "-", "1", "(-1)", "1", "(+1)", "[heap]"],
@@ -137,18 +135,18 @@ def test_areas_show_counts_and_how_they_moved() -> None:
     ]
     assert marked(lines, "bold green") == {"+5000-6000", "(+1)"}
     assert marked(lines, "red") == {"-9000-a000", "rw-p", "gone", "(-1)"}
-    assert plain(areas_lines(ProcessAreas(SLEEPER, (), 3)))[-1] == "  3 leaves lie in no area"
+    assert plain(vma_lines(ProcessVmas(SLEEPER, (), 3)))[-1] == "  3 leaves lie in no VMA"
 
 
 def test_an_area_that_became_another_says_what_it_was() -> None:
-    (heap,) = ProcessAreas(SLEEPER, (of_area("", 0x1000, 0x3000, 0),), 0).areas
+    (heap,) = ProcessVmas(SLEEPER, (of_vma("", 0x1000, 0x3000, 0),), 0).vmas
     grown = replace(heap, line=replace(heap.line, end=0x4000, perms="r--p", name="[heap]"))
     other = replace(heap, line=replace(heap.line, offset=4096))
-    before = ProcessAreas(SLEEPER, (heap,), 0)
-    (line,) = plain(areas_lines(ProcessAreas(SLEEPER, (grown,), 0), before))[1:]
+    before = ProcessVmas(SLEEPER, (heap,), 0)
+    (line,) = plain(vma_lines(ProcessVmas(SLEEPER, (grown,), 0), before))[1:]
     cells = ["1000-4000 (was 1000-3000)", "r--p (was rw-p)", "-", "-", "-", "[heap] (was none)"]
     assert re.split("  +", line.strip()) == cells
-    assert plain(areas_lines(ProcessAreas(SLEEPER, (other,), 0), before))[1].split()[0] == "+1000-3000"
+    assert plain(vma_lines(ProcessVmas(SLEEPER, (other,), 0), before))[1].split()[0] == "+1000-3000"
 
 
 def test_what_no_name_stands_for_is_signed_too() -> None:
@@ -167,5 +165,5 @@ def test_who_it_is() -> None:
 def test_values_can_be_sent_to_another_process() -> None:
     walk = pickle.loads(pickle.dumps(of_range(RW, RO, 0)))
     assert plain(range_lines(walk, of_range(RW, RO, 0))) == plain(range_lines(of_range(RW, RO, 0)))
-    for value in (way(0x3067, 0), SLEEPER, ProcessAreas(SLEEPER, (of_area("a", 0, 4096, 1, P=1),), 0)):
+    for value in (way(0x3067, 0), SLEEPER, ProcessVmas(SLEEPER, (of_vma("a", 0, 4096, 1, P=1),), 0)):
         assert pickle.loads(pickle.dumps(value)) == value

@@ -209,7 +209,7 @@ def _probe(options: Sequence[str], archive: Archive) -> None:
 
     :raises MirrorError: the mirror does not answer.
     """
-    helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
+    helper = find_program("apt-helper", "apt")
     limits = [word for kind in ("http", "https") for word in ("-o", f"Acquire::{kind}::Timeout={_PROBE_TIMEOUT_S}")]
     with tempfile.TemporaryDirectory(prefix="probe.", dir=_state()) as folder:
         wanted = [f"{archive.uri}dists/{archive.suite}/InRelease", f"{folder}/InRelease"]
@@ -248,22 +248,31 @@ def _reason(line: str) -> str:
     return words if words and not words.startswith(("Err:", "Reading package")) else "no reason given"
 
 
+def _packages(options: Sequence[str], suite: str, stem: Path, reasons: dict[str, str]) -> bytes | None:
+    """The Packages of a suite; None if it was not fetched, or is not Debian's, which is added to the reasons."""
+    origin = _origin(stem)
+    if not origin:
+        return None
+    if not is_debian(origin):
+        reasons[suite] = f"its Release file says Origin: {origin}, not Debian"
+        return None
+    files = sorted(stem.parent.glob(f"{stem.name}_main_binary-amd64_Packages*"))
+    if not files:
+        return None if suite in reasons else b""  # its Release file arrived, its Packages did not
+    argv: list[str | Path] = [find_program("apt-helper", "apt"), *options, "cat-file", *files]
+    return run(argv, timeout_s=_ASK_TIMEOUT_S).stdout
+
+
 def _read_lists(
     options: Sequence[str], archives: Sequence[Archive], reasons: dict[str, str], extra: tuple[str, ...]
 ) -> Index:
-    helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
+    """The index of what apt has fetched; a suite that is not Debian's is added to the reasons."""
     offers: dict[str, list[Offer]] = {}
     sources: dict[str, list[SourceOffer]] = {}
     for (uri, suite), stem in _list_stems(options, _state() / "lists").items():
-        origin, files = _origin(stem), sorted(stem.parent.glob(f"{stem.name}_main_binary-amd64_Packages*"))
-        if not origin:
-            continue  # never fetched
-        if not is_debian(origin):
-            reasons[suite] = f"its Release file says Origin: {origin}, not Debian"
+        packages = _packages(options, suite, stem, reasons)
+        if packages is None:
             continue
-        if not files and suite in reasons:
-            continue  # its Release file arrived, its Packages did not
-        packages = run([helper, *options, "cat-file", *files], timeout_s=_ASK_TIMEOUT_S).stdout if files else b""
         offers.setdefault(suite, []).extend(parse_packages(packages, uri, suite))
         sources.setdefault(suite, []).extend(parse_source_packages(packages, uri, suite))
     here = tuple(a.suite for a in archives if a.suite in offers)
@@ -280,7 +289,7 @@ def download(files: Iterable[PackageFile], folder: Path) -> list[Path]:
     :raises MachineryError: there is no room, or it takes too long.
     """
     options = _write_state()
-    helper = find_program("apt-helper", "apt", ["/usr/lib/apt"])
+    helper = find_program("apt-helper", "apt")
     fetched = []
     for file in files:
         target = folder / f"{file.package}.deb"

@@ -34,7 +34,7 @@ exec "$root/{loader}" --argv0 "$0" --library-path "$lib:$root/lib/x86_64-linux-g
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class SuiteProgram:
     """A program of a Debian package, and how it finds its files."""
 
     package: str
@@ -110,7 +110,9 @@ def fitting(offers: Sequence[SuiteOffer], spec: str, what: str) -> SuiteOffer | 
     return max(meant, key=lambda offer: version_key(offer.version), default=None)
 
 
-def unpacked_program(program: Program, spec: str, what: str, say: Callable[[str], None] = lambda _line: None) -> Path:
+def unpacked_program(
+    program: SuiteProgram, spec: str, what: str, say: Callable[[str], None] = lambda _line: None
+) -> Path:
     """The path of a program from the mirror, or from the cache if it was unpacked before.
 
     :param spec: ``debian:VERSION[@SUITE]``.

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import MachineryError
+from harness.host.process import guarded
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine.vm import VM
 from harness.outputs import check_writable, write_text
@@ -36,7 +37,7 @@ _CHECKPOINTS = 200
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """A measurement and its baseline, in seconds."""
 
     what: str
@@ -48,13 +49,13 @@ class Row:
     worst_s: float = 0.0
 
 
-def paired(what: str, ours: Callable[[], float], rival: str, theirs: Callable[[], float], rounds: int) -> Row:
+def paired(what: str, ours: Callable[[], float], rival: str, theirs: Callable[[], float], rounds: int) -> BenchRow:
     """Run both alternately, after one round that does not count; the ratio is the median over the rounds."""
     ours(), theirs()
     pairs = [(theirs(), ours())[::-1] for _ in range(rounds)]
     mine, other = zip(*pairs, strict=True)
     ratio = statistics.median(a / b for a, b in pairs)
-    return Row(what, statistics.median(mine), rival, statistics.median(other), ratio, rounds, max(mine))
+    return BenchRow(what, statistics.median(mine), rival, statistics.median(other), ratio, rounds, max(mine))
 
 
 def raw_boot_s(spec: MachineSpec) -> float:
@@ -69,7 +70,7 @@ def raw_boot_s(spec: MachineSpec) -> float:
     reader = threading.Thread(target=_drain, args=(console,), daemon=True)
     begin = time.perf_counter()
     process = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "--", *qemu_argv(spec, descriptors, find_qemu().path)],
+        guarded(qemu_argv(spec, descriptors, find_qemu().path)),
         pass_fds=[ram.fd, *(end.fileno() for end in ends.values())],
         stdin=subprocess.DEVNULL,
     )
@@ -140,7 +141,7 @@ def _bzimage(image: KernelImage) -> Path:
     return beside if image.kind is ImageKind.VMLINUX and beside.exists() else image.image
 
 
-def checkpoint_row(image: KernelImage) -> Row:
+def checkpoint_row(image: KernelImage) -> BenchRow:
     """A stop with two registered processes: stop, walk both with all their mappings, resume."""
     times = []
     with VM(image) as vm, vm.run("fork", "--level=pud") as guest:
@@ -151,10 +152,10 @@ def checkpoint_row(image: KernelImage) -> Row:
             times.append(time.perf_counter() - begin)
             assert set(at.processes) == {"parent", "child"}
     what = "checkpoint with two processes: resume, stop, two walks"
-    return Row(what, statistics.median(times), runs=len(times), worst_s=max(times))
+    return BenchRow(what, statistics.median(times), runs=len(times), worst_s=max(times))
 
 
-def walk_row(image: KernelImage) -> Row:
+def walk_row(image: KernelImage) -> BenchRow:
     """A walk of 1 GiB as 262,144 entries of 4K, compared with reading pagemap of the same range in the guest."""
     times = []
     with VM(image) as vm, vm.run("wide", timeout_s=300) as guest:
@@ -168,7 +169,7 @@ def walk_row(image: KernelImage) -> Row:
         assert said is not None
     theirs = int(said[1]) / 1e9
     ours = statistics.median(times)
-    return Row(
+    return BenchRow(
         "walk of 1 GiB as 4K entries", ours, "pagemap of it, in the guest", theirs, ours / theirs, 20, max(times)
     )
 
@@ -263,7 +264,7 @@ def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file
         write_text(json_file, lambda: json.dumps({"kernel": image.release, **figures}, indent=1) + "\n")
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[BenchRow]) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("what", "median", "worst", "rival", "median", "ratio", "runs"):
         table.add_column(heading, no_wrap=heading not in ("what", "rival"))

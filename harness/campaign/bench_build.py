@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from rich.table import Table
 
 from harness.errors import MachineryError
 from harness.host import cache
-from harness.host.process import FOLLOW_TIMEOUT_S
+from harness.host.process import FOLLOW_TIMEOUT_S, guarded
 from harness.kernel.build.builder import read_fragment, source_tree
 from harness.kernel.build.fragments import merge, parse
-from harness.kernel.build.job import Job, children_cpu_s, virtme_configure
+from harness.kernel.build.job import BuildJob, children_cpu_s, virtme_configure
 from harness.kernel.build.recipe import Recipe
 from harness.kernel.build.slot import Slot
 from harness.kernel.build.source import parse_origin
@@ -51,7 +52,7 @@ def cpu_s(work: Callable[[], object]) -> float:
 def full_build(recipe: Recipe, tree: str) -> BuildRow:
     """Build the minimal configuration in a separate, empty O= folder."""
     wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
-    job = Job(recipe, recipe.origin.slot, tree, wanted, f"bench{os.getpid()}", None, None)
+    job = BuildJob(recipe, recipe.origin.slot, tree, wanted, f"bench{os.getpid()}", None, None)
     with tempfile.TemporaryDirectory(prefix="hugepfn-bench-") as entry:
         try:
             job.run(Path(entry))
@@ -81,7 +82,7 @@ def virtme_build(slot: Slot, tree: str) -> BuildRow:
 
 def _call(argv: list[str], folder: Path, lock: int) -> None:
     done = subprocess.run(
-        ["setpriv", "--pdeathsig", "TERM", *argv],
+        guarded(argv, signal.SIGTERM),
         cwd=folder,
         env=make_environment(),
         stdin=subprocess.DEVNULL,

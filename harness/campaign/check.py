@@ -20,7 +20,7 @@ from harness.verdict import Outcome, ScenarioResult
 from harness.verdict.table import TROUBLE
 
 
-class Step(enum.IntEnum):
+class BisectVerdict(enum.IntEnum):
     """The verdict on a commit, as the exit status that git expects."""
 
     GOOD = ExitCode.OK
@@ -29,7 +29,7 @@ class Step(enum.IntEnum):
     BROKEN = ExitCode.STOP
 
 
-def judge(results: Sequence[ScenarioResult]) -> tuple[Step, str]:
+def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
     """The verdict on a commit from its results, and the reason.
 
     A known bug is bad, because whoever bisects wants to know where it came from. A skip means that a precondition is
@@ -37,20 +37,20 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[Step, str]:
     """
     by_outcome = {outcome: [one for one in results if one.outcome is outcome] for outcome in Outcome}
     for outcome, step in (
-        (Outcome.ERROR, Step.BROKEN),
-        (Outcome.FAILED, Step.BAD),
-        (Outcome.KNOWN_BUG, Step.BAD),
-        (Outcome.SKIPPED, Step.CANNOT_TELL),
+        (Outcome.ERROR, BisectVerdict.BROKEN),
+        (Outcome.FAILED, BisectVerdict.BAD),
+        (Outcome.KNOWN_BUG, BisectVerdict.BAD),
+        (Outcome.SKIPPED, BisectVerdict.CANNOT_TELL),
     ):
         if by_outcome[outcome]:
             one = by_outcome[outcome][0]
             return step, f"{one.scenario} {one.level or ''}".strip() + f": {outcome.value}: {one.reason}"
     if not results:
-        return Step.BROKEN, "nothing was run"
-    return Step.GOOD, f"{len(results)} of {len(results)} passed"
+        return BisectVerdict.BROKEN, "nothing was run"
+    return BisectVerdict.GOOD, f"{len(results)} of {len(results)} passed"
 
 
-def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None]) -> tuple[Step, str]:
+def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None]) -> tuple[BisectVerdict, str]:
     """Build what is checked out in a tree, boot it, and run one scenario.
 
     :param case: ``SCENARIO`` or ``SCENARIO:LEVEL``.
@@ -63,12 +63,12 @@ def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None])
     try:
         image = Kernel.parse(spec).resolve(say)
     except KernelBuildError as error:
-        return Step.CANNOT_TELL, f"it does not build: {error}"
+        return BisectVerdict.CANNOT_TELL, f"it does not build: {error}"
     try:
         options.settings(spec).vm(image, (), say).start().close()
     except KERNELS_FAULT as error:
-        return Step.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
+        return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
     run = run_kernel(str(image.image), [scenario], replace(options, levels=levels), say)
     if trouble := run.context.get(TROUBLE):
-        return Step.BROKEN, str(trouble)
+        return BisectVerdict.BROKEN, str(trouble)
     return judge(run.results)

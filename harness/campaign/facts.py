@@ -47,14 +47,14 @@ _UNSURE = {Mark.FAIL, Mark.ERROR, Mark.FLAKE, Mark.UNKNOWN}
 
 
 @dataclass(frozen=True)
-class Results:
+class RunsByKernel:
     """The runs of each kernel, by its spec, and the series that are not available."""
 
     runs: Mapping[str, tuple[Run, ...]]
     missing: Mapping[str, str]
 
     @classmethod
-    def read(cls, path: Path) -> Results:
+    def read(cls, path: Path) -> RunsByKernel:
         """Read what ``matrix --json`` or ``run --json`` wrote.
 
         :raises UsageError: the file is something else.
@@ -145,7 +145,7 @@ def measured(table: Table, ledger: Sequence[KnownBug], before: Facts) -> Facts:
     return Facts(head, kernels, sightings(table, ledger, before))
 
 
-def judged_again(results: Results, ledger: Sequence[KnownBug], facts: Facts) -> Table:
+def judged_again(results: RunsByKernel, ledger: Sequence[KnownBug], facts: Facts) -> Table:
     """The table with each pass judged again, because which bugs are fixed depends on what was seen on other kernels."""
     stock = [bug for bug in ledger if not bug.config]
 
@@ -164,7 +164,7 @@ def judged_again(results: Results, ledger: Sequence[KnownBug], facts: Facts) -> 
     return Table.of(columns, expected_cases((), (), [(line.name, line.levels) for line in scenario_lines()]))
 
 
-def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: Results, offline: bool) -> Results:
+def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: RunsByKernel, offline: bool) -> RunsByKernel:
     """The results of every kernel: those that exist, and new runs of the others."""
     if offline:
         return have
@@ -184,11 +184,11 @@ def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: Result
                 found.append(follow(spec, (), options, live, name))
                 live.say(summary(found[-1], name))
             runs[spec] = tuple(found)
-            write_text(kept, as_json(Results(runs, chosen.missing).to_json()))
-    return Results(runs, chosen.missing)
+            write_text(kept, as_json(RunsByKernel(runs, chosen.missing).to_json()))
+    return RunsByKernel(runs, chosen.missing)
 
 
-def write(results: Results, also: Sequence[Results], root: Path) -> list[str]:
+def write(results: RunsByKernel, also: Sequence[RunsByKernel], root: Path) -> list[str]:
     """Write everything that was measured, and return what changed, in words.
 
     :raises MachineryError: a kernel has no results, or a file cannot be written; then nothing is written.
@@ -249,15 +249,15 @@ def main(
     root = guest_tests_dir().parent
     if not (root / "docs" / "matrix.md").is_file():
         raise UsageError(f"{root} is no source tree of hugepfn: the documents that are to be written are not there")
-    read = [Results.read(path) for path in given]
-    have = Results(
+    read = [RunsByKernel.read(path) for path in given]
+    have = RunsByKernel(
         {spec: runs for one in read for spec, runs in one.runs.items()},
         {series: why for one in read for series, why in one.missing.items()},
     )
     if offline and not have.runs:
         raise UsageError("--offline runs nothing, and no --from FILE has results")
     results = collect(kernels, RunOptions(workers=workers), repeat, have, offline)
-    said = write(results, [Results.read(path) for path in also], root)
+    said = write(results, [RunsByKernel.read(path) for path in also], root)
     click.echo("\n".join(said) or "nothing changed but the date")
 
 

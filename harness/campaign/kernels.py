@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.compiler import guest_tests_dir
-from harness.host.process import FOLLOW_TIMEOUT_S, ended_after
+from harness.host.process import FOLLOW_TIMEOUT_S, ended_after, guarded
 from harness.kernel import Kernel, Stock, available
 from harness.qemu.spec import Device
 from harness.settings import Settings
@@ -146,7 +146,7 @@ def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Sa
 def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
     """Run a child in its own process group, so that Ctrl-C reaches us and we end the child."""
     with subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", "--", *argv],  # ends the child if we are killed
+        guarded(argv, signal.SIGTERM),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,

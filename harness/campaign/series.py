@@ -28,7 +28,7 @@ from harness.verdict.table import Column, Table
 
 
 @dataclass(frozen=True)
-class Step:
+class PatchStep:
     """One kernel of a series: the base, or the base with some patches."""
 
     name: str  # "base", "2/3"
@@ -76,7 +76,7 @@ def _has_errors(column: Column) -> bool:
     return any(result.outcome is Outcome.ERROR for run in column.runs for result in run.results)
 
 
-def steps_of_range(tree: str, revisions: str) -> list[Step]:
+def steps_of_range(tree: str, revisions: str) -> list[PatchStep]:
     """The commits of ``BASE..TIP``, oldest first, after the base itself.
 
     :raises UsageError: tree is not a git tree, or has no such revisions.
@@ -90,13 +90,13 @@ def steps_of_range(tree: str, revisions: str) -> list[Step]:
     commits = [line.partition(" ") for line in said.splitlines()]
     if not commits:
         raise UsageError(f"{revisions}: there is no commit in this range")
-    steps = [Step("base", base, f"tree:{path}@{start}")]
+    steps = [PatchStep("base", base, f"tree:{path}@{start}")]
     for number, (commit, _, subject) in enumerate(commits, start=1):
-        steps.append(Step(f"{number}/{len(commits)}", subject, f"tree:{path}@{commit}"))
+        steps.append(PatchStep(f"{number}/{len(commits)}", subject, f"tree:{path}@{commit}"))
     return steps
 
 
-def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[Step]:
+def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[PatchStep]:
     """The patches of an mbox in its order, after the tree itself. A cover letter is not a step.
 
     :param folder: where to write the patches, one file each.
@@ -105,13 +105,13 @@ def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[Step]:
     if not mbox.is_file():
         raise UsageError(f"{mbox}: no such file")
     base = BuiltSource.parse(tree).spec
-    steps = [Step("base", tree, base)]
+    steps = [PatchStep("base", tree, base)]
     found = split(mbox.name, mbox.read_bytes())
     for number, patch in enumerate(found, start=1):
         file = folder / f"{number:04}.patch"
         file.write_bytes(patch.diff)
         subject = re.sub(r"^\[[^]]*\]\s*", "", patch.subject) or file.name
-        steps.append(Step(f"{number}/{len(found)}", subject, f"{steps[-1].spec}+{file}"))
+        steps.append(PatchStep(f"{number}/{len(found)}", subject, f"{steps[-1].spec}+{file}"))
     return steps
 
 
@@ -123,7 +123,7 @@ def _git(folder: Path, *words: str) -> str:
     return printable(done.stdout)
 
 
-def _print(console: Console, steps: Sequence[Step], table: Table, found: Sequence[Change]) -> None:
+def _print(console: Console, steps: Sequence[PatchStep], table: Table, found: Sequence[Change]) -> None:
     for step in steps:
         console.print(Text(f"{step.name:>6}  {step.subject}"), soft_wrap=True)
     console.print()
@@ -139,7 +139,7 @@ def _print(console: Console, steps: Sequence[Step], table: Table, found: Sequenc
     console.print(Text(f"the same at every step: {marks or 'nothing'}", style="bold"))
 
 
-def change_lines(steps: Sequence[Step], found: Sequence[Change]) -> Iterator[Text]:
+def change_lines(steps: Sequence[PatchStep], found: Sequence[Change]) -> Iterator[Text]:
     """One line per change: the case, its old and new answer, and the patch."""
     for change in found:
         step, last = steps[change.step], steps[change.since]
@@ -152,7 +152,7 @@ def change_lines(steps: Sequence[Step], found: Sequence[Change]) -> Iterator[Tex
         yield line
 
 
-def _change_json(steps: Sequence[Step], change: Change) -> dict[str, Any]:
+def _change_json(steps: Sequence[PatchStep], change: Change) -> dict[str, Any]:
     return {
         "scenario": change.case.scenario,
         "level": change.case.level,

@@ -60,12 +60,12 @@ def walk(words: tuple[str, ...], session: str | None, watch: bool, every: float)
 @every_option
 def maps(words: tuple[str, ...], session: str | None, watch: bool, every: float) -> None:
     """Show the VMAs of a process: the number of leaves at each level, and how many of them have each bit."""
-    from harness.commands.walk_view import areas_lines, process_line
+    from harness.commands.walk_view import process_line, vma_lines
 
     client, pid, _ = _who(words, session, 0)
 
     def lines(now: Any, before: Any) -> list[Text]:
-        return [process_line(now.process, before and before.process), *areas_lines(now, before)]
+        return [process_line(now.process, before and before.process), *vma_lines(now, before)]
 
     _show(lambda: client.call("maps", pid=pid), lines, every if watch else None)
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.text import Text
 
 from harness.errors import UsageError
-from harness.introspect.processes import ProcessAreas, ProcessRoot, RangeWalk
-from harness.introspect.vmas import Area, AreaLine
-from harness.pagetable import Bits, Entry, Level, Run, Walk
+from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
+from harness.introspect.vmas import Vma, VmaLine
+from harness.pagetable import Bits, Entry, EntryRun, Level, Walk
 from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT
 from harness.verdict.entries import signed
 
@@ -83,21 +83,21 @@ def range_lines(now: RangeWalk, previous: RangeWalk | None = None) -> list[Text]
     return list(_columns([heading, *rows]))
 
 
-def areas_lines(now: ProcessAreas, previous: ProcessAreas | None = None) -> list[Text]:
+def vma_lines(now: ProcessVmas, previous: ProcessVmas | None = None) -> list[Text]:
     """One line per VMA: leaves at each level, how many have each bit, and the change since the last look."""
-    old = {area.line.start: area for area in previous.areas} if previous is not None else {}
-    bits = [bit for bit in Bits if bit not in _PLAIN_BITS and any(bit in area.bits for area in now.areas)]
-    swapped = any(area.swapped for area in now.areas)
+    old = {vma.line.start: vma for vma in previous.vmas} if previous is not None else {}
+    bits = [bit for bit in Bits if bit not in _PLAIN_BITS and any(bit in vma.bits for vma in now.vmas)]
+    swapped = any(vma.swapped for vma in now.vmas)
     words = ["range", "perms", "pte", "pmd", "pud", *(["swap"] if swapped else []), *map(_name, bits), "name"]
     rows: list[list[Cell]] = [[Text(word, style=_HEADING) for word in words]]
-    for area in now.areas:
-        before = old.pop(area.line.start, None)
-        line, was = area.line, before.line if before is not None else None
+    for vma in now.vmas:
+        before = old.pop(vma.line.start, None)
+        line, was = vma.line, before.line if before is not None else None
         new = previous is not None and (was is None or was.offset != line.offset)
         cells: list[Cell] = [
             Text(f"+{_range(line)}", style=_NEW) if new else _changed(_range(line), _range(was or line)),
             _changed(line.perms, line.perms if was is None else was.perms),
-            *(_count(*pair) for pair in zip(*(_counts(a, bits, swapped) for a in (area, before or area)), strict=True)),
+            *(_count(*pair) for pair in zip(*(_counts(a, bits, swapped) for a in (vma, before or vma)), strict=True)),
             _changed(line.name, line.name if was is None else was.name),
         ]
         rows.append(cells)
@@ -106,11 +106,11 @@ def areas_lines(now: ProcessAreas, previous: ProcessAreas | None = None) -> list
         rows.append([Text(word, style=_GONE if word else "") for word in (first, *rest)])
     lines = list(_columns(rows))
     if now.elsewhere:
-        lines.append(Text(f"  {now.elsewhere} leaves lie in no area", style="bold red"))
+        lines.append(Text(f"  {now.elsewhere} leaves lie in no VMA", style="bold red"))
     return lines
 
 
-def _range(line: AreaLine) -> str:
+def _range(line: VmaLine) -> str:
     return f"{line.start:x}-{line.end:x}"
 
 
@@ -121,11 +121,11 @@ def _changed(now: str, before: str) -> Text:
     return Text.assemble((now, _NEW), " ", (f"(was {before or 'none'})", _GONE))
 
 
-def _counts(area: Area, bits: Sequence[Bits], swapped: bool) -> Iterator[int]:
-    yield from (area.leaves.get(level, 0) for level in (Level.PTE, Level.PMD, Level.PUD))
+def _counts(vma: Vma, bits: Sequence[Bits], swapped: bool) -> Iterator[int]:
+    yield from (vma.leaves.get(level, 0) for level in (Level.PTE, Level.PMD, Level.PUD))
     if swapped:
-        yield area.swapped
-    yield from (area.bits.get(bit, 0) for bit in bits)
+        yield vma.swapped
+    yield from (vma.bits.get(bit, 0) for bit in bits)
 
 
 def _count(now: int, before: int) -> Text:
@@ -135,7 +135,7 @@ def _count(now: int, before: int) -> Text:
     return text
 
 
-def _run_cells(run: Run) -> list[Cell]:
+def _run_cells(run: EntryRun) -> list[Cell]:
     entry = run.entry
     many = f" x{run.count}" if run.count > 1 else ""
     label = Text(f"{entry.level.label}{many}", style=_LEVEL_STYLE.get(entry.level, "") if entry.leaf else "dim")

@@ -373,7 +373,3 @@ class Agent:
         await self.emulator.expect(
             self._write(Frame("size", 0, f"{rows} {columns}".encode())), 30.0, "a size to go out"
         )
-
-    async def poweroff(self) -> None:
-        """Asks for the end; nothing answers."""
-        await self._send(Frame("poweroff", 0, b""), 5.0)

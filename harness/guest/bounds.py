@@ -9,7 +9,7 @@ import re
 
 from harness.errors import ProtocolError
 
-PAGE_BYTES = 4096
+PAGE_BYTES = 4096  # not from harness.pagetable, which loads numpy: `hugepfn ssh` has to start fast
 #: One line of the events channel: HP_LINE of guest_tests/lib/checkpoint.c is 11,904.
 LINE_MAX_BYTES = 16 << 10
 #: Events that nobody has taken yet. A program waits at each checkpoint, so few are ever on their way.

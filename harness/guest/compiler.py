@@ -6,14 +6,13 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import CompileError, MachineryError, UsageError
 from harness.host import cache
-from harness.host.packages import how_to_install
+from harness.host.packages import find_command, how_to_install
 
 #: C11 and the warnings of the house; static, so that the guest needs no loader; small, since it is sent over.
 CFLAGS = (
@@ -70,7 +69,7 @@ def find_source(name: str, search: tuple[Path, ...] = ()) -> Path:
 @functools.cache
 def _compiler() -> tuple[str, str]:
     """The compiler and its identity."""
-    path = shutil.which(os.environ.get("CC", "gcc")) or shutil.which("cc")
+    path = find_command(os.environ.get("CC", "gcc")) or find_command("cc")
     if path is None:
         raise MachineryError(f"no C compiler: install it with: {how_to_install(['gcc', 'libc6-dev'])}")
     stat = Path(path).stat()

@@ -61,7 +61,6 @@ class Ssh:
 
     def __init__(self, address: SshAddress) -> None:
         """:raises MachineryError: nobody answers there, or not with the key that is expected."""
-        self._address = address
         self._client = paramiko.SSHClient()
         kind, blob = address.host_key.split()
         self._client.get_host_keys().add(HOST, kind, paramiko.PKey.from_type_string(kind, base64.b64decode(blob)))

@@ -20,7 +20,10 @@ _SBIN = "/usr/sbin:/sbin"  # depmod and dropbear are there, which is not in ever
 _ASK_TIMEOUT_S = 30.0
 #: openSUSE's busybox links libraries, which a guest does not have; its static one has a name of its own.
 _OTHER_NAMES = {"busybox": ("busybox-static",)}
-_ELSEWHERE = {"virtiofsd": ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd")}
+_ELSEWHERE = {
+    "apt-helper": ("/usr/lib/apt/apt-helper",),
+    "virtiofsd": ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"),
+}
 
 
 class Part(enum.Enum):
@@ -152,7 +155,7 @@ def mending_command(packages: Iterable[str]) -> str:
 
 
 def find_command(name: str) -> str | None:
-    """Where a command is: in PATH, in sbin, under the name or in the folder that another distribution gives it."""
+    """Where a command is: in PATH, in sbin, or under the name or in the folder that its distribution gives it."""
     for other in (*_OTHER_NAMES.get(name, ()), name):
         path: str | None = shutil.which(other) or shutil.which(other, path=_SBIN)
         if path is not None:

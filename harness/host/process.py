@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
-from harness.host.packages import how_to_get
+from harness.host.packages import find_command, how_to_get
 from harness.host.signals import HeldSignals
 from harness.printable import printable
 
@@ -104,6 +104,17 @@ def follow(
         on_end(process.returncode)
 
 
+def guarded(argv: Sequence[str | Path], number: signal.Signals = signal.SIGKILL) -> list[str]:
+    """The command line of a child that does not outlive us: it gets a signal when the thread that starts it ends,
+    even by SIGKILL (PR_SET_PDEATHSIG of prctl(2)).
+
+    :param number: SIGTERM for a child that has children of its own to end.
+    :raises MachineryError: there is no setpriv.
+    """
+    setpriv = find_program("setpriv", "util-linux")
+    return [os.fspath(word) for word in (setpriv, "--pdeathsig", number.name.removeprefix("SIG"), "--", *argv)]
+
+
 def _start(
     words: Sequence[str],
     *,
@@ -185,14 +196,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(_GRACE_S)
 
 
-def find_program(name: str, package: str, extra: Iterable[str] = ("/usr/sbin", "/sbin")) -> Path:
-    """The path of a program. Also searches sbin, which is not in an ordinary user's PATH on Debian.
+def find_program(name: str, package: str) -> Path:
+    """The path of a program that is needed, see :func:`harness.host.packages.find_command`.
 
     :param package: the Debian package that contains it.
     :raises MachineryError: not found; says how to install it on this distribution.
     """
-    for folder in [*os.environ.get("PATH", "").split(os.pathsep), *extra]:
-        candidate = Path(folder) / name
-        if folder and os.access(candidate, os.X_OK) and candidate.is_file():
-            return candidate
-    raise MachineryError(f"{name} is missing on this machine; {how_to_get(package)}")
+    path = find_command(name)
+    if path is None:
+        raise MachineryError(f"{name} is missing on this machine; {how_to_get(package)}")
+    return Path(path)

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from harness.kernel.btf import Btf, BtfError, Kind, Member, Record
+from harness.kernel.btf import Btf, BtfError, BtfKind, Member, Record
 
 #: Variables and their types, as the kernel declares them (include/linux/sched/task.h, mm_types.h and others).
 VARIABLES = {
@@ -35,12 +35,12 @@ class BtfTypes:
         self._made: dict[int, Any] = {}
         kinds = drgn.TypeKind
         self._by_kind = {
-            kinds.STRUCT: (Kind.STRUCT,),
-            kinds.UNION: (Kind.UNION,),
-            kinds.ENUM: (Kind.ENUM, Kind.ENUM64),
-            kinds.TYPEDEF: (Kind.TYPEDEF,),
-            kinds.INT: (Kind.INT,),
-            kinds.BOOL: (Kind.INT,),
+            kinds.STRUCT: (BtfKind.STRUCT,),
+            kinds.UNION: (BtfKind.UNION,),
+            kinds.ENUM: (BtfKind.ENUM, BtfKind.ENUM64),
+            kinds.TYPEDEF: (BtfKind.TYPEDEF,),
+            kinds.INT: (BtfKind.INT,),
+            kinds.BOOL: (BtfKind.INT,),
         }
 
     def find_type(self, _program: Any, kinds: Any, name: str, filename: str | None) -> Any:
@@ -64,35 +64,35 @@ class BtfTypes:
             return self._drgn.Object(program, enum, dict(enum.enumerators)[name])
         found = None
         if flags & wanted.VARIABLE:
-            found = program.type(VARIABLES[name]) if name in VARIABLES else self._declared(name, Kind.VAR)
+            found = program.type(VARIABLES[name]) if name in VARIABLES else self._declared(name, BtfKind.VAR)
         if found is None and flags & wanted.FUNCTION:
-            found = self._declared(name, Kind.FUNC)
+            found = self._declared(name, BtfKind.FUNC)
         try:
             return None if found is None else self._drgn.Object(program, found, address=program.symbol(name).address)
         except LookupError:
             return None
 
     @functools.cached_property
-    def _ids(self) -> tuple[dict[tuple[Kind, str], int], dict[str, int]]:
+    def _ids(self) -> tuple[dict[tuple[BtfKind, str], int], dict[str, int]]:
         """The id of each named type, the first of its name, and of the enum that each constant is of."""
-        named: dict[tuple[Kind, str], int] = {}
+        named: dict[tuple[BtfKind, str], int] = {}
         constants: dict[str, int] = {}
         for type_id in range(1, len(self._btf)):
             record = self._btf.record(type_id)
             if record.name:
                 named.setdefault((record.kind, record.name), type_id)
-            if record.kind in (Kind.ENUM, Kind.ENUM64):
+            if record.kind in (BtfKind.ENUM, BtfKind.ENUM64):
                 words = _enum_words(record)
                 for index in range(record.count):
                     constants.setdefault(self._btf.name(self._btf.words(record, words, index)[0]), type_id)
         return named, constants
 
-    def _declared(self, name: str, kind: Kind) -> Any:
+    def _declared(self, name: str, kind: BtfKind) -> Any:
         """The type of a variable or function; None where BTF does not know it."""
         type_id = self._find(name, kind)
         return None if type_id is None else self.make(self._btf.record(type_id).size_or_type)
 
-    def _find(self, name: str, *kinds: Kind) -> int | None:
+    def _find(self, name: str, *kinds: BtfKind) -> int | None:
         named, _ = self._ids
         return next((named[kind, name] for kind in kinds if (kind, name) in named), None)
 
@@ -107,24 +107,24 @@ class BtfTypes:
         program, inner = self._program, record.size_or_type
         qualifiers = self._drgn.Qualifiers
         match record.kind:
-            case Kind.PTR:
+            case BtfKind.PTR:
                 return program.pointer_type(self.make(inner))
-            case Kind.TYPEDEF:
+            case BtfKind.TYPEDEF:
                 return program.typedef_type(record.name, self.make(inner))
-            case Kind.CONST:
+            case BtfKind.CONST:
                 return self._qualified(inner, qualifiers.CONST)
-            case Kind.VOLATILE:
+            case BtfKind.VOLATILE:
                 return self._qualified(inner, qualifiers.VOLATILE)
-            case Kind.RESTRICT:
+            case BtfKind.RESTRICT:
                 return self._qualified(inner, qualifiers.RESTRICT)
-            case Kind.TYPE_TAG | Kind.FUNC:
+            case BtfKind.TYPE_TAG | BtfKind.FUNC:
                 return self.make(inner)
-            case Kind.ARRAY:
+            case BtfKind.ARRAY:
                 element, _, length = self._btf.words(record, 3)
                 return program.array_type(self.make(element), length)
-            case Kind.FUNC_PROTO:
+            case BtfKind.FUNC_PROTO:
                 return self._function(record)
-            case Kind.STRUCT | Kind.UNION | Kind.FWD:
+            case BtfKind.STRUCT | BtfKind.UNION | BtfKind.FWD:
                 return self._composite(record)
             case _:
                 return self._scalar(record)
@@ -135,11 +135,11 @@ class BtfTypes:
 
     def _scalar(self, record: Record) -> Any:
         program, size_bytes = self._program, record.size_or_type
-        if record.kind is Kind.FLOAT:
+        if record.kind is BtfKind.FLOAT:
             return program.float_type(record.name, size_bytes)
-        if record.kind in (Kind.ENUM, Kind.ENUM64):
+        if record.kind in (BtfKind.ENUM, BtfKind.ENUM64):
             return self._enum(record)
-        if record.kind is not Kind.INT:
+        if record.kind is not BtfKind.INT:
             raise BtfError(f"{record.name or 'an anonymous type'} of kind {record.kind.name} is no C type")
         encoding = self._btf.words(record, 1)[0] >> 24
         if encoding & _BOOL:
@@ -173,9 +173,9 @@ class BtfTypes:
 
     def _composite(self, record: Record) -> Any:
         program = self._program
-        is_union = record.flag if record.kind is Kind.FWD else record.kind is Kind.UNION
+        is_union = record.flag if record.kind is BtfKind.FWD else record.kind is BtfKind.UNION
         make = program.union_type if is_union else program.struct_type
-        if record.kind is Kind.FWD:
+        if record.kind is BtfKind.FWD:
             return make(record.name or None)
         members = [
             self._drgn.TypeMember(self._later(member), member.name or None, member.bit_offset)
@@ -197,4 +197,4 @@ class BtfTypes:
 
 def _enum_words(record: Record) -> int:
     """32-bit words of each constant: its name and its value."""
-    return 3 if record.kind is Kind.ENUM64 else 2
+    return 3 if record.kind is BtfKind.ENUM64 else 2

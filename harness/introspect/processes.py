@@ -10,8 +10,8 @@ from harness.introspect.kernel_facts import KernelFacts
 from harness.introspect.kernel_memory import KernelMemory, prove_kernel_memory
 from harness.introspect.live_kernel import LiveKernel
 from harness.introspect.tasks import Task, Tasks, first_task
-from harness.introspect.vmas import Area, count_areas, parse_maps
-from harness.pagetable import Layout, Leaf, LeafArrays, Run, Walk, entry_arrays, leaf_mask, only, runs, walk
+from harness.introspect.vmas import Vma, count_vmas, parse_maps
+from harness.pagetable import EntryRun, Layout, Leaf, LeafArrays, Walk, entry_arrays, leaf_mask, only, runs, walk
 from harness.pagetable.bits import Level
 from harness.pagetable.entry import Entry
 from harness.printable import printable
@@ -51,19 +51,19 @@ class RangeWalk:
         columns = zip(found.vaddr.tolist(), found.raw.tolist(), found.level.tolist(), strict=True)
         return [Leaf(Entry(raw, Level(level), layout), vaddr) for vaddr, raw, level in columns]
 
-    def runs(self, previous: RangeWalk | None = None) -> Iterator[Run]:
+    def runs(self, previous: RangeWalk | None = None) -> Iterator[EntryRun]:
         """Neighbours that are alike as one, holes included; with what changed since another look at the same range."""
         old = None if previous is None else previous.entries
         return runs(self.entries, self.process.layout, self.start, self.end, old)
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessAreas:
-    """The areas of a process, and what its page tables have in each, at one stop."""
+class ProcessVmas:
+    """The VMAs of a process, and what its page tables have in each, at one stop."""
 
     process: ProcessRoot
-    areas: tuple[Area, ...]
-    elsewhere: int  # leaves that lie in no area: there should be none
+    vmas: tuple[Vma, ...]
+    elsewhere: int  # leaves that lie in no VMA: there should be none
 
 
 class Processes:
@@ -121,15 +121,15 @@ class Processes:
             entries = entry_arrays(self._vm.memory, process.paddr, start, end, process.layout)
             return RangeWalk(process, start, end, entries)
 
-    def areas(self, pid: int) -> ProcessAreas:
-        """The areas of a process and what is in each.
+    def vmas(self, pid: int) -> ProcessVmas:
+        """The VMAs of a process and what is in each.
 
         /proc/PID/maps can only be read while the guest runs, the tables only while it stands still: so it is read
         before and after, and what is told was the same both times. smaps and numa_maps are not read, they change the
         tables.
 
         :raises UsageError: as :meth:`root`; or the machine stands still.
-        :raises MachineryError: the areas changed every time.
+        :raises MachineryError: the VMAs changed every time.
         """
         before = self._maps(pid)
         for _ in range(_TRIES):
@@ -139,10 +139,10 @@ class Processes:
                 entries = entry_arrays(self._vm.memory, process.paddr, 0, half, process.layout)
             after = self._maps(pid)
             if before == after:
-                areas, elsewhere = count_areas(parse_maps(printable(before)), entries, process.layout)
-                return ProcessAreas(process, areas, elsewhere)
+                vmas, elsewhere = count_vmas(parse_maps(printable(before)), entries, process.layout)
+                return ProcessVmas(process, vmas, elsewhere)
             before = after
-        raise MachineryError(f"the areas of process {process} changed in each of {_TRIES} looks: stop it first")
+        raise MachineryError(f"the VMAs of process {process} changed in each of {_TRIES} looks: stop it first")
 
     def _maps(self, pid: int) -> bytes:
         self.root(pid)  # says it better than a missing file does

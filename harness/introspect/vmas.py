@@ -1,4 +1,4 @@
-"""The areas (vmas) of a process, as /proc/PID/maps lists them, and what its page tables have in each."""
+"""The VMAs of a process, as /proc/PID/maps lists them, and what its page tables have in each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) ([0-9a-f]+) [0-9a-f]+
 
 
 @dataclass(frozen=True, slots=True)
-class AreaLine:
+class VmaLine:
     """One line of /proc/PID/maps."""
 
     start: int  # vaddr
@@ -27,17 +27,17 @@ class AreaLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Area:
-    """An area, and how many entries of each sort its page tables have."""
+class Vma:
+    """A VMA, and how many entries of each sort its page tables have."""
 
-    line: AreaLine
+    line: VmaLine
     leaves: Mapping[Level, int]  # pte, pmd, pud
     swapped: int  # entries that are neither empty nor present: swap, migration, markers
     bits: Mapping[Bits, int]  # leaves that have each bit; bits that none has are left out
 
 
-def parse_maps(text: str) -> tuple[AreaLine, ...]:
-    """The user's areas; [vsyscall], which lies in the kernel's half, is none.
+def parse_maps(text: str) -> tuple[VmaLine, ...]:
+    """The user's VMAs; [vsyscall], which lies in the kernel's half, is none.
 
     :raises ProtocolError: a line is not of /proc/PID/maps.
     """
@@ -50,38 +50,38 @@ def parse_maps(text: str) -> tuple[AreaLine, ...]:
             )
         start, end, perms, offset, name = match.groups()
         if not int(start, 16) >> 63:
-            found.append(AreaLine(int(start, 16), int(end, 16), perms, int(offset, 16), name))
+            found.append(VmaLine(int(start, 16), int(end, 16), perms, int(offset, 16), name))
     return tuple(found)
 
 
-def count_areas(lines: Iterable[AreaLine], entries: LeafArrays, layout: Layout) -> tuple[tuple[Area, ...], int]:
-    """What is in each area, and how many leaves lie in none of them.
+def count_vmas(lines: Iterable[VmaLine], entries: LeafArrays, layout: Layout) -> tuple[tuple[Vma, ...], int]:
+    """What is in each VMA, and how many leaves lie in none of them.
 
     :param entries: of the whole user half, see :func:`harness.pagetable.entry_arrays`.
     """
     leaves = only(entries, leaf_mask(entries))
     swapped = only(entries, ~leaf_mask(entries) & ~hole_mask(entries))
     have = {bit: has_bit(leaves, bit, layout) for bit in Bits}
-    areas, inside = [], 0
+    vmas, inside = [], 0
     for line in lines:
         first, last = _slice(leaves, line)
         swap_first, swap_last = _slice(swapped, line)
         levels = np.bincount(leaves.level[first:last], minlength=len(Level) + 1)
         bits = {bit: int(there[first:last].sum()) for bit, there in have.items()}
         inside += last - first
-        areas.append(
-            Area(
+        vmas.append(
+            Vma(
                 line,
                 {level: int(levels[level]) for level in (Level.PTE, Level.PMD, Level.PUD)},
                 swap_last - swap_first,
                 {bit: count for bit, count in bits.items() if count},
             )
         )
-    return tuple(areas), len(leaves.vaddr) - inside
+    return tuple(vmas), len(leaves.vaddr) - inside
 
 
-def _slice(entries: LeafArrays, line: AreaLine) -> tuple[int, int]:
-    """Which of the entries start in an area."""
+def _slice(entries: LeafArrays, line: VmaLine) -> tuple[int, int]:
+    """Which of the entries start in a VMA."""
     edges = np.array([line.start, line.end], np.uint64)
     first, last = np.searchsorted(entries.vaddr, edges).tolist()
     return first, last

@@ -24,7 +24,7 @@ class BtfError(MachineryError):
     """The data is not valid BTF, or has no such struct or member."""
 
 
-class Kind(enum.IntEnum):
+class BtfKind(enum.IntEnum):
     """BTF_KIND_*."""
 
     INT = 1
@@ -50,20 +50,20 @@ class Kind(enum.IntEnum):
 
 #: Size in bytes of the data after a type of this kind: a fixed part, and a part for each of its members.
 _TAIL = {
-    Kind.INT: (4, 0),
-    Kind.ARRAY: (12, 0),
-    Kind.STRUCT: (0, 12),
-    Kind.UNION: (0, 12),
-    Kind.ENUM: (0, 8),
-    Kind.FUNC_PROTO: (0, 8),
-    Kind.VAR: (4, 0),
-    Kind.DATASEC: (0, 12),
-    Kind.DECL_TAG: (4, 0),
-    Kind.ENUM64: (0, 12),
+    BtfKind.INT: (4, 0),
+    BtfKind.ARRAY: (12, 0),
+    BtfKind.STRUCT: (0, 12),
+    BtfKind.UNION: (0, 12),
+    BtfKind.ENUM: (0, 8),
+    BtfKind.FUNC_PROTO: (0, 8),
+    BtfKind.VAR: (4, 0),
+    BtfKind.DATASEC: (0, 12),
+    BtfKind.DECL_TAG: (4, 0),
+    BtfKind.ENUM64: (0, 12),
 }
-_COMPOSITE = (Kind.STRUCT, Kind.UNION)
+_COMPOSITE = (BtfKind.STRUCT, BtfKind.UNION)
 #: Kinds that refer to another type without changing its size.
-_TRANSPARENT = (Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG)
+_TRANSPARENT = (BtfKind.TYPEDEF, BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT, BtfKind.TYPE_TAG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Record:
     """One type: ``struct btf_type`` and the offset of the data after it."""
 
     name: str  # empty for an anonymous type
-    kind: Kind
+    kind: BtfKind
     count: int  # vlen: number of members, values or parameters
     flag: bool  # kind_flag
     size_or_type: int  # size in bytes of an INT, STRUCT, UNION, ENUM or FLOAT; otherwise the id of another type
@@ -106,14 +106,14 @@ class Btf:
         self._types = data[header + type_at : header + type_at + type_bytes]
         self._names = data[header + name_at : header + name_at + name_bytes]
         self._at = self._index()
-        self._named: dict[tuple[Kind, str], int] = {}
+        self._named: dict[tuple[BtfKind, str], int] = {}
 
     def _index(self) -> list[int]:
         """The offset of each type, by its id; id 0 is void and has no offset."""
         starts = [-1]
         at, end = 0, len(self._types)
         tails = {int(kind): tail for kind, tail in _TAIL.items()}
-        known = {int(kind) for kind in Kind}
+        known = {int(kind) for kind in BtfKind}
         while at < end:
             if end - at < _TYPE.size:
                 raise BtfError(f"BTF type {len(starts)} is cut short at byte {at} of the type section")
@@ -151,7 +151,7 @@ class Btf:
             raise BtfError(f"there is no BTF type {type_id}; ids go from 1 to {len(self._at) - 1}")
         at = self._at[type_id]
         name, info, size_or_type = _TYPE.unpack_from(self._types, at)
-        kind = Kind(info >> 24 & 0x1F)
+        kind = BtfKind(info >> 24 & 0x1F)
         return Record(self.name(name), kind, info & 0xFFFF, bool(info >> 31), size_or_type, at + _TYPE.size)
 
     def words(self, record: Record, count: int, index: int = 0) -> tuple[int, ...]:
@@ -165,7 +165,7 @@ class Btf:
             bit_size = (offset >> 24 if record.flag else 0) or None
             yield Member(self.name(name), type_id, offset & 0xFFFFFF if record.flag else offset, bit_size)
 
-    def find(self, name: str, *kinds: Kind) -> int:
+    def find(self, name: str, *kinds: BtfKind) -> int:
         """The id of a named type of one of these kinds, the first if there are several.
 
         :raises BtfError: there is no such type.
@@ -178,7 +178,7 @@ class Btf:
         for type_id in range(1, len(self._at)):
             offset, info, _ = _TYPE.unpack_from(self._types, self._at[type_id])
             if info >> 24 & 0x1F in wanted and self._names.startswith(pattern, offset):
-                self._named[Kind(info >> 24 & 0x1F), name] = type_id
+                self._named[BtfKind(info >> 24 & 0x1F), name] = type_id
                 return type_id
         raise BtfError(f"this kernel's BTF has no {'/'.join(kind.name.lower() for kind in kinds)} {name}")
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import enum
 import re
 import shutil
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from harness.archive import apt
 from harness.archive.apt import DownloadError, Index, MirrorError
 from harness.archive.offers import Offer
-from harness.archive.versions import check_wanted, choose, is_exact, matches, newest_of_each_series, series_of, sort_key
+from harness.archive.request import REPEAT_S, Request
+from harness.archive.versions import check_wanted, matches, sort_key
 from harness.errors import MachineryError, UsageError
 from harness.host import cache
 from harness.host.cache import Progress, say
@@ -23,15 +21,6 @@ from harness.kernel.image import KernelImage, open_image
 DEFAULT_AT_LEAST = "6.12"  # the first series with huge pfnmaps
 _KIND = "kernels"
 _UNPACK_TIMEOUT_S = 300.0
-_REPEAT_S = 600.0  # if the index is younger than this and lacks a version, the mirror is not asked again
-
-
-class _Asked(enum.Enum):
-    """Whether the mirror was asked for the answer."""
-
-    BEFORE = enum.auto()  # within the last day, which is when the index was fetched
-    NOW = enum.auto()
-    IN_VAIN = enum.auto()  # it did not answer, or may not be asked
 
 
 @dataclass(frozen=True)
@@ -77,81 +66,68 @@ class DebianSource:
         :raises UsageError: the mirror has no such version or suite.
         :raises MachineryError: the kernel is not cached and cannot be fetched.
         """
-        note = cache.root() / "resolved" / f"{self.spec.replace(':', '_')}.json"
-        known = cache.read_note(note)
-        if known and (0 <= time.time() - known["at"] < apt.INDEX_TTL_S or is_exact(self.version or "")):
-            entry = cache.find(_KIND, known["entry"])
-            if entry is not None:
-                return _open(entry, self.spec)
-        offer, asked = self._find(progress, offline)
+        request = self._request
+        known = request.recall()
+        entry = cache.find(_KIND, known["entry"]) if known else None
+        if entry is not None:
+            return _open(entry, self.spec)
+        try:
+            index, just_asked = request.index(lambda index: [*_whole(index), *cached()], progress, offline)
+        except MirrorError as error:
+            return self._from_cache(error, progress, offline)
+        offer = self._chosen(index)
         entry = cache.find(_KIND, offer.entry)
         if entry is None:
             try:
                 entry = _obtain(offer, progress)
             except DownloadError as error:
-                if asked is not _Asked.BEFORE:
-                    raise self._unavailable(str(error)) from error
+                if just_asked:
+                    raise self._unavailable(error) from error
                 offer = self._after_failed_download(progress)
                 entry = _obtain(offer, progress)
-        if not offline:  # without the mirror the answer is kept only for a while, because the mirror may be back soon
-            at = time.time() - (apt.INDEX_TTL_S - _REPEAT_S if asked is _Asked.IN_VAIN else 0)
-            cache.write_note(note, {"entry": offer.entry, "at": at})
+        request.remember({"entry": offer.entry})
         return _open(entry, self.spec)
+
+    @property
+    def _request(self) -> Request:
+        return Request(self.spec, self.version, self.suite, DEFAULT_AT_LEAST)
+
+    def _from_cache(self, error: MirrorError, progress: Progress | None, offline: bool) -> KernelImage:
+        """The kernel without the mirror.
+
+        :raises MachineryError: nothing that fits is cached.
+        """
+        index = apt.load_index()
+        here = [offer for offer in _whole(index) if cache.find(_KIND, offer.entry)] if index else []
+        found = self._request.choose(here) or self._request.choose(cached())
+        entry = cache.find(_KIND, found.entry) if found else None
+        if found is None or entry is None:
+            raise self._unavailable(error) from error
+        say(progress, f"{error}; using {found.package} from the cache")
+        if not offline:  # the mirror may be back soon
+            self._request.remember({"entry": found.entry}, REPEAT_S)
+        return _open(entry, self.spec)
+
+    def _chosen(self, index: Index) -> Offer:
+        """:raises UsageError: there is no such kernel; lists what exists."""
+        found = self._request.choose(_whole(index)) or self._request.choose(cached())
+        if found is not None:
+            return found
+        for offer in index.offers:
+            if offer.gone and self.version and matches(self.version, offer) and self.suite in (None, offer.suite):
+                raise UsageError(
+                    f"{self.spec}: the mirror has {offer.package} only in part, without {', '.join(offer.gone)}"
+                )
+        raise self._request.no_such("kernel", index, _whole(index))
 
     def _after_failed_download(self, progress: Progress | None) -> Offer:
         """Ask again, because the index may be older than the mirror, which drops versions."""
         try:
-            index = apt.refresh((), progress)
+            return self._chosen(apt.refresh((), progress))
         except MirrorError as error:
-            raise self._unavailable(str(error)) from error
-        return self._choose(index.offers) or self._no_such(index)
+            raise self._unavailable(error) from error
 
-    def _find(self, progress: Progress | None, offline: bool) -> tuple[Offer, _Asked]:
-        """The offer to use, and whether the mirror was asked for it."""
-        index, asked = apt.load_index(), _Asked.BEFORE
-        if offline or index is None or index.age_s > apt.INDEX_TTL_S or self._lacks(index):
-            try:
-                if offline:
-                    raise MirrorError("offline")
-                index, asked = apt.refresh([self.suite] if self.suite else (), progress), _Asked.NOW
-            except MirrorError as error:
-                found = self._choose(_only_cached(index.offers if index else ())) or self._choose(cached())
-                if found is None:
-                    raise self._unavailable(str(error)) from error
-                say(progress, f"{error}; using {found.package} from the cache")
-                return found, _Asked.IN_VAIN
-        found = self._choose(index.offers) or self._choose(cached())
-        return (found or self._no_such(index)), asked
-
-    def _lacks(self, index: Index) -> bool:
-        """Whether asking again may help: a suite that was not requested before, or a version that was missing."""
-        if self.suite and self.suite not in index.suites and self.suite not in index.left_out:
-            return True
-        return index.age_s > _REPEAT_S and self._choose([*index.offers, *cached()]) is None
-
-    def _choose(self, offers: Sequence[Offer]) -> Offer | None:
-        fitting = [offer for offer in offers if self.suite in (None, offer.suite) and not offer.gone]
-        return choose(fitting, self.version, DEFAULT_AT_LEAST)
-
-    def _no_such(self, index: Index) -> Offer:
-        """:raises UsageError: always; lists what exists."""
-        if self.suite and self.suite not in index.suites:
-            reason = index.left_out.get(self.suite, "unknown")
-            raise UsageError(f"{self.spec}: no suite {self.suite} ({reason}); the mirror has {', '.join(index.suites)}")
-        offers = [offer for offer in index.offers if self.suite in (None, offer.suite)]
-        for offer in (o for o in offers if o.gone and self.version and matches(self.version, o)):
-            raise UsageError(
-                f"{self.spec}: the mirror has {offer.package} only in part, without {', '.join(offer.gone)}"
-            )
-        offers = [offer for offer in offers if not offer.gone]
-        series = [o for o in offers if self.version and series_of(o.upstream) == series_of(self.version)]
-        if series and self.version:
-            versions = dict.fromkeys(o.upstream for o in sorted(series, key=sort_key))
-            raise UsageError(f"{self.spec}: of {series_of(self.version)} the mirror has only {', '.join(versions)}")
-        exist = ", ".join(o.upstream for o in newest_of_each_series(offers)) or "no kernel at all"
-        raise UsageError(f"{self.spec}: no such kernel; the mirror has (newest of each series) {exist}")
-
-    def _unavailable(self, why: str) -> MachineryError:
+    def _unavailable(self, why: MachineryError) -> MachineryError:
         have = ", ".join(dict.fromkeys(f"debian:{offer.upstream}" for offer in cached())) or "no kernel"
         return MachineryError(f"{self.spec} is not cached and cannot be fetched ({why}); cached: {have}")
 
@@ -186,8 +162,8 @@ def available(
     return sorted(offers.values(), key=sort_key, reverse=True)
 
 
-def _only_cached(offers: Sequence[Offer]) -> list[Offer]:
-    return [offer for offer in offers if cache.find(_KIND, offer.entry) is not None]
+def _whole(index: Index) -> list[Offer]:
+    return [offer for offer in index.offers if not offer.gone]
 
 
 def _open(entry: Path, spec: str) -> KernelImage:

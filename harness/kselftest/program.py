@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 
 from harness.errors import DeadlineError
@@ -28,8 +27,6 @@ class PlainRun:
         self.vm = vm
         self.program = path.rsplit("/", 1)[-1]
         self.kernel = vm.on_loop(KernelWatch.begin(vm.qemu, vm.agent, parse_taint(vm.ready["taint"]), self.program))
-        self.duration_s = 0.0
-        self._started = time.monotonic()
         self.job: Job = vm.on_loop(vm.agent.run([path, *args], {**environment, **_ONE_STREAM}))
 
     @property
@@ -43,10 +40,7 @@ class PlainRun:
         :raises DeadlineError: it did not end; says what was heard last.
         :raises KernelDied: the kernel died first.
         """
-        try:
-            return self.vm.on_loop(self._finish(timeout_s))
-        finally:
-            self.duration_s = time.monotonic() - self._started
+        return self.vm.on_loop(self._finish(timeout_s))
 
     async def _finish(self, timeout_s: float) -> ExitStatus:
         what = f"the end of {self.program}"

@@ -65,7 +65,6 @@ async def boot(
         init = [line for line in qemu.log.text.splitlines() if line.startswith(_INIT)][:1]
         raise BootError(
             "\n".join([f"{kernel.spec} ({kernel.release}) does not boot: {error}", *init, qemu.log.tail()]),
-            argv=qemu.argv,
             exit_status=qemu.exit_status,
             console_tail=qemu.log.tail(),
         ) from error

@@ -25,7 +25,7 @@ from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.host import cache
 from harness.introspect.drgn_program import drgn_program
 from harness.introspect.gdb import GdbStub, start_stub
-from harness.introspect.processes import ProcessAreas, Processes, ProcessRoot, RangeWalk
+from harness.introspect.processes import Processes, ProcessRoot, ProcessVmas, RangeWalk
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.bring_up import Timing, boot, clone, revive
@@ -404,6 +404,6 @@ class VM(LiveMachine):
         """Everything in [start, end) of any process: see :meth:`Processes.walk_range`."""
         return self.processes.walk_range(pid, start, end)
 
-    def areas(self, pid: int) -> ProcessAreas:
-        """The areas of any process and what its tables have in each: see :meth:`Processes.areas`."""
-        return self.processes.areas(pid)
+    def vmas(self, pid: int) -> ProcessVmas:
+        """The VMAs of any process and what its tables have in each: see :meth:`Processes.vmas`."""
+        return self.processes.vmas(pid)

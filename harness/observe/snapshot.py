@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from harness.errors import ClaimFailed, UsageError
 from harness.guest.protocol import MappingEvent
-from harness.pagetable import Leaf, Observation, PagemapWord, Region, Walk, relative_pfn
-
-PAGE_SIZE_BYTES = 4096
-
+from harness.pagetable import PAGE_SIZE_BYTES, Leaf, Observation, PagemapWord, Region, Walk, relative_pfn
 
 #: The page that guest_tests/lib/checkpoint.c maps so that every stop calibrates the walk; no scenario's business.
 CALIBRATION_MAPPING = "calibration"

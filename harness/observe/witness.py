@@ -30,6 +30,7 @@ from harness.guest.protocol import (
 )
 from harness.observe.snapshot import MappingView, ProcessView, Snapshot
 from harness.pagetable import (
+    PAGE_SIZE_BYTES,
     Layout,
     Leaf,
     LeafArrays,
@@ -116,10 +117,10 @@ class Witness:
         mapping = process.mappings.get(name)
         if mapping is None:  # it was unmapped while another process read its pagemap
             return
-        if len(words) * bounds.PAGE_BYTES > mapping.size_bytes:
+        if len(words) * PAGE_SIZE_BYTES > mapping.size_bytes:
             raise ProtocolError(
                 f"events: {len(words)} pagemap words for {name} of pid {process.pid}, "
-                f"which has {mapping.size_bytes // bounds.PAGE_BYTES} pages"
+                f"which has {mapping.size_bytes // PAGE_SIZE_BYTES} pages"
             )
         self._words_left -= len(words)
         if self._words_left < 0:

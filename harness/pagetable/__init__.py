@@ -4,28 +4,35 @@ Pure: bytes, integers and numpy arrays in, values out. No I/O, no printing, and 
 come from.
 """
 
-from harness.pagetable.bits import NO_BITS, Bits, Kind, Layout, Level, bit_positions
+from harness.pagetable.bits import (
+    LEAF_LABELS,
+    LEAF_LEVELS,
+    NO_BITS,
+    PAGE_SIZE_BYTES,
+    Bits,
+    Kind,
+    Layout,
+    Level,
+    bit_positions,
+)
 from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk_arrays, walk_range
-from harness.pagetable.changes import Change, Key, diff
+from harness.pagetable.changes import EntryChange, Key, diff
 from harness.pagetable.entry import Entry, kind_of
 from harness.pagetable.memory import Memory, PhysicalMemory, SplitMemory, WalkError
-from harness.pagetable.observation import (
-    Observation,
-    Region,
-    comparable,
-    dump_observations,
-    load_observations,
-    relative_pfn,
-)
-from harness.pagetable.pagemap import PagemapRange, PagemapWord, decode_pagemap
-from harness.pagetable.runs import Run, hole_mask, leaf_mask, only, runs
+from harness.pagetable.observation import Observation, Region, comparable, relative_pfn
+from harness.pagetable.pagemap import PagemapWord
+from harness.pagetable.runs import EntryRun, hole_mask, leaf_mask, only, runs
 from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
 
 __all__ = [
+    "LEAF_LABELS",
+    "LEAF_LEVELS",
     "NO_BITS",
+    "PAGE_SIZE_BYTES",
     "Bits",
-    "Change",
     "Entry",
+    "EntryChange",
+    "EntryRun",
     "Key",
     "Kind",
     "Layout",
@@ -34,25 +41,20 @@ __all__ = [
     "Level",
     "Memory",
     "Observation",
-    "PagemapRange",
     "PagemapWord",
     "PhysicalMemory",
     "Region",
-    "Run",
     "SplitMemory",
     "Walk",
     "WalkError",
     "bit_positions",
     "comparable",
-    "decode_pagemap",
     "diff",
-    "dump_observations",
     "entry_arrays",
     "has_bit",
     "hole_mask",
     "kind_of",
     "leaf_mask",
-    "load_observations",
     "only",
     "pfns",
     "relative_pfn",

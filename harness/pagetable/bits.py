@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -26,7 +26,6 @@ PADDR_MASK = ((1 << 52) - 1) & ~(PAGE_SIZE_BYTES - 1)
 
 PKEY_SHIFT = 59
 PKEY_MASK = 0xF << PKEY_SHIFT
-CR4_LA57 = 1 << 12
 
 
 class Level(enum.IntEnum):
@@ -64,6 +63,11 @@ class Level(enum.IntEnum):
                 return level
         valid = ", ".join(level.label for level in cls)
         raise UsageError(f"no page-table level is called {label!r}; valid values: {valid}")
+
+
+LEAF_LEVELS = (Level.PTE, Level.PMD, Level.PUD)
+"""Levels whose entry can be a leaf. x86 has none at p4d or pgd: bit 7 is reserved there (SDM 4.5)."""
+LEAF_LABELS = tuple(level.label for level in LEAF_LEVELS)
 
 
 class Bits(enum.Flag):
@@ -139,10 +143,6 @@ class Layout:
             raise UsageError(f"no kernel has DEVMAP at bit {self.devmap_bit}; valid values: 57, 58, None")
         if self.saved_dirty and self.devmap_bit == 58:
             raise UsageError("bit 58 is DEVMAP or SAVED_DIRTY, not both: give another devmap_bit, or saved_dirty=False")
-
-    def with_cr4(self, cr4: int) -> Layout:
-        """Return this layout with the table depth from CR4 (bit 12, LA57)."""
-        return replace(self, five_level=bool(cr4 & CR4_LA57))
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from harness.errors import UsageError
 from harness.pagetable.bits import Bits
-from harness.pagetable.observation import ORDINARY_MEMORY, Observation
+from harness.pagetable.observation import Observation
 from harness.pagetable.pagemap import PagemapWord
 
 _BIT_ORDER = {bit.name: number for number, bit in enumerate(Bits)}
@@ -26,7 +26,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class EntryChange:
     """An observation that differs between two runs, or that only one of them has.
 
     :raises UsageError: neither run has it.
@@ -77,7 +77,7 @@ class Change:
 
         The frames of ordinary memory differ between any two runs, so two different ``ram+0x...`` count as equal.
         """
-        if self.before is None or self.after is None or _place(self.before) == _place(self.after):
+        if self.before is None or self.after is None or self.before.place == self.after.place:
             return None
         return self.before.pfn, self.after.pfn
 
@@ -99,18 +99,17 @@ class Change:
     def __str__(self) -> str:
         again = f" (time {self.key.turn + 1})" if self.key.turn else ""
         words = [f"{self.key.checkpoint} {self.key.process} {self.key.mapping}+{self.key.offset:#x}{again}:"]
-        if self.only_before:
-            return " ".join([*words, "only in the first run:", _answer(self.before)])
-        if self.only_after:
-            return " ".join([*words, "only in the second run:", _answer(self.after)])
+        if self.before is None or self.after is None:
+            sides = ("first", self.before), ("second", self.after)
+            return " ".join([*words, *(f"only in the {which} run: {one.answer}" for which, one in sides if one)])
         words += [f"+{name}" for name in self.appeared] + [f"-{name}" for name in self.vanished]
         for what, pair in (("level", self.level), ("pfn", self.pfn), ("pagemap", self.pagemap)):
             if pair:
                 words.append(f"{what} {pair[0] or 'none'} -> {pair[1] or 'none'}")
-        return " ".join([*words, f"[{_answer(self.before)} | {_answer(self.after)}]"])
+        return " ".join([*words, f"[{self.before.answer} | {self.after.answer}]"])
 
 
-def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[Change]:
+def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[EntryChange]:
     """Return the differences of two runs in the order of the first, then what only the second has, in its order.
 
     Observations are matched by checkpoint, process, mapping and offset; if a program reaches a checkpoint more
@@ -118,8 +117,8 @@ def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[Ch
     it has absolute addresses.
     """
     first, second = by_key(before), by_key(after)
-    changes = [Change(key, one, second.get(key)) for key, one in first.items()]
-    changes += [Change(key, None, one) for key, one in second.items() if key not in first]
+    changes = [EntryChange(key, one, second.get(key)) for key, one in first.items()]
+    changes += [EntryChange(key, None, one) for key, one in second.items() if key not in first]
     return [change for change in changes if not change.empty]
 
 
@@ -138,16 +137,7 @@ def _in_bit_order(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=_BIT_ORDER.__getitem__))
 
 
-def _place(one: Observation) -> str:
-    return ORDINARY_MEMORY if one.pfn.startswith(f"{ORDINARY_MEMORY}+") else one.pfn
-
-
 def _pagemap_flags(one: Observation) -> str:
     if one.pagemap is None:
         return "not read"
     return " ".join(PagemapWord(one.pagemap).names()) or "hole"
-
-
-def _answer(one: Observation | None) -> str:
-    """Return level, hex, bits and pfn of one side."""
-    return "nothing" if one is None else " ".join([one.level, f"{one.raw:#018x}", *one.bits, one.pfn]).rstrip()

@@ -1,7 +1,7 @@
 """One page-table entry: the raw word, and how the CPU and the kernel interpret it.
 
 The names distinguish two kinds of answers. ``write``, ``dirty``, ``young`` and so on are single bits of the word.
-``kernel_write``, ``kernel_dirty`` and ``kernel_present`` are the kernel's predicates (pte_write() and similar, see
+``kernel_write`` and ``kernel_dirty`` are the kernel's predicates (pte_write() and similar, see
 Documentation/mm/arch_pgtable_helpers.rst), which on x86 look at more than one bit.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.pagetable.bits import (
+    LEAF_LEVELS,
     PADDR_MASK,
     PAGE_SHIFT,
     PKEY_MASK,
@@ -30,8 +31,7 @@ PROTNONE = 1 << 8
 KNL_ERRATUM_MASK = (1 << 5) | (1 << 6)
 """Accessed and dirty: Knights Landing may set them in an empty entry (_PAGE_KNL_ERRATUM_MASK in pgtable_64.h)."""
 
-HUGE_LEVELS = frozenset({Level.PMD, Level.PUD})
-"""Levels whose entry can be a huge leaf. x86 has no leaf at p4d or pgd: bit 7 is reserved there (SDM 4.5)."""
+HUGE_LEVELS = frozenset(LEAF_LEVELS) - {Level.PTE}
 
 
 def kind_of(raw: int, level: Level) -> Kind:
@@ -94,15 +94,6 @@ class Entry:
     def present(self) -> bool:
         """Has an address: a table, or any kind of leaf (P, PROTNONE, or invalidated by pmdp_invalidate())."""
         return self.kind in (Kind.TABLE, Kind.LEAF)
-
-    @property
-    def kernel_present(self) -> bool:
-        """The kernel's predicate: pte_present() is P or PROTNONE, pmd_present() also PSE, pud_present() only P."""
-        if self.level is Level.PTE:
-            return bool(self.raw & (PRESENT | PROTNONE))
-        if self.level is Level.PMD:
-            return bool(self.raw & (PRESENT | PROTNONE | PSE))
-        return bool(self.raw & PRESENT)
 
     # -- its bits --
 

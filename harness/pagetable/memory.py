@@ -122,7 +122,7 @@ class PhysicalMemory:
         return self._size_bytes
 
     def release(self) -> None:
-        """Release the buffer, so that its owner can close it; views returned by :meth:`table` still hold it."""
+        """Release the buffer, so that its owner can close it."""
         self._pages = None
 
     def read_u64(self, paddr: int) -> int:
@@ -146,18 +146,6 @@ class PhysicalMemory:
         if not self._ram().flags.writeable:
             raise WalkError(f"cannot write at paddr {paddr:#x}: this view of guest RAM is read-only; map it writable")
         self._ram()[page, word] = value
-
-    def table(self, paddr: int) -> U64Array:
-        """Return the page at a 4096-byte-aligned physical address as uint64[512], a view: it changes as the guest runs.
-
-        :raises WalkError: paddr lies outside RAM.
-        :raises UsageError: paddr is not a multiple of 4096.
-        """
-        if paddr % PAGE_SIZE_BYTES:
-            raise UsageError(f"a page table starts on a 4096-byte boundary, got paddr {paddr:#x}")
-        page, _ = self._index(paddr)
-        view: U64Array = self._ram()[page]
-        return view
 
     def tables(self, paddrs: U64Array) -> U64Array:
         """Return a copy of the tables at these 4096-byte-aligned addresses, uint64[len(paddrs), 512].

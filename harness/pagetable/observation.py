@@ -1,9 +1,7 @@
 """What was seen of one page at one checkpoint, in a form in which two runs can be compared.
 
-Everything is relative: an offset in a named mapping, and a pfn as BAR + offset. The text form is JSON Lines: a header
-line with the name and version of the schema, then one object per line. This module handles only text, not files.
-
-Version 1 has these keys in every line:
+Everything is relative: an offset in a named mapping, and a pfn as BAR + offset. As a JSON object, an observation has
+these keys:
 
 * ``checkpoint``, ``process``, ``mapping``: strings; ``offset``: a number of bytes
 * ``level``: ``"pte"``, ``"pmd"``, ``"pud"``, or ``"none"`` if there is no leaf
@@ -16,18 +14,14 @@ Version 1 has these keys in every line:
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import UsageError
-from harness.pagetable.bits import PAGE_SHIFT, Bits
-from harness.pagetable.walk import Walk
+from harness.pagetable.bits import LEAF_LABELS, PAGE_SHIFT, Bits
 
-SCHEMA = "hugepfn-observations"
-SCHEMA_VERSION = 1
-LEVEL_LABELS = ("pte", "pmd", "pud", "none")
+LEVEL_LABELS = (*LEAF_LABELS, "none")
 ORDINARY_MEMORY = "ram"
 _ACCESSED = 1 << 5  # in entries of every level
 
@@ -93,37 +87,6 @@ class Observation:
         if self.offset < 0:
             raise UsageError(f"offset is a number of bytes from the start of the mapping, got {self.offset}")
 
-    @classmethod
-    def of_walk(
-        cls,
-        way: Walk,
-        *,
-        checkpoint: str,
-        process: str,
-        mapping: str,
-        offset: int,
-        regions: Sequence[Region] = (),
-        pagemap: int | None = None,
-    ) -> Observation:
-        """Make an observation of the result of a walk.
-
-        :param way: the walk of the page at this offset; the pfn is that of this page, not of the leaf's first page.
-        :param offset: bytes from the start of the mapping.
-        :param regions: BARs by which the pfn is named; anything else is ordinary memory.
-        """
-        leaf = way.leaf
-        return cls(
-            checkpoint=checkpoint,
-            process=process,
-            mapping=mapping,
-            offset=offset,
-            level=leaf.level.label if leaf else "none",
-            raw=way.terminal.raw,
-            bits=leaf.bits.names() if leaf else (),
-            pfn=relative_pfn(leaf.pfn_at(way.vaddr), regions) if leaf else "",
-            pagemap=pagemap,
-        )
-
     def aged(self) -> Observation:
         """Return the observation with A cleared, to compare CPUs that may set A before any access."""
         if Bits.A.name not in self.bits:
@@ -132,7 +95,7 @@ class Observation:
         return dataclasses.replace(self, raw=self.raw & ~_ACCESSED, bits=bits)
 
     def to_json(self) -> dict[str, object]:
-        """Return the object of one line, with the keys listed at the top of this module."""
+        """Return the JSON object, with the keys listed at the top of this module."""
         return {
             "checkpoint": self.checkpoint,
             "process": self.process,
@@ -146,92 +109,57 @@ class Observation:
         }
 
     @classmethod
-    def from_json(cls, line: object) -> Observation:
-        """Read the object of one line.
+    def from_json(cls, data: object) -> Observation:
+        """Read the JSON object.
 
-        :raises UsageError: line is not what :meth:`to_json` writes.
+        :raises UsageError: data is not what :meth:`to_json` writes.
         """
-        if not isinstance(line, dict):
-            raise UsageError(f"expected an object, got {type(line).__name__}")
-        if line.keys() != _KEYS.keys():
-            wrong = sorted(str(key) for key in line.keys() ^ _KEYS.keys())
+        if not isinstance(data, dict):
+            raise UsageError(f"expected an object, got {type(data).__name__}")
+        if data.keys() != _KEYS.keys():
+            wrong = sorted(str(key) for key in data.keys() ^ _KEYS.keys())
             raise UsageError(f"missing or unknown keys: {', '.join(wrong)}")
         for key, types in _KEYS.items():
-            if not isinstance(line[key], types) or isinstance(line[key], bool):
+            if not isinstance(data[key], types) or isinstance(data[key], bool):
                 expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
-                raise UsageError(f"{key} is {line[key]!r}, expected {expected}")
-        if not all(isinstance(name, str) for name in line["bits"]):
-            raise UsageError(f"bits is {line['bits']!r}, expected a list of names")
+                raise UsageError(f"{key} is {data[key]!r}, expected {expected}")
+        if not all(isinstance(name, str) for name in data["bits"]):
+            raise UsageError(f"bits is {data['bits']!r}, expected a list of names")
         return cls(
-            checkpoint=line["checkpoint"],
-            process=line["process"],
-            mapping=line["mapping"],
-            offset=line["offset"],
-            level=line["level"],
-            raw=_from_hex("raw", line["raw"]),
-            bits=tuple(line["bits"]),
-            pfn=line["pfn"],
-            pagemap=None if line["pagemap"] is None else _from_hex("pagemap", line["pagemap"]),
+            checkpoint=data["checkpoint"],
+            process=data["process"],
+            mapping=data["mapping"],
+            offset=data["offset"],
+            level=data["level"],
+            raw=_from_hex("raw", data["raw"]),
+            bits=tuple(data["bits"]),
+            pfn=data["pfn"],
+            pagemap=None if data["pagemap"] is None else _from_hex("pagemap", data["pagemap"]),
         )
 
+    @property
+    def answer(self) -> str:
+        """What was found there: level, raw entry, bits and pfn."""
+        return " ".join([self.level, f"{self.raw:#018x}", *self.bits, self.pfn]).rstrip()
+
+    @property
+    def place(self) -> str:
+        """The pfn as two runs can compare it: ordinary memory, of which any frame is as good, is only ``"ram"``."""
+        return ORDINARY_MEMORY if self.pfn.startswith(f"{ORDINARY_MEMORY}+") else self.pfn
+
     def __str__(self) -> str:
-        words = [f"{self.checkpoint} {self.process} {self.mapping}+{self.offset:#x}:", self.level, f"{self.raw:#018x}"]
-        return " ".join([*words, *self.bits, self.pfn]).rstrip()
+        return f"{self.checkpoint} {self.process} {self.mapping}+{self.offset:#x}: {self.answer}"
 
 
 def comparable(observations: Iterable[Observation]) -> list[tuple[object, ...]]:
     """The part that two machines with one kernel have in common: everything except the frames of ordinary memory."""
     return [
-        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, _place(o.pfn), o.pagemap is None)
+        (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, o.place, o.pagemap is None)
         for o in observations
     ]
-
-
-def _place(pfn: str) -> str:
-    return ORDINARY_MEMORY if pfn.startswith(f"{ORDINARY_MEMORY}+") else pfn
 
 
 def _from_hex(key: str, text: str) -> int:
     if not re.fullmatch(r"0x[0-9a-f]{1,16}", text):
         raise UsageError(f'{key} is {text!r}, expected a 64-bit number as "0x..."')
     return int(text, 16)
-
-
-def dump_observations(observations: Iterable[Observation]) -> str:
-    """Return the JSON Lines text of observations, header first, with a newline at the end."""
-    header = {"schema": SCHEMA, "version": SCHEMA_VERSION}
-    return "".join(json.dumps(line) + "\n" for line in (header, *(one.to_json() for one in observations)))
-
-
-def load_observations(text: str) -> list[Observation]:
-    """Read what :func:`dump_observations` wrote.
-
-    :raises UsageError: text is something else; the message names the error and its line, counted from 1.
-    """
-    observations = []
-    for number, line in enumerate(text.splitlines() or [""], start=1):
-        try:
-            if number == 1:
-                _check_header(line)
-            else:
-                observations.append(Observation.from_json(_parse(line)))
-        except UsageError as error:
-            raise UsageError(f"line {number}: {error}") from None
-    return observations
-
-
-def _check_header(line: str) -> None:
-    header = _parse(line)
-    expected = f"expected the header of {SCHEMA} version {SCHEMA_VERSION}"
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
-        raise UsageError(f"these are no observations, {expected}")
-    if header.get("version") != SCHEMA_VERSION:
-        raise UsageError(f"version {header.get('version')!r} is not known here, {expected}")
-
-
-def _parse(line: str) -> object:
-    try:
-        parsed: object = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"not JSON ({error}): {line[:60]!r}") from None
-    return parsed

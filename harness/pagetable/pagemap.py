@@ -9,15 +9,8 @@ Source: Documentation/admin-guide/mm/pagemap.rst; pte_to_pagemap_entry() and the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
 
 from harness.errors import UsageError
-from harness.pagetable.memory import U64Array
-
-BoolArray: TypeAlias = NDArray[np.bool_]
 
 SOFT_DIRTY_BIT = 55
 EXCLUSIVE_BIT = 56
@@ -125,53 +118,3 @@ class PagemapWord:
         elif self.swapped:
             words.append(f"swap={self.swap_type}:{self.swap_offset:#x}")
         return " ".join(words)
-
-
-@dataclass(frozen=True, slots=True)
-class PagemapRange:
-    """Pagemap of consecutive pages; every array below has one element per page."""
-
-    raw: U64Array  # the words, uint64[n]
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    def __getitem__(self, page: int) -> PagemapWord:
-        """Return the word of one page, counted from the start of the range."""
-        return PagemapWord(int(self.raw[page]))
-
-    def flag(self, bit: int) -> BoolArray:
-        """Return bool[n]: whether a bit (``PRESENT_BIT`` and so on) is set in each word."""
-        result: BoolArray = (self.raw >> np.uint64(bit) & np.uint64(1)) != 0
-        return result
-
-    @property
-    def present(self) -> BoolArray:
-        """bool[n]: a page is mapped."""
-        return self.flag(PRESENT_BIT)
-
-    @property
-    def soft_dirty(self) -> BoolArray:
-        """bool[n]: bit 55."""
-        return self.flag(SOFT_DIRTY_BIT)
-
-    @property
-    def hole(self) -> BoolArray:
-        """bool[n]: all zero except, possibly, bit 55."""
-        result: BoolArray = (self.raw & np.uint64(~(1 << SOFT_DIRTY_BIT) & (1 << 64) - 1)) == 0
-        return result
-
-    @property
-    def pfn(self) -> U64Array:
-        """uint64[n]: page frame number, 0 where no page is present."""
-        return np.where(self.present, self.raw & np.uint64(FRAME_MASK), np.uint64(0))
-
-
-def decode_pagemap(data: bytes) -> PagemapRange:
-    """Decode what was read from /proc/PID/pagemap: one little-endian 64-bit word per page.
-
-    :raises UsageError: the length is not a multiple of 8.
-    """
-    if len(data) % 8:
-        raise UsageError(f"pagemap has 8 bytes a page, got {len(data)} bytes: the read was cut short")
-    return PagemapRange(np.frombuffer(data, dtype="<u8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from harness.pagetable.memory import U64Array
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class EntryRun:
     """Neighbouring entries of one level that have the same bits, or are all holes, or all swap entries."""
 
     vaddr: int  # of the first byte
@@ -39,7 +39,7 @@ class Run:
         return Bits(0) if self.before is None else self.before.bits & ~self.entry.bits
 
 
-class _Seen(NamedTuple):
+class _Columns(NamedTuple):
     """Columns that decide whether two entries are equal."""
 
     kind: U64Array  # 0 hole, 1 leaf, 2 swap
@@ -68,7 +68,7 @@ def only(entries: LeafArrays, which: BoolArray) -> LeafArrays:
 
 def runs(
     entries: LeafArrays, layout: Layout, start: int, end: int, previous: LeafArrays | None = None
-) -> Iterator[Run]:
+) -> Iterator[EntryRun]:
     """Yield the entries that :func:`entry_arrays` found in [start, end), with equal neighbours as one run.
 
     :param previous: the same range at the last look. Neighbours that changed differently are not equal.
@@ -76,44 +76,61 @@ def runs(
     """
     if not len(entries.vaddr):
         return
-    seen = _seen(entries)
-    columns: list[U64Array | BoolArray] = [*seen]
-    changed = np.zeros(len(entries.vaddr), np.bool_)
-    at = None
-    if previous is not None:
-        at = _index_in(entries, previous)
-        old = _Seen(*(column[at] for column in _seen(previous)))
-        moved = _moved(entries, previous, at)
-        changed = moved | (seen.kind != old.kind) | (seen.level != old.level) | (seen.bits != old.bits)
-        columns += [*old, moved, changed]
-    breaks = np.zeros(len(entries.vaddr) - 1, np.bool_)
-    for column in columns:
-        breaks |= column[1:] != column[:-1]
-    firsts = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(entries.vaddr)]
+    last_look = None if previous is None else _LastLook.of(entries, previous)
     frames = pfns(entries)
-    for first, last in itertools.pairwise(firsts):
-        level = Level(int(entries.level[first]))
-        size_bytes = 1 << layout.shift(level)
-        entry = Entry(int(entries.raw[first]), level, layout)
-        vaddr, over = int(entries.vaddr[first]), int(entries.vaddr[last - 1]) + size_bytes
+    for first, last in _alike([*_columns(entries), *(last_look.columns if last_look is not None else ())]):
+        entry = _entry(entries, first, layout)
+        vaddr, over = int(entries.vaddr[first]), int(entries.vaddr[last - 1]) + entry.size_bytes
         if not entry.leaf:
             vaddr, over = max(vaddr, start), min(over, end)
         steps = np.diff(frames[first:last])
-        before = None
-        if previous is not None and at is not None and changed[first]:
-            before = Entry(int(previous.raw[at[first]]), Level(int(previous.level[at[first]])), layout)
-        consecutive = entry.leaf and bool((steps == np.uint64(size_bytes >> PAGE_SHIFT)).all())
-        yield Run(vaddr, over, last - first, entry, consecutive, before)
+        consecutive = entry.leaf and bool((steps == np.uint64(entry.size_bytes >> PAGE_SHIFT)).all())
+        before = last_look.before(first, layout) if last_look is not None else None
+        yield EntryRun(vaddr, over, last - first, entry, consecutive, before)
 
 
-def _seen(entries: LeafArrays) -> _Seen:
+def _alike(columns: Sequence[U64Array | BoolArray]) -> Iterator[tuple[int, int]]:
+    """The stretches in which no column changes: the first index of each, and one past its last."""
+    breaks = np.zeros(len(columns[0]) - 1, np.bool_)
+    for column in columns:
+        breaks |= column[1:] != column[:-1]
+    return itertools.pairwise([0, *(np.flatnonzero(breaks) + 1).tolist(), len(columns[0])])
+
+
+def _entry(entries: LeafArrays, index: int, layout: Layout) -> Entry:
+    return Entry(int(entries.raw[index]), Level(int(entries.level[index])), layout)
+
+
+class _LastLook(NamedTuple):
+    """What an earlier look at the same range says of each entry of this one."""
+
+    entries: LeafArrays
+    at: NDArray[np.intp]  # the index of the entry that covered the same first byte then
+    changed: BoolArray  # it was different
+    columns: tuple[U64Array | BoolArray, ...]  # neighbours that differ in one of these changed differently
+
+    @classmethod
+    def of(cls, entries: LeafArrays, previous: LeafArrays) -> _LastLook:
+        """:raises UsageError: the last look was at another range."""
+        at = _index_in(entries, previous)
+        now, old = _columns(entries), _Columns(*(column[at] for column in _columns(previous)))
+        moved = _moved(entries, previous, at)
+        changed = moved | (now.kind != old.kind) | (now.level != old.level) | (now.bits != old.bits)
+        return cls(previous, at, changed, (*old, moved, changed))
+
+    def before(self, index: int, layout: Layout) -> Entry | None:
+        """The entry that was there, if it was a different one."""
+        return _entry(self.entries, int(self.at[index]), layout) if self.changed[index] else None
+
+
+def _columns(entries: LeafArrays) -> _Columns:
     is_leaf, is_hole = leaf_mask(entries), hole_mask(entries)
     kind = np.where(is_leaf, np.uint64(1), np.where(is_hole, np.uint64(0), np.uint64(2)))
     masks = np.zeros(len(Level) + 1, np.uint64)
     for level in Level:
         masks[level] = ~(PADDR_MASK & -level.size_bytes) & (1 << 64) - 1
     bits = np.where(is_leaf, entries.raw & masks[entries.level], np.uint64(0))
-    return _Seen(kind, entries.level.astype(np.uint64), bits)
+    return _Columns(kind, entries.level.astype(np.uint64), bits)
 
 
 def _index_in(entries: LeafArrays, previous: LeafArrays) -> NDArray[np.intp]:

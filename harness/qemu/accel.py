@@ -21,6 +21,7 @@ from pathlib import Path
 from harness.errors import MachineryError, UsageError
 from harness.guest.compiler import assemble_rom
 from harness.host import cache
+from harness.host.process import guarded
 from harness.qemu.binary import QemuBinary
 from harness.qemu.spec import Accel
 
@@ -109,16 +110,13 @@ def _prove(binary: QemuBinary, cpu: str) -> Proof:
         *("-bios", str(assemble_rom("accel"))),
     ]
     with tempfile.TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(
-                ("setpriv", "--pdeathsig", "KILL", "--", *argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
-            )
-        except FileNotFoundError:
-            raise MachineryError("no setpriv: install util-linux (`hugepfn doctor` says how)") from None
+        process = subprocess.Popen(
+            guarded(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
         try:
             status = process.wait(timeout=_DEADLINE_S)
         except subprocess.TimeoutExpired:

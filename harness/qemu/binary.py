@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
 
-from harness.archive.suites import PREFIX, Program, unpacked_program
+from harness.archive.suites import PREFIX, SuiteProgram, unpacked_program
 from harness.errors import MachineryError, UsageError
+from harness.host.packages import find_command
 
 #: The oldest QEMU the harness was measured with: Debian 12's.
 QEMU_MINIMUM = (7, 2)
 #: Names the QEMU to use; the option --qemu sets it, so that child processes use the same.
 QEMU_VARIABLE = "HUGEPFN_QEMU"
 
-_SUITE_QEMU = Program(
+_SUITE_QEMU = SuiteProgram(
     "qemu-system-x86",
     "qemu-system-x86_64",
     words='-L "$root/usr/share/qemu" -L "$root/usr/share/seabios"',
@@ -43,7 +43,7 @@ def find_qemu() -> QemuBinary:
     :raises UsageError: the mirror has no such version.
     """
     wanted = os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64"
-    path = _unpacked(wanted) if wanted.startswith(PREFIX) else shutil.which(wanted)
+    path = _unpacked(wanted) if wanted.startswith(PREFIX) else find_command(wanted)
     if path is None:
         raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")
     try:

@@ -26,7 +26,7 @@ from virtme.commands.run import VirtFSConfig, export_virtfs
 from harness.errors import MachineryError, UsageError
 from harness.host.aside import aside
 from harness.host.packages import find_command, how_to_install
-from harness.host.process import run
+from harness.host.process import guarded, run
 from harness.kernel import KernelImage, load_order
 from harness.printable import printable
 from harness.qemu.spec import Root
@@ -169,18 +169,19 @@ class FileServer:
                     listener.listen(1)
                     connection.connect(f"{folder}/fs")
                 process = await asyncio.create_subprocess_exec(
-                    *("setpriv", "--pdeathsig", "KILL", "--"),
-                    *daemon.argv(listener.fileno()),
+                    *guarded(daemon.argv(listener.fileno())),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=said,
                     pass_fds=[listener.fileno()],
                     start_new_session=True,
                 )
-        except OSError as error:
+        except BaseException as error:
             connection.close()
             said.close()
-            raise MachineryError(f"cannot start {daemon.path}: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise MachineryError(f"cannot start {daemon.path}: {error.strerror}") from error
+            raise
         return cls(process, connection, said)
 
     @property

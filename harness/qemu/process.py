@@ -15,25 +15,25 @@ from typing import Any, TypeVar
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecuteError
 
-from harness.errors import DeadlineError, EmulatorError, KernelDied, MachineryError, QemuRefused
+from harness.errors import DeadlineError, KernelDied, MachineryError, QemuRefused
 from harness.guest.kernel_log import KernelLog, LogMark
+from harness.host.process import guarded
 from harness.printable import printable
 from harness.qemu.binary import QemuBinary
 from harness.qemu.deadline import Deadline, first_of
+from harness.qemu.end_error import QemuEnd, end_error, stop_error
 from harness.qemu.hostroot import FileServer, in_view, root_args
 from harness.qemu.ram import GuestRam
-from harness.qemu.spec import Accel, Descriptors, MachineSpec, Root, qemu_argv
+from harness.qemu.spec import Descriptors, MachineSpec, Root, qemu_argv
 from harness.qemu.standstill import Standstill
 from harness.qemu.stderr import LastWords
-from harness.verdict import scan
+from harness.verdict import Complaint, scan
 
 T = TypeVar("T")
 
 _QUIT_TIMEOUT_S = 5.0
 QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
 _GOING_S = 0.5
-_GAVE_UP = ("internal-error", "io-error")  # qapi/run-state.json, RunState: those that QEMU does not leave by itself
-_TOLD_TO_END = "terminating on signal"  # it exits with 0 then (system/runstate.c, qemu_kill_report())
 _CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
@@ -54,7 +54,6 @@ class Qemu:
         self.spec = spec
         self.binary = binary
         self.ram = ram
-        self.argv: list[str] = []
         self.log = KernelLog()
         self.log_from = LogMark()  # where the present run begins in the log: complaints before it are another's
         self.stood_from_s = 0.0  # how long the machine had stood still by then
@@ -86,16 +85,15 @@ class Qemu:
             self._ends[name].setblocking(False)
         descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
         root, share = root_args(self.spec.root, self._files), self.ram.share
-        self.argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
+        argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
         # QEMU's own file server has the view; a virtiofsd has it to itself.
-        argv = in_view("view", self.argv) if self.spec.root is Root.HOST_9P else self.argv
+        argv = in_view("view", argv) if self.spec.root is Root.HOST_9P else argv
         inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
         inherited += [self._files.connection.fileno()] if self._files is not None else []
         self._words, stderr = await LastWords.listen()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                # QEMU ends when this thread does, even by SIGKILL.
-                *("setpriv", "--pdeathsig", "KILL", "--", *argv),
+                *guarded(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -208,20 +206,11 @@ class Qemu:
     async def _check_runs(self, when: str) -> None:
         """Asks QEMU whether it runs the machine, once a deadline has passed.
 
-        :raises MachineryError: it does not, and that is not what we asked for. After an exit that KVM cannot handle,
-            QEMU stops the machine without an end (accel/kvm/kvm-all.c, kvm_cpu_exec()).
+        :raises MachineryError: it does not, and that is not what we asked for.
         """
         state = await self._run_state()
-        if state in _GAVE_UP:
-            raise MachineryError(
-                f"{when}QEMU has stopped the machine ({state}), so nothing can be said of the kernel; it says: "
-                f"{self.stderr or 'nothing'}" + ("; try --accel tcg" if self.spec.accel is Accel.KVM else "")
-            )
-        if state in ("paused", "debug") and not self.stopped:
-            raise MachineryError(
-                f"{when}somebody else has stopped the machine ({state}), gdb for instance, so nothing can be said of "
-                "the kernel"
-            )
+        if error := stop_error(when, state, self.stderr, self.spec.accel, wanted=self.stopped):
+            raise error
 
     async def of_qemu(self, awaitable: Awaitable[T], what: str, timeout_s: float | None = None) -> T:
         """Waits for something of QEMU itself, whatever the guest does.
@@ -244,9 +233,12 @@ class Qemu:
         finally:
             await _end_task(task)
 
+    def _complaints(self) -> tuple[Complaint, ...]:
+        return scan(self.log.since(self.log_from))
+
     def complaint(self) -> str:
         """The last complaint in what is known of the kernel's log, in words."""
-        complaints = scan(self.log.since(self.log_from))
+        complaints = self._complaints()
         return f"the kernel log says: {complaints[-1].line}" if complaints else "the console shows no complaint"
 
     async def has_ended(self) -> bool:
@@ -255,40 +247,9 @@ class Qemu:
         return self._ended.done()
 
     def end_error(self, when: str) -> KernelDied | MachineryError:
-        """Why the machine ended: the kernel's own doing, or QEMU's.
-
-        A guest that resets, panics or powers off ends QEMU with status 0; whatever else ends it is not the kernel's,
-        even if the kernel has complained of something before.
-        """
-        status = self.exit_status
-        if status is not None and status < 0:
-            hint = "; guest RAM ran out of room" if -status == signal.SIGBUS else ""
-            return MachineryError(
-                f"{when}QEMU was killed by {signal.Signals(-status).name}{hint}: {self.stderr or 'no word'}"
-            )
-        if status not in (0, None) or _TOLD_TO_END in self.stderr:
-            return MachineryError(f"{when}QEMU ended with status {status}: {self.stderr or 'no word'}")
-        complaints = scan(self.log.since(self.log_from))
-        if complaints:
-            first = complaints[0]
-            if first.stale_breakpoint and self.spec.accel is Accel.TCG:
-                # https://gitlab.com/qemu-project/qemu/-/commit/deba78709ae8; met once in 36 boots with 4 vCPUs.
-                return EmulatorError(
-                    f"{when}QEMU {self.binary.version} made the kernel die of a breakpoint that is not in its memory "
-                    f"({first.line} {first.where}), which is no fault of the kernel: QEMU's emulation with several "
-                    "vCPUs did so before 8.1; run again, or with --smp=1"
-                )
-            if ours := self.standstill.excuse(first, self.stood_from_s):
-                return MachineryError(
-                    f"{when}the kernel died of a stall that is hugepfn's doing ({first.line}): {ours}; boot it with "
-                    "--append 'softlockup_panic=0 panic_on_rcu_stall=0 hung_task_panic=0', or use --accel tcg"
-                )
-            words = [first.line, first.where, f"(after checkpoint {first.after})" if first.after else ""]
-            return KernelDied(f"{when}the kernel died: {' '.join(filter(None, words))}")
-        if status is None:
-            said = self.stderr or "no word"
-            return MachineryError(f"{when}QEMU (pid {self.pid}) has closed QMP and does not end: {said}")
-        return KernelDied(f"{when}the kernel powered off or reset, and said nothing of why")
+        """Why the machine ended, see :func:`harness.qemu.end_error.end_error`."""
+        how = self.pid, self.exit_status, self.stderr, self._complaints(), self.spec.accel, self.binary.version
+        return end_error(when, QemuEnd(*how, lambda complaint: self.standstill.excuse(complaint, self.stood_from_s)))
 
     async def stop(self) -> None:
         """Stops every vCPU."""

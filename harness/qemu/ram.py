@@ -13,12 +13,11 @@ import numpy as np
 
 from harness.errors import MachineryError, RestoreError
 from harness.host import cache
-from harness.pagetable import PhysicalMemory, WalkError
+from harness.pagetable import PAGE_SIZE_BYTES, PhysicalMemory, WalkError
 from harness.pagetable.memory import SplitMemory, U64Array, WritableMemory
 
 _DEFAULT_FOLDER = Path("/dev/shm")
 _ADVICE = "free some, use less --memory, or name another folder: --ram-dir"
-_TABLE_BYTES = 4096
 _Q35_ALL_LOW_BYTES = 0xB000_0000
 _PART_BYTES = 64 << 20
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -221,13 +220,14 @@ class ProcessMemory:
 
     def tables(self, paddrs: U64Array) -> U64Array:
         """Returns a copy of the tables at these addresses, uint64[len(paddrs), 512]; neighbours in one read."""
-        found = np.empty((len(paddrs), _TABLE_BYTES // 8), np.uint64)
-        breaks = np.flatnonzero(np.diff(paddrs) != _TABLE_BYTES) + 1
+        found = np.empty((len(paddrs), PAGE_SIZE_BYTES // 8), np.uint64)
+        breaks = np.flatnonzero(np.diff(paddrs) != PAGE_SIZE_BYTES) + 1
         for rows in np.split(np.arange(len(paddrs)), breaks):
             if len(rows):
                 first, last = int(rows[0]), int(rows[-1]) + 1
-                self._check(int(paddrs[last - 1]), _TABLE_BYTES)
-                os.preadv(self._fd, [found[first:last].data.cast("B")], self._check(int(paddrs[first]), _TABLE_BYTES))
+                self._check(int(paddrs[last - 1]), PAGE_SIZE_BYTES)
+                offset = self._check(int(paddrs[first]), PAGE_SIZE_BYTES)
+                os.preadv(self._fd, [found[first:last].data.cast("B")], offset)
         return found
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from harness.errors import ExitCode, HugepfnError, PremiseNotMet
 from harness.kernel import KernelImage
 from harness.machine.vm import VM
 from harness.observe.bar_bits import probe_bar
-from harness.pagetable import NO_BITS, Bits, Level, Observation, comparable
+from harness.pagetable import LEAF_LEVELS, NO_BITS, Bits, Level, Observation, comparable
 from harness.qemu.accel import kvm_proof
 from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device
@@ -25,7 +25,6 @@ from harness.selfcheck.host import Finding, State, host_findings
 #: After this time no further check begins. A running check has the deadlines of its boots and checkpoints.
 LIMIT_S = 600.0
 BAR_ROUNDS = 20
-LEVELS = (Level.PTE, Level.PMD, Level.PUD)
 _PROGRAM_TIMEOUT_S = 60.0
 
 Say = Callable[[str], None]
@@ -104,7 +103,7 @@ def check_fork(lab: Lab) -> Finding:
             if level.label not in found:
                 return Finding("fork", State.FAILED, f"{level.label}: the walk found {_words(found)}", _REPORT)
     said = f"seen at {', '.join(level.label for level in levels)}, and every invariant held"
-    if levels != LEVELS:
+    if levels != LEAF_LEVELS:
         return Finding("fork", State.NOTE, f"{said}; this kernel makes no larger leaf", "try a newer kernel: --kernel")
     return Finding("fork", State.OK, said)
 
@@ -283,7 +282,7 @@ class RealSpecimen:
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
-        self.levels = tuple(level for level in LEVELS if not vm.caps.why_not(level))
+        self.levels = tuple(level for level in LEAF_LEVELS if not vm.caps.why_not(level))
         self.device = vm.spec.device
         self.early = vm.caps.early
 

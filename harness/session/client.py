@@ -96,7 +96,7 @@ class SessionClient:
             raise MachineryError(f"the session {self.about.name} ended meanwhile") from None
         except BlockingIOError:
             raise self._silent("its answer breaks off") from None
-        if isinstance(said, wire.Failure):
+        if isinstance(said, wire.RemoteFailure):
             raise wire.RemoteError(said)
         return said.value
 

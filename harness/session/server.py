@@ -98,10 +98,10 @@ class Server:
             try:
                 answer = self._answer(connection, call, descriptors)
             except HugepfnError as error:
-                connection.send(wire.Failure(str(error), int(error.exit_code)))
+                connection.send(wire.RemoteFailure(str(error), int(error.exit_code)))
                 return
             except Exception as error:
-                connection.send(wire.Failure(f"{call.verb}: {explain(error)}", int(ExitCode.MACHINERY)))
+                connection.send(wire.RemoteFailure(f"{call.verb}: {explain(error)}", int(ExitCode.MACHINERY)))
                 return  # explain() has kept the traceback
             finally:
                 for descriptor in descriptors:
@@ -200,6 +200,6 @@ def serve(control: Connection) -> None:
             Server(start, folder, say).run(ready)
     except HugepfnError as error:
         with contextlib.suppress(OSError):
-            control.send(wire.Failure(str(error), int(error.exit_code)))
+            control.send(wire.RemoteFailure(str(error), int(error.exit_code)))
     except KeyboardInterrupt:
         pass

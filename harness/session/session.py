@@ -17,7 +17,7 @@ from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.agent import UNLIMITED_S, ExitStatus, Input, Job
 from harness.guest.exec import finish
 from harness.introspect.gdb import GdbStub
-from harness.introspect.processes import ProcessAreas, ProcessRoot, RangeWalk
+from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
 from harness.machine.vm import VM
 from harness.outputs import Output
 from harness.pagetable import Walk
@@ -144,10 +144,10 @@ class Session:
                 found = self.vm.walk(pid, start) if end is None else self.vm.walk_range(pid, start, end)
                 return self.vm.process_root(pid), found
 
-    def maps(self, pid: int) -> ProcessAreas:
+    def maps(self, pid: int) -> ProcessVmas:
         """The VMAs of a process, with the leaves in each."""
         with self._turn:
-            return self.vm.areas(pid)
+            return self.vm.vmas(pid)
 
     def gdb(self) -> GdbStub:
         """Stop the machine for gdb."""

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 
 from harness.errors import MachineryError
 from harness.guest.compiler import guest_tests_dir
+from harness.host.process import guarded
 from harness.session import wire
 from harness.session.registry import SERVE, About
 from harness.session.server import Start
@@ -29,11 +30,10 @@ def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) ->
     :raises HugepfnError: it did not start; has the message of its process.
     """
     ours, theirs = Pipe()
-    bind = ("setpriv", "--pdeathsig", "TERM", "--") if with_us else ()
-    argv = [*bind, sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), SERVE, str(theirs.fileno())]
+    argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), SERVE, str(theirs.fileno())]
     with tempfile.TemporaryFile("w+") as words, ours:
         child = subprocess.Popen(
-            argv,
+            guarded(argv, signal.SIGTERM) if with_us else argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=words,
@@ -74,7 +74,7 @@ def _until_ready(control: Connection, say: Callable[[str], None]) -> About:
         match control.recv():
             case wire.Say(line=line):
                 say(line)
-            case wire.Failure() as failure:
+            case wire.RemoteFailure() as failure:
                 raise wire.RemoteError(failure)
             case wire.Answer(value=About() as about):
                 return about

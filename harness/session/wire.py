@@ -55,7 +55,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Failure:
+class RemoteFailure:
     """A HugepfnError that the call raised, with its message."""
 
     message: str
@@ -65,7 +65,7 @@ class Failure:
 class RemoteError(HugepfnError):
     """An error in a session's process, with its message and exit status."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: RemoteFailure) -> None:
         super().__init__(failure.message)
         self.exit_code = ExitCode(failure.exit_code)
 

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.pagetable import Bits, Change, Level, Observation, diff
+from harness.pagetable import Bits, EntryChange, Level, Observation, diff
 from harness.verdict.claims import Outcome, Run, ScenarioResult
 from harness.verdict.table import Case, Column
 
@@ -50,7 +50,7 @@ class Difference:
     before: str  # the first kernel's answer: an outcome, a reason, a level with its bits
     after: str
     kernel_function: str = ""  # that decides the claim
-    change: Change | None = None  # of an entry
+    change: EntryChange | None = None  # of an entry
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -232,9 +232,7 @@ def _entries(one: ScenarioResult, other: ScenarioResult, *, early: bool) -> Iter
 
 
 def _answer(seen: Observation | None) -> str:
-    if seen is None:
-        return NOTHING
-    return " ".join((seen.level, f"{seen.raw:#018x}", *seen.bits, seen.pfn)).rstrip()
+    return NOTHING if seen is None else seen.answer
 
 
 def _continues(last: Difference, one: Difference) -> bool:

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.pagetable import Leaf, PagemapWord
+from harness.pagetable import PAGE_SIZE_BYTES, Leaf, PagemapWord
 
-_PAGE_SIZE_BYTES = 4096
 _PROT_WRITE = 2
 
 
@@ -82,8 +81,8 @@ def pfnmap_violations(
         if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: no access is allowed
             yield Violation(Invariant.USER, area, f"U is clear: {where}")
         expected = area.bar_paddr + leaf.vaddr - area.start
-        if leaf.pfn * _PAGE_SIZE_BYTES != expected:
-            yield Violation(Invariant.BAR_PFN, area, f"expected pfn {expected // _PAGE_SIZE_BYTES:#x}: {where}")
+        if leaf.pfn * PAGE_SIZE_BYTES != expected:
+            yield Violation(Invariant.BAR_PFN, area, f"expected pfn {expected // PAGE_SIZE_BYTES:#x}: {where}")
         if leaf.vaddr < area.start or leaf.vaddr + leaf.size_bytes > area.end:
             yield Violation(
                 Invariant.INSIDE,
@@ -126,7 +125,7 @@ def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence
     by_address = iter(leaves)
     leaf = next(by_address, None)
     for number, word in enumerate(pagemap):
-        vaddr = area.start + number * _PAGE_SIZE_BYTES
+        vaddr = area.start + number * PAGE_SIZE_BYTES
         while leaf is not None and leaf.vaddr + leaf.size_bytes <= vaddr:
             leaf = next(by_address, None)
         here = leaf if leaf is not None and leaf.covers(vaddr) else None

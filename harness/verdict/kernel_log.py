@@ -29,10 +29,6 @@ _INT3 = re.compile(r"(?:Oops: )?int3: ")
 _CODE = re.compile(r"Code: .*\b(?P<before>[0-9a-f]{2}) <[0-9a-f]{2}>")  # after a breakpoint, RIP points behind it
 _DIE_COUNTER = re.compile(r".*\[#\d+\]")
 _CHECKPOINT = re.compile(r"hugepfn: checkpoint (?P<name>\S+) pid (?P<pid>\d{1,10})$")
-_USER_FAULT = re.compile(
-    r"(?:traps: )?(?P<program>.{1,15})\[(?P<pid>\d{1,10})\]:? "
-    r"(?P<what>segfault at [0-9a-f]+|general protection fault|trap [\w ]+?) (?:ip[ :])"
-)
 
 
 @dataclass(frozen=True)
@@ -83,25 +79,6 @@ class Complaint:
     def fatal(self) -> bool:
         """True if nothing more can be expected from the guest (:attr:`ComplaintKind.fatal`)."""
         return self.kind.fatal
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A line that the guest program wrote to /dev/kmsg on reaching a checkpoint."""
-
-    name: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class UserFault:
-    """A user program that died of an exception. This is not the kernel's fault; it may be the program's."""
-
-    program: str
-    pid: int
-    what: str
-    """What the kernel called it: "segfault at 0", "general protection fault", "trap invalid opcode"."""
-    line: str
 
 
 @dataclass
@@ -221,28 +198,3 @@ def scan(text: str) -> tuple[Complaint, ...]:
     scanner.feed(text)
     scanner.finish()
     return scanner.complaints
-
-
-def checkpoints(text: str) -> tuple[Checkpoint, ...]:
-    """The checkpoints that a log names, in order."""
-    matches = (_CHECKPOINT.match(message(line)) for line in text.split("\n"))
-    return tuple(Checkpoint(match["name"], int(match["pid"])) for match in matches if match)
-
-
-def last_checkpoint(text: str) -> str:
-    """Name of the last checkpoint in a log; "" if there is none."""
-    reached = checkpoints(text)
-    return reached[-1].name if reached else ""
-
-
-def user_faults(text: str) -> tuple[UserFault, ...]:
-    """User programs that died of an exception, as arch/x86 reports them (show_signal_msg(), do_trap()).
-
-    x86 does not report a SIGBUS, so a program killed by one leaves no line here.
-    """
-    found: list[UserFault] = []
-    for line in text.split("\n"):
-        said = message(line)
-        if match := _USER_FAULT.match(said):
-            found.append(UserFault(match["program"], int(match["pid"]), match["what"], said))
-    return tuple(found)

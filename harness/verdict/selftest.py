@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.verdict.ktap.parse import Outcome, Report, Test
+from harness.verdict.ktap.parse import KtapOutcome, Report, Test
 
-KSFT_PASS, KSFT_FAIL, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP = range(5)
+KSFT_PASS, _, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP = range(5)
+_FINE_STATUSES = (KSFT_PASS, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP)
 _DOING = re.compile(r"\[(?:RUN|INFO)\]\s+(.+)")  # printed by mm's programs: "# [RUN] test_prot_read"
-_FINE = (Outcome.PASSED, Outcome.SKIPPED, Outcome.TODO)
+_FINE = (KtapOutcome.PASSED, KtapOutcome.SKIPPED, KtapOutcome.TODO)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Point:
     """One test point."""
 
     name: str  # unique within its program
-    outcome: Outcome
+    outcome: KtapOutcome
     reason: str = ""
     lines: tuple[str, ...] = ()  # the output since the previous point
 
@@ -64,7 +65,7 @@ def _leaves(tests: Sequence[Test], path: str) -> Iterator[tuple[str, Test]]:
 class Judgement:
     """The verdict on one program."""
 
-    outcome: Outcome
+    outcome: KtapOutcome
     reason: str = ""
 
 
@@ -78,21 +79,21 @@ def judge(
     :param last_words: its last line, used as the reason of a skip that has no other.
     :param troubles: the kernel's complaints while it ran.
     """
-    bad = [point for point in points(report) if point.outcome not in _FINE]
-    faults = [f"{len(bad)} of {len(report.tests)} points failed"] if bad else []
+    bad = sum(point.outcome not in _FINE for point in points(report))
     gave_up = status == KSFT_SKIP and not bad  # it may give up in the middle of its plan
-    if not report.silent and not gave_up and report.outcome is not Outcome.SKIPPED:
-        faults += [] if report.outcome in _FINE else [*report.problems]
-    if status not in (KSFT_PASS, KSFT_XFAIL, KSFT_XPASS, KSFT_SKIP):
-        faults.append(ended)
+    complete = report.silent or gave_up or report.outcome in _FINE
+    faults = [f"{bad} of {len(report.tests)} points failed"] if bad else []
+    faults += () if complete else report.problems
+    faults += () if status in _FINE_STATUSES else (ended,)
     faults += troubles
-    if faults or (report.outcome not in _FINE and not report.silent and not gave_up):
-        return Judgement(Outcome.FAILED, "; ".join(dict.fromkeys(faults)) or report.outcome.value)
-    if status == KSFT_SKIP or report.outcome is Outcome.SKIPPED:
-        return Judgement(Outcome.SKIPPED, report.reason or _last_reason(report) or last_words or "it says no reason")
-    if status == KSFT_XFAIL or report.outcome is Outcome.TODO:
-        return Judgement(Outcome.TODO, _last_reason(report) or ended)
-    return Judgement(Outcome.PASSED, "it reports no points: by its exit status" if report.silent else "")
+    if faults or not complete:
+        return Judgement(KtapOutcome.FAILED, "; ".join(dict.fromkeys(faults)) or report.outcome.value)
+    if status == KSFT_SKIP or report.outcome is KtapOutcome.SKIPPED:
+        reasons = report.reason, _last_reason(report), last_words, "it says no reason"
+        return Judgement(KtapOutcome.SKIPPED, next(filter(None, reasons)))
+    if status == KSFT_XFAIL or report.outcome is KtapOutcome.TODO:
+        return Judgement(KtapOutcome.TODO, _last_reason(report) or ended)
+    return Judgement(KtapOutcome.PASSED, "it reports no points: by its exit status" if report.silent else "")
 
 
 def _last_reason(report: Report) -> str:

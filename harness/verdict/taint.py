@@ -94,23 +94,10 @@ def alarming(taint: Taint) -> Taint:
     return added(HARMLESS, taint)
 
 
-def letters(taint: Taint) -> str:
-    """The letters that the kernel log would show, without blanks and "G"; unknown bits are "?"."""
-    return "".join(letter for letter, _ in _rows(taint))
-
-
 def describe(taint: Taint) -> tuple[str, ...]:
     """One line for each bit that is set: ``W (512): the kernel issued a warning``."""
-    values = [1 << bit for bit in _set_bits(taint)]
-    return tuple(
-        f"{letter} ({value}): {meaning}" for value, (letter, meaning) in zip(values, _rows(taint), strict=True)
-    )
-
-
-def _set_bits(taint: Taint) -> list[int]:
-    return [bit for bit in range(int(taint).bit_length()) if int(taint) >> bit & 1]
-
-
-def _rows(taint: Taint) -> list[tuple[str, str]]:
     unknown = "?", "a reason that hugepfn does not know: see tainted-kernels.rst of this kernel"
-    return [_MEANINGS.get(Taint(1 << bit), unknown) for bit in _set_bits(taint)]
+    found = [Taint(1 << bit) for bit in range(int(taint).bit_length()) if int(taint) >> bit & 1]
+    return tuple(
+        f"{letter} ({int(one)}): {meaning}" for one in found for letter, meaning in [_MEANINGS.get(one, unknown)]
+    )

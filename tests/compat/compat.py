@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-from harness.archive.suites import Program, unpacked_program
+from harness.archive.suites import SuiteProgram, unpacked_program
 from harness.errors import UsageError
 from harness.host import cache
 from harness.host.process import run
@@ -98,7 +98,7 @@ def python_of(version: str) -> tuple[Path, Path | None]:
     """A Python of the mirror, and the folder with hugepfn's dependencies for it; ours is this one."""
     if version == OURS:
         return Path(sys.executable), None
-    program = Program(
+    program = SuiteProgram(
         f"python{version}",
         f"python{version}",
         more="export PYTHONHOME=$root/usr",

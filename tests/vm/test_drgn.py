@@ -25,8 +25,8 @@ def test_drgn_sees_what_the_walk_sees(kernel: str, append: tuple[str, ...]) -> N
     with VM(Kernel.parse(kernel), append=append) as vm:
         program = vm.drgn()
         ours = vm.processes.list()
-        areas = vm.areas(1).areas
-        text = next(area.line for area in areas if area.line.perms == "r-xp")
+        vmas = vm.vmas(1).vmas
+        text = next(vma.line for vma in vmas if vma.line.perms == "r-xp")
         with vm.paused():
             assert program["init_task"].comm.string_() == b"swapper/0"
             theirs = {task.pid.value_(): task.comm.string_().decode() for task in for_each_task(program)}
@@ -38,7 +38,7 @@ def test_drgn_sees_what_the_walk_sees(kernel: str, append: tuple[str, ...]) -> N
             assert leaf is not None
             assert follow_phys(init.mm, text.start).value_() == leaf.paddr_at(text.start)
             spans = [(vma.vm_start.value_(), vma.vm_end.value_()) for vma in for_each_vma(init.mm)]
-            assert spans == [(area.line.start, area.line.end) for area in areas]
+            assert spans == [(vma.line.start, vma.line.end) for vma in vmas]
             assert program["PIDTYPE_TGID"].value_() == 1
             assert program.symbol(program.symbol("schedule").address + 1).name == "schedule"
             with pytest.raises(LookupError):

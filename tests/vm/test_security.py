@@ -206,7 +206,7 @@ def test_the_qemu_that_serves_9p_has_the_view() -> None:
             await qemu.start()
             view = Path(f"/proc/{qemu.pid}/root{VIEW}")
             running = [path.name for one in ("proc", "run", "sys", "dev") for path in (view / one).iterdir()]
-            return running, qemu.argv
+            return running, Path(f"/proc/{qemu.pid}/cmdline").read_text().split("\0")
         finally:
             await qemu.quit()
             qemu.ram.close()

@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.guest.compiler import compile_program
-from harness.introspect.processes import ProcessAreas, RangeWalk
+from harness.introspect.processes import ProcessVmas, RangeWalk
 from harness.kernel import Kernel
 from harness.machine.vm import VM
 from harness.pagetable import Bits, Layout, PagemapWord
@@ -38,9 +38,9 @@ def start_sleeper(vm: VM) -> int:
     return vm.on_loop(work())
 
 
-def pages(walk: RangeWalk, areas: ProcessAreas) -> Pages:
-    """Page by page what a walk found; what lies in areas that pagemap does not show is left out."""
-    blind = [area.line for area in areas.areas if area.line.name in BLIND]
+def pages(walk: RangeWalk, vmas: ProcessVmas) -> Pages:
+    """Page by page what a walk found; what lies in VMAs that pagemap does not show is left out."""
+    blind = [vma.line for vma in vmas.vmas if vma.line.name in BLIND]
     return {
         vaddr: leaf.pfn_at(vaddr)
         for leaf in walk.leaves
@@ -51,13 +51,13 @@ def pages(walk: RangeWalk, areas: ProcessAreas) -> Pages:
 
 def both(vm: VM, pid: int) -> tuple[Pages, Pages]:
     """What the walk of the whole user half and pagemap say of the same moment: present pages."""
-    areas = vm.areas(pid)
+    vmas = vm.vmas(pid)
     with vm.run(HERE / "other_pagemap.c", f"--pid={pid}") as guest:
         guest.until("read")
-        walk = vm.walk_range(pid, 0, 1 << areas.process.layout.address_bits - 1)
+        walk = vm.walk_range(pid, 0, 1 << vmas.process.layout.address_bits - 1)
         said = re.findall(r"^# page (\w+) (\w+)$", guest.result.stdout, re.MULTILINE)
     words = {int(vaddr, 16): PagemapWord(int(word, 16)) for vaddr, word in said}
-    return pages(walk, areas), {vaddr: word.pfn for vaddr, word in words.items() if word.pfn is not None}
+    return pages(walk, vmas), {vaddr: word.pfn for vaddr, word in words.items() if word.pfn is not None}
 
 
 MACHINES = [
@@ -113,14 +113,14 @@ def test_each_address_leads_where_the_range_says(vm: VM, sleeper: int) -> None:
     assert sum(run.count for run in runs if run.entry.leaf) == len(found.leaves)
 
 
-def test_areas_count_what_the_sleeper_made(vm: VM, sleeper: int) -> None:
-    found = vm.areas(sleeper)
+def test_vmas_count_what_the_sleeper_made(vm: VM, sleeper: int) -> None:
+    found = vm.vmas(sleeper)
     assert found.elsewhere == 0
     layout = found.process.layout
-    big = next(area for area in found.areas if area.line.end - area.line.start >= 8 << 20)
+    big = next(vma for vma in found.vmas if vma.line.end - vma.line.start >= 8 << 20)
     assert sum(level.size_bytes * count for level, count in big.leaves.items()) == 8 << 20
     assert big.bits[Bits.W] == big.bits[Bits.D] == sum(big.leaves.values())
-    protnone = next(area for area in found.areas if area.line.perms == "---p" and not area.line.name)
+    protnone = next(vma for vma in found.vmas if vma.line.perms == "---p" and not vma.line.name)
     assert protnone.bits[Bits.PROTNONE] == 1
     assert Bits.P not in protnone.bits
     assert layout == dataclasses.replace(vm.caps.layout, five_level=layout.five_level)
@@ -130,7 +130,7 @@ def test_what_has_no_tables_says_so(vm: VM) -> None:
     with pytest.raises(UsageError, match=r"2 \(kthreadd\).*kernel thread"):
         vm.process_root(2)
     with pytest.raises(UsageError, match=r"no process 4000000 .*1 \(init\)"):
-        vm.areas(4000000)
+        vm.vmas(4000000)
     with pytest.raises(UsageError, match="canonical"):
         vm.walk(1, 1 << 60)
     assert isinstance(vm.layout, Layout)

@@ -3,7 +3,7 @@
 from harness.kernel.build.builder import build, kconfigs_dir
 from harness.kernel.build.debsrc import DebsrcOrigin
 from harness.kernel.build.job import Counter
-from harness.kernel.build.origins import Origin, TreeOrigin
+from harness.kernel.build.origins import SourceOrigin, TreeOrigin
 from harness.kernel.build.recipe import BaseConfig, Recipe
 from harness.kernel.build.source import BuiltSource, parse_origin
 from harness.kernel.build.tools import TOOLS, missing_tools
@@ -14,8 +14,8 @@ __all__ = [
     "BuiltSource",
     "Counter",
     "DebsrcOrigin",
-    "Origin",
     "Recipe",
+    "SourceOrigin",
     "TreeOrigin",
     "build",
     "kconfigs_dir",

@@ -12,7 +12,7 @@ from harness.host import cache
 from harness.host.cache import Progress
 from harness.kernel.build import patches as patch_files
 from harness.kernel.build.fragments import config_lines, merge, parse
-from harness.kernel.build.job import Counter, Job
+from harness.kernel.build.job import BuildJob, Counter
 from harness.kernel.build.offsets import SOURCE as OFFSETS_SOURCE
 from harness.kernel.build.patches import Patch
 from harness.kernel.build.recipe import Recipe
@@ -75,7 +75,7 @@ def build(
     slot = recipe.origin.slot
     tree = source_tree(recipe, progress, offline)
     configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
-    job = Job(recipe, slot, tree, wanted, configuration, progress, counter)
+    job = BuildJob(recipe, slot, tree, wanted, configuration, progress, counter)
     name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the key of the O= folder, which is kept
     entry = cache.obtain(_KIND, name, job.run, progress, BUILD_TIMEOUT_S)
     os.utime(entry)

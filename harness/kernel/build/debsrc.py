@@ -5,22 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.archive import apt
 from harness.archive.apt import MirrorError
 from harness.archive.offers import SourceOffer
-from harness.archive.versions import check_wanted, choose, is_exact, newest_of_each_series, series_of
+from harness.archive.request import Request
+from harness.archive.versions import check_wanted, series_of
 from harness.errors import MachineryError, UsageError
 from harness.host import cache
 from harness.host.cache import Progress, say
 from harness.host.process import find_program, run
 from harness.kernel.build.slot import Slot
 
-_REPEAT_S = 600.0  # if the index is younger than this and lacks a version, the mirror is not asked again
 _UNPACK_TIMEOUT_S = 1800.0
 _ROOM_BYTES = 4_000_000_000  # the package, the source (1.5 GB unpacked, 0.35 GB as git objects), and the built objects
 
@@ -60,46 +58,37 @@ class DebsrcOrigin:
         :raises MachineryError: the source is not cached and cannot be fetched.
         """
         slot = self.slot
-        note = cache.root() / "resolved" / f"{self.spec.replace(':', '_')}.json"
-        known = cache.read_note(note)
-        fresh = known and (0 <= time.time() - known["at"] < apt.INDEX_TTL_S or is_exact(self.version))
-        if known and fresh and (tree := _imported(slot, known["version"])) is not None:
+        slot, request = self.slot, Request(self.spec, self.version, self.suite)
+        known = request.recall()
+        if known and (tree := _imported(slot, known["version"])) is not None:
             return tree
-        offer = self._find(progress, offline)
-        if isinstance(offer, str):
-            return offer
+        try:
+            index, _ = request.index(lambda index: index.sources, progress, offline)
+        except MirrorError as error:
+            return self._from_cache(error, progress)
+        offer = request.choose(index.sources)
+        if offer is None:
+            raise request.no_such("source", index, index.sources)
         with cache.locked(f"builds.{slot.name}.import", f"fetches {offer.package}", progress):
             tree = _imported(slot, offer.version)
             if tree is None:
                 tree = _import(slot, offer, progress)
-        cache.write_note(note, {"version": offer.version, "at": time.time()})
+        request.remember({"version": offer.version})
         return tree
 
-    def _find(self, progress: Progress | None, offline: bool) -> SourceOffer | str:
-        """The mirror's offer; if the mirror does not answer, the tree of the newest cached source."""
-        index = apt.load_index()
-        stale = index is None or index.age_s > apt.INDEX_TTL_S
-        if index is None or stale or (index.age_s > _REPEAT_S and self._choose(index.sources) is None):
-            try:
-                if offline:
-                    raise MirrorError("offline")
-                index = apt.refresh([self.suite] if self.suite else (), progress)
-            except MirrorError as error:
-                offers = [o for o in (index.sources if index else ()) if _imported(self.slot, o.version)]
-                offer = self._choose(offers)
-                tree = _imported(self.slot, offer.version) if offer else None
-                if offer is None or tree is None:
-                    raise MachineryError(f"{self.spec} is not here and cannot be fetched ({error})") from error
-                say(progress, f"{error}; using {offer.package} {offer.version}, which is here")
-                return tree
-        found = self._choose(index.sources)
-        if found is not None:
-            return found
-        have = ", ".join(o.upstream for o in newest_of_each_series(index.sources)) or "none at all"
-        raise UsageError(f"{self.spec}: no such source; the mirror has (newest of each series) {have}")
+    def _from_cache(self, error: MirrorError, progress: Progress | None) -> str:
+        """The tree of the newest source that was unpacked before.
 
-    def _choose(self, offers: Sequence[SourceOffer]) -> SourceOffer | None:
-        return choose([o for o in offers if self.suite in (None, o.suite)], self.version, "0")
+        :raises MachineryError: there is none.
+        """
+        index = apt.load_index()
+        here = [one for one in (index.sources if index else ()) if _imported(self.slot, one.version)]
+        offer = Request(self.spec, self.version, self.suite).choose(here)
+        tree = _imported(self.slot, offer.version) if offer else None
+        if offer is None or tree is None:
+            raise MachineryError(f"{self.spec} is not here and cannot be fetched ({error})") from error
+        say(progress, f"{error}; using {offer.package} {offer.version}, which is here")
+        return tree
 
 
 def _imported(slot: Slot, version: str) -> str | None:

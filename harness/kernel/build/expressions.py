@@ -27,10 +27,10 @@ def why_false(expression: str, config: Kconfig) -> list[str]:
 
     For ``A && B`` each missing part, for ``A || B`` the alternatives as one word, for ``!A`` that A has to be off.
     """
-    return _Reader(expression, config).missing()
+    return _Parser(expression, config).missing()
 
 
-class _Reader:
+class _Parser:
     """Recursive descent: or := and (|| and)*; and := not (&& not)*; not := ! not | ( or ) | word [relation word]."""
 
     def __init__(self, expression: str, config: Kconfig) -> None:

@@ -20,7 +20,7 @@ _UNSET = re.compile(r"#\s*CONFIG_(\w+) is not set\b.*")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ConfigRequest:
     """One symbol that a fragment requests."""
 
     symbol: str  # without CONFIG_
@@ -44,7 +44,7 @@ class Wanted:
         return (config.get(self.symbol) or "n") == self.value.removeprefix('"').removesuffix('"').replace("\\", "")
 
 
-def parse(file: str, text: str) -> list[Wanted]:
+def parse(file: str, text: str) -> list[ConfigRequest]:
     """The requests of a fragment, in order.
 
     :param file: its name, for messages.
@@ -55,28 +55,28 @@ def parse(file: str, text: str) -> list[Wanted]:
         words = line.strip()
         if match := _SET.fullmatch(words):
             optional = (match["reason"] or "").startswith(_OPTIONAL)
-            wanted.append(Wanted(match[1], match[2], file, number, optional))
+            wanted.append(ConfigRequest(match[1], match[2], file, number, optional))
         elif match := _UNSET.fullmatch(words):
-            wanted.append(Wanted(match[1], "n", file, number, optional=True))
+            wanted.append(ConfigRequest(match[1], "n", file, number, optional=True))
         elif words and not words.startswith("#"):
             raise UsageError(f"{file}:{number}: {words!r} is not understood; expected CONFIG_NAME=VALUE  # reason")
     return wanted
 
 
-def merge(fragments: Iterable[Iterable[Wanted]]) -> list[Wanted]:
+def merge(fragments: Iterable[Iterable[ConfigRequest]]) -> list[ConfigRequest]:
     """One request per symbol; a later fragment overrides an earlier one."""
-    merged: dict[str, Wanted] = {}
+    merged: dict[str, ConfigRequest] = {}
     for fragment in fragments:
         for wanted in fragment:
             merged[wanted.symbol] = wanted
     return list(merged.values())
 
 
-def config_lines(wanted: Iterable[Wanted]) -> str:
+def config_lines(wanted: Iterable[ConfigRequest]) -> str:
     """The text to append to a .config, in which the last line about a symbol wins."""
     return "".join(f"{each.assignment}\n" for each in wanted)
 
 
-def unmet(wanted: Iterable[Wanted], config: Kconfig) -> list[Wanted]:
+def unmet(wanted: Iterable[ConfigRequest], config: Kconfig) -> list[ConfigRequest]:
     """The requests that a finished configuration does not fulfil."""
     return [each for each in wanted if not each.holds_in(config)]

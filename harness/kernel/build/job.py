@@ -16,8 +16,8 @@ from harness.errors import KernelBuildError, MachineryError
 from harness.host import cache
 from harness.host.cache import Progress, say
 from harness.host.packages import how_to_install
-from harness.host.process import find_program, follow
-from harness.kernel.build.fragments import Wanted, config_lines, unmet
+from harness.host.process import find_program, follow, guarded
+from harness.kernel.build.fragments import ConfigRequest, config_lines, unmet
 from harness.kernel.build.offsets import built_offsets
 from harness.kernel.build.output import Diagnostic, built, diagnostics, machine_fault
 from harness.kernel.build.recipe import BaseConfig, Recipe
@@ -59,13 +59,13 @@ def _environment() -> dict[str, str]:
 
 
 @dataclass
-class Job:
+class BuildJob:
     """One build in a slot."""
 
     recipe: Recipe
     slot: Slot
     tree: str
-    wanted: list[Wanted]
+    wanted: list[ConfigRequest]
     configuration: str  # key of the O= folder
     progress: Progress | None
     counter: Counter | None
@@ -145,7 +145,7 @@ class Job:
         if dropped := [each for each in dropped if each not in unknown]:
             self._complain(self._explained(dropped, symbols, config))
 
-    def _explained(self, dropped: list[Wanted], symbols: Symbols, config: Kconfig) -> str:
+    def _explained(self, dropped: list[ConfigRequest], symbols: Symbols, config: Kconfig) -> str:
         reasons = [
             f"{d.place}: CONFIG_{d.symbol}={d.value}: {explain(d.symbol, d.value, symbols, config)}" for d in dropped
         ]
@@ -207,10 +207,8 @@ class Job:
                     mark.unlink(missing_ok=True)
 
             mark.touch()
-            # SIGTERM when we are killed, so that make does not continue without us.
-            guard = [str(find_program("setpriv", "util-linux")), "--pdeathsig", "TERM"]
             status = follow(
-                [*guard, *argv],
+                guarded(argv, signal.SIGTERM),
                 on_line,
                 cwd=self.slot.source,
                 env=_environment(),

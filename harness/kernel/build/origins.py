@@ -16,7 +16,7 @@ from harness.host.cache import Progress
 from harness.kernel.build.slot import Slot, git, git_environment
 
 
-class Origin(Protocol):
+class SourceOrigin(Protocol):
     """A requested source. A value: nothing is read before :meth:`tree`."""
 
     @property
@@ -78,7 +78,7 @@ class TreeOrigin:
         name = re.sub(r"[^\w.-]", "_", self.folder.name)[:40]
         return Slot(f"{name}-{hashlib.sha256(str(self.folder).encode(errors='surrogateescape')).hexdigest()[:12]}")
 
-    def tree(self, progress: Progress | None, offline: bool) -> str:  # noqa: ARG002 - Origin's signature
+    def tree(self, progress: Progress | None, offline: bool) -> str:  # noqa: ARG002 - SourceOrigin's signature
         """The id of its tree.
 
         :raises UsageError: there is no such folder or revision, or it is not a kernel source.

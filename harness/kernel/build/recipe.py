@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.kernel.build.origins import Origin
+from harness.kernel.build.origins import SourceOrigin
 
 DEFAULT_FRAGMENTS = ("base", "pfnmap")
 
@@ -22,7 +22,7 @@ class BaseConfig(enum.Enum):
 class Recipe:
     """Everything that determines what is built. A value: nothing is read before :func:`build`."""
 
-    origin: Origin
+    origin: SourceOrigin
     patches: tuple[Path, ...] = ()
     fragments: tuple[str, ...] = DEFAULT_FRAGMENTS  # names in kconfigs/, or paths
     config: BaseConfig = BaseConfig.TINY

@@ -9,7 +9,7 @@ from harness.errors import UsageError
 from harness.host.cache import Progress
 from harness.kernel.build.builder import build
 from harness.kernel.build.debsrc import DebsrcOrigin
-from harness.kernel.build.origins import Origin, TreeOrigin
+from harness.kernel.build.origins import SourceOrigin, TreeOrigin
 from harness.kernel.build.recipe import Recipe
 from harness.kernel.image import KernelImage
 
@@ -41,7 +41,7 @@ class BuiltSource:
         return build(self.recipe, progress, offline=offline)
 
 
-def parse_origin(text: str) -> Origin:
+def parse_origin(text: str) -> SourceOrigin:
     """Parse ``tree:PATH[@REV]`` or ``debsrc:VERSION[@SUITE]``; without a scheme it is the path of a tree.
 
     :raises UsageError: it cannot be parsed.

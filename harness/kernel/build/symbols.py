@@ -7,7 +7,7 @@ kernel's own conf makes the configuration, but does not explain it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from harness.kernel.build.expressions import conjunction, value_of, why_false
@@ -54,9 +54,65 @@ def _read_file(path: str, read: Read, variables: Mapping[str, str], symbols: Sym
     if text is None:
         return
     depth = len(around)  # an "if" never spans files
-    name, here, help_indent = "", None, None  # type: str, Definition | None, int | None
-    entry_depends: list[str] = []  # the list to which a "depends on" line is added
-    for number, line in _logical_lines(text):
+    block = _ConfigBlock(path, symbols, around)
+    for number, words in _without_help(_logical_lines(text)):
+        match = _KEYWORD.match(words)
+        if match is None:
+            continue
+        keyword, rest = match[1], (match[2] or "").strip()
+        if keyword == "source":
+            block.end()
+            target = re.sub(r"\$\((\w+)\)", lambda m: variables.get(m[1], m[0]), rest.strip("\"'"))
+            _read_file(target, read, variables, symbols, around)
+        elif keyword in ("endmenu", "endchoice", "endif"):
+            block.end()
+            if len(around) > depth:
+                around.pop()
+        else:
+            block.take(number, words, keyword, rest)
+    del around[depth:]
+
+
+class _ConfigBlock:
+    """The block of a Kconfig file that is being read: a symbol, a menu, a comment.
+
+    :param around: the dependencies of each menu, choice and "if" that it is in.
+    """
+
+    def __init__(self, path: str, symbols: Symbols, around: list[list[str]]) -> None:
+        self._path, self._symbols, self._around = path, symbols, around
+        self._name = ""
+        self._here: Definition | None = None
+        self._depends: list[str] = []  # the list to which a "depends on" line is added
+
+    def end(self) -> None:
+        """What follows belongs to no symbol."""
+        self._name, self._here = "", None
+
+    def take(self, number: int, words: str, keyword: str, rest: str) -> None:
+        """Reads a line that begins a block, or belongs to it."""
+        if keyword in ("config", "menuconfig"):
+            self._name, self._depends = rest, [each for group in self._around for each in group]
+            self._here = Definition(f"{self._path}:{number}", self._depends)
+            self._symbols.definitions.setdefault(rest, []).append(self._here)
+        elif keyword in ("menu", "choice", "if", "comment"):
+            self.end()
+            self._depends = [rest] if keyword == "if" else []
+            if keyword != "comment":
+                self._around.append(self._depends)
+        elif keyword == "depends" and rest.startswith("on"):
+            self._depends.append(_without_comment(rest[2:]))
+        elif keyword == "select" and self._name:
+            target, _, condition = _without_comment(rest).partition(" if ")
+            self._symbols.selected_by.setdefault(target.strip(), []).append((self._name, condition.strip() or "y"))
+        elif self._here is not None and (prompt := _PROMPT.match(words)):
+            self._here.prompts.append(_without_comment(prompt[1]) if prompt[1] else "y")
+
+
+def _without_help(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """The lines that are no help text, stripped. Help goes on as long as lines are indented like its first."""
+    help_indent: int | None = None  # None outside of help, -1 before its first line
+    for number, line in lines:
         words = line.strip()
         if help_indent is not None:
             indent = len(line.expandtabs()) - len(line.expandtabs().lstrip())
@@ -64,38 +120,11 @@ def _read_file(path: str, read: Read, variables: Mapping[str, str], symbols: Sym
             if not words or help_indent < 0 or indent >= help_indent > 0:
                 continue
             help_indent = None
-        match = _KEYWORD.match(words)
-        if match is None:
-            continue
-        keyword, rest = match[1], (match[2] or "").strip()
-        if keyword in ("config", "menuconfig"):
-            name, entry_depends = rest, []
-            here = Definition(f"{path}:{number}", entry_depends)
-            entry_depends += [each for group in around for each in group]
-            symbols.definitions.setdefault(name, []).append(here)
-        elif keyword in ("menu", "choice", "if"):
-            name, here, entry_depends = "", None, [rest] if keyword == "if" else []
-            around.append(entry_depends)
-        elif keyword in ("endmenu", "endchoice", "endif"):
-            name, here = "", None
-            if len(around) > depth:
-                around.pop()
-        elif keyword == "comment":
-            name, here, entry_depends = "", None, []
-        elif keyword == "source":
-            name, here = "", None
-            target = re.sub(r"\$\((\w+)\)", lambda m: variables.get(m[1], m[0]), rest.strip("\"'"))
-            _read_file(target, read, variables, symbols, around)
-        elif keyword == "depends" and rest.startswith("on"):
-            entry_depends.append(_without_comment(rest[2:]))
-        elif keyword == "help":
+        keyword = _KEYWORD.match(words)
+        if keyword is not None and keyword[1] == "help":
             help_indent = -1
-        elif keyword == "select" and name:
-            target, _, condition = _without_comment(rest).partition(" if ")
-            symbols.selected_by.setdefault(target.strip(), []).append((name, condition.strip() or "y"))
-        elif here is not None and (prompt := _PROMPT.match(words)):
-            here.prompts.append(_without_comment(prompt[1]) if prompt[1] else "y")
-    del around[depth:]
+        else:
+            yield number, words
 
 
 def _logical_lines(text: str) -> list[tuple[int, str]]:

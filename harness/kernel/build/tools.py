@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 from collections.abc import Sequence
 
 from harness.errors import MachineryError
-from harness.host.packages import Need, Part, has_header, how_to_install, needs
+from harness.host.packages import Need, Part, find_command, has_header, how_to_install, needs
 from harness.host.process import run
 
 _ASK_TIMEOUT_S = 30.0
@@ -22,11 +21,6 @@ _FOREIGN = {"O", "V", "W", "C", "M", "CC", "HOSTCC", "LD", "ARCH", "SRCARCH", "C
 TOOLS = needs(Part.BUILD)
 LLVM_TOOLS = (*(tool for tool in TOOLS if tool.package not in ("gcc", "binutils")), *needs(Part.LLVM))
 SELFTEST_TOOLS = tuple(tool for tool in TOOLS if tool.name in ("gcc", "make", "ld", "git", "xz"))
-
-
-def path_of(command: str) -> str | None:
-    """The path of a command; none of these is in sbin."""
-    return shutil.which(command)
 
 
 def missing_tools(needed: Sequence[Need] = TOOLS) -> list[Need]:
@@ -49,7 +43,7 @@ def check_tools(cc: str = "gcc", needed: Sequence[Need] = TOOLS, what: str = "ke
 def _is_here(need: Need) -> bool:
     if need.name.endswith(".h"):
         return has_header(need.name)
-    return path_of(need.name) is not None
+    return find_command(need.name) is not None
 
 
 def compiler_identity(cc: str, *, llvm: bool = False) -> str:
@@ -59,7 +53,7 @@ def compiler_identity(cc: str, *, llvm: bool = False) -> str:
     :raises MachineryError: the compiler is missing.
     """
     lines, linker = [_compiler(cc)], "ld.lld" if llvm else "ld"
-    if path_of(linker):
+    if find_command(linker):
         said = run([linker, "--version"], timeout_s=_ASK_TIMEOUT_S).stdout.decode(errors="replace")
         lines.append(said.splitlines()[0])
     return "\n".join([*lines, *["LLVM=1"] * llvm])
@@ -67,7 +61,7 @@ def compiler_identity(cc: str, *, llvm: bool = False) -> str:
 
 def _compiler(cc: str) -> str:
     words = shlex.split(cc)
-    if not words or path_of(words[-1]) is None:
+    if not words or find_command(words[-1]) is None:
         raise MachineryError(f"the compiler {cc!r} is missing; install it, or choose another with --cc")
     answer = run([*words, "--version"], timeout_s=_ASK_TIMEOUT_S).stdout.decode(errors="replace")
     return answer.splitlines()[0] if answer else words[-1]
@@ -75,7 +69,7 @@ def _compiler(cc: str) -> str:
 
 def make_compiler(cc: str) -> str:
     """The value of CC for make: with ccache if it is installed and not disabled (CCACHE_DISABLE)."""
-    through = path_of("ccache") and "ccache" not in cc and not os.environ.get("CCACHE_DISABLE")
+    through = find_command("ccache") and "ccache" not in cc and not os.environ.get("CCACHE_DISABLE")
     return f"ccache {cc}" if through else cc
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from harness.verdict.ktap.lines import Result
 
 
-class Outcome(enum.Enum):
+class KtapOutcome(enum.Enum):
     """The outcome of a test or of a whole report."""
 
     PASSED = "passed"
@@ -33,7 +33,7 @@ class Test:
     __test__: ClassVar[bool] = False  # not a class for pytest to collect
 
     name: str
-    outcome: Outcome
+    outcome: KtapOutcome
     reason: str = ""
     """What stood behind the "#" of its line: why it was skipped, how it failed."""
     diagnostics: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Test:
 
 
 @dataclass
-class Level:
+class KtapLevel:
     """One level of nesting while it is being read."""
 
     prefix: str
@@ -56,7 +56,7 @@ class Level:
     last: int = 0
     pending: list[str] = field(default_factory=list)
     """Diagnostics of the test that has not reported yet."""
-    inner: list[Level] = field(default_factory=list)
+    inner: list[KtapLevel] = field(default_factory=list)
     """Levels that were read completely and wait for the result line of the test they belong to."""
     upcoming: str = ""
     """The announced name of the test that has not reported yet."""
@@ -70,56 +70,61 @@ class Level:
             return 0
         return self.planned - sum(1 for number in self.numbers if 1 <= number <= self.planned)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> KtapOutcome:
         """The combined outcome of all tests of this level; it does not consider a missing plan."""
         found = {test.outcome for test in self.tests}
-        if Outcome.CRASHED in found or self.missing():
-            return Outcome.CRASHED
-        if Outcome.FAILED in found or self.broken:
-            return Outcome.FAILED
-        if found == {Outcome.TODO}:
-            return Outcome.TODO
-        return Outcome.SKIPPED if found == {Outcome.SKIPPED} else Outcome.PASSED
+        if KtapOutcome.CRASHED in found or self.missing():
+            return KtapOutcome.CRASHED
+        if KtapOutcome.FAILED in found or self.broken:
+            return KtapOutcome.FAILED
+        if found == {KtapOutcome.TODO}:
+            return KtapOutcome.TODO
+        return KtapOutcome.SKIPPED if found == {KtapOutcome.SKIPPED} else KtapOutcome.PASSED
 
     def skip_reasons(self) -> str:
         """The reasons for skipped tests, each reason once."""
         return "; ".join(dict.fromkeys(test.reason for test in self.tests if test.reason))
 
 
-def _own_outcome(result: Result) -> Outcome:
+def _own_outcome(result: Result) -> KtapOutcome:
     """The outcome of the line alone: SKIP counts with "ok" and with "not ok", and a TODO that works is a pass."""
     if result.directive == "SKIP":
-        return Outcome.SKIPPED
+        return KtapOutcome.SKIPPED
     if result.directive == "XFAIL" or (result.directive == "TODO" and not result.ok):
-        return Outcome.TODO
-    return Outcome.PASSED if result.ok else Outcome.FAILED
+        return KtapOutcome.TODO
+    return KtapOutcome.PASSED if result.ok else KtapOutcome.FAILED
 
 
-def settle(level: Level, result: Result) -> None:
+def settle(level: KtapLevel, result: Result) -> None:
     """Turn a result line and everything that waited for it into a test."""
     inner = _absorb(level)
-    outcome, reason = _own_outcome(result), result.reason
     name = result.name or level.upcoming or next((one.name for one in inner if one.name), "")
-    within = {one.outcome() for one in inner if one.tests or one.planned or one.broken}
-    if outcome is Outcome.SKIPPED:
-        within.discard(Outcome.CRASHED)  # the test reports that it gave up before the end of its plan
-    if Outcome.CRASHED in within:
-        outcome = Outcome.CRASHED
-    elif Outcome.FAILED in within and outcome is not Outcome.TODO:
-        outcome = Outcome.FAILED
-    elif within == {Outcome.SKIPPED} and outcome is Outcome.PASSED:
-        outcome, reason = Outcome.SKIPPED, reason or "; ".join(filter(None, (one.skip_reasons() for one in inner)))
+    own, reason = _own_outcome(result), result.reason
+    outcome = _worse(own, {one.outcome() for one in inner if one.tests or one.planned or one.broken})
+    if outcome is KtapOutcome.SKIPPED and own is not outcome:
+        reason = reason or "; ".join(filter(None, (one.skip_reasons() for one in inner)))
     _add(level, inner, name, outcome, reason, result.number)
 
 
-def crash(level: Level) -> None:
+def _worse(own: KtapOutcome, within: set[KtapOutcome]) -> KtapOutcome:
+    """The outcome of a test whose own line says one thing, and the levels inside it perhaps another."""
+    if KtapOutcome.CRASHED in within and own is not KtapOutcome.SKIPPED:  # one that skips gave up within its plan
+        return KtapOutcome.CRASHED
+    if KtapOutcome.FAILED in within and own is not KtapOutcome.TODO:
+        return KtapOutcome.FAILED
+    if within == {KtapOutcome.SKIPPED} and own is KtapOutcome.PASSED:
+        return KtapOutcome.SKIPPED
+    return own
+
+
+def crash(level: KtapLevel) -> None:
     """Turn what waited for a result that never came into a CRASHED test."""
     inner = _absorb(level)
     name = level.upcoming or next((one.name for one in inner if one.name), "")
-    _add(level, inner, name, Outcome.CRASHED, "it never reported", 0)
+    _add(level, inner, name, KtapOutcome.CRASHED, "it never reported", 0)
 
 
-def _absorb(level: Level) -> list[Level]:
+def _absorb(level: KtapLevel) -> list[KtapLevel]:
     """Close the levels that wait in this one and take over their problems."""
     inner, level.inner = level.inner, []
     for one in inner:
@@ -128,14 +133,16 @@ def _absorb(level: Level) -> list[Level]:
     return inner
 
 
-def _add(level: Level, inner: Sequence[Level], name: str, outcome: Outcome, reason: str, number: int) -> None:
+def _add(
+    level: KtapLevel, inner: Sequence[KtapLevel], name: str, outcome: KtapOutcome, reason: str, number: int
+) -> None:
     diagnostics = [*level.pending, *(line for one in inner for line in one.pending)]
     subtests = tuple(test for one in inner for test in one.tests)
     level.tests.append(Test(name, outcome, reason, tuple(diagnostics), subtests, number))
     level.pending, level.upcoming = [], ""
 
 
-def close(level: Level) -> None:
+def close(level: KtapLevel) -> None:
     """Settle what the end of a level leaves open, and report what is missing or surplus."""
     where = f" of {level.name!r}" if level.name else ""
     missing = level.missing()

@@ -66,13 +66,13 @@ class Subtest:
 
 
 @dataclass(frozen=True)
-class Program:
+class SelftestHeader:
     """``# selftests: mm: mkdirty``: the kselftest runner names the program it is about to start."""
 
     name: str
 
 
-Line = Plan | Result | BailOut | Subtest | Program
+Line = Plan | Result | BailOut | Subtest | SelftestHeader
 
 
 def version(text: str) -> Version | None:
@@ -95,7 +95,7 @@ def classify(text: str) -> Line | None:
     if match := _SUBTEST.match(text):
         return Subtest(match["indent"], match["name"].strip())
     if match := _PROGRAM.match(text):
-        return Program("selftests: " + match["name"].strip())
+        return SelftestHeader("selftests: " + match["name"].strip())
     return None
 
 

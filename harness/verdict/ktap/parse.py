@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.verdict.ktap import lines as grammar
-from harness.verdict.ktap.level import Level, Outcome, Test, close, crash, settle
-from harness.verdict.ktap.lines import BailOut, Plan, Program, Result, Subtest
+from harness.verdict.ktap.level import KtapLevel, KtapOutcome, Test, close, crash, settle
+from harness.verdict.ktap.lines import BailOut, Plan, Result, SelftestHeader, Subtest
 from harness.verdict.log_lines import split
 
-__all__ = ["MAX_DEPTH", "Outcome", "Report", "Test", "parse"]
+__all__ = ["MAX_DEPTH", "KtapOutcome", "Report", "Test", "parse"]
 
 _SILENT = "no KTAP or TAP version line: the program reported nothing"
 MAX_DEPTH = 32
@@ -31,7 +31,7 @@ class Report:
     planned: int | None
     """None: there was no plan."""
     problems: tuple[str, ...]
-    outcome: Outcome
+    outcome: KtapOutcome
     reason: str = ""
     """Why the whole was skipped."""
     diagnostics: tuple[str, ...] = ()
@@ -45,14 +45,14 @@ class Report:
     @property
     def passed(self) -> bool:
         """True if there was a plan, every planned test reported, none failed, and at least one passed."""
-        return self.outcome is Outcome.PASSED
+        return self.outcome is KtapOutcome.PASSED
 
 
 class _Reader:
     """The state of a reader: the stack of open levels, outermost first."""
 
     def __init__(self, *, headless: bool = False) -> None:
-        self.stack: list[Level] = [Level("")] if headless else []
+        self.stack: list[KtapLevel] = [KtapLevel("")] if headless else []
         self._stamped = False
         self._line_number = 0
 
@@ -83,7 +83,7 @@ class _Reader:
             self._problem(outermost, f"a result outside the report: {text[:80]}", breaks=True)
         self._stranger(text)
 
-    def finish(self) -> Level | None:
+    def finish(self) -> KtapLevel | None:
         """The outermost level, all others closed; None if there was no version line."""
         if not self.stack:
             return None
@@ -93,7 +93,7 @@ class _Reader:
         return outermost
 
     def _open(self, prefix: str, known: bool) -> None:
-        self.stack.append(Level(prefix))
+        self.stack.append(KtapLevel(prefix))
         if not known:
             self._problem(self.stack[-1], "a version of TAP that hugepfn does not know")
 
@@ -119,7 +119,7 @@ class _Reader:
             crash(parent)
         self._open(found.indent, found.known)
 
-    def _known(self, level: Level, text: str) -> bool:
+    def _known(self, level: KtapLevel, text: str) -> bool:
         """Apply a line to a level; False if the line is not part of the protocol."""
         match grammar.classify(text):
             case Result() as result:
@@ -132,7 +132,7 @@ class _Reader:
                 self._problem(level, f"Bail out! {reason}".strip(), breaks=True)
             case Subtest(indent, name):
                 self._subtest(level, indent, name)
-            case Program(name):
+            case SelftestHeader(name):
                 level.upcoming = name
             case None:
                 if not text.startswith("#"):
@@ -140,21 +140,21 @@ class _Reader:
                 level.pending.append(text.removeprefix("#").removeprefix(" "))
         return True
 
-    def _plan(self, level: Level, plan: Plan) -> None:
+    def _plan(self, level: KtapLevel, plan: Plan) -> None:
         if level.planned is None:
             level.planned, level.plan_reason = plan.count, plan.reason
         else:
             self._problem(level, "a second plan", breaks=plan.count != level.planned)
 
-    def _subtest(self, level: Level, indent: str, name: str) -> None:
+    def _subtest(self, level: KtapLevel, indent: str, name: str) -> None:
         if indent and level is self.stack[-1] and len(self.stack) < MAX_DEPTH:
-            self.stack.append(Level(level.prefix + indent, name))  # kunit before KTAP 1: no version line
+            self.stack.append(KtapLevel(level.prefix + indent, name))  # kunit before KTAP 1: no version line
         elif not indent and level is not self.stack[0] and not level.tests and not level.name:
             level.name = name
         else:
             level.upcoming = name
 
-    def _result(self, level: Level, result: Result) -> None:
+    def _result(self, level: KtapLevel, result: Result) -> None:
         if result.number in level.numbers:
             self._problem(level, f"test number {result.number} again", breaks=True)
         elif result.number != level.last + 1:
@@ -168,7 +168,7 @@ class _Reader:
             return
         self.stack[-1].pending.append(text)
 
-    def _fold(self, level: Level) -> None:
+    def _fold(self, level: KtapLevel) -> None:
         """Close every level inside this one and attach each to its parent."""
         while self.stack[-1] is not level:
             inner = self.stack.pop()
@@ -180,7 +180,7 @@ class _Reader:
             else:
                 outer.inner.append(inner)
 
-    def _problem(self, level: Level, text: str, *, breaks: bool = False) -> None:
+    def _problem(self, level: KtapLevel, text: str, *, breaks: bool = False) -> None:
         level.problems.append(f"line {self._line_number}: {text}")
         level.broken = level.broken or breaks
 
@@ -198,18 +198,18 @@ def parse(text: str, *, headless: bool = False) -> Report:
         level = _outermost(text, _Reader(headless=True))
         level = level if level and (level.tests or level.planned is not None or level.broken) else None
     if level is None:
-        return Report((), None, (_SILENT,), Outcome.CRASHED)
+        return Report((), None, (_SILENT,), KtapOutcome.CRASHED)
     outcome, reason = level.outcome(), ""
-    if level.planned is None and outcome is not Outcome.FAILED:
-        outcome = Outcome.CRASHED
+    if level.planned is None and outcome is not KtapOutcome.FAILED:
+        outcome = KtapOutcome.CRASHED
     elif level.planned == 0 and not level.tests and not level.broken:
-        outcome, reason = Outcome.SKIPPED, level.plan_reason or "the plan has no tests"
-    elif outcome is Outcome.SKIPPED:
+        outcome, reason = KtapOutcome.SKIPPED, level.plan_reason or "the plan has no tests"
+    elif outcome is KtapOutcome.SKIPPED:
         reason = level.skip_reasons()
     return Report(tuple(level.tests), level.planned, tuple(level.problems), outcome, reason, tuple(level.pending))
 
 
-def _outermost(text: str, reader: _Reader) -> Level | None:
+def _outermost(text: str, reader: _Reader) -> KtapLevel | None:
     for line in text.split("\n"):
         reader.take(line.rstrip("\r"))
     return reader.finish()

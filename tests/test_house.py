@@ -1,0 +1,33 @@
+"""A name has one meaning in the whole package, and a module fits into a reader's head."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+HARNESS = Path(__file__).resolve().parents[1] / "harness"
+FILES = sorted(HARNESS.rglob("*.py"))
+#: Names that still mean two things; the test fails when one of them does so no more.
+SHARED = {"Finding"}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    found = defaultdict(list)
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(f"{path.relative_to(HARNESS)}:{node.lineno}")
+    shared = {name: places for name, places in found.items() if len(places) > 1}
+    assert shared.keys() == SHARED, shared
+
+
+#: A reader holds so much of one module in mind.
+LINES_MAX = 350
+#: Longer ones that are being split.
+LONG = {"machine/vm.py", "observe/run.py", "pytest_plugin.py"}
+
+
+def test_a_module_is_short() -> None:
+    long = {str(path.relative_to(HARNESS)) for path in FILES if len(path.read_text().splitlines()) > LINES_MAX}
+    assert long == LONG
