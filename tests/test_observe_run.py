@@ -23,44 +23,62 @@ from harness.errors import (
 )
 from harness.guest import bounds
 from harness.guest.agent import ExitStatus, Job
+from harness.guest.kernel_log import KernelLog, LogMark
+from harness.guest.protocol import Frame
 from harness.observe.kernel_watch import KernelWatch
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import CALIBRATION_MAPPING
 from harness.observe.witness import Witness
 from harness.pagetable import Layout, Level
 from harness.qemu.deadline import Deadline
-from harness.verdict.invariants import Area, Invariant, Violation
+from harness.qemu.standstill import Standstill
+from harness.verdict import Taint
+from harness.verdict.invariants import Invariant
 from tests.hand_made_guest import BAR, BAR_VADDR, HUGE, NONCE, PAGE, SPECIAL, STACK, FakeQemu, Guest, registers
 
 T = TypeVar("T")
 SOUND = BAR.start_paddr | HUGE | SPECIAL | 0x8000000000000037  # P W U PCD A, NX: what vfio-pci maps
 PASSED = b"KTAP version 1\n1..1\nok 1 maps\n"
 FAILED = b"KTAP version 1\n1..1\nnot ok 1 maps # expected a pud\n"
+BUG = "BUG: Bad rss-counter state mm:0 type:0 val:1"
 SKIPPED = b"KTAP version 1\n1..0 # SKIP no guard regions\n"
 REGISTERS = "process parent"
 MAPS = f"mapping bar 77 {BAR_VADDR:x} {1 << 30:x} 3 bar 0"
 
 
-class Watch:
-    """What the kernel said meanwhile."""
+class Agent:
+    """PID 1 of that guest, with a kernel that logs and gets tainted."""
 
-    def __init__(self) -> None:
-        self.settled = False
-        self.said: list[str] = []
-        self.gap = ""
-        self.log = "[    1.0] x\n"
+    def __init__(self, machine: Machine) -> None:
+        self.emulator = machine
+        self.next_id = 1
+        self.records: list[bytes] = []  # that nobody has read
+        self.number = 0
+        self.tainted = b"0\n"
+        self.reads = 0
+        self.killed: list[tuple[Job, int]] = []
 
-    async def settle(self) -> None:
-        self.settled = True
+    def log(self, text: str, lost: int = 0) -> None:
+        """The kernel logs something, after records that are overwritten before anybody reads them."""
+        self.number += lost
+        self.records.append(b"4,%d,1000000,-;%s\n" % (self.number, text.encode()))
+        self.number += 1
 
-    async def last_words(self) -> str:
-        return "the kernel log has no complaint"
+    async def request(self, verb: str, payload: bytes = b"", timeout_s: float = 30.0) -> Frame:
+        assert (verb, timeout_s > 0) == ("kmsg", True)
+        self.reads += 1
+        self.log(payload.decode())
+        said, self.records = b"1\n" + b"".join(self.records), []
+        return Frame("done", 1, said)
 
-    def troubles(self) -> list[str]:
-        return self.said
+    async def get(self, path: str) -> bytes:
+        assert path == "/proc/sys/kernel/tainted"
+        return self.tainted
 
-    def excused(self) -> list[str]:
-        return ["a stall of ours"]
+    async def kill(self, job: Job, number: signal.Signals) -> None:
+        self.killed.append((job, number))
+        if not job.exited.done():
+            job.exited.set_result(ExitStatus(None, number))
 
 
 class Machine(FakeQemu):
@@ -82,16 +100,16 @@ class Machine(FakeQemu):
         self.ends = ends
         self.nonces = itertools.count(NONCE)
         self.waits: list[str] = []
-        self.killed: list[tuple[Job, int]] = []
         self.died: Exception | None = None
         self.over: list[GuestRun] = []
         self.abandoned: list[BaseException] = []
         self.waived: Mapping[Invariant, str] = {}
-        self.agent = SimpleNamespace(kill=self._kill)
+        self.log = KernelLog()
+        self.standstill = Standstill()
+        self.agent = Agent(self)
         self.ready: Mapping[str, str] = {"missing": ""}
         self.known_kernel = None
         self.layout = Layout.MODERN
-        self.watch = Watch()
         self.job = Job(3, ("/tests/fork", "--level", "pud"), self.loop.create_future())
 
     @property
@@ -101,9 +119,8 @@ class Machine(FakeQemu):
     def run(self, timeout_s: float = 5.0) -> GuestRun:
         """Starts the program."""
         witness = Witness(cast(Any, self), [BAR], self.layout)
-        self.running_program = GuestRun(
-            cast(Any, self), self.job, witness, timeout_s, cast(KernelWatch, cast(Any, self.watch))
-        )
+        watch = KernelWatch(cast(Any, self), cast(Any, self.agent), Taint(0), "fork")
+        self.running_program = GuestRun(cast(Any, self), self.job, witness, timeout_s, watch)
         self._go_on()
         return self.running_program
 
@@ -145,10 +162,8 @@ class Machine(FakeQemu):
     def end_error(self, when: str) -> KernelDied:
         return KernelDied(f"{when}{self.died}")
 
-    async def _kill(self, job: Job, number: signal.Signals) -> None:
-        self.killed.append((job, number))
-        if not job.exited.done():
-            job.exited.set_result(ExitStatus(None, number))
+    def begin_run(self) -> tuple[LogMark, float]:
+        return self.log.mark(), self.standstill.total_s
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -336,7 +351,7 @@ def test_a_program_that_is_killed_at_a_checkpoint(machine: Start) -> None:
     run = fork.run()
     run.until("mapped")
     run.kill(signal.SIGTERM)
-    assert fork.killed == [(fork.job, signal.SIGTERM)]
+    assert fork.agent.killed == [(fork.job, signal.SIGTERM)]
     assert fork.running
     assert run.finish().reason == "killed by SIGTERM"
     assert fork.steps == ["checkpoint forked"], "it was not released"
@@ -357,7 +372,7 @@ def test_it_runs_to_its_end_once(machine: Start) -> None:
     assert "red" in result.stderr
     assert [at.checkpoint for at in run.snapshots] == ["mapped", "forked"]
     assert fork.running
-    assert fork.watch.settled
+    assert fork.agent.reads == 1, "the log, to the program's end"
     before = list(fork.commands)
     assert run.finish() is result
     assert run.result is result
@@ -399,7 +414,7 @@ def test_an_error_in_the_block_is_what_is_told(machine: Start) -> None:
     with pytest.raises(ZeroDivisionError) as caught, fork.run():
         raise ZeroDivisionError
     assert fork.abandoned == [caught.value]
-    assert fork.steps[0] == "checkpoint mapped" or fork.commands == [], "the program was not run to its end"
+    assert fork.commands == [], "the program was not run to its end"
 
 
 def test_an_invariant_that_does_not_hold_fails_the_block(machine: Start) -> None:
@@ -416,8 +431,7 @@ def test_an_invariant_that_does_not_hold_fails_the_block(machine: Start) -> None
     assert run.broken == []
 
 
-@pytest.mark.parametrize("level", ["pte", "pmd", "pud"])
-def test_saved_dirty_decides_whether_a_shadow_stack_is_looked_for(machine: Start, level: str) -> None:
+def test_saved_dirty_decides_whether_a_shadow_stack_is_looked_for(machine: Start) -> None:
     shadow = (SOUND & ~2) | 0x40  # W=0, D=1
     for layout, broken in ((Layout.MODERN, 2), (Layout.CLASSIC, 0)):
         fork = forks(machine)
@@ -425,51 +439,64 @@ def test_saved_dirty_decides_whether_a_shadow_stack_is_looked_for(machine: Start
         fork.guest.map(fork.process.root, BAR_VADDR, shadow, Level.PUD)
         run = fork.run()
         run.finish()
-        assert [one.invariant for one in run.violations] == [Invariant.SHADOW_STACK] * broken, level
+        assert [one.invariant for one in run.violations] == [Invariant.SHADOW_STACK] * broken
 
 
-def violation(mapping: str = "bar", message: str = "x") -> Violation:
-    return Violation(Invariant.WRITE, Area("parent", mapping, BAR_VADDR, BAR_VADDR + PAGE, 3, 0, "mapped"), message)
-
-
-def test_check_tells_the_worst(machine: Start) -> None:
+def test_check_wants_the_log_to_the_end(machine: Start) -> None:
     fork = forks(machine)
     run = fork.run()
+    with pytest.raises(MachineryError, match="the kernel's log was not read to the end of fork"):
+        run.check()
+    run.finish()
     run.check()
-    fork.watch.gap = "records are lost"
-    with pytest.raises(MachineryError, match=r"^records are lost$"):
-        run.check()
-    fork.watch.said = ["the kernel log: BUG: x"]
-    with pytest.raises(ClaimFailed, match=r"^the kernel log: BUG: x$"):
-        run.check()
-    run.violations = [violation(message="one")]
-    with pytest.raises(ClaimFailed, match=r"at 'mapped', one\nthe kernel log: BUG: x$"):
-        run.check()
-    run.violations.append(violation(CALIBRATION_MAPPING, "two"))
-    assert run.uncalibrated == [run.violations[1]]
-    with pytest.raises(MachineryError, match=r"the walk and pagemap disagree, so the walk proves nothing: .*, two$"):
-        run.check()
 
 
-@pytest.mark.parametrize(("count", "more"), [(8, ""), (9, "\n... and 1 more"), (11, "\n... and 3 more")])
-def test_check_tells_eight_and_counts_the_rest(machine: Start, count: int, more: str) -> None:
-    run = forks(machine).run()
-    run.violations = [violation(message=f"number {number}") for number in range(count)]
+def test_a_gap_in_the_log_is_no_verdict_unless_something_is_broken(machine: Start) -> None:
+    fork = forks(machine)
+    fork.agent.log("fine", lost=3)
+    with pytest.raises(MachineryError, match="a gap of 3 records"), fork.run():
+        pass
+    fork = forks(machine)
+    fork.agent.log(BUG, lost=3)
+    with pytest.raises(ClaimFailed, match=f"^the kernel log: {BUG}$"), fork.run():
+        pass
+
+
+def test_what_the_kernel_said_and_got(machine: Start) -> None:
+    fork = forks(machine)
+    fork.guest.map(fork.process.root, BAR_VADDR, SOUND & ~SPECIAL, Level.PUD)
+    fork.agent.log(BUG)
+    fork.agent.tainted = b"128\n"  # it died, and went on
+    run = fork.run()
+    run.finish()
     with pytest.raises(ClaimFailed) as caught:
         run.check()
-    assert str(caught.value) == "\n".join(map(str, run.violations[:8])) + more
+    told = [line.split(":")[0] for line in str(caught.value).splitlines()]
+    assert told == ["every leaf of a pfnmap is special"] * 2 + ["the kernel log", "the kernel got tainted"]
+    assert run.log.splitlines()[0] == f"[    1.000000] {BUG}"
+    assert [one.line for one in run.complaints()] == [BUG]
+    assert run.taint is Taint.DIE
 
 
-def test_what_the_kernel_said_is_the_watchs(machine: Start) -> None:
-    fork = forks(machine)
+def test_where_the_witnesses_disagree_nothing_else_is_told(machine: Start) -> None:
+    page = f"mapping {CALIBRATION_MAPPING} 77 {STACK & -PAGE:x} {PAGE:x} 3 ram 0"
+    word = f"pagemap {CALIBRATION_MAPPING} 77 "
+    fork = machine(REGISTERS, MAPS, page, word + "0*1", "checkpoint mapped")
+    fork.guest.map(fork.process.root, BAR_VADDR, SOUND & ~SPECIAL, Level.PUD)
     run = fork.run()
-    fork.watch.said, fork.watch.gap = ["BUG"], "gap"
-    assert (run.log, run.kernel_troubles(), run.excused(), run.log_gap) == (
-        "[    1.0] x\n",
-        ["BUG"],
-        ["a stall of ours"],
-        "gap",
-    )
+    with pytest.raises(MachineryError, match=r"the walk and pagemap disagree, so the walk proves nothing: .* present"):
+        run.__exit__(None, None, None)
+    assert [one.invariant for one in run.uncalibrated] == [Invariant.PRESENT]
+    assert len(run.violations) == 2
+
+
+@pytest.mark.parametrize(("count", "more"), [(8, []), (9, ["... and 1 more"]), (11, ["... and 3 more"])])
+def test_check_tells_eight_and_counts_the_rest(machine: Start, count: int, more: list[str]) -> None:
+    fork = machine(REGISTERS, MAPS, *(f"checkpoint number{number}" for number in range(count)))
+    fork.guest.map(fork.process.root, BAR_VADDR, SOUND & ~SPECIAL, Level.PUD)
+    with pytest.raises(ClaimFailed) as caught, fork.run() as run:
+        pass
+    assert str(caught.value).splitlines() == [*map(str, run.violations[:8]), *more]
 
 
 def test_events_that_nobody_takes_are_bounded(machine: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,23 +516,22 @@ def test_a_program_that_still_runs_is_killed_at_the_end(machine: Start) -> None:
     run = fork.run()
     run.until("mapped")
     fork.on_loop(run.end())
-    assert fork.killed == [(fork.job, signal.SIGKILL)]
+    assert fork.agent.killed == [(fork.job, signal.SIGKILL)]
     assert fork.waits[-1] == "fork to end after SIGKILL"
     assert fork.running
-    assert fork.watch.settled
+    assert fork.agent.reads == 1, "what the kernel said is known"
 
 
 def test_a_program_that_has_ended_is_not_killed(machine: Start) -> None:
     fork = forks(machine)
     run = fork.run()
     run.finish()
-    fork.watch.settled = False
     fork.on_loop(run.end())
-    assert fork.killed == []
-    assert fork.watch.settled
-
-    async def again() -> None:
-        raise AssertionError("the log is read to the program's end once")
-
-    cast(Any, fork.watch).settle = again
+    assert fork.agent.killed == []
+    assert fork.agent.reads == 1, "the log is read to the program's end once"
+    fork = forks(machine)
+    run = fork.run()
+    with pytest.raises(GuestProgramError):
+        run.until("gone")
     fork.on_loop(run.end())
+    assert (fork.agent.killed, fork.agent.reads) == ([], 1)

@@ -428,7 +428,7 @@ def main() -> int:
     """0 where at least 95 % are caught."""
     wanted = _arguments()
     paths = [path.resolve().relative_to(ROOT) for path in wanted.files] or [
-        path.relative_to(ROOT) for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))
+        path.relative_to(ROOT) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))
     ]
     every = [mutant for path in paths for mutant in mutants_of(path)]
     mutants = random.Random(wanted.seed).sample(every, min(wanted.count, len(every)))
