@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 import pytest
 
@@ -77,7 +78,8 @@ def test_why_there_are_no_transparent_huge_pages(thp: str, why: str) -> None:
 def test_capabilities_survive_the_way_through_json(image: ImageCapabilities) -> None:
     for name in ("saved_dirty", "soft_dirty", "pagemap_scan", "guard_regions", "five_level", "kvm_clock"):
         caps = dataclasses.replace(kernel(image, saved_dirty=False), soft_dirty=False, guard_regions=False)
-        caps = dataclasses.replace(caps, early=Bits.A, bar_misses=Bits.A | Bits.D, **{name: True})
+        caps = dataclasses.replace(caps, early=Bits.A, bar_misses=Bits.A | Bits.D)
+        caps = dataclasses.replace(caps, **cast(Any, {name: True}))
         assert Capabilities.from_json(caps.to_json()) == caps
         assert [key for key, value in caps.to_json().items() if value is True and key in caps.__slots__] == [name]
     assert Capabilities.from_json(kernel(image).to_json()).early == NO_BITS
