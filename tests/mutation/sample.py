@@ -10,9 +10,6 @@ the same sources.
 Each mutant is written into a copy of the tree. The tests that import its module run first, then those that reach it
 through other modules. A test that fails or does not end has caught it. What is left is written to ``--output``, and
 tests/mutation/survivors.md says why a survivor is accepted.
-
-mutmut changes strings as well and cannot draw a sample; cosmic-ray changes the files of the work tree itself, and has
-no operator that leaves a statement out.
 """
 
 from __future__ import annotations
