@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import enum
 import functools
 import os
 import queue
@@ -64,6 +65,14 @@ _OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitXor: ast.BitAnd,
 }
+
+
+class End(enum.Enum):
+    """How the tests of a mutant ended."""
+
+    PASSED = "SURVIVED"
+    FAILED = "caught"
+    HUNG = "hung"  # they did not end in time: caught as well, unless the host was too busy
 
 
 @dataclass(frozen=True)
@@ -324,10 +333,12 @@ def stages(module: Path) -> tuple[list[Path], list[Path]]:
 # --- running -----------------------------------------------------------------------------------------------
 
 
-def _passes(tree: Path, tests: Sequence[Path], timeout_s: float | None, *, bytecode: bool = False) -> tuple[bool, str]:
-    """Whether these tests pass in a copy of the tree, and what pytest printed last."""
+def _run_tests(
+    tree: Path, tests: Sequence[Path], timeout_s: float | None, *, bytecode: bool = False
+) -> tuple[End, str]:
+    """How these tests end in a copy of the tree, and what pytest printed last."""
     if not tests:
-        return True, ""
+        return End.PASSED, ""
     argv = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--no-header"]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     if not bytecode:  # a mutant may have the size and the time of the file that it stands in for
@@ -349,27 +360,28 @@ def _passes(tree: Path, tests: Sequence[Path], timeout_s: float | None, *, bytec
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                return False, "did not end"
+                return End.HUNG, ""
             raise
-    return process.returncode == 0, said.strip()[-2000:]
+    return End.FAILED if process.returncode else End.PASSED, said.strip()[-2000:]
 
 
-def _survives(mutant: Mutant, tree: Path, timeout_s: float) -> bool:
-    """Whether no test notices the mutant."""
+def _judge(mutant: Mutant, tree: Path, timeout_s: float) -> End:
+    """How the tests end with the mutant."""
     path = tree / mutant.path
     source, status = path.read_bytes(), path.stat()
     for old in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
         old.unlink()
     path.write_bytes(mutant.apply(source))
     try:
-        return all(_passes(tree, tests, timeout_s)[0] for tests in stages(mutant.path))
+        ends = (_run_tests(tree, tests, timeout_s)[0] for tests in stages(mutant.path))
+        return next((end for end in ends if end is not End.PASSED), End.PASSED)
     finally:
         path.write_bytes(source)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def _run(mutants: Sequence[Mutant], workers: int, folder: Path) -> Iterator[tuple[Mutant, bool]]:
-    """Each mutant and whether it survives, in the order of the sample.
+def _run(mutants: Sequence[Mutant], workers: int, folder: Path) -> Iterator[tuple[Mutant, End]]:
+    """Each mutant and how its tests end, in the order of the sample.
 
     :raises SystemExit: the tests fail without a mutant.
     """
@@ -388,8 +400,8 @@ def _run(mutants: Sequence[Mutant], workers: int, folder: Path) -> Iterator[tupl
     far = {test for mutant in mutants for test in stages(mutant.path)[1]} - near
     began_s = time.monotonic()
     for tests in (near, far):
-        passed, said = _passes(first, sorted(tests), None, bytecode=True)
-        if not passed:
+        end, said = _run_tests(first, sorted(tests), None, bytecode=True)
+        if end is not End.PASSED:
             raise SystemExit(f"the tests fail without a mutant, so they prove nothing:\n{said}")
     timeout_s = 3 * (time.monotonic() - began_s) + _SPARE_S
     print(f"{len(near | far)} test files pass without a mutant; timeout {timeout_s:.0f} s per mutant", flush=True)
@@ -399,10 +411,10 @@ def _run(mutants: Sequence[Mutant], workers: int, folder: Path) -> Iterator[tupl
     for number in range(1, workers):
         trees.put(Path(shutil.copytree(first, folder / str(number))))
 
-    def judge(mutant: Mutant) -> bool:
+    def judge(mutant: Mutant) -> End:
         tree = trees.get()
         try:
-            return _survives(mutant, tree, timeout_s)
+            return _judge(mutant, tree, timeout_s)
         finally:
             trees.put(tree)
 
@@ -433,15 +445,16 @@ def main() -> int:
     if wanted.list:
         print(*(mutant.describe((ROOT / mutant.path).read_bytes()) for mutant in mutants), sep="\n")
         return 0
-    rows = []
+    rows, hung = [], 0
     with tempfile.TemporaryDirectory(prefix="hugepfn-mutation-") as folder:
-        for number, (mutant, survives) in enumerate(_run(mutants, wanted.workers, Path(folder)), start=1):
+        for number, (mutant, end) in enumerate(_run(mutants, wanted.workers, Path(folder)), start=1):
             row = mutant.describe((ROOT / mutant.path).read_bytes())
-            print(f"{number:4} {'SURVIVED' if survives else 'caught  '} {row}", flush=True)
-            rows += [row] if survives else []
+            print(f"{number:4} {end.value:8} {row}", flush=True)
+            rows += [row] if end is End.PASSED else []
+            hung += end is End.HUNG
     caught = len(mutants) - len(rows)
     percent = 100 * caught / len(mutants)
-    summary = f"{caught} of {len(mutants)} mutants caught ({percent:.1f} %), seed {wanted.seed}."
+    summary = f"{caught} of {len(mutants)} mutants caught ({percent:.1f} %), {hung} by a hang; seed {wanted.seed}."
     table = ["| place | change | code | became |", "|---|---|---|---|", *sorted(rows)]
     wanted.output.parent.mkdir(parents=True, exist_ok=True)
     wanted.output.write_text("\n".join([summary, "", *(table if rows else ["No mutant survived."]), ""]))
