@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -12,6 +13,7 @@ import pytest
 from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
+from harness.host.aside import Abandoned
 from harness.observe.witness import Process, Witness, bars_from_pci, bars_from_sysfs, needs_registration
 from harness.pagetable import Bits, Layout, Level, Region
 from harness.qemu.deadline import Deadline
@@ -288,6 +290,56 @@ def test_a_stop_shows_parent_and_child() -> None:
         f"forked child bar+0x0: pud {family.child_raw:#018x} P U A PSE SPECIAL SAVED_DIRTY NX bar+0x0",
     ]
     assert [one.pagemap for one in at.observations()] == [1 << 55, None]
+
+
+def test_a_stop_tells_how_long_the_machine_stood_still() -> None:
+    family = Family()
+    before_s = time.perf_counter()
+    asyncio.run(family.witness.stop())
+    stopped_s = family.witness.snapshot("forked", 77).stopped_s
+    assert 0 < stopped_s <= time.perf_counter() - before_s
+
+
+def test_reading_can_be_ended_at_every_leaf_and_every_hole() -> None:
+    family = Family()
+    family.witness.note(mapping(77, "hole", 0x7F0000000000, PAGE))
+    calls: list[int] = []
+    at = family.witness.snapshot("forked", 77, lambda: calls.append(1))
+    assert len(calls) == len(at.observations()) == 3
+    for allowed in range(3):
+        with pytest.raises(Abandoned):
+            family.witness.snapshot("forked", 77, abandoned_after(allowed))
+    family.witness.snapshot("forked", 77, abandoned_after(3))
+
+
+def abandoned_after(calls: int) -> Callable[[], None]:
+    """Ends at the call after these."""
+    left = iter(range(calls))
+
+    def check() -> None:
+        if next(left, None) is None:
+            raise Abandoned
+
+    return check
+
+
+def test_all_stops_of_a_run_have_a_limited_number_of_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LEAVES_MAX", 4)
+    family = Family()
+    for _ in range(2):
+        assert len(family.witness.snapshot("forked", 77).observations()) == 2
+    with pytest.raises(ProtocolError, match="mapping bar: all stops of this run have more than 4 leaves; declare less"):
+        family.witness.snapshot("forked", 77)
+
+
+def test_what_was_read_of_pagemap_goes_with_its_mapping() -> None:
+    witness = Family().witness
+    for event in (mapping(77), UnmappingEvent("bar", 77)):
+        witness.note(mapping(77))
+        witness.note(PagemapEvent("bar", 77, (1 << 55,)))
+        assert witness.processes[77].pagemap == {"bar": (1 << 55,)}
+        witness.note(event)
+        assert witness.processes[77].pagemap == {}
 
 
 def test_a_stop_is_a_value_that_stays() -> None:

@@ -180,8 +180,9 @@ class _Finder(ast.NodeVisitor):
     def visit_Return(self, node: ast.Return) -> None:
         if node.value is None:
             self._leave_out(node)
-        elif not (isinstance(node.value, ast.Constant) and node.value.value is None):
-            self._add(node, "return None", "the return value is lost")
+        else:
+            if not (isinstance(node.value, ast.Constant) and node.value.value in (None, False)):
+                self._add(node, "return None", "the return value is lost")
             self.visit(node.value)
 
     def visit_If(self, node: ast.If) -> None:
