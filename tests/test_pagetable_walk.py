@@ -444,3 +444,24 @@ def test_a_walk_reads_65536_tables_of_one_level_and_no_more(pages_more: int, rea
     with pytest.raises(expected, match=told):
         walk_arrays(memory, ROOT, 0, end, FOUR)
     assert memory.asked == read
+
+
+def test_ram_is_read_from_its_first_word_to_its_last() -> None:
+    ram = bytearray(2 * PAGE)
+    split, flat = SplitMemory(PhysicalMemory(ram), PAGE), PhysicalMemory(ram)
+    for paddr in (0, PAGE - 8):
+        split.write_u64(paddr, 5)
+        assert (split.read_u64(paddr), flat.read_u64(paddr)) == (5, 5)
+    flat.write_u64(2 * PAGE - 8, 6)
+    assert split.read_u64((4 << 30) + PAGE - 8) == 6
+    with pytest.raises(WalkError):
+        flat.read_u64(2 * PAGE)
+
+
+def test_a_table_may_be_the_last_page_of_ram_and_not_the_one_after() -> None:
+    memory = PhysicalMemory(bytearray(2 * PAGE))
+    assert walk(memory, PAGE, 0, FOUR).leaf is None
+    assert len(walk_arrays(memory, PAGE, 0, PAGE, FOUR).raw) == 0
+    for read in (lambda: walk(memory, 2 * PAGE, 0, FOUR), lambda: walk_arrays(memory, 2 * PAGE, 0, PAGE, FOUR)):
+        with pytest.raises(WalkError, match=r"pgd table at paddr 0x2000 .* lies outside guest RAM"):
+            read()

@@ -286,3 +286,9 @@ def test_a_report_cut_short_never_passes(name: str) -> None:
 
 def test_the_same_report_passes_whole() -> None:
     assert parse((DATA / "kunit.ktap").read_text().replace("not ok", "ok")).passed
+
+
+def test_a_problem_names_its_line() -> None:
+    report = tap("1..3", "ok 1 a", "# x", "ok 1 a", "ok 3 b")
+    assert report.problems[:2] == ("line 5: test number 1 again", "line 6: test number 3, 2 was expected")
+    assert report.outcome is C
