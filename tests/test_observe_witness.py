@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -13,117 +13,27 @@ import pytest
 from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
+from harness.host.aside import Abandoned
 from harness.observe.witness import Process, Witness, bars_from_pci, bars_from_sysfs, needs_registration
-from harness.pagetable import Bits, Layout, Level, PhysicalMemory, Region
+from harness.pagetable import Bits, Layout, Level, Region
 from harness.qemu.deadline import Deadline
 from harness.qemu.process import Qemu
-
-PAGE = 4096
-TABLE = 0x67  # P W U A D
-WRITABLE = 0x8000000000000867  # P W U A D SOFT_DIRTY NX: an anonymous page
-READ_ONLY = 0x8000000000000825
-HUGE = 1 << 7
-SPECIAL = 1 << 9
-SAVED_DIRTY = 1 << 58
-LA57 = 1 << 12
-
-STACK = 0x7FFD12345678
-NONCE = 0x4D00000003
-BAR_VADDR = 0x7F4000000000
-BAR = Region("bar", 0x380000000, 2 << 30)
-
-
-@dataclass
-class Guest:
-    """Guest RAM, 1 MiB, and a bump allocator for its pages; page 0 stays empty."""
-
-    ram: bytearray = field(default_factory=lambda: bytearray(256 * PAGE), repr=False)
-    next_page: int = 2 * PAGE
-
-    def page(self, count: int = 1, align: int = 1) -> int:
-        """The physical address of fresh pages."""
-        self.next_page = -(-self.next_page // (align * PAGE)) * align * PAGE
-        page, self.next_page = self.next_page, self.next_page + count * PAGE
-        return page
-
-    def load(self, paddr: int) -> int:
-        return int.from_bytes(self.ram[paddr : paddr + 8], "little")
-
-    def store(self, paddr: int, word: int) -> None:
-        self.ram[paddr : paddr + 8] = word.to_bytes(8, "little")
-
-    def map(self, root: int, vaddr: int, raw: int, level: Level = Level.PTE, *, five_level: bool = False) -> int:
-        """Writes one leaf, with tables on the way; returns where the leaf's entry lies."""
-        table = root
-        for shift in (48, 39, 30, 21, 12)[0 if five_level else 1 :]:
-            slot = table + (vaddr >> shift & 511) * 8
-            if shift == level.shift:
-                self.store(slot, raw)
-                return slot
-            if not self.load(slot):
-                self.store(slot, self.page() | TABLE)
-            table = self.load(slot) & ~0xFFF
-        raise AssertionError(level)
-
-    def process(self, nonce: int = NONCE, *, root: int | None = None, five_level: bool = False) -> Running:
-        """A process whose stack holds a release word."""
-        root = self.page() if root is None else root
-        stack = self.page()
-        entry = self.map(root, STACK, stack | WRITABLE, five_level=five_level)
-        word = stack + STACK % PAGE
-        self.store(word, nonce)
-        return Running(root, entry, word)
-
-
-@dataclass
-class Running:
-    """Where a process of :class:`Guest` keeps its things, as physical addresses."""
-
-    root: int
-    stack_entry: int
-    release_word: int
-
-
-@dataclass
-class FakeQemu:
-    """Answers like QEMU; looking at memory or registers while the machine runs fails the test."""
-
-    guest: Guest
-    stops: list[str]  # what the registers are at each stop; the last one stays
-    commands: list[str] = field(default_factory=list)
-
-    @property
-    def running(self) -> bool:
-        moves = [command for command in self.commands if command in ("stop", "cont")]
-        return not moves or moves[-1] == "cont"
-
-    @property
-    def ram(self) -> SimpleNamespace:
-        assert not self.running, "guest RAM is looked at while the guest runs"
-        return SimpleNamespace(memory=PhysicalMemory(self.guest.ram))
-
-    async def stop(self) -> None:
-        await self.execute("stop")
-
-    async def resume(self) -> None:
-        await self.execute("cont")
-
-    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
-        self.commands.append(command)
-        if command != "human-monitor-command":
-            return {}
-        assert arguments == {"command-line": "info registers -a"}
-        assert not self.running, "registers are read while the guest runs"
-        return self.stops.pop(0) if len(self.stops) > 1 else self.stops[0]
-
-
-def registers(*cr3s: int, cr4: int = 0x3506F0) -> str:
-    """What QEMU says of vCPUs with these CR3, in user mode of a 64-bit guest."""
-    return "".join(
-        f"\r\nCPU#{number}\r\nRAX=0000000000000000 RBX=0000000000000000\r\n"
-        f"CR0=80050033 CR2=00007f0000000000 CR3={cr3:016x} CR4={cr4:08x}\r\nEFER=0000000000000d01\r\n"
-        for number, cr3 in enumerate(cr3s)
-    )
+from tests.hand_made_guest import (
+    BAR,
+    BAR_VADDR,
+    HUGE,
+    LA57,
+    NONCE,
+    PAGE,
+    READ_ONLY,
+    SAVED_DIRTY,
+    SPECIAL,
+    STACK,
+    WRITABLE,
+    FakeQemu,
+    Guest,
+    registers,
+)
 
 
 def registering(pid: int = 77, *, name: str = "parent", parent_pid: int = 1, nonce: int = NONCE) -> WaitEvent:
@@ -380,6 +290,56 @@ def test_a_stop_shows_parent_and_child() -> None:
         f"forked child bar+0x0: pud {family.child_raw:#018x} P U A PSE SPECIAL SAVED_DIRTY NX bar+0x0",
     ]
     assert [one.pagemap for one in at.observations()] == [1 << 55, None]
+
+
+def test_a_stop_tells_how_long_the_machine_stood_still() -> None:
+    family = Family()
+    before_s = time.perf_counter()
+    asyncio.run(family.witness.stop())
+    stopped_s = family.witness.snapshot("forked", 77).stopped_s
+    assert 0 < stopped_s <= time.perf_counter() - before_s
+
+
+def test_reading_can_be_ended_at_every_leaf_and_every_hole() -> None:
+    family = Family()
+    family.witness.note(mapping(77, "hole", 0x7F0000000000, PAGE))
+    calls: list[int] = []
+    at = family.witness.snapshot("forked", 77, lambda: calls.append(1))
+    assert len(calls) == len(at.observations()) == 3
+    for allowed in range(3):
+        with pytest.raises(Abandoned):
+            family.witness.snapshot("forked", 77, abandoned_after(allowed))
+    family.witness.snapshot("forked", 77, abandoned_after(3))
+
+
+def abandoned_after(calls: int) -> Callable[[], None]:
+    """Ends at the call after these."""
+    left = iter(range(calls))
+
+    def check() -> None:
+        if next(left, None) is None:
+            raise Abandoned
+
+    return check
+
+
+def test_all_stops_of_a_run_have_a_limited_number_of_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LEAVES_MAX", 4)
+    family = Family()
+    for _ in range(2):
+        assert len(family.witness.snapshot("forked", 77).observations()) == 2
+    with pytest.raises(ProtocolError, match="mapping bar: all stops of this run have more than 4 leaves; declare less"):
+        family.witness.snapshot("forked", 77)
+
+
+def test_what_was_read_of_pagemap_goes_with_its_mapping() -> None:
+    witness = Family().witness
+    for event in (mapping(77), UnmappingEvent("bar", 77)):
+        witness.note(mapping(77))
+        witness.note(PagemapEvent("bar", 77, (1 << 55,)))
+        assert witness.processes[77].pagemap == {"bar": (1 << 55,)}
+        witness.note(event)
+        assert witness.processes[77].pagemap == {}
 
 
 def test_a_stop_is_a_value_that_stays() -> None:

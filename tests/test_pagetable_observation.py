@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.pagetable import Bits, Observation, Region, diff, relative_pfn
+from harness.pagetable.changes import Key
 
 GOLDEN = Path(__file__).parent / "data" / "pagetable" / "observations.jsonl"
 BAR = Region("bar", 0x380040000000, 2 << 30)
@@ -115,6 +116,7 @@ def test_diff_names_bits_level_and_pfn() -> None:
         pagemap=None,
     )
     (change,) = diff([PARENT], [other])
+    assert change.key == Key("forked", "parent", "bar", 0), "the first time"
     assert change.appeared == ("SAVED_DIRTY",)
     assert change.vanished == ("W", "D")
     assert change.level == ("pud", "pmd")

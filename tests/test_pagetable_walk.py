@@ -30,6 +30,7 @@ from harness.pagetable import (
     walk_arrays,
     walk_range,
 )
+from harness.pagetable.memory import U64Array
 
 FOUR, FIVE = Layout.MODERN, Layout(five_level=True)
 PAGE = 4096
@@ -412,3 +413,52 @@ def test_neither_the_hole_nor_what_is_after_ram_can_be_read(paddr: int) -> None:
     if paddr >= 0:
         with pytest.raises(WalkError):
             memory.tables(np.array([0, paddr & -PAGE], np.uint64))
+
+
+class Repeated(PhysicalMemory):
+    """Guest RAM in which one page table is the table of everything; reading more of them at once than that is told."""
+
+    asked: tuple[int, ...] = ()
+
+    def tables(self, paddrs: U64Array) -> U64Array:
+        self.asked += (len(paddrs),)
+        if len(paddrs) > 512:
+            raise InterruptedError("more than one of the tests reads")
+        return super().tables(paddrs)
+
+
+@pytest.mark.parametrize(("pages_more", "read"), [(0, (1, 1, 128, 1 << 16)), (1, (1, 1, 129))])
+def test_a_walk_reads_65536_tables_of_one_level_and_no_more(pages_more: int, read: tuple[int, ...]) -> None:
+    ram = bytearray(5 * PAGE)
+    for table in range(1, 4):  # pgd, pud and pmd, each of whose entries leads to the same table
+        entry = ((table + 1) * PAGE | TABLE_FLAGS).to_bytes(8, "little")
+        ram[table * PAGE : (table + 1) * PAGE] = entry * 512
+    memory = Repeated(ram)
+    end = (128 << 30) + pages_more * PAGE
+    expected, told = (
+        (WalkError, "has 65537 pte tables, at most 65536 .256 MiB.") if pages_more else (InterruptedError, "more than")
+    )
+    with pytest.raises(expected, match=told):
+        walk_arrays(memory, ROOT, 0, end, FOUR)
+    assert memory.asked == read
+
+
+def test_ram_is_read_from_its_first_word_to_its_last() -> None:
+    ram = bytearray(2 * PAGE)
+    split, flat = SplitMemory(PhysicalMemory(ram), PAGE), PhysicalMemory(ram)
+    for paddr in (0, PAGE - 8):
+        split.write_u64(paddr, 5)
+        assert (split.read_u64(paddr), flat.read_u64(paddr)) == (5, 5)
+    flat.write_u64(2 * PAGE - 8, 6)
+    assert split.read_u64((4 << 30) + PAGE - 8) == 6
+    with pytest.raises(WalkError):
+        flat.read_u64(2 * PAGE)
+
+
+def test_a_table_may_be_the_last_page_of_ram_and_not_the_one_after() -> None:
+    memory = PhysicalMemory(bytearray(2 * PAGE))
+    assert walk(memory, PAGE, 0, FOUR).leaf is None
+    assert len(walk_arrays(memory, PAGE, 0, PAGE, FOUR).raw) == 0
+    for read in (lambda: walk(memory, 2 * PAGE, 0, FOUR), lambda: walk_arrays(memory, 2 * PAGE, 0, PAGE, FOUR)):
+        with pytest.raises(WalkError, match=r"pgd table at paddr 0x2000 .* lies outside guest RAM"):
+            read()

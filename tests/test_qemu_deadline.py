@@ -23,7 +23,8 @@ from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 from harness.qemu import deadline as module
 from harness.qemu.deadline import CAP, Deadline, check_runs, first_of, state, was_continued
-from tests.test_observe_witness import PAGE, WRITABLE, Guest, registered, registers
+from tests.hand_made_guest import PAGE, WRITABLE, Guest, registers
+from tests.test_observe_witness import registered
 
 
 class Host:

@@ -192,3 +192,13 @@ def test_where_it_happened_is_told_without_guesses_unless_there_is_nothing_else(
 def test_a_complaint_without_a_trace_is_nowhere() -> None:
     (complaint,) = scan("[    1.0] BUG: Bad rss-counter state mm:1 type:2 val:3\n")
     assert complaint.where == ""
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 12])
+def test_the_innermost_eight_functions_are_told(count: int) -> None:
+    frames = "".join(f"[    1.0]  f{number}+0x1/0x2\n" for number in range(count))
+    end = "[    1.0]  </TASK>\n[    1.0] ---[ end trace 0000000000000000 ]---\n"
+    (complaint,) = scan(f"[    1.0] BUG: kernel NULL pointer dereference, address: 0\n[    1.0]  <TASK>\n{frames}{end}")
+    assert complaint.trace == tuple(f"f{number}" for number in range(count))
+    others = ", ".join(f"f{number}()" for number in range(1, min(count, 8)))
+    assert complaint.where == "in f0()" + (f", from {others}" if others else "")

@@ -176,13 +176,17 @@ def test_skip_reasons_of_the_whole() -> None:
         (["1..1", "ok 1 x", "Bail out! gone"], "ok", F),
         (["ok 1 x"], "ok", P),
         (["1..1", "ok 1 x"], "not ok", F),
+        (["1..1", "not ok 1 x"], "not ok # TODO", T),
+        (["1..2", "ok 1 x"], "not ok # TODO", C),
     ],
 )
 @pytest.mark.parametrize("indent", ["  ", "    ", "# "])
 def test_a_test_is_no_better_than_its_subtests(
     inner: list[str], verdict: str, outcome: KtapOutcome, indent: str
 ) -> None:
-    report = tap("1..1", *(indent + line for line in ["KTAP version 1", *inner]), f"{verdict} 1 a")
+    verdict, _, directive = verdict.partition(" # ")
+    result = f"{verdict} 1 a" + (f" # {directive}" if directive else "")
+    report = tap("1..1", *(indent + line for line in ["KTAP version 1", *inner]), result)
     (test,) = report.tests
     assert test.outcome is outcome
     assert report.outcome is outcome
@@ -284,3 +288,9 @@ def test_a_report_cut_short_never_passes(name: str) -> None:
 
 def test_the_same_report_passes_whole() -> None:
     assert parse((DATA / "kunit.ktap").read_text().replace("not ok", "ok")).passed
+
+
+def test_a_problem_names_its_line() -> None:
+    report = tap("1..3", "ok 1 a", "# x", "ok 1 a", "ok 3 b")
+    assert report.problems[:2] == ("line 5: test number 1 again", "line 6: test number 3, 2 was expected")
+    assert report.outcome is C

@@ -97,3 +97,11 @@ def test_the_kernel_s_complaint_fails_a_program_that_passed() -> None:
     report = parse("TAP version 13\n1..1\nok 1 a")
     judgement = judge(report, 0, "exit status 0", "", ["the kernel log: WARNING: mm/memory.c:1"])
     assert (judgement.outcome, judgement.reason) == (F, "the kernel log: WARNING: mm/memory.c:1")
+
+
+def test_a_skip_after_a_failed_point_is_no_excuse_for_the_rest_of_the_plan() -> None:
+    report = parse("TAP version 13\n1..4\nnot ok 1 a\nok 2 # SKIP the rest", headless=True)
+    assert judge(report, 4, "exit status 4").reason == f"1 of 2 points failed; {report.problems[0]}"
+    assert "2 of 4 planned tests never reported: 3, 4" in report.problems[0]
+    report = parse("TAP version 13\n1..4\nok 1 a\nok 2 # SKIP the rest", headless=True)
+    assert judge(report, 4, "exit status 4").reason == "the rest"

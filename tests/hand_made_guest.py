@@ -1,0 +1,115 @@
+"""A guest made by hand: RAM with page tables, processes that wait in it, and a QEMU that only stops and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from harness.pagetable import Level, PhysicalMemory, Region
+
+PAGE = 4096
+TABLE = 0x67  # P W U A D
+WRITABLE = 0x8000000000000867  # P W U A D SOFT_DIRTY NX: an anonymous page
+READ_ONLY = 0x8000000000000825
+HUGE = 1 << 7
+SPECIAL = 1 << 9
+SAVED_DIRTY = 1 << 58
+LA57 = 1 << 12
+
+STACK = 0x7FFD12345678
+NONCE = 0x4D00000003
+BAR_VADDR = 0x7F4000000000
+BAR = Region("bar", 0x380000000, 2 << 30)
+
+
+@dataclass
+class Guest:
+    """Guest RAM, 1 MiB, and a bump allocator for its pages; page 0 stays empty."""
+
+    ram: bytearray = field(default_factory=lambda: bytearray(256 * PAGE), repr=False)
+    next_page: int = 2 * PAGE
+
+    def page(self, count: int = 1, align: int = 1) -> int:
+        """The physical address of fresh pages."""
+        self.next_page = -(-self.next_page // (align * PAGE)) * align * PAGE
+        page, self.next_page = self.next_page, self.next_page + count * PAGE
+        return page
+
+    def load(self, paddr: int) -> int:
+        return int.from_bytes(self.ram[paddr : paddr + 8], "little")
+
+    def store(self, paddr: int, word: int) -> None:
+        self.ram[paddr : paddr + 8] = word.to_bytes(8, "little")
+
+    def map(self, root: int, vaddr: int, raw: int, level: Level = Level.PTE, *, five_level: bool = False) -> int:
+        """Writes one leaf, with tables on the way; returns where the leaf's entry lies."""
+        table = root
+        for shift in (48, 39, 30, 21, 12)[0 if five_level else 1 :]:
+            slot = table + (vaddr >> shift & 511) * 8
+            if shift == level.shift:
+                self.store(slot, raw)
+                return slot
+            if not self.load(slot):
+                self.store(slot, self.page() | TABLE)
+            table = self.load(slot) & ~0xFFF
+        raise AssertionError(level)
+
+    def process(self, nonce: int = NONCE, *, root: int | None = None, five_level: bool = False) -> Running:
+        """A process whose stack holds a release word."""
+        root = self.page() if root is None else root
+        stack = self.page()
+        entry = self.map(root, STACK, stack | WRITABLE, five_level=five_level)
+        word = stack + STACK % PAGE
+        self.store(word, nonce)
+        return Running(root, entry, word)
+
+
+@dataclass
+class Running:
+    """Where a process of :class:`Guest` keeps its things, as physical addresses."""
+
+    root: int
+    stack_entry: int
+    release_word: int
+
+
+@dataclass
+class FakeQemu:
+    """Answers like QEMU; looking at memory or registers while the machine runs fails the test."""
+
+    guest: Guest
+    stops: list[str]  # what the registers are at each stop; the last one stays
+    commands: list[str] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        moves = [command for command in self.commands if command in ("stop", "cont")]
+        return not moves or moves[-1] == "cont"
+
+    @property
+    def ram(self) -> SimpleNamespace:
+        assert not self.running, "guest RAM is looked at while the guest runs"
+        return SimpleNamespace(memory=PhysicalMemory(self.guest.ram))
+
+    async def stop(self) -> None:
+        await self.execute("stop")
+
+    async def resume(self) -> None:
+        await self.execute("cont")
+
+    async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        self.commands.append(command)
+        if command != "human-monitor-command":
+            return {}
+        assert arguments == {"command-line": "info registers -a"}
+        assert not self.running, "registers are read while the guest runs"
+        return self.stops.pop(0) if len(self.stops) > 1 else self.stops[0]
+
+
+def registers(*cr3s: int, cr4: int = 0x3506F0) -> str:
+    """What QEMU says of vCPUs with these CR3, in user mode of a 64-bit guest."""
+    return "".join(
+        f"\r\nCPU#{number}\r\nRAX=0000000000000000 RBX=0000000000000000\r\n"
+        f"CR0=80050033 CR2=00007f0000000000 CR3={cr3:016x} CR4={cr4:08x}\r\nEFER=0000000000000d01\r\n"
+        for number, cr3 in enumerate(cr3s)
+    )

@@ -1,0 +1,252 @@
+"""Templates on disk: what is saved comes back, and what is not what was saved is made again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.errors import MachineryError
+from harness.guest.kernel_log import SavedLog
+from harness.host import cache
+from harness.machine import template as template_module
+from harness.machine.machine import Machine, Origin
+from harness.machine.template import KIND, Template, discard, load, obtain, save_template, template_key, write_meta
+from harness.pagetable import Level, Region
+from harness.qemu.binary import QemuBinary
+from harness.qemu.ram import SharedRam
+from harness.qemu.spec import Accel, MachineSpec
+from harness.verdict.capabilities import Capabilities, ImageCapabilities
+
+PAGE = 4096
+RAM_BYTES = 1 << 20
+READY = {"release": "6.12.0", "missing": ""}
+BARS = (Region("bar0", 0xFEBD0000, 16384), Region("bar", 0x380000000, 1 << 30))
+CAPABILITIES = Capabilities(
+    ImageCapabilities(True, frozenset({Level.PMD}), None), True, True, False, False, "always", five_level=False
+)
+LOG = SavedLog(("[    0.1] Linux version 6.12.0",), 12, "SeaBIOS\n")
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A cache of its own, of which this process has checked nothing."""
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(template_module, "_verified", set())
+
+
+def write_ram(folder: Path, *pages: int, size_bytes: int = RAM_BYTES) -> None:
+    """RAM with a word in each of these pages and holes elsewhere."""
+    with (folder / "ram").open("wb") as file:
+        file.truncate(size_bytes)
+        for page in pages:
+            file.seek(page * PAGE)
+            file.write(b"\x01" + bytes(PAGE - 1))
+
+
+def fill(folder: Path) -> None:
+    """Makes a template in an empty folder."""
+    (folder / "state").write_bytes(b"registers")
+    write_ram(folder, 1, 5)
+    write_meta(folder, READY, BARS, CAPABILITIES, LOG)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "key"
+    folder.mkdir()
+    fill(folder)
+    return folder
+
+
+def test_what_was_saved_comes_back(saved: Path) -> None:
+    os.utime(saved, (1.0, 1.0))
+    assert load(saved) == Template(saved, READY, BARS, CAPABILITIES, LOG)
+    assert (load(saved).ram, load(saved).state) == (saved / "ram", saved / "state")
+    assert saved.stat().st_mtime > 1.0, "the oldest are thrown away first, so a use counts"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "state").write_bytes(b"registerz"),
+        lambda folder: write_ram(folder, 1, 6),
+        lambda folder: write_ram(folder, 1),
+        lambda folder: write_ram(folder, 1, 5, 7),
+        lambda folder: write_ram(folder, 1, 5, size_bytes=2 * RAM_BYTES),
+    ],
+    ids=["state", "a page elsewhere", "a page less", "a page more", "more RAM"],
+)
+def test_what_is_not_what_was_saved_is_refused(saved: Path, change: Callable[[Path], object]) -> None:
+    change(saved)
+    with pytest.raises(MachineryError, match=r"^the template key is not what was saved$"):
+        load(saved)
+
+
+def test_a_part_of_zeroes_is_a_hole(saved: Path) -> None:
+    """Some file systems allocate more than was written."""
+    with (saved / "ram").open("r+b") as file:
+        file.seek(20 * PAGE)
+        file.write(bytes(4 * PAGE))
+    assert load(saved).ready == READY
+
+
+def test_the_content_is_checked_once_in_a_process(saved: Path) -> None:
+    load(saved)
+    (saved / "state").write_bytes(b"other")
+    assert load(saved).ready == READY
+    discard(saved)
+    assert not saved.exists()
+    discard(saved)  # another process was faster
+    saved.mkdir()
+    fill(saved)
+    (saved / "state").write_bytes(b"other")
+    with pytest.raises(MachineryError, match="not what was saved"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "state", "ram", "log.json"])
+def test_a_file_that_is_gone(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(MachineryError, match=r"^the template key cannot be read: .*No such file"):
+        load(saved)
+
+
+@pytest.mark.parametrize("lacking", ["ready", "bars", "capabilities", "digest"])
+def test_a_template_of_another_version(saved: Path, lacking: str) -> None:
+    meta = json.loads((saved / "meta.json").read_text())
+    del meta[lacking]
+    (saved / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(MachineryError, match=f"cannot be read: .*{lacking}"):
+        load(saved)
+    (saved / "meta.json").write_text("{")
+    with pytest.raises(MachineryError, match="cannot be read"):
+        load(saved)
+
+
+# --- in the cache --------------------------------------------------------------------------------------
+
+
+def test_a_template_is_made_once() -> None:
+    built: list[Path] = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        fill(folder)
+
+    said: list[str] = []
+    first = obtain("one", build, said.append)
+    assert obtain("one", build, said.append) == first
+    assert (len(built), said) == (1, [])
+    assert first.folder == cache.find(KIND, "one")
+
+
+def test_one_that_is_spoilt_is_made_again_once() -> None:
+    def build(folder: Path) -> None:
+        fill(folder)
+
+    spoilt = obtain("one", build, lambda _line: None).folder
+    (spoilt / "state").write_bytes(b"other")
+    template_module._verified.clear()  # another process
+    said: list[str] = []
+    assert obtain("one", build, said.append).state.read_bytes() == b"registers"
+    assert said == ["the template one is not what was saved; making it again"]
+
+    def build_badly(folder: Path) -> None:
+        fill(folder)
+        (folder / "state").write_bytes(b"other")
+
+    said.clear()
+    with pytest.raises(MachineryError, match="the template two is not what was saved"):
+        obtain("two", build_badly, said.append)
+    assert said == ["the template two is not what was saved; making it again"], "and not for ever"
+
+
+def test_a_booted_machine_is_saved_while_it_stands_still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    happened: list[str] = []
+    folder = tmp_path / "new"
+    folder.mkdir()
+    ram = SharedRam(1, tmp_path)
+    ram.memory.write_u64(3 * PAGE, 7)
+
+    async def stop() -> None:
+        happened.append("stop")
+
+    async def save(qemu: object, path: Path, *, with_ram: bool) -> None:
+        assert qemu is machine.qemu
+        happened.append(f"state, RAM {with_ram}")
+        path.write_bytes(b"registers")
+
+    monkeypatch.setattr(template_module, "save_state", save)
+
+    def prune(kind: str, count: int) -> list[Path]:
+        happened.append(f"{kind} {count}")
+        return []
+
+    monkeypatch.setattr(cache, "prune", prune)
+    qemu = SimpleNamespace(stop=stop, ram=ram, log=SimpleNamespace(saved=lambda: LOG))
+    machine = Machine(cast(Any, qemu), cast(Any, None), READY, BARS, Origin.BOOT)
+    try:
+        asyncio.run(save_template(machine, folder, CAPABILITIES))
+    finally:
+        ram.close()
+    assert happened == ["stop", "state, RAM False", "templates 24"]
+    template = load(folder)
+    assert (template.ready, template.bars, template.capabilities, template.log) == (READY, BARS, CAPABILITIES, LOG)
+    data = template.ram.read_bytes()
+    assert (len(data), data[3 * PAGE]) == (RAM_BYTES, 7)
+    assert template.ram.stat().st_mode & 0o777 == 0o600, "a guest's memory is nobody else's business"
+
+
+def test_a_template_that_was_thrown_away_for_room_is_checked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saved: Path
+) -> None:
+    async def nothing(*_asked: object, **_how: object) -> None:
+        (folder / "state").write_bytes(b"")
+
+    load(saved)
+    folder = tmp_path / "new"
+    folder.mkdir()
+    ram = SharedRam(1, tmp_path)
+    monkeypatch.setattr(template_module, "save_state", nothing)
+    monkeypatch.setattr(cache, "prune", lambda _kind, _count: [saved])
+    qemu = SimpleNamespace(stop=nothing, ram=ram, log=SimpleNamespace(saved=lambda: LOG))
+    try:
+        asyncio.run(
+            save_template(
+                cast(Any, Machine(cast(Any, qemu), cast(Any, None), {}, (), Origin.BOOT)), folder, CAPABILITIES
+            )
+        )
+    finally:
+        ram.close()
+    (saved / "state").write_bytes(b"other")
+    with pytest.raises(MachineryError, match="not what was saved"):
+        load(saved)
+
+
+# --- its key -------------------------------------------------------------------------------------------
+
+
+def test_everything_that_goes_in_makes_another_key(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    program.write_text("one")
+    binary = QemuBinary(str(program), "7.2.0", "QEMU emulator version 7.2.0")
+
+    def key(*, kernel: str = "kernel", package: str = binary.package, **other: Any) -> str:
+        spec = MachineSpec(Path("bzImage"), Path("initramfs"), **{"accel": Accel.TCG, **other})
+        return template_key(spec, kernel, QemuBinary(str(program), "7.2.0", package))
+
+    keys = [key(), key(kernel="other"), key(package="other"), key(smp=2), key(memory_mib=2048), key(append=("pti=on",))]
+    program.write_text("another")
+    keys.append(key())
+    os.utime(program, (1.0, 1.0))
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[-1]
+    assert all(len(one) == 32 for one in keys)
