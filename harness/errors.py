@@ -82,6 +82,10 @@ class PremiseNotMet(MachineryError):
     """This kernel or machine has not got what a scenario is about: a skip, with the reason. No verdict."""
 
 
+class CannotKnow(PremiseNotMet):
+    """This machine cannot show what a scenario is about, whatever the kernel does: a skip that says so."""
+
+
 class CompileError(MachineryError):
     """A guest program does not compile; the message holds the compiler's first words."""
 
@@ -139,3 +143,7 @@ class ClaimFailed(HugepfnError, AssertionError):
     """A claim or an invariant about page-table entries does not hold."""
 
     exit_code = ExitCode.CLAIM_FAILED
+
+
+class RunBroken(ClaimFailed):
+    """A program's run broke an invariant, or the kernel complained: the run has both as values."""

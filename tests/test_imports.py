@@ -18,7 +18,7 @@ packages pagetable
 verdict
 cache kernel guest
 ending machine
-claims settings selection
+carried claims settings selection
 accounts
 results
 pytest_plugin

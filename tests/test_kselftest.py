@@ -30,6 +30,7 @@ from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.kernel.build.selftests import Collection
 from harness.machine.agent import ExitStatus
 from harness.settings import Settings
+from harness.verdict.troubles import KernelTroubles
 
 pytest_plugins = ["pytester"]
 
@@ -66,7 +67,7 @@ class StubRun:
 
     def __init__(self, _vm: object, path: str, _args: object, environment: dict[str, str]) -> None:
         self.output, self._end = SAYS[path.rpartition("/")[2]]
-        warned = ["the kernel log: WARNING: mm/memory.c:1"] if path.endswith("warns") else []
+        warned = KernelTroubles(("WARNING: mm/memory.c:1",) if path.endswith("warns") else ())
         gap = "the kernel's log has a gap of 7 records" if path.endswith("gap") else ""
         self.kernel = SimpleNamespace(troubles=lambda: warned, gap=gap)
         assert environment == {"VFIO_SELFTESTS_BDF": "0000:00:05.0"}

@@ -91,7 +91,7 @@ def test_what_the_console_does_not_show_is_heard() -> None:
     watch = machine.begin()
     machine.agent.log("quiet", STALL, "more")
     asyncio.run(watch.settle())
-    assert watch.troubles() == [f"the kernel log: {STALL}"]
+    assert watch.troubles().complaints == (STALL,)
     assert watch.log.splitlines() == [
         "[    0.000003] quiet",
         f"[    0.000004] {STALL}",
@@ -170,7 +170,7 @@ def test_a_log_in_many_answers_is_read_to_its_end() -> None:
     machine.agent.log(*(f"line {number}" for number in range(950)), STALL)
     asyncio.run(watch.settle())
     assert len(watch.log.splitlines()) == 952
-    assert watch.troubles()
+    assert watch.troubles().found
 
 
 def test_a_flood_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from harness.machine import VM
 from harness.machine.plain import PlainRun
 from harness.pytest_plugin import BOOT_ATTEMPTS
 from harness.settings import Settings
-from harness.verdict import KtapOutcome, parse_ktap
+from harness.verdict import KtapOutcome, parse_ktap, words
 from harness.verdict.selftest import Judgement, Point, judge, points
 
 #: kselftest's own default is 45 s (kselftest/runner.sh), for machines that are not emulated.
@@ -135,7 +135,7 @@ class SelftestItem(pytest.Item):
         said = run.output.strip().splitlines()
         # Output outside of all points: after the last one, and everything of a program that prints no TAP.
         self.unplaced = said if report.silent else list(report.diagnostics)
-        troubles = [] if error else run.kernel.troubles()
+        troubles = [] if error else words.troubles(run.kernel.troubles())
         judgement = judge(report, status, ended, said[-1].strip() if said else "", troubles)
         if run.kernel.gap and judgement.outcome not in (KtapOutcome.FAILED, KtapOutcome.CRASHED):
             raise MachineryError(run.kernel.gap)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.errors import ClaimFailed, GuestProgramError, MachineryError, PremiseNotMet
+from harness.errors import CannotKnow, ClaimFailed, GuestProgramError, MachineryError, PremiseNotMet
 from harness.machine.spec import Accel, Device
 from harness.pagetable import NO_BITS, Bits, Leaf
 
@@ -57,12 +57,12 @@ def stand_in(device: Device, missed: Bits) -> Device:
     """The device to take instead of one in whose BAR's entries the CPU does not set all bits.
 
     :param missed: those, of :func:`misses`.
-    :raises PremiseNotMet: nothing can stand in for it.
+    :raises CannotKnow: nothing can stand in for it.
     :raises MachineryError: it has RAM behind its BAR already: nothing can be said of any kernel here.
     """
     said = what_is_missed(device, missed)
     if device is Device.NVME:
-        raise PremiseNotMet(f"cannot know: {said}, and only nvme has reset and power states; use --accel tcg")
+        raise CannotKnow(f"cannot know: {said}, and only nvme has reset and power states; use --accel tcg")
     if device is Device.SHMEM:
         raise MachineryError(f"{said}, although RAM is behind it: no entry read here means anything; use --accel tcg")
     return Device.SHMEM

@@ -6,7 +6,7 @@ a claim, keeps its name here; :class:`harness.verdict.ktap.Outcome`, of a test i
 
 from __future__ import annotations
 
-from harness.verdict.claims import Claim, Outcome, Run, ScenarioResult, exit_code
+from harness.verdict.claims import Claim, ClaimKind, Outcome, Run, ScenarioResult, exit_code
 from harness.verdict.complaint_kinds import ComplaintKind
 from harness.verdict.kernel_log import (
     Checkpoint,
@@ -34,6 +34,7 @@ __all__ = [
     "HARMLESS",
     "Checkpoint",
     "Claim",
+    "ClaimKind",
     "Complaint",
     "ComplaintKind",
     "KtapOutcome",
