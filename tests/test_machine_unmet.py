@@ -23,7 +23,7 @@ from harness.pagetable import Level
 from harness.verdict import Outcome, ScenarioResult, parse_ktap
 
 SKIP = "KTAP version 1\n1..0 # SKIP no device bound to vfio-pci: this guest has no vfio-pci driver\n"
-SKIPPED = f"# premise device\n{SKIP}"
+SKIPPED = f"# value lacks=device\n{SKIP}"
 NONE_GIVEN = "no modules were given"
 
 
@@ -69,7 +69,7 @@ class CapsRun:
         return {"parent": SimpleNamespace(leaf=lambda _name: leaf)}
 
     def finish(self) -> SimpleNamespace:
-        return SimpleNamespace(stdout="# cap soft_dirty=1\n")
+        return SimpleNamespace(values={"soft_dirty": "1"})
 
 
 @pytest.mark.parametrize(("missing", "known"), [("vfio_pci ", None), ("", False)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from typing import TYPE_CHECKING
 
 from harness.errors import ClaimFailed
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from harness.machine.vm import VM
 
 SAVED_DIRTY_BIT = 58
-_CAP = re.compile(r"^# cap (\w+)=(.*)$", re.MULTILINE)
 
 
 def probe(vm: VM) -> Capabilities:
@@ -31,8 +29,7 @@ def probe(vm: VM) -> Capabilities:
         leaf = at["parent"].leaf("readonly")
         five_level = leaf.entry.layout.five_level
         saved_dirty = _has_saved_dirty(leaf, vm.kernel)
-        result = run.finish()
-    said = dict(_CAP.findall(result.stdout))
+        said = run.finish().values
     image = probe_image(vm.kernel)
     if image.huge_fault is None and "vfio_pci" not in vm.ready["missing"].split():
         symbols = vm.get("/proc/kallsyms")
