@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What this kernel can do, found out by trying. Says "# cap NAME=VALUE" for each, and at the checkpoint
- * "saved-dirty" shows a dirty anonymous page that was set read-only ("readonly"): where its dirty bit went
+ * What this kernel can do, found out by trying. Each is a value (ktap_value()). At the checkpoint
+ * "saved-dirty" it shows a dirty anonymous page that was set read-only ("readonly"): where its dirty bit went
  * tells whether the kernel has SAVED_DIRTY (arch/x86/include/asm/pgtable.h, pte_wrprotect()).
  */
 #include <fcntl.h>
@@ -27,7 +27,7 @@ static void note_thp(void)
 	open_bracket = strchr(text, '[');
 	close_bracket = strchr(text, ']');
 	if (open_bracket && close_bracket)
-		ktap_note("cap thp=%.*s", (int)(close_bracket - open_bracket - 1), open_bracket + 1);
+		ktap_value("thp", "%.*s", (int)(close_bracket - open_bracket - 1), open_bracket + 1);
 }
 
 static void note_kvm_clock(void)
@@ -36,7 +36,7 @@ static void note_kvm_clock(void)
 	int fd = open("/sys/devices/system/clocksource/clocksource0/available_clocksource", O_RDONLY | O_CLOEXEC);
 
 	if (fd >= 0 && read(fd, text, sizeof(text) - 1) >= 0)
-		ktap_note("cap kvm_clock=%d", strstr(text, "kvm-clock") != NULL);
+		ktap_value("kvm_clock", "%d", strstr(text, "kvm-clock") != NULL);
 	if (fd >= 0)
 		close(fd);
 }
@@ -52,9 +52,9 @@ int main(int argc, char **argv)
 		hp_die("mmap");
 	ktap_plan(1);
 	hp_write(page, 1);
-	ktap_note("cap soft_dirty=%d", (int)(hp_pagemap_word(page) >> 55 & 1));
-	ktap_note("cap pagemap_scan=%d", hp_scan(page, 4096, 0, 0, NULL, 0) >= 0);
-	ktap_note("cap guard_regions=%d", madvise(guard, 4096, GUARD_INSTALL) == 0);
+	ktap_value("soft_dirty", "%d", (int)(hp_pagemap_word(page) >> 55 & 1));
+	ktap_value("pagemap_scan", "%d", hp_scan(page, 4096, 0, 0, NULL, 0) >= 0);
+	ktap_value("guard_regions", "%d", madvise(guard, 4096, GUARD_INSTALL) == 0);
 	note_thp();
 	note_kvm_clock();
 	ktap_ok(mprotect(page, 4096, PROT_READ) == 0, "a dirty page set read-only");

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from harness.carried import Carried, carry
 from harness.selection import LEVELS
 from harness.verdict import Outcome, ScenarioResult
-
-#: Under this key a test report carries its ScenarioResult, as JSON, through xdist too.
-RESULT_PROPERTY = "hugepfn_result"
-CONTEXT_PROPERTY = "hugepfn_context"
 
 _NAME = re.compile(r"(?:test_)?([^\[]+)(?:\[(.*)\])?")
 _KILLED = "its worker process ended while it ran, so there is no verdict; run it alone, without --workers, to see why"
@@ -83,8 +79,7 @@ class Accounts:
     def _lose(self, nodeid: str, report: pytest.TestReport, reason: str) -> None:
         scenario, level = case_of(nodeid)
         result = ScenarioResult(scenario, level, Outcome.ERROR, reason)
-        report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
-        report.user_properties.append((CONTEXT_PROPERTY, json.dumps(self._context())))
+        carry(report, Carried(result, self._context()))
 
 
 def keep_worse(by_test: dict[str, ScenarioResult], nodeid: str, result: ScenarioResult) -> None:

@@ -21,9 +21,6 @@ def is_our_bug(error: BaseException) -> bool:
     return own and isinstance(error, AssertionError) and not isinstance(error, HugepfnError)
 
 
-CANNOT_KNOW = "cannot know: under KVM the CPU may set A ahead of any access (SDM volume 3, 4.8; APM volume 2, 5.4.2)"
-
-
 class Claims:
     """Collects claims. A broken one is recorded and the test goes on to the next; at its end it fails.
 
@@ -46,6 +43,8 @@ class Claims:
         self._on_broken = on_broken
         self._early = early
         self.made: list[Claim] = []
+        self.failure: BaseException | None = None  # what was raised because claims do not hold: it says nothing else
+        self.ended_by: BaseException | None = None  # what ended a claim, and the test: the claim has its message
 
     @contextmanager
     def __call__(self, name: str, by: str = "", clear: Bits = NO_BITS) -> Iterator[None]:
@@ -61,7 +60,7 @@ class Claims:
             if is_our_bug(error):
                 raise
             if clear & self._early():
-                self.made.append(Claim(name, Outcome.SKIPPED, by, CANNOT_KNOW))
+                self.made.append(Claim(name, Outcome.SKIPPED, by))
                 return
             evidence = self._evidence()
             message = str(error) + (f"\n{evidence}" if evidence else "")
@@ -69,6 +68,7 @@ class Claims:
             self._on_broken()
         except KernelError as error:
             self.made.append(Claim(name, Outcome.FAILED, by, str(error)))
+            self.ended_by = error
             raise
         else:
             self.made.append(Claim(name, Outcome.PASSED, by))
@@ -89,4 +89,5 @@ class Claims:
         :raises ClaimFailed: a claim does not hold.
         """
         if self.broken:
-            raise ClaimFailed(self.verdict)
+            self.failure = ClaimFailed(self.verdict)
+            raise self.failure

@@ -81,6 +81,10 @@ class PremiseNotMet(MachineryError):
     """This kernel or machine has not got what a scenario is about: a skip, with the reason. No verdict."""
 
 
+class CannotKnow(PremiseNotMet):
+    """This machine cannot show what a scenario is about, whatever the kernel does: a skip that says so."""
+
+
 class CompileError(MachineryError):
     """A guest program does not compile; the message holds the compiler's first words."""
 
@@ -136,6 +140,10 @@ class ClaimFailed(HugepfnError, AssertionError):
     """A claim or an invariant about page-table entries does not hold."""
 
     exit_code = ExitCode.CLAIM_FAILED
+
+
+class RunBroken(ClaimFailed):
+    """A program's run broke an invariant, or the kernel complained: the run has both as values."""
 
 
 #: What a kernel is to blame for. While a machine comes up, either means that the kernel cannot start: ClaimFailed is

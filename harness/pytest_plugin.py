@@ -8,7 +8,6 @@ anything is booted where the kernel's files tell.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
+from harness.accounts import Accounts, case_of
+from harness.carried import Carried, Crossing, carry
 from harness.claims import Claims
-from harness.errors import KERNELS_FAULT, HugepfnError, PremiseNotMet, UsageError
+from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import Kernel, KernelImage, default_kernel
 from harness.machine.vm import VM
 from harness.observe.probe import probe_image
@@ -28,10 +28,7 @@ from harness.pagetable import NO_BITS, Bits, Level
 from harness.qemu.binary import QEMU_VARIABLE, find_qemu
 from harness.qemu.spec import Device, Root
 from harness.results import (
-    PLAIN_PROPERTY,
-    USAGE_PROPERTY,
     WAIVED_PROPERTY,
-    WISHES_PROPERTY,
     Results,
     context_of,
     failures_of,
@@ -41,7 +38,6 @@ from harness.results import (
     observations_of,
     outcome_of,
     reason_of,
-    waivers_of,
 )
 from harness.selection import (
     LEVELS,
@@ -55,10 +51,9 @@ from harness.selection import (
     wanted_waivers,
 )
 from harness.settings import Settings
-from harness.verdict import Outcome, ScenarioResult
+from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.entries import as_text, rows
-from harness.verdict.known_bugs import KnownBug
 
 __all__ = ["pytest_collection_modifyitems", "pytest_generate_tests"]  # hooks that live beside this module
 
@@ -115,6 +110,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if qemu := config.getoption("hugepfn_qemu"):
         os.environ[QEMU_VARIABLE] = qemu
     if not config.pluginmanager.has_plugin("hugepfn-results"):
+        config.pluginmanager.register(Crossing(), "hugepfn-crossing")
         accounts = Accounts(lambda: context_of(settings_of(config), None, None))
         config.pluginmanager.register(Results(config, accounts), "hugepfn-results")
         if not hasattr(config, "workerinput"):  # the last to come is asked first
@@ -272,7 +268,7 @@ def _booted(request: pytest.FixtureRequest, kernel: KernelImage, settings: Setti
     try:
         yield from _boot(request, kernel, settings)
     except PremiseNotMet as unmet:
-        _unmet(request.config, str(unmet))
+        _unmet(request.config, str(unmet), unmet)
 
 
 @pytest.fixture(scope="module")
@@ -323,11 +319,11 @@ def _keep(item: pytest.Item, machine: VM) -> None:
         _say(item.config)(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}")
 
 
-def _unmet(config: pytest.Config, reason: str) -> None:
+def _unmet(config: pytest.Config, reason: str, cause: PremiseNotMet | None = None) -> None:
     """A premise is not met: skip, or fail under --hugepfn-strict."""
     if config.getoption("hugepfn_strict"):
         pytest.fail(f"premise not met: {reason}", pytrace=False)
-    pytest.skip(reason)
+    raise pytest.skip.Exception(reason) from cause
 
 
 def _last_entries(item: pytest.Item) -> str:
@@ -350,7 +346,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         result = yield
     except PremiseNotMet as unmet:
         _fail_if_broken(pyfuncitem)
-        _unmet(pyfuncitem.config, str(unmet))
+        _unmet(pyfuncitem.config, str(unmet), unmet)
         raise
     except pytest.skip.Exception:
         _fail_if_broken(pyfuncitem)  # what was broken before the skip stays broken
@@ -360,8 +356,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _fail_if_broken(item: pytest.Item) -> None:
-    if _CLAIMS in item.stash and (verdict := item.stash[_CLAIMS].verdict):
-        pytest.fail(verdict, pytrace=False)  # each message already says where and what
+    claims = item.stash.get(_CLAIMS, None)
+    if claims is not None and claims.broken:
+        claims.failure = pytest.fail.Exception(claims.verdict, pytrace=False)  # each message says where and what
+        raise claims.failure
 
 
 @pytest.hookimpl(wrapper=True)
@@ -371,36 +369,35 @@ def pytest_runtest_makereport(
     """Puts the result where the report carries it: past xdist to whoever writes the file."""
     report = yield
     error = call.excinfo.value if call.excinfo else None
-    if not has_machine(item):
-        if call.when == "call" or error is not None:
-            report.user_properties.append((PLAIN_PROPERTY, outcome_of(error, report).value))
+    if call.when != "call" and error is None:
         return report
-    if call.when == "call" or error is not None:
-        result = _result(item, error, report)
-        if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
-            report.outcome, report.wasxfail = "skipped", result.reason
-        item.user_properties += [(WAIVED_PROPERTY, told) for told in result.waived]  # the teardown's report has them
-        report.user_properties.append((RESULT_PROPERTY, json.dumps(result.to_json())))
-        report.user_properties.append((CONTEXT_PROPERTY, json.dumps(_context(item))))
-        if isinstance(error, UsageError):
-            report.user_properties.append((USAGE_PROPERTY, True))
-        if item.get_closest_marker("machine") is not None:
-            report.user_properties.append((WISHES_PROPERTY, True))
-        if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):
-            # Our own words need no traceback; what was broken before belongs to it.
-            told = item.stash[_CLAIMS].verdict if _CLAIMS in item.stash else ""
-            report.longrepr = f"{type(error).__name__}: {error}" + (f"\n{told}" if told else "")
+    if not has_machine(item):
+        carry(report, Carried(ScenarioResult(case_of(item.nodeid)[0], None, outcome_of(error, report))))
+        return report
+    result = _result(item, error, report)
+    if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
+        report.outcome, report.wasxfail = "skipped", words.reason(result)
+    report.sections += [("hugepfn", line) for line in words.returned(result)]
+    item.user_properties += [(WAIVED_PROPERTY, told) for told in words.waived(result)]  # the teardown's report has them
+    wished = item.get_closest_marker("machine") is not None
+    carry(report, Carried(result, _context(item), isinstance(error, UsageError), wished))
+    if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):
+        # Our own words need no traceback; what was broken before belongs to it.
+        told = item.stash[_CLAIMS].verdict if _CLAIMS in item.stash else ""
+        report.longrepr = f"{type(error).__name__}: {error}" + (f"\n{told}" if told else "")
     return report
 
 
 def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestReport) -> ScenarioResult:
     claims = item.stash[_CLAIMS] if _CLAIMS in item.stash else Claims()
     machine = item.stash.get(_MACHINE, None)
-    observations = observations_of(machine) if machine is not None else []
+    runs = machine.runs if machine is not None else []
+    called = runs if report.when == "call" else []  # the end of a teardown is no verdict on them
     made = list(claims.made)
-    if machine is not None and any(run.uncalibrated for run in machine.runs):
+    if any(run.uncalibrated for run in runs):
         # What was read is not what the tables hold, so nothing that was claimed of it is known.
         made = [replace(one, outcome=Outcome.ERROR) if one.outcome is Outcome.FAILED else one for one in made]
+    observations = observations_of(machine) if machine is not None else ()
     if machine is not None and observations and report.when == "call":
         made.append(invariants_of(machine))
     result = ScenarioResult(
@@ -409,21 +406,21 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
         outcome=outcome_of(error, report),
         reason=reason_of(claims, error),
         claims=tuple(made),
-        observations=tuple(one.to_json() for one in observations),
+        observations=observations,
         log=log_of(machine, error),
-        waived=waivers_of(machine) if machine is not None and report.when == "call" else (),
+        waived=tuple(machine.waived.items()) if machine is not None and report.when == "call" else (),
+        cannot_know=error is not None and isinstance(error.__cause__, CannotKnow) and report.skipped,
+        stops=sum(len(run.snapshots) for run in called),
+        violations=tuple(one for run in called for one in run.violations),
+        kernel=tuple(run.kernel_troubles() for run in called),
     )
     if report.when != "call":
         return result
-    image, ledger = _image(item), ledger_of(item.path.parent)
+    image, ledger, folder = _image(item), ledger_of(item.path.parent), item.path.parent
     if image is not None and image.config is not None:
         ledger = tuple(bug for bug in ledger if bug.shows(image.config.is_set))
-    seen = facts_of(item.path.parent)
-
-    def had_it(bug: KnownBug) -> str | None:
-        return seen.of(bug.id).had_it(image.release) if image is not None else None
-
-    return held_against_ledger(result, failures_of(claims, machine, error), ledger, had_it)
+    release = image.release if image is not None else ""
+    return held_against_ledger(result, failures_of(claims, machine, error), ledger, facts_of(folder), release)
 
 
 def _image(item: pytest.Item) -> KernelImage | None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts, keep_worse
+from harness.accounts import Accounts, keep_worse
+from harness.carried import carried_by
 from harness.claims import Claims, is_our_bug
 from harness.errors import (
     BootError,
-    ClaimFailed,
     HugepfnError,
     KernelDied,
     KernelError,
     MachineryError,
+    RunBroken,
     UsageError,
 )
 from harness.kernel import KernelImage
@@ -25,14 +26,12 @@ from harness.machine.vm import VM
 from harness.outputs import write_text
 from harness.pagetable import Observation
 from harness.settings import Settings
-from harness.verdict import Claim, Outcome, Run, ScenarioResult
-from harness.verdict.known_bugs import Failure, KnownBug, judge
+from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
+from harness.verdict.known_bugs import Failure, FailureKind, KnownBug, judge
+from harness.verdict.seen import Facts
 
 LOG_LINES_MAX = 400
-USAGE_PROPERTY = "hugepfn_usage"  # there where what was asked for is the error
 WAIVED_PROPERTY = "waived"  # for people who read a JUnit file
-WISHES_PROPERTY = "hugepfn_wishes"  # there where the test had another machine than was asked for
-PLAIN_PROPERTY = "hugepfn_plain"  # the outcome of a test that is about no machine: no result of ours, but no silence
 
 
 def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
@@ -48,34 +47,19 @@ def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcom
     return Outcome.ERROR
 
 
-def observations_of(machine: VM) -> list[Observation]:
+def observations_of(machine: VM) -> tuple[Observation, ...]:
     """Everything that was seen in a machine's life."""
-    return [one for run in machine.runs for at in run.snapshots for one in at.observations()]
+    return tuple(one for run in machine.runs for at in run.snapshots for one in at.observations())
 
 
 def invariants_of(machine: VM) -> Claim:
     """The invariants of every stop and the kernel log, as one claim of each scenario."""
-    stops = sum(len(run.snapshots) for run in machine.runs)
-    broken = [str(violation) for run in machine.runs for violation in run.broken]
-    broken += [trouble for run in machine.runs for trouble in run.kernel_troubles()]
-    gaps = [] if broken else [run.log_gap for run in machine.runs if run.log_gap]
-    unknown = bool(gaps) or any(run.uncalibrated for run in machine.runs)
+    troubles = [run.kernel_troubles() for run in machine.runs]
+    broken = any(run.broken for run in machine.runs) or any(one.found for one in troubles)
+    unknown = any(one.gap for one in troubles) and not broken
+    unknown |= any(run.uncalibrated for run in machine.runs)
     outcome = Outcome.ERROR if unknown else Outcome.FAILED if broken else Outcome.PASSED
-    plural = "" if stops == 1 else "s"
-    name = f"the invariants held at {stops} stop{plural}, and the kernel log has no complaint"
-    excused = [line for run in machine.runs for line in run.excused()]
-    return Claim(name, outcome, "", "\n".join(broken + gaps + excused))
-
-
-def waivers_of(machine: VM) -> tuple[str, ...]:
-    """What a test waived, and why, in words: how often it did not hold and the first place, or that it held."""
-    told = []
-    for invariant, reason in machine.waived.items():
-        broken = [one for run in machine.runs for one in run.violations if one.invariant is invariant]
-        times = f"{len(broken)} times" if len(broken) > 1 else "once"
-        seen = f"broken {times}, first {broken[0].message}" if broken else "not needed: it held"
-        told.append(f"{invariant.value}: {reason} ({seen})")
-    return tuple(told)
+    return Claim("", outcome, "", kind=ClaimKind.INVARIANTS)
 
 
 def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
@@ -96,43 +80,40 @@ def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
 
 
 def reason_of(claims: Claims, error: BaseException | None) -> str:
-    """What ended the test, in short where the claims themselves say it at length."""
-    if error is None:
-        return ""
-    text = str(getattr(error, "msg", None) or error)
-    return f"{len(claims.broken)} claims do not hold" if text == claims.verdict else text
+    """What ended the test; "" where that is its claims, which say it themselves."""
+    return "" if error is None or error is claims.failure else str(getattr(error, "msg", None) or error)
 
 
 def failures_of(claims: Claims, machine: VM | None, error: BaseException | None) -> list[Failure]:
     """Each thing that went wrong, once: broken claims, broken invariants, the kernel log, what ended the run."""
     runs = machine.runs if machine is not None else []
-    seen = [Failure("invariant", str(violation)) for run in runs for violation in run.broken]
+    seen = [Failure(FailureKind.INVARIANT, one.message, one.invariant.id) for run in runs for one in run.broken]
     if not isinstance(error, KernelDied):  # its message has the log's first complaint already
-        seen += [Failure("kernel log", trouble) for run in runs for trouble in run.kernel_troubles()]
-    broken = [Failure(claim.name, claim.message) for claim in claims.broken]
-    told = error is None or str(error) in [one.message for one in broken]
-    told = told or (isinstance(error, ClaimFailed) and any(str(error).startswith(one.message) for one in seen))
+        for troubles in (run.kernel_troubles() for run in runs):
+            seen += [Failure(FailureKind.KERNEL_LOG, line) for line in troubles.complaints]
+            seen += [Failure(FailureKind.TAINT, str(troubles.taint.name))] if troubles.taint else []
+    broken = [Failure(FailureKind.CLAIM, claim.message, claim.name) for claim in claims.broken]
+    told = error in (None, claims.failure, claims.ended_by) or (isinstance(error, RunBroken) and bool(seen))
     if not told and isinstance(error, KernelError | AssertionError):
-        broken.append(Failure("end", str(error)))
+        broken.append(Failure(FailureKind.END, str(error)))
     return broken + seen
 
 
 def held_against_ledger(
-    result: ScenarioResult,
-    failures: Sequence[Failure],
-    ledger: Sequence[KnownBug],
-    had_it: Callable[[KnownBug], str | None],
+    result: ScenarioResult, failures: Sequence[Failure], ledger: Sequence[KnownBug], facts: Facts, release: str
 ) -> ScenarioResult:
-    """The result, told by the ledger of known bugs where it covers the scenario; ``had_it`` is :func:`judge`'s."""
+    """The result, with what the list of known bugs says of it.
+
+    :param facts: which kernels were seen to have the bugs.
+    :param release: of this kernel; "" if it is not known.
+    """
     if result.outcome not in (Outcome.PASSED, Outcome.FAILED) or bool(failures) != (result.outcome is Outcome.FAILED):
         return result
-    finding = judge(ledger, result.scenario, result.level, failures, had_it)
-    if not finding.reason:
-        return result
+    finding = judge(ledger, result.scenario, result.level, failures, facts, release)
     if not finding.known:
-        return replace(result, reason=finding.reason)
+        return replace(result, fixed_bugs=finding.fixed, returned_bugs=finding.returned)
     claims = (replace(c, outcome=Outcome.KNOWN_BUG) if c.outcome is Outcome.FAILED else c for c in result.claims)
-    return replace(result, outcome=Outcome.KNOWN_BUG, reason=finding.reason, claims=tuple(claims))
+    return replace(result, outcome=Outcome.KNOWN_BUG, known_bugs=finding.known, claims=tuple(claims))
 
 
 def context_of(settings: Settings, image: KernelImage | None, machine: VM | None) -> dict[str, object]:
@@ -162,7 +143,7 @@ class Results:
         self._accounts = accounts
         self.trouble = ""  # why the file could not be written
         self._by_test: dict[str, ScenarioResult] = {}
-        self.context: dict[str, object] = {}
+        self.context: Mapping[str, object] = {}
         self._context_rank = (False, False, False)
 
     @property
@@ -172,14 +153,13 @@ class Results:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One phase of one test."""
-        properties = dict(report.user_properties)
-        if RESULT_PROPERTY not in properties:
+        carried = carried_by(report)
+        if carried is None or carried.context is None:
             return
-        result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
-        keep_worse(self._by_test, report.nodeid, result)
-        context = json.loads(str(properties[CONTEXT_PROPERTY]))
+        keep_worse(self._by_test, report.nodeid, carried.result)
+        context = carried.context
         # Of the machine that was asked for, rather than of one that a single test wished for.
-        rank = (bool(context["capabilities"]), WISHES_PROPERTY not in properties, bool(context["qemu"]))
+        rank = (bool(context["capabilities"]), not carried.wished, bool(context["qemu"]))
         if rank >= self._context_rank:
             self.context, self._context_rank = context, rank
 

@@ -234,8 +234,7 @@ def observation(bits: str, raw: int, checkpoint: str = "forked", **more: Any) ->
 
 
 def run_of(*observations: Observation, claims: tuple[Claim, ...] = (), log: tuple[str, ...] = ()) -> Run:
-    lines = tuple(one.to_json() for one in observations)
-    return Run((ScenarioResult("fork", "pud", Outcome.PASSED, "", claims, lines, log),))
+    return Run((ScenarioResult("fork", "pud", Outcome.PASSED, "", claims, observations, log),))
 
 
 def test_what_differs_is_printed_with_both_entries() -> None:

@@ -246,7 +246,7 @@ def test_a_side_without_results_ends_the_comparison(hugepfn: Command, suite: Sui
 
 def test_only_what_differs_is_run_again(hugepfn: Command, suite: Suite) -> None:
     def run(bits: tuple[str, ...]) -> Run:
-        seen = Observation("forked", "child", "bar", 0, "pud", 1, bits, "bar+0x0", None).to_json()
+        seen = Observation("forked", "child", "bar", 0, "pud", 1, bits, "bar+0x0", None)
         return Run((ScenarioResult("fork", "pud", P, "", (), (seen,)), ScenarioResult("calibrate_anon", "pte", P)))
 
     suite.answers = {"debian:6.1": [run(("P", "D"))], "debian:6.12": [run(("P",))]}

@@ -17,6 +17,7 @@ from harness.campaign.kernels import Kernels, RunOptions
 from harness.errors import MachineryError, UsageError
 from harness.selection import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict.claims import BugSeen
 from harness.verdict.known_bugs import KnownBug, parse_ledger
 from harness.verdict.seen import Facts, Sightings, parse_facts
 from harness.verdict.table import TROUBLE, Column, Table
@@ -42,8 +43,11 @@ DAY, LATER = date(2026, 11, 22), date(2026, 11, 26)
 
 def run(version: str, outcomes: Mapping[str, Outcome], day: date = LATER, bug: str = "HP-001") -> Run:
     """One kernel's run: each scenario at pud."""
-    reasons = {BUG: f"known bug {bug}: the leaf is lost", SKIP: "no huge pfnmap"}
-    results = tuple(ScenarioResult(name, "pud", one, reasons.get(one, "")) for name, one in outcomes.items())
+    known, reasons = {BUG: (BugSeen(bug, "the leaf is lost"),)}, {SKIP: "no huge pfnmap"}
+    results = tuple(
+        ScenarioResult(name, "pud", one, reasons.get(one, ""), known_bugs=known.get(one, ()))
+        for name, one in outcomes.items()
+    )
     kernel = {"spec": f"debian:{version}", "release": f"{version}+deb13-amd64"}
     return Run(results, {"kernel": kernel, "date": f"{day}T01:02:03+00:00", "qemu": "7.2.22", "accel": "tcg"})
 
@@ -300,6 +304,13 @@ def test_results_may_be_a_matrix_or_a_run(tmp_path: Path) -> None:
     assert RunsByKernel.read(path).runs == {"debian:6.12.118": (one,)}
     path.write_text(json.dumps(results(one).to_json()))
     assert RunsByKernel.read(path) == results(one)
+    for old in (one.to_json() | {"version": 1}, results(one).to_json() | {"version": 1}):
+        path.write_text(json.dumps(old))
+        with pytest.raises(UsageError) as refused:
+            RunsByKernel.read(path)
+        assert str(refused.value) == (
+            f"{path} is {old['schema']} version 1, this hugepfn reads version 2; remove it and run again"
+        )
     for text in ("[]", "{", '{"schema": "hugepfn-compare"}'):
         path.write_text(text)
         with pytest.raises(UsageError, match="expected what"):

@@ -24,7 +24,7 @@ qemu
 observe
 introspect
 machine
-ending claims settings selection
+ending carried claims settings selection
 accounts
 results
 pytest_plugin

@@ -32,6 +32,7 @@ from harness.kselftest.items import KselftestPlugin, Runner, SelftestItem, knobs
 from harness.kselftest.report import KselftestReporter
 from harness.kselftest.session import commands_of, parse_selectors, recipes_of
 from harness.settings import Settings
+from harness.verdict.troubles import KernelTroubles
 
 pytest_plugins = ["pytester"]
 
@@ -68,7 +69,7 @@ class StubRun:
 
     def __init__(self, _vm: object, path: str, _args: object, environment: dict[str, str]) -> None:
         self.output, self._end = SAYS[path.rpartition("/")[2]]
-        warned = ["the kernel log: WARNING: mm/memory.c:1"] if path.endswith("warns") else []
+        warned = KernelTroubles(("WARNING: mm/memory.c:1",) if path.endswith("warns") else ())
         gap = "the kernel's log has a gap of 7 records" if path.endswith("gap") else ""
         self.kernel = SimpleNamespace(troubles=lambda: warned, gap=gap)
         assert environment == {"VFIO_SELFTESTS_BDF": "0000:00:05.0"}

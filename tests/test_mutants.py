@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 
 from harness.campaign.session import scenario_lines
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.table import TROUBLE
+from harness.verdict.troubles import KernelTroubles
 
 
 def _load() -> ModuleType:
@@ -27,7 +30,7 @@ def _load() -> ModuleType:
 
 
 kill = _load()
-HEAD = "fork() loses W.\n\nKilled-by: fork:pud: W is kept\nKilled-by: race:: the kernel log: WARNING\n---\ndiff\n"
+HEAD = "fork() loses W.\n\nKilled-by: fork:pud: W is kept\nKilled-by: race:: WARNING: mm\n---\ndiff\n"
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def result(scenario: str, level: str | None, outcome: Outcome, claim: str = "", 
 
 
 W_LOST = result("fork", "pud", Outcome.FAILED, "W is kept")
-WARNED = result("race", None, Outcome.FAILED, "the invariants held at 3 stops", "the kernel log: WARNING: mm")
+WARNED = ScenarioResult("race", None, Outcome.FAILED, kernel=(KernelTroubles(("WARNING: mm/memory.c:1",)),))
 
 
 def test_every_mutant_names_scenarios_that_exist() -> None:
@@ -58,7 +61,7 @@ def test_a_head_is_read(mutant: Any) -> None:
     assert mutant.what == "fork() loses W."
     assert mutant.killers == (
         kill.Killer("fork", "pud", "W is kept"),
-        kill.Killer("race", None, "the kernel log: WARNING"),
+        kill.Killer("race", None, "WARNING: mm"),
     )
 
 
@@ -95,10 +98,21 @@ def test_a_patch_that_nobody_kills_is_refused(tmp_path: Path) -> None:
         ([result("fork", "pmd", Outcome.FAILED, "W is kept"), WARNED], "killed by another"),
         ([result("fork", "pud", Outcome.PASSED, "W is kept"), result("race", None, Outcome.PASSED)], "survived"),
         ([result("fork", "pud", Outcome.SKIPPED)], "survived"),
+        ([W_LOST, replace(WARNED, kernel=(), reason="the kernel died: WARNING: mm/memory.c:1")], "killed"),
+        ([W_LOST, replace(WARNED, kernel=(KernelTroubles(("BUG: mm",)),))], "killed by another"),
     ],
 )
 def test_what_became_of_a_mutant(mutant: Any, results: list[ScenarioResult], what: str) -> None:
     assert kill.verdict(mutant, Run(tuple(results)))[0] == what
+
+
+def test_an_invariant_is_named_by_its_id() -> None:
+    violation = Violation(Invariant.SHADOW_STACK, "forked", "child", "bar", "D=1")
+    failed = ScenarioResult("fork", "pud", Outcome.FAILED, violations=(violation,))
+    killer = kill.Killer("fork", "pud", "shadow_stack")
+    assert killer.kills(failed)
+    assert not killer.kills(replace(failed, waived=((Invariant.SHADOW_STACK, "mine"),)))
+    assert not killer.kills(replace(failed, violations=(replace(violation, invariant=Invariant.HOLE),)))
 
 
 def test_a_mutant_that_does_not_build_is_an_error(mutant: Any) -> None:

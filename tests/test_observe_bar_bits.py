@@ -90,7 +90,7 @@ def test_tcg_is_not_calibrated_and_sets_nothing_early(
             return {"parent": SimpleNamespace(leaf=lambda _name: leaf(READ))}
 
         def finish(self) -> SimpleNamespace:
-            return SimpleNamespace(stdout="# cap kvm_clock=1\n")
+            return SimpleNamespace(values={"kvm_clock": "1"})
 
         def __enter__(self) -> Caps:
             return self

@@ -220,7 +220,7 @@ def test_checkpoints_on_the_way_are_observed_and_left(machine: Start) -> None:
     run = fork.run()
     assert run.until("forked").checkpoint == "forked"
     assert [at.checkpoint for at in run.snapshots] == ["mapped", "forked"]
-    assert [(one.invariant, one.area.checkpoint) for one in run.violations] == [
+    assert [(one.invariant, one.checkpoint) for one in run.violations] == [
         (Invariant.SPECIAL, "mapped"),
         (Invariant.SPECIAL, "forked"),
     ]

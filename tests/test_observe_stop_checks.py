@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from rich.console import Console
 
-from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY
 from harness.campaign.reporter import RunReporter
+from harness.carried import Carried, carry
 from harness.guest.protocol import MappingEvent
 from harness.machine.vm import VM
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import MappingView, ProcessView, Snapshot
 from harness.observe.stop_checks import violations_at
 from harness.pagetable import Entry, Layout, Leaf, Level, Region
-from harness.results import waivers_of
-from harness.verdict import Outcome, ScenarioResult
+from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.invariants import Invariant, Violation
 
 BAR, START = 0x380000000, 0x7F4000000000
@@ -65,12 +63,17 @@ def run_with(waived: dict[Invariant, str], *found: Violation) -> GuestRun:
     return run
 
 
+def result_of(run: GuestRun) -> ScenarioResult:
+    waived = tuple(run.vm.waived.items())
+    return ScenarioResult("fork", "pud", Outcome.PASSED, waived=waived, violations=tuple(run.violations))
+
+
 def test_a_waived_invariant_breaks_no_run() -> None:
     at = stop("forked", parent={"low": view("low", GOOD)}, child={"low": view("low", GOOD | PWT, 4096)})
     (found,) = violations_at(at, True)
     run = run_with({Invariant.CACHE_BITS: "write-combining beside uncached"}, found)
     assert run.broken == []
-    (told,) = waivers_of(cast("VM", run.vm))
+    (told,) = words.waived(result_of(run))
     assert told.startswith("the same cache bits at every level: write-combining beside uncached (broken once, first ")
     assert "parent low+0x0" in told
     assert run_with({Invariant.WRITE: "another one"}, found).broken == [found]
@@ -78,20 +81,18 @@ def test_a_waived_invariant_breaks_no_run() -> None:
 
 def test_a_waiver_that_was_not_needed_says_so() -> None:
     run = run_with({Invariant.HOLE: "a kernel of mine shows it"})
-    assert waivers_of(cast("VM", run.vm)) == (
+    assert words.waived(result_of(run)) == [
         "pagemap shows a hole over a pfnmap: a kernel of mine shows it (not needed: it held)",
-    )
+    ]
 
 
 def test_the_output_has_the_waiver_and_its_reason() -> None:
     told = "pfn is BAR + offset: two BARs (broken once, first expected 5)"
-    result = ScenarioResult("fork", "pud", Outcome.PASSED, waived=(told,))
-    assert ScenarioResult.from_json(result.to_json()) == result
-    properties = [
-        (RESULT_PROPERTY, json.dumps(result.to_json())),
-        (CONTEXT_PROPERTY, json.dumps({"kernel": None})),
-    ]
-    report = cast("pytest.TestReport", SimpleNamespace(user_properties=properties, nodeid="test_fork"))
+    violation = Violation(Invariant.BAR_PFN, "forked", "parent", "bar", "expected 5")
+    waived = ((Invariant.BAR_PFN, "two BARs"),)
+    result = ScenarioResult("fork", "pud", Outcome.PASSED, waived=waived, violations=(violation,))
+    report = cast("pytest.TestReport", SimpleNamespace(nodeid="test_fork"))
+    carry(report, Carried(result, {"kernel": None}))
     console = Console(file=io.StringIO(), width=200)
     RunReporter(console).pytest_runtest_logreport(report)
     assert isinstance(console.file, io.StringIO)

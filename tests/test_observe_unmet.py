@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,8 +9,8 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY
 from harness.campaign.reporter import RunReporter
+from harness.carried import Carried, carry
 from harness.errors import HugepfnError, PremiseNotMet, UsageError
 from harness.guest.agent import ExitStatus
 from harness.kernel import ImageKind, KernelImage
@@ -21,11 +20,10 @@ from harness.observe.run import GuestRun
 from harness.observe.run_result import RunResult
 from harness.pagetable import Level
 from harness.qemu.spec import Accel
-from harness.results import USAGE_PROPERTY
 from harness.verdict import Outcome, ScenarioResult, parse_ktap
 
 SKIP = "KTAP version 1\n1..0 # SKIP no device bound to vfio-pci: this guest has no vfio-pci driver\n"
-SKIPPED = f"# premise device\n{SKIP}"
+SKIPPED = f"# value lacks=device\n{SKIP}"
 NONE_GIVEN = "no modules were given"
 
 
@@ -71,7 +69,7 @@ class CapsRun:
         return {"parent": SimpleNamespace(leaf=lambda _name: leaf)}
 
     def finish(self) -> SimpleNamespace:
-        return SimpleNamespace(stdout="# cap soft_dirty=1\n")
+        return SimpleNamespace(values={"soft_dirty": "1"})
 
 
 @pytest.mark.parametrize(("missing", "known"), [("vfio_pci ", None), ("", False)])
@@ -94,14 +92,10 @@ def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, kno
 @pytest.mark.parametrize(("usage", "misused"), [([True], True), ([True, True], True), ([True, False], False)])
 def test_only_what_was_asked_for_is_wrong(usage: list[bool], misused: bool) -> None:
     reporter = RunReporter(Console(quiet=True), entries=False)
-    context = '{"kernel": {"release": null}}'
+    context = {"kernel": {"release": None}}
     for number, wrong in enumerate(usage):
         result = ScenarioResult("fork", "pud", Outcome.ERROR, "pass --modules DIR")
-        properties: list[tuple[str, object]] = [
-            (RESULT_PROPERTY, json.dumps(result.to_json())),
-            (CONTEXT_PROPERTY, context),
-        ]
-        properties += [(USAGE_PROPERTY, True)] if wrong else []
-        report = SimpleNamespace(user_properties=properties, nodeid=f"test_{number}", longreprtext="")
-        reporter.pytest_runtest_logreport(cast(Any, report))
+        report = cast(Any, SimpleNamespace(nodeid=f"test_{number}", longreprtext=""))
+        carry(report, Carried(result, context, misused=wrong))
+        reporter.pytest_runtest_logreport(report)
     assert reporter.misused is misused

@@ -159,7 +159,7 @@ def test_each_outcome_has_a_word_of_its_own() -> None:
 
 def test_tables_of_several_kernels() -> None:
     def column(name: str, outcome: Outcome, bits: tuple[str, ...], raw: int) -> Column:
-        one = seen("forked", bits, raw).to_json()
+        one = seen("forked", bits, raw)
         return Column(name, (Run((ScenarioResult("fork", "pud", outcome, "", (), (one,)),)),))
 
     columns = [column("a", Outcome.PASSED, ("P", "W"), 3), column("b", Outcome.FAILED, ("P", "D"), 0x41)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness import pytest_plugin
-from harness.errors import BootError, PremiseNotMet
+from harness.errors import BootError, CannotKnow
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine.machine import Origin
 from harness.observe.probe import probe_image
@@ -22,8 +22,10 @@ from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device, Root
 from harness.results import LOG_LINES_MAX
 from harness.settings import Settings
+from harness.verdict import ClaimKind, Run, words
 from harness.verdict.capabilities import Capabilities
-from harness.verdict.invariants import Area, Invariant, Violation
+from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.troubles import KernelTroubles
 
 pytest_plugins = ["pytester"]
 
@@ -339,7 +341,7 @@ def test_all_claims_are_made_and_the_test_fails_at_its_end(pytester: pytest.Pyte
     assert "moved" in moved
     assert held == ""
     assert "another" in another
-    assert one["reason"] == "2 claims do not hold"
+    assert one["reason"] == "", "its claims say it"
 
 
 def test_claims_that_hold(pytester: pytest.Pytester) -> None:
@@ -376,13 +378,13 @@ BUGGY = """
 @pytest.mark.parametrize(
     ("message", "other", "pud"),
     [
-        ("seen D=0", "True", ("known_bug", "known bug HP-7: D is lost")),
-        ("seen D=2", "True", ("failed", "1 claims do not hold")),
-        ("seen D=0", "False", ("failed", "2 claims do not hold")),
+        ("seen D=0", "True", ("known_bug", [{"id": "HP-7", "title": "D is lost"}])),
+        ("seen D=2", "True", ("failed", [])),
+        ("seen D=0", "False", ("failed", [])),
     ],
 )
 def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
-    pytester: pytest.Pytester, message: str, other: str, pud: tuple[str, str]
+    pytester: pytest.Pytester, message: str, other: str, pud: tuple[str, list[dict[str, str]]]
 ) -> None:
     pytester.makeconftest(NO_MACHINE)
     (pytester.path / "known_bugs.toml").write_text(LEDGER)
@@ -390,7 +392,7 @@ def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
     result = pytest_run(pytester)
     results = {one["level"]: one for one in written(pytester)["results"]}
     assert results["pmd"]["outcome"] == "failed", "the ledger speaks of pud only"
-    assert (results["pud"]["outcome"], results["pud"]["reason"]) == pud
+    assert (results["pud"]["outcome"], results["pud"]["known_bugs"]) == pud
     known = pud[0] == "known_bug"
     assert results["pud"]["claims"][0]["outcome"] == pud[0]
     result.assert_outcomes(failed=1 if known else 2, xfailed=1 if known else 0)
@@ -398,22 +400,38 @@ def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
 
 @pytest.mark.usefixtures("machines")
 @pytest.mark.parametrize(
-    ("seen", "reason"),
+    ("seen", "fixed"),
     [
-        ('[HP-7.present]\n"6.12.100" = 2026-11-01\n', "fixed here: HP-7 (6.12.100 had it)"),
-        ('[HP-7.present]\n"6.1.192" = 2026-11-01\n', ""),  # another series: this kernel never had it
-        ('[HP-7.present]\n"6.12.118" = 2026-11-01\n', ""),
-        ("", ""),
+        ('[HP-7.present]\n"6.12.100" = 2026-11-01\n', [{"id": "HP-7", "version": "6.12.100"}]),
+        ('[HP-7.present]\n"6.1.192" = 2026-11-01\n', []),  # another series: this kernel never had it
+        ('[HP-7.present]\n"6.12.118" = 2026-11-01\n', []),
+        ("", []),
     ],
 )
 def test_a_known_bug_is_fixed_only_where_an_older_kernel_had_it(
-    pytester: pytest.Pytester, seen: str, reason: str
+    pytester: pytest.Pytester, seen: str, fixed: list[dict[str, str]]
 ) -> None:
     (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("pud", "pmd"))
     (pytester.path / "known_bugs_seen.toml").write_text(seen)
     pytester.makepyfile(BUGGY.replace("assert False", "assert True").format(message="", other="True"))
     pytest_run(pytester, "--hugepfn-level=pmd").assert_outcomes(passed=1, deselected=1)
-    assert [one["reason"] for one in written(pytester)["results"]] == [reason]
+    assert [one["fixed_bugs"] for one in written(pytester)["results"]] == [fixed]
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize("measured", ["6.12.117", "6.12.100"])  # this kernel, and an older one
+def test_a_known_bug_of_which_this_kernel_was_measured_free_is_a_failure(
+    pytester: pytest.Pytester, measured: str
+) -> None:
+    (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("pud", "pmd"))
+    (pytester.path / "known_bugs_seen.toml").write_text(f'[HP-7.absent]\n"{measured}" = 2026-11-01\n')
+    pytester.makepyfile(BUGGY.format(message="seen D=0", other="True"))
+    result = pytest_run(pytester, "--hugepfn-level=pmd")
+    result.assert_outcomes(failed=1, deselected=1)
+    result.stdout.fnmatch_lines([f"this looks like HP-7, but {measured} was measured without HP-7 on 2026-11-01"])
+    (one,) = written(pytester)["results"]
+    assert one["returned_bugs"] == [{"id": "HP-7", "version": measured, "date": "2026-11-01"}]
+    assert (one["outcome"], one["claims"][0]["outcome"], one["known_bugs"]) == ("failed", "failed", [])
 
 
 def test_sightings_that_cannot_be_read_stop_everything(pytester: pytest.Pytester) -> None:
@@ -513,12 +531,8 @@ class FakeVM:
     def run(self, *, violation: str = "", trouble: str = "", gap: str = "", uncalibrated: str = "") -> None:
         """As if a program had been run."""
         stop = SimpleNamespace(observations=lambda: (SEEN,))
-        violations = (
-            [Violation(Invariant.BAR_PFN, Area("parent", "bar", 0, 4096, 3, 0, "forked"), violation)]
-            if violation
-            else []
-        )
-        troubles = [trouble] if trouble else []
+        violations = [Violation(Invariant.BAR_PFN, "forked", "parent", "bar", violation)] if violation else []
+        troubles = KernelTroubles((trouble,) if trouble else (), gap=gap)
         self.runs.append(
             SimpleNamespace(
                 snapshots=[stop],
@@ -526,8 +540,6 @@ class FakeVM:
                 broken=[one for one in violations if one.invariant not in self.waived],
                 uncalibrated=[uncalibrated] if uncalibrated else [],
                 kernel_troubles=lambda: troubles,
-                log_gap=gap,
-                excused=lambda: [],
                 log="".join(f"line {number}\n" for number in range(self.log_lines)),
             )
         )
@@ -639,14 +651,14 @@ def test_a_machine_that_this_host_cannot_give_is_a_skip_with_the_reason(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def enter(_vm: FakeVM) -> FakeVM:
-        raise PremiseNotMet("cannot know: under KVM this host does not set D in an entry of nvme's BAR")
+        raise CannotKnow("under KVM this host does not set D in an entry of nvme's BAR")
 
     monkeypatch.setattr(FakeVM, "__enter__", enter)
     pytester.makepyfile("def test_reset(vm): pass")
     pytest_run(pytester).assert_outcomes(skipped=1)
     (result,) = written(pytester)["results"]
     assert result["outcome"] == "skipped"
-    assert "cannot know" in result["reason"]
+    assert result["cannot_know"] is True
 
 
 def test_a_kernel_that_cannot_have_the_guest_is_skipped_without_a_boot(
@@ -716,7 +728,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
     results, date, capabilities = data.pop("results"), data.pop("date"), data.pop("capabilities")
     assert data == {
         "schema": "hugepfn-run",
-        "version": 1,
+        "version": 2,
         "kernel": {"spec": "debian:6.12", "release": "6.12.117-cloud-amd64", "config_hash": IMAGE.config_hash},
         "accel": "tcg",
         "qemu": "8.2.1",
@@ -734,18 +746,20 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "level": None,
             "outcome": "passed",
             "reason": "",
+            "cannot_know": False,
             "claims": [
-                {"name": "holds", "outcome": "passed", "kernel_function": "f()", "message": ""},
-                {
-                    "name": "the invariants held at 1 stop, and the kernel log has no complaint",
-                    "outcome": "passed",
-                    "kernel_function": "",
-                    "message": "",
-                },
+                {"kind": "scenario", "name": "holds", "outcome": "passed", "kernel_function": "f()", "message": ""},
+                {"kind": "invariants", "name": "", "outcome": "passed", "kernel_function": "", "message": ""},
             ],
+            "stops": 1,
+            "violations": [],
+            "waived": [],
+            "kernel": [{"complaints": [], "taint": 0, "excused": [], "gap": ""}],
+            "known_bugs": [],
+            "fixed_bugs": [],
+            "returned_bugs": [],
             "observations": [SEEN.to_json()],
             "log": ["line 0", "line 1", "line 2"],
-            "waived": [],
         }
     ]
 
@@ -783,9 +797,9 @@ def test_a_kernel_that_does_not_boot_is_not_booted_for_every_test(
     ("what", "outcome", "message"),
     [
         ("violation='expected 5'", "failed", "pfn is BAR + offset: at 'forked', expected 5"),
-        ("trouble='the kernel log: BUG: Bad page map'", "failed", "the kernel log: BUG: Bad page map"),
+        ("trouble='BUG: Bad page map'", "failed", "the kernel log: BUG: Bad page map"),
         ("gap='a gap of 7 records'", "error", "a gap of 7 records"),
-        ("gap='a gap of 7 records', trouble='a BUG'", "failed", "a BUG"),
+        ("gap='a gap of 7 records', trouble='a BUG'", "failed", "the kernel log: a BUG"),
     ],
 )
 def test_invariants_and_the_kernel_log_are_a_claim_of_every_scenario(
@@ -793,8 +807,10 @@ def test_invariants_and_the_kernel_log_are_a_claim_of_every_scenario(
 ) -> None:
     pytester.makepyfile(f"def test_fork(vm):\n    vm.run({what})\n")
     pytest_run(pytester)
-    (claim,) = written(pytester)["results"][0]["claims"]
-    assert (claim["outcome"], claim["message"]) == (outcome, message)
+    (result,) = Run.from_json(written(pytester)).results
+    ((claim, name, said),) = words.claims(result)
+    assert (claim.kind, claim.outcome.value, said) == (ClaimKind.INVARIANTS, outcome, message)
+    assert name == "the invariants held at 1 stop, and the kernel log has no complaint"
 
 
 WAIVING = """
@@ -813,7 +829,8 @@ def test_a_waived_invariant_is_told_with_its_reason(pytester: pytest.Pytester) -
     pytester.makepyfile(WAIVING.format(waived=PFN))
     pytest_run(pytester, "--junitxml=junit.xml").assert_outcomes(passed=1)
     (one,) = written(pytester)["results"]
-    assert (one["outcome"], one["waived"]) == ("passed", [TOLD])
+    assert (one["outcome"], one["waived"]) == ("passed", [{"invariant": "bar_pfn", "reason": "two BARs"}])
+    assert [violation["message"] for violation in one["violations"]] == ["expected 5"]
     assert one["claims"][0]["outcome"] == "passed"
     assert f'<property name="waived" value="{TOLD}" />' in (pytester.path / "junit.xml").read_text()
 

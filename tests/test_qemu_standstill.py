@@ -18,7 +18,7 @@ from harness.qemu.process import Qemu
 from harness.qemu.spec import Accel
 from harness.qemu.standstill import Standstill
 from harness.results import invariants_of
-from harness.verdict import Complaint, Outcome, Taint, scan
+from harness.verdict import Complaint, Outcome, ScenarioResult, Taint, scan, words
 from harness.verdict.complaint_kinds import ComplaintKind
 
 SOFT_LOCKUP = "[  88.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [fork:71]\n[  88.2]  </TASK>\n"
@@ -54,11 +54,11 @@ def stood(stopped_s: float, *, clock_jumps: bool = True) -> Standstill:
 def watch(log: str, standstill: Standstill, *, taint: Taint = UNTAINTED, already: bool = False) -> KernelWatch:
     """Of a program during which the kernel said this; the machine stood still before it began, or meanwhile."""
     before = standstill if already else Standstill(standstill.clock_jumps, lambda: 0.0)
-    kernel_log = SimpleNamespace(text="", since=lambda _mark: log, mark=lambda: 0)
+    kernel_log = SimpleNamespace(text="", since=lambda _mark: log, mark=lambda: 0, lost_since=lambda _mark: 0)
     qemu = SimpleNamespace(log=kernel_log, begin_run=lambda: (0, before.total_s), standstill=before)
     watched = KernelWatch(cast(Qemu, qemu), cast(Agent, None), UNTAINTED, "fork")
     qemu.standstill = standstill
-    watched.taint = taint
+    watched.taint, watched.settled = taint, True
     return watched
 
 
@@ -81,10 +81,10 @@ def test_it_adds_up_for_how_long() -> None:
 def test_a_stall_after_a_long_stop_is_told_and_not_held_against_the_kernel(log: str) -> None:
     watched = watch(log, stood(30.0))
     assert watched.complaints(), "it is still a complaint"
-    assert watched.troubles() == []
-    (line,) = watched.excused()
-    assert line.startswith("not the kernel's fault: ")
-    assert "the machine stood still for 30 s under KVM; without kvm-clock a kernel takes that for a stall" in line
+    assert not watched.troubles().found
+    (excused,) = watched.troubles().excused
+    assert excused.line in log
+    assert excused.why.startswith("the machine stood still for 30 s under KVM; without kvm-clock a kernel takes that ")
 
 
 @pytest.mark.parametrize("log", STALLS)
@@ -95,24 +95,25 @@ def test_a_stall_after_a_long_stop_is_told_and_not_held_against_the_kernel(log: 
 )
 def test_every_other_stall_is_the_kernels(log: str, standstill: Standstill, already: bool) -> None:
     watched = watch(log, standstill, already=already)
-    assert len(watched.troubles()) == 1
-    assert watched.excused() == []
+    assert len(watched.troubles().complaints) == 1
+    assert watched.troubles().excused == ()
 
 
 def test_a_complaint_of_another_kind_is_never_excused() -> None:
     watched = watch(WARNING + RCU_STALL, stood(300.0), taint=Taint.WARN)
-    assert [line.split(":")[0] for line in watched.troubles()] == ["the kernel log", "the kernel got tainted"]
-    assert "mm/huge_memory.c" in watched.troubles()[0]
-    assert len(watched.excused()) == 1
+    troubles = watched.troubles()
+    (line,) = troubles.complaints
+    assert "mm/huge_memory.c" in line
+    assert troubles.taint is Taint.WARN
+    assert len(troubles.excused) == 1
+    assert [told.split(":")[0] for told in words.troubles(troubles)] == ["the kernel log", "the kernel got tainted"]
 
 
 def test_the_taint_of_a_soft_lockup_goes_with_it() -> None:
-    assert watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP).troubles() == []
+    assert not watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP).troubles().found
     both = watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP | Taint.WARN).troubles()
-    assert len(both) == 1
-    assert "SOFTLOCKUP" not in both[0]
-    assert "L (16384)" not in both[0]
-    assert watch(RCU_STALL, stood(30.0), taint=Taint.SOFTLOCKUP).troubles() != [], "nobody said why"
+    assert (both.complaints, both.taint) == ((), Taint.WARN)
+    assert watch(RCU_STALL, stood(30.0), taint=Taint.SOFTLOCKUP).troubles().found, "nobody said why"
 
 
 def test_the_scenario_says_so_and_passes() -> None:
@@ -121,13 +122,14 @@ def test_the_scenario_says_so_and_passes() -> None:
         snapshots=[1],
         broken=[],
         uncalibrated=[],
-        log_gap="",
         kernel_troubles=watched.troubles,
-        excused=watched.excused,
     )
     claim = invariants_of(cast(VM, SimpleNamespace(runs=[run])))
     assert claim.outcome is Outcome.PASSED
-    assert "rcu_preempt detected stalls" in claim.message
+    result = ScenarioResult("fork", "pud", Outcome.PASSED, claims=(claim,), kernel=(watched.troubles(),))
+    ((_, _, message),) = words.claims(result)
+    assert message.startswith("not the kernel's fault: ")
+    assert "rcu_preempt detected stalls" in message
 
 
 def _end(log: str, standstill: Standstill, from_s: float = 0.0) -> HugepfnError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -10,11 +11,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ExitCode, UsageError
-from harness.verdict.claims import Claim, Outcome, Run, ScenarioResult, exit_code
+from harness.pagetable import Observation
+from harness.verdict.claims import (
+    BugFixed,
+    BugReturned,
+    BugSeen,
+    Claim,
+    ClaimKind,
+    Outcome,
+    Run,
+    ScenarioResult,
+    exit_code,
+)
+from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.taint import Taint
+from harness.verdict.troubles import Excused, KernelTroubles
 
 CLAIM = Claim("child keeps D", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1")
+SEEN = Observation("forked", "child", "bar", 0, "pud", 0x8E7, ("P", "W"), "bar+0x0", None)
 RESULT = ScenarioResult(
-    "fork", "pud", Outcome.FAILED, "", (CLAIM,), ({"at": "forked", "leaf": [1, None]},), ("[ 1.0] BUG",)
+    *("fork", "pud", Outcome.FAILED, "", (CLAIM,), (SEEN,), ("[ 1.0] BUG",)),
+    waived=((Invariant.HOLE, "mine"),),
+    stops=3,
+    violations=(Violation(Invariant.BAR_PFN, "forked", "child", "bar", "expected 5"),),
+    kernel=(KernelTroubles(("BUG: x",), Taint.WARN, (Excused("rcu: y", "it stood still"),), "3 records"),),
+    known_bugs=(BugSeen("HP-1", "W is lost"),),
+    fixed_bugs=(BugFixed("HP-2", "6.12.117"),),
+    returned_bugs=(BugReturned("HP-3", "6.12.118", date(2026, 11, 26)),),
 )
 
 
@@ -25,7 +48,7 @@ def result(outcome: Outcome, *claims: Outcome) -> ScenarioResult:
 def test_the_documented_object() -> None:
     assert Run((RESULT,), {"kernel": "6.12"}).to_json() == {
         "schema": "hugepfn-run",
-        "version": 1,
+        "version": 2,
         "kernel": "6.12",
         "results": [
             {
@@ -33,17 +56,40 @@ def test_the_documented_object() -> None:
                 "level": "pud",
                 "outcome": "failed",
                 "reason": "",
+                "cannot_know": False,
                 "claims": [
                     {
+                        "kind": "scenario",
                         "name": "child keeps D",
                         "outcome": "failed",
                         "kernel_function": "copy_huge_pud",
                         "message": "D=0 SAVED_DIRTY=1",
                     }
                 ],
-                "observations": [{"at": "forked", "leaf": [1, None]}],
+                "stops": 3,
+                "violations": [
+                    {
+                        "invariant": "bar_pfn",
+                        "checkpoint": "forked",
+                        "process": "child",
+                        "mapping": "bar",
+                        "message": "expected 5",
+                    }
+                ],
+                "waived": [{"invariant": "hole", "reason": "mine"}],
+                "kernel": [
+                    {
+                        "complaints": ["BUG: x"],
+                        "taint": 512,
+                        "excused": [{"line": "rcu: y", "why": "it stood still"}],
+                        "gap": "3 records",
+                    }
+                ],
+                "known_bugs": [{"id": "HP-1", "title": "W is lost"}],
+                "fixed_bugs": [{"id": "HP-2", "version": "6.12.117"}],
+                "returned_bugs": [{"id": "HP-3", "version": "6.12.118", "date": "2026-11-26"}],
+                "observations": [SEEN.to_json()],
                 "log": ["[ 1.0] BUG"],
-                "waived": [],
             }
         ],
     }
@@ -55,8 +101,16 @@ def test_outcomes_are_the_documented_words() -> None:
 
 texts = st.text(max_size=20)
 outcomes = st.sampled_from(Outcome)
-claims = st.builds(Claim, name=texts, outcome=outcomes, kernel_function=texts, message=texts)
-observations = st.dictionaries(texts, st.none() | st.integers() | texts | st.lists(st.booleans()), max_size=3)
+kinds = st.sampled_from(ClaimKind)
+claims = st.builds(Claim, name=texts, outcome=outcomes, kernel_function=texts, message=texts, kind=kinds)
+invariants = st.sampled_from(Invariant)
+troubles = st.builds(
+    KernelTroubles,
+    complaints=st.lists(texts, max_size=2).map(tuple),
+    taint=st.integers(0, 1 << 40).map(Taint),
+    excused=st.lists(st.builds(Excused, texts, texts), max_size=2).map(tuple),
+    gap=texts,
+)
 results = st.builds(
     ScenarioResult,
     scenario=texts,
@@ -64,8 +118,16 @@ results = st.builds(
     outcome=outcomes,
     reason=texts,
     claims=st.lists(claims, max_size=3).map(tuple),
-    observations=st.lists(observations, max_size=3).map(tuple),
+    observations=st.lists(st.just(SEEN), max_size=3).map(tuple),
     log=st.lists(texts, max_size=3).map(tuple),
+    waived=st.lists(st.tuples(invariants, texts), max_size=2).map(tuple),
+    cannot_know=st.booleans(),
+    stops=st.integers(0, 99),
+    violations=st.lists(st.builds(Violation, invariants, texts, texts, texts, texts), max_size=2).map(tuple),
+    kernel=st.lists(troubles, max_size=2).map(tuple),
+    known_bugs=st.lists(st.builds(BugSeen, texts, texts), max_size=2).map(tuple),
+    fixed_bugs=st.lists(st.builds(BugFixed, texts, texts), max_size=2).map(tuple),
+    returned_bugs=st.lists(st.builds(BugReturned, texts, texts, st.dates()), max_size=2).map(tuple),
 )
 contexts = st.dictionaries(st.sampled_from(["kernel", "accel", "qemu"]), st.text(max_size=5))
 runs = st.builds(Run, results=st.lists(results, max_size=3).map(tuple), context=contexts)
@@ -83,17 +145,20 @@ def test_unknown_keys_are_ignored_in_a_result_and_are_context_in_a_run() -> None
     assert Run.from_json(data | {"later": 1}) == Run((RESULT,), {"later": 1})
 
 
-def test_a_file_from_before_there_was_a_log_is_read() -> None:
-    data = Run((RESULT,)).to_json()
-    del data["results"][0]["log"]
-    assert Run.from_json(data).results[0].log == ()
+def test_a_file_of_an_older_version_says_to_run_again() -> None:
+    data = Run((RESULT,)).to_json() | {"version": 1}
+    with pytest.raises(UsageError) as refused:
+        Run.from_json(data)
+    assert str(refused.value) == (
+        "the file is hugepfn-run version 1, this hugepfn reads version 2; run again with --json"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"schema": "other"}, "schema 'other'"),
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"version": True}, "version True"),
         ({"results": "none"}, "'results' is 'none', list was expected"),
         ({"results": [1]}, "a result is int"),
@@ -101,7 +166,13 @@ def test_a_file_from_before_there_was_a_log_is_read() -> None:
         ({"results": [RESULT.to_json() | {"outcome": "great"}]}, "one of passed, failed, skipped, known_bug, error"),
         ({"results": [RESULT.to_json() | {"level": 3}]}, "'level' is 3"),
         ({"results": [RESULT.to_json() | {"claims": [None]}]}, "a claim is NoneType"),
-        ({"results": [RESULT.to_json() | {"observations": ["x"]}]}, "an observation is str"),
+        ({"results": [RESULT.to_json() | {"observations": ["x"]}]}, "expected an object, got str"),
+        ({"results": [RESULT.to_json() | {"waived": [{"invariant": "bar"}]}]}, "'invariant' is 'bar', one of walkable"),
+        ({"results": [RESULT.to_json() | {"violations": ["x"]}]}, "an entry of 'violations' is str"),
+        (
+            {"results": [RESULT.to_json() | {"returned_bugs": [{"id": "HP-3", "version": "6.12.1", "date": "today"}]}]},
+            "'date' is 'today', a day such as 2026-11-26 was expected",
+        ),
     ],
 )
 def test_what_is_no_run_says_what_was_expected(change: dict[str, Any], match: str) -> None:

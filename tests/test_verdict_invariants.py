@@ -118,7 +118,7 @@ def test_every_bad_leaf_is_told() -> None:
 @pytest.mark.parametrize("word", [1 << 63 | 0x12345, 1 << 61, 1 << 62, 1 << 63 | 1 << 55])
 def test_pagemap_that_shows_something_over_a_pfnmap(word: int) -> None:
     (found,) = pfnmap_violations(AREA, [leaf(GOOD)], [HOLE, PagemapWord(word), HOLE], True)
-    assert found == Violation(Invariant.HOLE, AREA, f"child bar page 1: {PagemapWord(word)}")
+    assert found == Violation.of(Invariant.HOLE, AREA, f"child bar page 1: {PagemapWord(word)}")
 
 
 # --- cache bits ----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_other_cache_bits_are_told_with_the_place_that_has_the_usual_ones(flags:
     other = leaf(flags, level)
     usual = [(PARENT, leaf(GOOD | UNCACHED, offset=offset)) for offset in (4096, 8192)]
     (found,) = cache_violations([usual[0], (CHILD, other), usual[1]])
-    assert (found.invariant, found.area) == (Invariant.CACHE_BITS, CHILD)
+    assert (found.invariant, found.process) == (Invariant.CACHE_BITS, CHILD.process)
     assert found.message == (
         f"PAT index {index} at child bar+0x0: {other.entry}; PAT index 3 at parent bar+0x1000: {usual[0][1].entry}"
     )

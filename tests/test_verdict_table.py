@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import date
 
 import pytest
 
 from harness.errors import ExitCode
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.claims import BugFixed, BugReturned, BugSeen
 from harness.verdict.table import TROUBLE, Case, Column, Mark, Table
 
 PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
+FIXED = ScenarioResult(
+    "fork", "pud", Outcome.PASSED, fixed_bugs=(BugFixed("HP-1", "6.12.9"), BugFixed("HP-2", "6.12.8"))
+)
 BROKEN = Claim("the child keeps D", Outcome.FAILED, "copy_huge_pud()", "D=0")
 
 
 def result(scenario: str, level: str | None, outcome: Outcome = Outcome.PASSED, reason: str = "") -> ScenarioResult:
     return ScenarioResult(scenario, level, outcome, reason)
+
+
+def known(*bugs: tuple[str, str]) -> ScenarioResult:
+    return ScenarioResult("fork", "pud", Outcome.KNOWN_BUG, "W=0", known_bugs=tuple(BugSeen(*bug) for bug in bugs))
 
 
 def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
@@ -26,29 +36,27 @@ def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
     ("one", "word", "note"),
     [
         (PASSED, "pass", ""),
-        (
-            result("fork", "pud", Outcome.PASSED, "fixed here: HP-1 (6.12.9 had it), HP-2 (6.12.8 had it)"),
-            "pass*",
-            "fixed here: HP-1 (6.12.9 had it), HP-2 (6.12.8 had it)",
-        ),
+        (FIXED, "pass*", "fixed here: HP-1 (6.12.9 had it), HP-2 (6.12.8 had it)"),
         (result("fork", "pud", Outcome.SKIPPED, "no huge pfnmap"), "skip", "no huge pfnmap"),
-        (result("fork", "pud", Outcome.SKIPPED, "cannot know: pagemap is blind"), "?", "cannot know: pagemap is blind"),
-        (
-            result("fork", "pud", Outcome.KNOWN_BUG, "known bug HP-007: W is"),
-            "bug HP-007",
-            "known bug HP-007: W is",
-        ),
-        (
-            result("fork", "pud", Outcome.KNOWN_BUG, "known bug HP-1: a; known bug HP-2: b"),
-            "bug HP-1, HP-2",
-            "known bug HP-1: a; known bug HP-2: b",
-        ),
+        (replace(PASSED, outcome=Outcome.SKIPPED, reason="blind", cannot_know=True), "?", "blind"),
+        (result("fork", "pud", Outcome.SKIPPED, "cannot know: so it says"), "skip", "cannot know: so it says"),
+        (known(("HP-007", "W is")), "bug HP-007", "known bug HP-007: W is"),
+        (known(("HP-1", "a"), ("HP-2", "b")), "bug HP-1, HP-2", "known bug HP-1: a; known bug HP-2: b"),
         (result("fork", "pud", Outcome.ERROR, "QEMU is gone\nargv ..."), "error", "QEMU is gone"),
         (result("fork", "pud", Outcome.FAILED, "killed by SIGBUS"), "FAIL", "killed by SIGBUS"),
         (
-            ScenarioResult("fork", "pud", Outcome.FAILED, "1 claims do not hold", (BROKEN,)),
+            ScenarioResult("fork", "pud", Outcome.FAILED, "", (BROKEN,)),
             "FAIL",
             "1 claims do not hold: the child keeps D",
+        ),
+        (
+            ScenarioResult(
+                *("fork", "pud", Outcome.FAILED, "", (BROKEN,)),
+                returned_bugs=(BugReturned("HP-1", "6.12.118", date(2026, 11, 26)),),
+            ),
+            "FAIL",
+            "1 claims do not hold: the child keeps D; "
+            "this looks like HP-1, but 6.12.118 was measured without HP-1 on 2026-11-26",
         ),
         (ScenarioResult("fork", "pud", Outcome.PASSED, "", (BROKEN,)), "FAIL", "the child keeps D"),
     ],
@@ -59,10 +67,9 @@ def test_a_cell_says_what_became_of_it(one: ScenarioResult, word: str, note: str
 
 
 def test_a_cell_names_its_bugs() -> None:
-    fixed = result("fork", "pud", Outcome.PASSED, "fixed here: HP-1 (6.12.9 had it), HP-2 (6.12.8 had it)")
-    bug = result("fork", "pud", Outcome.KNOWN_BUG, "known bug HP-3: a; known bug HP-4: b")
-    ((cell,),) = Table.of([column("debian:6.12", fixed)]).cells
-    assert (cell.bug, cell.bugs) == ("HP-1, HP-2", frozenset())
+    bug = known(("HP-3", "a"), ("HP-4", "b"))
+    ((cell,),) = Table.of([column("debian:6.12", FIXED)]).cells
+    assert (cell.listed, cell.bugs) == (("HP-1", "HP-2"), frozenset())
     ((cell,),) = Table.of([Column("debian:6.12", (Run((bug,)), Run((PASSED,))))]).cells
     assert (cell.mark, cell.bugs) == (Mark.FLAKE, frozenset({"HP-3", "HP-4"}))
 
@@ -120,6 +127,17 @@ def test_a_cell_whose_repeats_differ_is_a_flake() -> None:
     assert table.exit_code() is ExitCode.CLAIM_FAILED
 
 
+def test_repeats_that_differ_in_the_bug_alone_are_a_flake() -> None:
+    one, other = known(("HP-1", "a")), known(("HP-2", "b"))
+    ((cell,),) = Table.of([Column("a", (Run((one,)), Run((other,))))]).cells
+    assert (cell.mark, cell.note) == (Mark.FLAKE, "1 of 2 bug HP-1, 1 of 2 bug HP-2: known bug HP-1: a")
+    ((cell,),) = Table.of([Column("a", (Run((one,)), Run((one,))))]).cells
+    assert cell.mark is Mark.BUG
+    fixed = replace(FIXED, fixed_bugs=FIXED.fixed_bugs[:1])
+    ((cell,),) = Table.of([Column("a", (Run((FIXED,)), Run((fixed,))))]).cells
+    assert cell.mark is Mark.FLAKE
+
+
 def test_a_repeat_that_lost_a_result_is_a_flake_too() -> None:
     table = Table.of([Column("a", (Run((PASSED,)), Run(())))])
     assert table.cells[0][0].note == "1 of 2 pass, 1 of 2 ?: cannot know: the run has no result of it"
@@ -143,9 +161,9 @@ def test_the_exit_status_is_that_of_all_results(outcomes: list[Outcome], code: E
 def test_the_json_has_the_table_and_every_run() -> None:
     table = Table.of([column("debian:6.12", PASSED), column("debian:6.1", trouble="gone")])
     data = json.loads(json.dumps(table.to_json()))
-    assert (data["schema"], data["version"]) == ("hugepfn-matrix", 1)
+    assert (data["schema"], data["version"]) == ("hugepfn-matrix", 2)
     assert [kernel["spec"] for kernel in data["kernels"]] == ["debian:6.12", "debian:6.1"]
     assert Run.from_json(data["kernels"][0]["runs"][0]) == Run((PASSED,))
     (row,) = data["rows"]
     assert (row["scenario"], row["level"]) == ("fork", "pud")
-    assert row["cells"][1] == {"mark": "error", "bug": "", "reason": "gone"}
+    assert row["cells"][1] == {"mark": "error", "bugs": [], "reason": "gone"}

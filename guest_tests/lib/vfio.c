@@ -25,7 +25,7 @@ static struct vfio_region_info region_info(int device_fd, unsigned int index)
 /* The host knows whether the kernel is built without it, or came without its modules (harness/observe/run_result.py). */
 static _Noreturn void no_device(const char *why)
 {
-	ktap_note("premise device");
+	ktap_value("lacks", "device");
 	ktap_skip_all("no device bound to vfio-pci: %s", why);
 }
 

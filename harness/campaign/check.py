@@ -16,7 +16,7 @@ from harness.errors import KERNELS_FAULT, ExitCode, KernelBuildError
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
 from harness.pagetable import Level
-from harness.verdict import Outcome, ScenarioResult
+from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.table import TROUBLE
 
 
@@ -44,7 +44,7 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
     ):
         if by_outcome[outcome]:
             one = by_outcome[outcome][0]
-            return step, f"{one.scenario} {one.level or ''}".strip() + f": {outcome.value}: {one.reason}"
+            return step, f"{one.scenario} {one.level or ''}".strip() + f": {outcome.value}: {words.reason(one)}"
     if not results:
         return BisectVerdict.BROKEN, "nothing was run"
     return BisectVerdict.GOOD, f"{len(results)} of {len(results)} passed"

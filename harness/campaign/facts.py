@@ -63,6 +63,12 @@ class RunsByKernel:
             data = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: {error}; expected what --json writes") from error
+        schemas = {matrix_schema.SCHEMA: matrix_schema.VERSION, run_schema.SCHEMA: run_schema.VERSION}
+        if isinstance(data, dict) and data.get("schema") in schemas and data.get("version") != schemas[data["schema"]]:
+            raise UsageError(
+                f"{path} is {data['schema']} version {data.get('version')}, this hugepfn reads version "
+                f"{schemas[data['schema']]}; remove it and run again"
+            )
         if isinstance(data, dict) and data.get("schema") == matrix_schema.SCHEMA:
             runs = {one["spec"]: tuple(map(Run.from_json, one["runs"])) for one in data["kernels"]}
             return cls({spec: found for spec, found in runs.items() if found}, data.get("missing", {}))
@@ -152,8 +158,7 @@ def judged_again(results: RunsByKernel, ledger: Sequence[KnownBug], facts: Facts
     def again(one: ScenarioResult, version: str) -> ScenarioResult:
         if one.outcome is not Outcome.PASSED:
             return one
-        finding = judge(stock, one.scenario, one.level, (), lambda bug: facts.of(bug.id).had_it(version))
-        return replace(one, reason=finding.reason)
+        return replace(one, fixed_bugs=judge(stock, one.scenario, one.level, (), facts, version).fixed)
 
     columns = []
     for spec, runs in results.runs.items():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from harness.errors import UsageError
 from harness.verdict.known_bugs import KnownBug
 from harness.verdict.seen import Facts, Sightings, series_of, version_key
+from harness.verdict.table import Mark
 
 _MARKED = re.compile(r"(<!-- facts:begin (\w+) -->)(.*?)(<!-- facts:end -->)", re.DOTALL)
 _SAMPLE_HEAD = re.compile(r"^debian:\S+: Linux .*$", re.MULTILINE)
@@ -49,7 +50,7 @@ class Grid:
 
     def word(self, case: str, column: int) -> str:
         """A cell without the number of its footnote: "bug HP-001". pass* counts as a pass."""
-        return re.sub(r" +\d+$", "", self.cells[case][column]).replace("pass*", "pass")
+        return re.sub(r" +\d+$", "", self.cells[case][column]).replace(Mark.FIXED.value, Mark.PASS.value)
 
 
 def matrix_document(facts: Facts, table: str, repeat: int) -> str:
@@ -254,4 +255,4 @@ def _without(sometimes: Collection[str], word: str) -> str:
     """A cell without the bugs that show only sometimes, which do not count as a change."""
     kind, _, bugs = word.partition(" ")
     left = [bug for bug in bugs.split(", ") if bug not in sometimes]
-    return word if kind != "bug" else f"bug {', '.join(left)}" if left else "pass"
+    return word if kind != Mark.BUG.value else f"{kind} {', '.join(left)}" if left else Mark.PASS.value

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.campaign.session import scenario_lines
-from harness.pagetable import Kind, Layout, Level, Observation, bit_positions
-from harness.verdict import Run, ScenarioResult
+from harness.pagetable import Kind, Layout, Level, bit_positions
+from harness.verdict import Run, ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.differences import CaseDifference, What
 from harness.verdict.entries import Row, rows
@@ -137,17 +137,15 @@ def _head(table: Table, cell: Cell) -> dict[str, Any]:
 
 
 def _result(strings: _Strings, result: ScenarioResult, against: ScenarioResult | None) -> dict[str, Any]:
-    seen = [Observation.from_json(dict(line)) for line in result.observations]
-    other = [Observation.from_json(dict(line)) for line in against.observations] if against else None
-    found = rows(seen, other)
+    found = rows(result.observations, against.observations if against else None)
     return {
         "outcome": result.outcome.value,
-        "reason": strings(result.reason),
+        "reason": strings(words.reason(result)),
         "claims": [
-            [strings(text) for text in (one.name, one.outcome.value, one.kernel_function, one.message)]
-            for one in result.claims
+            [strings(text) for text in (name, one.outcome.value, one.kernel_function, message)]
+            for one, name, message in words.claims(result)
         ]
-        + [[strings(told), strings("waived"), strings(""), strings("")] for told in result.waived],
+        + [[strings(told), strings("waived"), strings(""), strings("")] for told in words.waived(result)],
         "rows": [_row(strings, row) for row in found[:ROWS_MAX]],
         "beyond": max(0, len(found) - ROWS_MAX),
         "log": [strings(line) for line in result.log],

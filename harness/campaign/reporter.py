@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterator, Sequence
 
 import pytest
@@ -11,12 +10,12 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, accounts_of, case_of, keep_worse
+from harness.accounts import accounts_of, keep_worse
+from harness.carried import carried_by
 from harness.ending import explain
-from harness.pagetable import Observation
-from harness.results import PLAIN_PROPERTY, USAGE_PROPERTY
-from harness.verdict import Claim, Outcome, ScenarioResult
+from harness.verdict import Claim, Outcome, ScenarioResult, words
 from harness.verdict.entries import HEADINGS, Row, rows, signed
+from harness.verdict.json_fields import JsonObject
 
 _STYLE = {
     Outcome.PASSED: "green",
@@ -121,28 +120,27 @@ class RunReporter(SessionReporter):
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test has ended, or failed in one of its phases."""
-        properties = dict(report.user_properties)
-        if (outcome := properties.get(PLAIN_PROPERTY)) is not None:
-            self._plain(report, Outcome(str(outcome)))
-        if RESULT_PROPERTY not in properties:
+        carried = carried_by(report)
+        if carried is None:
             return
-        result = ScenarioResult.from_json(json.loads(str(properties[RESULT_PROPERTY])))
-        self._context(json.loads(str(properties[CONTEXT_PROPERTY])))
-        self._result(result, report)
+        if carried.context is None:
+            self._plain(report, carried.result)
+        else:
+            self._context(carried.context)
+            self._result(carried.result, report)
         self._misused.discard(report.nodeid)
-        if USAGE_PROPERTY in properties:
+        if carried.misused:
             self._misused.add(report.nodeid)
-        keep_worse(self._by_test, report.nodeid, result)
+        keep_worse(self._by_test, report.nodeid, carried.result)
 
-    def _plain(self, report: pytest.TestReport, outcome: Outcome) -> None:
+    def _plain(self, report: pytest.TestReport, result: ScenarioResult) -> None:
         """Report a test that uses no machine."""
-        result = ScenarioResult(case_of(report.nodeid)[0], None, outcome)
-        keep_worse(self._by_test, report.nodeid, result)
-        self.console.print(Text(f"{result.scenario}: {outcome.value}", style=_STYLE[outcome]), soft_wrap=True)
+        style = _STYLE[result.outcome]
+        self.console.print(Text(f"{result.scenario}: {result.outcome.value}", style=style), soft_wrap=True)
         if report.failed:
             self.console.print(report.longreprtext, highlight=False, markup=False)
 
-    def _context(self, context: dict[str, object]) -> None:
+    def _context(self, context: JsonObject) -> None:
         kernel = context["kernel"]
         if self._said_context or not isinstance(kernel, dict) or kernel["release"] is None:
             return
@@ -157,20 +155,19 @@ class RunReporter(SessionReporter):
 
     def _result(self, result: ScenarioResult, report: pytest.TestReport) -> None:
         name = f"{result.scenario} {result.level or ''}".strip()
-        observations = [Observation.from_json(one) for one in result.observations]
-        if self.entries and observations:
+        if self.entries and result.observations:
             self.console.print(f"\n[bold]{escape(name)}[/bold]")
-            for line in entry_lines(rows(observations)):
+            for line in entry_lines(rows(result.observations)):
                 self.console.print(line, soft_wrap=True)
-        for claim in result.claims:
-            self.console.print(_claim_line(claim), highlight=False, soft_wrap=True)
-        for told in result.waived:
+        for told_claim in words.claims(result):
+            self.console.print(_claim_line(*told_claim), highlight=False, soft_wrap=True)
+        for told in words.waived(result):
             self.console.print(Text("  waived  ", style="yellow").append(told, style="default"), soft_wrap=True)
         verdict = Text(f"{name}: {result.outcome.value}", style=_STYLE[result.outcome])
-        if result.reason:
-            verdict.append(f": {result.reason}", style="default")
+        if reason := words.reason(result):
+            verdict.append(f": {reason}", style="default")
         self.console.print(verdict, soft_wrap=True)
-        if result.outcome is Outcome.ERROR and not result.reason:
+        if result.outcome is Outcome.ERROR and not reason:
             self.console.print(report.longreprtext, highlight=False, markup=False)
 
     def verdict(self) -> None:
@@ -226,12 +223,12 @@ def _bits(row: Row) -> Text:
     return Text(" ").join(words)
 
 
-def _claim_line(claim: Claim) -> Text:
+def _claim_line(claim: Claim, name: str, message: str) -> Text:
     mark = {Outcome.PASSED: "  ok    ", Outcome.FAILED: "  BROKEN"}.get(claim.outcome, f"  {claim.outcome.value}")
     line = Text(mark, style=_STYLE[claim.outcome])
-    line.append(f" {claim.name}", style="default")
+    line.append(f" {name}", style="default")
     if claim.kernel_function:
         line.append(f"  [{claim.kernel_function}]", style="dim")
-    if claim.message:
-        line.append("\n" + "\n".join(f"         {part}" for part in claim.message.splitlines()), style="default")
+    if message:
+        line.append("\n" + "\n".join(f"         {part}" for part in message.splitlines()), style="default")
     return line

@@ -9,6 +9,7 @@ with setup, call and teardown, which JUnit files and other plugins rely on.
 from __future__ import annotations
 
 import contextlib
+import enum
 import shlex
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from harness.kselftest.program import PlainRun
 from harness.machine.vm import VM
 from harness.pytest_plugin import BOOT_ATTEMPTS
 from harness.settings import Settings
-from harness.verdict import KtapOutcome, parse_ktap
+from harness.verdict import KtapOutcome, parse_ktap, words
 from harness.verdict.selftest import Judgement, Point, judge, points
 
 #: kselftest's own default is 45 s (kselftest/runner.sh), for machines that are not emulated.
@@ -36,8 +37,31 @@ LEAST_TIMEOUT_S = 300.0
 _KNOBS = {"/proc/sys/vm/nr_hugepages": "128", "/proc/sys/vm/overcommit_memory": "1"}
 _ONE_HUGE_PAGE = ("hugetlb_fault_after_madv", "hugetlb_madv_vs_map")  # "one and just one" (mm/run_vmtests.sh)
 _TAIL_LINES = 20
-#: The property of a report that says nothing about the program or the kernel, because the machinery failed.
-NO_VERDICT = "hugepfn_no_verdict"
+_ATTRIBUTE = "hugepfn"  # of a report
+
+
+class Verdict(enum.Enum):
+    """What became of a point or a program."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    XFAILED = "xfailed"
+    ERROR = "error"  # the machinery failed, which says nothing about the program or the kernel
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a report says of a point or a program."""
+
+    verdict: Verdict
+    reason: str = ""
+
+
+def told_by(report: pytest.TestReport) -> Told | None:
+    """What a report says; None for one that nobody shows, such as a set-up that worked."""
+    found = getattr(report, _ATTRIBUTE, None)
+    return found if isinstance(found, Told) else None
 
 
 @dataclass
@@ -92,6 +116,7 @@ class SelftestItem(pytest.Item):
         self.runner = runner
         self.points: list[Point] = []
         self.unplaced: list[str] = []
+        self.note = ""  # what else is to be said of a pass
         self._elf: Path | None = None
 
     def setup(self) -> None:
@@ -117,8 +142,7 @@ class SelftestItem(pytest.Item):
             case KtapOutcome.TODO:
                 pytest.xfail(judgement.reason)
             case KtapOutcome.PASSED:
-                if judgement.reason:
-                    self.user_properties.append(("note", judgement.reason))
+                self.note = judgement.reason
             case _:
                 raise SelftestFailed("\n".join([judgement.reason, *self.unplaced[-_TAIL_LINES:]]))
 
@@ -137,7 +161,7 @@ class SelftestItem(pytest.Item):
         said = run.output.strip().splitlines()
         # Output outside of all points: after the last one, and everything of a program that prints no TAP.
         self.unplaced = said if report.silent else list(report.diagnostics)
-        troubles = [] if error else run.kernel.troubles()
+        troubles = [] if error else words.troubles(run.kernel.troubles())
         judgement = judge(report, status, ended, said[-1].strip() if said else "", troubles)
         if run.kernel.gap and judgement.outcome not in (KtapOutcome.FAILED, KtapOutcome.CRASHED):
             raise MachineryError(run.kernel.gap)
@@ -180,18 +204,26 @@ class KselftestPlugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, call: pytest.CallInfo[None]
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Find out whose fault a failure is; our own errors need no traceback."""
         report = yield
         error = call.excinfo.value if call.excinfo else None
         if report.failed and isinstance(error, HugepfnError):
             report.longrepr = str(error)
-        if report.failed:
-            judged = isinstance(error, KERNELS_FAULT)
-            self.runner.failed |= judged
-            self.runner.broken |= not judged
-            report.user_properties += [] if judged else [(NO_VERDICT, True)]
+        judged = isinstance(error, KERNELS_FAULT)
+        self.runner.failed |= report.failed and judged
+        self.runner.broken |= report.failed and not judged
+        match error:
+            case pytest.skip.Exception():
+                setattr(report, _ATTRIBUTE, Told(Verdict.SKIPPED, str(error.msg)))
+            case pytest.xfail.Exception():
+                setattr(report, _ATTRIBUTE, Told(Verdict.XFAILED, str(error.msg)))
+            case None if report.when == "call" and isinstance(item, SelftestItem):
+                setattr(report, _ATTRIBUTE, Told(Verdict.PASSED, item.note))
+            case _ if report.failed:
+                verdict = Verdict.FAILED if judged and report.when == "call" else Verdict.ERROR
+                setattr(report, _ATTRIBUTE, Told(verdict, report.longreprtext))
         return report
 
     @pytest.hookimpl(tryfirst=True)
@@ -215,6 +247,15 @@ def _reports(item: SelftestItem) -> Iterator[pytest.TestReport]:
             yield _report(item, nodeid, point, when)
 
 
+_VERDICTS = {
+    KtapOutcome.PASSED: Verdict.PASSED,
+    KtapOutcome.SKIPPED: Verdict.SKIPPED,
+    KtapOutcome.TODO: Verdict.XFAILED,
+    KtapOutcome.FAILED: Verdict.FAILED,
+    KtapOutcome.CRASHED: Verdict.FAILED,
+}
+
+
 def _report(
     item: SelftestItem, nodeid: str, point: Point, when: Literal["setup", "call", "teardown"]
 ) -> pytest.TestReport:
@@ -229,6 +270,9 @@ def _report(
         outcome = "skipped"
     location = (item.location[0], None, f"{item.location[2]}::{point.name}")
     report = pytest.TestReport(nodeid, location, {}, outcome, longrepr, when)
+    if here:
+        reason = report.longreprtext if outcome == "failed" else point.reason
+        setattr(report, _ATTRIBUTE, Told(_VERDICTS[point.outcome], reason))
     if here and point.outcome is KtapOutcome.TODO:
         report.wasxfail = point.reason
     return report

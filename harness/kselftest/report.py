@@ -9,10 +9,16 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.campaign.reporter import SessionReporter
-from harness.kselftest.items import NO_VERDICT
+from harness.kselftest.items import Verdict, told_by
 
-_STYLE = {"passed": "green", "failed": "bold red", "skipped": "yellow", "xfailed": "yellow", "error": "bold magenta"}
-_WORD = {"passed": "ok", "failed": "FAILED", "xfailed": "xfail", "error": "ERROR"}
+_STYLE = {
+    Verdict.PASSED: "green",
+    Verdict.FAILED: "bold red",
+    Verdict.SKIPPED: "yellow",
+    Verdict.XFAILED: "yellow",
+    Verdict.ERROR: "bold magenta",
+}
+_WORD = {Verdict.PASSED: "ok", Verdict.FAILED: "FAILED", Verdict.XFAILED: "xfail", Verdict.ERROR: "ERROR"}
 
 
 class KselftestReporter(SessionReporter):
@@ -20,8 +26,8 @@ class KselftestReporter(SessionReporter):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self.programs: Counter[str] = Counter()
-        self.points: Counter[str] = Counter()
+        self.programs: Counter[Verdict] = Counter()
+        self.points: Counter[Verdict] = Counter()
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """A program starts."""
@@ -30,29 +36,30 @@ class KselftestReporter(SessionReporter):
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Print a point or a program; successful setups and teardowns are not shown."""
-        if report.when != "call" and report.passed:
+        told = told_by(report)
+        if told is None:
             return
-        outcome, reason = told(report)
+        outcome, reason = told.verdict, told.reason
         if report.nodeid.count("::") > 1:
             self.points[outcome] += 1
-            self._print(f"  {_WORD.get(outcome, outcome):<8}", outcome, report.nodeid.split("::", 2)[2], reason)
+            self._print(f"  {_WORD.get(outcome, outcome.value):<8}", outcome, report.nodeid.split("::", 2)[2], reason)
             return
         self.programs[outcome] += 1
         first, _, rest = reason.partition("\n")
         took = f" ({report.duration:.1f} s)" if report.when == "call" else ""
-        self._print(f"{report.nodeid}: {outcome}", outcome, "", (f": {first}" if first else "") + took)
+        self._print(f"{report.nodeid}: {outcome.value}", outcome, "", (f": {first}" if first else "") + took)
         if rest:
             self.console.print(Text("\n".join(f"    {line}" for line in rest.splitlines())), soft_wrap=True)
 
-    def _print(self, mark: str, outcome: str, name: str, reason: str) -> None:
+    def _print(self, mark: str, outcome: Verdict, name: str, reason: str) -> None:
         line = Text(mark, style=_STYLE[outcome])
         line.append(f" {name}" if name else "", style="default")
         if name:
             words = [part for part in reason.splitlines() if part and part != name]
-            if outcome in ("skipped", "xfailed") and words:
+            if outcome in (Verdict.SKIPPED, Verdict.XFAILED) and words:
                 line.append(f": {words.pop(0)}", style="default")
             words = [f"             {part.strip()}" for part in words]
-            line.append("\n".join(["", *words]) if outcome == "failed" else "", style="default")
+            line.append("\n".join(["", *words]) if outcome is Verdict.FAILED else "", style="default")
         else:
             line.append(reason, style="default")
         self.console.print(line, soft_wrap=True)
@@ -65,18 +72,5 @@ class KselftestReporter(SessionReporter):
         self.console.print(Text("\n" + "; ".join(words), style="bold"), soft_wrap=True)
 
 
-def told(report: pytest.TestReport) -> tuple[str, str]:
-    """The outcome of a report in one word, and the reason in the test's own words."""
-    if hasattr(report, "wasxfail"):
-        return "xfailed", str(report.wasxfail).removeprefix("reason: ")
-    if report.skipped:
-        longrepr = report.longrepr
-        return "skipped", (longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)).removeprefix("Skipped: ")
-    if report.failed:
-        judged = report.when == "call" and NO_VERDICT not in dict(report.user_properties)
-        return ("failed" if judged else "error"), report.longreprtext
-    return "passed", "; ".join(str(value) for name, value in report.user_properties if name == "note")
-
-
-def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{counts[name]} {name}" for name in _STYLE if counts[name]) or "none"
+def _counted(counts: Counter[Verdict]) -> str:
+    return ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in _STYLE if counts[verdict]) or "none"

@@ -9,7 +9,7 @@ are set only if the CPU did so before the exit, which no manual promises. RAM be
 
 from __future__ import annotations
 
-from harness.errors import ClaimFailed, GuestProgramError, MachineryError, PremiseNotMet
+from harness.errors import CannotKnow, ClaimFailed, GuestProgramError, MachineryError, PremiseNotMet
 from harness.observe.probed import ProbedMachine
 from harness.pagetable import NO_BITS, Bits, Leaf
 from harness.qemu.spec import Accel, Device
@@ -53,12 +53,12 @@ def stand_in(device: Device, missed: Bits) -> Device:
     """The device to take instead of one in whose BAR's entries the CPU does not set all bits.
 
     :param missed: those, of :func:`misses`.
-    :raises PremiseNotMet: nothing can stand in for it.
+    :raises CannotKnow: nothing can stand in for it.
     :raises MachineryError: it has RAM behind its BAR already: nothing can be said of any kernel here.
     """
     said = what_is_missed(device, missed)
     if device is Device.NVME:
-        raise PremiseNotMet(f"cannot know: {said}, and only nvme has reset and power states; use --accel tcg")
+        raise CannotKnow(f"cannot know: {said}, and only nvme has reset and power states; use --accel tcg")
     if device is Device.SHMEM:
         raise MachineryError(f"{said}, although RAM is behind it: no entry read here means anything; use --accel tcg")
     return Device.SHMEM

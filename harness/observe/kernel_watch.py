@@ -15,10 +15,10 @@ from harness.verdict import (
     Taint,
     added_taint,
     alarming_taint,
-    describe_taint,
     parse_taint,
     scan,
 )
+from harness.verdict.troubles import Excused, KernelTroubles
 
 _LOG_TIMEOUT_S = 30.0
 _LAST_WORDS_TIMEOUT_S = 5.0
@@ -55,18 +55,18 @@ class KernelWatch:
         """What the log complains about."""
         return scan(self.log)
 
-    def troubles(self) -> list[str]:
-        """Complaints and taint, a line each."""
-        troubles = [f"the kernel log: {one.line}" for one in self.complaints() if not self._excuse(one)]
+    def troubles(self) -> KernelTroubles:
+        """Complaints and taint, and what is not held against the kernel."""
+        told = [(one, self._excuse(one)) for one in self.complaints()]
         taint = self.taint
-        if any(one.kind is ComplaintKind.SOFT_LOCKUP and self._excuse(one) for one in self.complaints()):
+        if any(one.kind is ComplaintKind.SOFT_LOCKUP and why for one, why in told):
             taint = added_taint(Taint.SOFTLOCKUP, taint)
-        return troubles + ([f"the kernel got tainted: {describe_taint(taint)}"] if taint else [])
-
-    def excused(self) -> list[str]:
-        """Complaints that are not held against the kernel, a line each, with the reason."""
-        told = [(one.line, self._excuse(one)) for one in self.complaints()]
-        return [f"not the kernel's fault: {line} ({why})" for line, why in told if why]
+        return KernelTroubles(
+            tuple(one.line for one, why in told if not why),
+            taint,
+            tuple(Excused(one.line, why) for one, why in told if why),
+            self.gap,
+        )
 
     def _excuse(self, complaint: Complaint) -> str:
         return self._qemu.standstill.excuse(complaint, self._stood_s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 
 from harness.errors import ClaimFailed
 from harness.kernel import KernelImage, has_symbol
@@ -14,7 +13,6 @@ from harness.pagetable import NO_BITS, Leaf
 from harness.verdict.capabilities import HUGE_FAULT_SYMBOL, LEVEL_SYMBOLS, Capabilities, ImageCapabilities
 
 SAVED_DIRTY_BIT = 58
-_CAP = re.compile(r"^# cap (\w+)=(.*)$", re.MULTILINE)
 
 
 def probe(vm: ProbedMachine) -> Capabilities:
@@ -28,8 +26,7 @@ def probe(vm: ProbedMachine) -> Capabilities:
         leaf = at["parent"].leaf("readonly")
         five_level = leaf.entry.layout.five_level
         saved_dirty = _has_saved_dirty(leaf, vm.kernel)
-        result = run.finish()
-    said = dict(_CAP.findall(result.stdout))
+        said = run.finish().values
     image = probe_image(vm.kernel)
     if image.huge_fault is None and "vfio_pci" not in vm.ready["missing"].split():
         symbols = vm.get("/proc/kallsyms")

@@ -11,13 +11,13 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from harness.errors import (
-    ClaimFailed,
     DeadlineError,
     GuestProgramError,
     HugepfnError,
     MachineryError,
     PremiseNotMet,
     ProtocolError,
+    RunBroken,
     UsageError,
 )
 from harness.guest import bounds
@@ -34,9 +34,10 @@ from harness.pagetable import Layout, LeafArrays
 from harness.printable import printable
 from harness.qemu.deadline import Deadline
 from harness.qemu.process import Qemu
-from harness.verdict import Complaint, Taint, parse_ktap
+from harness.verdict import Complaint, Taint, parse_ktap, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.troubles import KernelTroubles
 
 T = TypeVar("T")
 
@@ -179,35 +180,26 @@ class GuestRun:
         """What the kernel log complains about since the run began."""
         return self._kernel.complaints()
 
-    def kernel_troubles(self) -> list[str]:
+    def kernel_troubles(self) -> KernelTroubles:
         """What the kernel itself found wrong: its log's complaints, its taint."""
         return self._kernel.troubles()
-
-    def excused(self) -> list[str]:
-        """What the kernel complained about and is not held against it, a line each."""
-        return self._kernel.excused()
-
-    @property
-    def log_gap(self) -> str:
-        """Why "no complaint" cannot be said of the kernel log; empty where all of it was read."""
-        return self._kernel.gap
 
     def check(self) -> None:
         """Holds the run against what must hold at every stop, and against the kernel log.
 
         :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed; or a part
             of the kernel log is lost, and nothing else went wrong.
-        :raises ClaimFailed: an invariant does not hold, or the kernel complained.
+        :raises RunBroken: an invariant does not hold, or the kernel complained.
         """
         if self.uncalibrated:
             raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {self.uncalibrated[0]}")
-        found = [str(violation) for violation in self.broken]
-        found += self.kernel_troubles()
+        troubles = self.kernel_troubles()
+        found = [*map(str, self.broken), *words.troubles(troubles)]
         if found:
             more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
-            raise ClaimFailed("\n".join(found[:8]) + more)
-        if self.log_gap:
-            raise MachineryError(self.log_gap)
+            raise RunBroken("\n".join(found[:8]) + more)
+        if troubles.gap:
+            raise MachineryError(troubles.gap)
 
     def __enter__(self) -> Self:
         return self

@@ -43,7 +43,7 @@ def _of_mapping(
     at: Snapshot, process: ProcessView, area: Area, view: MappingView, saved_dirty: bool
 ) -> Iterator[Violation]:
     if view.broken:
-        yield Violation(Invariant.WALKABLE, area, view.broken)
+        yield Violation.of(Invariant.WALKABLE, area, view.broken)
     # Another process may run on between the guest's reading of its pagemap and the stop. The page
     # that is mapped for calibration, nobody touches again.
     settled = process.pid == at.pid or area.mapping == CALIBRATION_MAPPING

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.verdict.claims import Claim, Outcome, Run, ScenarioResult, exit_code
+from harness.verdict.claims import Claim, ClaimKind, Outcome, Run, ScenarioResult, exit_code
 from harness.verdict.complaint_kinds import ComplaintKind
 from harness.verdict.kernel_log import Complaint, Scanner, scan
 from harness.verdict.ktap.parse import KtapOutcome, Report, Test
@@ -18,6 +18,7 @@ from harness.verdict.taint import parse as parse_taint
 __all__ = [
     "HARMLESS",
     "Claim",
+    "ClaimKind",
     "Complaint",
     "ComplaintKind",
     "KtapOutcome",

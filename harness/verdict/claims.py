@@ -1,16 +1,7 @@
-"""Results as ``--json`` writes them, and the exit status that follows from them.
+"""Results as values, as ``--json`` writes them, and the exit status that follows from them.
 
-The file is one JSON object::
-
-    {"schema": "hugepfn-run", "version": 1,
-     "kernel": {"spec": ..., "release": ..., "config_hash": ...}, "accel": ..., "qemu": ..., ...
-                                        the context of the run, with as many keys as are known
-     "results": [
-       {"scenario": "fork", "level": "pud", "outcome": "failed", "reason": "",
-        "claims": [{"name": ..., "outcome": ..., "kernel_function": ..., "message": ...}],
-        "observations": [{...}],        objects of the observation schema, passed on without interpretation
-        "log": ["..."],                 the kernel log during the scenario
-        "waived": ["..."]}]}            invariants that the test waived, with its reason
+docs/results.md describes the file. Words for people are made of these values where they are shown
+(:mod:`harness.verdict.words`).
 
 A reader ignores keys that it does not know. A change that would mislead such a reader increases the version.
 """
@@ -18,19 +9,19 @@ A reader ignores keys that it does not know. A change that would mislead such a 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from datetime import date
+from typing import Any
 
 from harness.errors import ExitCode, UsageError
+from harness.pagetable import Observation
+from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.json_fields import JsonObject, as_object, day, member, objects, strings, value_of
+from harness.verdict.troubles import KernelTroubles
 
 SCHEMA = "hugepfn-run"
-VERSION = 1
-
-JsonObject = Mapping[str, Any]
-"""A JSON object of somebody else's schema, carried as it is."""
-
-_T = TypeVar("_T")
+VERSION = 2
 
 
 class Outcome(enum.Enum):
@@ -45,20 +36,38 @@ class Outcome(enum.Enum):
     """The machinery failed: nothing is known about the kernel."""
 
 
+class ClaimKind(enum.Enum):
+    """What a claim is about."""
+
+    SCENARIO = "scenario"
+    """A statement of the test, which the test names."""
+    INVARIANTS = "invariants"
+    """What must hold at every stop, and that the kernel log has no complaint. It has no name of its own."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement about page-table entries, and whether it holds on the kernel."""
 
     name: str
+    """In the words of the test; "" for another kind."""
     outcome: Outcome
+    """SKIPPED: it does not hold, and that may be the CPU's doing."""
     kernel_function: str
     """The function of the kernel that decides it, such as "copy_huge_pud"."""
     message: str = ""
     """What was seen instead, with both entries; "" where it held."""
+    kind: ClaimKind = ClaimKind.SCENARIO
+
+    @property
+    def key(self) -> tuple[ClaimKind, str]:
+        """What tells it from the other claims of its scenario, on every kernel."""
+        return self.kind, self.name
 
     def to_json(self) -> dict[str, Any]:
         """This claim as an object of schema hugepfn-run."""
         return {
+            "kind": self.kind.value,
             "name": self.name,
             "outcome": self.outcome.value,
             "kernel_function": self.kernel_function,
@@ -71,13 +80,39 @@ class Claim:
 
         :raises UsageError: value has another form.
         """
-        data = _object(value, "a claim")
+        data = as_object(value, "a claim")
         return cls(
-            name=_field(data, "name", str),
-            outcome=_outcome(data),
-            kernel_function=_field(data, "kernel_function", str),
-            message=_field(data, "message", str),
+            name=value_of(data, "name", str),
+            outcome=member(data, "outcome", Outcome),
+            kernel_function=value_of(data, "kernel_function", str),
+            message=value_of(data, "message", str),
+            kind=member(data, "kind", ClaimKind),
         )
+
+
+@dataclass(frozen=True)
+class BugSeen:
+    """A known bug that explains a failure."""
+
+    id: str
+    title: str
+
+
+@dataclass(frozen=True)
+class BugFixed:
+    """A known bug that did not show, and the older kernel of the series that was seen to have it."""
+
+    id: str
+    version: str
+
+
+@dataclass(frozen=True)
+class BugReturned:
+    """A known bug whose symptom shows, and the measurement that did not find it: of this version or an older one."""
+
+    id: str
+    version: str
+    date: date
 
 
 @dataclass(frozen=True)
@@ -89,13 +124,38 @@ class ScenarioResult:
     """"pte", "pmd" or "pud"; None for a scenario that knows no levels."""
     outcome: Outcome
     reason: str = ""
-    """Why it was skipped, or what went wrong; "" where it passed."""
+    """Why it was skipped, or what ended it, in the words of the error; "" if that is told by the other values."""
     claims: tuple[Claim, ...] = ()
-    observations: tuple[JsonObject, ...] = ()
+    observations: tuple[Observation, ...] = ()
     log: tuple[str, ...] = ()
     """The kernel's log from the first guest program on, a line each; of a boot that failed, its last lines."""
-    waived: tuple[str, ...] = ()
-    """Invariants that the test waived: name, reason, and whether that was needed."""
+    waived: tuple[tuple[Invariant, str], ...] = ()
+    """Invariants that need not hold in this test, each with the test's reason."""
+    cannot_know: bool = False
+    """It was skipped because this machine cannot show what it is about."""
+    stops: int = 0
+    """At how many stops the invariants were checked."""
+    violations: tuple[Violation, ...] = ()
+    """Of every invariant, those that were waived included."""
+    kernel: tuple[KernelTroubles, ...] = ()
+    """What the kernel itself found wrong, once per program that ran."""
+    known_bugs: tuple[BugSeen, ...] = ()
+    """For KNOWN_BUG: those that explain its failures."""
+    fixed_bugs: tuple[BugFixed, ...] = ()
+    returned_bugs: tuple[BugReturned, ...] = ()
+
+    @property
+    def broken(self) -> tuple[Violation, ...]:
+        """The violations that the test did not waive."""
+        waived = [invariant for invariant, _ in self.waived]
+        return tuple(one for one in self.violations if one.invariant not in waived)
+
+    @property
+    def failed_by_claims(self) -> int:
+        """How many of its own claims failed it; 0 if something else ended it."""
+        if self.outcome is not Outcome.FAILED or self.reason:
+            return 0
+        return sum(one.kind is ClaimKind.SCENARIO and one.outcome is Outcome.FAILED for one in self.claims)
 
     def to_json(self) -> dict[str, Any]:
         """This result as an object of schema hugepfn-run."""
@@ -104,10 +164,19 @@ class ScenarioResult:
             "level": self.level,
             "outcome": self.outcome.value,
             "reason": self.reason,
+            "cannot_know": self.cannot_know,
             "claims": [claim.to_json() for claim in self.claims],
-            "observations": [dict(observation) for observation in self.observations],
+            "stops": self.stops,
+            "violations": [one.to_json() for one in self.violations],
+            "waived": [{"invariant": one.id, "reason": why} for one, why in self.waived],
+            "kernel": [one.to_json() for one in self.kernel],
+            "known_bugs": [{"id": bug.id, "title": bug.title} for bug in self.known_bugs],
+            "fixed_bugs": [{"id": bug.id, "version": bug.version} for bug in self.fixed_bugs],
+            "returned_bugs": [
+                {"id": bug.id, "version": bug.version, "date": bug.date.isoformat()} for bug in self.returned_bugs
+            ],
+            "observations": [one.to_json() for one in self.observations],
             "log": list(self.log),
-            "waived": list(self.waived),
         }
 
     @classmethod
@@ -116,16 +185,26 @@ class ScenarioResult:
 
         :raises UsageError: value has another form.
         """
-        data = _object(value, "a result")
+        data = as_object(value, "a result")
         return cls(
-            scenario=_field(data, "scenario", str),
-            level=None if data.get("level") is None else _field(data, "level", str),
-            outcome=_outcome(data),
-            reason=_field(data, "reason", str),
-            claims=tuple(Claim.from_json(claim) for claim in _field(data, "claims", list)),
-            observations=tuple(_object(one, "an observation") for one in _field(data, "observations", list)),
-            log=tuple(str(line) for line in _field({"log": [], **data}, "log", list)),  # older files have none
-            waived=tuple(str(one) for one in _field({"waived": [], **data}, "waived", list)),  # and none of these
+            scenario=value_of(data, "scenario", str),
+            level=None if data.get("level") is None else value_of(data, "level", str),
+            outcome=member(data, "outcome", Outcome),
+            reason=value_of(data, "reason", str),
+            cannot_know=value_of(data, "cannot_know", bool),
+            claims=tuple(Claim.from_json(claim) for claim in value_of(data, "claims", list)),
+            stops=value_of(data, "stops", int),
+            violations=tuple(map(Violation.from_json, objects(data, "violations"))),
+            waived=tuple((Invariant.of(one), value_of(one, "reason", str)) for one in objects(data, "waived")),
+            kernel=tuple(map(KernelTroubles.from_json, objects(data, "kernel"))),
+            known_bugs=tuple(BugSeen(*strings(one, "id", "title")) for one in objects(data, "known_bugs")),
+            fixed_bugs=tuple(BugFixed(*strings(one, "id", "version")) for one in objects(data, "fixed_bugs")),
+            returned_bugs=tuple(
+                BugReturned(value_of(one, "id", str), value_of(one, "version", str), day(one))
+                for one in objects(data, "returned_bugs")
+            ),
+            observations=tuple(map(Observation.from_json, value_of(data, "observations", list))),
+            log=tuple(str(line) for line in value_of(data, "log", list)),
         )
 
 
@@ -152,17 +231,16 @@ class Run:
 
         :raises UsageError: value is not a hugepfn-run object, or has another version.
         """
-        data = _object(value, "the file")
+        data = as_object(value, "the file")
         schema, version = data.get("schema"), data.get("version")
         if schema != SCHEMA:
             raise UsageError(f"the file has schema {schema!r}, {SCHEMA!r} was expected; was it written by --json?")
         if version != VERSION or isinstance(version, bool):
             raise UsageError(
-                f"the file is {SCHEMA} version {version!r}, this hugepfn reads version {VERSION}; "
-                "write it again with this hugepfn, or read it with the one that wrote it"
+                f"the file is {SCHEMA} version {version!r}, this hugepfn reads version {VERSION}; run again with --json"
             )
         return cls(
-            results=tuple(ScenarioResult.from_json(result) for result in _field(data, "results", list)),
+            results=tuple(ScenarioResult.from_json(result) for result in value_of(data, "results", list)),
             context={key: value for key, value in data.items() if key not in ("schema", "version", "results")},
         )
 
@@ -180,27 +258,3 @@ def exit_code(results: Iterable[ScenarioResult], *, strict: bool = False) -> Exi
     if Outcome.FAILED in found or (strict and Outcome.SKIPPED in found):
         return ExitCode.CLAIM_FAILED
     return ExitCode.MACHINERY if Outcome.ERROR in found else ExitCode.OK
-
-
-def _object(value: object, what: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{what} is {type(value).__name__}, a JSON object was expected; is this a {SCHEMA} file?")
-    return dict(value)
-
-
-def _field(data: JsonObject, key: str, kind: type[_T]) -> _T:
-    if key not in data:
-        raise UsageError(f"{key!r} is missing in an object of {SCHEMA}; it has {', '.join(sorted(data)) or 'nothing'}")
-    value = data[key]
-    if not isinstance(value, kind):
-        raise UsageError(f"{key!r} is {value!r:.80}, {kind.__name__} was expected")
-    return value
-
-
-def _outcome(data: JsonObject) -> Outcome:
-    word = _field(data, "outcome", str)
-    try:
-        return Outcome(word)
-    except ValueError:
-        known = ", ".join(outcome.value for outcome in Outcome)
-        raise UsageError(f"'outcome' is {word!r}, one of {known} was expected") from None

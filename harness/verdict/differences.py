@@ -10,12 +10,13 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.pagetable import Bits, EntryChange, Level, Observation, diff
-from harness.verdict.claims import Outcome, Run, ScenarioResult
+from harness.verdict import words
+from harness.verdict.claims import Claim, ClaimKind, Outcome, Run, ScenarioResult
 from harness.verdict.table import Case, Column
 
 SCHEMA = "hugepfn-compare"
@@ -28,7 +29,6 @@ _UNSTABLE = (
     (re.compile(r"\b(pid|PID|CPU|cpu)(:? )\d+"), r"\1\2N"),
     (re.compile(r"\[\s*\d+\.\d+\]"), "[..]"),  # printk timestamps
 )
-_STOPS = re.compile(r"\bheld at \d+ stops\b")
 
 
 class What(enum.Enum):
@@ -109,7 +109,7 @@ def unknown_cases(*runs: Run) -> dict[Case, str]:
     for run in runs:
         for case, result in Column("", (run,)).by_case[0].items():
             if result.outcome is Outcome.ERROR:
-                found.setdefault(case, result.reason or "error")
+                found.setdefault(case, words.reason(result) or Outcome.ERROR.value)
     return found
 
 
@@ -168,7 +168,7 @@ def _differences(
     said = _said(one), _said(other)
     if one is None or other is None or one.outcome is not other.outcome:
         yield Difference(What.OUTCOME, "", *said)
-    elif _stable(one.reason, names[0]) != _stable(other.reason, names[1]):
+    elif _why(one, names[0]) != _why(other, names[1]):
         yield Difference(What.REASON, "", *said)
     if one is None or other is None or Outcome.SKIPPED in (one.outcome, other.outcome):
         return  # this side lacks the whole scenario: the outcome shows it
@@ -179,7 +179,14 @@ def _differences(
 def _said(result: ScenarioResult | None) -> str:
     if result is None:
         return NOTHING
-    return ": ".join(filter(None, (result.outcome.value, result.reason.strip().partition("\n")[0])))
+    return ": ".join(filter(None, (result.outcome.value, words.reason(result).strip().partition("\n")[0])))
+
+
+def _why(result: ScenarioResult, names: Iterable[str]) -> tuple[object, ...]:
+    """Why the outcome is what it is, without what varies between two runs or two kernels."""
+    if result.known_bugs:
+        return result.known_bugs
+    return result.fixed_bugs, result.returned_bugs, result.failed_by_claims, _stable(result.reason, names)
 
 
 def _stable(reason: str, names: Iterable[str]) -> str:
@@ -190,37 +197,39 @@ def _stable(reason: str, names: Iterable[str]) -> str:
     return reason
 
 
+_Key = tuple[ClaimKind, str, int]  # the number counts claims of the same name
+
+
 def _claims(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
-    first, second = _claims_by_name(one), _claims_by_name(other)
+    first, second = _claims_by_key(one), _claims_by_key(other)
     for key in dict.fromkeys((*first, *second)):
-        name, function, _ = first.get(key) or second[key]
-        before, after = (side[key][2] if key in side else NOT_CLAIMED for side in (first, second))
-        early = _ended_early(first, one, key) or _ended_early(second, other, key)
-        if early and one.outcome is not other.outcome:
+        before, after = (side[key].outcome if key in side else None for side in (first, second))
+        ended = [side.outcome for side, said in ((one, before), (other, after)) if said is None]
+        if Outcome.FAILED in ended and one.outcome is not other.outcome:
             continue  # it was never reached: the outcome shows it
-        if before != after and Outcome.SKIPPED.value not in (before, after):  # nothing is known about that side
-            yield Difference(What.CLAIM, name, before, after, function)
+        if before is not after and Outcome.SKIPPED not in (before, after):  # nothing is known about that side
+            name = words.invariants() if key[0] is ClaimKind.INVARIANTS else key[1]
+            function = (first.get(key) or second[key]).kernel_function
+            yield Difference(What.CLAIM, name, _outcome(before), _outcome(after), function)
 
 
-def _ended_early(claims: Container[tuple[str, int]], result: ScenarioResult, key: tuple[str, int]) -> bool:
-    return key not in claims and result.outcome is Outcome.FAILED
+def _outcome(outcome: Outcome | None) -> str:
+    return NOT_CLAIMED if outcome is None else outcome.value
 
 
-def _claims_by_name(result: ScenarioResult) -> dict[tuple[str, int], tuple[str, str, str]]:
-    """Name, kernel function and outcome of each claim; the number of stops in the claim of invariants is left out."""
-    seen: Counter[str] = Counter()
+def _claims_by_key(result: ScenarioResult) -> dict[_Key, Claim]:
+    seen: Counter[tuple[ClaimKind, str]] = Counter()
     found = {}
     for claim in result.claims:
-        name = _STOPS.sub("held at every stop", claim.name)
-        found[name, seen[name]] = name, claim.kernel_function, claim.outcome.value
-        seen[name] += 1
+        found[*claim.key, seen[claim.key]] = claim
+        seen[claim.key] += 1
     return found
 
 
 def _entries(one: ScenarioResult, other: ScenarioResult, *, early: bool) -> Iterator[Difference]:
-    first, second = ([Observation.from_json(dict(line)) for line in result.observations] for result in (one, other))
+    first, second = one.observations, other.observations
     if early:
-        first, second = ([seen.aged() for seen in side] for side in (first, second))
+        first, second = (tuple(seen.aged() for seen in side) for side in (first, second))
     stops = [dict.fromkeys(seen.checkpoint for seen in side) for side in (first, second)]
     for name in dict.fromkeys((*stops[0], *stops[1])):
         if not (name in stops[0] and name in stops[1]):

@@ -6,8 +6,11 @@ import enum
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
+from harness.errors import UsageError
 from harness.pagetable import PAGE_SIZE_BYTES, Leaf, PagemapWord
+from harness.verdict.json_fields import JsonObject, strings, value_of
 
 _PROT_WRITE = 2
 
@@ -28,6 +31,23 @@ class Invariant(enum.Enum):
     PRESENT = "walk and pagemap agree on present"
     SAME_PFN = "walk and pagemap agree on the pfn"
     SOFT_DIRTY = "a soft-dirty entry is soft-dirty in pagemap"
+
+    @property
+    def id(self) -> str:
+        """Its name in JSON, which stays if the words change: "bar_pfn"."""
+        return self.name.lower()
+
+    @classmethod
+    def of(cls, data: JsonObject) -> Self:
+        """The invariant that the object of a result names.
+
+        :raises UsageError: there is no such invariant.
+        """
+        word = value_of(data, "invariant", str)
+        found = next((one for one in cls if one.id == word), None)
+        if found is None:
+            raise UsageError(f"'invariant' is {word!r}, one of {', '.join(one.id for one in cls)} was expected")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +73,31 @@ class Violation:
     """A violation of an invariant at one leaf."""
 
     invariant: Invariant
-    area: Area
-    message: str
+    checkpoint: str
+    process: str
+    mapping: str
+    message: str  # the leaf's place, the leaf, and what was expected
 
-    @property
-    def mapping(self) -> str:
-        """The name of the mapping."""
-        return self.area.mapping
+    @classmethod
+    def of(cls, invariant: Invariant, area: Area, message: str) -> Self:
+        """A violation somewhere in a mapping."""
+        return cls(invariant, area.checkpoint, area.process, area.mapping, message)
+
+    def to_json(self) -> dict[str, str]:
+        """This violation as an object of schema hugepfn-run."""
+        place = {"checkpoint": self.checkpoint, "process": self.process, "mapping": self.mapping}
+        return {"invariant": self.invariant.id, **place, "message": self.message}
+
+    @classmethod
+    def from_json(cls, data: JsonObject) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        :raises UsageError: data has another form.
+        """
+        return cls(Invariant.of(data), *strings(data, "checkpoint", "process", "mapping", "message"))
 
     def __str__(self) -> str:
-        return f"{self.invariant.value}: at {self.area.checkpoint!r}, {self.message}"
+        return f"{self.invariant.value}: at {self.checkpoint!r}, {self.message}"
 
 
 def pfnmap_violations(
@@ -77,27 +112,27 @@ def pfnmap_violations(
     for leaf in leaves:
         where = area.at(leaf)
         if not leaf.special:
-            yield Violation(Invariant.SPECIAL, area, f"SPECIAL is clear: {where}")
+            yield Violation.of(Invariant.SPECIAL, area, f"SPECIAL is clear: {where}")
         if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: no access is allowed
-            yield Violation(Invariant.USER, area, f"U is clear: {where}")
+            yield Violation.of(Invariant.USER, area, f"U is clear: {where}")
         expected = area.bar_paddr + leaf.vaddr - area.start
         if leaf.pfn * PAGE_SIZE_BYTES != expected:
-            yield Violation(Invariant.BAR_PFN, area, f"expected pfn {expected // PAGE_SIZE_BYTES:#x}: {where}")
+            yield Violation.of(Invariant.BAR_PFN, area, f"expected pfn {expected // PAGE_SIZE_BYTES:#x}: {where}")
         if leaf.vaddr < area.start or leaf.vaddr + leaf.size_bytes > area.end:
-            yield Violation(
+            yield Violation.of(
                 Invariant.INSIDE,
                 area,
                 f"vma {area.start:#x}-{area.end:#x}, leaf at {leaf.vaddr:#x}: {where}",
             )
         if leaf.write and not area.prot & _PROT_WRITE:
-            yield Violation(Invariant.WRITE, area, where)
+            yield Violation.of(Invariant.WRITE, area, where)
         if saved_dirty and leaf.shadow_stack_shape:
-            yield Violation(Invariant.SHADOW_STACK, area, where)
+            yield Violation.of(Invariant.SHADOW_STACK, area, where)
         if leaf.saved_dirty and leaf.write:
-            yield Violation(Invariant.SAVED_DIRTY, area, where)
+            yield Violation.of(Invariant.SAVED_DIRTY, area, where)
     for number, word in enumerate(pagemap):
         if not word.hole:
-            yield Violation(Invariant.HOLE, area, f"{area.process} {area.mapping} page {number}: {word}")
+            yield Violation.of(Invariant.HOLE, area, f"{area.process} {area.mapping} page {number}: {word}")
 
 
 def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:
@@ -113,7 +148,7 @@ def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:
     for area, leaf in seen:
         if leaf.cache != usual:
             message = f"PAT index {leaf.cache} at {area.at(leaf)}; PAT index {usual} at {place}"
-            yield Violation(Invariant.CACHE_BITS, area, message)
+            yield Violation.of(Invariant.CACHE_BITS, area, message)
 
 
 def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence[PagemapWord]) -> Iterator[Violation]:
@@ -131,8 +166,8 @@ def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence
         here = leaf if leaf is not None and leaf.covers(vaddr) else None
         where = f"{area.process} {area.mapping} page {number}: pagemap {word}; walk {here.entry if here else 'a hole'}"
         if word.present != (here is not None):
-            yield Violation(Invariant.PRESENT, area, where)
+            yield Violation.of(Invariant.PRESENT, area, where)
         elif here is not None and word.pfn != here.pfn_at(vaddr):
-            yield Violation(Invariant.SAME_PFN, area, where)
+            yield Violation.of(Invariant.SAME_PFN, area, where)
         elif here is not None and here.soft_dirty and not word.soft_dirty:
-            yield Violation(Invariant.SOFT_DIRTY, area, where)
+            yield Violation.of(Invariant.SOFT_DIRTY, area, where)

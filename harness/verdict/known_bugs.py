@@ -13,9 +13,12 @@
     reproduce = "hugepfn run mprotect_part --level pud --kernel debian:6.12.117"
 
     [[bug.symptom]]
-    claim = "the other half keeps its entries"  # regular expression: the name of the broken claim, "invariant",
-                                                # "kernel log", or "end" for what ended the run
+    claim = "the other half keeps its entries"  # regular expression: the name of the broken claim
     message = "no entry for bar"                # regular expression, searched for in what was seen
+
+Instead of ``claim``, a symptom may have ``invariant = "bar_pfn"`` (:attr:`harness.verdict.invariants.Invariant.id`), or
+``in`` with where ``message`` is searched for: "kernel log" (the first line of each complaint), "taint" (the names of
+:class:`harness.verdict.taint.Taint`) or "end" (what ended the run).
 
 The outcome of a scenario is "known bug" only if each of its failures is a symptom in the list. Which kernels were seen
 to have a bug is measured: :mod:`harness.verdict.seen`.
@@ -23,6 +26,7 @@ to have a bug is measured: :mod:`harness.verdict.seen`.
 
 from __future__ import annotations
 
+import enum
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -30,29 +34,48 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import UsageError
+from harness.verdict.claims import BugFixed, BugReturned, BugSeen
+from harness.verdict.invariants import Invariant
+from harness.verdict.seen import NO_FACTS, Facts
 
 _LEVELS = {"pte", "pmd", "pud"}
 _BUG_KEYS = {"id": str, "title": str, "scenario": str, "function": str, "reproduce": str}
+
+
+class FailureKind(enum.Enum):
+    """What kind of thing went wrong."""
+
+    CLAIM = "claim"
+    INVARIANT = "invariant"
+    KERNEL_LOG = "kernel log"
+    TAINT = "taint"
+    END = "end"
+
+
+_PLACES = (FailureKind.KERNEL_LOG, FailureKind.TAINT, FailureKind.END)  # a symptom's ``in``
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One thing that went wrong in a scenario."""
 
-    what: str  # a claim's name, or "invariant", "kernel log", "end"
+    kind: FailureKind
     message: str  # what was seen
+    name: str = ""  # the claim's name, the invariant's id; "" for the other kinds
 
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
     """One way in which a bug shows."""
 
-    claim: re.Pattern[str]
+    kind: FailureKind
+    name: re.Pattern[str]
     message: re.Pattern[str]
 
     def shows_in(self, failure: Failure) -> bool:
         """Whether the failure is this symptom."""
-        return self.claim.fullmatch(failure.what) is not None and self.message.search(failure.message) is not None
+        same = failure.kind is self.kind and self.name.fullmatch(failure.name) is not None
+        return same and self.message.search(failure.message) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +113,9 @@ class KnownBug:
 class Finding:
     """What the list says about one result."""
 
-    bugs: tuple[KnownBug, ...]  # that explain every failure; empty if one is unexplained, or there are none
-    fixed: tuple[tuple[KnownBug, str], ...]  # bugs of an older kernel of the series in this scenario, which passed
-
-    @property
-    def known(self) -> bool:
-        """Every failure is a known bug."""
-        return bool(self.bugs)
-
-    @property
-    def reason(self) -> str:
-        """The reason for the result: "known bug HP-001: ...", "fixed here: HP-001 (6.12.117 had it)", or nothing."""
-        if self.bugs:
-            return "; ".join(f"known bug {bug.id}: {bug.title}" for bug in self.bugs)
-        told = ", ".join(f"{bug.id} ({version} had it)" for bug, version in self.fixed)
-        return f"fixed here: {told}" if told else ""
+    known: tuple[BugSeen, ...] = ()  # bugs that explain every failure; empty if one is unexplained, or there are none
+    fixed: tuple[BugFixed, ...] = ()  # bugs of an older kernel of the series in this scenario, which passed
+    returned: tuple[BugReturned, ...] = ()  # bugs that would explain a failure, but the kernel was measured without
 
 
 def judge(
@@ -112,21 +123,33 @@ def judge(
     scenario: str,
     level: str | None,
     failures: Sequence[Failure],
-    had_it: Callable[[KnownBug], str | None] = lambda _bug: None,
+    facts: Facts = NO_FACTS,
+    release: str = "",
 ) -> Finding:
     """Compare the failures of a scenario that reached its verdict with the list of known bugs.
 
-    :param had_it: returns the older kernel of the same series that was seen to have a bug, or None
-        (:meth:`harness.verdict.seen.Sightings.had_it`).
+    :param facts: which kernels were seen to have which bugs.
+    :param release: the release or the version of this kernel; "" if it is not known.
     """
     covering = [bug for bug in ledger if bug.covers(scenario, level)]
     if not failures:
-        older = [(bug, had_it(bug)) for bug in covering if not bug.sometimes]
-        return Finding((), tuple((bug, version) for bug, version in older if version is not None))
+        older = [(bug.id, facts.of(bug.id).had_it(release)) for bug in covering if release and not bug.sometimes]
+        return Finding(fixed=tuple(BugFixed(bug, version) for bug, version in older if version is not None))
+    returned = {bug.id: one for bug in covering if (one := _returned(bug, facts, release)) is not None}
     explained = [[bug for bug in covering if bug.explains(failure)] for failure in failures]
-    if not all(explained):
-        return Finding((), ())
-    return Finding(tuple(bug for bug in covering if any(bug in bugs for bugs in explained)), ())
+    believed = [[bug for bug in bugs if bug.id not in returned] for bugs in explained]
+    if all(believed):
+        return Finding(tuple(BugSeen(bug.id, bug.title) for bug in covering if any(bug in bugs for bugs in believed)))
+    doubted = {bug.id for bugs, left in zip(explained, believed, strict=True) if not left for bug in bugs}
+    return Finding(returned=tuple(one for bug, one in returned.items() if bug in doubted))
+
+
+def _returned(bug: KnownBug, facts: Facts, release: str) -> BugReturned | None:
+    """The measurement by which this kernel should not have the bug. That a race was not seen means nothing."""
+    if not release or bug.sometimes:
+        return None
+    lacked = facts.of(bug.id).lacked_it(facts.version_of(release))
+    return BugReturned(bug.id, *lacked) if lacked is not None else None
 
 
 def parse_ledger(text: str) -> list[KnownBug]:
@@ -164,9 +187,12 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
     if not entry.get("symptom"):
         raise UsageError(f"{where} has no [[bug.symptom]]: nothing would tell it from another bug")
     try:
-        symptoms = tuple(Symptom(re.compile(one["claim"]), re.compile(one["message"])) for one in entry["symptom"])
-    except (KeyError, TypeError, re.error) as error:
-        raise UsageError(f"{where}: a symptom has 'claim' and 'message', both regular expressions: {error}") from None
+        symptoms = tuple(map(_symptom, entry["symptom"]))
+    except (KeyError, TypeError, ValueError, re.error) as error:
+        raise UsageError(
+            f"{where}: a symptom has 'message' and one of 'claim', 'invariant' and 'in'; 'claim' and 'message' are "
+            f"regular expressions: {error}"
+        ) from None
     try:
         scenario = re.compile(entry["scenario"])
     except re.error as error:
@@ -180,3 +206,20 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
         config=tuple(config),
         sometimes=entry.get("sometimes", False),
     )
+
+
+def _symptom(data: dict[str, str]) -> Symptom:
+    message = re.compile(data["message"])
+    match data.keys() - {"message"}:
+        case keys if keys == {"claim"}:
+            return Symptom(FailureKind.CLAIM, re.compile(data["claim"]), message)
+        case keys if keys == {"invariant"}:
+            return Symptom(FailureKind.INVARIANT, re.compile(Invariant.of(data).id), message)
+        case keys if keys == {"in"}:
+            place = next((one for one in _PLACES if one.value == data["in"]), None)
+            if place is None:
+                known = ", ".join(one.value for one in _PLACES)
+                raise ValueError(f"'in' is {data['in']!r}, one of {known} was expected")
+            return Symptom(place, re.compile(""), message)
+        case keys:
+            raise ValueError(f"it has {', '.join(sorted(keys)) or 'none of them'}")

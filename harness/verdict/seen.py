@@ -20,6 +20,9 @@
 
 A bug is *fixed* in a kernel only if an older kernel of the same series was seen to have it: 6.12.118 after 6.12.117.
 6.18 follows 6.17 in mainline but is not a fix of it: a bug of 6.17.13 that 6.18.15 does not have is *absent* there.
+
+A bug has *returned* where its symptom shows on a kernel that was measured without it, or that is newer in the same
+series: 6.12.119 after 6.12.118 above, but not 6.12.100, which may be as old as the bug. That is a failure.
 """
 
 from __future__ import annotations
@@ -70,6 +73,21 @@ class Sightings:
         older = [one for one in self.present if version_key(one)[:2] == mine[:2] and version_key(one) <= mine]
         return max(older, key=version_key, default=None)
 
+    def lacked_it(self, version: str) -> tuple[str, date] | None:
+        """The measurement by which a kernel should not have the bug, and its day; else None.
+
+        Of the kernels of the same series that are not newer than this one, the newest that was checked decides: it
+        must have been checked without finding the bug.
+        """
+        if not self.absent:
+            return None
+        mine = version_key(version)
+        checked = [one for one in (*self.present, *self.absent) if series_of(one) == series_of(version)]
+        newest = max((one for one in checked if version_key(one) <= mine), key=version_key, default=None)
+        if newest is None or newest in self.present:
+            return None
+        return newest, self.absent[newest]
+
     def newest_of(self, series: str) -> str | None:
         """The newest kernel of a series that was checked, or None."""
         return max(
@@ -97,6 +115,10 @@ class Facts:
     kernels: Mapping[str, str] = field(default_factory=dict)  # upstream version -> release, in the matrix's order
     bugs: Mapping[str, Sightings] = field(default_factory=dict)  # by the bug's id
 
+    def version_of(self, release: str) -> str:
+        """The version of a kernel with this release, if it was measured: Debian's 6.1.0-56-cloud-amd64 is 6.1.192."""
+        return next((version for version, known in self.kernels.items() if known == release), release)
+
     def of(self, bug: str) -> Sightings:
         """The sightings of a bug; empty if no kernel was checked."""
         return self.bugs.get(bug, Sightings())
@@ -106,6 +128,9 @@ class Facts:
         """Every kernel version that the facts name."""
         seen = {version for one in self.bugs.values() for version in (*one.present, *one.absent)}
         return seen | self.kernels.keys()
+
+
+NO_FACTS = Facts()
 
 
 def parse_facts(text: str) -> Facts:

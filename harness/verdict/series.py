@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from harness.verdict.table import Case, Cell, Mark, Table, broken_claims
+from harness.verdict.claims import Outcome
+from harness.verdict.table import Case, Cell, Mark, Table
 
 #: Marks that say nothing about the kernel of that step.
 _SILENT = {Mark.ERROR, Mark.UNKNOWN}
@@ -47,6 +48,8 @@ def steady(table: Table) -> Counter[Mark]:
 
 
 def _said(cell: Cell) -> tuple[object, ...]:
-    """What counts as the answer: the mark, the bug, and which claims are broken."""
-    broken = frozenset(name for result in cell.results if result is not None for name in broken_claims(result))
-    return cell.mark, cell.bug, broken if cell.mark is Mark.FAIL else frozenset()
+    """What counts as the answer: the mark, the bugs, and which claims are broken."""
+    if cell.mark is not Mark.FAIL:
+        return cell.mark, cell.listed
+    claims = (claim for result in cell.results if result is not None for claim in result.claims)
+    return cell.mark, frozenset(claim.key for claim in claims if claim.outcome is Outcome.FAILED)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import enum
 import functools
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import ExitCode
+from harness.verdict import words
 from harness.verdict.claims import Outcome, Run, ScenarioResult, exit_code
 
 SCHEMA = "hugepfn-matrix"
-VERSION = 1
+VERSION = 2
 
 #: The key in a Run's context that says why results are missing: the child process that runs it failed.
 TROUBLE = "trouble"
-
-_KNOWN_BUG = re.compile(r"known bug (\S+?)(?=:|;|\s|$)")
-_FIXED = re.compile(r"(\S+) \(\S+ had it\)")
-_CANNOT_KNOW = re.compile(r"cannot know\b", re.IGNORECASE)
 
 
 class Mark(enum.Enum):
@@ -56,19 +52,18 @@ class Cell:
 
     mark: Mark
     reason: str = ""  # "" if it simply passed
-    bug: str = ""  # id in the list of known bugs
+    listed: tuple[str, ...] = ()  # ids in the list of known bugs: those that it shows, or that are fixed here
     results: tuple[ScenarioResult | None, ...] = ()  # one per repeat; None if that run has none
 
     @property
     def word(self) -> str:
         """The printed form: ``pass``, ``bug HP-001``, ``skip``."""
-        return f"bug {self.bug}" if self.mark is Mark.BUG and self.bug else self.mark.value
+        return " ".join([self.mark.value, *([", ".join(self.listed)] if self.mark is Mark.BUG and self.listed else [])])
 
     @property
     def bugs(self) -> frozenset[str]:
         """The ids of the known bugs in any of its results."""
-        known = (one.reason for one in self.results if one is not None and one.outcome is Outcome.KNOWN_BUG)
-        return frozenset(bug for reason in known for bug in _KNOWN_BUG.findall(reason))
+        return frozenset(bug.id for one in self.results if one is not None for bug in one.known_bugs)
 
     @property
     def note(self) -> str:
@@ -187,16 +182,13 @@ class Table:
                     "scenario": case.scenario,
                     "level": case.level,
                     "turn": case.turn,
-                    "cells": [{"mark": cell.mark.value, "bug": cell.bug, "reason": cell.reason} for cell in row],
+                    "cells": [
+                        {"mark": cell.mark.value, "bugs": list(cell.listed), "reason": cell.reason} for cell in row
+                    ],
                 }
                 for case, row in self.rows()
             ],
         }
-
-
-def broken_claims(result: ScenarioResult) -> tuple[str, ...]:
-    """The names of the claims that do not hold."""
-    return tuple(claim.name for claim in result.claims if claim.outcome is Outcome.FAILED)
 
 
 def _cases(run: Run) -> Iterator[tuple[Case, ScenarioResult]]:
@@ -215,33 +207,31 @@ def _cell(column: Column, case: Case) -> Cell:
     results = tuple(found.get(case) for found in column.by_case)
     single = [_judge(result, column.trouble) for result in results]
     if not single:
-        return Cell(Mark.UNKNOWN, "cannot know: it was not run")
-    if len({(cell.mark, cell.bug) for cell in single}) > 1:
-        words = Counter(cell.word for cell in single)
-        said = ", ".join(f"{count} of {len(single)} {word}" for word, count in words.most_common())
+        return Cell(Mark.UNKNOWN, words.NOT_RUN)
+    if len({(cell.mark, cell.listed) for cell in single}) > 1:
+        counts = Counter(cell.word for cell in single)
+        said = ", ".join(f"{count} of {len(single)} {word}" for word, count in counts.most_common())
         why = next((cell.note for cell in single if cell.mark not in (Mark.PASS, Mark.FIXED) and cell.note), "")
-        return Cell(Mark.FLAKE, f"{said}: {why}" if why else said, "", results)
-    return Cell(single[0].mark, single[0].reason, single[0].bug, results)
+        return Cell(Mark.FLAKE, f"{said}: {why}" if why else said, results=results)
+    return Cell(single[0].mark, single[0].reason, single[0].listed, results)
 
 
 def _judge(result: ScenarioResult | None, trouble: str) -> Cell:
     if result is None:
-        return Cell(Mark.ERROR, trouble) if trouble else Cell(Mark.UNKNOWN, "cannot know: the run has no result of it")
-    reason = result.reason
+        return Cell(Mark.ERROR, trouble) if trouble else Cell(Mark.UNKNOWN, words.NO_RESULT)
+    reason = words.reason(result)
     match _outcome(result):
         case Outcome.PASSED:
-            fixed = _FIXED.findall(reason)
-            return Cell(Mark.FIXED, reason, ", ".join(fixed)) if fixed else Cell(Mark.PASS, reason)
+            fixed = tuple(bug.id for bug in result.fixed_bugs)
+            return Cell(Mark.FIXED if fixed else Mark.PASS, reason, fixed)
         case Outcome.SKIPPED:
-            return Cell(Mark.UNKNOWN if _CANNOT_KNOW.match(reason) else Mark.SKIP, reason)
+            return Cell(Mark.UNKNOWN if result.cannot_know else Mark.SKIP, reason)
         case Outcome.KNOWN_BUG:
-            return Cell(Mark.BUG, reason, ", ".join(_KNOWN_BUG.findall(reason)))
+            return Cell(Mark.BUG, reason, tuple(bug.id for bug in result.known_bugs))
         case Outcome.ERROR:
-            return Cell(Mark.ERROR, reason or "; ".join(_errors(result)))
+            return Cell(Mark.ERROR, reason or words.errors(result))
         case Outcome.FAILED:
-            broken = broken_claims(result)
-            first, newline, rest = reason.partition("\n")
-            return Cell(Mark.FAIL, ": ".join(filter(None, (first, "; ".join(broken)))) + newline + rest)
+            return Cell(Mark.FAIL, words.failure(result))
 
 
 def _outcome(result: ScenarioResult) -> Outcome:
@@ -250,7 +240,3 @@ def _outcome(result: ScenarioResult) -> Outcome:
         claims = {claim.outcome for claim in result.claims}
         return next((one for one in (Outcome.FAILED, Outcome.ERROR) if one in claims), Outcome.PASSED)
     return result.outcome
-
-
-def _errors(result: ScenarioResult) -> tuple[str, ...]:
-    return tuple(claim.message or claim.name for claim in result.claims if claim.outcome is Outcome.ERROR)

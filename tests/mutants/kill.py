@@ -10,8 +10,8 @@ A mutant is a patch. Above its first ``---`` line it says what it breaks and who
     ---
 
 After "Killed-by:" come scenario, level (empty where the scenario knows none) and a text: the name of a claim that must
-be broken, or words of a broken invariant, of the kernel log or of what ended the run. "Fragment: NAME" names a file of
-kconfigs/ that the mutant is built with.
+be broken, the id of an invariant (shadow_stack), or words of the kernel log or of what ended the run. "Fragment: NAME"
+names a file of kconfigs/ that the mutant is built with.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rich.table import Table
 from harness.campaign.building import build_shown
 from harness.campaign.kernels import RunOptions, run_kernel
 from harness.errors import HugepfnError
-from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict import Outcome, Run, ScenarioResult, words
 from harness.verdict.table import TROUBLE
 
 HERE = Path(__file__).resolve().parent
@@ -50,9 +50,10 @@ class Killer:
         """Whether this result shows it."""
         if (result.scenario, result.level) != (self.scenario, self.level):
             return False
-        broken = [claim for claim in result.claims if claim.outcome is Outcome.FAILED]
-        said = [claim.message for claim in broken if claim.name.startswith("the invariants held")] + [result.reason]
-        return any(claim.name == self.words for claim in broken) or any(self.words in text for text in said)
+        broken = [claim.name for claim in result.claims if claim.outcome is Outcome.FAILED]
+        broken += [one.invariant.id for one in result.broken]
+        said = [line for seen in result.kernel for line in seen.complaints] + [result.reason]
+        return self.words in broken or any(self.words in line for line in said)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def verdict(mutant: Mutant, run: Run) -> tuple[str, str]:
     failed = [one for one in run.results if one.outcome in (Outcome.FAILED, Outcome.ERROR)]
     if not failed:
         return "survived", f"{len(run.results)} cases passed"
-    claims = [c.name for c in failed[0].claims if c.outcome is Outcome.FAILED] or [failed[0].reason]
+    claims = words.broken_claims(failed[0]) or [failed[0].reason]
     return "killed by another", f"{failed[0].scenario} {failed[0].level or ''}: {claims[0]}"
 
 

@@ -34,12 +34,6 @@ def test_a_cpu_that_sets_a_ahead_of_any_access_breaks_no_claim(hugepfn: Command,
     assert run.context["capabilities"]["early"] == ["A"]
     unknown = {claim.name for result in run.results for claim in result.claims if claim.outcome is Outcome.SKIPPED}
     assert "the child's entry is old" in unknown
-    assert all(
-        claim.message.startswith("cannot know")
-        for result in run.results
-        for claim in result.claims
-        if claim.outcome is Outcome.SKIPPED
-    )
 
 
 def test_a_bar_in_whose_entries_no_d_is_set_is_replaced(hugepfn: Command, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""The result of a test on its way from the test to whoever shows or writes it: one value per report of pytest.
+
+A report carries it as an attribute. Only between xdist's processes is it text, so that what crosses is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from harness.verdict import ScenarioResult
+from harness.verdict.json_fields import JsonObject, as_object, value_of
+
+_ATTRIBUTE = "hugepfn"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a report says of a test."""
+
+    result: ScenarioResult
+    context: JsonObject | None = None
+    """What the test ran on, as far as it came; None for a test that is about no machine, which has only an outcome."""
+    misused: bool = False
+    """What was asked for is the error."""
+    wished: bool = False
+    """The test had another machine than was asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """This value as a JSON object."""
+        rest = {"context": self.context, "misused": self.misused, "wished": self.wished}
+        return {"result": self.result.to_json(), **rest}
+
+    @classmethod
+    def from_json(cls, value: object) -> Carried:
+        """Read what :meth:`to_json` wrote.
+
+        :raises UsageError: value is something else.
+        """
+        data = as_object(value, "what a report carries")
+        return cls(
+            result=ScenarioResult.from_json(data["result"]),
+            context=None if data["context"] is None else as_object(data["context"], "the context"),
+            misused=value_of(data, "misused", bool),
+            wished=value_of(data, "wished", bool),
+        )
+
+
+def carry(report: pytest.TestReport, carried: Carried) -> None:
+    """Attach it to a report."""
+    setattr(report, _ATTRIBUTE, carried)
+
+
+def carried_by(report: pytest.TestReport) -> Carried | None:
+    """What a report carries; None if that is nothing."""
+    found = getattr(report, _ATTRIBUTE, None)
+    return found if isinstance(found, Carried) else None
+
+
+class Crossing:
+    """A pytest plugin, in xdist's workers and in their controller."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_to_serializable(self, report: pytest.TestReport) -> Generator[None, Any, Any]:
+        """In a worker."""
+        data = yield
+        if data is not None and (carried := carried_by(report)) is not None:
+            data[_ATTRIBUTE] = json.dumps(carried.to_json())
+        return data
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_report_from_serializable(self) -> Generator[None, Any, Any]:
+        """In the controller."""
+        report = yield
+        if isinstance(text := getattr(report, _ATTRIBUTE, None), str):
+            carry(report, Carried.from_json(json.loads(text)))
+        return report
