@@ -9,10 +9,13 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import ClaimFailed
+from harness.guest.agent import ExitStatus
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.observe.probe import probe, probe_image
+from harness.observe.run_result import RunResult
 from harness.pagetable import Entry, Layout, Leaf, Level
 from harness.qemu.spec import Accel
+from harness.verdict import parse_ktap
 from harness.verdict.capabilities import Capabilities
 
 P, W, U, A, D, NX = 1, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 63
@@ -47,7 +50,7 @@ class Caps:
         return {"parent": SimpleNamespace(leaf={"readonly": leaf}.__getitem__)}
 
     def finish(self) -> SimpleNamespace:
-        return SimpleNamespace(stdout=self.said)
+        return RunResult(parse_ktap(self.said), ExitStatus(0, None), self.said, "")
 
 
 def probed(
@@ -110,13 +113,13 @@ def test_a_kernel_that_does_neither_is_broken(raw: int, config: str | None, expe
 @pytest.mark.parametrize("name", ["soft_dirty", "pagemap_scan", "guard_regions", "kvm_clock"])
 @pytest.mark.parametrize(("word", "can"), [("1", True), ("0", False), ("", False), ("11", False)])
 def test_what_caps_says_the_kernel_can(name: str, word: str, can: bool) -> None:
-    assert getattr(probed(said=f"# cap {name}={word}\nok 1 probed\n"), name) is can
+    assert getattr(probed(said=f"# value {name}={word}\nok 1 probed\n"), name) is can
     others = {"soft_dirty", "pagemap_scan", "guard_regions", "kvm_clock"} - {name}
-    assert not any(getattr(probed(said=f"# cap {name}=1\n"), other) for other in others)
+    assert not any(getattr(probed(said=f"# value {name}=1\n"), other) for other in others)
 
 
 def test_the_word_of_thp_and_the_levels_of_the_tables() -> None:
-    assert probed(said="# cap thp=madvise\n").thp == "madvise"
+    assert probed(said="# value thp=madvise\n").thp == "madvise"
     assert probed().thp == ""
     assert not probed().five_level
     five = Layout(saved_dirty=True, devmap_bit=None, five_level=True)

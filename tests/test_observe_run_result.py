@@ -12,7 +12,7 @@ from harness.verdict import parse_ktap
 PASSED = "KTAP version 1\n1..1\nok 1 maps\n"
 FAILED = "KTAP version 1\n1..1\nnot ok 1 maps\n"
 SKIPPED = "KTAP version 1\n1..0 # SKIP no guard regions\n"
-DEVICE = "# premise device\n"
+DEVICE = "# value lacks=device\n"
 
 
 def result(stdout: str, status: int | None = 0, signal: int | None = None, stderr: str = "") -> RunResult:
@@ -69,7 +69,7 @@ def test_the_reason_is_what_ended_it(ended: RunResult, reason: str) -> None:
         (SKIPPED, 4, False),
         (DEVICE + SKIPPED, 1, False),
         (DEVICE + PASSED, 0, False),
-        ("# premise device of mine\n" + SKIPPED, 4, False),
+        ("# value lacks=device of mine\n" + SKIPPED, 4, False),
     ],
 )
 def test_it_lacks_a_device_only_if_it_was_skipped_for_that(stdout: str, status: int, lacks: bool) -> None:

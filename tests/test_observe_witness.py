@@ -328,7 +328,9 @@ def test_all_stops_of_a_run_have_a_limited_number_of_leaves(monkeypatch: pytest.
     family = Family()
     for _ in range(2):
         assert len(family.witness.snapshot("forked", 77).observations()) == 2
-    with pytest.raises(ProtocolError, match="mapping bar: all stops of this run have more than 4 leaves; declare less"):
+    with pytest.raises(
+        ProtocolError, match="mapping bar: all stops of this run have more than 4 leaves and holes; declare less"
+    ):
         family.witness.snapshot("forked", 77)
 
 
