@@ -11,7 +11,7 @@ from harness.campaign import series
 from harness.campaign.kernels import RunOptions
 from harness.campaign.series import Step, run_series, steps_of_mbox, steps_of_range
 from harness.errors import ExitCode, UsageError
-from harness.settings import Settings
+from harness.machine import preparation
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import STATUS, TROUBLE
 
@@ -108,6 +108,6 @@ def test_only_what_a_patch_does_is_a_verdict(
         return Run((), {TROUBLE: "why", STATUS: int(outcome)})
 
     monkeypatch.setattr(series, "follow", follow)
-    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+    monkeypatch.setattr(preparation, "preflight", lambda *_: None)
     file = Path("/dev/full") if lost else None
     assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, None) == status

@@ -21,10 +21,13 @@ archive
 kernel
 guest
 qemu
+config
 observe
 introspect
 machine
-ending claims settings selection
+ending claims selection
+pytest_options
+pytest_fixtures
 accounts
 results
 pytest_plugin

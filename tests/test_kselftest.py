@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.config import DEFAULT
 from harness.errors import (
     BootError,
     DeadlineError,
@@ -29,7 +30,7 @@ from harness.kselftest import session as campaign
 from harness.kselftest.items import KselftestPlugin, Runner, SelftestItem, knobs
 from harness.kselftest.report import KselftestReporter
 from harness.kselftest.session import commands_of, parse_selectors, recipes_of
-from harness.settings import Settings
+from harness.machine import preparation
 
 pytest_plugins = ["pytester"]
 
@@ -102,7 +103,7 @@ class Session:
         self.folder = pytester.path / "mm"
         self.folder.mkdir()
         (self.folder / "settings").write_text("timeout=900\n")
-        self.runner = StubRunner(Settings(), IMAGE, None, lambda _line: None)
+        self.runner = StubRunner(DEFAULT, IMAGE, None, lambda _line: None)
         self.console = Console(record=True, width=200)
         self.reporter = KselftestReporter(self.console)
         monkeypatch.setattr(kselftest_items, "PlainRun", StubRun)
@@ -216,16 +217,15 @@ def test_the_exit_status_is_a_verdict_or_none(
     monkeypatch.setattr(campaign, "Runner", lambda *_: session.runner)
     monkeypatch.setattr(campaign, "collection", lambda *_: session.collection())
     monkeypatch.setattr(campaign, "_root", lambda _folder: session.pytester.path)
-    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
-    monkeypatch.setattr(Settings, "resolve", lambda *_: IMAGE)
-    monkeypatch.setattr(Settings, "from_options", lambda _options: Settings())
+    monkeypatch.setattr(preparation, "preflight", lambda *_: None)
+    monkeypatch.setattr(preparation, "resolve", lambda *_: IMAGE)
     monkeypatch.setattr(campaign, "commands_of", lambda _found, asked: [*asked])
     words = [f"mm:{program}" for program in programs]
     options = {"source": "debsrc:6.12", "timeout": None, "pytest_args": ("-p", "no:hypothesispytest")}
 
     def ended(junit: Path | None) -> int:
         try:
-            return int(campaign.run_kselftest(pytest, session.reporter, words, {**options, "junit": junit}))
+            return int(campaign.run_kselftest(pytest, session.reporter, words, DEFAULT, {**options, "junit": junit}))
         except MachineryError as error:
             return int(error.exit_code)
 
@@ -276,8 +276,8 @@ def test_a_kernel_that_does_not_boot_twice_is_not_booted_again(monkeypatch: pyte
         raise BootError("no", argv=[], exit_status=1, console_tail="")
 
     vm = SimpleNamespace(start=start, close=lambda: None)
-    monkeypatch.setattr(Settings, "vm", lambda *_: vm)
-    runner = Runner(Settings(), IMAGE, None, lambda _line: None)
+    monkeypatch.setattr("harness.kselftest.items.VM", lambda *_args, **_fields: vm)
+    runner = Runner(DEFAULT, IMAGE, None, lambda _line: None)
     for _ in range(3):
         with pytest.raises(BootError), runner.machine("soft-dirty"):
             pass
