@@ -223,12 +223,12 @@ def test_a_pyproject_of_somebody_else(tmp_path: Path, text: str) -> None:
 
 
 def test_which_source_was_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="^--smp 17; valid"):
+    with pytest.raises(UsageError, match=r"^--smp 17; valid"):
         read(smp="17")
-    with pytest.raises(UsageError, match="^ini setting hugepfn_smp 'x'; valid"):
+    with pytest.raises(UsageError, match=r"^ini setting hugepfn_smp 'x'; valid"):
         MachineConfig.read({"smp": None}, ini={"hugepfn_smp": "x"}.get)
     monkeypatch.setenv("HUGEPFN_SMP", "many")
-    with pytest.raises(UsageError, match="^HUGEPFN_SMP 'many'; valid values: 1 to 16$"):
+    with pytest.raises(UsageError, match=r"^HUGEPFN_SMP 'many'; valid values: 1 to 16$"):
         read()
 
 
