@@ -65,7 +65,7 @@ def probed(run: Run, accel: Accel = Accel.KVM) -> VM:
         assert program == "bar_bits"
         yield run
 
-    return cast(VM, SimpleNamespace(_start=start, spec=SimpleNamespace(accel=accel)))
+    return cast(VM, SimpleNamespace(launch=start, spec=SimpleNamespace(accel=accel)))
 
 
 def test_the_probe_looks_before_after_a_read_and_after_a_write() -> None:
@@ -103,7 +103,7 @@ def test_tcg_is_not_calibrated_and_sets_nothing_early(
     monkeypatch.setattr(probe_module, "probe_image", lambda _kernel: image)
     monkeypatch.setattr(probe_module, "probe_bar", lambda _vm: Bits.D)
     caps = probe_module.probe(
-        cast(VM, SimpleNamespace(_start=lambda *_asked: Caps(()), spec=SimpleNamespace(accel=accel), kernel=None))
+        cast(VM, SimpleNamespace(launch=lambda *_asked: Caps(()), spec=SimpleNamespace(accel=accel), kernel=None))
     )
     assert (caps.early, caps.bar_misses) == (early, missed)
     assert caps.kvm_clock

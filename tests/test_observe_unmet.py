@@ -35,7 +35,7 @@ def _image(config: str | None) -> KernelImage:
 
 
 def _reason(stdout: str, missing: str, config: str | None = None) -> HugepfnError:
-    run = SimpleNamespace(vm=SimpleNamespace(kernel=_image(config), ready={"missing": missing}))
+    run = SimpleNamespace(vm=SimpleNamespace(known_kernel=_image(config), ready={"missing": missing}))
     return GuestRun._unmet(cast(Any, run), RunResult(parse_ktap(stdout), ExitStatus(4, None), stdout, ""))
 
 
@@ -77,7 +77,7 @@ class CapsRun:
 @pytest.mark.parametrize(("missing", "known"), [("vfio_pci ", None), ("", False)])
 def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, known: bool | None) -> None:
     vm = SimpleNamespace(
-        _start=lambda *_: CapsRun(),
+        launch=lambda *_: CapsRun(),
         kernel=_image(None),
         ready={"missing": missing},
         spec=SimpleNamespace(accel=Accel.TCG),

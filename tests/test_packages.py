@@ -174,7 +174,7 @@ def run_setup(image: Image, tmp_path: Path, argument: str) -> list[str]:
     """The words that it calls the package manager with, which then fails, so that setup ends there."""
     tree = tmp_path / "tree"
     (tree / "scripts").mkdir(parents=True)
-    (tree / "harness").mkdir()
+    (tree / "harness/host").mkdir(parents=True)
     text = (ROOT / "scripts/setup").read_text()
     text = text.replace("/etc/os-release", f"{image.root}/etc/os-release").replace(
         "/usr/sbin:/sbin", f"{image.root}/usr/sbin"
