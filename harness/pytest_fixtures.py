@@ -56,7 +56,7 @@ def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]
     if (wanted.guest == "host") is (spec.root is Root.INITRAMFS):
         unmet(request.config, f"this test wants --guest {wanted.guest}")
     machine.runs.clear()
-    machine.add_search(request.path.parent)
+    machine.programs.add_search(request.path.parent)
     yield machine
 
 

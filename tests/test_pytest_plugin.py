@@ -608,7 +608,7 @@ def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pyte
     live: Any = FakeVM(IMAGE, DEFAULT, search=[], say=print)
     live.spec = SimpleNamespace(smp=1, append=(), device=Device.SHMEM, root=Root.INITRAMFS, accel=Accel.KVM)
     live.spec.kernel, live.asked_device = IMAGE.image, asked
-    live.kernel, live.add_search = IMAGE, lambda _folder: None
+    live.kernel, live.programs = IMAGE, SimpleNamespace(add_search=lambda _folder: None)
 
     class Lending:
         def pytest_configure(self, config: pytest.Config) -> None:

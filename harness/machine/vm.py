@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,14 +14,10 @@ from harness.errors import (
     BootError,
     EmulatorError,
     HugepfnError,
-    MachineryError,
     PremiseNotMet,
-    ProtocolError,
     RestoreError,
     UsageError,
 )
-from harness.guest import bounds
-from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.host import cache
 from harness.introspect.drgn_program import drgn_program
 from harness.introspect.gdb import GdbStub, start_stub
@@ -32,26 +27,22 @@ from harness.machine import kept
 from harness.machine.bring_up import Timing, boot, clone, revive
 from harness.machine.live import LiveMachine
 from harness.machine.preparation import kernel_of, machine_spec
+from harness.machine.programs import Programs
 from harness.machine.template import Template, discard, obtain, save_template, template_key
 from harness.observe.bar_bits import EARLY, stand_in, what_is_missed
-from harness.observe.kernel_watch import KernelWatch
 from harness.observe.probe import probe
 from harness.observe.run import GuestRun
-from harness.observe.witness import Witness
 from harness.pagetable import Layout, Walk
 from harness.qemu.accel import choose_accel, remember_lie
 from harness.qemu.binary import QemuBinary, find_qemu
-from harness.qemu.deadline import check_runs
 from harness.qemu.ram import SharedRam
 from harness.qemu.spec import Accel, MachineSpec
-from harness.verdict import parse_taint
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant
 
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
 #: QEMU's emulation spoils one in dozens with four vCPUs: more than three in a row are something else.
-_INTERRUPTED_S = 0.5  # after Ctrl-C nobody waits for a guest to clean up
 _BOOTS_MAX = 3
 
 
@@ -80,15 +71,12 @@ class VM(LiveMachine):
         self.asked_device = self.config.device  # another may stand in for it, see harness/observe/bar_bits.py
         self._search = tuple(search)
         self._say = say
-        self._run: GuestRun | None = None
-        self._early: list[bytes] | None = None
-        self._pushed: dict[str, Path] = {}
+        self.programs = Programs(self, search)
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
         self.runs: list[GuestRun] = []
         self.waived: Mapping[Invariant, str] = {}  # what need not hold, and why (@pytest.mark.waive)
         self.on_failure: Callable[[VM], None] | None = None  # called while a failed run's processes are still there
-        self._broken = False
         self.kernel: KernelImage
         self.spec: MachineSpec
         self.layout = Layout.MODERN
@@ -148,7 +136,7 @@ class VM(LiveMachine):
         finally:
             if another:  # or nothing can be said here at all
                 self.close()
-                self._capabilities, self._pushed = None, {}
+                self._capabilities, self.programs = None, Programs(self, self._search)
         if another:
             self._come_up(accel)
 
@@ -174,7 +162,7 @@ class VM(LiveMachine):
                 template = self._template()
                 self._stands_in(template.capabilities)
             try:
-                self._use(clone(self.spec, find_qemu(self.config.qemu), template, self._receive_events, self._started))
+                self._use(clone(self.spec, find_qemu(self.config.qemu), template, self.programs.receive, self._started))
                 break
             except RestoreError as error:
                 discard(template.folder)
@@ -191,7 +179,7 @@ class VM(LiveMachine):
         binary, ram_dir = find_qemu(self.config.qemu), self.config.ram_dir
         for left in reversed(range(_BOOTS_MAX)):
             try:
-                self._use(boot(self.spec, binary, self.kernel, ram_dir, self._receive_events, self._started, timing))
+                self._use(boot(self.spec, binary, self.kernel, ram_dir, self.programs.receive, self._started, timing))
                 return
             except EmulatorError as error:
                 if not left:
@@ -246,7 +234,7 @@ class VM(LiveMachine):
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
             vm.kernel = Kernel.parse(saved.kernel).resolve(offline=True)
-        vm._use(revive(saved, find_qemu(qemu), vm._receive_events, vm._started))
+        vm._use(revive(saved, find_qemu(qemu), vm.programs.receive, vm._started))
         if saved.capabilities is not None:
             vm._know(saved.capabilities)
         return vm
@@ -273,10 +261,7 @@ class VM(LiveMachine):
         :param timeout_s: how long each :meth:`GuestRun.until` may take, and the end.
         :raises CompileError: it does not compile.
         """
-        if self._run is not None:
-            raise UsageError(f"{self._run.program} still runs; leave its `with` block first")
-        if self._broken:
-            raise MachineryError("the guest did not survive the program before; boot another VM")
+        self.programs.check_idle()
         self.caps  # noqa: B018 - the layout comes from there, and has to be known before the first walk
         run = self.launch(program, args, timeout_s)
         self.runs.append(run)
@@ -284,70 +269,18 @@ class VM(LiveMachine):
 
     def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
         """Starts a guest program as :meth:`run` does, but neither probes the kernel first nor keeps the run."""
-        path = self.push(program)
-        return self.on_loop(self._launch([path, *args], timeout_s))
-
-    def push_all(self) -> None:
-        """Sends every scenario's program over: for people, who find them in PATH."""
-        for source in sorted(guest_tests_dir().glob("*.c")):
-            self.push(source.stem)
-
-    def add_search(self, folder: Path) -> None:
-        """Looks for guest programs in one more folder, before the others."""
-        self._search = (folder, *(other for other in self._search if other != folder))
-
-    def push(self, program: str | Path) -> str:
-        """Sends a guest program over, unless this build of it is there; returns its path in the guest."""
-        built = compile_program(find_source(str(program), self._search))
-        path = f"/tests/{built.name}"
-        if self._pushed.get(path) != built.stripped:
-            self.on_loop(self.agent.put(path, built.read()))
-            self._pushed[path] = built.stripped
-        return path
-
-    async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        kernel = await KernelWatch.begin(
-            self.qemu, self.agent, parse_taint(self.ready["taint"]), argv[0].rsplit("/", 1)[-1]
-        )
-        witness = Witness(self.qemu, self.bars, self.layout)
-        job_started = asyncio.ensure_future(self.agent.run(argv))
-        # The program may speak before the agent says that it runs: keep what comes.
-        early: list[bytes] = []
-        self._early = early
-        job = await job_started
-        run = GuestRun(self, job, witness, timeout_s, kernel)
-        for data in early:
-            run.receive(data)
-        self._early = None
-        self._run = run
-        return run
-
-    def _receive_events(self, data: bytes) -> None:
-        if self._run is not None:
-            self._run.receive(data)
-        elif self._early is not None:
-            if len(self._early) == bounds.EVENTS_MAX:
-                raise ProtocolError("events: a program that has not been started yet says more than any does")
-            self._early.append(data)
+        return self.programs.launch(program, args, timeout_s)
 
     def forget(self, run: GuestRun) -> None:
         """The run is over."""
-        if self._run is run:
-            self._run = None
+        self.programs.forget(run)
 
     def abandon(self, run: GuestRun, error: BaseException) -> None:
         """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
-        self.forget(run)
+        self.programs.forget(run)
         if self.on_failure is not None and not isinstance(error, PremiseNotMet | UsageError | KeyboardInterrupt):
             self.on_failure(self)
-        if self._broken:
-            return
-        interrupted = isinstance(error, KeyboardInterrupt)
-        try:
-            check_runs(self.qemu.pid)
-            self.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
-        except (TimeoutError, HugepfnError):
-            self._broken = True
+        self.programs.abandon(run, error)
 
     # --- looking ---------------------------------------------------------------------------------
 
