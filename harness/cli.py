@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from harness import logs
 from harness.commands import inspect as look
 from harness.commands import live
 from harness.commands.build import build
@@ -173,6 +174,21 @@ def doctor(missing: bool, refresh: bool) -> None:
         console.print(f"\nTo mend it: [bold]{mending_command(packages)}[/bold]", soft_wrap=True)
     if any(finding.required and not finding.fine for finding in findings):
         sys.exit(ExitCode.MACHINERY)
+
+
+def _show_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> None:
+    logs.show(verbosity) if verbosity else logs.show_as_parent()
+
+
+for command in cli.commands.values():
+    click.option(
+        *("--verbose", "-v"),
+        count=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_log,
+        help="show QEMU's command line and what was cached; -vv: every step of a protocol with its time, too",
+    )(command)
 
 
 def _stderr(line: str) -> None:

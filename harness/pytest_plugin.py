@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from harness import logs
 from harness.accounts import CONTEXT_PROPERTY, RESULT_PROPERTY, Accounts
 from harness.claims import Claims
 from harness.errors import HugepfnError, PremiseNotMet, UsageError
@@ -57,6 +59,8 @@ from harness.verdict.known_bugs import KnownBug
 __all__ = ["caps", "claim", "kernel", "live_vm", "vm"]
 __all__ += ["pytest_addoption", "pytest_collection_modifyitems", "pytest_generate_tests"]
 
+_VERBOSITY = "hugepfn_verbosity"
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """The marker, and the collector of results."""
@@ -68,6 +72,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "waive(*names, reason): invariants that need not hold in this test; the reason is printed"
     )
     config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
+    if verbosity := getattr(config, "workerinput", {}).get(_VERBOSITY, 0):
+        logs.show(verbosity)
     config_of(config)  # what is not valid is one line, and nothing is run
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         accounts = Accounts(lambda: context_of(config_of(config), None, None))
@@ -79,6 +85,12 @@ def pytest_configure(config: pytest.Config) -> None:
             check_writable(config.getoption("hugepfn_json"))
         except HugepfnError as error:
             raise pytest.UsageError(f"--hugepfn-json {error}") from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker of xdist shows its log as we do."""
+    node.workerinput[_VERBOSITY] = logs.verbosity()
 
 
 def pytest_report_header(config: pytest.Config) -> str:

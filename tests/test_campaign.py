@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness import logs
 from harness.campaign import kernels
 from harness.campaign.compare import report_lines
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
@@ -79,6 +80,19 @@ def test_the_child_is_given_the_options(child: Path) -> None:
     assert given | {"--boot-timeout=9", "--guest=host"} <= set(words)
     assert {"--no-pvh", "--clone"} <= set(words)
     assert "--modules=/m" not in run_kernel("debian:6.12", [], options).context["argv"]
+
+
+def test_the_child_shows_its_log_where_we_do(child: Path, tmp_path: Path) -> None:
+    logging_child = "import logging\nfrom harness import logs\nlogs.show_as_parent()\n"
+    child.write_text(f"{logging_child}logging.getLogger('hugepfn.x').debug('of the child')\n{write_results(PASSED)}")
+    with (tmp_path / "log").open("w") as log:
+        logs.show(2, log.fileno())
+        try:
+            run = run_kernel("debian:6.12", [], RunOptions())
+        finally:
+            logs.hide()
+    assert TROUBLE not in run.context
+    assert (tmp_path / "log").read_text().endswith(" x] of the child\n")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness import logs
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.compiler import guest_tests_dir
@@ -116,6 +117,7 @@ def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Sa
 
 def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
     """Run a child in its own process group, so that Ctrl-C reaches us and we end the child."""
+    environment, inherited = logs.for_child()
     with subprocess.Popen(
         ["setpriv", "--pdeathsig", "TERM", "--", *argv],  # ends the child if we are killed
         stdin=subprocess.DEVNULL,
@@ -123,6 +125,8 @@ def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
         stderr=stderr,
         text=True,
         errors="replace",
+        env=environment,
+        pass_fds=inherited,
         start_new_session=True,
     ) as child:
         try:

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from harness import logs
 from harness.campaign.session import Stopping
 from harness.config import MachineConfig
 from harness.ending import explain
@@ -192,6 +193,7 @@ def serve(control: Connection) -> None:
             control.send(wire.Say(line))
 
     def ready(about: About) -> None:
+        logs.hide()  # where our caller showed it, who goes now
         control.send(wire.Answer(about))
         control.close()
 
