@@ -1,8 +1,8 @@
 """What ``-v`` and ``-vv`` show on standard error: the loggers below "hugepfn". Nothing of it is shown by default.
 
-``-v`` (INFO) shows QEMU's command lines, the start of machines, and what the cache had; ``-vv`` (DEBUG) also what a cache
-key is made of, and every step of a protocol with its time: requests to the agent, QMP commands, checkpoints. The loggers
-are ordinary ones, so that pytest's ``--log-cli-level`` and an application's own handlers work as well.
+``-v`` (INFO) shows QEMU's command lines, the start of machines, and what the cache had; ``-vv`` (DEBUG) also what a
+cache key is made of, and every step of a protocol with its time: requests to the agent, QMP commands, checkpoints. The
+loggers are ordinary ones, so that pytest's ``--log-cli-level`` and an application's own handlers work as well.
 """
 
 from __future__ import annotations
