@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -57,6 +58,12 @@ def config_of(config: pytest.Config) -> MachineConfig:
     return config.stash[_CONFIG]
 
 
+def past_capture(config: pytest.Config) -> contextlib.AbstractContextManager[None]:
+    """A block in which standard error is the terminal's."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    return capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext()
+
+
 def say_of(config: pytest.Config) -> Callable[[str], None]:
     """Where progress lines go: the terminal itself, past pytest's capture."""
     if _SAY in config.stash:
@@ -69,11 +76,7 @@ def say_of(config: pytest.Config) -> Callable[[str], None]:
         if line in said or is_worker:
             return
         said.add(line)
-        capture = config.pluginmanager.getplugin("capturemanager")
-        if capture is None:
-            print(f"hugepfn: {line}", file=sys.stderr, flush=True)
-            return
-        with capture.global_and_fixture_disabled():
+        with past_capture(config):
             print(f"hugepfn: {line}", file=sys.stderr, flush=True)
 
     config.stash[_SAY] = say

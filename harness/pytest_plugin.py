@@ -24,7 +24,7 @@ from harness.outputs import check_writable
 from harness.pytest_fixtures import CLAIMS as _CLAIMS
 from harness.pytest_fixtures import MACHINE as _MACHINE
 from harness.pytest_fixtures import caps, claim, kernel, live_vm, vm
-from harness.pytest_options import config_of, pytest_addoption
+from harness.pytest_options import config_of, past_capture, pytest_addoption
 from harness.pytest_options import unmet as _unmet
 from harness.qemu.binary import find_qemu
 from harness.results import (
@@ -73,7 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
     if verbosity := getattr(config, "workerinput", {}).get(_VERBOSITY, 0):
-        logs.show(verbosity)
+        with past_capture(config):
+            logs.show(verbosity)
     config_of(config)  # what is not valid is one line, and nothing is run
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         accounts = Accounts(lambda: context_of(config_of(config), None, None))
