@@ -147,7 +147,7 @@ def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals)
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"kernels.guest_tests_dir = lambda: pathlib.Path({str(tmp_path)!r}) / 'guest_tests'\n"
         "popen = kernels.subprocess.Popen\n"
-        f"kernels.subprocess.Popen = lambda *a, **k: popen(*a, **k, pass_fds=[{writer}])\n"
+        f"kernels.subprocess.Popen = lambda *a, **k: popen(*a, **{{**k, 'pass_fds': [{writer}]}})\n"
         "kernels.run_kernel('debian:6.1', [], kernels.RunOptions(), lambda line: print(line, flush=True))\n"
     )
     root = Path(__file__).resolve().parents[1]
