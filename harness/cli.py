@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from harness import logs
 from harness.commands import inspect as look
 from harness.commands import live
 from harness.commands.build import build
 from harness.commands.kselftest import kselftest
 from harness.commands.matrix import compare, matrix
-from harness.commands.options import kernel_option, modules_option, scenario_options, scenarios_argument
+from harness.commands.options import config_options, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
 from harness.commands.selfcheck import selfcheck
+from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
 from harness.host.signals import handle
@@ -49,26 +48,27 @@ def cli() -> None:
 
 @cli.command()
 @scenarios_argument
-@kernel_option
 @scenario_options
+@config_options()
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
 @click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell NAME`")
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
-def run(scenarios: tuple[str, ...], **options: object) -> None:
+def run(scenarios: tuple[str, ...], config: MachineConfig, **options: object) -> None:
     """Run scenarios on a kernel, and print every entry at every checkpoint.
 
     Without SCENARIO, all of them. `hugepfn list` names them.
     """
     import pytest
+    from rich.console import Console
 
     from harness.campaign.reporter import RunReporter
     from harness.campaign.session import run_session
 
     # Of this stream, since pytest takes sys.stdout while a test runs.
     reporter = RunReporter(Console(file=sys.stdout, highlight=False), entries=not options["quiet"])
-    sys.exit(run_session(pytest, reporter, scenarios, options))
+    sys.exit(run_session(pytest, reporter, scenarios, config, options))
 
 
 cli.add_command(matrix)
@@ -87,6 +87,9 @@ for command in (*live.COMMANDS, *look.COMMANDS):
 @cli.command("list")
 def list_scenarios() -> None:
     """Name each scenario with its levels, its claim and the kernel's functions that decide it."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from harness.campaign.session import scenario_lines
 
     lines = scenario_lines()
@@ -103,6 +106,9 @@ def list_scenarios() -> None:
 @click.option("--all", "show_all", is_flag=True, help="every version, not only the newest of each series and suite")
 def kernels(refresh: bool, show_all: bool) -> None:
     """Show what the mirror offers and what is cached."""
+    from rich.console import Console
+    from rich.table import Table
+
     from harness.kernel import available
 
     table = Table(box=None, pad_edge=False)
@@ -118,15 +124,12 @@ def kernels(refresh: bool, show_all: bool) -> None:
 
 
 @cli.command()
-@kernel_option
+@config_options("kernel", "modules")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="how often each pair is run")
-@modules_option
 @click.option("--clones", type=click.IntRange(1), default=50, show_default=True, help="so many in a row")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="keep the figures there")
 @click.option("--builds", metavar="SOURCE", help="CPU seconds of kernel builds instead: debsrc:6.12; takes an hour")
-def bench(
-    kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None, builds: str | None
-) -> None:
+def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | None, builds: str | None) -> None:
     """Measure hugepfn beside its rivals, in turn, in one run."""
     if builds is not None:
         from harness.campaign.bench_build import bench_builds
@@ -135,7 +138,7 @@ def bench(
         return
     from harness.campaign.bench import bench as measure
 
-    measure(kernel, modules, rounds, clones, json_file)
+    measure(config, rounds, clones, json_file)
 
 
 @cli.command()
@@ -143,6 +146,9 @@ def bench(
 @click.option("--refresh", is_flag=True, help="try KVM anew; its proof is otherwise kept until the host boots again")
 def doctor(missing: bool, refresh: bool) -> None:
     """Show what is missing on this machine, and the command that mends it."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from harness.qemu.accel import forget_proofs
 
     if refresh:
@@ -168,6 +174,21 @@ def doctor(missing: bool, refresh: bool) -> None:
         console.print(f"\nTo mend it: [bold]{mending_command(packages)}[/bold]", soft_wrap=True)
     if any(finding.required and not finding.fine for finding in findings):
         sys.exit(ExitCode.MACHINERY)
+
+
+def _show_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> None:
+    logs.show(verbosity) if verbosity else logs.show_as_parent()
+
+
+for command in cli.commands.values():
+    click.option(
+        *("--verbose", "-v"),
+        count=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_log,
+        help="show QEMU's command line and what was cached; -vv: every step of a protocol with its time, too",
+    )(command)
 
 
 def _stderr(line: str) -> None:

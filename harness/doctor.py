@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from harness.archive.suites import PREFIX
+from harness.config import MachineConfig
 from harness.errors import HugepfnError
 from harness.host import packages
 from harness.host.packages import Need, Part
@@ -38,13 +38,17 @@ def examine() -> tuple[list[Examined], list[str]]:
     building, tools = _building()
     findings += [_default_kernel(), building, _try("virtiofsd", lambda: find_virtiofsd().path, required=False)]
     if findings[0].fine:
-        findings.append(_try("QEMU version", lambda: find_qemu().package))
+        findings.append(_try("QEMU version", lambda: find_qemu(_asked()).package))
         findings.append(_kvm())
     return [*findings, _room()], list(dict.fromkeys(need.package for need in (*missing, *tools)))
 
 
+def _asked() -> str | None:
+    return MachineConfig.read({"qemu": None}).qemu
+
+
 def _qemu(need: Need) -> Need:
-    chosen = os.environ.get("HUGEPFN_QEMU")
+    chosen = _asked()
     return replace(need, name=chosen) if chosen and need.name == "qemu-system-x86_64" else need
 
 
@@ -91,7 +95,7 @@ def _try(what: str, look: Callable[[], str], *, required: bool = True) -> Examin
 
 def _kvm() -> Examined:
     try:
-        proof = kvm_proof(find_qemu(), "max")
+        proof = kvm_proof(find_qemu(_asked()), "max")
     except HugepfnError as error:
         return Examined("KVM", False, str(error), required=False)
     return Examined(

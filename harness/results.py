@@ -12,6 +12,7 @@ import pytest
 from harness.accounts import Accounts, keep_worse
 from harness.carried import carried_by
 from harness.claims import Claims, is_our_bug
+from harness.config import MachineConfig
 from harness.errors import (
     BootError,
     HugepfnError,
@@ -25,7 +26,6 @@ from harness.kernel import KernelImage
 from harness.machine.vm import VM
 from harness.outputs import write_text
 from harness.pagetable import Observation
-from harness.settings import Settings
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
 from harness.verdict.known_bugs import Failure, FailureKind, KnownBug, judge
 from harness.verdict.seen import Facts
@@ -116,21 +116,21 @@ def held_against_ledger(
     return replace(result, outcome=Outcome.KNOWN_BUG, known_bugs=finding.known, claims=tuple(claims))
 
 
-def context_of(settings: Settings, image: KernelImage | None, machine: VM | None) -> dict[str, object]:
+def context_of(config: MachineConfig, image: KernelImage | None, machine: VM | None) -> dict[str, object]:
     """What a test ran on, as far as it came."""
-    described: dict[str, object] = {"spec": settings.kernel, "release": None, "config_hash": None}
+    described: dict[str, object] = {"spec": config.kernel, "release": None, "config_hash": None}
     if image is not None:
         described = {"spec": image.spec, "release": image.release, "config_hash": image.config_hash}
     booted = machine is not None and machine.running
     return {
         "kernel": described,
-        "accel": machine.spec.accel.value if machine is not None and booted else settings.accel,
+        "accel": machine.spec.accel.value if machine is not None and booted else config.accel,
         "qemu": machine.qemu.binary.version if machine is not None and booted else None,
         "image": machine.spec.kernel.name if machine is not None and booted else None,
         "origin": machine.origin.value if machine is not None and booted else None,
-        "smp": settings.smp,
-        "append": list(settings.append),
-        "guest": settings.guest,
+        "smp": config.smp,
+        "append": list(config.append),
+        "guest": config.guest,
         "capabilities": machine.caps.to_json() if machine is not None and machine.probed else None,
     }
 

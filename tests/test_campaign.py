@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness import logs
 from harness.campaign import kernels
 from harness.campaign.compare import report_lines
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
 from harness.campaign.matrix import print_table, table_lines
 from harness.campaign.report import ROWS_MAX, compare_page, matrix_page
+from harness.config import MachineConfig
 from harness.errors import UsageError
 from harness.kernel import Offer
 from harness.pagetable import Observation
@@ -66,21 +68,31 @@ def test_a_run_is_what_the_child_wrote_and_its_lines_are_told(child: Path) -> No
 def test_the_child_is_given_the_options(child: Path) -> None:
     child.write_text(write_results(PASSED))
     options = RunOptions(
+        MachineConfig(smp=2, append=("pti=on", "no5lvl"), modules=Path("/m"), boot_timeout_s=9, guest="host"),
         levels=("pmd", "pud"),
-        smp=2,
-        append="pti=on no5lvl",
         strict=True,
-        modules=Path("/m"),
-        boot_timeout_s=9,
-        guest="host",
     )
     words = run_kernel("./bzImage", ["fork", "zap"], options).context["argv"]
-    assert words[:3] == ["run", "--kernel", "./bzImage"]
+    assert words[0] == "run"
+    assert "--kernel=./bzImage" in words
     assert words[-2:] == ["fork", "zap"]
     given = {"--level=pmd", "--level=pud", "--smp=2", "--append=pti=on no5lvl", "--strict", "--modules=/m"}
     assert given | {"--boot-timeout=9", "--guest=host"} <= set(words)
-    assert not {"--pvh", "--no-clone"} & set(words)
+    assert {"--no-pvh", "--clone"} <= set(words)
     assert "--modules=/m" not in run_kernel("debian:6.12", [], options).context["argv"]
+
+
+def test_the_child_shows_its_log_where_we_do(child: Path, tmp_path: Path) -> None:
+    logging_child = "import logging\nfrom harness import logs\nlogs.show_as_parent()\n"
+    child.write_text(f"{logging_child}logging.getLogger('hugepfn.x').debug('of the child')\n{write_results(PASSED)}")
+    with (tmp_path / "log").open("w") as log:
+        logs.show(2, log.fileno())
+        try:
+            run = run_kernel("debian:6.12", [], RunOptions())
+        finally:
+            logs.hide()
+    assert TROUBLE not in run.context
+    assert (tmp_path / "log").read_text().endswith(" x] of the child\n")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +147,7 @@ def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals)
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"kernels.guest_tests_dir = lambda: pathlib.Path({str(tmp_path)!r}) / 'guest_tests'\n"
         "popen = kernels.subprocess.Popen\n"
-        f"kernels.subprocess.Popen = lambda *a, **k: popen(*a, **k, pass_fds=[{writer}])\n"
+        f"kernels.subprocess.Popen = lambda *a, **k: popen(*a, **{{**k, 'pass_fds': [{writer}]}})\n"
         "kernels.run_kernel('debian:6.1', [], kernels.RunOptions(), lambda line: print(line, flush=True))\n"
     )
     root = Path(__file__).resolve().parents[1]

@@ -12,7 +12,6 @@ from harness import cli
 from harness.campaign.check import BisectVerdict, judge
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
-from harness.settings import Settings
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 
@@ -69,7 +68,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return run
 
         monkeypatch.setattr(Kernel, "parse", lambda _spec: SimpleNamespace(resolve=resolve))
-        monkeypatch.setattr(Settings, "vm", lambda *_args: Machine())
+        monkeypatch.setattr("harness.campaign.check.VM", lambda *_args, **_fields: Machine())
         monkeypatch.setattr("harness.campaign.check.run_kernel", run_kernel)
 
     return make

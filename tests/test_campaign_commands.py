@@ -14,8 +14,8 @@ from harness.campaign import matrix
 from harness.campaign.kernels import RunOptions
 from harness.campaign.progress import Live
 from harness.errors import MachineryError, UsageError
+from harness.machine import preparation
 from harness.pagetable import Observation
-from harness.settings import Settings
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 
@@ -38,7 +38,7 @@ class Suite:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
     def run_kernel(self, spec: str, scenarios: Sequence[str], options: RunOptions, _say: Say) -> Run:
-        assert options.smp == 2
+        assert options.config.smp == 2
         answers = self.answers[spec]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         self.asked.append((spec, tuple(scenarios)))
@@ -54,7 +54,7 @@ class Suite:
 def suite(monkeypatch: pytest.MonkeyPatch) -> Suite:
     suite = Suite()
     monkeypatch.setattr(matrix, "run_kernel", suite.run_kernel)
-    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+    monkeypatch.setattr(preparation, "preflight", lambda *_: None)
     monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", lambda *_: None)
     return suite
 

@@ -16,6 +16,7 @@ from harness.cli import cli
 from harness.errors import ExitCode, KernelDied, MachineryError, PremiseNotMet
 from harness.pagetable import LEAF_LEVELS, NO_BITS, Bits, Level, Observation, comparable
 from harness.qemu.accel import Proof
+from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device
 from harness.selfcheck import checks as selfcheck
 from harness.selfcheck import host as selfcheck_host
@@ -367,7 +368,7 @@ def test_the_command_prints_the_page_and_its_status(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("harness.kernel.Kernel.parse", parse)
     monkeypatch.setattr(Kernel, "resolve", lambda _say: Kernel, raising=False)
-    monkeypatch.setattr(selfcheck, "host_findings", lambda: iter([Finding("limits", State.OK, "NOFILE 1024")]))
+    monkeypatch.setattr(selfcheck, "host_findings", lambda _qemu: iter([Finding("limits", State.OK, "NOFILE 1024")]))
     monkeypatch.setattr(selfcheck, "checks", lambda _lab: [("fork", lambda: Finding("fork", state, "seen"))])
     monkeypatch.setattr("harness.kernel.default_kernel", lambda: Kernel)  # as where there is no Debian mirror
     done = CliRunner().invoke(cli, ["selfcheck"])
@@ -383,7 +384,7 @@ def test_the_command_prints_the_page_and_its_status(monkeypatch: pytest.MonkeyPa
 
 def test_the_whole_host_is_looked_at_before_any_machine() -> None:
     """On this very host: every line has words, whatever they say."""
-    found = [*selfcheck_host.host_findings()]
+    found = [*selfcheck_host.host_findings(find_qemu())]
     assert [one.what for one in found] == [
         "versions",
         "accelerators",

@@ -11,7 +11,7 @@ from harness.campaign import series
 from harness.campaign.kernels import RunOptions
 from harness.campaign.series import PatchStep, run_series, steps_of_mbox, steps_of_range
 from harness.errors import ExitCode, UsageError
-from harness.settings import Settings
+from harness.machine import preparation
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 
@@ -97,7 +97,7 @@ def follow_steps(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | None) -> 
         return Run((ScenarioResult("fork", "pud", outcome),))
 
     monkeypatch.setattr(series, "follow", follow)
-    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
+    monkeypatch.setattr(preparation, "preflight", lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 import pytest
 
-from harness import cli, doctor
+from harness import cli, doctor, pytest_fixtures
 from harness.campaign import session
 from harness.commands import options
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
 from harness.host import cache, packages
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.kernel.build import tools
+from harness.machine import preparation
 from harness.pagetable import LEAF_LABELS
 from harness.qemu.binary import find_qemu
-from harness.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = KernelImage(
@@ -126,10 +126,10 @@ def test_version(hugepfn: Command) -> None:
         (["rum"], "No such command 'rum'"),
         (["run", "--kernal", "x"], "No such option"),
         (["run", "--level", "p4d"], "'p4d' is not one of 'pte', 'pmd', 'pud'"),
-        (["run", "--accel", "xen"], "'xen' is not one of 'auto', 'kvm', 'tcg'"),
-        (["run", "--smp", "17"], "17 is not in the range 1<=x<=16"),
-        (["run", "--memory", "131072"], "131072 is not in the range 256<=x<=65536"),
-        (["run", "--boot-timeout", "soon"], "'soon' is not a valid float"),
+        (["run", "--accel", "xen"], "hugepfn: --accel 'xen'; valid values: auto, kvm, tcg"),
+        (["run", "--smp", "17"], "hugepfn: --smp 17; valid values: 1 to 16"),
+        (["run", "--memory", "131072"], "hugepfn: --memory 131072; valid values: 256 to 65536"),
+        (["run", "--boot-timeout", "soon"], "hugepfn: --boot-timeout 'soon'; valid values: seconds, more than 0"),
         (["bench", "--rounds", "0"], "0 is not in the range"),
     ],
 )
@@ -290,8 +290,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         def __exit__(self, *_: object) -> None:
             raise AssertionError
 
-    monkeypatch.setattr(Settings, "resolve", lambda *_: IMAGE)
-    monkeypatch.setattr(Settings, "vm", lambda *_: NoMachine())
+    monkeypatch.setattr(preparation, "resolve", lambda *_: IMAGE)
+    monkeypatch.setattr(pytest_fixtures, "VM", lambda *_args, **_fields: NoMachine())
     return errors
 
 

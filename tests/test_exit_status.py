@@ -29,12 +29,12 @@ from harness.outputs import hold_descriptors
 hold_descriptors()
 from harness.campaign import session
 from harness.kernel import ImageKind, Kconfig, KernelImage
-from harness.settings import Settings
+from harness.machine import preparation
 IMAGE = KernelImage(spec="debian:6.12", image=Path("/k"), kind=ImageKind.BZIMAGE, release="6.12.1", modules_dir=None,
                     config=Kconfig(""))
 session.guest_tests_dir = lambda: Path(__file__).parent / "guest_tests"
-Settings.preflight = lambda *_: None
-Settings.resolve = lambda *_: IMAGE
+preparation.preflight = lambda *_: None
+preparation.resolve = lambda *_: IMAGE
 from harness.entry import main
 main()
 """

@@ -13,7 +13,7 @@ import pytest
 HARNESS = Path(__file__).resolve().parents[1] / "harness"
 # A room imports from its own row and from those above it; a new room needs a place here.
 ROWS = """
-errors printable
+errors printable logs
 outputs host
 pagetable
 verdict
@@ -21,10 +21,13 @@ archive
 kernel
 guest
 qemu
+config
 observe
 introspect
 machine
-ending carried claims settings selection
+ending carried claims selection
+pytest_options
+pytest_fixtures
 accounts
 results
 pytest_plugin

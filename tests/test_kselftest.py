@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.config import DEFAULT
 from harness.errors import (
     BootError,
     ClaimFailed,
@@ -31,7 +32,7 @@ from harness.kselftest import session as campaign
 from harness.kselftest.items import KselftestPlugin, Runner, SelftestItem, knobs
 from harness.kselftest.report import KselftestReporter
 from harness.kselftest.session import commands_of, parse_selectors, recipes_of
-from harness.settings import Settings
+from harness.machine import preparation
 from harness.verdict.troubles import KernelTroubles
 
 pytest_plugins = ["pytester"]
@@ -105,7 +106,7 @@ class Session:
         self.folder = pytester.path / "mm"
         self.folder.mkdir()
         (self.folder / "settings").write_text("timeout=900\n")
-        self.runner = StubRunner(Settings(), IMAGE, None, lambda _line: None)
+        self.runner = StubRunner(DEFAULT, IMAGE, None, lambda _line: None)
         self.console = Console(record=True, width=200)
         self.reporter = KselftestReporter(self.console)
         monkeypatch.setattr(kselftest_items, "PlainRun", StubRun)
@@ -219,16 +220,15 @@ def test_the_exit_status_is_a_verdict_or_none(
     monkeypatch.setattr(campaign, "Runner", lambda *_: session.runner)
     monkeypatch.setattr(campaign, "collection", lambda *_: session.collection())
     monkeypatch.setattr(campaign, "_root", lambda _folder: session.pytester.path)
-    monkeypatch.setattr(Settings, "preflight", lambda *_: None)
-    monkeypatch.setattr(Settings, "resolve", lambda *_: IMAGE)
-    monkeypatch.setattr(Settings, "from_options", lambda _options: Settings())
+    monkeypatch.setattr(preparation, "preflight", lambda *_: None)
+    monkeypatch.setattr(preparation, "resolve", lambda *_: IMAGE)
     monkeypatch.setattr(campaign, "commands_of", lambda _found, asked: [*asked])
     words = [f"mm:{program}" for program in programs]
     options = {"source": "debsrc:6.12", "timeout": None, "pytest_args": ("-p", "no:hypothesispytest")}
 
     def ended(junit: Path | None) -> int:
         try:
-            return int(campaign.run_kselftest(pytest, session.reporter, words, {**options, "junit": junit}))
+            return int(campaign.run_kselftest(pytest, session.reporter, words, DEFAULT, {**options, "junit": junit}))
         except MachineryError as error:
             return int(error.exit_code)
 
@@ -292,14 +292,14 @@ def test_a_kernel_that_cannot_start_twice_in_a_row_is_not_booted_again(
 
     vm = SimpleNamespace(start=start, close=lambda: None)
     monkeypatch.setattr(kselftest_items, "knobs", lambda _program: {})
-    monkeypatch.setattr(Settings, "vm", lambda *_: vm)
-    runner = Runner(Settings(), IMAGE, None, lambda _line: None)
+    monkeypatch.setattr("harness.kselftest.items.VM", lambda *_args, **_fields: vm)
+    runner = Runner(DEFAULT, IMAGE, None, lambda _line: None)
     for starts in (False, True, False, False, False):
         with contextlib.nullcontext() if starts else pytest.raises(type(error)), runner.machine("soft-dirty"):
             pass
     assert len(attempts) == 4
     ends.append(None)
-    again = Runner(Settings(), IMAGE, None, lambda _line: None)
+    again = Runner(DEFAULT, IMAGE, None, lambda _line: None)
     with pytest.raises(ClaimFailed, match="of the program"), again.machine("soft-dirty"):
         raise ClaimFailed("of the program, which is no fault of the boot")
     assert again._boot_failures == []

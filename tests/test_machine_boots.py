@@ -209,12 +209,11 @@ def _boots_meanwhile(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], No
 
     for name, fake in (("Qemu", FakeQemu), ("Agent", FakeAgent)):
         monkeypatch.setattr(bring_up, name, fake)
-    monkeypatch.setattr(bring_up, "find_qemu", lambda: None)
     monkeypatch.setattr(bring_up, "SharedRam", lambda *_args: None)
     spec = cast(Any, SimpleNamespace(memory_mib=1024, accel=Accel.TCG))
 
     def boot(image: KernelImage) -> object:
-        return asyncio.run(bring_up.boot(spec, image, None, print, lambda _qemu: None, Timing()))
+        return asyncio.run(bring_up.boot(spec, cast(Any, None), image, None, print, lambda _qemu: None, Timing()))
 
     return boot
 

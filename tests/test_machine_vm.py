@@ -35,9 +35,9 @@ class Host:
         self.tried: list[Accel] = []
         self.said: list[str] = []
         monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(folder))
-        monkeypatch.setattr(vm_module, "find_qemu", lambda: BINARY)
+        monkeypatch.setattr(vm_module, "find_qemu", lambda _asked: BINARY)
         monkeypatch.setattr(vm_module, "choose_accel", lambda *_args: Accel.KVM)
-        monkeypatch.setattr(vm_module, "kernel_image", lambda *_args: SimpleNamespace(release="6.12.118"))
+        monkeypatch.setattr(VM, "_resolve", lambda _vm: SimpleNamespace(release="6.12.118"))
 
         def come_up(_vm: VM, accel: Accel) -> None:
             self.tried.append(accel)
@@ -133,14 +133,14 @@ def test_a_template_that_qemu_refuses_is_made_again_once(monkeypatch: pytest.Mon
 def test_what_a_program_says_before_it_is_known_to_run_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "EARLY_MAX_BYTES", 100)
     vm = VM("debian")
-    vm._receive_events(b"x" * 1000)  # nobody has started anything: it is nobody's
-    vm._early = bytearray()
+    vm.programs.receive(b"x" * 1000)  # nobody has started anything: it is nobody's
+    vm.programs._early = bytearray()
     for _ in range(2):
-        vm._receive_events(b"x" * 50)
+        vm.programs.receive(b"x" * 50)
     with pytest.raises(
         ProtocolError, match=r"says 101 bytes, expected one line \(at most 100 bytes\) until it is registe"
     ):
-        vm._receive_events(b"x")
+        vm.programs.receive(b"x")
 
 
 # --- what a template depends on ----------------------------------------------------------------------

@@ -136,7 +136,7 @@ class Host:
         def close(_vm: VM) -> None:
             self.closed += 1
 
-        monkeypatch.setattr("harness.machine.wanted.Wanted.spec", spec)
+        monkeypatch.setattr("harness.machine.vm.machine_spec", spec)
         monkeypatch.setattr(VM, "close", close)
         monkeypatch.setattr(VM, "_use", lambda vm, _machine: self.up.append(vm.spec.device))
         monkeypatch.setattr(VM, "_boot", lambda vm, _timing: self.up.append(vm.spec.device))

@@ -49,7 +49,7 @@ class Caps:
         leaf = Leaf(Entry(self.raw, Level.PTE, self.layout), 0x7F0000000000)
         return {"parent": SimpleNamespace(leaf={"readonly": leaf}.__getitem__)}
 
-    def finish(self) -> SimpleNamespace:
+    def finish(self) -> RunResult:
         return RunResult(parse_ktap(self.said), ExitStatus(0, None), self.said, "")
 
 

@@ -105,7 +105,7 @@ def image(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(packages, "_OS_RELEASE", (image.root / "etc/os-release",))
     elsewhere = {name: tuple(f"{image.root}{place}" for place in at) for name, at in packages._ELSEWHERE.items()}
     monkeypatch.setattr(packages, "_ELSEWHERE", elsewhere)
-    monkeypatch.setattr(doctor, "find_qemu", lambda: SimpleNamespace(package="QEMU emulator version 9.2"))
+    monkeypatch.setattr(doctor, "find_qemu", lambda _asked: SimpleNamespace(package="QEMU emulator version 9.2"))
     monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=True, reason=""))
     monkeypatch.setattr(doctor, "_RAM_MIB", 0)
     return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from harness import pytest_plugin
+from harness import pytest_fixtures
+from harness.config import DEFAULT, MachineConfig
 from harness.errors import BootError, CannotKnow
 from harness.kernel import ImageKind, Kconfig, KernelImage
+from harness.machine import preparation
 from harness.machine.machine import Origin
 from harness.observe.probe import probe_image
 from harness.pagetable import Observation
-from harness.pytest_plugin import BOOT_ATTEMPTS
+from harness.pytest_fixtures import BOOT_ATTEMPTS
 from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device, Root
 from harness.results import LOG_LINES_MAX
-from harness.settings import Settings
 from harness.verdict import ClaimKind, Run, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant, Violation
@@ -113,7 +115,7 @@ def test_the_header_of_a_kernel_given_by_path(pytester: pytest.Pytester) -> None
     ("option", "words"),
     [
         ("--hugepfn-level=p4d", "*--hugepfn-level: invalid choice: 'p4d' (choose from *pte*pmd*pud*"),
-        ("--hugepfn-accel=xen", "*--hugepfn-accel: invalid choice: 'xen' (choose from *auto*kvm*tcg*"),
+        ("--hugepfn-accel=xen", "ERROR: --hugepfn-accel 'xen'; valid values: auto, kvm, tcg"),
     ],
 )
 def test_an_option_that_does_not_exist_lists_those_that_do(pytester: pytest.Pytester, option: str, words: str) -> None:
@@ -122,23 +124,24 @@ def test_an_option_that_does_not_exist_lists_those_that_do(pytester: pytest.Pyte
     result.stderr.fnmatch_lines([words])
 
 
-def test_settings_are_what_was_asked_for(pytester: pytest.Pytester) -> None:
+def test_the_config_is_what_was_asked_for(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         from pathlib import Path
 
-        from harness.pytest_plugin import settings_of
-        from harness.settings import Settings
+        from harness.config import MachineConfig
+        from harness.pytest_options import config_of
 
-        def test_settings(pytestconfig):
-            assert settings_of(pytestconfig) == Settings(
+        def test_config(pytestconfig):
+            assert config_of(pytestconfig) == MachineConfig(
                 kernel="./bzImage", modules=Path("m"), accel="tcg", smp=4, memory_mib=512, cpu="qemu64",
-                append=("pti=on", "no5lvl"), ram_dir=Path("/ram"), boot_timeout_s=7.5, guest="host",
+                append=("pti=on", "no5lvl"), ram_dir=Path("/ram"), boot_timeout_s=7.5, guest="host", qemu="q",
             )
         """
     )
     options = (
-        "kernel=./bzImage modules=m accel=tcg smp=4 memory=512 cpu=qemu64 ram-dir=/ram boot-timeout=7.5 guest=host"
+        "kernel=./bzImage modules=m accel=tcg smp=4 memory=512 cpu=qemu64 ram-dir=/ram boot-timeout=7.5 guest=host "
+        "qemu=q"
     )
     args = [f"--hugepfn-{option}" for option in options.split()]
     pytest_run(pytester, *args, "--hugepfn-append=pti=on  no5lvl").assert_outcomes(passed=1)
@@ -464,11 +467,11 @@ def test_a_test_may_wish_for_a_machine(pytester: pytest.Pytester, marker: str, e
     pytester.makepyfile(
         f"""
         import pytest
-        from harness.pytest_plugin import _settings_for
+        from harness.pytest_fixtures import _config_for
 
         @pytest.mark.machine({marker})
         def test_wish(request):
-            found = _settings_for(request.node)
+            found = _config_for(request.node)
             assert f"{{found.smp}} {{found.append}} {{found.clone}} {{found.device}}" == "{expected}"
         """
     )
@@ -515,8 +518,8 @@ class FakeVM:
     started: list[FakeVM]
     log_lines = 3
 
-    def __init__(self, settings: Settings, image: KernelImage, search: list[Path], _say: Say) -> None:
-        self.settings, self.image, self.search = settings, image, search
+    def __init__(self, image: KernelImage, config: MachineConfig, *, search: list[Path], say: Say) -> None:  # noqa: ARG002
+        self.config, self.image, self.search = config, image, search
         self.spec = SimpleNamespace(accel=Accel.TCG, kernel=image.image, why_not_saved="QEMU cannot save it")
         self.qemu = SimpleNamespace(binary=find_qemu())
         self.runs: list[SimpleNamespace] = []
@@ -558,14 +561,14 @@ class FakeVM:
 def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeVM]:
     """The machines that the session started."""
 
-    def resolve(_self: Settings, say: Say) -> KernelImage:
+    def resolve(_config: MachineConfig, say: Say) -> KernelImage:
         say("fetching the kernel")
         say("fetching the kernel")
         return IMAGE
 
     FakeVM.started = []
-    monkeypatch.setattr(Settings, "resolve", resolve)
-    monkeypatch.setattr(Settings, "vm", lambda *asked: FakeVM(*asked))  # a function becomes a method, a class does not
+    monkeypatch.setattr(preparation, "resolve", resolve)
+    monkeypatch.setattr(pytest_fixtures, "VM", FakeVM)
     return FakeVM.started
 
 
@@ -581,7 +584,9 @@ def test_each_test_has_its_own_machine_and_it_is_closed(pytester: pytest.Pyteste
     result = pytest_run(pytester, "--hugepfn-smp=2", "--hugepfn-append=pti=on")
     result.assert_outcomes(passed=4)
     assert [machine.closed for machine in machines] == [True, True, True]
-    assert {machine.settings for machine in machines} == {Settings(smp=2, append=("pti=on",))}
+    assert {machine.config for machine in machines} == {
+        MachineConfig("debian", smp=2, append=("pti=on",), qemu=os.environ["HUGEPFN_QEMU"])
+    }
     assert machines[0].search == [pytester.path], "programs beside the test come first"
     assert result.stderr.lines.count("hugepfn: fetching the kernel") == 1, "past pytest's capture, and once"
 
@@ -633,14 +638,14 @@ def test_of_a_walk_that_is_not_to_be_believed_no_claim_is_known(pytester: pytest
 @pytest.mark.usefixtures("machines")
 def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pytester, asked: str, outcome: str) -> None:
     """A test wants pci-testdev; the machine was started with ``asked``, and has ivshmem-plain."""
-    live: Any = FakeVM(Settings(), IMAGE, [], print)
+    live: Any = FakeVM(IMAGE, DEFAULT, search=[], say=print)
     live.spec = SimpleNamespace(smp=1, append=(), device=Device.SHMEM, root=Root.INITRAMFS, accel=Accel.KVM)
     live.spec.kernel, live.asked_device = IMAGE.image, asked
-    live.kernel, live.add_search = IMAGE, lambda _folder: None
+    live.kernel, live.programs = IMAGE, SimpleNamespace(add_search=lambda _folder: None)
 
     class Lending:
         def pytest_configure(self, config: pytest.Config) -> None:
-            pytest_plugin.set_machine(config, live)
+            pytest_fixtures.set_machine(config, live)
 
     pytester.makepyfile("def test_fork(vm): pass")
     pytest_run(pytester, further=[Lending()]).assert_outcomes(**{outcome: 1})

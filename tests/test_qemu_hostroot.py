@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from harness.config import MachineConfig
 from harness.errors import MachineryError, UsageError
 from harness.host import packages
 from harness.kernel import ImageKind, Kconfig, KernelImage
-from harness.machine.wanted import Wanted
 from harness.qemu import hostroot
 from harness.qemu.hostroot import VIEW, FileServer, choose_root, find_virtiofsd, root_args, root_modules
 from harness.qemu.readonly import special_mounts
@@ -129,7 +129,7 @@ def test_a_kernel_that_cannot_names_what_it_lacks(
 
 def test_there_are_two_guests() -> None:
     with pytest.raises(UsageError, match="guest 'debian'; valid values: initramfs, host"):
-        Wanted(guest="debian")
+        MachineConfig(guest="debian")
 
 
 C_WORDS, RUST_WORDS = "--socket-path --fd", "--shared-dir --readonly --fd"

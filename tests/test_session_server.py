@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import pytest
 
+from harness.config import DEFAULT
 from harness.host import cache
 from harness.session import handshake, wire
 from harness.session.server import Server, Start
-from harness.settings import Settings
 
 SOON_S = 30.0
 
@@ -46,7 +46,7 @@ class FakeVM:
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(handshake, "accept", lambda *_args: None)
-    server = Server(Start("one", Settings()), tmp_path, print)
+    server = Server(Start("one", DEFAULT), tmp_path, print)
     server._session = cast(Any, SimpleNamespace(vm=FakeVM(), prepare_for_people=lambda: None))
     return server
 

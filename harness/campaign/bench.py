@@ -19,9 +19,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from harness.config import MachineConfig
 from harness.errors import MachineryError
 from harness.host.process import guarded
-from harness.kernel import ImageKind, Kernel, KernelImage
+from harness.kernel import ImageKind, KernelImage
+from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable, write_text
 from harness.qemu.binary import find_qemu
@@ -206,17 +208,17 @@ def _held() -> dict[str, int]:
     }
 
 
-def bench(kernel: str, modules: Path | None, rounds: int, clones: int, json_file: Path | None) -> None:
+def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | None) -> None:
     """Measure everything, print one table, and save the figures."""
     check_writable(json_file)
     console = Console(highlight=False)
-    image = Kernel.parse(kernel, modules).resolve(lambda line: console.print(line, style="dim", markup=False))
+    image = preparation.resolve(config, lambda line: console.print(line, style="dim", markup=False))
     with VM(image) as vm:
         spec = vm.spec
     console.print(
         f"{image.release}, {spec.accel.value}, QEMU {find_qemu().version}, {os.cpu_count()} cores, {rounds} rounds"
     )
-    run = ["run", "--kernel", kernel, *(["--modules", str(modules)] if modules else []), "--quiet"]
+    run = ["run", *config.argv(), "--quiet"]
     one = [*run, "fork", "--level", "pud"]
     raw = "same QEMU command line, boot to poweroff"
     rows = [

@@ -15,6 +15,7 @@ from harness.campaign.kernels import RunOptions, run_kernel
 from harness.errors import KERNELS_FAULT, ExitCode, KernelBuildError
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
+from harness.machine.vm import VM
 from harness.pagetable import Level
 from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.table import TROUBLE
@@ -65,7 +66,7 @@ def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None])
     except KernelBuildError as error:
         return BisectVerdict.CANNOT_TELL, f"it does not build: {error}"
     try:
-        options.settings(spec).vm(image, (), say).start().close()
+        VM(image, config=options.machine(spec), say=say).start().close()
     except KERNELS_FAULT as error:
         return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
     run = run_kernel(str(image.image), [scenario], replace(options, levels=levels), say)

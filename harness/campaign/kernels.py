@@ -10,15 +10,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness import logs
+from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.host.process import FOLLOW_TIMEOUT_S, ended_after, guarded
 from harness.kernel import Kernel, Stock, available
-from harness.qemu.spec import Device
-from harness.settings import Settings
 from harness.verdict import Run, exit_code
 from harness.verdict.table import TROUBLE, Case
 
@@ -31,54 +31,26 @@ _WORDS_MAX = 2000
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run besides kernel and scenarios, named as in :class:`harness.settings.Settings`."""
+    """What is asked of a run besides kernel and scenarios."""
 
+    config: MachineConfig = DEFAULT
     levels: tuple[str, ...] = ()  # empty: all
-    accel: str = "auto"
-    smp: int = 1
-    memory_mib: int = 1024
-    cpu: str = "max"
-    append: str = ""
-    ram_dir: Path | None = None
-    boot_timeout_s: float | None = None
     workers: int = 1
-    pvh: bool = False
-    guest: str = "initramfs"
-    device: str = Device.TESTDEV.value
-    no_clone: bool = False
     strict: bool = False
-    modules: Path | None = None  # the modules of kernels given by path
 
-    def settings(self, spec: str) -> Settings:
-        """The settings for one kernel, which this process checks before a child uses them."""
-        return Settings(
-            kernel=spec,
-            modules=self.modules if self.modules is not None and takes_modules(spec) else None,
-            accel=self.accel,
-            smp=self.smp,
-            memory_mib=self.memory_mib,
-            cpu=self.cpu,
-            append=tuple(self.append.split()),
-            ram_dir=self.ram_dir,
-            boot_timeout_s=self.boot_timeout_s,
-            clone=not self.no_clone,
-            pvh=self.pvh,
-            guest=self.guest,
-            device=self.device,
-        )
+    def machine(self, spec: str) -> MachineConfig:
+        """The machine for one kernel; the modules are those of kernels given by path."""
+        modules = self.config.modules if self.config.modules is not None and takes_modules(spec) else None
+        return replace(self.config, kernel=spec, modules=modules)
 
     def argv(self, spec: str) -> list[str]:
         """The options as arguments of ``hugepfn run``."""
-        words = [f"--level={level}" for level in self.levels]
-        words += [f"--accel={self.accel}", f"--smp={self.smp}", f"--memory={self.memory_mib}", f"--cpu={self.cpu}"]
-        words += [f"--append={self.append}", f"--workers={self.workers}", f"--guest={self.guest}"]
-        words.append(f"--device={self.device}")
-        if self.modules is not None and takes_modules(spec):
-            words.append(f"--modules={self.modules}")
-        words += [f"--ram-dir={self.ram_dir}"] if self.ram_dir is not None else []
-        words += [f"--boot-timeout={self.boot_timeout_s}"] if self.boot_timeout_s is not None else []
-        flags = {"--pvh": self.pvh, "--no-clone": self.no_clone, "--strict": self.strict}
-        return words + [flag for flag, given in flags.items() if given]
+        words = [
+            *self.machine(spec).argv(),
+            *(f"--level={level}" for level in self.levels),
+            f"--workers={self.workers}",
+        ]
+        return [*words, "--strict"] if self.strict else words
 
 
 def takes_modules(spec: str) -> bool:
@@ -132,7 +104,7 @@ def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Sa
     """
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
         results = Path(folder) / "results.json"
-        argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), "run", "--kernel", spec, "--quiet"]
+        argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), "run", "--quiet"]
         argv += ["--json", os.fspath(results), *options.argv(spec), *scenarios]
         with (Path(folder) / "stderr").open("w+") as stderr:
             status = _run_child(argv, stderr.fileno(), say)
@@ -145,6 +117,7 @@ def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Sa
 
 def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
     """Run a child in its own process group, so that Ctrl-C reaches us and we end the child."""
+    environment, inherited = logs.for_child()
     with subprocess.Popen(
         guarded(argv, signal.SIGTERM),
         stdin=subprocess.DEVNULL,
@@ -152,6 +125,8 @@ def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
         stderr=stderr,
         text=True,
         errors="replace",
+        env=environment,
+        pass_fds=inherited,
         start_new_session=True,
     ) as child:
         try:

@@ -17,6 +17,7 @@ from harness.campaign.progress import Live
 from harness.campaign.report import matrix_page
 from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, MachineryError, UsageError
+from harness.machine import preparation
 from harness.outputs import check_writable, write_text
 from harness.verdict import Outcome, Run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
@@ -98,11 +99,11 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
     :raises UsageError: a kernel does not exist.
     :raises MachineryError: this host cannot run any kernel.
     """
-    options.settings(specs[0]).preflight(live.say)
+    preparation.preflight(options.machine(specs[0]), live.say)
     for spec in specs:
         live.now(f"{spec}: looking for it")
         try:
-            options.settings(spec).resolve(live.say)
+            preparation.resolve(options.machine(spec), live.say)
         except MachineryError as error:
             live.say(f"{spec}: {error}")  # its column will say so too; the others still run
 

@@ -21,6 +21,7 @@ from harness.errors import ExitCode, UsageError
 from harness.kernel.build import BuiltSource
 from harness.kernel.build.patches import split
 from harness.kernel.build.slot import git, git_environment
+from harness.machine import preparation
 from harness.printable import printable
 from harness.verdict import Outcome
 from harness.verdict.series import Change, changes, steady
@@ -56,7 +57,7 @@ def run_series(
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
         steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
         with Live() as live:
-            options.settings(steps[0].spec).preflight(live.say)
+            preparation.preflight(options.machine(steps[0].spec), live.say)
             for step in steps:
                 name = f"{step.name} {step.subject}".strip()
                 run = follow(step.spec, scenarios, options, live, name)

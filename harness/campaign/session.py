@@ -10,31 +10,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from harness import pytest_plugin
+from harness import pytest_fixtures, pytest_options
 from harness.campaign.reporter import RunReporter, SessionReporter
+from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.guest.compiler import forget_library, guest_tests_dir
+from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable
-from harness.settings import Settings
 from harness.verdict import exit_code
 
-_OPTIONS = {
-    "kernel": "--hugepfn-kernel",
-    "modules": "--hugepfn-modules",
-    "accel": "--hugepfn-accel",
-    "smp": "--hugepfn-smp",
-    "memory": "--hugepfn-memory",
-    "cpu": "--hugepfn-cpu",
-    "append": "--hugepfn-append",
-    "json_file": "--hugepfn-json",
-    "junit": "--junitxml",
-    "ram_dir": "--hugepfn-ram-dir",
-    "boot_timeout": "--hugepfn-boot-timeout",
-    "guest": "--hugepfn-guest",
-    "device": "--hugepfn-device",
-}
-
+_OUTPUTS = {"json_file": "--hugepfn-json", "junit": "--junitxml"}
 
 #: Isolate our session: no plugins that happen to be installed, and no options meant for other sessions.
 _PYTEST_ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
@@ -53,9 +39,9 @@ class _Wiring:
         self._stopping = stopping
 
     def pytest_configure(self, config: Any) -> None:
-        pytest_plugin.set_progress(config, self._reporter.say)
+        pytest_options.set_progress(config, self._reporter.say)
         if self._machine is not None:
-            pytest_plugin.set_machine(config, self._machine)
+            pytest_fixtures.set_machine(config, self._machine)
 
     def pytest_sessionstart(self, session: Any) -> None:
         if self._stopping is not None:
@@ -83,7 +69,11 @@ class Stopping:
 
 
 def run_session(
-    pytest: ModuleType, reporter: RunReporter, scenarios: Sequence[str], options: Mapping[str, Any]
+    pytest: ModuleType,
+    reporter: RunReporter,
+    scenarios: Sequence[str],
+    config: MachineConfig,
+    options: Mapping[str, Any],
 ) -> ExitCode:
     """Run scenarios and print their results.
 
@@ -91,20 +81,18 @@ def run_session(
     :raises MachineryError: the kernel is not available.
     """
     files = _known(scenarios) if scenarios else [guest_tests_dir()]
-    settings = Settings.from_options(options)
     # Done here and not in a fixture, so that a missing kernel is one message instead of one error per test.
     check_writable(options["junit"])
-    settings.preflight(reporter.say)
-    image = settings.resolve(reporter.say)
-    settings.check_guest(image)
+    preparation.preflight(config, reporter.say)
+    image = preparation.resolve(config, reporter.say)
+    preparation.check_guest(config, image)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
         reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
     args = [*map(str, files), *_OURS]  # collecting thirty files takes a second
-    args += [f"{flag}={options[name]}" for name, flag in _OPTIONS.items() if options[name] not in (None, "")]
+    args += config.argv(pytest_options.PREFIX)
+    args += [f"{flag}={options[name]}" for name, flag in _OUTPUTS.items() if options[name] is not None]
     args += _selection(scenarios, options["levels"])
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
-    args += ["--hugepfn-pvh"] if options["pvh"] else []
-    args += ["--hugepfn-no-clone"] if options["no_clone"] else []
     args += ["-n", str(options["workers"]), "-p", "xdist"] if options["workers"] > 1 else []
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
@@ -134,6 +122,7 @@ def rerun_session(
     _forget({path.parent for path in files})
     # Nothing is captured, because the descriptors of this process are not the caller's.
     args = [*map(str, files), *_OURS, "--capture=no", *_selection(names, levels)]
+    args += DEFAULT.argv(pytest_options.PREFIX)  # the environment was read when the machine was started
     return _main(pytest, reporter, args, [_Wiring(reporter, machine, stopping)], machine.kernel.spec, strict=False)
 
 

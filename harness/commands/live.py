@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import level_option, live_options, scenarios_argument
+from harness.commands.options import config_options, level_option, scenarios_argument
+from harness.config import MachineConfig
 from harness.errors import HugepfnError, KernelDied, MachineryError, UsageError
 
 if TYPE_CHECKING:
@@ -64,25 +65,23 @@ def show_gdb(client: SessionClient) -> None:
     say("the machine stands still until gdb lets it go on (continue)")
 
 
-def _start(name: str | None, options: dict[str, Any], *, with_us: bool, kept: str | None = None) -> About:
+def _start(name: str | None, config: MachineConfig, *, with_us: bool, kept: str | None = None) -> About:
     from harness.session.server import Start
     from harness.session.starting import start_session
-    from harness.settings import Settings
 
-    settings = Settings.from_options(options)
-    stem = re.sub(r"[^\w.-]+", "-", kept or Path(settings.kernel).name)[:30].strip("-.") or "session"
-    return start_session(Start(name or f"{stem}*", settings, kept), say, with_us=with_us)
+    stem = re.sub(r"[^\w.-]+", "-", kept or Path(str(config.kernel)).name)[:30].strip("-.") or "session"
+    return start_session(Start(name or f"{stem}*", config, kept), say, with_us=with_us)
 
 
 @click.command()
 @click.option("--name", metavar="NAME", help="of the session  [default: after the kernel]")
 @gdb_option
-@live_options
-def start(name: str | None, gdb: bool, **options: Any) -> None:
+@config_options()
+def start(name: str | None, gdb: bool, config: MachineConfig) -> None:
     """Start a session, a live machine that runs until `hugepfn stop`, and print its name."""
     from harness.session.client import SessionClient
 
-    about = _start(name, options, with_us=False)
+    about = _start(name, config, with_us=False)
     click.echo(about.name)
     if gdb:
         show_gdb(SessionClient(about))
@@ -91,8 +90,8 @@ def start(name: str | None, gdb: bool, **options: Any) -> None:
 @click.command()
 @click.argument("name", required=False)
 @gdb_option
-@live_options
-def shell(name: str | None, gdb: bool, **options: Any) -> None:
+@config_options()
+def shell(name: str | None, gdb: bool, config: MachineConfig) -> None:
     """Open a shell on the serial line of a guest. Ctrl-] leaves it.
 
     NAME is a session, or a machine that --keep-vm kept. Without NAME, a new machine is started, which is a session as
@@ -104,7 +103,7 @@ def shell(name: str | None, gdb: bool, **options: Any) -> None:
 
     require_terminal()
     lives = name is not None and name in [about.name for about in sessions()]
-    client = client_of(name) if lives else SessionClient(_start(None, options, with_us=True, kept=name))
+    client = client_of(name) if lives else SessionClient(_start(None, config, with_us=True, kept=name))
     try:
         if gdb:
             show_gdb(client)
@@ -189,14 +188,14 @@ def _leave_as(ended: ExitStatus) -> None:
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option("--session", "-s", metavar="NAME", help="which session  [default: a fresh machine]")
-@live_options
+@config_options()
 @click.option(
     "--env", "-e", "environment", multiple=True, metavar="NAME=VALUE", help="for the program; may be repeated"
 )
 @click.argument("program")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ARG...]")
 def exec_(
-    session: str | None, environment: tuple[str, ...], program: str, words: tuple[str, ...], **options: Any
+    session: str | None, environment: tuple[str, ...], program: str, words: tuple[str, ...], config: MachineConfig
 ) -> None:
     """Run a program of yours in a guest: in a session, or (without --session) in a new machine.
 
@@ -214,7 +213,7 @@ def exec_(
     if session is not None:
         ended: ExitStatus = client_of(session).exec((program, *words), file, wanted)
         _leave_as(ended)
-    with _fresh(options) as own:
+    with _fresh(config) as own:
         from harness.session.client import passing_signals
 
         signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # a handler may put
@@ -224,13 +223,13 @@ def exec_(
 
 
 @contextlib.contextmanager
-def _fresh(options: dict[str, Any]) -> Iterator[Session]:
+def _fresh(config: MachineConfig) -> Iterator[Session]:
+    from harness.machine import preparation
+    from harness.machine.vm import VM
     from harness.session.session import Session
-    from harness.settings import Settings
 
-    settings = Settings.from_options(options)
-    settings.preflight(say)
-    with settings.vm(settings.resolve(say), (), say) as vm:
+    preparation.preflight(config, say)
+    with VM(preparation.resolve(config, say), config=config, say=say) as vm:
         yield Session(vm)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from harness.commands.options import report_options, run_options, scenario_options, scenarios_argument
+from harness.commands.options import campaign_options, report_options, run_options, scenarios_argument
+from harness.config import MachineConfig
 
 
 @click.command()
@@ -19,10 +20,10 @@ from harness.commands.options import report_options, run_options, scenario_optio
     metavar="SPEC",
     help="a kernel, may be repeated; all-stock: the newest of each series that the mirror has",
 )
-@scenario_options
+@campaign_options
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
 @report_options("the table and every run")
-def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any) -> None:
+def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
     """Run scenarios on many kernels, and print a table of the outcomes.
 
     With --repeat, a cell whose repeats differ is a flake. The exit status is that of `hugepfn run`.
@@ -30,14 +31,14 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any)
     from harness.campaign.matrix import run_matrix
 
     files = options.pop("json_file"), options.pop("html_file")
-    sys.exit(run_matrix(kernels, scenarios, run_options(options), options["repeat"], *files))
+    sys.exit(run_matrix(kernels, scenarios, run_options(config, options), options["repeat"], *files))
 
 
 @click.command()
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @scenarios_argument
-@scenario_options
+@campaign_options
 @click.option(
     "--confirm",
     type=click.IntRange(0),
@@ -46,7 +47,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], **options: Any)
     help="run what differs so often again; only what differs every time counts",
 )
 @report_options("the differences")
-def compare(before: str, after: str, scenarios: tuple[str, ...], **options: Any) -> None:
+def compare(before: str, after: str, scenarios: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
     """Run scenarios on kernels A and B, and show only the differences.
 
     The exit status is 0 if nothing differs, 1 if something does, and otherwise that of `hugepfn run`.
@@ -54,4 +55,4 @@ def compare(before: str, after: str, scenarios: tuple[str, ...], **options: Any)
     from harness.campaign.compare import run_compare
 
     files = options.pop("json_file"), options.pop("html_file")
-    sys.exit(run_compare(before, after, scenarios, run_options(options), options["confirm"], *files))
+    sys.exit(run_compare(before, after, scenarios, run_options(config, options), options["confirm"], *files))

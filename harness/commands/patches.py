@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from harness.commands.options import FILE, report_options, run_options, scenario_options, scenarios_argument
+from harness.commands.options import FILE, campaign_options, report_options, run_options, scenarios_argument
+from harness.config import MachineConfig
 
 
 @click.command()
@@ -16,9 +17,16 @@ from harness.commands.options import FILE, report_options, run_options, scenario
 @click.argument("revisions", metavar="[BASE..TIP]", required=False)
 @scenarios_argument
 @click.option("--mbox", type=FILE, help="the patches, instead of BASE..TIP")
-@scenario_options
+@campaign_options
 @report_options("the table, every run and the changes")
-def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: Path | None, **options: Any) -> None:
+def series(
+    tree: str,
+    revisions: str | None,
+    scenarios: tuple[str, ...],
+    mbox: Path | None,
+    config: MachineConfig,
+    **options: Any,
+) -> None:
     """Apply patches one at a time, build and run at each one, and show at which patch a scenario changes.
 
     TREE is a git tree with BASE..TIP, or any source that builds (debsrc:6.12, a folder) with --mbox. A patch that does
@@ -35,14 +43,14 @@ def series(tree: str, revisions: str | None, scenarios: tuple[str, ...], mbox: P
         raise click.UsageError("give BASE..TIP, or --mbox FILE")
     what: str | Path = mbox if mbox is not None else str(revisions)
     files = options.pop("json_file"), options.pop("html_file")
-    sys.exit(run_series(tree, what, scenarios, run_options(options), *files))
+    sys.exit(run_series(tree, what, scenarios, run_options(config, options), *files))
 
 
 @click.command()
 @click.argument("tree")
 @click.argument("case", metavar="SCENARIO[:LEVEL]")
-@scenario_options
-def check(tree: str, case: str, **options: Any) -> None:
+@campaign_options
+def check(tree: str, case: str, config: MachineConfig, **options: Any) -> None:
     """Run one step of a bisection: git bisect run hugepfn check . fork:pud
 
     Builds the tree checked out in TREE, boots it and runs the scenario. The exit status is the one that git expects:
@@ -51,6 +59,8 @@ def check(tree: str, case: str, **options: Any) -> None:
     """
     from harness.campaign.check import check as step
 
-    verdict, reason = step(tree, case, run_options(options), lambda line: click.echo(f"hugepfn: {line}", err=True))
+    verdict, reason = step(
+        tree, case, run_options(config, options), lambda line: click.echo(f"hugepfn: {line}", err=True)
+    )
     click.echo(f"{verdict.name.lower().replace('_', ' ')}: {reason}")
     sys.exit(verdict)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
-from harness.commands.options import kernel_option, modules_option, qemu_option
+from harness.commands.options import config_options
+from harness.config import MachineConfig
 
 
 @click.command()
-@kernel_option
-@modules_option
-@qemu_option
-@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
-def selfcheck(kernel: str, modules: Path | None, accel: str) -> None:
+@config_options("kernel", "modules", "qemu", "accel")
+def selfcheck(config: MachineConfig) -> None:
     """Check in two minutes whether hugepfn can be trusted on this host, and print a page to paste into a bug report.
 
     The exit status is 0 if it can be trusted, and 3 if a check failed; the line of that check says what to do.
     """
-    from harness.kernel import Kernel
+    from harness.machine.preparation import resolve
     from harness.selfcheck.checks import run_selfcheck
 
     said: set[str] = set()
@@ -30,5 +27,4 @@ def selfcheck(kernel: str, modules: Path | None, accel: str) -> None:
             said.add(line)
             click.echo(f"hugepfn: {line}", err=True)
 
-    image = Kernel.parse(kernel, modules).resolve(say)
-    sys.exit(run_selfcheck(image, accel, lambda line: click.echo(line), say))
+    sys.exit(run_selfcheck(resolve(config, say), config, lambda line: click.echo(line), say))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import functools
+import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from harness.guest import bounds
 from harness.guest.channel import Channel
 from harness.guest.emulator import Emulator
 from harness.guest.protocol import PAYLOAD_MAX_BYTES, Frame, FrameDecoder, parse_ready, put_payload, run_payload
+from harness.logs import timed
 
 T = TypeVar("T")
+_LOG = logging.getLogger("hugepfn.agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,8 @@ class Agent:
         """
         number = self.next_id
         self.next_id += 1
-        return await self._exchange(Frame(verb, number, payload), timeout_s)
+        with timed(_LOG, "request %d %s", number, verb):
+            return await self._exchange(Frame(verb, number, payload), timeout_s)
 
     async def _exchange(self, frame: Frame, timeout_s: float) -> Frame:
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()

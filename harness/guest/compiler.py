@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from harness.errors import CompileError, MachineryError, UsageError
 from harness.host import cache
 from harness.host.packages import find_command, how_to_install
 
+_LOG = logging.getLogger("hugepfn.cache")
 #: C11 and the warnings of the house; static, so that the guest needs no loader; small, since it is sent over.
 CFLAGS = (
     "-std=c11",
@@ -109,7 +111,10 @@ def compile_program(source: Path, *, library: bool = True) -> Program:
         identity.encode(),
         bytes([library]),
     )
-    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+    digests = [hashlib.sha256(part) for part in parts]
+    key = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:32]
+    shown = [digest.hexdigest()[:12] for digest in digests]
+    _LOG.debug("program %s-%s is of source, headers, library, flags, compiler, linking: %s", source.stem, key, shown)
 
     def build(folder: Path) -> None:
         elf = folder / f"{source.stem}.debug"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from harness.host.process import run
 from harness.kernel import KernelImage, load_order
 from harness.kernel import read as read_module
 
+_LOG = logging.getLogger("hugepfn.cache")
 #: What vfio-pci needs below it comes from modules.dep; what is built in is skipped.
 MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")
 _FORMAT = 3  # of the archive: what is where in it
@@ -37,6 +39,7 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
         stat = Path(busybox).stat()
         parts.append(f"busybox {stat.st_size} {stat.st_mtime_ns}")
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    _LOG.debug("initramfs %s is of %s", key, parts)
 
     def build(folder: Path) -> None:
         modules = [(f"{module.name}.ko", read_module(module)) for module in order.modules]

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import stat
@@ -23,9 +24,11 @@ import filelock
 import platformdirs
 
 from harness.errors import MachineryError
+from harness.logs import timed
 
 Progress = Callable[[str], None]
 
+_LOG = logging.getLogger("hugepfn.cache")
 _MARKER = ".complete"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: Kinds of entry that hold a guest's memory, which is nobody else's business, whatever the mode of the cache folder is.
@@ -198,9 +201,11 @@ def obtain(
     :raises MachineryError: no room, or another process took too long to build it.
     """
     if found := find(kind, name):
+        _LOG.info("%s %s: in the cache", kind, name)
         return found
     with locked(f"{kind}.{name}", f"prepares {name}", progress, timeout_s):
         if found := find(kind, name):  # the one we waited for built it
+            _LOG.info("%s %s: in the cache, another hugepfn has just made it", kind, name)
             return found
         folder = _folder_of(kind)
         mode = 0o700 if kind in PRIVATE else 0o777
@@ -210,7 +215,8 @@ def obtain(
             temporary = folder / f".{name}.tmp-{os.getpid()}"
             try:
                 temporary.mkdir(mode=mode)
-                build(temporary)
+                with timed(_LOG, "%s %s: not in the cache; making it", kind, name, level=logging.INFO):
+                    build(temporary)
                 (temporary / _MARKER).touch()
                 shutil.rmtree(folder / name, ignore_errors=True)  # there, but without its marker: not ours to trust
                 temporary.rename(folder / name)

@@ -19,14 +19,14 @@ from typing import Any, Literal
 import pytest
 from _pytest.runner import runtestprotocol
 
+from harness.config import MachineConfig
 from harness.errors import KERNELS_FAULT, ClaimFailed, HugepfnError, KernelError, MachineryError, PremiseNotMet
 from harness.host.cache import Progress
 from harness.kernel import KernelImage
 from harness.kernel.build.selftests import Collection
 from harness.kselftest.program import PlainRun
 from harness.machine.vm import VM
-from harness.pytest_plugin import BOOT_ATTEMPTS
-from harness.settings import Settings
+from harness.pytest_fixtures import BOOT_ATTEMPTS
 from harness.verdict import KtapOutcome, parse_ktap, words
 from harness.verdict.selftest import Judgement, Point, judge, points
 
@@ -68,7 +68,7 @@ def told_by(report: pytest.TestReport) -> Told | None:
 class Runner:
     """Runs programs in machines."""
 
-    settings: Settings
+    config: MachineConfig
     image: KernelImage
     timeout_s: float | None  # deadline of one program; None for the collection's own
     say: Progress
@@ -81,7 +81,7 @@ class Runner:
         """A new machine with the settings that a program needs."""
         if len(self._boot_failures) >= BOOT_ATTEMPTS:
             raise self._boot_failures[-1]
-        vm = self.settings.vm(self.image, (), self.say)
+        vm = VM(self.image, config=self.config, say=self.say)
         try:
             try:
                 vm.start()

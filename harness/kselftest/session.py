@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.archive.versions import series_of
 from harness.campaign.session import run_pytest, told
+from harness.config import MachineConfig
 from harness.errors import ExitCode, UsageError
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import BuiltSource, DebsrcOrigin, Recipe
@@ -18,8 +19,8 @@ from harness.kernel.build.selftests import SELFTESTS, Collection, collection
 from harness.kernel.debian import DebianSource
 from harness.kselftest.items import KselftestPlugin, Runner
 from harness.kselftest.report import KselftestReporter
+from harness.machine import preparation
 from harness.outputs import check_writable
-from harness.settings import Settings
 
 
 def parse_selectors(words: Sequence[str]) -> dict[str, list[str]]:
@@ -84,7 +85,11 @@ def recipes_of(kernel: Kernel, image: KernelImage, asked: str | None) -> list[Re
 
 
 def run_kselftest(
-    pytest: ModuleType, reporter: KselftestReporter, words: Sequence[str], options: Mapping[str, Any]
+    pytest: ModuleType,
+    reporter: KselftestReporter,
+    words: Sequence[str],
+    config: MachineConfig,
+    options: Mapping[str, Any],
 ) -> ExitCode:
     """Build selftests, run them, and print the results.
 
@@ -92,17 +97,15 @@ def run_kselftest(
     :raises MachineryError: something is missing on this host.
     """
     selectors = parse_selectors(words)
-    settings = Settings.from_options(options)
     check_writable(options["junit"])
-    settings.preflight(reporter.say)
-    image = settings.resolve(reporter.say)
-    kernel = Kernel.parse(settings.kernel, settings.modules)
-    recipe = _available(recipes_of(kernel, image, options["source"]), reporter)
+    preparation.preflight(config, reporter.say)
+    image = preparation.resolve(config, reporter.say)
+    recipe = _available(recipes_of(preparation.kernel_of(config), image, options["source"]), reporter)
     wanted = [
         _wanted(collection(recipe, name, reporter.say), asked, image, reporter) for name, asked in selectors.items()
     ]
     reporter.say(f"Linux {image.release} ({image.spec}), selftests of {recipe.spec}")
-    runner = Runner(settings, image, options["timeout"], reporter.say)
+    runner = Runner(config, image, options["timeout"], reporter.say)
     root = _root(wanted[0][0].folder)
     args = [*(str(found.folder) for found, _ in wanted), "--rootdir", str(root), "--noconftest"]
     args += [f"--junitxml={options['junit']}"] if options["junit"] else []

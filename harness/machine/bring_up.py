@@ -16,7 +16,7 @@ from harness.machine.machine import Machine, Origin
 from harness.machine.template import Template
 from harness.observe.witness import bars_from_pci, bars_from_sysfs
 from harness.printable import printable
-from harness.qemu.binary import find_qemu
+from harness.qemu.binary import QemuBinary
 from harness.qemu.migration import restore_state
 from harness.qemu.process import Qemu
 from harness.qemu.ram import PrivateRam, SharedRam
@@ -38,6 +38,7 @@ class Timing:
 
 async def boot(
     spec: MachineSpec,
+    binary: QemuBinary,
     kernel: KernelImage,
     ram_dir: Path | None,
     on_event: Callable[[bytes], None],
@@ -51,7 +52,7 @@ async def boot(
     :raises BootError: the kernel did not reach the agent.
     :raises MachineryError: the kernel's file was replaced meanwhile.
     """
-    qemu = Qemu(spec, find_qemu(), SharedRam(spec.memory_mib, ram_dir))
+    qemu = Qemu(spec, binary, SharedRam(spec.memory_mib, ram_dir))
     started(qemu)
     await qemu.start()
     agent = Agent(qemu)
@@ -76,26 +77,30 @@ async def boot(
 
 
 async def clone(
-    spec: MachineSpec, template: Template, on_event: Callable[[bytes], None], started: Callable[[Qemu], None]
+    spec: MachineSpec,
+    binary: QemuBinary,
+    template: Template,
+    on_event: Callable[[bytes], None],
+    started: Callable[[Qemu], None],
 ) -> Machine:
     """Brings a template back to life; its RAM file is mapped privately and stays as it is.
 
     :raises MachineryError: QEMU does not take it.
     """
-    qemu = Qemu(spec, find_qemu(), PrivateRam(template.ram))
+    qemu = Qemu(spec, binary, PrivateRam(template.ram))
     started(qemu)
     agent = await _restore(qemu, template.state, template.log, on_event, template.ready)
     return Machine(qemu, agent, template.ready, template.bars, Origin.CLONE)
 
 
 async def revive(
-    kept: Kept, ram_dir: Path | None, on_event: Callable[[bytes], None], started: Callable[[Qemu], None]
+    kept: Kept, binary: QemuBinary, on_event: Callable[[bytes], None], started: Callable[[Qemu], None]
 ) -> Machine:
     """Brings back a machine that was saved whole.
 
     :raises MachineryError: QEMU does not take it.
     """
-    qemu = Qemu(kept.spec, find_qemu(), SharedRam(kept.spec.memory_mib, ram_dir))
+    qemu = Qemu(kept.spec, binary, SharedRam(kept.spec.memory_mib))
     started(qemu)
     agent = await _restore(qemu, kept.state, kept.log, on_event, kept.ready, kept.next_id)
     return Machine(qemu, agent, kept.ready, kept.bars, Origin.KEPT)

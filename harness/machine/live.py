@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import stat
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from harness.guest.libraries import libraries
 from harness.guest.log_reader import read_log
 from harness.host.event_loop import LoopThread
 from harness.host.private_folder import PrivateFolder
+from harness.logs import timed
 from harness.machine.machine import Machine, Origin
 from harness.pagetable import Region
 from harness.printable import printable
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from harness.guest.sshd import SshAddress, SshServer
 
 T = TypeVar("T")
+_LOG = logging.getLogger("hugepfn.machine")
 
 _LOG_TIMEOUT_S = 5.0
 _SSHD_END_S = 5.0
@@ -52,7 +55,8 @@ class LiveMachine:
         """Waits for a machine to come up, on a loop of its own; what does not come up is ended."""
         self._loop = LoopThread("hugepfn-machine")
         try:
-            self._machine = self.on_loop(coming_up)
+            with timed(_LOG, "the machine's start", level=logging.INFO):
+                self._machine = self.on_loop(coming_up)
         except BaseException:
             self.close()
             raise

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -36,6 +37,7 @@ KIND = "templates"
 _FORMAT = 6
 _KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
+_LOG = logging.getLogger("hugepfn.cache")
 _verified: set[Path] = set()
 
 
@@ -67,7 +69,9 @@ def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
     parts: list[object] = [_FORMAT, spec, words, kernel_key, binary.package, status.st_size, status.st_mtime_ns]
     if spec.accel is Accel.KVM:
         parts.append(_host_kvm())
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    _LOG.debug("template %s is of %r", key, parts)
+    return key
 
 
 def _host_kvm() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,18 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from harness.config import DEFAULT, MachineConfig
 from harness.errors import (
     BootError,
     EmulatorError,
     HugepfnError,
-    MachineryError,
     PremiseNotMet,
-    ProtocolError,
     RestoreError,
     UsageError,
 )
-from harness.guest import bounds
-from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.host import cache
 from harness.introspect.drgn_program import drgn_program
 from harness.introspect.gdb import GdbStub, start_stub
@@ -30,83 +26,57 @@ from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.bring_up import Timing, boot, clone, revive
 from harness.machine.live import LiveMachine
+from harness.machine.preparation import kernel_of, machine_spec
+from harness.machine.programs import Programs
 from harness.machine.template import Template, discard, obtain, save_template, template_key
-from harness.machine.wanted import Wanted, kernel_image
 from harness.observe.bar_bits import EARLY, stand_in, what_is_missed
-from harness.observe.kernel_watch import KernelWatch
 from harness.observe.probe import probe
 from harness.observe.run import GuestRun
-from harness.observe.witness import Witness
 from harness.pagetable import Layout, Walk
 from harness.qemu.accel import choose_accel, remember_lie
 from harness.qemu.binary import QemuBinary, find_qemu
-from harness.qemu.deadline import check_runs
 from harness.qemu.ram import SharedRam
-from harness.qemu.spec import Accel, Device, MachineSpec
-from harness.verdict import parse_taint
+from harness.qemu.spec import Accel, MachineSpec
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant
 
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
 #: QEMU's emulation spoils one in dozens with four vCPUs: more than three in a row are something else.
-_INTERRUPTED_S = 0.5  # after Ctrl-C nobody waits for a guest to clean up
 _BOOTS_MAX = 3
 
 
 class VM(LiveMachine):
     """One booted kernel. A context: what leaves the block leaves nothing behind.
 
-    :param kernel: what to boot; a spec such as ``"debian:6.12"`` will do.
-    :param accel: ``auto`` (KVM if proven, else TCG), ``kvm`` or ``tcg``.
-    :param smp: number of vCPUs, 1 to 16.
-    :param append: words for the kernel command line.
-    :param device: the one under test: ``pci-testdev``, ``ivshmem-plain`` (RAM behind its BAR) or ``nvme`` (reset, power
-        states; boots each time), see :class:`harness.qemu.spec.Device`.
+    :param kernel: what to boot, instead of the configuration's; a spec such as ``"debian:6.12"`` will do.
+    :param config: the machine; none for the default one. Neither the environment nor a pyproject.toml is read.
     :param search: folders in which guest programs are looked for before the scenarios.
-    :param boot_timeout_s: how long the kernel may take to reach the agent.
-    :param clone: come back from a template (0.1 s) that is booted once and kept, instead of booting each time.
-    :param pvh: start a bzImage's vmlinux through PVH where it can: a fifth faster under TCG, but the code that turns on
-        KASLR and five-level tables is in the part that is skipped.
-    :param guest: what it has for /: ``initramfs`` (our init and what is sent over) or ``host`` (this host's root file
-        system, copy on write: a whole userland; boots each time, needs a kernel with overlayfs and 9P or virtio-fs).
+    :param say: gets lines of progress.
+    :param fields: fields of :class:`MachineConfig` that differ from ``config``: ``smp=4, append=["pti=on"]``.
     """
 
     def __init__(
         self,
         kernel: Kernel | KernelImage | str | None = None,
+        config: MachineConfig = DEFAULT,
         *,
-        accel: str = "auto",
-        smp: int = 1,
-        memory_mib: int = 1024,
-        cpu: str = "max",
-        append: Sequence[str] = (),
-        device: str = Device.TESTDEV.value,
         search: Sequence[Path] = (),
-        ram_dir: Path | None = None,
-        boot_timeout_s: float | None = None,
         say: Callable[[str], None] = lambda _line: None,
-        clone: bool = True,
-        pvh: bool = False,
-        guest: str = "initramfs",
+        **fields: Any,
     ) -> None:
         super().__init__()
         self._asked = kernel
-        self.asked_device = device  # another may stand in for it, see harness/observe/bar_bits.py
-        self._wanted = Wanted(
-            accel, smp, memory_mib, cpu, tuple(append), device, ram_dir, boot_timeout_s, clone, pvh, guest
-        )
+        self.config = replace(config, **fields)
+        self.asked_device = self.config.device  # another may stand in for it, see harness/observe/bar_bits.py
         self._search = tuple(search)
         self._say = say
-        self._run: GuestRun | None = None
-        self._early: bytearray | None = None
-        self._pushed: dict[str, Path] = {}
+        self.programs = Programs(self, search)
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
         self.runs: list[GuestRun] = []
         self.waived: Mapping[Invariant, str] = {}  # what need not hold, and why (@pytest.mark.waive)
         self.on_failure: Callable[[VM], None] | None = None  # called while a failed run's processes are still there
-        self._broken = False
         self.kernel: KernelImage
         self.spec: MachineSpec
         self.layout = Layout.MODERN
@@ -119,17 +89,23 @@ class VM(LiveMachine):
         :raises BootError: the kernel did not reach the agent.
         :raises MachineryError: QEMU, the kernel's files or this host are not what is needed.
         """
-        binary = find_qemu()
-        accel = choose_accel(self._wanted.accel, binary, self._wanted.cpu, self._say)
-        self.kernel = kernel_image(self._asked, self._say)
+        binary = find_qemu(self.config.qemu)
+        accel = choose_accel(self.config.accel, binary, self.config.cpu, self._say)
+        self.kernel = self._resolve()
         try:
             self._come_up(accel)
         except BootError as error:
-            kvm_is_a_must = self._wanted.accel != "auto" or self._wanted.cpu.startswith("host")
+            kvm_is_a_must = self.config.accel != "auto" or self.config.cpu.startswith("host")
             if accel is not Accel.KVM or kvm_is_a_must or error.console_tail:
                 raise
             self._fall_back(binary, str(error).splitlines()[0])
         return self
+
+    def _resolve(self) -> KernelImage:
+        if isinstance(self._asked, KernelImage):
+            return self._asked
+        asked = Kernel.parse(self._asked) if isinstance(self._asked, str) else self._asked
+        return (asked or kernel_of(self.config)).resolve(self._say)
 
     def _fall_back(self, binary: QemuBinary, what: str) -> None:
         """The kernel printed nothing under KVM. Only if it does under TCG is that KVM's fault, and remembered."""
@@ -139,14 +115,14 @@ class VM(LiveMachine):
             self._come_up(Accel.TCG)
         except BootError as error:
             if error.console_tail:
-                remember_lie(binary, self._wanted.cpu, reason)
+                remember_lie(binary, self.config.cpu, reason)
             raise
-        remember_lie(binary, self._wanted.cpu, reason)
+        remember_lie(binary, self.config.cpu, reason)
 
     def _come_up(self, accel: Accel) -> None:
         """Comes up with the device that was asked for, or with the one that stands in for it."""
-        self.spec = self._wanted.spec(self.kernel, accel)
-        if self._wanted.clone and not self.spec.why_not_saved:
+        self.spec = machine_spec(self.config, self.kernel, accel)
+        if self.config.clone and not self.spec.why_not_saved:
             self._clone()
             return
         self._boot(self._timing())
@@ -160,7 +136,7 @@ class VM(LiveMachine):
         finally:
             if another:  # or nothing can be said here at all
                 self.close()
-                self._capabilities, self._pushed = None, {}
+                self._capabilities, self.programs = None, Programs(self, self._search)
         if another:
             self._come_up(accel)
 
@@ -174,7 +150,7 @@ class VM(LiveMachine):
             self._say(
                 f"{device.value} stands in for {self.spec.device.value}: {what_is_missed(self.spec.device, missed)}"
             )
-            self._wanted = replace(self._wanted, device=device.value)
+            self.config = replace(self.config, device=device.value)
             self.spec = replace(self.spec, device=device)
         return bool(capabilities.bar_misses)
 
@@ -186,7 +162,7 @@ class VM(LiveMachine):
                 template = self._template()
                 self._stands_in(template.capabilities)
             try:
-                self._use(clone(self.spec, template, self._receive_events, self._started))
+                self._use(clone(self.spec, find_qemu(self.config.qemu), template, self.programs.receive, self._started))
                 break
             except RestoreError as error:
                 discard(template.folder)
@@ -196,14 +172,14 @@ class VM(LiveMachine):
         self._know(template.capabilities)
 
     def _timing(self) -> Timing:
-        may_fall_back = self.spec.accel is Accel.KVM and self._wanted.accel == "auto"
-        return Timing(self._wanted.boot_timeout_s, _KVM_FIRST_LINE_S if may_fall_back else None)
+        may_fall_back = self.spec.accel is Accel.KVM and self.config.accel == "auto"
+        return Timing(self.config.boot_timeout_s, _KVM_FIRST_LINE_S if may_fall_back else None)
 
     def _boot(self, timing: Timing) -> None:
-        ram_dir = self._wanted.ram_dir
+        binary, ram_dir = find_qemu(self.config.qemu), self.config.ram_dir
         for left in reversed(range(_BOOTS_MAX)):
             try:
-                self._use(boot(self.spec, self.kernel, ram_dir, self._receive_events, self._started, timing))
+                self._use(boot(self.spec, binary, self.kernel, ram_dir, self.programs.receive, self._started, timing))
                 return
             except EmulatorError as error:
                 if not left:
@@ -213,13 +189,12 @@ class VM(LiveMachine):
     def _template(self) -> Template:
         def build(folder: Path) -> None:
             self._say(f"booting {self.kernel.release} once, to clone it from now on")
-            wanted = replace(self._wanted, clone=False)
-            with contextlib.closing(VM(self.kernel, say=self._say, **vars(wanted))) as original:
+            with contextlib.closing(VM(self.kernel, self.config, say=self._say, clone=False)) as original:
                 original.kernel, original.spec = self.kernel, self.spec
                 original._boot(original._timing())  # a KVM that does not run it is told to start()
                 original.save(folder)
 
-        return obtain(template_key(self.spec, self.kernel.key, find_qemu()), build, self._say)
+        return obtain(template_key(self.spec, self.kernel.key, find_qemu(self.config.qemu)), build, self._say)
 
     def save(self, folder: Path) -> None:
         """Makes a template of this machine, in an empty folder. The machine stands still afterwards."""
@@ -250,16 +225,19 @@ class VM(LiveMachine):
             cache.obtain(kept.KIND, name, lambda folder: self.on_loop(kept.keep(self.qemu, folder, facts)))
 
     @classmethod
-    def revive(cls, name: str, ram_dir: Path | None = None) -> VM:
-        """A machine that :meth:`keep` saved, running again. Close it."""
+    def revive(cls, name: str, qemu: str | None = None) -> VM:
+        """A machine that :meth:`keep` saved, running again. Close it.
+
+        :param qemu: see :class:`MachineConfig`.
+        """
         saved = kept.find(name)
-        vm = cls(saved.kernel, ram_dir=ram_dir)
+        vm = cls(saved.kernel, qemu=qemu)
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
             kernel = Kernel.parse(saved.kernel).resolve(offline=True)
             if kernel.key == saved.kernel_key:  # not built anew since: its symbols are of no use then
                 vm.kernel = kernel
-        vm._use(revive(saved, ram_dir, vm._receive_events, vm._started))
+        vm._use(revive(saved, find_qemu(qemu), vm.programs.receive, vm._started))
         if saved.capabilities is not None:
             vm._know(saved.capabilities)
         return vm
@@ -281,10 +259,7 @@ class VM(LiveMachine):
         :param timeout_s: how long each :meth:`GuestRun.until` may take, and the end.
         :raises CompileError: it does not compile.
         """
-        if self._run is not None:
-            raise UsageError(f"{self._run.program} still runs; leave its `with` block first")
-        if self._broken:
-            raise MachineryError("the guest did not survive the program before; boot another VM")
+        self.programs.check_idle()
         self.caps  # noqa: B018 - the layout comes from there, and has to be known before the first walk
         run = self.launch(program, args, timeout_s)
         self.runs.append(run)
@@ -292,71 +267,18 @@ class VM(LiveMachine):
 
     def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
         """Starts a guest program as :meth:`run` does, but neither probes the kernel first nor keeps the run."""
-        path = self.push(program)
-        return self.on_loop(self._launch([path, *args], timeout_s))
-
-    def push_all(self) -> None:
-        """Sends every scenario's program over: for people, who find them in PATH."""
-        for source in sorted(guest_tests_dir().glob("*.c")):
-            self.push(source.stem)
-
-    def add_search(self, folder: Path) -> None:
-        """Looks for guest programs in one more folder, before the others."""
-        self._search = (folder, *(other for other in self._search if other != folder))
-
-    def push(self, program: str | Path) -> str:
-        """Sends a guest program over, unless this build of it is there; returns its path in the guest."""
-        built = compile_program(find_source(str(program), self._search))
-        path = f"/tests/{built.name}"
-        if self._pushed.get(path) != built.stripped:
-            self.on_loop(self.agent.put(path, built.read()))
-            self._pushed[path] = built.stripped
-        return path
-
-    async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
-        kernel = await KernelWatch.begin(
-            self.qemu, self.agent, parse_taint(self.ready["taint"]), argv[0].rsplit("/", 1)[-1]
-        )
-        witness = Witness(self.qemu, self.bars, self.layout)
-        job_started = asyncio.ensure_future(self.agent.run(argv))
-        # The program may speak before the agent says that it runs: keep what comes.
-        self._early = early = bytearray()
-        job = await job_started
-        run = GuestRun(self, job, witness, timeout_s, kernel)
-        run.receive(bytes(early))
-        self._early = None
-        self._run = run
-        return run
-
-    def _receive_events(self, data: bytes) -> None:
-        if self._run is not None:
-            self._run.receive(data)
-        elif self._early is not None:
-            self._early += data
-            if len(self._early) > bounds.EARLY_MAX_BYTES:
-                raise ProtocolError(
-                    f"events: a program that is just being started says {len(self._early)} bytes, expected one line "
-                    f"(at most {bounds.EARLY_MAX_BYTES} bytes) until it is registered; use hp_start() to start it"
-                )
+        return self.programs.launch(program, args, timeout_s)
 
     def forget(self, run: GuestRun) -> None:
         """The run is over."""
-        if self._run is run:
-            self._run = None
+        self.programs.forget(run)
 
     def abandon(self, run: GuestRun, error: BaseException) -> None:
         """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
-        self.forget(run)
+        self.programs.forget(run)
         if self.on_failure is not None and not isinstance(error, PremiseNotMet | UsageError | KeyboardInterrupt):
             self.on_failure(self)
-        if self._broken:
-            return
-        interrupted = isinstance(error, KeyboardInterrupt)
-        try:
-            check_runs(self.qemu.pid)
-            self.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
-        except (TimeoutError, HugepfnError):
-            self._broken = True
+        self.programs.abandon(run, error)
 
     @property
     def known_kernel(self) -> KernelImage | None:

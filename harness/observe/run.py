@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -25,6 +26,7 @@ from harness.guest.agent import Agent, Job
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.host.aside import aside
 from harness.kernel import KernelImage, why_missing
+from harness.logs import timed
 from harness.observe.kernel_watch import KernelWatch
 from harness.observe.run_result import RunResult
 from harness.observe.snapshot import CALIBRATION_MAPPING, Snapshot
@@ -40,6 +42,7 @@ from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.troubles import KernelTroubles
 
 T = TypeVar("T")
+_LOG = logging.getLogger("hugepfn.run")
 
 
 class RunOwner(Protocol):
@@ -315,9 +318,10 @@ class GuestRun:
         self._witness.verify(event)
         self._held = event
         try:
-            snapshot, violations = await self.vm.qemu.expect(
-                aside(functools.partial(self._read, event)), self._timeout_s, f"the entries at {event.name!r}"
-            )
+            with timed(_LOG, "%s: entries at checkpoint %s", self.program, event.name):
+                snapshot, violations = await self.vm.qemu.expect(
+                    aside(functools.partial(self._read, event)), self._timeout_s, f"the entries at {event.name!r}"
+                )
         except DeadlineError:
             raise MachineryError(
                 f"reading the page tables at checkpoint {event.name!r} took longer than {self._timeout_s:g} s: "

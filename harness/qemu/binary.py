@@ -15,7 +15,7 @@ from harness.host.packages import find_command
 
 #: The oldest QEMU the harness was measured with: Debian 12's.
 QEMU_MINIMUM = (7, 2)
-#: Names the QEMU to use; the option --qemu sets it, so that child processes use the same.
+#: Names the QEMU to use where nobody asks for one.
 QEMU_VARIABLE = "HUGEPFN_QEMU"
 
 _SUITE_QEMU = SuiteProgram(
@@ -36,13 +36,15 @@ class QemuBinary:
 
 
 @cache
-def find_qemu() -> QemuBinary:
-    """The QEMU that is used: ``HUGEPFN_QEMU`` (a path, a name, or debian:VERSION), else qemu-system-x86_64 in PATH.
+def find_qemu(asked: str | None = None) -> QemuBinary:
+    """The QEMU that is used: what was asked for, else ``HUGEPFN_QEMU``, else qemu-system-x86_64 in PATH.
+
+    :param asked: a path, a name, or debian:VERSION[@SUITE].
 
     :raises MachineryError: missing, not QEMU, or older than :data:`QEMU_MINIMUM`.
     :raises UsageError: the mirror has no such version.
     """
-    wanted = os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64"
+    wanted = asked or os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64"
     path = _unpacked(wanted) if wanted.startswith(PREFIX) else find_command(wanted)
     if path is None:
         raise MachineryError(f"no {wanted}: install qemu-system-x86 (`hugepfn doctor` says how)")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from qemu.qmp.qmp_client import ExecuteError
 from harness.errors import DeadlineError, KernelDied, MachineryError, QemuRefused
 from harness.guest.kernel_log import KernelLog, LogMark
 from harness.host.process import guarded
+from harness.logs import timed
 from harness.printable import printable
 from harness.qemu.binary import QemuBinary
 from harness.qemu.deadline import Deadline, first_of
@@ -38,6 +40,7 @@ _CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+_LOG = logging.getLogger("hugepfn.qemu")
 
 
 async def _end_task(task: asyncio.Future[Any]) -> None:
@@ -90,6 +93,7 @@ class Qemu:
         argv = in_view("view", argv) if self.spec.root is Root.HOST_9P else argv
         inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
         inherited += [self._files.connection.fileno()] if self._files is not None else []
+        _LOG.info("%s", shlex.join(argv))
         self._words, stderr = await LastWords.listen()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -308,7 +312,8 @@ class Qemu:
         :raises QemuRefused: QEMU refuses it.
         """
         try:
-            return await self.of_qemu(self.qmp.execute(command, arguments), f"answer to {command}")
+            with timed(_LOG, "QMP %s %s", command, arguments or ""):
+                return await self.of_qemu(self.qmp.execute(command, arguments), f"answer to {command}")
         except ExecuteError as error:
             raise QemuRefused(f"QEMU refuses {command}: {error}") from error
         except QMPError as error:

@@ -7,11 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import UsageError
-
-MEMORY_MIB_MIN, MEMORY_MIB_MAX = 256, 65536
-SMP_MAX = 16
-
 #: Where the device under test sits, for vfio-pci in the guest.
 BAR_SLOT = 5
 BAR_BDF = f"0000:00:{BAR_SLOT:02x}.0"
@@ -67,12 +62,6 @@ class MachineSpec:
     bar_size: str = "2G"  # of BAR 2; some scenarios map two leaves of 1G
     root: Root = Root.INITRAMFS
     modules: Path | None = None  # the kernel's, on the host's root: for modprobe
-
-    def __post_init__(self) -> None:
-        if not MEMORY_MIB_MIN <= self.memory_mib <= MEMORY_MIB_MAX:
-            raise UsageError(f"memory {self.memory_mib} MiB: {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}")
-        if not 1 <= self.smp <= SMP_MAX:
-            raise UsageError(f"smp {self.smp}: 1 to {SMP_MAX}")
 
     @property
     def why_not_saved(self) -> str:

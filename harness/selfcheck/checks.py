@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from harness.config import MachineConfig
 from harness.errors import ExitCode, HugepfnError, PremiseNotMet
 from harness.kernel import KernelImage
 from harness.machine.vm import VM
@@ -249,14 +250,14 @@ def verdict(found: Sequence[Finding]) -> tuple[str, ExitCode]:
     return f"hugepfn can be trusted on this host: {words}", ExitCode.OK
 
 
-def run_selfcheck(image: KernelImage, accel: str, show: Say, say: Say) -> ExitCode:
+def run_selfcheck(image: KernelImage, config: MachineConfig, show: Say, say: Say) -> ExitCode:
     """Run all checks, and pass the page to ``show`` line by line.
 
     :raises KeyboardInterrupt: the user ended it; no machine is left.
     """
     show(f"hugepfn selfcheck with {image.spec}, Linux {image.release}\n")
     found = []
-    for finding in findings(host_findings(), checks(RealLab(image, accel, say)), time.monotonic):
+    for finding in findings(host_findings(find_qemu(config.qemu)), checks(RealLab(image, config, say)), time.monotonic):
         found.append(finding)
         show(lines_of(finding))
     words, status = verdict(found)
@@ -298,20 +299,22 @@ class RealSpecimen:
 class RealLab:
     """The lab of this host."""
 
-    def __init__(self, image: KernelImage, accel: str, say: Say) -> None:
-        self._image, self._accel, self._say = image, accel, say
+    def __init__(self, image: KernelImage, config: MachineConfig, say: Say) -> None:
+        self._image, self._config, self._say = image, config, say
+        self._binary = find_qemu(config.qemu)
 
     @property
     def kvm(self) -> str:
         """Why KVM does not run guests."""
-        return "--accel tcg was given" if self._accel == "tcg" else kvm_proof(find_qemu(), "max").reason
+        return "--accel tcg was given" if self._config.accel == "tcg" else kvm_proof(self._binary, "max").reason
 
     @contextmanager
     def machine(self, shape: Shape) -> Iterator[RealSpecimen]:
         """See :class:`Lab`."""
-        accel = self._accel if shape.accel is None else shape.accel.value
-        device, append = shape.device.value, shape.append
-        with VM(
-            self._image, accel=accel, smp=shape.smp, append=append, device=device, clone=shape.clone, say=self._say
-        ) as vm:
+        accel = self._config.accel if shape.accel is None else shape.accel.value
+        device = shape.device.value
+        config = replace(
+            self._config, accel=accel, smp=shape.smp, append=shape.append, device=device, clone=shape.clone
+        )
+        with VM(self._image, config=config, say=self._say) as vm:
             yield RealSpecimen(vm)

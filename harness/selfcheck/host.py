@@ -15,7 +15,7 @@ from harness.errors import MachineryError
 from harness.host import cache
 from harness.host.process import run
 from harness.qemu.accel import Proof, kvm_proof
-from harness.qemu.binary import find_qemu
+from harness.qemu.binary import QemuBinary
 from harness.qemu.ram import find_room, ram_folder
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -56,22 +56,19 @@ class Space:
     free_mib: int
 
 
-def host_findings() -> Iterator[Finding]:
-    """All checks that come before the first machine.
-
-    :raises MachineryError: there is no QEMU.
-    """
-    yield of_versions()
-    yield of_accelerators(_accelerators(find_qemu().path), kvm_proof(find_qemu(), "max"))
+def host_findings(qemu: QemuBinary) -> Iterator[Finding]:
+    """All checks that come before the first machine."""
+    yield of_versions(qemu)
+    yield of_accelerators(_accelerators(qemu.path), kvm_proof(qemu, "max"))
     yield of_space("file system of the cache", space(cache.root()), _CACHE_MIB, "HUGEPFN_CACHE_DIR")
     yield of_ram()
     yield of_ptrace(PTRACE_SCOPE.read_text().strip() if PTRACE_SCOPE.exists() else None, has_capability=_may_trace())
     yield of_limits({name: resource.getrlimit(getattr(resource, name))[0] for name in _LIMITS})
 
 
-def of_versions() -> Finding:
+def of_versions(qemu: QemuBinary) -> Finding:
     """Report the versions of the programs involved."""
-    words = [f"hugepfn {version('hugepfn')}", f"Python {platform.python_version()}", find_qemu().package]
+    words = [f"hugepfn {version('hugepfn')}", f"Python {platform.python_version()}", qemu.package]
     return Finding("versions", State.OK, ", ".join([*words, f"host Linux {platform.release()}"]))
 
 

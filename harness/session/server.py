@@ -15,15 +15,17 @@ from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
+from harness import logs
 from harness.campaign.session import Stopping
+from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, UsageError
 from harness.guest.agent import Job
+from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.session import handshake, registry, wire
 from harness.session.registry import About
 from harness.session.session import Session
-from harness.settings import Settings
 
 _CALL_TIMEOUT_S = 60.0  # between a connection and its request
 
@@ -33,7 +35,7 @@ class Start:
     """The kind of session to start."""
 
     name: str  # see :func:`registry.claim`
-    settings: Settings
+    config: MachineConfig
     kept: str | None = None  # name of a kept machine to use instead of a new one
 
 
@@ -58,7 +60,7 @@ class Server:
         try:
             vm.sockets.use(self._folder)
             self._session = Session(vm)
-            asked = self._start.settings.kernel if self._start.kept is None else f"kept machine {self._start.kept}"
+            asked = str(self._start.config.kernel) if self._start.kept is None else f"kept machine {self._start.kept}"
             about = About(self._folder.name, os.getpid(), asked, vm.ready["release"], time.time())
             with Listener(str(self._folder / registry.SOCKET), "AF_UNIX") as listener:
                 registry.publish(self._folder, about)
@@ -70,9 +72,9 @@ class Server:
 
     def _machine(self) -> VM:
         if self._start.kept is not None:
-            return VM.revive(self._start.kept)
-        settings = self._start.settings
-        return settings.vm(settings.resolve(self._say), (), self._say).start()
+            return VM.revive(self._start.kept, self._start.config.qemu)
+        config = self._start.config
+        return VM(preparation.resolve(config, self._say), config=config, say=self._say).start()
 
     def stop(self) -> None:
         """End the session."""
@@ -192,6 +194,7 @@ def serve(control: Connection) -> None:
             control.send(wire.Say(line))
 
     def ready(about: About) -> None:
+        logs.hide()  # where our caller showed it, who goes now
         control.send(wire.Answer(about))
         control.close()
 

@@ -161,7 +161,7 @@ class Session:
     def prepare_for_people(self) -> None:
         """Send the scenarios' programs to the guest, as far as they compile and the machine accepts them now."""
         with self._turn, contextlib.suppress(HugepfnError):
-            self.vm.push_all()
+            self.vm.programs.push_all()
 
     def log(self) -> str:
         """The kernel log."""

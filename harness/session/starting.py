@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
+from harness import logs
 from harness.errors import MachineryError
 from harness.guest.compiler import guest_tests_dir
 from harness.host.process import guarded
@@ -31,13 +32,15 @@ def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) ->
     """
     ours, theirs = Pipe()
     argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), SERVE, str(theirs.fileno())]
+    environment, inherited = logs.for_child()
     with tempfile.TemporaryFile("w+") as words, ours:
         child = subprocess.Popen(
             guarded(argv, signal.SIGTERM) if with_us else argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=words,
-            pass_fds=[theirs.fileno()],
+            env=environment,
+            pass_fds=[theirs.fileno(), *inherited],
             start_new_session=True,
         )
         theirs.close()

@@ -99,7 +99,7 @@ def test_a_command_that_does_not_end(ssh: Ssh) -> None:
 
 
 def test_guest_programs_and_the_device_are_known(ssh: Ssh, machine: VM) -> None:
-    machine.push("fork")
+    machine.programs.push("fork")
     done = ssh.run(["fork", "--level=pmd"], timeout_s=60)
     assert done.ok, done
     assert done.stdout.startswith(b"KTAP version 1")

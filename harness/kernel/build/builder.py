@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from harness.kernel.build.slot import BUILD_TIMEOUT_S
 from harness.kernel.build.tools import LLVM_TOOLS, TOOLS, check_tools, compiler_identity
 from harness.kernel.image import KernelImage, open_image
 
+_LOG = logging.getLogger("hugepfn.cache")
 _KIND = "built"
 _SCHEMA = 1  # version of the cache entries
 _KEPT = 64  # kernels of 20 MB each, enough for a series or a run of mutants
@@ -77,6 +79,9 @@ def build(
     configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
     job = BuildJob(recipe, slot, tree, wanted, configuration, progress, counter)
     name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the key of the O= folder, which is kept
+    _LOG.debug(
+        "kernel %s is of tree %s, %s with %s, and %s", name, tree, recipe.config.value, recipe.fragments, compiler
+    )
     entry = cache.obtain(_KIND, name, job.run, progress, BUILD_TIMEOUT_S)
     os.utime(entry)
     cache.prune(_KIND, _KEPT)

@@ -1,0 +1,311 @@
+"""What machine you want, as one value, and every way to say it.
+
+The metadata of each field of :class:`MachineConfig` gives the options of the commands (harness/commands/options.py),
+the options and ini settings of pytest (harness/pytest_options.py), the environment variables, the keys of
+``[tool.hugepfn]`` in a pyproject.toml, the arguments of a child process, and the table in docs/configuration.md, which
+``python -m harness.config`` prints.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from harness.errors import UsageError
+
+_YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+class Option(NamedTuple):
+    """How one field is said in words: its metadata, under ``"option"``."""
+
+    help: str
+    metavar: str
+    valid: str  # the valid values, for an error's message
+    parse: Callable[[str], Any]  # raises ValueError
+    is_valid: Callable[[Any], bool]
+    name: str = ""  # where it is not the field's own
+    default: str = ""  # in words, where the default is not a value
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is said by --name and --no-name."""
+        return self.parse is _flag
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in (*_YES, *_NO):
+        raise ValueError
+    return text.lower() in _YES
+
+
+def _choice(known: tuple[str, ...], what: str) -> dict[str, Option]:
+    return {"option": Option(what, f"[{'|'.join(known)}]", ", ".join(known), str, lambda value: value in known)}
+
+
+def _number(least: int, most: int, what: str, name: str = "") -> dict[str, Option]:
+    def is_valid(value: Any) -> bool:
+        return type(value) is int and least <= value <= most
+
+    return {"option": Option(what, "N", f"{least} to {most}", int, is_valid, name)}
+
+
+def _seconds(what: str, name: str, default: str) -> dict[str, Option]:
+    def is_valid(value: Any) -> bool:
+        return type(value) in (int, float) and 0 < value < math.inf
+
+    return {"option": Option(what, "S", "seconds, more than 0", float, is_valid, name, default)}
+
+
+def _text(metavar: str, what: str, default: str = "") -> dict[str, Option]:
+    return {"option": Option(what, metavar, "a text", str, lambda value: isinstance(value, str), "", default)}
+
+
+def _folder(what: str, default: str) -> dict[str, Option]:
+    return {"option": Option(what, "DIR", "a path", Path, lambda value: isinstance(value, Path), "", default)}
+
+
+def _switch(what: str) -> dict[str, Option]:
+    return {"option": Option(what, "", "true, false", _flag, lambda value: isinstance(value, bool))}
+
+
+def _words(what: str) -> dict[str, Option]:
+    def is_valid(value: Any) -> bool:
+        return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+
+    return {"option": Option(what, "WORDS", "words", lambda text: tuple(text.split()), is_valid, default="none")}
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """One kernel and one machine, before it is known which accelerator runs it.
+
+    :raises UsageError: a value is not valid; names those that are.
+    """
+
+    kernel: str | None = field(
+        default=None,
+        metadata=_text(
+            "SPEC",
+            "debian[:6.12[@SUITE]]; host, the kernel that runs here; a bzImage, a vmlinux, or a folder: a build tree, "
+            "or one with vmlinuz, config and lib/modules; or built: tree:PATH[@REV][+PATCH...], "
+            "debsrc:6.12[+PATCH...]",
+            "debian, the newest; host where there is no Debian mirror",
+        ),
+    )
+    modules: Path | None = field(default=None, metadata=_folder("the modules of a kernel given by path", "none"))
+    qemu: str | None = field(
+        default=None,
+        metadata=_text(
+            "QEMU", "the QEMU to use: a path, or debian:11.1[@SUITE] from the mirror", "qemu-system-x86_64 in PATH"
+        ),
+    )
+    accel: str = field(
+        default="auto",
+        metadata=_choice(("auto", "kvm", "tcg"), "what runs the guest; auto: KVM if it is proven, else TCG"),
+    )
+    smp: int = field(default=1, metadata=_number(1, 16, "number of vCPUs, 1 to 16"))
+    memory_mib: int = field(default=1024, metadata=_number(256, 65536, "guest RAM in MiB, 256 to 65536", "memory"))
+    cpu: str = field(default="max", metadata=_text("MODEL", "QEMU's CPU model"))
+    append: tuple[str, ...] = field(
+        default=(), metadata=_words("words for the kernel command line: pti=on, no5lvl, ...")
+    )
+    device: str = field(
+        default="pci-testdev",
+        metadata=_choice(
+            ("pci-testdev", "ivshmem-plain", "nvme"),  # of harness.qemu.spec.Device, which costs --help too much
+            "the device under test; ivshmem-plain has RAM behind its BAR; nvme can be reset and put to sleep, and its "
+            "machine boots each time",
+        ),
+    )
+    ram_dir: Path | None = field(default=None, metadata=_folder("where guest RAM lives", "/dev/shm if it fits"))
+    boot_timeout_s: float | None = field(
+        default=None,
+        metadata=_seconds("seconds that the kernel may take to boot", "boot-timeout", "60 under KVM, 180 under TCG"),
+    )
+    guest: str = field(
+        default="initramfs",
+        metadata=_choice(
+            ("initramfs", "host"), "what the guest has for /: our init, or this host's root, copy on write"
+        ),
+    )
+    pvh: bool = field(
+        default=False, metadata=_switch("start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels")
+    )
+    clone: bool = field(default=True, metadata=_switch("clone a booted machine for every test, instead of booting"))
+
+    def __post_init__(self) -> None:
+        if isinstance(self.append, list):
+            object.__setattr__(self, "append", tuple(self.append))
+        for one in fields(self):
+            _check(one, getattr(self, one.name), one.name)
+
+    @classmethod
+    def read(
+        cls,
+        given: Mapping[str, str | bool | None],
+        prefix: str = "--",
+        ini: Callable[[str], str | None] = lambda _name: None,
+    ) -> Self:
+        """What was asked for, from every source: an option, the environment, an ini setting, a pyproject.toml.
+
+        :param given: the options by field; None for one that was not given. Only these fields are read from elsewhere.
+        :param prefix: of the options, for messages; see :meth:`argv`.
+        :param ini: the value that pytest's ini file has under a name; None or empty for none.
+        :raises UsageError: one of the sources has a value that is not valid; says which.
+        """
+        values = {}
+        table, path = _pyproject(Path.cwd())
+        for one in (one for one in fields(cls) if one.name in given):
+            name, variable = name_of(one), variable_of(one)
+            if (said := given[one.name]) is not None:
+                values[one.name] = _value(one, said, prefix + name)
+            elif said := os.environ.get(variable):
+                values[one.name] = _value(one, said, variable)
+            elif said := ini(variable.lower()):
+                values[one.name] = _value(one, said, f"ini setting {variable.lower()}")
+            elif name in table:
+                values[one.name] = _from_folder(_value(one, table[name], f"{path}: {name}"), path.parent)
+        if "kernel" in given and values.get("kernel") is None:
+            from harness.kernel import default_kernel  # costs --help too much
+
+            values["kernel"] = default_kernel().spec
+        return cls(**values)
+
+    def argv(self, prefix: str = "--") -> list[str]:
+        """All of it as options, for a child: also what is the default, since a child reads its own environment.
+
+        :param prefix: ``--`` of a command's options, ``--hugepfn-`` of pytest's.
+        """
+        words = []
+        for one in fields(self):
+            value, name = getattr(self, one.name), name_of(one)
+            if option_of(one).is_flag:
+                words.append(f"{prefix}{'' if value else 'no-'}{name}")
+            else:
+                text = " ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+                words.append(f"{prefix}{name}={text}")
+        return words
+
+    def with_wishes(self, wishes: Mapping[str, Any]) -> Self:
+        """This machine, with at least what a test needs.
+
+        :param wishes: ``smp`` (at least so many vCPUs), ``append`` (further words for the kernel command line),
+            ``clone`` (False: boot one of its own), ``device`` (the one under test), ``guest`` (what it has for /).
+        :raises UsageError: something else is wished for.
+        """
+        if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device", "guest"}):
+            raise UsageError(f"machine({unknown[0]}=...): a test may wish for smp, append, clone, device and guest")
+        return replace(
+            self,
+            smp=max(self.smp, wishes.get("smp", 1)),
+            append=(*self.append, *wishes.get("append", ())),
+            clone=self.clone and wishes.get("clone", True),
+            device=wishes.get("device", self.device),
+            guest=wishes.get("guest", self.guest),
+        )
+
+
+def option_of(one: Field[Any]) -> Option:
+    """How a field is said in words."""
+    option: Option = one.metadata["option"]
+    return option
+
+
+def name_of(one: Field[Any]) -> str:
+    """The name of a field in options and in TOML: "boot-timeout"."""
+    return option_of(one).name or one.name.replace("_", "-")
+
+
+def variable_of(one: Field[Any]) -> str:
+    """The environment variable of a field: "HUGEPFN_BOOT_TIMEOUT"; in small letters, its ini setting."""
+    return f"HUGEPFN_{name_of(one).replace('-', '_').upper()}"
+
+
+def default_of(one: Field[Any]) -> str:
+    """The default of a field, in words."""
+    value = one.default
+    return option_of(one).default or (str(value).lower() if isinstance(value, bool) else str(value))
+
+
+def table() -> Iterator[str]:
+    """The lines of the table in docs/configuration.md."""
+    yield "| option | environment | meaning | default |"
+    yield "|---|---|---|---|"
+    for one in fields(MachineConfig):
+        option, name = option_of(one), name_of(one)
+        shown = f"`--{name}`, `--no-{name}`" if option.is_flag else f"`--{name} {option.metavar}`".replace("|", "\\|")
+        yield f"| {shown} | `{variable_of(one)}` | {option.help} | {default_of(one)} |"
+
+
+def _value(one: Field[Any], said: object, where: str) -> Any:
+    """The value of a field that somebody wrote down; the default where the text is empty.
+
+    :param said: a text, or a value of TOML.
+    :param where: where it stands, for the message.
+    :raises UsageError: it is not valid.
+    """
+    match said:
+        case bool():
+            text = str(said).lower()
+        case list():
+            text = " ".join(map(str, said))
+        case _:
+            text = str(said)
+    if not text:
+        return one.default
+    try:
+        value = option_of(one).parse(text)
+    except ValueError:
+        value = text
+    return _check(one, value, where)
+
+
+def _check(one: Field[Any], value: Any, where: str) -> Any:
+    if value is not one.default and not option_of(one).is_valid(value):
+        raise UsageError(f"{where} {value!r}; valid values: {option_of(one).valid}")
+    return value
+
+
+def _pyproject(start: Path) -> tuple[Mapping[str, Any], Path]:
+    """The table ``[tool.hugepfn]`` of the nearest pyproject.toml that has one, from a folder upwards; and its path.
+
+    :raises UsageError: it is not TOML, or has a key that is no option.
+    """
+    for path in (folder / "pyproject.toml" for folder in (start, *start.parents)):
+        try:
+            text = path.read_text()
+        except (OSError, ValueError):
+            continue
+        if "tool.hugepfn" not in text:
+            continue
+        import tomllib  # few need it
+
+        try:
+            found = tomllib.loads(text).get("tool", {}).get("hugepfn")
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(f"{path}: {error}") from error
+        if found is None:
+            continue
+        names = [name_of(one) for one in fields(MachineConfig)]
+        for unknown in (name for name in found if name not in names):
+            raise UsageError(f"{path}: [tool.hugepfn] {unknown!r}; valid values: {', '.join(names)}")
+        return found, path
+    return {}, start
+
+
+def _from_folder(value: Any, folder: Path) -> Any:
+    """A value of a pyproject.toml; a path is relative to its folder."""
+    if isinstance(value, Path):
+        return folder / value.expanduser()
+    return str(folder / value) if isinstance(value, str) and value.startswith(("./", "../")) else value
+
+
+DEFAULT = MachineConfig()
+
+if __name__ == "__main__":
+    print("\n".join(table()))

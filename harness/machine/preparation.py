@@ -1,0 +1,72 @@
+"""What a configuration comes to on this host: its kernel, whether a machine can run at all, and the machine's spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.config import MachineConfig
+from harness.guest.initramfs import build_initramfs
+from harness.kernel import Kernel, KernelImage, default_kernel, unpacked
+from harness.qemu.accel import choose_accel
+from harness.qemu.binary import check_cpu, find_qemu
+from harness.qemu.hostroot import choose_root, root_modules
+from harness.qemu.ram import find_room
+from harness.qemu.spec import Accel, Device, MachineSpec, Root
+
+#: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
+#: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
+_TCG_CPU = "max,cx16=off"
+
+
+def kernel_of(config: MachineConfig) -> Kernel:
+    """The kernel that was asked for, or the default one.
+
+    :raises UsageError: the spec does not name a kernel.
+    """
+    return Kernel.parse(config.kernel, config.modules) if config.kernel is not None else default_kernel()
+
+
+def resolve(config: MachineConfig, say: Callable[[str], None]) -> KernelImage:
+    """Gets the kernel onto this machine."""
+    return kernel_of(config).resolve(say)
+
+
+def check_guest(config: MachineConfig, kernel: KernelImage) -> None:
+    """Whether this kernel can have the guest that is asked for.
+
+    :raises UsageError: it cannot; names what its configuration lacks.
+    :raises MachineryError: this host cannot.
+    """
+    if config.guest == "host":
+        choose_root(kernel)
+
+
+def preflight(config: MachineConfig, say: Callable[[str], None]) -> None:
+    """Looks at what every machine needs, before the first is built: one error instead of one per test.
+
+    :raises MachineryError: QEMU, the accelerator or room for RAM is missing.
+    :raises UsageError: QEMU has no such CPU.
+    """
+    binary = find_qemu(config.qemu)
+    if config.cpu not in ("max", "host"):
+        check_cpu(binary, config.cpu)
+    choose_accel(config.accel, binary, config.cpu, say)
+    find_room(config.memory_mib, config.ram_dir, say)
+
+
+def machine_spec(config: MachineConfig, kernel: KernelImage, accel: Accel) -> MachineSpec:
+    """The machine that a configuration comes to."""
+    vmlinux = unpacked(kernel) if config.pvh else None
+    root = choose_root(kernel) if config.guest == "host" else Root.INITRAMFS
+    return MachineSpec(
+        kernel=vmlinux or kernel.image,
+        initramfs=build_initramfs(kernel, root_modules(root)),
+        accel=accel,
+        smp=config.smp,
+        memory_mib=config.memory_mib,
+        cpu=_TCG_CPU if config.cpu == "max" and accel is Accel.TCG else config.cpu,
+        append=config.append,
+        device=Device(config.device),
+        root=root,
+        modules=kernel.modules_dir if config.guest == "host" else None,
+    )

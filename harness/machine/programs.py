@@ -1,0 +1,124 @@
+"""The guest programs of one machine: sent, started and heard, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from harness.errors import HugepfnError, MachineryError, ProtocolError, UsageError
+from harness.guest import bounds
+from harness.guest.compiler import compile_program, find_source, guest_tests_dir
+from harness.observe.kernel_watch import KernelWatch
+from harness.observe.run import GuestRun, RunOwner
+from harness.observe.witness import Witness
+from harness.pagetable import Region
+from harness.qemu.deadline import check_runs
+from harness.verdict import parse_taint
+
+_INTERRUPTED_S = 0.5  # after Ctrl-C nobody waits for a guest to clean up
+
+
+class ProgramHost(RunOwner, Protocol):
+    """What programs need of their machine, and no more. :class:`harness.machine.vm.VM` has it."""
+
+    @property
+    def bars(self) -> tuple[Region, ...]:
+        """Where each memory BAR of the device is."""
+
+
+class Programs:
+    """What runs in a machine.
+
+    :param search: folders in which programs are looked for before the scenarios.
+    """
+
+    def __init__(self, host: ProgramHost, search: Sequence[Path]) -> None:
+        self._host = host
+        self._search = tuple(search)
+        self._run: GuestRun | None = None
+        self._early: bytearray | None = None
+        self._pushed: dict[str, Path] = {}
+        self._broken = False
+
+    def add_search(self, folder: Path) -> None:
+        """Looks for programs in one more folder, before the others."""
+        self._search = (folder, *(other for other in self._search if other != folder))
+
+    def push_all(self) -> None:
+        """Sends every scenario's program over: for people, who find them in PATH."""
+        for source in sorted(guest_tests_dir().glob("*.c")):
+            self.push(source.stem)
+
+    def push(self, program: str | Path) -> str:
+        """Sends a program over, unless this build of it is there; returns its path in the guest.
+
+        :raises CompileError: it does not compile.
+        """
+        built = compile_program(find_source(str(program), self._search))
+        path = f"/tests/{built.name}"
+        if self._pushed.get(path) != built.stripped:
+            self._host.on_loop(self._host.agent.put(path, built.read()))
+            self._pushed[path] = built.stripped
+        return path
+
+    def check_idle(self) -> None:
+        """Whether a program can be started.
+
+        :raises UsageError: another one still runs.
+        :raises MachineryError: the guest did not survive the one before.
+        """
+        if self._run is not None:
+            raise UsageError(f"{self._run.program} still runs; leave its `with` block first")
+        if self._broken:
+            raise MachineryError("the guest did not survive the program before; boot another VM")
+
+    def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
+        """Compiles a program if needed, sends it over if needed, and starts it."""
+        path = self.push(program)
+        return self._host.on_loop(self._launch([path, *args], timeout_s))
+
+    async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
+        host = self._host
+        kernel = await KernelWatch.begin(
+            host.qemu, host.agent, parse_taint(host.ready["taint"]), argv[0].rsplit("/", 1)[-1]
+        )
+        witness = Witness(host.qemu, host.bars, host.layout)
+        job_started = asyncio.ensure_future(host.agent.run(argv))
+        # The program may speak before the agent says that it runs: keep what comes.
+        self._early = early = bytearray()
+        job = await job_started
+        run = GuestRun(host, job, witness, timeout_s, kernel)
+        run.receive(bytes(early))
+        self._early = None
+        self._run = run
+        return run
+
+    def receive(self, data: bytes) -> None:
+        """What came through the events channel."""
+        if self._run is not None:
+            self._run.receive(data)
+        elif self._early is not None:
+            self._early += data
+            if len(self._early) > bounds.EARLY_MAX_BYTES:
+                raise ProtocolError(
+                    f"events: a program that is just being started says {len(self._early)} bytes, expected one line "
+                    f"(at most {bounds.EARLY_MAX_BYTES} bytes) until it is registered; use hp_start() to start it"
+                )
+
+    def forget(self, run: GuestRun) -> None:
+        """The run is over."""
+        if self._run is run:
+            self._run = None
+
+    def abandon(self, run: GuestRun, error: BaseException) -> None:
+        """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
+        if self._broken:
+            return
+        interrupted = isinstance(error, KeyboardInterrupt)
+        try:
+            check_runs(self._host.qemu.pid)
+            self._host.on_loop(asyncio.wait_for(run.end(), _INTERRUPTED_S if interrupted else None))
+        except (TimeoutError, HugepfnError):
+            self._broken = True

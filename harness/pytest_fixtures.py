@@ -1,0 +1,173 @@
+"""pytest's fixtures of hugepfn: ``kernel``, ``vm``, ``live_vm``, ``caps``, ``claim``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from harness.claims import Claims
+from harness.config import MachineConfig
+from harness.errors import KERNELS_FAULT, HugepfnError, PremiseNotMet, UsageError
+from harness.kernel import KernelImage
+from harness.machine import preparation
+from harness.machine.vm import VM
+from harness.observe.probe import probe_image
+from harness.pagetable import NO_BITS, Bits, Level
+from harness.pytest_options import config_of, say_of, unmet
+from harness.qemu.spec import Root
+from harness.selection import level_of, scenario_of, wanted_waivers
+from harness.verdict.capabilities import Capabilities
+from harness.verdict.entries import as_text, rows
+
+MACHINE = pytest.StashKey[VM]()  # of a test
+CLAIMS = pytest.StashKey[Claims]()  # of a test
+_LIVE = pytest.StashKey[VM]()
+_BOOT_FAILURES = pytest.StashKey[dict[MachineConfig, list[HugepfnError]]]()
+
+#: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
+BOOT_ATTEMPTS = 2
+
+
+@pytest.fixture(scope="session")
+def kernel(pytestconfig: pytest.Config) -> KernelImage:
+    """The kernel under test, fetched if need be."""
+    if _LIVE in pytestconfig.stash:
+        return pytestconfig.stash[_LIVE].kernel
+    return preparation.resolve(config_of(pytestconfig), say_of(pytestconfig))
+
+
+def set_machine(config: pytest.Config, machine: VM) -> None:
+    """Tests run on this machine, and boot none."""
+    config.stash[_LIVE] = machine
+
+
+def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]:
+    """The machine that lives, where it is one that the test can have."""
+    machine = request.config.stash[_LIVE]
+    spec = machine.spec
+    if wanted.smp > spec.smp:
+        unmet(request.config, f"the live machine has {spec.smp} vCPU, this test wants {wanted.smp}")
+    if wanted.device not in (spec.device.value, machine.asked_device):
+        unmet(request.config, f"the live machine has {spec.device.value}, this test wants {wanted.device}")
+    if missing := set(wanted.append) - set(spec.append):
+        unmet(request.config, f"the live machine was started without {' '.join(sorted(missing))}")
+    if (wanted.guest == "host") is (spec.root is Root.INITRAMFS):
+        unmet(request.config, f"this test wants --guest {wanted.guest}")
+    machine.runs.clear()
+    machine.programs.add_search(request.path.parent)
+    yield machine
+
+
+def _boot(request: pytest.FixtureRequest, image: KernelImage, config: MachineConfig) -> Iterator[VM]:
+    if _LIVE in request.config.stash:
+        yield from _lend(request, config)
+        return
+    failures = request.config.stash.setdefault(_BOOT_FAILURES, {}).setdefault(config, [])
+    if len(failures) >= BOOT_ATTEMPTS:  # each attempt may take a minute, and a suite has a hundred tests
+        raise failures[-1]
+    with contextlib.ExitStack() as stack:
+        try:
+            vm = VM(image, config, search=[request.path.parent], say=say_of(request.config))
+            machine = stack.enter_context(vm)
+        except KERNELS_FAULT as error:
+            failures.append(error)
+            raise
+        failures.clear()
+        yield machine
+
+
+def _config_for(item: pytest.Item) -> MachineConfig:
+    """What was asked for, and what the test's ``machine`` marker wants beside it."""
+    config = config_of(item.config)
+    marker = item.get_closest_marker("machine")
+    return config.with_wishes(marker.kwargs) if marker is not None else config
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
+    """A freshly booted kernel, the test's own. Guest programs are looked for beside the test first."""
+    # Only a test that takes the level as an argument is about a pfnmap's leaf of that level.
+    level = request.getfixturevalue("level") if "level" in request.fixturenames else Level.PTE
+    if reason := probe_image(kernel).why_not(level):
+        unmet(request.config, reason)
+    config = _config_for(request.node)
+    try:
+        preparation.check_guest(config, kernel)
+    except UsageError as error:
+        unmet(request.config, str(error))
+    for machine in _booted(request, kernel, config):
+        request.node.stash[MACHINE] = machine
+        machine.waived = wanted_waivers(request.node)
+        if request.config.getoption("hugepfn_keep_vm"):
+            machine.on_failure = lambda failed: _keep(request.node, failed)
+        if reason := machine.caps.why_not(level):
+            unmet(request.config, reason)
+        yield machine
+
+
+def _booted(request: pytest.FixtureRequest, kernel: KernelImage, config: MachineConfig) -> Iterator[VM]:
+    """A machine; of one that this host cannot give the test is skipped, with the reason."""
+    try:
+        yield from _boot(request, kernel, config)
+    except PremiseNotMet as error:
+        unmet(request.config, str(error), error)
+
+
+@pytest.fixture(scope="module")
+def live_vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
+    """A booted kernel that the tests of a module share."""
+    yield from _boot(request, kernel, config_of(request.config))
+
+
+@pytest.fixture
+def caps(vm: VM) -> Capabilities:
+    """What the kernel under test can do, as probed."""
+    return vm.caps
+
+
+@pytest.fixture
+def claim(request: pytest.FixtureRequest) -> Claims:
+    """``with claim("what holds", by="mm/file.c function()"): assert ...``, see :class:`harness.claims.Claims`."""
+    claims = Claims(lambda: _last_entries(request.node), lambda: _failed(request.node), lambda: _early(request.node))
+    request.node.stash[CLAIMS] = claims
+    return claims
+
+
+def _early(item: pytest.Item) -> Bits:
+    """What the CPU of the test's machine may set in an entry by itself."""
+    machine = item.stash.get(MACHINE, None)
+    return machine.caps.early if machine is not None and machine.probed else NO_BITS
+
+
+def _failed(item: pytest.Item) -> None:
+    """A claim is broken; the processes that it is about still wait at their checkpoint."""
+    machine = item.stash.get(MACHINE, None)
+    if machine is not None and machine.on_failure is not None:
+        machine.on_failure(machine)
+
+
+def _keep(item: pytest.Item, machine: VM) -> None:
+    """--hugepfn-keep-vm: saves the machine under the scenario's name."""
+    machine.on_failure = None  # once
+    if reason := machine.spec.why_not_saved:
+        say_of(item.config)(f"the machine of {item.name} is not kept: {reason}")
+        return
+    name = "-".join(word for word in (scenario_of(item), level_of(item)) if word)
+    try:
+        machine.keep(name, item.nodeid)
+    except HugepfnError as error:  # the verdict is not about that
+        say_of(item.config)(f"the machine of {item.name} is not kept: {error}")
+    else:
+        say_of(item.config)(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}")
+
+
+def _last_entries(item: pytest.Item) -> str:
+    """The entries at the last two stops, for the message of a broken claim."""
+    machine = item.stash.get(MACHINE, None)
+    if machine is None or not machine.runs:
+        return ""
+    observations = [one for at in machine.runs[-1].snapshots for one in at.observations()]
+    stops = list(dict.fromkeys(one.checkpoint for one in observations))[-2:]
+    return as_text([row for row in rows(observations) if row.checkpoint in stops])

@@ -1,0 +1,96 @@
+"""pytest's options of hugepfn, and what they say: which machine, how strict, and where progress lines go."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from harness.config import MachineConfig, default_of, name_of, option_of, variable_of
+from harness.errors import PremiseNotMet, UsageError
+from harness.selection import LEVELS
+
+PREFIX = "--hugepfn-"
+
+_CONFIG = pytest.StashKey[MachineConfig]()
+_SAY = pytest.StashKey[Callable[[str], None]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options, all with our prefix; those of the machine are ini settings as well."""
+    group = parser.getgroup("hugepfn", "kernel page tables under test (hugepfn)")
+    add = group.addoption
+    for one in fields(MachineConfig):
+        option, name, dest = option_of(one), name_of(one), _dest(one.name)
+        text = f"{option.help} (default: {default_of(one)})"
+        if option.is_flag:
+            add(f"{PREFIX}{name}", action="store_true", default=None, dest=dest, help=text)
+            add(f"{PREFIX}no-{name}", action="store_false", default=None, dest=dest, help="the contrary")
+        else:
+            add(f"{PREFIX}{name}", metavar=option.metavar, dest=dest, help=text)
+        parser.addini(variable_of(one).lower(), text, default=None)
+    add("--hugepfn-level", choices=LEVELS, action="append", help="only this level; may be given again")
+    add("--hugepfn-scenario", metavar="NAME", action="append", help="only this scenario; may be given again")
+    add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
+    add("--hugepfn-keep-vm", action="store_true", help="keep the machine of a failed test, for `hugepfn shell NAME`")
+    add("--hugepfn-strict", action="store_true", help="a premise that is not met fails the test")
+
+
+def _dest(name: str) -> str:
+    return f"hugepfn_{name}"
+
+
+def config_of(config: pytest.Config) -> MachineConfig:
+    """The machine that was asked for.
+
+    :raises pytest.UsageError: a value is not valid; says where it stands.
+    """
+    if _CONFIG not in config.stash:
+        given = {one.name: config.getoption(_dest(one.name)) for one in fields(MachineConfig)}
+        try:
+            config.stash[_CONFIG] = MachineConfig.read(given, PREFIX, config.getini)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[_CONFIG]
+
+
+def past_capture(config: pytest.Config) -> contextlib.AbstractContextManager[None]:
+    """A block in which standard error is the terminal's."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    return capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext()
+
+
+def say_of(config: pytest.Config) -> Callable[[str], None]:
+    """Where progress lines go: the terminal itself, past pytest's capture."""
+    if _SAY in config.stash:
+        return config.stash[_SAY]
+
+    said: set[str] = set()
+    is_worker = hasattr(config, "workerinput")  # of xdist: the others would all say the same
+
+    def say(line: str) -> None:
+        if line in said or is_worker:
+            return
+        said.add(line)
+        with past_capture(config):
+            print(f"hugepfn: {line}", file=sys.stderr, flush=True)
+
+    config.stash[_SAY] = say
+    return say
+
+
+def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
+    """Sends progress lines elsewhere."""
+    config.stash[_SAY] = say
+
+
+def unmet(config: pytest.Config, reason: str, cause: PremiseNotMet | None = None) -> NoReturn:
+    """A premise is not met: skip, or fail under --hugepfn-strict."""
+    if config.getoption("hugepfn_strict"):
+        pytest.fail(f"premise not met: {reason}", pytrace=False)
+    raise pytest.skip.Exception(reason) from cause
