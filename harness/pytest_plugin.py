@@ -111,7 +111,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "waive(*names, reason): invariants that need not hold in this test; the reason is printed"
     )
-    config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
+    config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, of harness.kernel_functions")
     if qemu := config.getoption("hugepfn_qemu"):
         os.environ[QEMU_VARIABLE] = qemu
     if not config.pluginmanager.has_plugin("hugepfn-results"):
@@ -289,7 +289,7 @@ def caps(vm: VM) -> Capabilities:
 
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Claims:
-    """``with claim("what holds", by="mm/file.c function()"): assert ...``, see :class:`harness.claims.Claims`."""
+    """``with claim("what holds", by=FUNCTION): assert ...``, see :class:`harness.claims.Claims`."""
     claims = Claims(lambda: _last_entries(request.node), lambda: _failed(request.node), lambda: _early(request.node))
     request.node.stash[_CLAIMS] = claims
     return claims

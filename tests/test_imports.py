@@ -15,7 +15,7 @@ ROWS = """
 errors printable signals
 outputs
 packages pagetable
-verdict
+verdict kernel_functions
 cache kernel guest
 ending machine
 claims settings selection
