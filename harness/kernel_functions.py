@@ -84,7 +84,9 @@ vfio_pci_mmap_fault = KernelFunction(
     until="6.1",
     elsewhere=KernelFunction("drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_mmap_page_fault", since="6.12"),
 )
-vfio_pci_mmap_huge_fault = KernelFunction("drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_mmap_huge_fault", since="6.12")
+vfio_pci_mmap_huge_fault = KernelFunction(
+    "drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_mmap_huge_fault", since="6.12", elsewhere=vfio_pci_mmap_fault
+)
 #: Gone with the handler that fills a whole VMA and keeps a list of the VMAs that it filled. It empties each VMA that a
 #: split makes; at munmap() that is all from the hole on.
 vfio_pci_mmap_open = KernelFunction("drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_mmap_open", until="6.1")
