@@ -56,10 +56,7 @@ def one_leaf_area(level: Level) -> Area:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_mmap_huge_fault,
-    fn.vfio_pci_mmap_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault)
 def test_touch_in_the_middle(vm: VM, level: Level, claim: Claims) -> None:
     """A first touch anywhere in a leaf brings the whole leaf, from its first byte on."""
     area = one_leaf_area(level)
@@ -74,11 +71,7 @@ def test_touch_in_the_middle(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_mmap_huge_fault,
-    fn.vfio_pci_mmap_fault,
-    fn.__handle_mm_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault, fn.__handle_mm_fault)
 def test_one_fault_a_leaf(vm: VM, level: Level, claim: Claims) -> None:
     """Each leaf of an area takes one fault, wherever it is touched first; the next touch of it takes none."""
     size = level.size_bytes
@@ -99,10 +92,7 @@ def test_one_fault_a_leaf(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_mmap_huge_fault,
-    fn.vfio_pci_mmap_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault)
 def test_congruence(vm: VM, level: Level, claim: Claims) -> None:
     """The leaf is as large as address and physical address are congruent, in an area with room for more."""
     area = {  # by the level that has to come of it

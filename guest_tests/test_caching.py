@@ -18,11 +18,7 @@ def three(process: ProcessView) -> list[Leaf]:
     return [process.leaf(f"bar-{level.label}") for level in LEVELS]
 
 
-@pytest.mark.decided_by(
-    fn.vfio_pci_core_mmap,
-    fn.pgprot_modify,
-    fn.copy_page_range,
-)
+@pytest.mark.decided_by(fn.vfio_pci_core_mmap, fn.pgprot_modify, fn.copy_page_range)
 def test_cache_bits(vm: VM, claim: Claims) -> None:
     """One BAR mapped as pte, pmd and pud at once has the same cache bits in each, through mprotect() and fork()."""
     for level in LEVELS:

@@ -42,11 +42,7 @@ def highest(vm: VM) -> Level:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_zap_bars,
-    fn.vfio_basic_config_write,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.vfio_basic_config_write, fn.vfio_pci_mmap_huge_fault)
 def test_device_memory_off(vm: VM, level: Level, claim: Claims) -> None:
     """Turning the device's memory off takes the leaf from parent and child; on again, an access makes a fresh one."""
     with vm.run("device", "--case=memory", f"--level={level.label}") as guest:
@@ -90,10 +86,7 @@ def test_device_memory_off(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_zap_bars,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.vfio_pci_mmap_huge_fault)
 def test_device_memory_off_readonly(vm: VM, level: Level, claim: Claims) -> None:
     """A read-only leaf that is revoked comes back read-only, and the old one's dirt does not."""
     with vm.run("device", "--case=readonly", f"--level={level.label}") as guest:
@@ -117,11 +110,7 @@ def test_device_memory_off_readonly(vm: VM, level: Level, claim: Claims) -> None
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_zap_bars,
-    fn.vfio_basic_config_write,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.vfio_basic_config_write, fn.vfio_pci_mmap_huge_fault)
 def test_device_fork_while_off(vm: VM, level: Level, claim: Claims) -> None:
     """A child forked while the memory is off inherits no leaf; it can turn the memory on for everybody."""
     with vm.run("device", "--case=fork-off", f"--level={level.label}") as guest:
@@ -196,10 +185,7 @@ def test_device_memory_off_keeps_tables(vm: VM, level: Level, claim: Claims) -> 
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_mmap_huge_fault,
-    fn.vfio_pci_zap_bars,
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_zap_bars)
 def test_device_two_bars(vm: VM, level: Level, claim: Claims) -> None:
     """BAR 0 and BAR 2 mapped at once: each has its own pfns, and memory off takes both."""
     registers = next((bar for bar in vm.bars if bar.name == "bar0"), None)
@@ -259,10 +245,7 @@ def test_device_mapped_twice(vm: VM, level: Level, claim: Claims) -> None:
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.machine(device="ivshmem-plain")
-@pytest.mark.decided_by(
-    fn.vfio_pci_mmap_huge_fault,
-    fn.vfio_pci_zap_bars,
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_zap_bars)
 def test_device_data(vm: VM, level: Level, claim: Claims) -> None:
     """What is written through a leaf is read through every other level, in a child, and by the device."""
     top = highest(vm)
@@ -354,10 +337,7 @@ def test_device_passed_on(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_ioctl_reset,
-    fn.vfio_pci_ioctl_get_pci_hot_reset_info,
-)
+@pytest.mark.decided_by(fn.vfio_pci_ioctl_reset, fn.vfio_pci_ioctl_get_pci_hot_reset_info)
 def test_device_reset_refused(vm: VM, level: Level, claim: Claims) -> None:
     """A reset that the device does not have is refused, and takes nothing from anybody."""
     with vm.run("device", "--case=no-reset", f"--level={level.label}") as guest:
@@ -374,10 +354,7 @@ def test_device_reset_refused(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_runtime_pm_entry,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_runtime_pm_entry, fn.vfio_pci_mmap_huge_fault)
 def test_device_low_power(vm: VM, level: Level, claim: Claims) -> None:
     """Low power on request takes the leaf from parent and child, and an access does not wake the device."""
     with vm.run("device", "--case=low-power", f"--level={level.label}") as guest:
@@ -411,10 +388,7 @@ def test_device_reset(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.machine(device="nvme")
-@pytest.mark.decided_by(
-    fn.vfio_lock_and_set_power_state,
-    fn.vfio_pci_zap_bars,
-)
+@pytest.mark.decided_by(fn.vfio_lock_and_set_power_state, fn.vfio_pci_zap_bars)
 def test_device_d3hot(vm: VM, claim: Claims) -> None:
     """D3hot takes every leaf, of every level, in parent and child; an access is SIGBUS until D0, and fresh then."""
     top = highest(vm)

@@ -69,11 +69,7 @@ def test_dirty_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.clear_refs_write,
-    fn.clear_refs_test_walk,
-    fn.pagemap_pte_hole,
-)
+@pytest.mark.decided_by(fn.clear_refs_write, fn.clear_refs_test_walk, fn.pagemap_pte_hole)
 def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
     """clear_refs 4 clears pagemap's bit 55 over a pfnmap for good, and leaves its entry writable."""
     _need_soft_dirty(vm)
@@ -108,12 +104,7 @@ def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vma_set_page_prot,
-    fn.wp_pfn_shared,
-    fn.wp_huge_pmd,
-    fn.wp_huge_pud,
-)
+@pytest.mark.decided_by(fn.vma_set_page_prot, fn.wp_pfn_shared, fn.wp_huge_pmd, fn.wp_huge_pud)
 def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
     """An entry that is made after clear_refs 4 is read-only, and the write that it waits for completes."""
     _need_soft_dirty(vm)
@@ -132,12 +123,7 @@ def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vma_set_page_prot,
-    fn.wp_pfn_shared,
-    fn.wp_huge_pmd,
-    fn.wp_huge_pud,
-)
+@pytest.mark.decided_by(fn.vma_set_page_prot, fn.wp_pfn_shared, fn.wp_huge_pmd, fn.wp_huge_pud)
 def test_dirty_soft_dirty_mprotect(vm: VM, level: Level, claim: Claims) -> None:
     """After clear_refs 4, a leaf set read-only and writable again waits for a write, and the write completes."""
     _need_soft_dirty(vm)

@@ -39,12 +39,7 @@ def one_leaf(at: Snapshot, level: Level, caps: Capabilities) -> Leaf:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.FAULTED_BY,
-    fn.insert_pfn,
-    fn.vmf_insert_pfn_pmd,
-    fn.vmf_insert_pfn_pud,
-)
+@pytest.mark.decided_by(fn.FAULTED_BY, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_first_read(vm: VM, level: Level, claim: Claims) -> None:
     """A first read brings one leaf, writable, young and clean, by one fault; the next read brings nothing."""
     by = INSERTED_BY[level]
@@ -64,12 +59,7 @@ def test_first_read(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.FAULTED_BY,
-    fn.insert_pfn,
-    fn.vmf_insert_pfn_pmd,
-    fn.vmf_insert_pfn_pud,
-)
+@pytest.mark.decided_by(fn.FAULTED_BY, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_first_write(vm: VM, level: Level, claim: Claims) -> None:
     """A first write brings one leaf by one fault; D comes from the CPU, and SOFT_DIRTY stays clear."""
     by = INSERTED_BY[level]
@@ -91,12 +81,7 @@ def test_first_write(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.__handle_mm_fault,
-    fn.insert_pfn,
-    fn.vmf_insert_pfn_pmd,
-    fn.vmf_insert_pfn_pud,
-)
+@pytest.mark.decided_by(fn.__handle_mm_fault, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_read_then_write(vm: VM, level: Level, claim: Claims) -> None:
     """A write after a read takes no fault: the leaf was writable from the start, and the CPU sets D."""
     with vm.run("fault", f"--level={level.label}", "--case=read-write") as guest:
@@ -115,12 +100,7 @@ def test_read_then_write(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.access_error,
-    fn.insert_pfn,
-    fn.vmf_insert_pfn_pmd,
-    fn.vmf_insert_pfn_pud,
-)
+@pytest.mark.decided_by(fn.access_error, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_readonly_fault(vm: VM, level: Level, claim: Claims) -> None:
     """In a vma without PROT_WRITE the leaf has W=0, and a write is SIGSEGV that leaves no mark on it."""
     with vm.run("fault", f"--level={level.label}", "--case=readonly") as guest:
@@ -141,10 +121,7 @@ def test_readonly_fault(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vfio_pci_mmap_huge_fault,
-    fn.vfio_pci_mmap_fault,
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault)
 def test_memory_off_fault(vm: VM, level: Level, claim: Claims) -> None:
     """While the device's memory is off a first access is SIGBUS and brings nothing; on again, the whole leaf comes."""
     with vm.run("fault", f"--level={level.label}", "--case=memory-off") as guest:

@@ -76,10 +76,7 @@ def _dontfork(guest: GuestRun, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vma_adjust_trans_huge,
-    fn.COPIED_BY,
-)
+@pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.COPIED_BY)
 def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTFORK of half a leaf: the child has the other half, and nothing where it has no vma."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_part", timeout_s=TIMEOUT_S) as guest:
@@ -87,10 +84,7 @@ def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.vma_adjust_trans_huge,
-    fn.COPIED_BY,
-)
+@pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.COPIED_BY)
 def test_fork_dontfork_page(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTFORK of one page of a leaf: the child has the rest, and nothing where it has no vma."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_page", timeout_s=TIMEOUT_S) as guest:
@@ -118,12 +112,7 @@ def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.change_pte_range,
-    fn.__split_huge_pmd,
-    fn.__split_huge_pud,
-    fn.COPIED_BY,
-)
+@pytest.mark.decided_by(fn.change_pte_range, fn.__split_huge_pmd, fn.__split_huge_pud, fn.COPIED_BY)
 def test_fork_mprotect_part(vm: VM, level: Level, claim: Claims) -> None:
     """Half a leaf read-only, then fork(): the huge leaf is gone, and each half comes back with its own rights."""
     with vm.run("forks", f"--level={level.label}", "--case=mprotect_part", timeout_s=TIMEOUT_S) as guest:
@@ -150,12 +139,7 @@ def test_fork_mprotect_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.change_pte_range,
-    fn.__split_huge_pmd,
-    fn.__split_huge_pud,
-    fn.COPIED_BY,
-)
+@pytest.mark.decided_by(fn.change_pte_range, fn.__split_huge_pmd, fn.__split_huge_pud, fn.COPIED_BY)
 def test_fork_mprotect_part_touched(vm: VM, level: Level, claim: Claims) -> None:
     """Half a leaf read-only, both halves touched again, then fork(): the child has the smaller leaves, old."""
     below = BELOW[level]

@@ -99,10 +99,7 @@ def test_fork_child_first(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.unmap_page_range,
-    fn.COPIED_BY,
-)
+@pytest.mark.decided_by(fn.unmap_page_range, fn.COPIED_BY)
 def test_fork_parent_exits(vm: VM, level: Level, claim: Claims) -> None:
     """A process whose parent exits first, and which is adopted, keeps its leaf."""
     early = vm.caps.early

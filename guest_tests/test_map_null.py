@@ -31,11 +31,7 @@ def _allowed(vm: VM, at: Snapshot, vaddr: int) -> Level:
     return Level.PTE
 
 
-@pytest.mark.decided_by(
-    fn.__get_unmapped_area,
-    fn.__thp_get_unmapped_area,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.__get_unmapped_area, fn.__thp_get_unmapped_area, fn.vfio_pci_mmap_huge_fault)
 def test_map_null(vm: VM, claim: Claims) -> None:
     """A BAR mapped where the kernel likes gets the largest leaves that fit there, whatever its size and offset."""
     aligns: bool | None = None

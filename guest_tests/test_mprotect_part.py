@@ -75,10 +75,7 @@ def _leaf(process: ProcessView, touch: Touch) -> Leaf:
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by(
-    fn.SPLIT_BY,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_first_part(vm: VM, level: Level, claim: Claims) -> None:
     """Of a leaf whose first 2M (pmd: 4K) is set read-only nothing is left; the rest comes back writable, smaller."""
     below = BELOW[level]
@@ -88,10 +85,7 @@ def test_mprotect_first_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by(
-    fn.SPLIT_BY,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_last_part(vm: VM, level: Level, claim: Claims) -> None:
     """Of a leaf whose last 2M (pmd: 4K) is set read-only nothing is left; the rest comes back writable, smaller."""
     below = BELOW[level]
@@ -101,10 +95,7 @@ def test_mprotect_last_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by(
-    fn.SPLIT_BY,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_middle_part(vm: VM, level: Level, claim: Claims) -> None:
     """Of a leaf whose middle 2M (pmd: 4K) is PROT_NONE nothing is left; both sides come back, the middle only later."""
     below = BELOW[level]
@@ -115,10 +106,7 @@ def test_mprotect_middle_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pud")
-@pytest.mark.decided_by(
-    fn.SPLIT_BY,
-    fn.vfio_pci_mmap_huge_fault,
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_unaligned_part(vm: VM, level: Level, claim: Claims) -> None:
     """A part of a pud that starts and ends between 2M boundaries: 4K leaves beside the cuts, 2M ones further away."""
     start, end = 2 * MIB + PAGE, 6 * MIB + 2 * PAGE

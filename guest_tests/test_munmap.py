@@ -134,30 +134,21 @@ def _child_keeps(claim: Claims, written: ProcessView, at: Snapshot, later: Snaps
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.zap_pte_range,
-    fn.SPLIT_BY,
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_start(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of a leaf's first part: nothing is left there, the rest comes back at the largest level that fits."""
     _munmap(vm, level, claim, "start")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.zap_pte_range,
-    fn.SPLIT_BY,
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_middle(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of the middle of a leaf: nothing is left there, both sides come back at the largest level that fits."""
     _munmap(vm, level, claim, "middle")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.zap_pte_range,
-    fn.SPLIT_BY,
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_end(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of a leaf's last part: nothing is left there, the rest comes back at the largest level that fits."""
     _munmap(vm, level, claim, "end")
@@ -185,10 +176,7 @@ def test_munmap_whole(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    fn.zap_pte_range,
-    fn.SPLIT_BY,
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_child_keeps(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of part of a leaf in the parent: the child keeps the whole leaf, and writes there without a fault."""
     _munmap(vm, level, claim, "middle", "--child=1")
