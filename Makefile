@@ -3,12 +3,13 @@
 # make check  run the linter, the type checker and the tests that need no QEMU
 # make bench  measure performance as ratios; both sides of a ratio come from the same run
 # make facts  measure every stock kernel, update the documents, and show what changed (20 minutes)
+# make kernel-functions  look the kernel functions of the claims up in Debian's sources (downloads 150 MB for each series)
 # make mutants     build kernels that are broken on purpose, and check that the claim for each one fails (half an hour)
 # make mutation    break the Python code in 200 places, one at a time, and count which the tests notice (half an hour)
 # make container-steps  run the steps of the Containerfile in a debootstrap; needs root, downloads 500 MB
 # make long-tests  run a bisection and a patch series with kernels that are really built (half an hour)
 # make compat      test QEMU 7.2 to 11, four file systems and two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests bench facts mutants mutation long-tests compat container-steps setup test-setup clean
+.PHONY: run test check lint types host-tests bench facts kernel-functions mutants mutation long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
 # A file or pipe that was never closed is an error. Python reports it when the object is garbage-collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
@@ -37,6 +38,9 @@ bench: setup
 
 facts: setup
 	@$(PYTHON) -m harness.campaign.facts $(FACTS)
+
+kernel-functions: test-setup
+	PYTHONPATH=. $(PYTHON) tests/kernel_source.py $(SOURCES)
 
 mutants: test-setup
 	$(PYTHON) tests/mutants/kill.py

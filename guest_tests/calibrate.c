@@ -52,16 +52,21 @@ static char *map_pages(bool shared, size_t *length)
 	return memory;
 }
 
+static const struct kind {
+	const char *name;
+	bool huge, shared;
+} kinds[] = { { "anon", false, false }, { "thp", true, false }, { "shmem", false, true } };
+
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *kind = hp_option(&options, "memory", "anon");
+	const struct kind *kind = hp_choose(&options, "memory", "anon", kinds);
 	struct hp_gate go;
 	char *memory;
 	size_t length;
 	pid_t child;
 
-	memory = !strcmp(kind, "thp") ? map_thp(&length) : map_pages(!strcmp(kind, "shmem"), &length);
+	memory = kind->huge ? map_thp(&length) : map_pages(kind->shared, &length);
 	hp_map(&(struct hp_mapping){ .name = "memory",
 				     .addr = memory,
 				     .length = length,

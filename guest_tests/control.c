@@ -67,28 +67,35 @@ static int memory_file(void)
 	return fd;
 }
 
-static void map_memory(const char *kind)
-{
-	bool huge = strcmp(kind, "anon") && strcmp(kind, "shmem");
-	bool shmem = !strncmp(kind, "shmem", 5);
-	int flags = shmem || !strcmp(kind, "hugetlb") ? MAP_SHARED : MAP_PRIVATE;
+static const struct kind {
+	const char *name;
+	bool huge;
+	int flags; /* of mmap(); without MAP_ANONYMOUS it is a file's */
+} kinds[] = {
+	{ "anon", false, MAP_PRIVATE | MAP_ANONYMOUS },
+	{ "thp", true, MAP_PRIVATE | MAP_ANONYMOUS },
+	{ "shmem", false, MAP_SHARED },
+	{ "shmem-thp", true, MAP_SHARED },
+	{ "hugetlb", true, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB },
+	{ "hugetlb-private", true, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB },
+};
 
-	hugetlb = !strncmp(kind, "hugetlb", 7);
-	length = huge ? MIB(2) : PAGES * KIB(4);
-	if (hugetlb) {
-		/* One for the parent, one for a child that copies it. */
+static void map_memory(const struct kind *kind)
+{
+	bool file = !(kind->flags & MAP_ANONYMOUS);
+
+	hugetlb = kind->flags & MAP_HUGETLB;
+	length = kind->huge ? MIB(2) : PAGES * KIB(4);
+	if (hugetlb) /* One for the parent, one for a child that copies it. */
 		must_write("/proc/sys/vm/nr_hugepages", "2");
-		flags |= MAP_HUGETLB;
-	}
-	if (shmem && huge)
+	if (file && kind->huge)
 		must_write("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
-	memory = mmap(reserve(), length, PROT_READ | PROT_WRITE, flags | MAP_FIXED | (shmem ? 0 : MAP_ANONYMOUS),
-		      shmem ? memory_file() : -1, 0);
+	memory = mmap(reserve(), length, PROT_READ | PROT_WRITE, kind->flags | MAP_FIXED, file ? memory_file() : -1, 0);
 	if (memory == MAP_FAILED && hugetlb)
 		ktap_skip_all("no 2M page for hugetlbfs: %s", strerror(errno));
 	if (memory == MAP_FAILED)
 		hp_die("mmap");
-	if (!hugetlb && madvise(memory, length, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) && huge)
+	if (!hugetlb && madvise(memory, length, kind->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) && kind->huge)
 		ktap_skip_all("madvise(MADV_HUGEPAGE): %s (no transparent huge pages in this kernel)", strerror(errno));
 	name_memory();
 }
@@ -208,20 +215,17 @@ static void split(void)
 	ktap_ok(hp_read(at(0)) == 1 && hp_read(at(64)) == 1 && hp_read(at(511)) == 1, "what is left is as it was");
 }
 
+static const struct control {
+	const char *name;
+	void (*run)(void);
+} cases[] = { { "share", share }, { "uffd", uffd }, { "scan", scan }, { "split", split } };
+
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(void);
-	} cases[] = { { "share", share }, { "uffd", uffd }, { "scan", scan }, { "split", split } };
 	struct hp_options options = hp_start(argc, argv);
-	const char *wanted = hp_option(&options, "case", "");
+	const struct control *chosen = hp_choose(&options, "case", "", cases);
 
-	map_memory(hp_option(&options, "memory", "anon"));
-	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
-		if (!strcmp(cases[i].name, wanted)) {
-			cases[i].run();
-			return ktap_finish();
-		}
-	hp_die("--case=%s", wanted);
+	map_memory(hp_choose(&options, "memory", "anon", kinds));
+	chosen->run();
+	return ktap_finish();
 }

@@ -13,7 +13,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -30,6 +29,7 @@
 
 static const int rw = PROT_READ | PROT_WRITE;
 static struct hp_gate to_child, to_parent;
+static enum hp_level top; /* the highest level that the kernel makes, --top */
 
 /* The length that hp_bar_map() maps. */
 static size_t mapped_length(enum hp_level level)
@@ -305,7 +305,7 @@ static void tell_seen(const char *who, const uint64_t *from)
 }
 
 /* written, child-written (child), read: RAM behind the BAR, seen through every level up to TOP */
-static int data(enum hp_level level, enum hp_level top)
+static int data(enum hp_level level)
 {
 	struct hp_bar bar = hp_bar_open(2);
 	uint64_t *as[HP_PUD + 1];
@@ -572,7 +572,7 @@ static void lose(const struct hp_bar *bar, bool reset)
  * written (child), lost, back: views by every level up to TOP, in parent and child. A reset is over when it returns,
  * and the device is as it was; D3hot lasts until D0 is written, and until then an access is refused.
  */
-static int reset_or_sleep(enum hp_level top, bool reset)
+static int reset_or_sleep(bool reset)
 {
 	struct hp_bar bar = hp_bar_open(2);
 	uint64_t *as[HP_PUD + 1];
@@ -611,41 +611,49 @@ static int reset_or_sleep(enum hp_level top, bool reset)
 	return 0;
 }
 
-static int run_case(const char *name, enum hp_level level, enum hp_level top)
+static int run_reset(enum hp_level level)
 {
-	static const struct {
-		const char *name;
-		int (*run)(enum hp_level level);
-	} plain[] = {
-		{ "memory", memory },     { "readonly", readonly }, { "fork-off", fork_off }, { "many", many },
-		{ "tables", tables },     { "bars", bars },         { "twice", twice },       { "closed", closed },
-		{ "passed", passed },     { "no-reset", no_reset }, { "low-power", low_power },
-	};
-
-	for (size_t i = 0; i < sizeof(plain) / sizeof(*plain); i++)
-		if (!strcmp(name, plain[i].name))
-			return plain[i].run(level);
-	if (!strcmp(name, "data"))
-		return data(level, top);
-	if (!strcmp(name, "reset") || !strcmp(name, "sleep"))
-		return reset_or_sleep(top, !strcmp(name, "reset"));
-	errno = EINVAL;
-	hp_die("--case=%s", name);
+	(void)level;
+	return reset_or_sleep(true);
 }
+
+static int run_sleep(enum hp_level level)
+{
+	(void)level;
+	return reset_or_sleep(false);
+}
+
+static const struct device {
+	const char *name;
+	int (*run)(enum hp_level level);
+} cases[] = {
+	{ "memory", memory },
+	{ "readonly", readonly },
+	{ "fork-off", fork_off },
+	{ "many", many },
+	{ "tables", tables },
+	{ "bars", bars },
+	{ "data", data },
+	{ "twice", twice },
+	{ "closed", closed },
+	{ "passed", passed },
+	{ "no-reset", no_reset },
+	{ "low-power", low_power },
+	{ "reset", run_reset },
+	{ "sleep", run_sleep },
+};
 
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *name = hp_option(&options, "case", "memory"), *top_name = hp_option(&options, "top", "pte");
-	enum hp_level top = HP_PTE;
+	const struct device *chosen = hp_choose(&options, "case", "memory", cases);
 	bool fine;
 
-	while (top < HP_PUD && strcmp(top_name, hp_level_name(top)))
-		top++;
+	top = hp_level_of("--top=", hp_option(&options, "top", "pte"));
 	hp_gate_init(&to_child);
 	hp_gate_init(&to_parent);
-	fine = !run_case(name, options.level, top);
+	fine = !chosen->run(options.level);
 	ktap_plan(1); /* not before: a premise may fail in the middle of a case */
-	ktap_ok(fine, "%s", name);
+	ktap_ok(fine, "%s", chosen->name);
 	return ktap_finish();
 }

@@ -17,7 +17,6 @@
  */
 #include <errno.h>
 #include <linux/userfaultfd.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -210,31 +209,28 @@ static void uffd_protect(uint64_t *mapped)
 	ktap_ok(true, "written");
 }
 
+static const struct dirty {
+	const char *name;
+	void (*run)(uint64_t *mapped);
+} cases[] = {
+	{ "referenced", referenced },
+	{ "soft-dirty", soft_dirty },
+	{ "soft-dirty-first", soft_dirty_first },
+	{ "soft-dirty-mprotect", soft_dirty_mprotect },
+	{ "scan", scan },
+	{ "uffd", uffd },
+	{ "uffd-async", uffd_async },
+	{ "uffd-protect", uffd_protect },
+};
+
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*run)(uint64_t *mapped);
-	} cases[] = {
-		{ "referenced", referenced },
-		{ "soft-dirty", soft_dirty },
-		{ "soft-dirty-first", soft_dirty_first },
-		{ "soft-dirty-mprotect", soft_dirty_mprotect },
-		{ "scan", scan },
-		{ "uffd", uffd },
-		{ "uffd-async", uffd_async },
-		{ "uffd-protect", uffd_protect },
-	};
 	struct hp_options options = hp_start(argc, argv);
-	const char *wanted = hp_option(&options, "case", "");
+	const struct dirty *chosen = hp_choose(&options, "case", "", cases);
 	struct hp_bar bar = hp_bar_open(2);
 	uint64_t *mapped = hp_bar_map(&bar, options.level, PROT_READ | PROT_WRITE);
 
 	length = options.level == HP_PTE ? 4 * KIB(4) : hp_leaf_size(options.level);
-	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
-		if (!strcmp(cases[i].name, wanted)) {
-			cases[i].run(mapped);
-			return ktap_finish();
-		}
-	hp_die("--case=%s", wanted);
+	chosen->run(mapped);
+	return ktap_finish();
 }

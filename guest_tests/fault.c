@@ -11,7 +11,6 @@
  * --case=sticky       small, same-table, other-table, again (tables are there already, so what fits is smaller)
  */
 #include <stdio.h>
-#include <string.h>
 #include <sys/mman.h>
 
 #include "lib/hugepfn.h"
@@ -52,6 +51,21 @@ static void touch(const struct hp_bar *bar, enum hp_level level, bool read, bool
 		checkpoint("read-again");
 	}
 	ktap_ok(true, "touched");
+}
+
+static void touch_read(const struct hp_bar *bar, enum hp_level level)
+{
+	touch(bar, level, true, false);
+}
+
+static void touch_write(const struct hp_bar *bar, enum hp_level level)
+{
+	touch(bar, level, false, true);
+}
+
+static void touch_both(const struct hp_bar *bar, enum hp_level level)
+{
+	touch(bar, level, true, true);
 }
 
 static void readonly(const struct hp_bar *bar, enum hp_level level)
@@ -110,26 +124,25 @@ static void sticky(const struct hp_bar *bar, enum hp_level level)
 	ktap_ok(true, "touched small, then large");
 }
 
+static const struct fault {
+	const char *name;
+	void (*run)(const struct hp_bar *bar, enum hp_level level);
+} cases[] = {
+	{ "read", touch_read },
+	{ "write", touch_write },
+	{ "read-write", touch_both },
+	{ "readonly", readonly },
+	{ "memory-off", memory_off },
+	{ "sticky", sticky },
+};
+
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *which = hp_option(&options, "case", "");
+	const struct fault *chosen = hp_choose(&options, "case", "", cases);
 	struct hp_bar bar = hp_bar_open(2);
 
 	ktap_plan(1);
-	if (!strcmp(which, "read"))
-		touch(&bar, options.level, true, false);
-	else if (!strcmp(which, "write"))
-		touch(&bar, options.level, false, true);
-	else if (!strcmp(which, "read-write"))
-		touch(&bar, options.level, true, true);
-	else if (!strcmp(which, "readonly"))
-		readonly(&bar, options.level);
-	else if (!strcmp(which, "memory-off"))
-		memory_off(&bar, options.level);
-	else if (!strcmp(which, "sticky"))
-		sticky(&bar, options.level);
-	else
-		hp_die("--case=%s is not known", which);
+	chosen->run(&bar, options.level);
 	return ktap_finish();
 }

@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -156,7 +155,7 @@ static void parent_exits(void)
 }
 
 /* readonly, forked, tried; with BACK also: child-writable, child-written, parent-writable */
-static void readonly(bool back)
+static void protected(bool back)
 {
 	pid_t child;
 
@@ -187,6 +186,16 @@ static void readonly(bool back)
 	}
 	hp_gate_open(&go);
 	reap(child);
+}
+
+static void readonly(void)
+{
+	protected(false);
+}
+
+static void readonly_writable(void)
+{
+	protected(true);
 }
 
 /* written-first, forked (in the child, who has tried) */
@@ -260,6 +269,26 @@ static void parts(int advice, int low_prot, size_t low_length, bool again)
 	checkpoint("parent-tried");
 }
 
+static void dontfork_part(void)
+{
+	parts(MADV_DONTFORK, RW, length / 2, false);
+}
+
+static void dontfork_page(void)
+{
+	parts(MADV_DONTFORK, RW, KIB(4), false);
+}
+
+static void mprotect_part(void)
+{
+	parts(0, PROT_READ, length / 2, false);
+}
+
+static void mprotect_part_touched(void)
+{
+	parts(0, PROT_READ, length / 2, true);
+}
+
 /* forked */
 static void wipeonfork(void)
 {
@@ -287,44 +316,37 @@ static void private(void)
 	ktap_ok(other == MAP_FAILED, "a private mapping of the BAR is refused");
 }
 
+static const struct forks {
+	const char *name;
+	void (*run)(void);
+	unsigned int points;
+} cases[] = {
+	{ "many", many, MANY },
+	{ "untouched", untouched, 1 },
+	{ "child_first", child_first, 1 },
+	{ "parent_exits", parent_exits, 2 },
+	{ "readonly", readonly, 1 },
+	{ "readonly_writable", readonly_writable, 1 },
+	{ "dontfork", dontfork, 1 },
+	{ "dontfork_part", dontfork_part, 1 },
+	{ "dontfork_page", dontfork_page, 1 },
+	{ "mprotect_part", mprotect_part, 1 },
+	{ "mprotect_part_touched", mprotect_part_touched, 1 },
+	{ "wipeonfork", wipeonfork, 1 },
+	{ "private", private, 1 },
+};
+
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *name = hp_option(&options, "case", "");
+	const struct forks *chosen = hp_choose(&options, "case", "", cases);
 
 	bar = hp_bar_open(2);
 	mapped = hp_bar_map(&bar, options.level, RW);
 	length = options.level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(options.level);
 	hp_gate_init(&go);
 	hp_gate_init(&done);
-	ktap_plan(!strcmp(name, "many") ? MANY : !strcmp(name, "parent_exits") ? 2 : 1);
-	if (!strcmp(name, "many"))
-		many();
-	else if (!strcmp(name, "untouched"))
-		untouched();
-	else if (!strcmp(name, "child_first"))
-		child_first();
-	else if (!strcmp(name, "parent_exits"))
-		parent_exits();
-	else if (!strcmp(name, "readonly"))
-		readonly(false);
-	else if (!strcmp(name, "readonly_writable"))
-		readonly(true);
-	else if (!strcmp(name, "dontfork"))
-		dontfork();
-	else if (!strcmp(name, "dontfork_part"))
-		parts(MADV_DONTFORK, RW, length / 2, false);
-	else if (!strcmp(name, "dontfork_page"))
-		parts(MADV_DONTFORK, RW, KIB(4), false);
-	else if (!strcmp(name, "mprotect_part"))
-		parts(0, PROT_READ, length / 2, false);
-	else if (!strcmp(name, "mprotect_part_touched"))
-		parts(0, PROT_READ, length / 2, true);
-	else if (!strcmp(name, "wipeonfork"))
-		wipeonfork();
-	else if (!strcmp(name, "private"))
-		private();
-	else
-		ktap_skip_all("no case %s", name);
+	ktap_plan(chosen->points);
+	chosen->run();
 	return ktap_finish();
 }

@@ -148,7 +148,7 @@ int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
 	const char *group = hp_option(&options, "group", "discard");
-	bool touched = strcmp(hp_option(&options, "touch", "1"), "0");
+	bool touched = atoi(hp_option(&options, "touch", "1"));
 	unsigned int made = 0;
 	char *base;
 

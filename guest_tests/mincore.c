@@ -59,7 +59,7 @@ int main(int argc, char **argv)
 	hp_write(anon, 1);
 	for (size_t at = 0; at < 3 * PAGE; at += PAGE)
 		hp_read(pages + at);
-	if (strcmp(hp_option(&options, "touch", "1"), "0"))
+	if (atoi(hp_option(&options, "touch", "1")))
 		for (size_t at = 0; at < length; at += options.level == HP_PTE ? PAGE : length)
 			hp_write(base + at, 1);
 	checkpoint("before");

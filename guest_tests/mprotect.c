@@ -25,22 +25,6 @@ static char *mapped;
 static bool anonymous;
 static size_t length, part_from, part_to;
 
-static int rights(const char *word)
-{
-	static const struct {
-		const char *word;
-		int prot;
-	} all[] = { { "none", PROT_NONE },
-		    { "ro", PROT_READ },
-		    { "rw", PROT_READ | PROT_WRITE },
-		    { "rx", PROT_READ | PROT_EXEC } };
-
-	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
-		if (!strcmp(word, all[i].word))
-			return all[i].prot;
-	return -1;
-}
-
 /* A vma of its own for the part, as long as its rights differ from those of its neighbours. */
 static void name_parts(int prot)
 {
@@ -61,10 +45,11 @@ static void name_parts(int prot)
 		hp_bar_name("bar-after", mapped + part_to, length - part_to, PROT_READ | PROT_WRITE, part_to);
 }
 
-static void protect_part(const char *step, int prot)
+static void protect_part(const char *step, char *where, int prot)
 {
 	int error = mprotect(mapped + part_from, part_to - part_from, prot) ? errno : 0;
 
+	(void)where;
 	ktap_value(step, "%s", hp_errno_name(error));
 	if (!error)
 		name_parts(prot);
@@ -82,10 +67,11 @@ static void name_all(int prot)
 				     .pagemap_pages = length / 4096 });
 }
 
-static void protect(const char *step, int prot)
+static void protect(const char *step, char *where, int prot)
 {
 	int error = mprotect(mapped, length, prot) ? errno : 0;
 
+	(void)where;
 	ktap_value(step, "%s", hp_errno_name(error));
 	if (!error)
 		name_all(prot);
@@ -102,10 +88,11 @@ static void map_anonymous(size_t leaf)
 	name_all(PROT_READ | PROT_WRITE);
 }
 
-static void map_exec(const char *step)
+static void map_exec(const char *step, char *where, int prot)
 {
-	void *addr = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_SHARED, bar.device_fd, (off_t)bar.offset);
+	void *addr = mmap(NULL, 4096, prot, MAP_SHARED, bar.device_fd, (off_t)bar.offset);
 
+	(void)where;
 	ktap_value(step, "%s", hp_errno_name(addr == MAP_FAILED ? errno : 0));
 	if (addr != MAP_FAILED)
 		munmap(addr, 4096);
@@ -116,27 +103,58 @@ static void say_caught(const char *step, struct hp_caught caught)
 	ktap_value(step, "%s %d %tx", hp_signal_name(caught.signal), caught.code, (char *)caught.addr - mapped);
 }
 
+static void read_word(const char *step, char *where, int prot)
+{
+	(void)prot;
+	ktap_value(step, "%ld", hp_read_faults(where));
+}
+
+static void write_word(const char *step, char *where, int prot)
+{
+	(void)prot;
+	ktap_value(step, "%ld", hp_write_faults(where, 1));
+}
+
+static void try_read(const char *step, char *where, int prot)
+{
+	(void)prot;
+	say_caught(step, hp_try_read(where, NULL));
+}
+
+static void try_write(const char *step, char *where, int prot)
+{
+	(void)prot;
+	say_caught(step, hp_try_write(where, 1));
+}
+
+static const struct step {
+	const char *name;
+	void (*take)(const char *step, char *where, int prot);
+	int prot;
+} all_steps[] = {
+	{ "read", read_word, 0 },
+	{ "write", write_word, 0 },
+	{ "try-read", try_read, 0 },
+	{ "try-write", try_write, 0 },
+	{ "none", protect, PROT_NONE },
+	{ "ro", protect, PROT_READ },
+	{ "rw", protect, PROT_READ | PROT_WRITE },
+	{ "rx", protect, PROT_READ | PROT_EXEC },
+	{ "part-none", protect_part, PROT_NONE },
+	{ "part-ro", protect_part, PROT_READ },
+	{ "part-rw", protect_part, PROT_READ | PROT_WRITE },
+	{ "map-exec", map_exec, PROT_READ | PROT_EXEC },
+};
+
 static void take(const char *step)
 {
 	const char *at = strchr(step, '@');
-	char *where = mapped + (at ? strtoull(at + 1, NULL, 16) : 0);
+	char name[32];
+	const struct step *known;
 
-	if (!strncmp(step, "read@", 5))
-		ktap_value(step, "%ld", hp_read_faults(where));
-	else if (!strncmp(step, "write@", 6))
-		ktap_value(step, "%ld", hp_write_faults(where, 1));
-	else if (!strncmp(step, "try-read@", 9))
-		say_caught(step, hp_try_read(where, NULL));
-	else if (!strncmp(step, "try-write@", 10))
-		say_caught(step, hp_try_write(where, 1));
-	else if (!strcmp(step, "map-exec"))
-		map_exec(step);
-	else if (!strncmp(step, "part-", 5) && rights(step + 5) >= 0)
-		protect_part(step, rights(step + 5));
-	else if (rights(step) >= 0)
-		protect(step, rights(step));
-	else
-		hp_die("step '%s' is not known", step);
+	snprintf(name, sizeof(name), "%.*s", (int)strcspn(step, "@"), step);
+	known = hp_pick("step ", name, all_steps);
+	known->take(step, mapped + (at ? strtoull(at + 1, NULL, 16) : 0), known->prot);
 	checkpoint(step);
 }
 

@@ -22,7 +22,7 @@
  */
 #include <errno.h>
 #include <stdio.h>
-#include <string.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -36,34 +36,6 @@ struct place {
 	size_t first, moved;      /* of what moves: offset in the mapping, length */
 	size_t to_align, to_skew; /* of where it goes */
 };
-
-static struct place make_place(enum hp_level level, const char *name)
-{
-	size_t leaf = hp_leaf_size(level), unit = level == HP_PTE ? PAGE : leaf / 512;
-	struct place place = { .length = level == HP_PTE ? 16 * PAGE : leaf, .align = leaf, .to_align = leaf };
-
-	if (!strcmp(name, "table")) {
-		if (level == HP_PUD)
-			ktap_skip_all("512 GiB of BAR would be needed for a table of 1G leaves");
-		place.length = place.align = place.to_align = 512 * leaf;
-	} else if (!strcmp(name, "less"))
-		place.to_skew = unit;
-	else if (!strcmp(name, "page"))
-		place.to_skew = 3 * PAGE;
-	place.moved = place.length;
-	if (!strcmp(name, "part")) {
-		place.first = place.length / 2;
-		place.moved = place.to_align = unit;
-	}
-	return place;
-}
-
-static char *target(const struct place *place)
-{
-	size_t align = place->to_align > MIB(2) ? place->to_align : MIB(2);
-
-	return (char *)hp_reserve(align + place->to_skew + place->moved + MIB(2), align) + align + place->to_skew;
-}
 
 static void note_refusal(const char *what, void *result)
 {
@@ -110,6 +82,52 @@ static int shrink(char *base, size_t length)
 	return ktap_finish();
 }
 
+static const struct mremap {
+	const char *name;
+	int (*instead)(char *base, size_t length); /* of a move to another address */
+	bool table;                                /* as many leaves as fill a table */
+	bool part;                                 /* only a part in the middle of the leaf moves */
+	bool readonly;                             /* when it moves */
+	bool over;                                 /* another mapping is where it goes */
+	size_t skew_units, skew_pages;             /* where it goes: so far from an aligned address */
+} cases[] = {
+	{ .name = "leaf" },
+	{ .name = "table", .table = true },
+	{ .name = "less", .skew_units = 1 },
+	{ .name = "page", .skew_pages = 3 },
+	{ .name = "part", .part = true },
+	{ .name = "readonly", .readonly = true },
+	{ .name = "over", .over = true },
+	{ .name = "refused", .instead = refused },
+	{ .name = "shrink", .instead = shrink },
+};
+
+static struct place make_place(enum hp_level level, const struct mremap *chosen)
+{
+	size_t leaf = hp_leaf_size(level), unit = level == HP_PTE ? PAGE : leaf / 512;
+	struct place place = { .length = level == HP_PTE ? 16 * PAGE : leaf, .align = leaf, .to_align = leaf };
+
+	if (chosen->table) {
+		if (level == HP_PUD)
+			ktap_skip_all("512 GiB of BAR would be needed for a table of 1G leaves");
+		place.length = place.align = place.to_align = 512 * leaf;
+	}
+	place.to_skew = chosen->skew_units * unit + chosen->skew_pages * PAGE;
+	place.moved = place.length;
+	if (chosen->part) {
+		place.first = place.length / 2;
+		place.moved = place.to_align = unit;
+	}
+	return place;
+}
+
+static char *target(const struct place *place)
+{
+	size_t align = place->to_align > MIB(2) ? place->to_align : MIB(2);
+
+	return (char *)hp_reserve(align + place->to_skew + place->moved + MIB(2), align) + align + place->to_skew;
+}
+
 static void name_moved(const struct place *place, char *base, char *to, int prot, uint64_t offset)
 {
 	size_t end = place->first + place->moved;
@@ -135,11 +153,11 @@ static _Noreturn void child_main(char *at, const struct hp_gate *go)
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *name = hp_option(&options, "case", "leaf");
-	struct place place = make_place(options.level, name);
+	const struct mremap *chosen = hp_choose(&options, "case", "leaf", cases);
+	struct place place = make_place(options.level, chosen);
 	struct hp_bar bar = hp_bar_open(2);
 	/* A table of 2M leaves needs an offset at which no 1G leaf fits; a table of pages, a vma that wants none larger. */
-	uint64_t offset = options.level == HP_PMD && !strcmp(name, "table") ? MIB(2) : 0;
+	uint64_t offset = options.level == HP_PMD && chosen->table ? MIB(2) : 0;
 	char *base = hp_bar_map_area(&bar, &(struct hp_bar_area){ .offset = offset,
 								  .length = place.length,
 								  .align = place.align,
@@ -151,24 +169,22 @@ int main(int argc, char **argv)
 
 	ktap_plan(1);
 	hp_gate_init(&go);
-	if (!strcmp(name, "table") && options.level == HP_PTE && madvise(base, place.length, MADV_NOHUGEPAGE))
+	if (chosen->table && options.level == HP_PTE && madvise(base, place.length, MADV_NOHUGEPAGE))
 		hp_die("MADV_NOHUGEPAGE");
 	hp_write(base, 1);
 	hp_write(base + place.first, 1);
 	hp_write(base + place.length - PAGE, 1);
 	checkpoint("written");
-	if (!strcmp(name, "refused"))
-		return refused(base, place.length);
-	if (!strcmp(name, "shrink"))
-		return shrink(base, place.length);
-	if (!strcmp(name, "readonly")) {
+	if (chosen->instead)
+		return chosen->instead(base, place.length);
+	if (chosen->readonly) {
 		prot = PROT_READ;
 		if (mprotect(base, place.length, prot))
 			hp_die("mprotect");
 		hp_bar_name("bar", base, place.length, prot, offset);
 		checkpoint("readonly");
 	}
-	if (!strcmp(name, "over")) {
+	if (chosen->over) {
 		to = hp_bar_map_area(&bar, &(struct hp_bar_area){ .name = "target",
 								  .offset = place.length,
 								  .length = place.length,
@@ -178,7 +194,7 @@ int main(int argc, char **argv)
 		checkpoint("target");
 	} else
 		to = target(&place);
-	if (strcmp(hp_option(&options, "child", "0"), "0")) {
+	if (atoi(hp_option(&options, "child", "0"))) {
 		child = hp_fork("child");
 		if (!child)
 			child_main(base, &go);

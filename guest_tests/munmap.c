@@ -15,10 +15,8 @@
  * Mappings: "bar" before; then "low" and "high", what is left, "hole", where nothing may be, "over", what was put there.
  * Checkpoints: read, written, unmapped, child-written (with a child), refaulted, gone.
  */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -36,33 +34,37 @@ struct plan {
 	struct span hole;
 };
 
-static struct plan make_plan(enum hp_level level, const char *name)
-{
-	size_t leaf = hp_leaf_size(level), unit = level == HP_PTE ? PAGE : leaf / 512;
-	struct plan plan = { .length = level == HP_PTE ? 16 * PAGE : leaf };
-	size_t middle = plan.length / 2;
+/* A place in the mapping, the sum of: halves of it, leaves of the next smaller size (at pte: pages), pages. */
+struct place {
+	long halves, leaves, pages;
+};
 
-	if (!strcmp(name, "start"))
-		plan.hole = (struct span){ 0, unit };
-	else if (!strcmp(name, "middle") || !strcmp(name, "over") || !strcmp(name, "remap"))
-		plan.hole = (struct span){ middle, middle + unit };
-	else if (!strcmp(name, "end"))
-		plan.hole = (struct span){ plan.length - unit, plan.length };
-	else if (!strcmp(name, "whole"))
-		plan.hole = (struct span){ 0, plan.length };
-	else if (!strcmp(name, "page"))
-		plan.hole = (struct span){ middle + 5 * PAGE, middle + 6 * PAGE };
-	else if (!strcmp(name, "across")) {
-		if (level == HP_PTE)
-			plan.skew = MIB(2) - middle;
-		else
-			middle = leaf, plan.length = 2 * leaf;
-		plan.hole = (struct span){ middle - 5 * PAGE, middle + 3 * PAGE };
-	} else {
-		errno = EINVAL;
-		hp_die("--case=%s", name);
-	}
-	return plan;
+static const struct munmap {
+	const char *name;
+	struct place from, to; /* the hole */
+	bool across;           /* from one leaf into the next; at pte, from one table into the next */
+	bool over, remap;      /* another part of the BAR goes into the hole: by mmap(), by remap_file_pages() */
+} cases[] = {
+	{ .name = "start", .from = { 0, 0, 0 }, .to = { 0, 1, 0 } },
+	{ .name = "middle", .from = { 1, 0, 0 }, .to = { 1, 1, 0 } },
+	{ .name = "end", .from = { 2, -1, 0 }, .to = { 2, 0, 0 } },
+	{ .name = "whole", .from = { 0, 0, 0 }, .to = { 2, 0, 0 } },
+	{ .name = "page", .from = { 1, 0, 5 }, .to = { 1, 0, 6 } },
+	{ .name = "across", .from = { 1, 0, -5 }, .to = { 1, 0, 3 }, .across = true },
+	{ .name = "over", .from = { 1, 0, 0 }, .to = { 1, 1, 0 }, .over = true },
+	{ .name = "remap", .from = { 1, 0, 0 }, .to = { 1, 1, 0 }, .over = true, .remap = true },
+};
+
+static struct plan make_plan(enum hp_level level, const struct munmap *chosen)
+{
+	long leaf = hp_leaf_size(level), smaller = level == HP_PTE ? PAGE : leaf / 512;
+	long half = level == HP_PTE ? 8 * PAGE : chosen->across ? leaf : leaf / 2;
+	const struct place *from = &chosen->from, *to = &chosen->to;
+
+	return (struct plan){ .length = 2 * half,
+			      .skew = chosen->across && level == HP_PTE ? MIB(2) - half : 0,
+			      .hole = { from->halves * half + from->leaves * smaller + from->pages * PAGE,
+					to->halves * half + to->leaves * smaller + to->pages * PAGE } };
 }
 
 /* The first and the last page of a span; none of an empty one. */
@@ -128,9 +130,8 @@ static void map_over(const struct hp_bar *bar, char *base, const struct plan *pl
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *name = hp_option(&options, "case", "whole");
-	bool remap = !strcmp(name, "remap"), over = remap || !strcmp(name, "over");
-	struct plan plan = make_plan(options.level, name);
+	const struct munmap *chosen = hp_choose(&options, "case", "whole", cases);
+	struct plan plan = make_plan(options.level, chosen);
 	struct hp_bar bar = hp_bar_open(2);
 	struct hp_gate go;
 	long before = (hp_page_table_kib(0), hp_page_table_kib(0)); /* once for what this touches first */
@@ -143,7 +144,7 @@ int main(int argc, char **argv)
 
 	ktap_plan(1);
 	hp_gate_init(&go);
-	if (strcmp(hp_option(&options, "lock", "0"), "0") && mlock(base, plan.length))
+	if (atoi(hp_option(&options, "lock", "0")) && mlock(base, plan.length))
 		hp_die("mlock");
 	touch(base, low, read_at);
 	touch(base, plan.hole, read_at);
@@ -154,22 +155,22 @@ int main(int argc, char **argv)
 	touch(base, high, write_at);
 	checkpoint("written");
 
-	if (strcmp(hp_option(&options, "child", "0"), "0")) {
+	if (atoi(hp_option(&options, "child", "0"))) {
 		child = hp_fork("child");
 		if (!child)
 			child_main(base + plan.hole.start, &go);
 	}
-	if (over)
-		map_over(&bar, base, &plan, remap);
+	if (chosen->over)
+		map_over(&bar, base, &plan, chosen->remap);
 	else if (munmap(base + plan.hole.start, plan.hole.end - plan.hole.start))
 		hp_die("munmap");
-	if (!over) { /* at once: what the CPU still remembers would be forgotten in a while */
+	if (!chosen->over) { /* at once: what the CPU still remembers would be forgotten in a while */
 		refused_at("first", base + plan.hole.start);
 		refused_at("last", base + plan.hole.end - PAGE);
 	}
 	hp_unmap("bar");
 	name_rest(&plan, base);
-	if (!over) /* nothing of it may be there, so no rights and no matter which pfn */
+	if (!chosen->over) /* nothing of it may be there, so no rights and no matter which pfn */
 		hp_bar_name("hole", base + plan.hole.start, plan.hole.end - plan.hole.start, PROT_NONE, plan.hole.start);
 	checkpoint("unmapped");
 	if (child) {
@@ -179,7 +180,7 @@ int main(int argc, char **argv)
 	}
 	touch(base, low, read_at);
 	touch(base, high, read_at);
-	if (over)
+	if (chosen->over)
 		touch(base, plan.hole, read_at);
 	checkpoint("refaulted");
 

@@ -144,22 +144,23 @@ static void setting(const struct hp_bar *bar, enum hp_level level)
 	ktap_ok(true, "touched under each setting");
 }
 
+static const struct policy {
+	const char *name;
+	void (*run)(const struct hp_bar *bar, enum hp_level level);
+} cases[] = {
+	{ "nohugepage", nohugepage },
+	{ "part", part },
+	{ "process", process },
+	{ "setting", setting },
+};
+
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *which = hp_option(&options, "case", "");
+	const struct policy *chosen = hp_choose(&options, "case", "", cases);
 	struct hp_bar bar = hp_bar_open(2);
 
 	ktap_plan(1);
-	if (!strcmp(which, "nohugepage"))
-		nohugepage(&bar, options.level);
-	else if (!strcmp(which, "part"))
-		part(&bar, options.level);
-	else if (!strcmp(which, "process"))
-		process(&bar, options.level);
-	else if (!strcmp(which, "setting"))
-		setting(&bar, options.level);
-	else
-		hp_die("--case=%s is not known", which);
+	chosen->run(&bar, options.level);
 	return ktap_finish();
 }

@@ -285,10 +285,21 @@ static void race_mprotect(long rounds)
 	say_accesses();
 }
 
+static const struct race {
+	const char *name;
+	void (*run)(long rounds);
+} races[] = {
+	{ "fault", race_fault },
+	{ "fork", race_fork },
+	{ "munmap", race_munmap },
+	{ "memory", race_memory },
+	{ "mprotect", race_mprotect },
+};
+
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *name = hp_option(&options, "case", "");
+	const struct race *chosen = hp_choose(&options, "case", "", races);
 	long rounds = strtol(hp_option(&options, "rounds", "200"), NULL, 10);
 
 	bar = hp_bar_open(2);
@@ -298,18 +309,7 @@ int main(int argc, char **argv)
 		ktap_skip_all("one CPU: nothing races");
 	ktap_plan(1);
 	hp_write(mapped, 1);
-	if (!strcmp(name, "fault"))
-		race_fault(rounds);
-	else if (!strcmp(name, "fork"))
-		race_fork(rounds);
-	else if (!strcmp(name, "munmap"))
-		race_munmap(rounds);
-	else if (!strcmp(name, "memory"))
-		race_memory(rounds);
-	else if (!strcmp(name, "mprotect"))
-		race_mprotect(rounds);
-	else
-		ktap_skip_all("no case %s", name);
+	chosen->run(rounds);
 	ktap_ok(true, "the threads met");
 	return ktap_finish();
 }

@@ -256,29 +256,11 @@ static void race(const struct reader *reader, const struct actor *actor, long ro
 	ktap_value("tables-kib", "%ld", hp_page_table_kib(0) - tables);
 }
 
-static const struct reader *find_reader(const char *name)
-{
-	for (size_t i = 0; i < sizeof(readers) / sizeof(*readers); i++)
-		if (!strcmp(readers[i].name, name))
-			return &readers[i];
-	errno = EINVAL;
-	hp_die("--reader=%s", name);
-}
-
-static const struct actor *find_actor(const char *name)
-{
-	for (size_t i = 0; i < sizeof(actors) / sizeof(*actors); i++)
-		if (!strcmp(actors[i].name, name))
-			return &actors[i];
-	errno = EINVAL;
-	hp_die("--actor=%s", name);
-}
-
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const struct reader *reader = find_reader(hp_option(&options, "reader", ""));
-	const struct actor *actor = find_actor(hp_option(&options, "actor", ""));
+	const struct reader *reader = hp_choose(&options, "reader", "", readers);
+	const struct actor *actor = hp_choose(&options, "actor", "", actors);
 	long rounds = strtol(hp_option(&options, "rounds", "200"), NULL, 10);
 	char path[64];
 

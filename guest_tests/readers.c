@@ -328,7 +328,7 @@ static void read_map_dma(void)
 	map_dma("control", "control-unmapped", control, 4096);
 }
 
-static const struct {
+static const struct reader {
 	const char *name;
 	void (*run)(void);
 	const char *needs; /* a file of a kernel that has it */
@@ -387,19 +387,14 @@ static _Noreturn void child_main(const struct hp_gate *gates)
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	const char *wanted = hp_option(&options, "case", "");
+	const struct reader *reader = hp_choose(&options, "case", "", readers);
 	bool untouched = atoi(hp_option(&options, "untouched", "0"));
 	struct hp_gate gates[2];
-	size_t which = 0;
 
-	while (which < sizeof(readers) / sizeof(*readers) && strcmp(readers[which].name, wanted))
-		which++;
-	if (which == sizeof(readers) / sizeof(*readers))
-		hp_die("--case=%s", wanted);
 	bar = hp_bar_open(2);
 	load_module(hp_option(&options, "module", ""));
-	if (readers[which].needs && access(readers[which].needs, F_OK))
-		ktap_skip_all("this kernel has no %s", readers[which].needs);
+	if (reader->needs && access(reader->needs, F_OK))
+		ktap_skip_all("this kernel has no %s", reader->needs);
 	ktap_plan(1);
 	mapped = hp_bar_map(&bar, options.level, PROT_READ | PROT_WRITE);
 	length = options.level == HP_PTE ? 4 * KIB(4) : hp_leaf_size(options.level);
@@ -415,7 +410,7 @@ int main(int argc, char **argv)
 		hp_gate_wait(&gates[0]);
 	}
 	checkpoint("before");
-	readers[which].run();
+	reader->run();
 	checkpoint("after");
 	hp_write(mapped, 3);
 	checkpoint("again");

@@ -6,7 +6,6 @@
  * Checkpoints of both cases: read, shared, child-written, child-exited.
  * --case=clone_vm has child-unmapped before child-exited, and parent-mapped after it.
  */
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -52,10 +51,21 @@ static pid_t start_vforked(void)
 	return pid;
 }
 
+static pid_t start_cloned(void)
+{
+	return hp_clone_vm(0, cloned_main, NULL);
+}
+
+static const struct sharing {
+	const char *name;
+	pid_t (*start)(void);
+	bool unmaps; /* the child, from both */
+} cases[] = { { "vfork", start_vforked, false }, { "clone_vm", start_cloned, true } };
+
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
-	bool clones = !strcmp(hp_option(&options, "case", "vfork"), "clone_vm");
+	const struct sharing *chosen = hp_choose(&options, "case", "vfork", cases);
 	struct hp_bar bar = hp_bar_open(2);
 	pid_t child;
 
@@ -66,11 +76,11 @@ int main(int argc, char **argv)
 	ktap_value("tables-before", "%ld", hp_page_table_kib(0));
 	checkpoint("read");
 
-	child = clones ? hp_clone_vm(0, cloned_main, NULL) : start_vforked();
+	child = chosen->start();
 	ktap_ok(hp_reap(child) == 0, "the child wrote and exited");
 	ktap_value("tables-after", "%ld", hp_page_table_kib(0));
 	checkpoint("child-exited");
-	if (clones) {
+	if (chosen->unmaps) {
 		if (mmap(run.mapped, run.length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, bar.device_fd,
 			 (off_t)bar.offset) != run.mapped)
 			hp_die("mmap");

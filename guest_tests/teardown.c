@@ -22,6 +22,7 @@
 #define RW (PROT_READ | PROT_WRITE)
 #define STORMS 20 /* rounds before the kill: it lands anywhere in a later one */
 
+static struct hp_options options;
 static struct hp_bar bar;
 static char *mapped;
 static size_t length;
@@ -50,8 +51,8 @@ static void survive(const char *whose, int status)
 	ktap_ok(true, "survived %s", whose);
 }
 
-/* The other one holds the leaf until go, and then ends itself by NUMBER. */
-static void by_signal(int number)
+/* The other one holds the leaf until it is killed. */
+static void child_is_killed(void)
 {
 	pid_t child = hp_fork("child");
 
@@ -63,7 +64,7 @@ static void by_signal(int number)
 			pause();
 	}
 	hp_gate_wait(&done);
-	kill(child, number);
+	kill(child, SIGKILL);
 	survive("the child's death", hp_reap(child));
 }
 
@@ -80,10 +81,10 @@ static void child_exits(void)
 }
 
 /* The second stage, another program in the child's process: it has nothing of the first but its open files. */
-static void execed(const struct hp_options *options)
+static void execed(void)
 {
 	unsigned char present;
-	void *old = (void *)strtoul(hp_option(options, "old", "0"), NULL, 16);
+	void *old = (void *)strtoul(hp_option(&options, "old", "0"), NULL, 16);
 
 	hp_map(&(struct hp_mapping){ .name = "old", .addr = old, .length = KIB(4), .prot = RW, .backing = HP_BAR });
 	ktap_value("old-vma", "%s", hp_errno_name(mincore(old, KIB(4), &present) ? errno : 0));
@@ -91,7 +92,7 @@ static void execed(const struct hp_options *options)
 	exit(0);
 }
 
-static void child_execs(char *program, const char *level)
+static void child_execs(void)
 {
 	pid_t child = hp_fork("child");
 
@@ -99,16 +100,16 @@ static void child_execs(char *program, const char *level)
 		char old[64], level_option[32];
 
 		snprintf(old, sizeof(old), "--old=%lx", (unsigned long)mapped);
-		snprintf(level_option, sizeof(level_option), "--level=%s", level);
+		snprintf(level_option, sizeof(level_option), "--level=%s", hp_level_name(options.level));
 		hp_write(mapped, 2);
 		checkpoint("held");
-		hp_exec("child", (char *[]){ program, level_option, "--case=execed", old, NULL });
+		hp_exec("child", (char *[]){ options.argv[0], level_option, "--case=execed", old, NULL });
 	}
 	survive("the child's exec", hp_reap(child));
 }
 
 /* The survivor is the child, whose parent becomes another program and waits for it. */
-static void parent_execs(char *program)
+static void parent_execs(void)
 {
 	char child_option[32], go_option[32];
 	pid_t child = hp_fork("child");
@@ -121,15 +122,15 @@ static void parent_execs(char *program)
 	checkpoint("held");
 	snprintf(child_option, sizeof(child_option), "--child=%d", child);
 	snprintf(go_option, sizeof(go_option), "--go=%d", fcntl(go.fd[1], F_DUPFD, 10));
-	hp_exec("parent", (char *[]){ program, "--case=waits", child_option, go_option, NULL });
+	hp_exec("parent", (char *[]){ options.argv[0], "--case=waits", child_option, go_option, NULL });
 }
 
-static void waits(const struct hp_options *options)
+static void waits(void)
 {
-	struct hp_gate inherited = { .fd = { -1, atoi(hp_option(options, "go", "")) } };
+	struct hp_gate inherited = { .fd = { -1, atoi(hp_option(&options, "go", "")) } };
 
 	hp_gate_open(&inherited);
-	exit(hp_reap(atoi(hp_option(options, "child", ""))) ? 1 : 0);
+	exit(hp_reap(atoi(hp_option(&options, "child", ""))) ? 1 : 0);
 }
 
 /* Faults and unmaps until it is killed. */
@@ -182,15 +183,39 @@ static void killed_in(void (*busy)(void))
 	survive("the kill", status);
 }
 
+static void killed_faulting(void)
+{
+	killed_in(fault_loop);
+}
+
+static void killed_forking(void)
+{
+	killed_in(fork_storm);
+}
+
+static const struct teardown {
+	const char *name;
+	void (*run)(void);
+	bool is_second_stage; /* of an exec; does not return */
+} cases[] = {
+	{ "exit", child_exits, false },
+	{ "kill", child_is_killed, false },
+	{ "exec_child", child_execs, false },
+	{ "execed", execed, true },
+	{ "exec_parent", parent_execs, false },
+	{ "waits", waits, true },
+	{ "kill_faulting", killed_faulting, false },
+	{ "kill_forking", killed_forking, false },
+};
+
 int main(int argc, char **argv)
 {
-	struct hp_options options = hp_start(argc, argv);
-	const char *name = hp_option(&options, "case", "");
+	const struct teardown *chosen;
 
-	if (!strcmp(name, "execed"))
-		execed(&options);
-	if (!strcmp(name, "waits"))
-		waits(&options);
+	options = hp_start(argc, argv);
+	chosen = hp_choose(&options, "case", "", cases);
+	if (chosen->is_second_stage)
+		chosen->run();
 	bar = hp_bar_open(2);
 	mapped = hp_bar_map(&bar, options.level, RW);
 	length = options.level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(options.level);
@@ -199,19 +224,6 @@ int main(int argc, char **argv)
 	ktap_plan(1);
 	hp_write(mapped, 1);
 	ktap_value("tables-before", "%ld", hp_page_table_kib(0));
-	if (!strcmp(name, "exit"))
-		child_exits();
-	else if (!strcmp(name, "kill"))
-		by_signal(SIGKILL);
-	else if (!strcmp(name, "exec_child"))
-		child_execs(argv[0], hp_level_name(options.level));
-	else if (!strcmp(name, "exec_parent"))
-		parent_execs(argv[0]);
-	else if (!strcmp(name, "kill_faulting"))
-		killed_in(fault_loop);
-	else if (!strcmp(name, "kill_forking"))
-		killed_in(fork_storm);
-	else
-		ktap_skip_all("no case %s", name);
+	chosen->run();
 	return ktap_finish();
 }

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 
-FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()"
-HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-HANDLER = "mm/memory.c __handle_mm_fault()"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PAGE = 4 * KIB
 #: The next smaller leaf.
@@ -60,10 +58,7 @@ def one_leaf_area(level: Level) -> Area:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault)
 def test_touch_in_the_middle(vm: VM, level: Level, claim: Claims) -> None:
     """A first touch anywhere in a leaf brings the whole leaf, from its first byte on."""
     area = one_leaf_area(level)
@@ -71,18 +66,14 @@ def test_touch_in_the_middle(vm: VM, level: Level, claim: Claims) -> None:
     with vm.run("area", *area.words(at)) as guest:
         touched = guest.until("touched")
         leaf = (at // level.size_bytes * level.size_bytes, level)
-        with claim(f"one {level.label} is there, and it starts at a multiple of its size", HUGE_FAULT):
+        with claim(f"one {level.label} is there, and it starts at a multiple of its size", fn.vfio_pci_mmap_huge_fault):
             assert leaves_of(touched) == expected(vm, area, leaf)
-        with claim("its pfn is that of the BAR's same byte", HUGE_FAULT):
+        with claim("its pfn is that of the BAR's same byte", fn.vfio_pci_mmap_huge_fault):
             assert touched["parent"].leaf("bar", at).pfn << 12 == touched.bar("bar").start_paddr + leaf[0]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-    "mm/memory.c __handle_mm_fault()",
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault, fn.__handle_mm_fault)
 def test_one_fault_a_leaf(vm: VM, level: Level, claim: Claims) -> None:
     """Each leaf of an area takes one fault, wherever it is touched first; the next touch of it takes none."""
     size = level.size_bytes
@@ -90,21 +81,20 @@ def test_one_fault_a_leaf(vm: VM, level: Level, claim: Claims) -> None:
     touches = (size - 8, 0, size, 2 * size - 8)
     with vm.run("area", *area.words(*touches)) as guest:
         touched = guest.until("touched")
-        with claim(f"two {level.label} are there", HUGE_FAULT):
+        with claim(f"two {level.label} are there", fn.vfio_pci_mmap_huge_fault):
             assert leaves_of(touched) == [(0, level), (size, level)]
-        with claim("they have the same bits and neighbouring pfns", HUGE_FAULT):
+        with claim("they have the same bits and neighbouring pfns", fn.vfio_pci_mmap_huge_fault):
             low, high = touched["parent"].leaves("bar")
             assert low.bits == high.bits
             assert high.pfn - low.pfn == size // PAGE
-        with claim("one fault a leaf" if not vm.caps.fault_fills_vma else "one fault for the whole vma", HANDLER):
+        with claim(
+            "one fault a leaf" if not vm.caps.fault_fills_vma else "one fault for the whole vma", fn.__handle_mm_fault
+        ):
             assert faults_of(guest, *touches) == ([1, 0, 0, 0] if vm.caps.fault_fills_vma else [1, 0, 1, 0])
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault)
 def test_congruence(vm: VM, level: Level, claim: Claims) -> None:
     """The leaf is as large as address and physical address are congruent, in an area with room for more."""
     area = {  # by the level that has to come of it
@@ -116,10 +106,10 @@ def test_congruence(vm: VM, level: Level, claim: Claims) -> None:
     size = level.size_bytes
     with vm.run("area", *area.words(0, last)) as guest:
         touched = guest.until("touched")
-        with claim(f"a {level.label} at each end of the area, and none larger", HUGE_FAULT):
+        with claim(f"a {level.label} at each end of the area, and none larger", fn.vfio_pci_mmap_huge_fault):
             ends = [(0, level), (area.length - size, level)] if area.length > size else [(0, level)]
             assert leaves_of(touched) == expected(vm, area, *ends)
-        with claim("the last byte's pfn is that of the BAR's same byte", HUGE_FAULT):
+        with claim("the last byte's pfn is that of the BAR's same byte", fn.vfio_pci_mmap_huge_fault):
             page = (area.offset + last) // PAGE
             assert touched["parent"].leaf("bar", last).pfn_at(
                 touched["parent"].mapping("bar").declared.vaddr + last
@@ -127,7 +117,7 @@ def test_congruence(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()")
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault)
 def test_area_shorter_than_a_leaf(vm: VM, level: Level, claim: Claims) -> None:
     """An area a page shorter than a leaf gets leaves of the next size, and of 4K in its last, incomplete part."""
     below = BELOW[level]
@@ -135,12 +125,12 @@ def test_area_shorter_than_a_leaf(vm: VM, level: Level, claim: Claims) -> None:
     last = area.length - PAGE
     with vm.run("area", *area.words(0, last)) as guest:
         touched = guest.until("touched")
-        with claim(f"the first touch brings a {below.label}, the last a pte", HUGE_FAULT):
+        with claim(f"the first touch brings a {below.label}, the last a pte", fn.vfio_pci_mmap_huge_fault):
             assert leaves_of(touched) == [(0, below), (last, Level.PTE)]
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()")
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault)
 def test_area_of_a_leaf_and_a_bit(vm: VM, level: Level, claim: Claims) -> None:
     """In an area a bit longer than a leaf, the leaf comes, and beyond it what fits there."""
     size = level.size_bytes
@@ -148,16 +138,16 @@ def test_area_of_a_leaf_and_a_bit(vm: VM, level: Level, claim: Claims) -> None:
     area = Area(length=bit[-1][0] + PAGE, align=size)
     with vm.run("area", *area.words(0, *(at for at, _ in bit))) as guest:
         touched = guest.until("touched")
-        with claim(f"a {level.label}, and smaller leaves in the bit beyond it", HUGE_FAULT):
+        with claim(f"a {level.label}, and smaller leaves in the bit beyond it", fn.vfio_pci_mmap_huge_fault):
             assert leaves_of(touched) == [(0, level), *bit]
-        with claim("every leaf has the same bits but for PSE", HUGE_FAULT):
+        with claim("every leaf has the same bits but for PSE", fn.vfio_pci_mmap_huge_fault):
             first, *others = touched["parent"].leaves("bar")
             for leaf in others:
                 assert (leaf.bits ^ first.bits).names() in ((), ("PSE",))
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()")
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault)
 def test_area_from_the_middle_of_a_leaf(vm: VM, level: Level, claim: Claims) -> None:
     """An area that begins in the middle of a leaf gets smaller ones there, and whole ones where they are complete."""
     size, below = level.size_bytes, BELOW[level]
@@ -165,5 +155,5 @@ def test_area_from_the_middle_of_a_leaf(vm: VM, level: Level, claim: Claims) -> 
     area = Area(offset=half, length=half + size, align=size, skew=half)
     with vm.run("area", *area.words(0, half - PAGE, half)) as guest:
         touched = guest.until("touched")
-        with claim(f"{below.label} before the boundary, a {level.label} from it on", HUGE_FAULT):
+        with claim(f"{below.label} before the boundary, a {level.label} from it on", fn.vfio_pci_mmap_huge_fault):
             assert leaves_of(touched) == [(0, below), (half - below.size_bytes, below), (half, level)]

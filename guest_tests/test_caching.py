@@ -2,16 +2,13 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Leaf, Level
 
-MAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"
-KEPT_BY = "arch/x86/include/asm/pgtable.h pgprot_modify()"
-COPIED_BY = "mm/memory.c copy_page_range()"
-CPU = "the CPU (SDM volume 3, 4.8)"
 LEVELS = (Level.PTE, Level.PMD, Level.PUD)
 #: PAT index of uncached-minus: PCD alone (arch/x86/mm/pat/memtype.c, pat_bp_init()).
 UC_MINUS = 2
@@ -22,11 +19,7 @@ def three(process: ProcessView) -> list[Leaf]:
     return [process.leaf(f"bar-{level.label}") for level in LEVELS]
 
 
-@pytest.mark.decided_by(
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()",
-    "arch/x86/include/asm/pgtable.h pgprot_modify()",
-    "mm/memory.c copy_page_range()",
-)
+@pytest.mark.decided_by(fn.vfio_pci_core_mmap, fn.pgprot_modify, fn.copy_page_range)
 def test_cache_bits(vm: VM, claim: Claims) -> None:
     """One BAR mapped as pte, pmd and pud at once has the same cache bits in each, through mprotect() and fork()."""
     for level in LEVELS:
@@ -34,26 +27,26 @@ def test_cache_bits(vm: VM, claim: Claims) -> None:
             raise PremiseNotMet(why_not)
     with vm.run("caching") as guest:
         touched = three(guest.until("touched")["parent"])
-        with claim("the BAR is mapped at three levels at once", MAPPED_BY):
+        with claim("the BAR is mapped at three levels at once", fn.vfio_pci_core_mmap):
             assert [leaf.level for leaf in touched] == list(LEVELS)
             assert len({leaf.pfn for leaf in touched}) == 1
-        with claim("all three are uncached-minus, and differ in PSE alone", MAPPED_BY):
+        with claim("all three are uncached-minus, and differ in PSE alone", fn.vfio_pci_core_mmap):
             assert [leaf.cache for leaf in touched] == [UC_MINUS] * 3
             assert [leaf.bits & ~Bits.PSE for leaf in touched] == [touched[0].bits] * 3
         written = three(guest.until("one-written")["parent"])
-        with claim("a write through one sets D there, and in none of the others", CPU):
+        with claim("a write through one sets D there, and in none of the others", fn.CPU):
             assert [leaf.dirty for leaf in written] == [False, True, False]
         for step in ("readonly", "none", "writable"):
             leaves = three(guest.until(step)["parent"])
-            with claim(f"{step}: all three are still there, and uncached-minus", KEPT_BY):
+            with claim(f"{step}: all three are still there, and uncached-minus", fn.pgprot_modify):
                 assert [leaf.level for leaf in leaves] == list(LEVELS)
                 assert [leaf.cache for leaf in leaves] == [UC_MINUS] * 3
         forked = guest.until("forked")
-        with claim("forked: parent and child have all three, uncached-minus", COPIED_BY):
+        with claim("forked: parent and child have all three, uncached-minus", fn.copy_page_range):
             for process in forked:
                 assert [leaf.level for leaf in three(process)] == list(LEVELS)
                 assert [leaf.cache for leaf in three(process)] == [UC_MINUS] * 3
         child = three(guest.until("child-readonly")["child"])
-        with claim("the child's, set read-only, are as well", KEPT_BY):
+        with claim("the child's, set read-only, are as well", fn.pgprot_modify):
             assert [leaf.cache for leaf in child] == [UC_MINUS] * 3
             assert not any(leaf.write for leaf in child)

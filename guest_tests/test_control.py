@@ -5,22 +5,19 @@ from collections import Counter
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level, PagemapWord
 
-PAGEMAP = "fs/proc/task_mmu.c pagemap_read()"
-SCAN = "fs/proc/task_mmu.c pagemap_scan_pmd_entry()"
-WRITEPROTECT = "mm/userfaultfd.c mwriteprotect_range()"
-NEEDS_COPY = "mm/memory.c vma_needs_copy()"
 PAGE_BYTES = 4096
 #: Who copies the entries of private memory at fork(), and who gives a writer a page of its own.
 COPY = {
-    "anon": ("mm/memory.c copy_pte_range()", "mm/memory.c do_wp_page()"),
-    "thp": ("mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c do_huge_pmd_wp_page()"),
-    "hugetlb-private": ("mm/hugetlb.c copy_hugetlb_page_range()", "mm/hugetlb.c hugetlb_wp()"),
+    "anon": (fn.copy_pte_range, fn.do_wp_page),
+    "thp": (fn.copy_huge_pmd, fn.do_huge_pmd_wp_page),
+    "hugetlb-private": (fn.copy_hugetlb_page_range, fn.hugetlb_wp),
 }
 
 
@@ -74,21 +71,23 @@ SHARED = ("shmem", "shmem-thp", "hugetlb")
 def _share(vm: VM, claim: Claims, memory: str) -> None:
     """fork() and writes: who shares which page with whom, to the walk and to pagemap."""
     shared = memory in SHARED
-    copied_by, broken_by = COPY.get(memory, (NEEDS_COPY, "mm/memory.c do_shared_fault()"))
+    copied_by, broken_by = COPY.get(memory, (fn.vma_needs_copy, fn.do_shared_fault))
     level = _level(memory)
     with vm.run("control", f"--memory={memory}", "--case=share") as guest:
 
         def look(checkpoint: str, when: str) -> Snapshot:
             """A stop, and what holds at each."""
             at = guest.until(checkpoint)
-            with claim(f"walk and pagemap agree on present, pfn and file or shared: {when}", PAGEMAP):
+            with claim(f"walk and pagemap agree on present, pfn and file or shared: {when}", fn.pagemap_read):
                 _agree(at, file_or_shared=shared)
-            with claim(f"pagemap's exclusive pages are those that one process maps, by the walk: {when}", PAGEMAP):
+            with claim(
+                f"pagemap's exclusive pages are those that one process maps, by the walk: {when}", fn.pagemap_read
+            ):
                 _exclusive(at)
             return at
 
         filled = at = look("filled", "filled")
-        with claim(f"the memory is mapped as {level.label}, writable and dirty", PAGEMAP):
+        with claim(f"the memory is mapped as {level.label}, writable and dirty", fn.pagemap_read):
             assert {leaf.level for leaf in at["parent"].leaves("memory")} == {level}
             assert all(leaf.write and leaf.dirty for leaf in at["parent"].leaves("memory"))
 
@@ -136,14 +135,14 @@ def _need_thp(vm: VM) -> None:
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("mm/memory.c copy_pte_range()", "mm/memory.c do_wp_page()")
+@pytest.mark.decided_by(fn.copy_pte_range, fn.do_wp_page)
 def test_control_share_anon(vm: VM, claim: Claims) -> None:
     """Anonymous pages and fork: shared read-only, then each writer's own; pagemap's bits agree with the walk."""
     _share(vm, claim, "anon")
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c do_huge_pmd_wp_page()")
+@pytest.mark.decided_by(fn.copy_huge_pmd, fn.do_huge_pmd_wp_page)
 def test_control_share_thp(vm: VM, claim: Claims) -> None:
     """A transparent huge page and fork: the writer's is split, page by page its own; pagemap's bits agree."""
     _need_thp(vm)
@@ -151,14 +150,14 @@ def test_control_share_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("mm/memory.c vma_needs_copy()", "mm/memory.c do_shared_fault()")
+@pytest.mark.decided_by(fn.vma_needs_copy, fn.do_shared_fault)
 def test_control_share_shmem(vm: VM, claim: Claims) -> None:
     """A shared file and fork: no entry is copied, both write to the same pages; pagemap's bits agree."""
     _share(vm, claim, "shmem")
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/memory.c vma_needs_copy()", "mm/memory.c do_set_pmd()")
+@pytest.mark.decided_by(fn.vma_needs_copy, fn.do_set_pmd)
 def test_control_share_shmem_thp(vm: VM, claim: Claims) -> None:
     """A huge page of a shared file and fork: parent and child map it as one pmd; pagemap's bits agree."""
     _need_thp(vm)
@@ -166,14 +165,14 @@ def test_control_share_shmem_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/hugetlb.c hugetlb_fault()", "mm/memory.c vma_needs_copy()")
+@pytest.mark.decided_by(fn.hugetlb_fault, fn.vma_needs_copy)
 def test_control_share_hugetlb(vm: VM, claim: Claims) -> None:
     """A shared page of hugetlbfs and fork: parent and child map it as one pmd; pagemap's bits agree."""
     _share(vm, claim, "hugetlb")
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/hugetlb.c copy_hugetlb_page_range()", "mm/hugetlb.c hugetlb_wp()")
+@pytest.mark.decided_by(fn.copy_hugetlb_page_range, fn.hugetlb_wp)
 def test_control_share_hugetlb_private(vm: VM, claim: Claims) -> None:
     """A private page of hugetlbfs and fork: shared read-only, then copied whole; pagemap's bits agree."""
     _share(vm, claim, "hugetlb-private")
@@ -186,54 +185,54 @@ def _uffd(vm: VM, claim: Claims, memory: str) -> None:
     torn_down = memory == "shmem-thp"
     with vm.run("control", f"--memory={memory}", "--case=uffd") as guest:
         filled = guest.until("filled")["parent"]
-        with claim(f"the memory is mapped as {_level(memory).label}, and nothing of it is protected", PAGEMAP):
+        with claim(f"the memory is mapped as {_level(memory).label}, and nothing of it is protected", fn.pagemap_read):
             assert {leaf.level for leaf in filled.leaves("memory")} == {_level(memory)}
             assert not any(word.uffd_wp for word in filled.pagemap("memory"))
             assert not any(leaf.uffd_wp or not leaf.write for leaf in filled.leaves("memory"))
 
         at = guest.until("protected")
         process = at["parent"]
-        with claim("every page is protected, to pagemap", WRITEPROTECT):
+        with claim("every page is protected, to pagemap", fn.mwriteprotect_range):
             assert all(word.uffd_wp for word in process.pagemap("memory"))
         if torn_down:
-            with claim("the pmd of a file is torn down to markers", "mm/mprotect.c change_protection()"):
+            with claim("the pmd of a file is torn down to markers", fn.change_protection):
                 assert process.leaves("memory") == ()
                 assert [way.terminal.swap for way in process.holes["memory"]] == [True]
         else:
-            with claim("every entry has UFFD_WP and no W, at the level it had", WRITEPROTECT):
+            with claim("every entry has UFFD_WP and no W, at the level it had", fn.mwriteprotect_range):
                 assert {leaf.level for leaf in process.leaves("memory")} == {_level(memory)}
                 assert all(leaf.uffd_wp and not leaf.write for leaf in process.leaves("memory"))
                 assert _pfns(process) == _pfns(filled)
-        with claim("walk and pagemap agree on every bit: protected", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: protected", fn.pagemap_read):
             _agree(at, file_or_shared=shared)
 
         at = guest.until("released")
-        with claim("what was let go, and nothing else, is not protected", WRITEPROTECT):
+        with claim("what was let go, and nothing else, is not protected", fn.mwriteprotect_range):
             for number, (word, leaf, _) in enumerate(_pages(at["parent"])):
                 assert word.uffd_wp == (number not in released), f"page {number}: {word}"
                 assert leaf is None or leaf.uffd_wp == (number not in released), f"page {number}: {leaf}"
-        with claim("walk and pagemap agree on every bit: let go", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: let go", fn.pagemap_read):
             _agree(at, file_or_shared=shared)
 
         at = guest.until("written")
-        with claim("a write to what was let go has the same page, writable", "mm/memory.c do_wp_page()"):
+        with claim("a write to what was let go has the same page, writable", fn.do_wp_page):
             leaf = at["parent"].leaf("memory", 3 * PAGE_BYTES)
             assert leaf.write
             assert leaf.dirty
             assert _pfns(at["parent"])[3] == _pfns(filled)[3]
-        with claim("walk and pagemap agree on every bit: written", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: written", fn.pagemap_read):
             _agree(at, file_or_shared=shared)
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("mm/userfaultfd.c mwriteprotect_range()", "mm/mprotect.c change_pte_range()")
+@pytest.mark.decided_by(fn.mwriteprotect_range, fn.change_pte_range)
 def test_control_uffd_anon(vm: VM, claim: Claims) -> None:
     """userfaultfd protects anonymous pages: UFFD_WP in the entry is bit 57 of pagemap."""
     _uffd(vm, claim, "anon")
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/userfaultfd.c mwriteprotect_range()", "mm/huge_memory.c change_huge_pmd()")
+@pytest.mark.decided_by(fn.mwriteprotect_range, fn.change_huge_pmd)
 def test_control_uffd_thp(vm: VM, claim: Claims) -> None:
     """userfaultfd protects a transparent huge page whole, and splits it to let go of one page."""
     _need_thp(vm)
@@ -241,14 +240,14 @@ def test_control_uffd_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("mm/userfaultfd.c mwriteprotect_range()", "mm/mprotect.c change_pte_range()")
+@pytest.mark.decided_by(fn.mwriteprotect_range, fn.change_pte_range)
 def test_control_uffd_shmem(vm: VM, claim: Claims) -> None:
     """userfaultfd protects pages of a shared file: UFFD_WP in the entry is bit 57 of pagemap."""
     _uffd(vm, claim, "shmem")
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/mprotect.c change_protection()", "mm/memory.c handle_pte_marker()")
+@pytest.mark.decided_by(fn.change_protection, fn.handle_pte_marker)
 def test_control_uffd_shmem_thp(vm: VM, claim: Claims) -> None:
     """userfaultfd protects a huge page of a shared file by tearing its pmd down to 512 markers."""
     _need_thp(vm)
@@ -256,7 +255,7 @@ def test_control_uffd_shmem_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/userfaultfd.c mwriteprotect_range()", "mm/hugetlb.c hugetlb_change_protection()")
+@pytest.mark.decided_by(fn.mwriteprotect_range, fn.hugetlb_change_protection)
 def test_control_uffd_hugetlb(vm: VM, claim: Claims) -> None:
     """userfaultfd protects a page of hugetlbfs: UFFD_WP in its pmd is bit 57 of pagemap on 512 pages."""
     _uffd(vm, claim, "hugetlb")
@@ -289,34 +288,30 @@ def _scan(vm: VM, claim: Claims, memory: str) -> None:
     shared, single = memory.startswith("shmem"), _level(memory) is Level.PTE
     with vm.run("control", f"--memory={memory}", "--case=scan") as guest:
         filled = guest.until("filled")
-        with claim("walk and pagemap agree on every bit: filled", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: filled", fn.pagemap_read):
             _agree(filled, file_or_shared=shared)
         if memory == "anon":
-            with claim(
-                "a page that was only read is the zero page: special, read-only", "mm/memory.c do_anonymous_page()"
-            ):
+            with claim("a page that was only read is the zero page: special, read-only", fn.do_anonymous_page):
                 leaf = filled["parent"].leaf("memory", PAGE_BYTES)
                 assert leaf.special
                 assert not leaf.write
 
         at = guest.until("cleaned")
-        with claim(
-            "after clear_refs 4 nothing is writable or soft-dirty, to the walk", "fs/proc/task_mmu.c clear_refs_write()"
-        ):
+        with claim("after clear_refs 4 nothing is writable or soft-dirty, to the walk", fn.clear_refs_write):
             assert not any(leaf.write or leaf.soft_dirty for leaf in at["parent"].leaves("memory"))
-        with claim("after clear_refs 4 nothing is soft-dirty, to pagemap", "fs/proc/task_mmu.c clear_refs_write()"):
+        with claim("after clear_refs 4 nothing is soft-dirty, to pagemap", fn.clear_refs_write):
             assert not any(word.soft_dirty for word in at["parent"].pagemap("memory"))
 
         at = guest.until("protected")
-        with claim("PM_SCAN_WP_MATCHING protects every entry, at the level it had", SCAN):
+        with claim("PM_SCAN_WP_MATCHING protects every entry, at the level it had", fn.pagemap_scan_pmd_entry):
             assert {leaf.level for leaf in at["parent"].leaves("memory")} == {_level(memory)}
             assert all(leaf.uffd_wp and not leaf.write for leaf in at["parent"].leaves("memory"))
-        with claim("PM_SCAN_WP_MATCHING protects every page that is there, to pagemap", SCAN):
+        with claim("PM_SCAN_WP_MATCHING protects every page that is there, to pagemap", fn.pagemap_scan_pmd_entry):
             assert all(word.uffd_wp for word in at["parent"].pagemap("memory") if word.present)
         hole_protected = single and at["parent"].pagemap("memory")[0].uffd_wp
 
         at = guest.until("rewritten")
-        with claim("a write takes UFFD_WP off its page, and the page is the same", "mm/memory.c do_wp_page()"):
+        with claim("a write takes UFFD_WP off its page, and the page is the same", fn.do_wp_page):
             word, found, pfn = _pages(at["parent"])[5]
             assert found is not None
             assert found.write
@@ -325,26 +320,28 @@ def _scan(vm: VM, claim: Claims, memory: str) -> None:
             assert not word.uffd_wp
             assert pfn == _pfns(filled["parent"])[5]
         if memory != "shmem-thp":  # that is split by zapping, and comes back whole
-            with claim("a write takes UFFD_WP off no other page", "mm/memory.c do_wp_page()"):
+            with claim("a write takes UFFD_WP off no other page", fn.do_wp_page):
                 words = at["parent"].pagemap("memory")
                 assert [number for number, word in enumerate(words) if word.present and not word.uffd_wp] == [5]
-        with claim("walk and pagemap agree on every bit: rewritten", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: rewritten", fn.pagemap_read):
             _agree(at, file_or_shared=shared)
 
         values = guest.result.values
         # Of memory that nobody registered, kernels differ on WRITTEN (7.3 has it not), and nothing says which is right.
-        with claim("a scan of what was written tells its categories", SCAN):
+        with claim("a scan of what was written tells its categories", fn.pagemap_scan_pmd_entry):
             assert values["filled"].replace("WRITTEN+", "") == _present(memory, "SOFT_DIRTY").replace("WRITTEN+", "")
-        with claim("a scan after clear_refs 4 has no SOFT_DIRTY", SCAN):
+        with claim("a scan after clear_refs 4 has no SOFT_DIRTY", fn.pagemap_scan_pmd_entry):
             assert values["cleaned"].replace("WRITTEN+", "") == _present(memory).replace("WRITTEN+", "")
-        with claim("a scan after registration has WPALLOWED", SCAN):
+        with claim("a scan after registration has WPALLOWED", fn.pagemap_scan_pmd_entry):
             assert values["registered"] == _present(memory, "WPALLOWED")
-        with claim("the scan that protects has all that it protects, a hole where it protects that", SCAN):
+        with claim(
+            "the scan that protects has all that it protects, a hole where it protects that", fn.pagemap_scan_pmd_entry
+        ):
             hole = f"{_scanned('0-1', 'WPALLOWED', 'WRITTEN')}," if hole_protected else ""
             assert values["protecting"] == hole + _present(memory, "WPALLOWED")
-        with claim("after that nothing is WRITTEN", SCAN):
+        with claim("after that nothing is WRITTEN", fn.pagemap_scan_pmd_entry):
             assert values["protected"] == "none"
-        with claim("after a write its page is WRITTEN", SCAN):
+        with claim("after a write its page is WRITTEN", fn.pagemap_scan_pmd_entry):
             file = ("FILE",) if shared else ()
             expected = _scanned("5-6", "WPALLOWED", "WRITTEN", "PRESENT", "SOFT_DIRTY", *file)
             if memory == "shmem-thp":
@@ -353,14 +350,14 @@ def _scan(vm: VM, claim: Claims, memory: str) -> None:
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_scan_pmd_entry()")
+@pytest.mark.decided_by(fn.pagemap_scan_pmd_entry)
 def test_control_scan_anon(vm: VM, claim: Claims) -> None:
     """PAGEMAP_SCAN of anonymous pages, a hole and the zero page: its categories agree with the walk."""
     _scan(vm, claim, "anon")
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_scan_thp_entry()")
+@pytest.mark.decided_by(fn.pagemap_scan_thp_entry)
 def test_control_scan_thp(vm: VM, claim: Claims) -> None:
     """PAGEMAP_SCAN of a transparent huge page: protected whole, split by a write, its categories agree."""
     _need_thp(vm)
@@ -368,14 +365,14 @@ def test_control_scan_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_scan_pmd_entry()")
+@pytest.mark.decided_by(fn.pagemap_scan_pmd_entry)
 def test_control_scan_shmem(vm: VM, claim: Claims) -> None:
     """PAGEMAP_SCAN of a shared file's pages and a hole: its categories agree with the walk."""
     _scan(vm, claim, "shmem")
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_scan_thp_entry()")
+@pytest.mark.decided_by(fn.pagemap_scan_thp_entry)
 def test_control_scan_shmem_thp(vm: VM, claim: Claims) -> None:
     """PAGEMAP_SCAN of a shared file's huge page: protected whole, written whole, its categories agree."""
     _need_thp(vm)
@@ -383,14 +380,14 @@ def test_control_scan_shmem_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/huge_memory.c move_huge_pmd()", "mm/huge_memory.c __split_huge_pmd_locked()")
+@pytest.mark.decided_by(fn.move_huge_pmd, fn.__split_huge_pmd_locked)
 def test_control_split_thp(vm: VM, claim: Claims) -> None:
     """A transparent huge page is moved as one pmd, and split where a part of it changes; its pages stay."""
     _need_thp(vm)
-    move, split = "mm/huge_memory.c move_huge_pmd()", "mm/huge_memory.c __split_huge_pmd_locked()"
+    move, split = fn.move_huge_pmd, fn.__split_huge_pmd_locked
     with vm.run("control", "--memory=thp", "--case=split") as guest:
         filled = guest.until("filled")["parent"]
-        with claim("the memory is one pmd", PAGEMAP):
+        with claim("the memory is one pmd", fn.pagemap_read):
             assert [leaf.level for leaf in filled.leaves("memory")] == [Level.PMD]
 
         at = guest.until("moved")
@@ -402,26 +399,26 @@ def test_control_split_thp(vm: VM, claim: Claims) -> None:
                 before.bits | Bits.A,
             )  # reclaim may age it meanwhile
             assert after.soft_dirty
-        with claim("walk and pagemap agree on every bit: moved", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: moved", fn.pagemap_read):
             _agree(at, file_or_shared=False)
 
         at = guest.until("mprotected")
         with claim("mprotect of a part splits the pmd into 512 entries of the same pages", split):
             assert {leaf.level for leaf in at["parent"].leaves("memory")} == {Level.PTE}
             assert _pfns(at["parent"]) == _pfns(filled)
-        with claim("W is where the area still has it", "mm/mprotect.c change_pte_range()"):
+        with claim("W is where the area still has it", fn.change_pte_range):
             writable = [leaf.write for leaf in at["parent"].leaves("memory")]
             assert [(write, len(list(run))) for write, run in itertools.groupby(writable)] == [
                 (True, 64),
                 (False, 64),
                 (True, 384),
             ]
-        with claim("walk and pagemap agree on every bit: mprotected", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: mprotected", fn.pagemap_read):
             _agree(at, file_or_shared=False)
 
         at = guest.until("unmapped")
-        with claim("munmap of a part takes away that part's entries and no other", "mm/memory.c zap_pte_range()"):
+        with claim("munmap of a part takes away that part's entries and no other", fn.zap_pte_range):
             expected = [None if 256 <= number < 384 else pfn for number, pfn in enumerate(_pfns(filled))]
             assert _pfns(at["parent"]) == expected
-        with claim("walk and pagemap agree on every bit: unmapped", PAGEMAP):
+        with claim("walk and pagemap agree on every bit: unmapped", fn.pagemap_read):
             _agree(at, file_or_shared=False)

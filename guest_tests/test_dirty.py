@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
@@ -9,17 +10,11 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
-CLEAR_REFS = "fs/proc/task_mmu.c clear_refs_write()"
-TEST_WALK = "fs/proc/task_mmu.c clear_refs_test_walk()"
-PAGEMAP_HOLE = "fs/proc/task_mmu.c pagemap_pte_hole()"
-SCAN = "fs/proc/task_mmu.c pagemap_scan_test_walk()"
-REGISTER = "fs/userfaultfd.c userfaultfd_register()"
-PAGE_PROT = "mm/mmap.c vma_set_page_prot()"
 #: Who lets a write to a write-protected leaf go on.
 WRITE_FAULT = {
-    Level.PTE: "mm/memory.c wp_pfn_shared()",
-    Level.PMD: "mm/memory.c wp_huge_pmd()",
-    Level.PUD: "mm/memory.c wp_huge_pud()",
+    Level.PTE: fn.wp_pfn_shared,
+    Level.PMD: fn.wp_huge_pmd,
+    Level.PUD: fn.wp_huge_pud,
 }
 
 
@@ -49,12 +44,12 @@ def _written(guest: GuestRun, claim: Claims, before: Leaf) -> Snapshot | None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/proc/task_mmu.c clear_refs_write()", "fs/proc/task_mmu.c clear_refs_test_walk()")
+@pytest.mark.decided_by(fn.clear_refs_write, fn.clear_refs_test_walk)
 def test_dirty_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
     """clear_refs 1, 2 and 3 leave a pfnmap's entry alone, and its child's: A and D stay set."""
     with vm.run("dirty", f"--level={level.label}", "--case=referenced") as guest:
         before = guest.until("before")
-        with claim("parent and child have written: their leaves are young and dirty", CLEAR_REFS):
+        with claim("parent and child have written: their leaves are young and dirty", fn.clear_refs_write):
             for process in before:
                 assert process.leaf("bar").level is level
                 assert process.leaf("bar").young
@@ -62,71 +57,64 @@ def test_dirty_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
             assert before["parent"].leaf("control").young
         for what, checkpoint in ((1, "all"), (2, "anon"), (3, "file")):
             at = guest.until(checkpoint)
-            with claim(f"clear_refs {what} leaves the parent's entry as it was", TEST_WALK):
+            with claim(f"clear_refs {what} leaves the parent's entry as it was", fn.clear_refs_test_walk):
                 assert at["parent"].leaf("bar").entry == before["parent"].leaf("bar").entry
-            with claim(f"clear_refs {what} leaves the child's entry as it was", CLEAR_REFS):
+            with claim(f"clear_refs {what} leaves the child's entry as it was", fn.clear_refs_write):
                 assert at["child"].leaf("bar").entry == before["child"].leaf("bar").entry
             if what == 1:
                 with claim(
                     "clear_refs 1 makes an anonymous page old",
-                    "fs/proc/task_mmu.c clear_refs_pte_range()",
+                    fn.clear_refs_pte_range,
                     clear=Bits.A,
                 ):
                     assert not at["parent"].leaf("control").young
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "fs/proc/task_mmu.c clear_refs_write()",
-    "fs/proc/task_mmu.c clear_refs_test_walk()",
-    "fs/proc/task_mmu.c pagemap_pte_hole()",
-)
+@pytest.mark.decided_by(fn.clear_refs_write, fn.clear_refs_test_walk, fn.pagemap_pte_hole)
 def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
     """clear_refs 4 clears pagemap's bit 55 over a pfnmap for good, and leaves its entry writable."""
     _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty") as guest:
         before = guest.until("before")
-        with claim("a new area is soft-dirty as a whole, to pagemap, in parent and child", PAGEMAP_HOLE):
+        with claim("a new area is soft-dirty as a whole, to pagemap, in parent and child", fn.pagemap_pte_hole):
             for process in before:
                 assert all(word.soft_dirty for word in process.pagemap("bar"))
 
         at = guest.until("cleaned")
-        with claim("clear_refs 4 clears bit 55 of every page of the parent's pfnmap", CLEAR_REFS):
+        with claim("clear_refs 4 clears bit 55 of every page of the parent's pfnmap", fn.clear_refs_write):
             assert not any(word.soft_dirty for word in at["parent"].pagemap("bar"))
-        with claim("clear_refs 4 of the parent leaves bit 55 of the child's pages set", CLEAR_REFS):
+        with claim("clear_refs 4 of the parent leaves bit 55 of the child's pages set", fn.clear_refs_write):
             assert all(word.soft_dirty for word in at["child"].pagemap("bar"))
-        with claim("clear_refs 4 leaves the entry as it was, writable and dirty", TEST_WALK):
+        with claim("clear_refs 4 leaves the entry as it was, writable and dirty", fn.clear_refs_test_walk):
             for process in at:
                 assert process.leaf("bar").entry == before[process.name].leaf("bar").entry
-        with claim("clear_refs 4 write-protects an anonymous page", "fs/proc/task_mmu.c clear_soft_dirty()"):
+        with claim("clear_refs 4 write-protects an anonymous page", fn.clear_soft_dirty):
             assert not at["parent"].leaf("control").write
             assert not at["parent"].leaf("control").soft_dirty
             assert not at["parent"].pagemap("control")[0].soft_dirty
 
         at = guest.until("rewritten")
-        with claim("a write after that is seen by nobody: entry and bit 55 stay as they were", PAGEMAP_HOLE):
+        with claim("a write after that is seen by nobody: entry and bit 55 stay as they were", fn.pagemap_pte_hole):
             assert at["parent"].leaf("bar").entry == before["parent"].leaf("bar").entry
             assert not any(word.soft_dirty for word in at["parent"].pagemap("bar"))
-        with claim("a write to the anonymous page is seen by walk and pagemap", "mm/memory.c wp_page_copy()"):
+        with claim("a write to the anonymous page is seen by walk and pagemap", fn.wp_page_copy):
             assert at["parent"].leaf("control").soft_dirty
             assert at["parent"].pagemap("control")[0].soft_dirty
-        with claim("a write after clear_refs 4 takes no fault", TEST_WALK):
+        with claim("a write after clear_refs 4 takes no fault", fn.clear_refs_test_walk):
             assert guest.result.values["write-faults"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mmap.c vma_set_page_prot()",
-    "mm/memory.c wp_pfn_shared()",
-    "mm/memory.c wp_huge_pmd()",
-    "mm/memory.c wp_huge_pud()",
-)
+@pytest.mark.decided_by(fn.vma_set_page_prot, fn.wp_pfn_shared, fn.wp_huge_pmd, fn.wp_huge_pud)
 def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
     """An entry that is made after clear_refs 4 is read-only, and the write that it waits for completes."""
     _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-first") as guest:
         read = guest.until("read")["parent"].leaf("bar")
-        with claim("a first read after clear_refs 4 maps the leaf read-only, to see the first write", PAGE_PROT):
+        with claim(
+            "a first read after clear_refs 4 maps the leaf read-only, to see the first write", fn.vma_set_page_prot
+        ):
             assert read.level is level
             assert not read.write
             assert not read.soft_dirty
@@ -137,25 +125,20 @@ def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mmap.c vma_set_page_prot()",
-    "mm/memory.c wp_pfn_shared()",
-    "mm/memory.c wp_huge_pmd()",
-    "mm/memory.c wp_huge_pud()",
-)
+@pytest.mark.decided_by(fn.vma_set_page_prot, fn.wp_pfn_shared, fn.wp_huge_pmd, fn.wp_huge_pud)
 def test_dirty_soft_dirty_mprotect(vm: VM, level: Level, claim: Claims) -> None:
     """After clear_refs 4, a leaf set read-only and writable again waits for a write, and the write completes."""
     _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-mprotect") as guest:
         back = guest.until("back")["parent"].leaf("bar")
-        with claim("mprotect to writable leaves the leaf read-only, to see the first write", PAGE_PROT):
+        with claim("mprotect to writable leaves the leaf read-only, to see the first write", fn.vma_set_page_prot):
             assert back.level is level
             assert not back.write
         _written(guest, claim, back)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_scan_test_walk()")
+@pytest.mark.decided_by(fn.pagemap_scan_test_walk)
 def test_dirty_pagemap_scan(vm: VM, level: Level, claim: Claims) -> None:
     """PAGEMAP_SCAN finds no page in a pfnmap, write-protects none, and leaves its entry alone."""
     if not vm.caps.pagemap_scan:
@@ -163,60 +146,60 @@ def test_dirty_pagemap_scan(vm: VM, level: Level, claim: Claims) -> None:
     with vm.run("dirty", f"--level={level.label}", "--case=scan") as guest:
         before = guest.until("before")["parent"].leaf("bar")
         after = guest.until("after")["parent"]
-        with claim("no scan changed the entry, the write-protecting one included", SCAN):
+        with claim("no scan changed the entry, the write-protecting one included", fn.pagemap_scan_test_walk):
             assert after.leaf("bar").entry == before.entry
         values = guest.result.values
-        with claim("a scan for any category, or none, has no range", SCAN):
+        with claim("a scan for any category, or none, has no range", fn.pagemap_scan_test_walk):
             assert values["all"] == "none"
-        with claim("a scan for present pages has no range", SCAN):
+        with claim("a scan for present pages has no range", fn.pagemap_scan_test_walk):
             assert values["present"] == "none"
-        with claim("PM_SCAN_WP_MATCHING has no range", SCAN):
+        with claim("PM_SCAN_WP_MATCHING has no range", fn.pagemap_scan_test_walk):
             assert values["protect"] == "none"
-        with claim("PM_SCAN_CHECK_WPASYNC is refused: EPERM", SCAN):
+        with claim("PM_SCAN_CHECK_WPASYNC is refused: EPERM", fn.pagemap_scan_test_walk):
             assert values["check"] == "EPERM"
-        with claim("a scan finds an anonymous page", "fs/proc/task_mmu.c pagemap_scan_pmd_entry()"):
+        with claim("a scan finds an anonymous page", fn.pagemap_scan_pmd_entry):
             pages, categories = values["control"].split(":")
             assert pages == "0-1"
             assert {"PRESENT", "SOFT_DIRTY"} <= set(categories.split("+"))
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/userfaultfd.c userfaultfd_register()")
+@pytest.mark.decided_by(fn.userfaultfd_register)
 def test_dirty_uffd_register(vm: VM, level: Level, claim: Claims) -> None:
     """userfaultfd registers no pfnmap, for whatever it is to watch: EINVAL, and the entry stays as it was."""
     with vm.run("dirty", f"--level={level.label}", "--case=uffd") as guest:
         before = guest.until("before")["parent"].leaf("bar")
         after = guest.until("after")["parent"].leaf("bar")
-        with claim("the entry is as it was, and a write needed nothing", REGISTER):
+        with claim("the entry is as it was, and a write needed nothing", fn.userfaultfd_register):
             assert after.entry == before.entry
         values = guest.result.values
         for mode in ("wp", "missing", "minor"):
-            with claim(f"UFFDIO_REGISTER for {mode.upper()} is refused: EINVAL", REGISTER):
+            with claim(f"UFFDIO_REGISTER for {mode.upper()} is refused: EINVAL", fn.userfaultfd_register):
                 assert values[mode] == "EINVAL"
-        with claim("UFFDIO_REGISTER for WP takes an anonymous page", REGISTER):
+        with claim("UFFDIO_REGISTER for WP takes an anonymous page", fn.userfaultfd_register):
             assert values["control"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/userfaultfd.c userfaultfd_register()")
+@pytest.mark.decided_by(fn.userfaultfd_register)
 def test_dirty_uffd_register_async(vm: VM, level: Level, claim: Claims) -> None:
     """userfaultfd registers no pfnmap for asynchronous WP either, which it takes for any memory with pages: EINVAL."""
     with vm.run("dirty", f"--level={level.label}", "--case=uffd-async") as guest:
         before = guest.until("before")["parent"].leaf("bar")
         after = guest.until("after")["parent"].leaf("bar")
-        with claim("the entry is as it was, and a write needed nothing", REGISTER):
+        with claim("the entry is as it was, and a write needed nothing", fn.userfaultfd_register):
             assert after.entry == before.entry
-        with claim("UFFDIO_REGISTER for asynchronous WP is refused: EINVAL", REGISTER):
+        with claim("UFFDIO_REGISTER for asynchronous WP is refused: EINVAL", fn.userfaultfd_register):
             assert guest.result.values["wp"] == "EINVAL"
-        with claim("UFFDIO_REGISTER for asynchronous WP takes an anonymous page", REGISTER):
+        with claim("UFFDIO_REGISTER for asynchronous WP takes an anonymous page", fn.userfaultfd_register):
             assert guest.result.values["control"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mprotect.c change_protection()", "mm/memory.c handle_pte_marker()")
+@pytest.mark.decided_by(fn.change_protection, fn.handle_pte_marker)
 def test_dirty_uffd_protect(vm: VM, level: Level, claim: Claims) -> None:
     """Where userfaultfd does take a pfnmap for asynchronous WP, a write to what it protects completes."""
-    protect, marker = "mm/mprotect.c change_protection()", "mm/memory.c handle_pte_marker()"
+    protect, marker = fn.change_protection, fn.handle_pte_marker
     with vm.run("dirty", f"--level={level.label}", "--case=uffd-protect") as guest:
         before = guest.until("before")["parent"].leaf("bar")
         leaf = guest.until("protected")["parent"].find_leaf("bar")

@@ -2,12 +2,11 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
-FOLLOWED_BY = "drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()"
-PINNED_BY = "drivers/vfio/vfio_iommu_type1.c vaddr_get_pfns()"
 #: A kernel that takes the leaf page by page takes 0.6 to 1.1 of what as many pte leaves take; one that takes it whole,
 #: less than 1/60 (measured under TCG, 6.12 to 7.3). Both are far from this, whatever else the host does.
 AT_LEAST_CHEAPER = 8
@@ -15,19 +14,19 @@ TIMEOUT_S = 60.0
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()", "mm/memory.c follow_pfnmap_start()")
+@pytest.mark.decided_by(fn.follow_fault_pfn, fn.follow_pfnmap_start)
 def test_map_dma_whole_leaf(vm: VM, level: Level, claim: Claims) -> None:
     """VFIO_IOMMU_MAP_DMA takes a leaf as a whole, at a cost that does not grow with its pages, and changes no entry."""
     with vm.run("dma", f"--level={level.label}", timeout_s=TIMEOUT_S) as guest:
         before = guest.until("before")["parent"]
-        with claim("one leaf of the level, and pte leaves of the BAR's first pages", FOLLOWED_BY):
+        with claim("one leaf of the level, and pte leaves of the BAR's first pages", fn.follow_fault_pfn):
             assert before.leaf("bar").level is level
             assert {leaf.level for leaf in before.leaves("paged")} == {Level.PTE}
         after = guest.until("after")["parent"]
         for name in ("bar", "paged"):
-            with claim(f"no entry of {name} changes", FOLLOWED_BY):
+            with claim(f"no entry of {name} changes", fn.follow_fault_pfn):
                 assert [leaf.entry for leaf in after.leaves(name)] == [leaf.entry for leaf in before.leaves(name)]
         values = guest.result.values
         page_by_page_ns = int(values["paged-ns"]) * (level.size_bytes // 4096) // int(values["paged-pages"])
-        with claim(f"the leaf costs less than 1/{AT_LEAST_CHEAPER} of its pages one by one", PINNED_BY):
+        with claim(f"the leaf costs less than 1/{AT_LEAST_CHEAPER} of its pages one by one", fn.vaddr_get_pfns):
             assert int(values["leaf-ns"]) * AT_LEAST_CHEAPER < page_by_page_ns

@@ -2,23 +2,18 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf, Level
 from harness.verdict.capabilities import Capabilities
 
-FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()"
-HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-MAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"
-HANDLER = "mm/memory.c __handle_mm_fault()"
 INSERTED_BY = {
-    Level.PTE: "mm/memory.c insert_pfn()",
-    Level.PMD: "mm/huge_memory.c vmf_insert_pfn_pmd()",
-    Level.PUD: "mm/huge_memory.c vmf_insert_pfn_pud()",
+    Level.PTE: fn.insert_pfn,
+    Level.PMD: fn.vmf_insert_pfn_pmd,
+    Level.PUD: fn.vmf_insert_pfn_pud,
 }
-ACCESS_ERROR = "arch/x86/mm/fault.c access_error()"
-CPU = "the CPU (SDM volume 3, 4.8)"
 #: What vm_get_page_prot() gives a shared writable vma, and pgprot_noncached() and pte_mkspecial() add.
 FRESH = Bits.P | Bits.W | Bits.U | Bits.PCD | Bits.A | Bits.SPECIAL | Bits.NX
 BUS_ADRERR, SEGV_ACCERR = "2", "2"
@@ -30,7 +25,7 @@ def fresh(level: Level) -> Bits:
 
 
 def nothing_before(claim: Claims, at: Snapshot) -> None:
-    with claim("mmap() maps nothing by itself", MAPPED_BY):
+    with claim("mmap() maps nothing by itself", fn.vfio_pci_core_mmap):
         assert at["parent"].leaves("bar") == ()
 
 
@@ -45,46 +40,34 @@ def one_leaf(at: Snapshot, level: Level, caps: Capabilities) -> Leaf:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    "mm/memory.c insert_pfn()",
-    "mm/huge_memory.c vmf_insert_pfn_pmd()",
-    "mm/huge_memory.c vmf_insert_pfn_pud()",
-)
+@pytest.mark.decided_by(fn.FAULTED_BY, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_first_read(vm: VM, level: Level, claim: Claims) -> None:
     """A first read brings one leaf, writable, young and clean, by one fault; the next read brings nothing."""
     by = INSERTED_BY[level]
     with vm.run("fault", f"--level={level.label}", "--case=read") as guest:
         nothing_before(claim, guest.until("mapped"))
         read = guest.until("read")
-        with claim(f"one {level.label} is there", HUGE_FAULT):
+        with claim(f"one {level.label} is there", fn.vfio_pci_mmap_huge_fault):
             one_leaf(read, level, vm.caps)
         with claim("it has the vma's rights, A, SPECIAL and uncached-minus, and no other bit", by):
             assert read["parent"].leaf("bar").bits == fresh(level)
         again = guest.until("read-again")
-        with claim("a second read changes no entry", HANDLER):
+        with claim("a second read changes no entry", fn.__handle_mm_fault):
             assert again["parent"].leaves("bar") == read["parent"].leaves("bar")
-        with claim("the first read took one fault, the second none", HANDLER):
+        with claim("the first read took one fault, the second none", fn.__handle_mm_fault):
             assert guest.result.values["read-faults"] == "1"
             assert guest.result.values["again-faults"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    "mm/memory.c insert_pfn()",
-    "mm/huge_memory.c vmf_insert_pfn_pmd()",
-    "mm/huge_memory.c vmf_insert_pfn_pud()",
-)
+@pytest.mark.decided_by(fn.FAULTED_BY, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_first_write(vm: VM, level: Level, claim: Claims) -> None:
     """A first write brings one leaf by one fault; D comes from the CPU, and SOFT_DIRTY stays clear."""
     by = INSERTED_BY[level]
     with vm.run("fault", f"--level={level.label}", "--case=write") as guest:
         nothing_before(claim, guest.until("mapped"))
         written = guest.until("written")
-        with claim(f"one {level.label} is there", HUGE_FAULT):
+        with claim(f"one {level.label} is there", fn.vfio_pci_mmap_huge_fault):
             one_leaf(written, level, vm.caps)
         with claim("it is as after a read, and D", by):
             assert written["parent"].leaf("bar").bits == fresh(level) | Bits.D
@@ -94,17 +77,12 @@ def test_first_write(vm: VM, level: Level, claim: Claims) -> None:
         if vm.caps.fault_fills_vma:
             with claim("the fault's other entries are clean", by):
                 assert not any(leaf.kernel_dirty for leaf in written["parent"].leaves("bar")[1:])
-        with claim("the write took one fault", HANDLER):
+        with claim("the write took one fault", fn.__handle_mm_fault):
             assert guest.result.values["write-faults"] == "1"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c __handle_mm_fault()",
-    "mm/memory.c insert_pfn()",
-    "mm/huge_memory.c vmf_insert_pfn_pmd()",
-    "mm/huge_memory.c vmf_insert_pfn_pud()",
-)
+@pytest.mark.decided_by(fn.__handle_mm_fault, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_read_then_write(vm: VM, level: Level, claim: Claims) -> None:
     """A write after a read takes no fault: the leaf was writable from the start, and the CPU sets D."""
     with vm.run("fault", f"--level={level.label}", "--case=read-write") as guest:
@@ -114,87 +92,79 @@ def test_read_then_write(vm: VM, level: Level, claim: Claims) -> None:
             assert read.write
             assert not read.kernel_dirty
         written = guest.until("written")["parent"].leaf("bar")
-        with claim("the write sets D and nothing else", CPU):
+        with claim("the write sets D and nothing else", fn.CPU):
             assert written.bits == read.bits | Bits.D
             assert written.pfn == read.pfn
-        with claim("the write took no fault", HANDLER):
+        with claim("the write took no fault", fn.__handle_mm_fault):
             assert guest.result.values["read-faults"] == "1"
             assert guest.result.values["write-faults"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "arch/x86/mm/fault.c access_error()",
-    "mm/memory.c insert_pfn()",
-    "mm/huge_memory.c vmf_insert_pfn_pmd()",
-    "mm/huge_memory.c vmf_insert_pfn_pud()",
-)
+@pytest.mark.decided_by(fn.access_error, fn.insert_pfn, fn.vmf_insert_pfn_pmd, fn.vmf_insert_pfn_pud)
 def test_readonly_fault(vm: VM, level: Level, claim: Claims) -> None:
     """In a vma without PROT_WRITE the leaf has W=0, and a write is SIGSEGV that leaves no mark on it."""
     with vm.run("fault", f"--level={level.label}", "--case=readonly") as guest:
         read = guest.until("read")
-        with claim(f"one {level.label} is there", HUGE_FAULT):
+        with claim(f"one {level.label} is there", fn.vfio_pci_mmap_huge_fault):
             one_leaf(read, level, vm.caps)
         with claim("it is as in a writable vma, less W", INSERTED_BY[level]):
             assert read["parent"].leaf("bar").bits == fresh(level) & ~Bits.W
         refused = guest.until("refused")
-        with claim("the refused write leaves the entry as it is", ACCESS_ERROR):
+        with claim("the refused write leaves the entry as it is", fn.access_error):
             assert refused["parent"].leaves("bar") == read["parent"].leaves("bar")
         values = guest.result.values
-        with claim("the write is SIGSEGV, SEGV_ACCERR, at the address written", ACCESS_ERROR):
+        with claim("the write is SIGSEGV, SEGV_ACCERR, at the address written", fn.access_error):
             assert (values["write-signal"], values["write-code"]) == ("SEGV", SEGV_ACCERR)
             assert values["write-offset"] == "8"
-        with claim("the leaf can still be read without a fault", HANDLER):
+        with claim("the leaf can still be read without a fault", fn.__handle_mm_fault):
             assert values["again-faults"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-)
+@pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_mmap_fault)
 def test_memory_off_fault(vm: VM, level: Level, claim: Claims) -> None:
     """While the device's memory is off a first access is SIGBUS and brings nothing; on again, the whole leaf comes."""
     with vm.run("fault", f"--level={level.label}", "--case=memory-off") as guest:
         refused = guest.until("refused")
-        with claim("the refused accesses bring no entry", HUGE_FAULT):
+        with claim("the refused accesses bring no entry", fn.vfio_pci_mmap_huge_fault):
             assert refused["parent"].leaves("bar") == ()
         touched = guest.until("touched")
-        with claim(f"with the memory on, one fault brings the {level.label}", HUGE_FAULT):
+        with claim(f"with the memory on, one fault brings the {level.label}", fn.vfio_pci_mmap_huge_fault):
             assert one_leaf(touched, level, vm.caps).bits == fresh(level)
             assert guest.result.values["read-faults"] == "1"
         values = guest.result.values
         for access, offset in (("read", "0"), ("write", "8")):
-            with claim(f"the {access} is SIGBUS, BUS_ADRERR, at the address", HUGE_FAULT):
+            with claim(f"the {access} is SIGBUS, BUS_ADRERR, at the address", fn.vfio_pci_mmap_huge_fault):
                 assert (values[f"{access}-signal"], values[f"{access}-code"]) == ("BUS", BUS_ADRERR)
                 assert values[f"{access}-offset"] == offset
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("mm/memory.c __handle_mm_fault()", "mm/memory.c unmap_mapping_range()")
+@pytest.mark.decided_by(fn.__handle_mm_fault, fn.unmap_mapping_range)
 def test_sticky_level(vm: VM, level: Level, claim: Claims) -> None:
     """A fault never brings a larger leaf than the tables that are there leave room for, not even after a zap."""
     with vm.run("fault", f"--level={level.label}", "--case=sticky") as guest:
         small = guest.until("small")["parent"]
-        with claim("with MADV_NOHUGEPAGE the touch brings a pte", "mm/huge_memory.c __thp_vma_allowable_orders()"):
+        with claim("with MADV_NOHUGEPAGE the touch brings a pte", fn.__thp_vma_allowable_orders):
             assert [leaf.level for leaf in small.leaves("bar")] == [Level.PTE]
         same = guest.until("same-table")["parent"]
-        with claim("with MADV_HUGEPAGE a touch where a pte table is brings another pte", HANDLER):
+        with claim("with MADV_HUGEPAGE a touch where a pte table is brings another pte", fn.__handle_mm_fault):
             assert same.leaf("bar", 0x2000).level is Level.PTE
             assert same.leaf("bar") == small.leaf("bar")
             assert len(same.leaves("bar")) == 2
         other = guest.until("other-table")["parent"]
         if level is Level.PUD:
-            with claim("a touch where a pmd table has room brings a pmd, and no pud", HANDLER):
+            with claim("a touch where a pmd table has room brings a pmd, and no pud", fn.__handle_mm_fault):
                 assert other.leaf("bar", 4 << 20).level is Level.PMD
                 assert other.leaf("bar", 4 << 20).bits == fresh(Level.PMD)
                 assert len(other.leaves("bar")) == 3
         zapped = guest.until("zapped")["parent"]
-        with claim("memory off zaps every leaf", "mm/memory.c unmap_mapping_range()"):
+        with claim("memory off zaps every leaf", fn.unmap_mapping_range):
             assert zapped.leaves("bar") == ()
         again = guest.until("again")["parent"]
-        with claim("after the zap the tables still decide: a pte where a pte was", HANDLER):
+        with claim("after the zap the tables still decide: a pte where a pte was", fn.__handle_mm_fault):
             assert again.leaf("bar").level is Level.PTE
         if level is Level.PUD:
-            with claim("after the zap the tables still decide: a pmd where a pmd was", HANDLER):
+            with claim("after the zap the tables still decide: a pmd where a pmd was", fn.__handle_mm_fault):
                 assert again.leaf("bar", 4 << 20).level is Level.PMD

@@ -2,48 +2,34 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 
-#: Who copies an entry at fork(), by level. They differ: the child's D is cleared at pte and kept above.
-COPIED_BY = {
-    Level.PTE: "mm/memory.c copy_pte_range()",
-    Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c copy_huge_pud()",
-}
-FAULTED_BY = {
-    Level.PTE: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-    Level.PMD: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    Level.PUD: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-}
-MAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"
 #: PAT index of uncached-minus: PCD alone (arch/x86/mm/pat/memtype.c, pat_bp_init()).
 UC_MINUS = 2
-CPU = "the CPU (SDM volume 3, 4.8)"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
-)
+@pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork(vm: VM, level: Level, claim: Claims) -> None:
     """fork() copies the leaf of a shared pfnmap as it is: writable in parent and child, no dirty bit moved."""
-    copied_by, early = COPIED_BY[level], vm.caps.early
+    copied_by, early = fn.COPIED_BY[level], vm.caps.early
     with vm.run("fork", f"--level={level.label}") as guest:
         read = guest.until("read")["parent"].leaf("bar")
-        with claim(f"a first read maps a {level.label}, writable and clean", FAULTED_BY[level]):
+        with claim(f"a first read maps a {level.label}, writable and clean", fn.FAULTED_BY[level]):
             assert read.level is level
             assert read.write
             assert read.young
             assert not read.dirty
             assert read.special
             assert read.nx
-        with claim("the BAR is mapped uncached-minus, at this level as at every other", MAPPED_BY):
+        with claim("the BAR is mapped uncached-minus, at this level as at every other", fn.vfio_pci_core_mmap):
             assert read.cache == UC_MINUS
 
         written = guest.until("written")["parent"].leaf("bar")
-        with claim("a first write sets D and nothing else", CPU):
+        with claim("a first write sets D and nothing else", fn.CPU):
             assert written.bits ^ read.bits == Bits.D
             assert written.pfn == read.pfn
 
@@ -71,12 +57,12 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
 
         forked = at
         at = guest.until("child-written")
-        with claim("the child's write sets its own A and D, in the same leaf", CPU):
+        with claim("the child's write sets its own A and D, in the same leaf", fn.CPU):
             child = at["child"].leaf("bar")
             assert child.young
             assert child.dirty
             assert child.bits | Bits.A | Bits.D == forked["child"].leaf("bar").bits | Bits.A | Bits.D
-        with claim("the child's write leaves the parent's entry alone", CPU):
+        with claim("the child's write leaves the parent's entry alone", fn.CPU):
             assert at["parent"].leaf("bar").entry == written.entry
 
         at = guest.until("parent-written")
@@ -87,11 +73,11 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
         with claim("the grandchild has of the child what the child had of the parent", copied_by):
             assert at["grandchild"].leaf("bar").entry | early == forked["child"].leaf("bar").entry | early
         at = guest.until("grandchild-written")
-        with claim("the grandchild's write sets its own A and D", CPU):
+        with claim("the grandchild's write sets its own A and D", fn.CPU):
             assert at["grandchild"].leaf("bar").entry == child.entry
 
         at = guest.until("exited")
-        with claim("the parent's entry outlives child and grandchild", "mm/memory.c unmap_page_range()"):
+        with claim("the parent's entry outlives child and grandchild", fn.unmap_page_range):
             assert at["parent"].leaf("bar").entry == written.entry
             assert [process.name for process in at] == ["parent"]
         with claim("every process wrote and exited", copied_by):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.kernel import has_symbol
 from harness.machine.vm import VM
@@ -9,23 +10,14 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Level
 
-COPIED_BY = {
-    Level.PTE: "mm/memory.c copy_pte_range()",
-    Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c copy_huge_pud()",
-}
 #: Who takes a leaf apart when only a part of it is meant.
 SPLIT_BY = {
-    Level.PTE: "mm/mprotect.c change_pte_range()",
-    Level.PMD: "mm/huge_memory.c __split_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c __split_huge_pud()",
+    Level.PTE: fn.change_pte_range,
+    Level.PMD: fn.__split_huge_pmd,
+    Level.PUD: fn.__split_huge_pud,
 }
 #: What a part of a leaf is mapped with when it is touched again.
 BELOW = {Level.PTE: Level.PTE, Level.PMD: Level.PTE, Level.PUD: Level.PMD}
-FAULTED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-VMA_SPLIT = "mm/huge_memory.c vma_adjust_trans_huge()"
-DUP_MMAP = "kernel/fork.c dup_mmap()"
-ANONYMOUS = "mm/memory.c do_anonymous_page()"
 SEGV_MAPERR, SEGV_ACCERR = "SEGV 1", "SEGV 2"
 NO_SIGNAL = "0 0"
 TIMEOUT_S = 20.0
@@ -52,44 +44,39 @@ def _zaps_new_vma(vm: VM) -> bool:
 def _dontfork(vm: VM, guest: GuestRun, level: Level, claim: Claims) -> None:
     written = guest.until("written-first")["parent"].leaves("bar")
     at = guest.until("parted")
-    with claim("two vmas share no leaf", VMA_SPLIT):
+    with claim("two vmas share no leaf", fn.vma_adjust_trans_huge):
         low_end = at["parent"].mapping("low").end
         stays = [leaf for leaf in written if level is Level.PTE and (not _zaps_new_vma(vm) or leaf.vaddr < low_end)]
         assert _parts(at["parent"]) == [leaf.vaddr for leaf in stays]
     at = guest.until("forked")
-    with claim("the child has no leaf where it has no vma", COPIED_BY[level]):
+    with claim("the child has no leaf where it has no vma", fn.COPIED_BY[level]):
         assert not at["child"].leaves("low")
-    with claim("the child has a copy of the other part's leaves", COPIED_BY[level]):
+    with claim("the child has a copy of the other part's leaves", fn.COPIED_BY[level]):
         assert [leaf.pfn for leaf in at["child"].leaves("high")] == [leaf.pfn for leaf in at["parent"].leaves("high")]
     at = guest.until("child-tried")
-    with claim("the child's write maps and dirties the other part", FAULTED_BY):
+    with claim("the child's write maps and dirties the other part", fn.vfio_pci_mmap_huge_fault):
         assert at["child"].leaf("high").write
         assert at["child"].leaf("high").dirty
     at = guest.until("child-mapped")
-    with claim("what the child maps there is memory of its own", ANONYMOUS):
+    with claim("what the child maps there is memory of its own", fn.do_anonymous_page):
         own = at["child"].leaf("own")
         assert own.level is Level.PTE
         assert not own.special
     at = guest.until("parent-tried")
-    with claim("the parent may write both parts", DUP_MMAP):
+    with claim("the parent may write both parts", fn.dup_mmap):
         for part in ("low", "high"):
             assert at["parent"].leaf(part).dirty
             assert guest.result.values[f"parent-{part}"] == NO_SIGNAL
-    with claim("a write where the child has no vma is SIGSEGV, nothing mapped", DUP_MMAP):
+    with claim("a write where the child has no vma is SIGSEGV, nothing mapped", fn.dup_mmap):
         assert guest.result.values["child-low"] == SEGV_MAPERR
-    with claim("the child may write the other part", DUP_MMAP):
+    with claim("the child may write the other part", fn.dup_mmap):
         assert guest.result.values["child-high"] == NO_SIGNAL
-    with claim("what the child writes to its own memory is there", ANONYMOUS):
+    with claim("what the child writes to its own memory is there", fn.do_anonymous_page):
         assert guest.result.values["own-value"] == "7"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/huge_memory.c vma_adjust_trans_huge()",
-    "mm/memory.c copy_pte_range()",
-    "mm/huge_memory.c copy_huge_pmd()",
-    "mm/huge_memory.c copy_huge_pud()",
-)
+@pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.COPIED_BY)
 def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTFORK of half a leaf: the child has the other half, and nothing where it has no vma."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_part", timeout_s=TIMEOUT_S) as guest:
@@ -97,12 +84,7 @@ def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/huge_memory.c vma_adjust_trans_huge()",
-    "mm/memory.c copy_pte_range()",
-    "mm/huge_memory.c copy_huge_pmd()",
-    "mm/huge_memory.c copy_huge_pud()",
-)
+@pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.COPIED_BY)
 def test_fork_dontfork_page(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTFORK of one page of a leaf: the child has the rest, and nothing where it has no vma."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_page", timeout_s=TIMEOUT_S) as guest:
@@ -112,7 +94,9 @@ def test_fork_dontfork_page(vm: VM, level: Level, claim: Claims) -> None:
 def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:
     """What a read-only low part and a writable high part come to, from the checkpoint "forked" on."""
     at = guest.until("child-tried")
-    with claim("the child's write maps the writable part again, as large as fits, with its own D", FAULTED_BY):
+    with claim(
+        "the child's write maps the writable part again, as large as fits, with its own D", fn.vfio_pci_mmap_huge_fault
+    ):
         high = at["child"].leaf("high")
         assert high.level is BELOW[level]
         assert high.write
@@ -122,20 +106,13 @@ def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:
             assert not any(leaf.write for leaf in process.leaves("low"))
     guest.until("parent-tried")
     for who in ("child", "parent"):
-        with claim(f"the {who} may write the one part only", "mm/memory.c handle_mm_fault()"):
+        with claim(f"the {who} may write the one part only", fn.handle_mm_fault):
             assert guest.result.values[f"{who}-low"] == SEGV_ACCERR
             assert guest.result.values[f"{who}-high"] == NO_SIGNAL
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()",
-    "mm/huge_memory.c __split_huge_pmd()",
-    "mm/huge_memory.c __split_huge_pud()",
-    "mm/memory.c copy_pte_range()",
-    "mm/huge_memory.c copy_huge_pmd()",
-    "mm/huge_memory.c copy_huge_pud()",
-)
+@pytest.mark.decided_by(fn.change_pte_range, fn.__split_huge_pmd, fn.__split_huge_pud, fn.COPIED_BY)
 def test_fork_mprotect_part(vm: VM, level: Level, claim: Claims) -> None:
     """Half a leaf read-only, then fork(): the huge leaf is gone, and each half comes back with its own rights."""
     with vm.run("forks", f"--level={level.label}", "--case=mprotect_part", timeout_s=TIMEOUT_S) as guest:
@@ -150,11 +127,11 @@ def test_fork_mprotect_part(vm: VM, level: Level, claim: Claims) -> None:
             with claim("the leaf is gone, for device memory is not split", SPLIT_BY[level]):
                 assert not _parts(at["parent"])
         forked = guest.until("forked")
-        with claim("the child has what the parent has", COPIED_BY[level]):
+        with claim("the child has what the parent has", fn.COPIED_BY[level]):
             for part in ("low", "high"):
                 copied = [(leaf.pfn, leaf.write) for leaf in forked["child"].leaves(part)]
                 assert copied == [(leaf.pfn, leaf.write) for leaf in at["parent"].leaves(part)]
-        with claim("fork() leaves the parent's entries as they were", COPIED_BY[level]):
+        with claim("fork() leaves the parent's entries as they were", fn.COPIED_BY[level]):
             assert [leaf.entry for leaf in forked["parent"].leaves("low")] == [
                 leaf.entry for leaf in at["parent"].leaves("low")
             ]
@@ -162,14 +139,7 @@ def test_fork_mprotect_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()",
-    "mm/huge_memory.c __split_huge_pmd()",
-    "mm/huge_memory.c __split_huge_pud()",
-    "mm/memory.c copy_pte_range()",
-    "mm/huge_memory.c copy_huge_pmd()",
-    "mm/huge_memory.c copy_huge_pud()",
-)
+@pytest.mark.decided_by(fn.change_pte_range, fn.__split_huge_pmd, fn.__split_huge_pud, fn.COPIED_BY)
 def test_fork_mprotect_part_touched(vm: VM, level: Level, claim: Claims) -> None:
     """Half a leaf read-only, both halves touched again, then fork(): the child has the smaller leaves, old."""
     below = BELOW[level]
@@ -177,20 +147,22 @@ def test_fork_mprotect_part_touched(vm: VM, level: Level, claim: Claims) -> None
         guest.until("written-first")
         at = guest.until("touched")
         low, high = at["parent"].leaf("low"), at["parent"].leaf("high")
-        with claim("each half is mapped again, as large as fits, with the rights of its vma", FAULTED_BY):
+        with claim(
+            "each half is mapped again, as large as fits, with the rights of its vma", fn.vfio_pci_mmap_huge_fault
+        ):
             assert (low.level, high.level) == (below, below)
             assert (low.write, high.write) == (False, True)
         at = guest.until("forked")
-        with claim("the child has the same leaves, with the same rights", COPIED_BY[below]):
+        with claim("the child has the same leaves, with the same rights", fn.COPIED_BY[below]):
             for part, leaf in (("low", low), ("high", high)):
                 child = at["child"].leaf(part)
                 assert (child.level, child.pfn, child.write) == (below, leaf.pfn, leaf.write)
-        with claim("the child's leaves are old", COPIED_BY[below], clear=Bits.A):
+        with claim("the child's leaves are old", fn.COPIED_BY[below], clear=Bits.A):
             assert not any(at["child"].leaf(part).young for part in ("low", "high"))
         sentence = "the child's pte is clean" if below is Level.PTE else f"the child's {below.label} keeps D"
-        with claim(sentence, COPIED_BY[below]):
+        with claim(sentence, fn.COPIED_BY[below]):
             assert at["child"].leaf("high").kernel_dirty is (below is not Level.PTE)
-        with claim("fork() leaves the parent's entries as they were", COPIED_BY[below]):
+        with claim("fork() leaves the parent's entries as they were", fn.COPIED_BY[below]):
             assert at["parent"].leaf("low").entry == low.entry
             assert at["parent"].leaf("high").entry == high.entry
         _protected(guest, level, claim)

@@ -2,32 +2,12 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Entry, Level
 
-#: Who copies an entry at fork(), by level.
-COPIED_BY = {
-    Level.PTE: "mm/memory.c copy_pte_range()",
-    Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c copy_huge_pud()",
-}
-FAULTED_BY = {
-    Level.PTE: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_fault()",
-    Level.PMD: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-    Level.PUD: "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-}
-PROTECTED_BY = {
-    Level.PTE: "mm/mprotect.c change_pte_range()",
-    Level.PMD: "mm/huge_memory.c change_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c change_huge_pud()",
-}
-MMAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()"
-UNMAPPED_BY = "mm/memory.c unmap_page_range()"
-ADVISED_BY = "mm/madvise.c madvise_vma_behavior()"
-DUP_MMAP = "kernel/fork.c dup_mmap()"
-CPU = "the CPU (SDM volume 3, 4.8)"
 SEGV_MAPERR, SEGV_ACCERR = "SEGV 1", "SEGV 2"
 NO_SIGNAL = "0 0"
 
@@ -46,213 +26,198 @@ def _holds_copy(process: ProcessView, entry: Entry, level: Level, early: Bits) -
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
-)
+@pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork_many(vm: VM, level: Level, claim: Claims) -> None:
     """Twelve children alive at once: each has the parent's leaf, writes without a fault, and changes nobody else's."""
     names = [f"child-{number}" for number in range(12)]
     with vm.run("forks", f"--level={level.label}", "--case=many") as guest:
         written = guest.until("written-first")["parent"].leaf("bar").entry
         at = guest.until("forked")
-        with claim("every child has its copy of the parent's leaf", COPIED_BY[level]):
+        with claim("every child has its copy of the parent's leaf", fn.COPIED_BY[level]):
             assert {process.name for process in at} == {"parent", *names}
             for name in names:
                 _holds_copy(at[name], written, level, vm.caps.early)
-        with claim("twelve forks leave the parent's entry as it was", COPIED_BY[level]):
+        with claim("twelve forks leave the parent's entry as it was", fn.COPIED_BY[level]):
             assert at["parent"].leaf("bar").entry == written
         at = guest.until("written")
-        with claim("every child's write set A and D in its own leaf, and nobody else's changed", CPU):
+        with claim("every child's write set A and D in its own leaf, and nobody else's changed", fn.CPU):
             for process in at:
                 assert process.leaf("bar").entry == written
         at = guest.until("exited")
-        with claim("the parent's leaf outlives them all", UNMAPPED_BY):
+        with claim("the parent's leaf outlives them all", fn.unmap_page_range):
             assert at["parent"].leaf("bar").entry == written
             assert [process.name for process in at] == ["parent"]
         values = guest.result.values
-        with claim("no child's write faults", COPIED_BY[level]):
+        with claim("no child's write faults", fn.COPIED_BY[level]):
             assert [values[f"faults-{number}"] for number in range(12)] == ["0"] * 12
-        with claim("the parent's tables are as many as before", UNMAPPED_BY):
+        with claim("the parent's tables are as many as before", fn.unmap_page_range):
             assert values["tables-after"] == values["tables-before"]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
-)
+@pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork_untouched(vm: VM, level: Level, claim: Claims) -> None:
     """fork() of a mapping that nobody touched copies nothing; the child and the parent each fault for themselves."""
     with vm.run("forks", f"--level={level.label}", "--case=untouched") as guest:
         at = guest.until("forked")
-        with claim("there is nothing to copy", COPIED_BY[level]):
+        with claim("there is nothing to copy", fn.COPIED_BY[level]):
             assert not at["child"].leaves("bar")
             assert not at["parent"].leaves("bar")
         at = guest.until("child-read")
-        with claim("the child's read maps a leaf of the level, young and clean", FAULTED_BY[level]):
+        with claim("the child's read maps a leaf of the level, young and clean", fn.FAULTED_BY[level]):
             child = at["child"].leaf("bar")
             assert child.level is level
             assert child.write
             assert child.young
             assert not child.kernel_dirty
-        with claim("the child's fault is the child's alone", FAULTED_BY[level]):
+        with claim("the child's fault is the child's alone", fn.FAULTED_BY[level]):
             assert not at["parent"].leaves("bar")
         at = guest.until("parent-read")
-        with claim("the parent's own fault makes the same entry", FAULTED_BY[level]):
+        with claim("the parent's own fault makes the same entry", fn.FAULTED_BY[level]):
             assert at["parent"].leaf("bar").entry == child.entry
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
-)
+@pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork_child_first(vm: VM, level: Level, claim: Claims) -> None:
     """After a mere read and fork(), the child writes first: the dirt is its own, and the parent's write is too."""
     with vm.run("forks", f"--level={level.label}", "--case=child_first") as guest:
         read = guest.until("read")["parent"].leaf("bar").entry
         at = guest.until("forked")
-        with claim("the child has its copy of the clean leaf", COPIED_BY[level]):
+        with claim("the child has its copy of the clean leaf", fn.COPIED_BY[level]):
             _holds_copy(at["child"], read, level, vm.caps.early)
         at = guest.until("child-written")
-        with claim("the child's write sets its own A and D", CPU):
+        with claim("the child's write sets its own A and D", fn.CPU):
             assert at["child"].leaf("bar").bits == read.bits | Bits.A | Bits.D
-        with claim("the parent's entry is still clean", CPU):
+        with claim("the parent's entry is still clean", fn.CPU):
             assert at["parent"].leaf("bar").entry == read
         at = guest.until("parent-written")
-        with claim("the parent's write sets its own D", CPU):
+        with claim("the parent's write sets its own D", fn.CPU):
             assert at["parent"].leaf("bar").bits ^ read.bits == Bits.D
         for who in ("child", "parent"):
-            with claim(f"the {who} writes without a fault", COPIED_BY[level]):
+            with claim(f"the {who} writes without a fault", fn.COPIED_BY[level]):
                 assert guest.result.values[f"{who}-write-faults"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c unmap_page_range()",
-    "mm/memory.c copy_pte_range()",
-    "mm/huge_memory.c copy_huge_pmd()",
-    "mm/huge_memory.c copy_huge_pud()",
-)
+@pytest.mark.decided_by(fn.unmap_page_range, fn.COPIED_BY)
 def test_fork_parent_exits(vm: VM, level: Level, claim: Claims) -> None:
     """A process whose parent exits first, and which is adopted, keeps its leaf."""
     early = vm.caps.early
     with vm.run("forks", f"--level={level.label}", "--case=parent_exits") as guest:
         at = guest.until("forked")
         grandchild, parent = at["grandchild"].leaf("bar").entry, at["parent"].leaf("bar").entry
-        with claim("the grandchild has the child's leaf", COPIED_BY[level]):
+        with claim("the grandchild has the child's leaf", fn.COPIED_BY[level]):
             assert grandchild | early == at["child"].leaf("bar").entry | early
         at = guest.until("child-exited")
-        with claim("its parent's end leaves the grandchild's entry as it was", UNMAPPED_BY):
+        with claim("its parent's end leaves the grandchild's entry as it was", fn.unmap_page_range):
             assert "child" not in at
             assert at["grandchild"].leaf("bar").entry | early == grandchild | early
             assert at["parent"].leaf("bar").entry == parent
         at = guest.until("grandchild-written")
-        with claim("the orphan may still write", COPIED_BY[level]):
+        with claim("the orphan may still write", fn.COPIED_BY[level]):
             assert at["grandchild"].leaf("bar").bits == grandchild.bits | Bits.A | Bits.D
             assert guest.result.values["grandchild-write-faults"] == "0"
-        with claim("it was adopted", "kernel/exit.c find_new_reaper()"):
+        with claim("it was adopted", fn.find_new_reaper):
             assert guest.result.values["adopted"] == guest.result.values["parent"]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
-)
+@pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork_readonly(vm: VM, level: Level, claim: Claims) -> None:
     """fork() of a dirty leaf that was made read-only: the child may not write; its dirt is as fork() leaves it."""
     with vm.run("forks", f"--level={level.label}", "--case=readonly") as guest:
         readonly = guest.until("readonly")["parent"].leaf("bar").entry
-        with claim("mprotect() takes W and keeps the dirt", PROTECTED_BY[level]):
+        with claim("mprotect() takes W and keeps the dirt", fn.CHANGED_BY[level]):
             assert not readonly.write
             assert readonly.kernel_dirty
         at = guest.until("forked")
-        with claim("the parent's entry is as it was before fork", COPIED_BY[level]):
+        with claim("the parent's entry is as it was before fork", fn.COPIED_BY[level]):
             assert at["parent"].leaf("bar").entry == readonly
-        with claim("the child's entry is not writable", COPIED_BY[level]):
+        with claim("the child's entry is not writable", fn.COPIED_BY[level]):
             assert not at["child"].leaf("bar").write
         sentence = "the child's pte is clean" if level is Level.PTE else f"the child's {level.label} is as dirty"
-        with claim(sentence, COPIED_BY[level]):
+        with claim(sentence, fn.COPIED_BY[level]):
             assert at["child"].leaf("bar").kernel_dirty is (readonly.kernel_dirty and level is not Level.PTE)
-        with claim("the child has its copy of the read-only leaf", COPIED_BY[level]):
+        with claim("the child has its copy of the read-only leaf", fn.COPIED_BY[level]):
             _holds_copy(at["child"], readonly, level, vm.caps.early)
         tried = guest.until("tried")
-        with claim("a refused write leaves the child's entry as it was, but for A of the read", CPU):
+        with claim("a refused write leaves the child's entry as it was, but for A of the read", fn.CPU):
             assert tried["child"].leaf("bar").bits == at["child"].leaf("bar").bits | Bits.A
-        with claim("the child may read, and not write", "arch/x86/mm/fault.c access_error()"):
+        with claim("the child may read, and not write", fn.access_error):
             assert guest.result.values["child-write"] == SEGV_ACCERR
             assert guest.result.values["child-read"] == NO_SIGNAL
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_fork_readonly_writable(vm: VM, level: Level, claim: Claims) -> None:
     """Read-only, fork(), writable again in the child and then in the parent: each has its W, and its own dirt, back."""
     with vm.run("forks", f"--level={level.label}", "--case=readonly_writable") as guest:
         readonly = guest.until("readonly")["parent"].leaf("bar").entry
         forked = guest.until("forked")["child"].leaf("bar").entry
         at = guest.until("child-writable")
-        with claim("the child's entry is writable again", PROTECTED_BY[level]):
+        with claim("the child's entry is writable again", fn.CHANGED_BY[level]):
             assert at["child"].leaf("bar").write
         sentence = "no dirt was inherited, none comes back" if level is Level.PTE else "the inherited dirt is D again"
-        with claim(sentence, PROTECTED_BY[level]):
+        with claim(sentence, fn.CHANGED_BY[level]):
             child = at["child"].leaf("bar")
             assert child.dirty is forked.kernel_dirty
             assert not child.saved_dirty
-        with claim("the child's mprotect is nothing to the parent", PROTECTED_BY[level]):
+        with claim("the child's mprotect is nothing to the parent", fn.CHANGED_BY[level]):
             assert at["parent"].leaf("bar").entry == readonly
         at = guest.until("child-written")
-        with claim("the child's write sets its A and D", CPU):
+        with claim("the child's write sets its A and D", fn.CPU):
             assert at["child"].leaf("bar").bits == child.bits | Bits.A | Bits.D
         at = guest.until("parent-writable")
-        with claim("the parent's entry is writable again, and dirty by D alone", PROTECTED_BY[level]):
+        with claim("the parent's entry is writable again, and dirty by D alone", fn.CHANGED_BY[level]):
             parent = at["parent"].leaf("bar")
             assert parent.write
             assert parent.dirty
             assert not parent.saved_dirty
-        with claim("the child writes without a fault", PROTECTED_BY[level]):
+        with claim("the child writes without a fault", fn.CHANGED_BY[level]):
             assert guest.result.values["child-write-faults"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("kernel/fork.c dup_mmap()", "mm/madvise.c madvise_vma_behavior()")
+@pytest.mark.decided_by(fn.dup_mmap, fn.madvise_vma_behavior)
 def test_fork_dontfork(vm: VM, level: Level, claim: Claims) -> None:
     """After MADV_DONTFORK the child has neither vma nor leaf, and MADV_DOFORK is refused: it is device memory."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork") as guest:
         written = guest.until("written-first")["parent"].leaf("bar").entry
         at = guest.until("forked")
-        with claim("the child has no leaf", DUP_MMAP):
+        with claim("the child has no leaf", fn.dup_mmap):
             assert not at["child"].leaves("bar")
-        with claim("the child has no vma: a read is SIGSEGV, nothing mapped", DUP_MMAP):
+        with claim("the child has no vma: a read is SIGSEGV, nothing mapped", fn.dup_mmap):
             assert guest.result.values["child-read"] == SEGV_MAPERR
-        with claim("the parent's entry is as it was", DUP_MMAP):
+        with claim("the parent's entry is as it was", fn.dup_mmap):
             assert at["parent"].leaf("bar").entry == written
-        with claim("MADV_DOFORK is refused with EINVAL", ADVISED_BY):
+        with claim("MADV_DOFORK is refused with EINVAL", fn.madvise_vma_behavior):
             assert guest.result.values["dofork"] == "EINVAL"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/madvise.c madvise_vma_behavior()")
+@pytest.mark.decided_by(fn.madvise_vma_behavior)
 def test_fork_wipeonfork(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_WIPEONFORK is refused, for it is no anonymous memory; fork() copies the leaf all the same."""
     with vm.run("forks", f"--level={level.label}", "--case=wipeonfork") as guest:
         written = guest.until("written-first")["parent"].leaf("bar").entry
         at = guest.until("forked")
-        with claim("the child has its copy of the leaf", COPIED_BY[level]):
+        with claim("the child has its copy of the leaf", fn.COPIED_BY[level]):
             _holds_copy(at["child"], written, level, vm.caps.early)
-        with claim("the parent's entry is as it was", ADVISED_BY):
+        with claim("the parent's entry is as it was", fn.madvise_vma_behavior):
             assert at["parent"].leaf("bar").entry == written
-        with claim("MADV_WIPEONFORK is refused with EINVAL", ADVISED_BY):
+        with claim("MADV_WIPEONFORK is refused with EINVAL", fn.madvise_vma_behavior):
             assert guest.result.values["wipeonfork"] == "EINVAL"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("drivers/vfio/pci/vfio_pci_core.c vfio_pci_core_mmap()")
+@pytest.mark.decided_by(fn.vfio_pci_core_mmap)
 def test_map_private(vm: VM, level: Level, claim: Claims) -> None:
     """A private mapping of the BAR is refused, so that fork() never has to write-protect a pfnmap."""
     with vm.run("forks", f"--level={level.label}", "--case=private") as guest:
         at = guest.until("tried")
-        with claim("the shared mapping beside it has its leaf", FAULTED_BY[level]):
+        with claim("the shared mapping beside it has its leaf", fn.FAULTED_BY[level]):
             assert at["parent"].leaf("bar").level is level
-        with claim("MAP_PRIVATE is refused with EINVAL", MMAPPED_BY):
+        with claim("MAP_PRIVATE is refused with EINVAL", fn.vfio_pci_core_mmap):
             assert guest.result.values["map-private"] == "EINVAL"

@@ -4,27 +4,23 @@ from collections.abc import Mapping
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
 #: Of a call: how it ends, and which function says so.
-Answer = tuple[str, str]
+Answer = tuple[str, fn.KernelFunction]
 
-VALID = "mm/madvise.c madvise_dontneed_free_valid_vma()"
-BEHAVIOR = "mm/madvise.c madvise_vma_behavior()"
-LRU = "mm/madvise.c can_madv_lru_vma()"
-POPULATE = "mm/gup.c check_vma_flags()"
-LOCK = "mm/mlock.c mlock_fixup()"
-FAULTED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
+GUP_FAST = {Level.PTE: fn.gup_fast_pte_range, Level.PMD: fn.gup_fast_pmd_leaf, Level.PUD: fn.gup_fast_pud_leaf}
 
 
 def _advise(vm: VM, level: Level, claim: Claims, group: str, answers: Mapping[str, Answer]) -> None:
     """Each call ends as it must, and leaves a written leaf as it is."""
     with vm.run("madvise", f"--level={level.label}", f"--group={group}", timeout_s=20.0) as guest:
         before = guest.until("before")["parent"].leaf("bar")
-        with claim(f"the mapping begins as {level.label}, dirty", FAULTED_BY):
+        with claim(f"the mapping begins as {level.label}, dirty", fn.vfio_pci_mmap_huge_fault):
             assert before.level is level
             assert before.dirty
         for name, (_, by) in answers.items():
@@ -39,13 +35,13 @@ def _advise(vm: VM, level: Level, claim: Claims, group: str, answers: Mapping[st
 def _makes_none(vm: VM, level: Level, claim: Claims, group: str, answers: Mapping[str, Answer]) -> None:
     """The same calls where nothing is mapped yet: none of them makes an entry."""
     with vm.run("madvise", f"--level={level.label}", f"--group={group}", "--touch=0", timeout_s=20.0) as guest:
-        with claim("MAP_POPULATE makes no entry", "mm/gup.c populate_vma_page_range()"):
+        with claim("MAP_POPULATE makes no entry", fn.populate_vma_page_range):
             assert guest.until("before")["parent"].leaves("bar") == ()
         for name, (_, by) in answers.items():
             at = guest.until(name)["parent"]
             with claim(f"{name}: no entry is made", by):
                 assert at.leaves("bar") == ()
-        with claim("the first write needs its fault after all that", FAULTED_BY):
+        with claim("the first write needs its fault after all that", fn.vfio_pci_mmap_huge_fault):
             assert guest.result.values["write-faults"] == "1"
 
 
@@ -63,104 +59,110 @@ def _is_built_in(vm: VM, symbol: str) -> bool:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/madvise.c madvise_dontneed_free_valid_vma()", "fs/open.c vfs_fallocate()")
+@pytest.mark.decided_by(fn.madvise_dontneed_free_valid_vma, fn.vfs_fallocate)
 def test_madvise_discard(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTNEED, DONTNEED_LOCKED, FREE and REMOVE are refused, and discard nothing."""
-    answers = dict.fromkeys(("dontneed", "dontneed-locked", "free"), ("EINVAL", VALID))
+    answers = dict.fromkeys(("dontneed", "dontneed-locked", "free"), ("EINVAL", fn.madvise_dontneed_free_valid_vma))
     # ENODEV and not EOPNOTSUPP: vfio's file is of an inode that is neither a file nor a block device.
-    _advise(vm, level, claim, "discard", answers | {"remove": ("ENODEV", "fs/open.c vfs_fallocate()")})
+    _advise(vm, level, claim, "discard", answers | {"remove": ("ENODEV", fn.vfs_fallocate)})
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/madvise.c can_madv_lru_vma()")
+@pytest.mark.decided_by(fn.can_madv_lru_vma)
 def test_madvise_reclaim(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_COLD and MADV_PAGEOUT are refused: a device's memory is on no LRU list."""
-    _advise(vm, level, claim, "reclaim", {"cold": ("EINVAL", LRU), "pageout": ("EINVAL", LRU)})
+    _advise(
+        vm,
+        level,
+        claim,
+        "reclaim",
+        {"cold": ("EINVAL", fn.can_madv_lru_vma), "pageout": ("EINVAL", fn.can_madv_lru_vma)},
+    )
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/gup.c check_vma_flags()", "mm/gup.c populate_vma_page_range()")
+@pytest.mark.decided_by(fn.check_vma_flags, fn.populate_vma_page_range)
 def test_madvise_populate(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_POPULATE_READ and WRITE are refused; with MAP_POPULATE, none makes an entry."""
-    answers = {"populate-read": ("EINVAL", POPULATE), "populate-write": ("EINVAL", POPULATE)}
+    answers = {"populate-read": ("EINVAL", fn.check_vma_flags), "populate-write": ("EINVAL", fn.check_vma_flags)}
     _advise(vm, level, claim, "populate", answers)
     _makes_none(vm, level, claim, "populate", answers)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/madvise.c madvise_vma_behavior()", "mm/khugepaged.c madvise_collapse()")
+@pytest.mark.decided_by(fn.madvise_vma_behavior, fn.madvise_collapse)
 def test_madvise_flags(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_COLLAPSE, DODUMP, DOFORK and WIPEONFORK are refused, and change nothing."""
-    answers = dict.fromkeys(("dodump", "dofork", "wipeonfork"), ("EINVAL", BEHAVIOR))
-    _advise(vm, level, claim, "flags", {"collapse": ("EINVAL", "mm/khugepaged.c madvise_collapse()")} | answers)
+    answers = dict.fromkeys(("dodump", "dofork", "wipeonfork"), ("EINVAL", fn.madvise_vma_behavior))
+    _advise(vm, level, claim, "flags", {"collapse": ("EINVAL", fn.madvise_collapse)} | answers)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/madvise.c is_valid_guard_vma()")
+@pytest.mark.decided_by(fn.is_valid_guard_vma)
 def test_madvise_guard(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_GUARD_INSTALL and REMOVE are refused, and no marker takes the leaf's place."""
     if not vm.caps.guard_regions:
         raise PremiseNotMet("the kernel has no guard regions: MADV_GUARD_INSTALL does not answer on anonymous memory")
-    by = "mm/madvise.c is_valid_guard_vma()"
+    by = fn.is_valid_guard_vma
     _advise(vm, level, claim, "guard", {"guard-install": ("EINVAL", by), "guard-remove": ("EINVAL", by)})
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/madvise.c madvise_inject_error()", "mm/gup.c gup_fast_pmd_leaf()")
+@pytest.mark.decided_by(fn.madvise_inject_error, fn.gup_fast_pmd_leaf)
 def test_madvise_poison(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_HWPOISON and SOFT_OFFLINE find no page behind a special entry: nothing is poisoned."""
     # Without CONFIG_MEMORY_FAILURE the kernel does not know the advice. With it, get_user_pages_fast() looks first.
     error = "EFAULT" if _is_built_in(vm, "MEMORY_FAILURE") else "EINVAL"
-    by = "mm/gup.c gup_fast_pte_range()" if level is Level.PTE else f"mm/gup.c gup_fast_{level.label}_leaf()"
+    by = GUP_FAST[level]
     _advise(vm, level, claim, "poison", {"hwpoison": (error, by), "soft-offline": (error, by)})
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/madvise.c madvise_vma_behavior()", "mm/madvise.c madvise_willneed()")
+@pytest.mark.decided_by(fn.madvise_vma_behavior, fn.madvise_willneed)
 def test_madvise_accepted(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_RANDOM, SEQUENTIAL, NORMAL, WILLNEED, DONTDUMP, KEEPONFORK and DONTFORK are taken; the leaf stays."""
     taken = ("random", "sequential", "normal", "willneed", "dontdump", "keeponfork", "dontfork")
-    _advise(vm, level, claim, "accepted", dict.fromkeys(taken, ("0", BEHAVIOR)))
+    _advise(vm, level, claim, "accepted", dict.fromkeys(taken, ("0", fn.madvise_vma_behavior)))
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/khugepaged.c hugepage_madvise()", "mm/ksm.c ksm_madvise()")
+@pytest.mark.decided_by(fn.hugepage_madvise, fn.ksm_madvise)
 def test_madvise_huge(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_NOHUGEPAGE, HUGEPAGE, MERGEABLE and UNMERGEABLE are taken, and a leaf that is there stays as large."""
-    huge = ("0" if _is_built_in(vm, "TRANSPARENT_HUGEPAGE") else "EINVAL", "mm/khugepaged.c hugepage_madvise()")
-    same = ("0" if _is_built_in(vm, "KSM") else "EINVAL", "mm/ksm.c ksm_madvise()")
+    huge = ("0" if _is_built_in(vm, "TRANSPARENT_HUGEPAGE") else "EINVAL", fn.hugepage_madvise)
+    same = ("0" if _is_built_in(vm, "KSM") else "EINVAL", fn.ksm_madvise)
     answers = {"nohugepage": huge, "hugepage": huge, "mergeable": same, "unmergeable": same}
     _advise(vm, level, claim, "huge", answers)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mlock.c mlock_fixup()", "mm/gup.c populate_vma_page_range()")
+@pytest.mark.decided_by(fn.mlock_fixup, fn.populate_vma_page_range)
 def test_mlock(vm: VM, level: Level, claim: Claims) -> None:
     """mlock(), mlock2(), mlockall() and their opposites are taken, change no leaf and make none."""
     calls = ("mlock", "munlock", "mlock-onfault", "munlock-again", "mlockall", "munlockall", "mlock-last")
-    answers = dict.fromkeys(calls, ("0", LOCK))
+    answers = dict.fromkeys(calls, ("0", fn.mlock_fixup))
     _advise(vm, level, claim, "lock", answers)
     _makes_none(vm, level, claim, "lock", answers)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/msync.c msync()", "fs/sync.c vfs_fsync_range()")
+@pytest.mark.decided_by(fn.msync, fn.vfs_fsync_range)
 def test_msync(vm: VM, level: Level, claim: Claims) -> None:
     """msync(): MS_ASYNC and MS_INVALIDATE do nothing, MS_SYNC is EINVAL (no fsync); no dirty bit is cleaned."""
     answers = {
-        "async": ("0", "mm/msync.c msync()"),
-        "sync": ("EINVAL", "fs/sync.c vfs_fsync_range()"),
-        "invalidate": ("0", "mm/msync.c msync()"),
+        "async": ("0", fn.msync),
+        "sync": ("EINVAL", fn.vfs_fsync_range),
+        "invalidate": ("0", fn.msync),
     }
     _advise(vm, level, claim, "msync", answers)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mseal.c do_mseal()")
+@pytest.mark.decided_by(fn.do_mseal)
 def test_mseal(vm: VM, level: Level, claim: Claims) -> None:
     """mseal(): munmap(), mremap(), mprotect() and mmap() over a sealed pfnmap are EPERM, and its leaf stays."""
-    by = "mm/mseal.c do_mseal()"
+    by = fn.do_mseal
     refused = ("munmap", "munmap-part", "mremap", "mprotect", "mmap-fixed")
     answers: dict[str, Answer] = {"mseal": ("0", by)}
     answers |= dict.fromkeys(refused, ("EPERM", by))
-    _advise(vm, level, claim, "seal", answers | {"dontneed": ("EINVAL", VALID)})
+    _advise(vm, level, claim, "seal", answers | {"dontneed": ("EINVAL", fn.madvise_dontneed_free_valid_vma)})

@@ -2,14 +2,12 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 
-HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-PLACED_BY = "mm/mmap.c __get_unmapped_area()"
-ALIGNED_BY = "mm/huge_memory.c __thp_get_unmapped_area()"
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 #: Length and offset into the BAR of each mapping, in bytes.
 AREAS = {
@@ -34,11 +32,7 @@ def _allowed(vm: VM, at: Snapshot, vaddr: int) -> Level:
     return Level.PTE
 
 
-@pytest.mark.decided_by(
-    "mm/mmap.c __get_unmapped_area()",
-    "mm/huge_memory.c __thp_get_unmapped_area()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-)
+@pytest.mark.decided_by(fn.__get_unmapped_area, fn.__thp_get_unmapped_area, fn.vfio_pci_mmap_huge_fault)
 def test_map_null(vm: VM, claim: Claims) -> None:
     """A BAR mapped where the kernel likes gets the largest leaves that fit there, whatever its size and offset."""
     aligns: bool | None = None
@@ -50,14 +44,17 @@ def test_map_null(vm: VM, claim: Claims) -> None:
             for place, where in places.items():
                 if where >= length:
                     continue
-                with claim(f"{name}: the {place} leaf is the largest that the address allows", HUGE_FAULT):
+                with claim(
+                    f"{name}: the {place} leaf is the largest that the address allows", fn.vfio_pci_mmap_huge_fault
+                ):
                     assert at["parent"].leaf("bar", where).level is _allowed(vm, at, declared.vaddr + where)
             count, congruent = (int(guest.result.values[key]) for key in ("count", "congruent-2m"))
             with claim(
-                f"{name}: every address is congruent with the offset modulo 2M, or but by chance none", PLACED_BY
+                f"{name}: every address is congruent with the offset modulo 2M, or but by chance none",
+                fn.__get_unmapped_area,
             ):
                 assert congruent == count or congruent <= 2
             # The first mapping is the probe: nothing else tells whether this kernel aligns what a device file maps.
             aligns = congruent == count if aligns is None else aligns
-            with claim(f"{name}: it is placed as 2M at the BAR's start is, by its offset", ALIGNED_BY):
+            with claim(f"{name}: it is placed as 2M at the BAR's start is, by its offset", fn.__thp_get_unmapped_area):
                 assert (congruent == count) is aligns

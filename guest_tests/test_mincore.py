@@ -2,22 +2,23 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
 PAGES = {Level.PTE: 4, Level.PMD: 512, Level.PUD: 512 * 512}
 WALKED_BY = {
-    Level.PTE: "mm/mincore.c mincore_pte_range()",
-    Level.PMD: "mm/mincore.c mincore_pte_range()",
-    Level.PUD: "mm/pagewalk.c walk_pud_range()",
+    Level.PTE: fn.mincore_pte_range,
+    Level.PMD: fn.mincore_pte_range,
+    Level.PUD: fn.walk_pud_range,
 }
 #: Of 4K entries of a BAR: the walk skips a pfnmap, and no page of it is in a page cache; or it looks at the entries.
 ANSWERS = {"0*3": 0, "1*3": 1}
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/pagewalk.c walk_page_test()", "mm/mincore.c mincore_pte_range()")
+@pytest.mark.decided_by(fn.walk_page_test, fn.mincore_pte_range)
 def test_mincore(vm: VM, level: Level, claim: Claims) -> None:
     """mincore() says the same of a leaf's pages at every level, and changes no entry."""
     by = WALKED_BY[level]
@@ -41,10 +42,10 @@ def test_mincore(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mincore.c mincore_unmapped_range()")
+@pytest.mark.decided_by(fn.mincore_unmapped_range)
 def test_mincore_untouched(vm: VM, level: Level, claim: Claims) -> None:
     """mincore() says of a pfnmap that nobody touched that nothing is in core, and makes no entry."""
-    by = "mm/mincore.c mincore_unmapped_range()"
+    by = fn.mincore_unmapped_range
     with vm.run("mincore", f"--level={level.label}", "--touch=0") as guest:
         at = guest.until("asked")["parent"]
         with claim("no entry is made", by):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.kernel import has_symbol
@@ -9,22 +10,11 @@ from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 from harness.pagetable.bits import PADDR_MASK
 
-CHANGED_BY = {
-    Level.PTE: "mm/mprotect.c change_pte_range()",
-    Level.PMD: "mm/huge_memory.c change_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c change_huge_pud()",
-}
 MODIFIED_BY = {
-    Level.PTE: "arch/x86/include/asm/pgtable.h pte_modify()",
-    Level.PMD: "arch/x86/include/asm/pgtable.h pmd_modify()",
-    Level.PUD: "arch/x86/include/asm/pgtable.h pud_modify()",
+    Level.PTE: fn.pte_modify,
+    Level.PMD: fn.pmd_modify,
+    Level.PUD: fn.pud_modify,
 }
-FIXUP = "mm/mprotect.c mprotect_fixup()"
-#: Gone with the handler that fills a whole vma and keeps a list of the vmas that it filled.
-MMAP_OPEN = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_open()"
-ACCESS_ERROR = "arch/x86/mm/fault.c access_error()"
-HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-CPU = "the CPU (SDM volume 3, 4.8)"
 #: SIGSEGV of an access that the vma forbids, and the offset in the mapping at which it was made.
 ACCERR = "SEGV 2 {:x}"
 
@@ -41,39 +31,35 @@ def set_aside(vm: VM, bits: Bits) -> Bits:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_readonly(vm: VM, level: Level, claim: Claims) -> None:
     """A dirty leaf set read-only loses W and keeps its dirt aside; writable again it is the entry that it was."""
     with vm.run("mprotect", f"--level={level.label}", steps("write@0", "ro", "try-write@8", "rw", "write@10")) as guest:
         written = guest.until("write@0")["parent"].leaf("bar")
         readonly = guest.until("ro")["parent"].leaf("bar")
-        with claim("read-only: still the same leaf, of the same level", CHANGED_BY[level]):
+        with claim("read-only: still the same leaf, of the same level", fn.CHANGED_BY[level]):
             assert readonly.level is level
             assert readonly.pfn == written.pfn
         with claim("read-only: W is clear, the dirt is kept, and no other bit changes", MODIFIED_BY[level]):
             assert readonly.bits == set_aside(vm, written.bits)
             assert readonly.kernel_dirty
         refused = guest.until("try-write@8")["parent"].leaf("bar")
-        with claim("a refused write leaves the entry as it is", ACCESS_ERROR):
+        with claim("a refused write leaves the entry as it is", fn.access_error):
             assert refused.entry == readonly.entry
         back = guest.until("rw")["parent"].leaf("bar")
         with claim("writable again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == written.entry
         again = guest.until("write@10")["parent"].leaf("bar")
-        with claim("the next write leaves it so", CPU):
+        with claim("the next write leaves it so", fn.CPU):
             assert again.entry == written.entry
-        with claim("the refused write is SIGSEGV", ACCESS_ERROR):
+        with claim("the refused write is SIGSEGV", fn.access_error):
             assert guest.result.values["try-write@8"] == ACCERR.format(8)
-        with claim("the write after it takes no fault", CHANGED_BY[level]):
+        with claim("the write after it takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["write@10"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_clean(vm: VM, level: Level, claim: Claims) -> None:
     """A clean leaf stays clean through read-only and back; then a write makes it dirty without a fault."""
     with vm.run("mprotect", f"--level={level.label}", steps("read@0", "ro", "rw", "write@8")) as guest:
@@ -86,23 +72,21 @@ def test_mprotect_clean(vm: VM, level: Level, claim: Claims) -> None:
         with claim("writable again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == read.entry
         written = guest.until("write@8")["parent"].leaf("bar")
-        with claim("a write sets D and nothing else", CPU):
+        with claim("a write sets D and nothing else", fn.CPU):
             assert written.bits == read.bits | Bits.D
-        with claim("the write takes no fault", CHANGED_BY[level]):
+        with claim("the write takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["write@8"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_none(vm: VM, level: Level, claim: Claims) -> None:
     """PROT_NONE keeps the leaf, hidden from the CPU, its pfn inverted; back again it is the entry that it was."""
     words = ("write@0", "none", "try-read@8", "try-write@10", "rw", "write@18")
     with vm.run("mprotect", f"--level={level.label}", steps(*words)) as guest:
         written = guest.until("write@0")["parent"].leaf("bar")
         none = guest.until("none")["parent"].leaf("bar")
-        with claim("PROT_NONE: still a leaf of the level, with P clear and PROTNONE set", CHANGED_BY[level]):
+        with claim("PROT_NONE: still a leaf of the level, with P clear and PROTNONE set", fn.CHANGED_BY[level]):
             assert none.level is level
             assert not none.hardware_present
             assert none.protnone
@@ -115,22 +99,20 @@ def test_mprotect_none(vm: VM, level: Level, claim: Claims) -> None:
             assert none.raw & mask == ~written.raw & mask
         for step in words[2:4]:
             refused = guest.until(step)["parent"].leaf("bar")
-            with claim(f"a refused {step[4:].partition('@')[0]} leaves the entry as it is", ACCESS_ERROR):
+            with claim(f"a refused {step[4:].partition('@')[0]} leaves the entry as it is", fn.access_error):
                 assert refused.entry == none.entry
         back = guest.until("rw")["parent"].leaf("bar")
         with claim("back again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == written.entry
-        with claim("read and write of it are SIGSEGV", ACCESS_ERROR):
+        with claim("read and write of it are SIGSEGV", fn.access_error):
             assert guest.result.values["try-read@8"] == ACCERR.format(8)
             assert guest.result.values["try-write@10"] == ACCERR.format(0x10)
-        with claim("the write after it takes no fault", CHANGED_BY[level]):
+        with claim("the write after it takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["write@18"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_none_to_readonly(vm: VM, level: Level, claim: Claims) -> None:
     """From PROT_NONE to read-only to writable, a dirty leaf is at each step what it would be without the detour."""
     words = ("write@0", "ro", "none", "ro", "read@8", "rw")
@@ -146,37 +128,35 @@ def test_mprotect_none_to_readonly(vm: VM, level: Level, claim: Claims) -> None:
             assert back.entry == readonly.entry
         with claim("writable after all that is the entry that was written", MODIFIED_BY[level]):
             assert guest.until("rw")["parent"].leaf("bar").entry == written.entry
-        with claim("a read of the read-only leaf takes no fault", CHANGED_BY[level]):
+        with claim("a read of the read-only leaf takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["read@8"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mprotect.c mprotect_fixup()", "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()")
+@pytest.mark.decided_by(fn.mprotect_fixup, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_untouched(vm: VM, level: Level, claim: Claims) -> None:
     """mprotect() before the first touch maps nothing; the touch then brings a leaf with the rights of that moment."""
     words = ("none", "try-read@0", "ro", "read@8", "rw", "write@10")
     with vm.run("mprotect", f"--level={level.label}", steps(*words)) as guest:
         for step in ("none", "try-read@0", "ro"):
-            with claim(f"nothing is mapped after {step.partition('@')[0]}", FIXUP):
+            with claim(f"nothing is mapped after {step.partition('@')[0]}", fn.mprotect_fixup):
                 assert guest.until(step)["parent"].leaves("bar") == ()
         read = guest.until("read@8")["parent"].leaf("bar")
-        with claim(f"the touch of the read-only mapping brings a {level.label} with W=0", HUGE_FAULT):
+        with claim(f"the touch of the read-only mapping brings a {level.label} with W=0", fn.vfio_pci_mmap_huge_fault):
             assert read.level is level
             assert not read.write
             assert not read.kernel_dirty
         back = guest.until("rw")["parent"].leaf("bar")
         with claim("writable again: W is set, and no other bit changes", MODIFIED_BY[level]):
             assert back.bits == read.bits | Bits.W
-        with claim("an access while it is PROT_NONE is SIGSEGV", ACCESS_ERROR):
+        with claim("an access while it is PROT_NONE is SIGSEGV", fn.access_error):
             assert guest.result.values["try-read@0"] == ACCERR.format(0)
-        with claim("the write after it takes no fault", CHANGED_BY[level]):
+        with claim("the write after it takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["write@10"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_exec(vm: VM, level: Level, claim: Claims) -> None:
     """PROT_EXEC clears NX and brings it back; where the device's file may not be executed, EACCES, and no change."""
     words = ("read@0", "map-exec", "rx", "rw", "write@8")
@@ -186,24 +166,22 @@ def test_mprotect_exec(vm: VM, level: Level, claim: Claims) -> None:
         back = guest.until("rw")["parent"].leaf("bar")
         values = guest.result.values
         refused = values["map-exec"] == "EPERM"  # the file system of the device's file is noexec
-        with claim("mprotect() allows what mmap() does", "mm/mprotect.c do_mprotect_pkey()"):
+        with claim("mprotect() allows what mmap() does", fn.do_mprotect_pkey):
             assert values["rx"] == ("EACCES" if refused else "0")
         if refused:
-            with claim("a refused PROT_EXEC changes nothing", "mm/mprotect.c do_mprotect_pkey()"):
+            with claim("a refused PROT_EXEC changes nothing", fn.do_mprotect_pkey):
                 assert executable.entry == read.entry
         else:
             with claim("executable: NX and W are clear, and no other bit changes", MODIFIED_BY[level]):
                 assert executable.bits == read.bits & ~(Bits.W | Bits.NX)
         with claim("back again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == read.entry
-        with claim("the write after it takes no fault", CHANGED_BY[level]):
+        with claim("the write after it takes no fault", fn.CHANGED_BY[level]):
             assert values["write@8"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_one_leaf(vm: VM, level: Level, claim: Claims) -> None:
     """mprotect() of one leaf of two cuts the vma between them: that leaf changes, the other stays as it is."""
     size = level.size_bytes
@@ -215,10 +193,10 @@ def test_mprotect_one_leaf(vm: VM, level: Level, claim: Claims) -> None:
         low, high = before.leaf("bar"), before.leaf("bar", size)
         parted = guest.until("part-ro")["parent"]
         if zapped := has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"):
-            with claim("the driver zaps the vma that the cut makes, to see it fault", MMAP_OPEN):
+            with claim("the driver zaps the vma that the cut makes, to see it fault", fn.vfio_pci_mmap_open):
                 assert parted.leaves("bar-before") == ()
         else:
-            with claim("the other leaf's entry does not change", CHANGED_BY[level]):
+            with claim("the other leaf's entry does not change", fn.CHANGED_BY[level]):
                 assert parted.leaf("bar-before").entry == low.entry
         with claim("that leaf: W is clear, the dirt is kept, and no other bit changes", MODIFIED_BY[level]):
             part = parted.leaf("bar-part")
@@ -227,20 +205,20 @@ def test_mprotect_one_leaf(vm: VM, level: Level, claim: Claims) -> None:
         whole = guest.until("part-rw")["parent"]
         with claim("writable again: what is there is what it was", MODIFIED_BY[level]):
             assert [leaf.entry for leaf in whole.leaves("bar")] == [high.entry] if zapped else [low.entry, high.entry]
-        with claim("the refused write is SIGSEGV, the one after it takes no fault", ACCESS_ERROR):
+        with claim("the refused write is SIGSEGV, the one after it takes no fault", fn.access_error):
             assert guest.result.values[words[3]] == ACCERR.format(size)
             assert guest.result.values[words[5]] == "0"
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("mm/mprotect.c change_pte_range()")
+@pytest.mark.decided_by(fn.change_pte_range)
 def test_mprotect_memory(vm: VM, claim: Claims) -> None:
     """The control: an anonymous 4K page keeps its dirt through read-only and back as well."""
     _memory(vm, Level.PTE, claim)
 
 
 @pytest.mark.levels("pmd")
-@pytest.mark.decided_by("mm/huge_memory.c change_huge_pmd()")
+@pytest.mark.decided_by(fn.change_huge_pmd)
 def test_mprotect_thp(vm: VM, claim: Claims) -> None:
     """The control: a transparent huge page keeps its dirt through read-only and back as well."""
     _memory(vm, Level.PMD, claim)
@@ -261,9 +239,9 @@ def _memory(vm: VM, level: Level, claim: Claims) -> None:
             assert back.kernel_dirty
             assert back.pfn == written.pfn
         again = guest.until("write@10")["parent"].leaf("memory")
-        with claim("the next write is made in the same page", CHANGED_BY[level]):
+        with claim("the next write is made in the same page", fn.CHANGED_BY[level]):
             assert again.pfn == written.pfn
             assert again.write
             assert again.dirty
-        with claim("the refused write is SIGSEGV", ACCESS_ERROR):
+        with claim("the refused write is SIGSEGV", fn.access_error):
             assert guest.result.values["try-write@8"] == ACCERR.format(8)

@@ -4,22 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.kernel import has_symbol
 from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Leaf, Level
 
-SPLIT_BY = {
-    Level.PMD: "mm/huge_memory.c __split_huge_pmd_locked()",
-    Level.PUD: "mm/huge_memory.c __split_huge_pud_locked()",
-}
-CHANGED_BY = "mm/mprotect.c change_pte_range()"
-#: Gone with the handler that fills a whole vma and keeps a list of the vmas that it filled.
-MMAP_OPEN = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_open()"
-ACCESS_ERROR = "arch/x86/mm/fault.c access_error()"
-HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-HANDLER = "mm/memory.c __handle_mm_fault()"
 BELOW = {Level.PMD: Level.PTE, Level.PUD: Level.PMD}
 PAGE, MIB = 4096, 1 << 20
 WHOLE, BEFORE, PART, AFTER = "bar", "bar-before", "bar-part", "bar-after"
@@ -46,35 +37,35 @@ def _part(vm: VM, level: Level, claim: Claims, start: int, end: int, touches: li
     with vm.run("mprotect", f"--level={level.label}", part, "--steps=" + ",".join(words)) as guest:
         assert guest.until(words[0])["parent"].leaf(WHOLE).level is level
         cut = guest.until(words[1])["parent"]
-        with claim(f"the {level.label} is gone, from both sides of the cut", SPLIT_BY[level]):
+        with claim(f"the {level.label} is gone, from both sides of the cut", fn.SPLIT_BY[level]):
             assert [leaf for vma in (BEFORE, PART, AFTER) if vma in cut.mappings for leaf in cut.leaves(vma)] == []
         touched = guest.until(reads[-1])["parent"]
         for touch in allowed:
-            with claim(f"a touch at {touch.at:#x} brings a {touch.level.label}", HUGE_FAULT):
+            with claim(f"a touch at {touch.at:#x} brings a {touch.level.label}", fn.vfio_pci_mmap_huge_fault):
                 assert _leaf(touched, touch).level is touch.level
-        with claim("what comes back is clean, and writable where its vma is", HUGE_FAULT):
+        with claim("what comes back is clean, and writable where its vma is", fn.vfio_pci_mmap_huge_fault):
             for touch in allowed:
                 leaf = _leaf(touched, touch)
                 assert not leaf.kernel_dirty
                 assert leaf.write == (touch.vma != PART)
         before = guest.until(refused)["parent"]
-        with claim("the refused access leaves all entries as they are", ACCESS_ERROR):
+        with claim("the refused access leaves all entries as they are", fn.access_error):
             for touch in allowed:
                 assert _leaf(before, touch) == _leaf(touched, touch)
         back = guest.until("part-rw")["parent"]
-        with claim("with the same rights again every entry is writable, and otherwise as it was", CHANGED_BY):
+        with claim("with the same rights again every entry is writable, and otherwise as it was", fn.change_pte_range):
             leaves = back.leaves(WHOLE)
             assert len(leaves) == len(allowed)
             for touch in allowed:
                 assert back.leaf(WHOLE, touch.at).bits == _leaf(touched, touch).bits | Bits.W
         written = guest.until(write)["parent"].leaf(WHOLE, inside.at)
-        with claim("a write there is made in a leaf of the level that the cut left", HANDLER):
+        with claim("a write there is made in a leaf of the level that the cut left", fn.__handle_mm_fault):
             assert written.level is inside.level
             assert written.dirty
         values = guest.result.values
-        with claim("the part refuses what its rights forbid, by SIGSEGV", ACCESS_ERROR):
+        with claim("the part refuses what its rights forbid, by SIGSEGV", fn.access_error):
             assert values[refused] == f"SEGV 2 {inside.at + 8:x}"
-        with claim("one fault a leaf that came back, and none for the write to one", HANDLER):
+        with claim("one fault a leaf that came back, and none for the write to one", fn.__handle_mm_fault):
             assert [values[read] for read in reads] == ["1"] * len(reads)
             assert values[write] == ("1" if rights == "none" else "0")
 
@@ -85,11 +76,7 @@ def _leaf(process: ProcessView, touch: Touch) -> Leaf:
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_first_part(vm: VM, level: Level, claim: Claims) -> None:
     """Of a leaf whose first 2M (pmd: 4K) is set read-only nothing is left; the rest comes back writable, smaller."""
     below = BELOW[level]
@@ -99,11 +86,7 @@ def test_mprotect_first_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_last_part(vm: VM, level: Level, claim: Claims) -> None:
     """Of a leaf whose last 2M (pmd: 4K) is set read-only nothing is left; the rest comes back writable, smaller."""
     below = BELOW[level]
@@ -113,11 +96,7 @@ def test_mprotect_last_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_middle_part(vm: VM, level: Level, claim: Claims) -> None:
     """Of a leaf whose middle 2M (pmd: 4K) is PROT_NONE nothing is left; both sides come back, the middle only later."""
     below = BELOW[level]
@@ -128,11 +107,7 @@ def test_mprotect_middle_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pud")
-@pytest.mark.decided_by(
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-    "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()",
-)
+@pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_unaligned_part(vm: VM, level: Level, claim: Claims) -> None:
     """A part of a pud that starts and ends between 2M boundaries: 4K leaves beside the cuts, 2M ones further away."""
     start, end = 2 * MIB + PAGE, 6 * MIB + 2 * PAGE
@@ -149,7 +124,7 @@ def test_mprotect_unaligned_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte")
-@pytest.mark.decided_by("mm/mprotect.c change_pte_range()")
+@pytest.mark.decided_by(fn.change_pte_range)
 def test_mprotect_some_pages(vm: VM, level: Level, claim: Claims) -> None:
     """At 4K mprotect() changes the entries of its pages, dirty or clean, and leaves their neighbours as they are."""
     words = ["write@0", "read@1000", "write@2000", "read@3000", "part-ro", "part-rw", "read@0"]
@@ -159,20 +134,20 @@ def test_mprotect_some_pages(vm: VM, level: Level, claim: Claims) -> None:
         entries = [leaf.entry for leaf in guest.until("read@3000")["parent"].leaves(WHOLE)]
         cut = guest.until("part-ro")["parent"]
         if zapped := has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"):
-            with claim("the driver zaps the vmas that the cuts make, to see them fault", MMAP_OPEN):
+            with claim("the driver zaps the vmas that the cuts make, to see them fault", fn.vfio_pci_mmap_open):
                 assert cut.leaves(BEFORE) == cut.leaves(AFTER) == ()
         else:
-            with claim("the neighbours' entries do not change", CHANGED_BY):
+            with claim("the neighbours' entries do not change", fn.change_pte_range):
                 assert cut.leaf(BEFORE).entry == entries[0]
                 assert cut.leaf(AFTER).entry == entries[3]
-        with claim("the clean page's entry loses W, the dirty one's keeps its dirt as well", CHANGED_BY):
+        with claim("the clean page's entry loses W, the dirty one's keeps its dirt as well", fn.change_pte_range):
             clean, dirty = cut.leaves(PART)
             assert clean.bits == entries[1].bits & ~Bits.W
             aside = Bits.SAVED_DIRTY if vm.caps.saved_dirty else Bits.D
             assert dirty.bits == entries[2].bits & ~(Bits.W | Bits.D) | aside
         back = guest.until("part-rw")["parent"]
-        with claim("with the same rights again what is there is what it was", CHANGED_BY):
+        with claim("with the same rights again what is there is what it was", fn.change_pte_range):
             assert [leaf.entry for leaf in back.leaves(WHOLE)] == (entries[1:3] if zapped else entries)
         last = guest.until("read@0")["parent"]
-        with claim("the first page can be touched again", CHANGED_BY):
+        with claim("the first page can be touched again", fn.change_pte_range):
             assert last.leaf(WHOLE).write

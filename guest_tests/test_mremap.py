@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.kernel import has_symbol
 from harness.machine.vm import VM
@@ -9,22 +10,14 @@ from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Leaf, Level
 
 MOVED_BY = {
-    Level.PTE: "mm/mremap.c move_ptes()",
-    Level.PMD: "mm/huge_memory.c move_huge_pmd()",
-    Level.PUD: "mm/mremap.c move_huge_pud()",
+    Level.PTE: fn.move_ptes,
+    Level.PMD: fn.move_huge_pmd,
+    Level.PUD: fn.move_huge_pud,
 }
 TABLE_MOVED_BY = {
-    Level.PTE: "mm/mremap.c move_normal_pmd()",
-    Level.PMD: "mm/mremap.c move_normal_pud()",
+    Level.PTE: fn.move_normal_pmd,
+    Level.PMD: fn.move_normal_pud,
 }
-#: What happens to a leaf that cannot be moved as it is.
-DROPPED_BY = {
-    Level.PMD: "mm/huge_memory.c __split_huge_pmd_locked()",
-    Level.PUD: "mm/huge_memory.c __split_huge_pud_locked()",
-}
-RESIZED_BY = "mm/mremap.c vma_to_resize()"
-OPENED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_open()"
-FAULTED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
 LOWER = {Level.PUD: Level.PMD, Level.PMD: Level.PTE}
 
 
@@ -35,18 +28,20 @@ def _went_along(leaf: Leaf, before: Leaf) -> None:
     assert leaf.bits & ~Bits.SOFT_DIRTY == before.bits & ~Bits.SOFT_DIRTY
 
 
-def _nothing_stays(claim: Claims, process: ProcessView, values: dict[str, str], by: str) -> None:
+def _nothing_stays(claim: Claims, process: ProcessView, values: dict[str, str], by: fn.KernelFunction) -> None:
     with claim("no entry is left at the old address", by):
         assert process.leaves("old") == ()
     with claim("access to the old address is SIGSEGV at once: no CPU remembers it", by):
         assert values["old-read"] == "SEGV"
 
 
-def _kept(vm: VM, level: Level, claim: Claims, case: str, *options: str, by: str, soft_dirty: bool | None) -> None:
+def _kept(
+    vm: VM, level: Level, claim: Claims, case: str, *options: str, by: fn.KernelFunction, soft_dirty: bool | None
+) -> None:
     """Moves whose entries go along. :param soft_dirty: what the move makes of that bit; None: not known."""
     with vm.run("mremap", f"--level={level.label}", f"--case={case}", *options, timeout_s=20.0) as guest:
         before = guest.until("written")["parent"].leaf("bar")
-        with claim(f"the mapping begins as {level.label}, dirty", FAULTED_BY):
+        with claim(f"the mapping begins as {level.label}, dirty", fn.vfio_pci_mmap_huge_fault):
             assert before.level is level
             assert before.dirty
         if case == "readonly":
@@ -64,7 +59,7 @@ def _kept(vm: VM, level: Level, claim: Claims, case: str, *options: str, by: str
             with claim("the child keeps its own where it was", by):
                 assert at["child"].leaf("bar").entry | vm.caps.early == forked.entry | vm.caps.early
             child = guest.until("child-written")["child"].leaf("bar")
-            with claim("the child writes there as before", "the CPU (SDM volume 3, 4.8)"):
+            with claim("the child writes there as before", fn.CPU):
                 assert child.bits & ~(Bits.A | Bits.D) == forked.bits & ~(Bits.A | Bits.D)
                 assert child.dirty
         used = guest.until("used")["parent"]
@@ -73,7 +68,7 @@ def _kept(vm: VM, level: Level, claim: Claims, case: str, *options: str, by: str
         if case == "readonly":
             back = guest.until("back")["parent"].leaf("moved")
             # Whether mprotect() keeps the dirt is another scenario's claim; here, what it left is not lost.
-            with claim("the moved entry is as dirty as it was, once it may be written again", "arch/x86 pte_mkwrite()"):
+            with claim("the moved entry is as dirty as it was, once it may be written again", fn.pte_mkwrite):
                 assert back.write
                 assert back.dirty == before.kernel_dirty
                 assert not back.saved_dirty
@@ -93,57 +88,57 @@ def _kept(vm: VM, level: Level, claim: Claims, case: str, *options: str, by: str
 
 def _dropped(vm: VM, level: Level, claim: Claims, case: str, comes_back_as: Level) -> None:
     """Moves to where a leaf of this level cannot be."""
-    by = DROPPED_BY[level]
+    by = fn.SPLIT_BY[level]
     with vm.run("mremap", f"--level={level.label}", f"--case={case}", timeout_s=20.0) as guest:
         before = guest.until("written")["parent"].leaf("bar")
-        with claim(f"the mapping begins as {level.label}", FAULTED_BY):
+        with claim(f"the mapping begins as {level.label}", fn.vfio_pci_mmap_huge_fault):
             assert before.level is level
         moved = guest.until("moved")["parent"]
         names = [name for name in ("low", "moved", "high") if name in moved.mappings]
         with claim("the leaf is dropped whole", by):
             assert [leaf for name in names for leaf in moved.leaves(name)] == []
         used = guest.until("used")["parent"]
-        with claim(f"the new address comes back as {comes_back_as.label}, clean", FAULTED_BY):
+        with claim(f"the new address comes back as {comes_back_as.label}, clean", fn.vfio_pci_mmap_huge_fault):
             leaves = used.leaves("moved")
             assert {leaf.level for leaf in leaves} == {comes_back_as}
             assert not any(leaf.kernel_dirty for leaf in leaves)
             assert {leaf.bits for leaf in leaves} == {before.bits & ~(Bits.D | Bits.PSE) | (leaves[0].bits & Bits.PSE)}
         if case == "part":
-            with claim(f"what stayed comes back as {comes_back_as.label}", FAULTED_BY):
+            with claim(f"what stayed comes back as {comes_back_as.label}", fn.vfio_pci_mmap_huge_fault):
                 assert {leaf.level for name in ("low", "high") for leaf in used.leaves(name)} == {comes_back_as}
                 assert used.leaves("low")
                 assert used.leaves("high")
         values = guest.result.values
         _nothing_stays(claim, moved, values, by)
-        with claim("the new address needs a fault", FAULTED_BY):
+        with claim("the new address needs a fault", fn.vfio_pci_mmap_huge_fault):
             assert values["moved-faults"] == "1"
         with claim("the program passed", by):
             assert guest.result.passed, guest.result.reason
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c move_ptes()", "mm/huge_memory.c move_huge_pmd()", "mm/mremap.c move_huge_pud()")
+@pytest.mark.decided_by(fn.move_ptes, fn.move_huge_pmd, fn.move_huge_pud)
 def test_mremap_leaf(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() to where a leaf of the same level fits takes the entry along, dirt and all; nothing stays behind."""
     _kept(vm, level, claim, "leaf", by=MOVED_BY[level], soft_dirty=None if level is Level.PUD else True)
 
 
 @pytest.mark.levels("pte", "pmd")
-@pytest.mark.decided_by("mm/mremap.c move_normal_pmd()", "mm/mremap.c move_normal_pud()")
+@pytest.mark.decided_by(fn.move_normal_pmd, fn.move_normal_pud)
 def test_mremap_table(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() of a whole page table moves the table: no entry in it changes a bit."""
     _kept(vm, level, claim, "table", by=TABLE_MOVED_BY[level], soft_dirty=False)
 
 
 @pytest.mark.levels("pud")
-@pytest.mark.decided_by("mm/mremap.c move_page_tables()")
+@pytest.mark.decided_by(fn.move_page_tables)
 def test_mremap_less(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() of a 1G leaf to where only 2M leaves fit drops it; 2M leaves come back."""
     _dropped(vm, level, claim, "less", Level.PMD)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c move_page_tables()", "mm/mremap.c move_ptes()")
+@pytest.mark.decided_by(fn.move_page_tables, fn.move_ptes)
 def test_mremap_page(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() to where only pages fit: a page's entry goes along, a leaf is dropped and comes back as pages."""
     if level is Level.PTE:
@@ -153,7 +148,7 @@ def test_mremap_page(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c move_page_tables()")
+@pytest.mark.decided_by(fn.move_page_tables)
 def test_mremap_part(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() of part of a leaf: a page's entry goes along, a leaf is dropped, and all of it can be used on."""
     if level is Level.PTE:
@@ -167,12 +162,12 @@ def test_mremap_part(vm: VM, level: Level, claim: Claims) -> None:
                 assert at.leaf("low").entry == written.leaf("bar").entry
             last = at.mapping("high").declared.size_bytes - 4096
             if has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"):  # 6.1
-                with claim("vfio-pci empties the vma that the split made", OPENED_BY):
+                with claim("vfio-pci empties the vma that the split made", fn.vfio_pci_mmap_open):
                     assert at.leaves("high") == ()
             else:
                 with claim("what stayed behind it keeps its entries", MOVED_BY[level]):
                     assert at.leaf("high", last).entry == written.leaf("bar", offset + 4096 + last).entry
-            with claim("all that stayed can be used", FAULTED_BY):
+            with claim("all that stayed can be used", fn.vfio_pci_mmap_huge_fault):
                 used = guest.until("used")["parent"]
                 assert used.leaf("low").pfn == written.leaf("bar").pfn
                 assert used.leaf("high", last).covers(used.mapping("high").end - 1)
@@ -184,31 +179,31 @@ def test_mremap_part(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c move_ptes()", "mm/huge_memory.c move_huge_pmd()", "mm/mremap.c move_huge_pud()")
+@pytest.mark.decided_by(fn.move_ptes, fn.move_huge_pmd, fn.move_huge_pud)
 def test_mremap_readonly(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() of a read-only leaf that was written: no right to write is won, and no saved dirt is lost."""
     _kept(vm, level, claim, "readonly", by=MOVED_BY[level], soft_dirty=None)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c move_ptes()", "mm/huge_memory.c move_huge_pmd()", "mm/mremap.c move_huge_pud()")
+@pytest.mark.decided_by(fn.move_ptes, fn.move_huge_pmd, fn.move_huge_pud)
 def test_mremap_over(vm: VM, level: Level, claim: Claims) -> None:
     """mremap(MREMAP_FIXED) onto another mapping of the BAR replaces its leaf: the new one has the moved pfn."""
     _kept(vm, level, claim, "over", by=MOVED_BY[level], soft_dirty=None)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c move_ptes()", "mm/huge_memory.c move_huge_pmd()", "mm/mremap.c move_huge_pud()")
+@pytest.mark.decided_by(fn.move_ptes, fn.move_huge_pmd, fn.move_huge_pud)
 def test_mremap_child(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() in the parent leaves the child's leaf where and as it is."""
     _kept(vm, level, claim, "leaf", "--child=1", by=MOVED_BY[level], soft_dirty=None)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c mremap()", "mm/huge_memory.c __split_huge_pud_locked()")
+@pytest.mark.decided_by(fn.mremap, fn.__split_huge_pud_locked)
 def test_mremap_shrink(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() to fewer bytes is munmap() of the end: the rest comes back at the largest level that fits."""
-    by = DROPPED_BY.get(level, "mm/memory.c zap_pte_range()")
+    by = fn.SPLIT_BY.get(level, fn.zap_pte_range)
     with vm.run("mremap", f"--level={level.label}", "--case=shrink", timeout_s=20.0) as guest:
         written = guest.until("written")["parent"].leaf("bar")
         at = guest.until("moved")["parent"]
@@ -219,7 +214,7 @@ def test_mremap_shrink(vm: VM, level: Level, claim: Claims) -> None:
             with claim("a leaf that lost a part is gone whole", by):
                 assert at.leaves("moved") == ()
         used = guest.until("used")["parent"]
-        with claim("what is left can be used, at the largest level that fits", FAULTED_BY):
+        with claim("what is left can be used, at the largest level that fits", fn.vfio_pci_mmap_huge_fault):
             expected = LOWER.get(level, Level.PTE)
             assert {leaf.level for leaf in used.leaves("moved")} == {expected}
             last = used.mapping("moved").declared.size_bytes - 4096
@@ -232,20 +227,20 @@ def test_mremap_shrink(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mremap.c vma_to_resize()", "mm/mremap.c mremap_to()")
+@pytest.mark.decided_by(fn.vma_to_resize, fn.mremap_to)
 def test_mremap_refused(vm: VM, level: Level, claim: Claims) -> None:
     """mremap() refuses to grow, to copy, to keep the old or to overlap, and the leaf stays as it is."""
     refusals = {
-        "grow": ("EFAULT", RESIZED_BY),
-        "grow-maymove": ("EFAULT", RESIZED_BY),
-        "dontunmap": ("EINVAL", RESIZED_BY),
-        "duplicate": ("EFAULT", RESIZED_BY),
-        "onto-itself": ("EINVAL", "mm/mremap.c mremap_to()"),
-        "odd-address": ("EINVAL", "mm/mremap.c mremap_to()"),
+        "grow": ("EFAULT", fn.vma_to_resize),
+        "grow-maymove": ("EFAULT", fn.vma_to_resize),
+        "dontunmap": ("EINVAL", fn.vma_to_resize),
+        "duplicate": ("EFAULT", fn.vma_to_resize),
+        "onto-itself": ("EINVAL", fn.mremap_to),
+        "odd-address": ("EINVAL", fn.mremap_to),
     }
     with vm.run("mremap", f"--level={level.label}", "--case=refused", timeout_s=20.0) as guest:
         before = guest.until("written")["parent"].leaf("bar")
-        with claim(f"the mapping begins as {level.label}", FAULTED_BY):
+        with claim(f"the mapping begins as {level.label}", fn.vfio_pci_mmap_huge_fault):
             assert before.level is level
         for name, (_, by) in refusals.items():
             at = guest.until(name)["parent"]
@@ -254,5 +249,5 @@ def test_mremap_refused(vm: VM, level: Level, claim: Claims) -> None:
         for name, (error, by) in refusals.items():
             with claim(f"{name}: {error}", by):
                 assert guest.result.values[name] == error
-        with claim("a write needs no fault after all that", RESIZED_BY):
+        with claim("a write needs no fault after all that", fn.vma_to_resize):
             assert guest.result.values["write-faults"] == "0"

@@ -2,21 +2,14 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.kernel import has_symbol
 from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
-ZAPPED_BY = {
-    Level.PTE: "mm/memory.c zap_pte_range()",
-    Level.PMD: "mm/huge_memory.c __split_huge_pmd_locked()",
-    Level.PUD: "mm/huge_memory.c __split_huge_pud_locked()",
-}
-FAULTED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-#: Where vfio-pci has it (6.1), each vma that a split makes is emptied; at munmap() that is all from the hole on.
-OPENED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_open()"
-TABLES_FREED_BY = "mm/memory.c free_pgd_range()"
+ZAPPED_BY = {Level.PTE: fn.zap_pte_range, **fn.SPLIT_BY}
 PAGE_SIZE_BYTES = 4096
 #: What a refault may differ in from the first fault: the level, and the dirt of the writes since.
 LEVEL_AND_DIRT = Bits.PSE | Bits.D
@@ -70,7 +63,7 @@ def _munmap(vm: VM, level: Level, claim: Claims, case: str, *options: str) -> Sn
     over = case in ("over", "remap")
     with vm.run("munmap", f"--level={level.label}", f"--case={case}", *options, timeout_s=20.0) as guest:
         first = guest.until("read")["parent"].leaf("bar")
-        with claim(f"the mapping begins as {level.label}", FAULTED_BY):
+        with claim(f"the mapping begins as {level.label}", fn.vfio_pci_mmap_huge_fault):
             assert first.level is level
         written = guest.until("written")["parent"]
         unmapped = guest.until("unmapped")
@@ -80,7 +73,7 @@ def _munmap(vm: VM, level: Level, claim: Claims, case: str, *options: str) -> Sn
         emptied = _emptied_by_open(vm, parent)
         kept = [] if level is not Level.PTE else ["low"] if emptied else _rest(parent)
         if emptied:
-            with claim("vfio-pci empties the vma that the split made", OPENED_BY):
+            with claim("vfio-pci empties the vma that the split made", fn.vfio_pci_mmap_open):
                 assert parent.leaves("high") == ()
         if level is Level.PTE:
             with claim("the rest keeps its entries", zapped_by):
@@ -96,25 +89,27 @@ def _munmap(vm: VM, level: Level, claim: Claims, case: str, *options: str) -> Sn
             with claim("touching the rest changes nothing", zapped_by):
                 _is_as_it_was(at, kept, written)
         if kept != _rest(at):
-            with claim("the rest comes back clean, at the largest level that fits", FAULTED_BY):
+            with claim("the rest comes back clean, at the largest level that fits", fn.vfio_pci_mmap_huge_fault):
                 for name in set(_rest(at)) - set(kept):
                     _refaulted(at, name, first)
         if over:
-            with claim("what was put there has entries of its own, at the largest level that fits", FAULTED_BY):
+            with claim(
+                "what was put there has entries of its own, at the largest level that fits", fn.vfio_pci_mmap_huge_fault
+            ):
                 _refaulted(at, "over", first)
         else:
-            with claim("touching the rest makes no entry where it was unmapped", FAULTED_BY):
+            with claim("touching the rest makes no entry where it was unmapped", fn.vfio_pci_mmap_huge_fault):
                 assert at.leaves("hole") == ()
 
         at = guest.until("gone")["parent"]
         with claim("no entry is left once all of it is unmapped", zapped_by):
             assert at.leaves("hole") == ()
-        with claim("every page table that the mapping needed is freed again", TABLES_FREED_BY):
+        with claim("every page table that the mapping needed is freed again", fn.free_pgd_range):
             assert guest.result.values["table-kib-left"] == "0"
         with claim("the program passed", zapped_by):
             assert guest.result.passed, guest.result.reason
         if not over:
-            with claim("access to either end of the hole is SIGSEGV, nothing mapped", "mm/memory.c handle_mm_fault()"):
+            with claim("access to either end of the hole is SIGSEGV, nothing mapped", fn.handle_mm_fault):
                 assert guest.result.values["hole-first"] == NO_MAPPING
                 assert guest.result.values["hole-last"] == NO_MAPPING
         if "--child=1" in options:
@@ -131,7 +126,7 @@ def _child_keeps(claim: Claims, written: ProcessView, at: Snapshot, later: Snaps
         assert child.level is level
         assert child.pfn == before.pfn
         assert child.write
-    with claim("the child's write sets A and D in that leaf", "the CPU (SDM volume 3, 4.8)"):
+    with claim("the child's write sets A and D in that leaf", fn.CPU):
         child = later["child"].leaf("bar", offset)
         assert child.bits == before.bits
         assert child.pfn == before.pfn
@@ -140,86 +135,70 @@ def _child_keeps(claim: Claims, written: ProcessView, at: Snapshot, later: Snaps
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c zap_pte_range()",
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_start(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of a leaf's first part: nothing is left there, the rest comes back at the largest level that fits."""
     _munmap(vm, level, claim, "start")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c zap_pte_range()",
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_middle(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of the middle of a leaf: nothing is left there, both sides come back at the largest level that fits."""
     _munmap(vm, level, claim, "middle")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c zap_pte_range()",
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_end(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of a leaf's last part: nothing is left there, the rest comes back at the largest level that fits."""
     _munmap(vm, level, claim, "end")
 
 
 @pytest.mark.levels("pud")
-@pytest.mark.decided_by("mm/huge_memory.c vma_adjust_trans_huge()", "mm/rmap.c mm_find_pmd()")
+@pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.mm_find_pmd)
 def test_munmap_page(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of one page of a 1G leaf: the leaf goes, its 2M neighbourhood comes back as pages, the rest as 2M."""
     _munmap(vm, level, claim, "page")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/huge_memory.c vma_adjust_trans_huge()", "mm/memory.c zap_pte_range()")
+@pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.zap_pte_range)
 def test_munmap_across(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of eight pages across two leaves: both go, aligned or not, and nothing reaches into the hole again."""
     _munmap(vm, level, claim, "across")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/memory.c unmap_page_range()", "mm/memory.c free_pgd_range()")
+@pytest.mark.decided_by(fn.unmap_page_range, fn.free_pgd_range)
 def test_munmap_whole(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of everything: no entry, no page table is left, and access is SIGSEGV."""
     _munmap(vm, level, claim, "whole")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/memory.c zap_pte_range()",
-    "mm/huge_memory.c __split_huge_pmd_locked()",
-    "mm/huge_memory.c __split_huge_pud_locked()",
-)
+@pytest.mark.decided_by(fn.zap_pte_range, fn.SPLIT_BY)
 def test_munmap_child_keeps(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of part of a leaf in the parent: the child keeps the whole leaf, and writes there without a fault."""
     _munmap(vm, level, claim, "middle", "--child=1")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mlock.c mlock_fixup()", "mm/memory.c unmap_page_range()")
+@pytest.mark.decided_by(fn.mlock_fixup, fn.unmap_page_range)
 def test_munmap_locked(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() of part of a mapping that was mlock()ed: as of one that was not."""
     _munmap(vm, level, claim, "middle", "--lock=1")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/memory.c unmap_page_range()", "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()")
+@pytest.mark.decided_by(fn.unmap_page_range, fn.vfio_pci_mmap_huge_fault)
 def test_mmap_over(vm: VM, level: Level, claim: Claims) -> None:
     """mmap(MAP_FIXED) of another part of the BAR into a leaf: the leaf goes, old and new come back with their pfns."""
     _munmap(vm, level, claim, "over")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mmap.c remap_file_pages()", "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()")
+@pytest.mark.decided_by(fn.remap_file_pages, fn.vfio_pci_mmap_huge_fault)
 def test_remap_file_pages(vm: VM, level: Level, claim: Claims) -> None:
     """remap_file_pages() of part of a leaf is an mmap(MAP_FIXED) over it: old and new come back with their pfns."""
     _munmap(vm, level, claim, "remap")

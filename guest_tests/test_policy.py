@@ -2,72 +2,67 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
-ALLOWED_BY = "mm/huge_memory.c __thp_vma_allowable_orders()"
-#: Who takes a leaf away that a new vma boundary cuts. It does so for a pmd; a pud has no one (HP-FAULT1).
-CUT_BY = "mm/huge_memory.c vma_adjust_trans_huge()"
-HUGE_FAULT = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
 BELOW = {Level.PMD: Level.PTE, Level.PUD: Level.PMD}
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("mm/huge_memory.c __thp_vma_allowable_orders()")
+@pytest.mark.decided_by(fn.__thp_vma_allowable_orders)
 def test_nohugepage(vm: VM, level: Level, claim: Claims) -> None:
     """After MADV_NOHUGEPAGE a pfnmap gets 4K leaves, one fault each, wherever it is touched."""
     with vm.run("policy", f"--level={level.label}", "--case=nohugepage") as guest:
         small = guest.until("small")["parent"]
-        with claim("a first touch brings one pte", ALLOWED_BY):
+        with claim("a first touch brings one pte", fn.__thp_vma_allowable_orders):
             assert [leaf.level for leaf in small.leaves("bar")] == [Level.PTE]
             assert guest.snapshots[-1]["parent"].leaf("bar").write
         more = guest.until("more")["parent"]
-        with claim("a touch of the last page brings another pte, at its address", ALLOWED_BY):
+        with claim("a touch of the last page brings another pte, at its address", fn.__thp_vma_allowable_orders):
             last = level.size_bytes - 4096
             assert [leaf.level for leaf in more.leaves("bar")] == [Level.PTE, Level.PTE]
             assert more.leaf("bar", last).vaddr == more.mapping("bar").declared.vaddr + last
             assert more.leaf("bar", last).dirty
-        with claim("the first touch took one fault", ALLOWED_BY):
+        with claim("the first touch took one fault", fn.__thp_vma_allowable_orders):
             assert guest.result.values["faults"] == "1"
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by(
-    "mm/huge_memory.c vma_adjust_trans_huge()", "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"
-)
+@pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.vfio_pci_mmap_huge_fault)
 def test_nohugepage_part(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_NOHUGEPAGE on half of a leaf cuts its vma in two: the leaf goes, and what comes back fits its own vma."""
     with vm.run("policy", f"--level={level.label}", "--case=part") as guest:
         assert guest.until("large")["parent"].leaf("bar").level is level
         parted = guest.until("parted")["parent"]
-        with claim("the leaf does not outlive the cut", CUT_BY):
+        with claim("the leaf does not outlive the cut", fn.vma_adjust_trans_huge):
             assert parted.leaves("bar") == ()
             assert parted.leaves("bar-high") == ()
         touched = guest.until("touched")["parent"]
-        with claim("the first half, advised against huge pages, gets a pte", ALLOWED_BY):
+        with claim("the first half, advised against huge pages, gets a pte", fn.__thp_vma_allowable_orders):
             assert [leaf.level for leaf in touched.leaves("bar")] == [Level.PTE]
-        with claim(f"the second half gets what fits it: a {BELOW[level].label}", HUGE_FAULT):
+        with claim(f"the second half gets what fits it: a {BELOW[level].label}", fn.vfio_pci_mmap_huge_fault):
             assert [leaf.level for leaf in touched.leaves("bar-high")] == [BELOW[level]]
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("mm/huge_memory.c __thp_vma_allowable_orders()")
+@pytest.mark.decided_by(fn.__thp_vma_allowable_orders)
 def test_thp_disabled_process(vm: VM, level: Level, claim: Claims) -> None:
     """A process that disabled THP for itself gets 4K leaves; once it has enabled them again, huge ones."""
     with vm.run("policy", f"--level={level.label}", "--case=process") as guest:
         disabled = guest.until("disabled")["parent"]
-        with claim("after PR_SET_THP_DISABLE a touch brings a pte", ALLOWED_BY):
+        with claim("after PR_SET_THP_DISABLE a touch brings a pte", fn.__thp_vma_allowable_orders):
             assert [leaf.level for leaf in disabled.leaves("bar")] == [Level.PTE]
         enabled = guest.until("enabled")["parent"]
-        with claim(f"after it is off again a touch brings a {level.label}", ALLOWED_BY):
+        with claim(f"after it is off again a touch brings a {level.label}", fn.__thp_vma_allowable_orders):
             assert [leaf.level for leaf in enabled.leaves("bar-after")] == [level]
-        with claim("what was there already is as it was", ALLOWED_BY):
+        with claim("what was there already is as it was", fn.__thp_vma_allowable_orders):
             assert enabled.leaves("bar") == disabled.leaves("bar")
 
 
 @pytest.mark.levels("pmd", "pud")
-@pytest.mark.decided_by("mm/huge_memory.c __thp_vma_allowable_orders()")
+@pytest.mark.decided_by(fn.__thp_vma_allowable_orders)
 def test_thp_setting(vm: VM, level: Level, claim: Claims) -> None:
     """transparent_hugepage=never rules a pfnmap, or it does not, as the kernel itself says of it in smaps."""
     # The command line sets the same flags (setup_transparent_hugepage(), enabled_store()). Measured: 6.12.43 and 6.16
@@ -81,14 +76,14 @@ def test_thp_setting(vm: VM, level: Level, claim: Claims) -> None:
             return [leaf.level for leaf in at.leaves(name)]
 
         for name, setting in (("always", "always"), ("advised", "madvise with MADV_HUGEPAGE")):
-            with claim(f"under {setting} a touch brings a {level.label}", ALLOWED_BY):
+            with claim(f"under {setting} a touch brings a {level.label}", fn.__thp_vma_allowable_orders):
                 assert levels(name) == [level]
         for name, setting in (
             ("madvise", "madvise without advice"),
             ("never", "never"),
             ("never-advised", "never with MADV_HUGEPAGE"),
         ):
-            with claim(f"under {setting} a touch brings what smaps announces", ALLOWED_BY):
+            with claim(f"under {setting} a touch brings what smaps announces", fn.__thp_vma_allowable_orders):
                 assert levels(name) == [level if values[f"{name}-eligible"] == "1" else Level.PTE]
-        with claim("the setting rules all three of those, or none", ALLOWED_BY):
+        with claim("the setting rules all three of those, or none", fn.__thp_vma_allowable_orders):
             assert levels("never") == levels("madvise") == levels("never-advised")

@@ -2,30 +2,13 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Level
 
-COPIED_BY = {
-    Level.PTE: "mm/memory.c copy_pte_range()",
-    Level.PMD: "mm/huge_memory.c copy_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c copy_huge_pud()",
-}
-INSERTED_BY = {
-    Level.PTE: "mm/memory.c insert_pfn()",
-    Level.PMD: "mm/huge_memory.c insert_pfn_pmd()",
-    Level.PUD: "mm/huge_memory.c insert_pfn_pud()",
-}
-PROTECTED_BY = {
-    Level.PTE: "mm/mprotect.c change_pte_range()",
-    Level.PMD: "mm/huge_memory.c change_huge_pmd()",
-    Level.PUD: "mm/huge_memory.c change_huge_pud()",
-}
-UNMAPPED_BY = "mm/memory.c unmap_page_range()"
-ZAPPED_BY = "drivers/vfio/pci/vfio_pci_core.c vfio_pci_zap_bars()"
-HANDLED_BY = "mm/memory.c handle_mm_fault()"
 TIMEOUT_S = 30.0
 
 
@@ -40,7 +23,7 @@ def _one_leaf_a_place(process: ProcessView, level: Level) -> None:
 def _accesses(guest: GuestRun, claim: Claims) -> None:
     """Every access of the other thread either got through or ended by the signal that it should."""
     values = guest.result.values
-    with claim("the thread's accesses got through or were refused, both, and nothing else", HANDLED_BY):
+    with claim("the thread's accesses got through or were refused, both, and nothing else", fn.handle_mm_fault):
         assert int(values["values"]) > 0
         assert int(values["refusals"]) > 0
         assert values["others"] == "0"
@@ -48,57 +31,53 @@ def _accesses(guest: GuestRun, claim: Claims) -> None:
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.machine(smp=2)
-@pytest.mark.decided_by(
-    "mm/memory.c insert_pfn()", "mm/huge_memory.c insert_pfn_pmd()", "mm/huge_memory.c insert_pfn_pud()"
-)
+@pytest.mark.decided_by(fn.INSERTED_BY)
 def test_race_fault(vm: VM, level: Level, claim: Claims) -> None:
     """A read and a write that fault on one fresh leaf at once make one leaf of the level, and leave no table over."""
     with vm.run("race", f"--level={level.label}", "--case=fault", "--rounds=80", timeout_s=TIMEOUT_S) as guest:
         at = guest.until("raced")
-        with claim("both faults came to one leaf of the level", INSERTED_BY[level]):
+        with claim("both faults came to one leaf of the level", fn.INSERTED_BY[level]):
             _one_leaf_a_place(at["parent"], level)
             assert at["parent"].leaf("bar").young
-        with claim("the write that lost or won the race is dirty", INSERTED_BY[level]):
+        with claim("the write that lost or won the race is dirty", fn.INSERTED_BY[level]):
             half = at["parent"].mapping("bar").declared.size_bytes // 2
             assert at["parent"].leaf("bar", half).dirty
-        with claim("no round left a table over", "mm/memory.c free_pgtables()"):
+        with claim("no round left a table over", fn.free_pgtables):
             assert guest.result.values["tables-most"] == guest.result.values["tables-first"]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.machine(smp=2)
-@pytest.mark.decided_by(
-    "mm/memory.c copy_pte_range()", "mm/huge_memory.c copy_huge_pmd()", "mm/huge_memory.c copy_huge_pud()"
-)
+@pytest.mark.decided_by(fn.COPIED_BY)
 def test_race_fork(vm: VM, level: Level, claim: Claims) -> None:
     """fork() while another thread maps anew and faults: the child has the leaf or a hole, and can write either way."""
     with vm.run("race", f"--level={level.label}", "--case=fork", "--rounds=25", timeout_s=TIMEOUT_S) as guest:
         at = guest.until("forked")
-        with claim("the child has the parent's leaf of the level, or none", COPIED_BY[level]):
+        with claim("the child has the parent's leaf of the level, or none", fn.COPIED_BY[level]):
             _one_leaf_a_place(at["child"], level)
         at = guest.until("child-written")
-        with claim("the child's write has a leaf of its own", INSERTED_BY[level]):
+        with claim("the child's write has a leaf of its own", fn.INSERTED_BY[level]):
             _one_leaf_a_place(at["child"], level)
             assert at["child"].leaf("bar").dirty
         at = guest.until("raced")
-        with claim("the parent is left with its own leaf", COPIED_BY[level]):
+        with claim("the parent is left with its own leaf", fn.COPIED_BY[level]):
             _one_leaf_a_place(at["parent"], level)
             assert at["parent"].leaf("bar").dirty
-        with claim("every child could read and write", COPIED_BY[level]):
+        with claim("every child could read and write", fn.COPIED_BY[level]):
             assert (guest.result.values["failed"], guest.result.values["last"]) == ("0", "0")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.machine(smp=2)
-@pytest.mark.decided_by("mm/memory.c unmap_page_range()")
+@pytest.mark.decided_by(fn.unmap_page_range)
 def test_race_munmap(vm: VM, level: Level, claim: Claims) -> None:
     """munmap() under another thread's accesses: each gets through or is SIGSEGV, and no leaf stays behind."""
     with vm.run("race", f"--level={level.label}", "--case=munmap", "--rounds=80", timeout_s=TIMEOUT_S) as guest:
         at = guest.until("raced")
-        with claim("no leaf is left where nothing is mapped", UNMAPPED_BY):
+        with claim("no leaf is left where nothing is mapped", fn.unmap_page_range):
             assert not at["parent"].leaves("bar")
         at = guest.until("again")
-        with claim("mapped again, a read makes one leaf of the level, clean", INSERTED_BY[level]):
+        with claim("mapped again, a read makes one leaf of the level, clean", fn.INSERTED_BY[level]):
             _one_leaf_a_place(at["parent"], level)
             assert not at["parent"].leaf("bar").dirty
         _accesses(guest, claim)
@@ -106,15 +85,15 @@ def test_race_munmap(vm: VM, level: Level, claim: Claims) -> None:
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.machine(smp=2)
-@pytest.mark.decided_by("drivers/vfio/pci/vfio_pci_core.c vfio_pci_zap_bars()")
+@pytest.mark.decided_by(fn.vfio_pci_zap_bars)
 def test_race_memory(vm: VM, level: Level, claim: Claims) -> None:
     """The device is turned off under another thread's accesses: each gets through or is SIGBUS, no leaf while off."""
     with vm.run("race", f"--level={level.label}", "--case=memory", "--rounds=80", timeout_s=TIMEOUT_S) as guest:
         at = guest.until("raced")
-        with claim("no leaf while the device's memory is off", ZAPPED_BY):
+        with claim("no leaf while the device's memory is off", fn.vfio_pci_zap_bars):
             assert not at["parent"].leaves("bar")
         at = guest.until("again")
-        with claim("on again, a read makes one leaf of the level, clean", INSERTED_BY[level]):
+        with claim("on again, a read makes one leaf of the level, clean", fn.INSERTED_BY[level]):
             _one_leaf_a_place(at["parent"], level)
             assert not at["parent"].leaf("bar").dirty
         _accesses(guest, claim)
@@ -122,21 +101,19 @@ def test_race_memory(vm: VM, level: Level, claim: Claims) -> None:
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.machine(smp=2)
-@pytest.mark.decided_by(
-    "mm/mprotect.c change_pte_range()", "mm/huge_memory.c change_huge_pmd()", "mm/huge_memory.c change_huge_pud()"
-)
+@pytest.mark.decided_by(fn.CHANGED_BY)
 def test_race_mprotect(vm: VM, level: Level, claim: Claims) -> None:
     """mprotect() under another thread's writes: each gets through or is SIGSEGV, and the dirt of one that did stays."""
     with vm.run("race", f"--level={level.label}", "--case=mprotect", "--rounds=80", timeout_s=TIMEOUT_S) as guest:
         at = guest.until("raced")
         readonly = at["parent"].leaf("bar")
-        with claim("the leaf is not writable, and of the level", PROTECTED_BY[level]):
+        with claim("the leaf is not writable, and of the level", fn.CHANGED_BY[level]):
             assert readonly.level is level
             assert not readonly.write
-        with claim("a write that got through before is not lost", PROTECTED_BY[level]):
+        with claim("a write that got through before is not lost", fn.CHANGED_BY[level]):
             assert readonly.kernel_dirty
         at = guest.until("again")
-        with claim("writable again, it has the dirt that it had", PROTECTED_BY[level]):
+        with claim("writable again, it has the dirt that it had", fn.CHANGED_BY[level]):
             assert at["parent"].leaf("bar").write
             assert at["parent"].leaf("bar").dirty is readonly.kernel_dirty
         _accesses(guest, claim)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
@@ -9,43 +10,40 @@ from harness.pagetable import Level
 
 #: Each actor: its rounds, and what decides that it gets what it would get alone.
 ACTORS = {
-    "dma": (10000, "drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()"),
-    "fork": (50, "mm/memory.c copy_page_range()"),
+    "dma": (10000, fn.follow_fault_pfn),
+    "fork": (50, fn.copy_page_range),
     # The last, since a kernel that HP-014 kills dies of this one.
-    "fault": (2000, "drivers/vfio/pci/vfio_pci_core.c vfio_pci_mmap_huge_fault()"),
+    "fault": (2000, fn.vfio_pci_mmap_huge_fault),
 }
-REVOKE = {"revoke": (60, "drivers/vfio/pci/vfio_pci_core.c vfio_pci_zap_bars()")}
-MREMAP = {"mremap": (60, "mm/mremap.c move_page_tables()")}
-INSERTED_BY = {
-    Level.PTE: "mm/memory.c insert_pfn()",
-    Level.PMD: "mm/huge_memory.c insert_pfn_pmd()",
-    Level.PUD: "mm/huge_memory.c insert_pfn_pud()",
-}
+REVOKE = {"revoke": (60, fn.vfio_pci_zap_bars)}
+MREMAP = {"mremap": (60, fn.move_page_tables)}
 TIMEOUT_S = 120.0
 LEVELS = pytest.mark.levels("pte", "pmd", "pud")
 TWO_CPUS = pytest.mark.machine(smp=2)
 
 
-def _against(vm: VM, level: Level, claim: Claims, reader: str, actors: dict[str, tuple[int, str]] = ACTORS) -> None:
+def _against(
+    vm: VM, level: Level, claim: Claims, reader: str, actors: dict[str, tuple[int, fn.KernelFunction]] = ACTORS
+) -> None:
     """Runs one reader against the actors, one after the other."""
     for actor, (rounds, by) in actors.items():
         words = (f"--level={level.label}", f"--reader={reader}", f"--actor={actor}", f"--rounds={rounds}")
         with vm.run("reader_race", *words, timeout_s=TIMEOUT_S) as guest:
             at = guest.until("raced")["parent"]
             pair = f"{reader} against {actor}"
-            with claim(f"{pair}: one leaf a place is left, of the level", INSERTED_BY[level]):
+            with claim(f"{pair}: one leaf a place is left, of the level", fn.INSERTED_BY[level]):
                 assert {leaf.level for leaf in at.leaves("bar")} == {level}
                 assert len(at.leaves("bar")) == 1 or level is Level.PTE
             values = guest.result.values
             with claim(f"{pair}: no call fails because another thread reads", by):
                 assert values["refusal"] == "none"
-            with claim(f"{pair}: no table is left over", "mm/memory.c free_pgtables()"):
+            with claim(f"{pair}: no table is left over", fn.free_pgtables):
                 assert values["tables-kib"] == "0"
 
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_read()", "mm/pagewalk.c walk_page_test()")
+@pytest.mark.decided_by(fn.pagemap_read, fn.walk_page_test)
 def test_reader_race_pagemap(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/pagemap is read while the mapping faults, is mapped for the device and is forked."""
     _against(vm, level, claim, "pagemap")
@@ -53,7 +51,7 @@ def test_reader_race_pagemap(vm: VM, level: Level, claim: Claims) -> None:
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_scan_test_walk()")
+@pytest.mark.decided_by(fn.pagemap_scan_test_walk)
 def test_reader_race_scan(vm: VM, level: Level, claim: Claims) -> None:
     """PAGEMAP_SCAN walks the mapping while it faults, is mapped for the device and is forked."""
     if not vm.caps.pagemap_scan:
@@ -63,7 +61,7 @@ def test_reader_race_scan(vm: VM, level: Level, claim: Claims) -> None:
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("fs/proc/task_mmu.c clear_refs_test_walk()")
+@pytest.mark.decided_by(fn.clear_refs_test_walk)
 def test_reader_race_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/clear_refs is written while the mapping faults, is mapped for the device and is forked."""
     _against(vm, level, claim, "clear-refs")
@@ -71,7 +69,7 @@ def test_reader_race_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("fs/proc/task_mmu.c show_smap()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.show_smap, fn.walk_pud_range)
 def test_reader_race_smaps(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/smaps is read while the mapping faults, is mapped for the device and is forked."""
     _against(vm, level, claim, "smaps")
@@ -79,7 +77,7 @@ def test_reader_race_smaps(vm: VM, level: Level, claim: Claims) -> None:
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("fs/proc/task_mmu.c show_smaps_rollup()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.show_smaps_rollup, fn.walk_pud_range)
 def test_reader_race_smaps_rollup(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/smaps_rollup is read while the mapping faults, is mapped for the device and is forked."""
     _against(vm, level, claim, "smaps-rollup")
@@ -87,7 +85,7 @@ def test_reader_race_smaps_rollup(vm: VM, level: Level, claim: Claims) -> None:
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("fs/proc/task_mmu.c show_numa_map()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.show_numa_map, fn.walk_pud_range)
 def test_reader_race_numa_maps(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/numa_maps is read while the mapping faults, is mapped for the device and is forked."""
     _against(vm, level, claim, "numa-maps")
@@ -95,7 +93,7 @@ def test_reader_race_numa_maps(vm: VM, level: Level, claim: Claims) -> None:
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("mm/mremap.c move_page_tables()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.move_page_tables, fn.walk_pud_range)
 def test_reader_race_mremap(vm: VM, level: Level, claim: Claims) -> None:
     """Each of pagemap, clear_refs, PAGEMAP_SCAN, smaps, smaps_rollup and numa_maps, while the mapping moves."""
     _all_against(vm, level, claim, MREMAP)
@@ -103,13 +101,13 @@ def test_reader_race_mremap(vm: VM, level: Level, claim: Claims) -> None:
 
 @LEVELS
 @TWO_CPUS
-@pytest.mark.decided_by("drivers/vfio/pci/vfio_pci_core.c vfio_pci_zap_bars()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.walk_pud_range)
 def test_reader_race_revoke(vm: VM, level: Level, claim: Claims) -> None:
     """Each of pagemap, clear_refs, PAGEMAP_SCAN, smaps, smaps_rollup and numa_maps, while the device revokes it."""
     _all_against(vm, level, claim, REVOKE)
 
 
-def _all_against(vm: VM, level: Level, claim: Claims, actors: dict[str, tuple[int, str]]) -> None:
+def _all_against(vm: VM, level: Level, claim: Claims, actors: dict[str, tuple[int, fn.KernelFunction]]) -> None:
     # Those that walk first: where the actor alone makes the kernel complain (HP-003), the first pair is the only one.
     for reader in ("numa-maps", "smaps", "smaps-rollup", "pagemap", "clear-refs", "scan"):
         if reader != "scan" or vm.caps.pagemap_scan:

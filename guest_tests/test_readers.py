@@ -2,17 +2,15 @@
 
 import pytest
 
+from harness import kernel_functions as fn
 from harness.claims import Claims
 from harness.kernel import load_order, read
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
-GUP = "mm/gup.c check_vma_flags()"
-SPLIT = "mm/pagewalk.c walk_pud_range()"
-
 
 def _reader(
-    vm: VM, level: Level, claim: Claims, case: str, expected: dict[str, str], by: str, *options: str
+    vm: VM, level: Level, claim: Claims, case: str, expected: dict[str, str], by: fn.KernelFunction, *options: str
 ) -> dict[str, str]:
     """Runs one reader; claims what it got, and that no entry changed. Returns all that it said."""
     with vm.run("readers", f"--level={level.label}", f"--case={case}", *options) as guest:
@@ -37,99 +35,99 @@ def _reader(
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/proc/task_mmu.c pagemap_read()", "mm/pagewalk.c walk_page_test()")
+@pytest.mark.decided_by(fn.pagemap_read, fn.walk_page_test)
 def test_readers_pagemap(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/pagemap shows no page of a pfnmap, and reading it changes no entry."""
     expected = {"pages": "0", "control": "ok"}
-    _reader(vm, level, claim, "pagemap", expected, "mm/pagewalk.c walk_page_test()")
+    _reader(vm, level, claim, "pagemap", expected, fn.walk_page_test)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/proc/task_mmu.c smap_gather_stats()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.smap_gather_stats, fn.walk_pud_range)
 def test_readers_smaps(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/smaps counts no page of a pfnmap (Rss 0 kB, flags pf io de dd), and reading it changes no entry."""
     expected = {"rss": "0 kB", "control": "4 kB"}
     values = _reader(
-        vm, level, claim, "smaps", expected, SPLIT if level is Level.PUD else "mm/memory.c vm_normal_page()"
+        vm, level, claim, "smaps", expected, fn.walk_pud_range if level is Level.PUD else fn.vm_normal_page
     )
-    with claim("its flags are pf, io, de and dd: no pages, no growing, no dump", "mm/memory.c remap_pfn_range()"):
+    with claim("its flags are pf, io, de and dd: no pages, no growing, no dump", fn.remap_pfn_range):
         assert {"pf", "io", "de", "dd", "sh", "wr"} <= set(values["flags"].split())
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/proc/task_mmu.c show_smaps_rollup()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.show_smaps_rollup, fn.walk_pud_range)
 def test_readers_smaps_rollup(vm: VM, level: Level, claim: Claims) -> None:
     """Reading /proc/PID/smaps_rollup changes no entry of a pfnmap."""
-    _reader(vm, level, claim, "smaps-rollup", {}, SPLIT)
+    _reader(vm, level, claim, "smaps-rollup", {}, fn.walk_pud_range)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/proc/task_mmu.c show_numa_map()", "mm/pagewalk.c walk_pud_range()")
+@pytest.mark.decided_by(fn.show_numa_map, fn.walk_pud_range)
 def test_readers_numa_maps(vm: VM, level: Level, claim: Claims) -> None:
     """/proc/PID/numa_maps counts no page of a pfnmap, and reading it changes no entry."""
-    _reader(vm, level, claim, "numa-maps", {"pages": "none", "control": "ok"}, SPLIT)
+    _reader(vm, level, claim, "numa-maps", {"pages": "none", "control": "ok"}, fn.walk_pud_range)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/process_vm_access.c process_vm_rw_single_vec()", "mm/gup.c check_vma_flags()")
+@pytest.mark.decided_by(fn.process_vm_rw_single_vec, fn.check_vma_flags)
 def test_readers_process_vm(vm: VM, level: Level, claim: Claims) -> None:
     """process_vm_readv and process_vm_writev of another's pfnmap: EFAULT."""
-    _reader(vm, level, claim, "process-vm", {"read": "EFAULT", "write": "EFAULT", "control": "ok"}, GUP)
+    _reader(vm, level, claim, "process-vm", {"read": "EFAULT", "write": "EFAULT", "control": "ok"}, fn.check_vma_flags)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("kernel/ptrace.c ptrace_access_vm()", "mm/memory.c __access_remote_vm()")
+@pytest.mark.decided_by(fn.ptrace_access_vm, fn.__access_remote_vm)
 def test_readers_ptrace(vm: VM, level: Level, claim: Claims) -> None:
     """PTRACE_PEEKDATA and POKEDATA of a pfnmap: EIO, since vfio-pci's areas have no access method."""
     expected = {"peek": "EIO", "poke": "EIO", "control": "ok"}
-    _reader(vm, level, claim, "ptrace", expected, "mm/memory.c __access_remote_vm()")
+    _reader(vm, level, claim, "ptrace", expected, fn.__access_remote_vm)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/proc/base.c mem_rw()", "mm/memory.c __access_remote_vm()")
+@pytest.mark.decided_by(fn.mem_rw, fn.__access_remote_vm)
 def test_readers_mem(vm: VM, level: Level, claim: Claims) -> None:
     """Reading and writing /proc/PID/mem where it is a pfnmap: EIO."""
     expected = {"read": "EIO", "write": "EIO", "control": "ok"}
-    _reader(vm, level, claim, "mem", expected, "mm/memory.c __access_remote_vm()")
+    _reader(vm, level, claim, "mem", expected, fn.__access_remote_vm)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/splice.c vmsplice_to_pipe()", "mm/gup.c check_vma_flags()")
+@pytest.mark.decided_by(fn.vmsplice_to_pipe, fn.check_vma_flags)
 def test_readers_vmsplice(vm: VM, level: Level, claim: Claims) -> None:
     """vmsplice of a pfnmap into a pipe: EFAULT."""
-    _reader(vm, level, claim, "vmsplice", {"gift": "EFAULT", "control": "ok"}, GUP)
+    _reader(vm, level, claim, "vmsplice", {"gift": "EFAULT", "control": "ok"}, fn.check_vma_flags)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/gup.c pin_user_pages_fast()", "mm/gup.c check_vma_flags()")
+@pytest.mark.decided_by(fn.pin_user_pages_fast, fn.check_vma_flags)
 def test_readers_direct(vm: VM, level: Level, claim: Claims) -> None:
     """Direct I/O (O_DIRECT) from and to a pfnmap: EFAULT."""
     for module in load_order(vm.kernel, ("loop",)).modules:
         vm.on_loop(vm.agent.put(f"/tests/{module.name}.ko", read(module)))
     expected = {"write": "EFAULT", "read": "EFAULT", "control": "ok"}
-    _reader(vm, level, claim, "direct", expected, GUP, "--module=/tests/loop.ko")
+    _reader(vm, level, claim, "direct", expected, fn.check_vma_flags, "--module=/tests/loop.ko")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("arch/x86/include/asm/uaccess_64.h raw_copy_from_user()")
+@pytest.mark.decided_by(fn.raw_copy_from_user)
 def test_readers_write(vm: VM, level: Level, claim: Claims) -> None:
     """write(2) from a pfnmap and read(2) into it work: the kernel copies through the process's own mapping."""
     expected = {"write": "ok", "read": "ok", "control": "ok"}
-    _reader(vm, level, claim, "write", expected, "arch/x86/include/asm/uaccess_64.h raw_copy_from_user()")
+    _reader(vm, level, claim, "write", expected, fn.raw_copy_from_user)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("fs/coredump.c vma_dump_size()")
+@pytest.mark.decided_by(fn.vma_dump_size)
 def test_readers_core(vm: VM, level: Level, claim: Claims) -> None:
     """A core dump holds no byte of a pfnmap, and dumping one process leaves the others' entries alone."""
-    _reader(vm, level, claim, "core", {"bytes": "0", "control": "4096"}, "fs/coredump.c vma_dump_size()")
+    _reader(vm, level, claim, "core", {"bytes": "0", "control": "4096"}, fn.vma_dump_size)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/migrate.c do_pages_stat_array()")
+@pytest.mark.decided_by(fn.do_pages_stat_array)
 def test_readers_move_pages(vm: VM, level: Level, claim: Claims) -> None:
     """move_pages asks on which node a page of a pfnmap is: no page is there."""
-    by = "mm/migrate.c do_pages_stat_array()"
+    by = fn.do_pages_stat_array
     # follow_page(), which folio_walk_start() replaced there in 6.12, said EFAULT of a special entry.
     walks_folios = b" folio_walk_start\n" in vm.get("/proc/kallsyms")
     expected = {"status": "ENOENT" if walks_folios else "EFAULT", "control": "ok"}
@@ -137,29 +135,27 @@ def test_readers_move_pages(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("mm/mempolicy.c lookup_node()", "mm/gup.c check_vma_flags()")
+@pytest.mark.decided_by(fn.lookup_node, fn.check_vma_flags)
 def test_readers_mempolicy(vm: VM, level: Level, claim: Claims) -> None:
     """get_mempolicy asks on which node a page of a pfnmap is: EFAULT; what the area's policy is: an answer."""
-    _reader(vm, level, claim, "mempolicy", {"node": "EFAULT", "policy": "ok", "control": "ok"}, GUP)
+    _reader(vm, level, claim, "mempolicy", {"node": "EFAULT", "policy": "ok", "control": "ok"}, fn.check_vma_flags)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()", "mm/memory.c follow_pfnmap_start()")
+@pytest.mark.decided_by(fn.follow_fault_pfn, fn.follow_pfnmap_start)
 def test_readers_map_dma(vm: VM, level: Level, claim: Claims) -> None:
     """VFIO_IOMMU_MAP_DMA maps the BAR for the device, from the middle of a leaf too, and unmaps it whole."""
-    by = "drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()"
+    by = fn.follow_fault_pfn
     values = _reader(vm, level, claim, "map-dma", {"map": "ok", "control": "ok", "control-unmapped": "4096"}, by)
-    with claim(
-        "VFIO_IOMMU_UNMAP_DMA takes back all that was mapped", "drivers/vfio/vfio_iommu_type1.c vfio_dma_do_unmap()"
-    ):
+    with claim("VFIO_IOMMU_UNMAP_DMA takes back all that was mapped", fn.vfio_dma_do_unmap):
         assert values["unmapped"] == values["size"]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by("drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()", "mm/gup.c fixup_user_fault()")
+@pytest.mark.decided_by(fn.follow_fault_pfn, fn.fixup_user_fault)
 def test_readers_map_dma_untouched(vm: VM, level: Level, claim: Claims) -> None:
     """VFIO_IOMMU_MAP_DMA of a BAR that nobody touched makes its leaf, as a first write would."""
-    by = "drivers/vfio/vfio_iommu_type1.c follow_fault_pfn()"
+    by = fn.follow_fault_pfn
     with vm.run("readers", f"--level={level.label}", "--case=map-dma", "--untouched=1") as guest:
         at = guest.until("before")
         with claim("nothing is mapped before", by):
@@ -171,7 +167,7 @@ def test_readers_map_dma_untouched(vm: VM, level: Level, claim: Claims) -> None:
         with claim("the device's mapping leaves the leaf clean: the process has not written", by):
             assert not made.leaf("bar").kernel_dirty
         written = guest.until("again")["parent"].leaf("bar")
-        with claim("the process's own write has that leaf, dirty", "the CPU (SDM volume 3, 4.8)"):
+        with claim("the process's own write has that leaf, dirty", fn.CPU):
             assert written.dirty
             assert written.pfn == made.leaf("bar").pfn
         with claim("the BAR was mapped for the device", by):

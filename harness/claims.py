@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import ClaimFailed, HugepfnError, KernelError
+from harness.kernel_functions import KernelFunction
 from harness.pagetable import NO_BITS, Bits
 from harness.verdict import Claim, Outcome
 
@@ -26,7 +27,7 @@ class Claims:
 
     ::
 
-        with claim("the child keeps the dirty bit", by="mm/huge_memory.c copy_huge_pmd()"):
+        with claim("the child keeps the dirty bit", by=kernel_functions.copy_huge_pmd):
             assert child.dirty
     """
 
@@ -47,31 +48,32 @@ class Claims:
         self.ended_by: BaseException | None = None  # what ended a claim, and the test: the claim has its message
 
     @contextmanager
-    def __call__(self, name: str, by: str = "", clear: Bits = NO_BITS) -> Iterator[None]:
+    def __call__(self, name: str, by: KernelFunction | str = "", clear: Bits = NO_BITS) -> Iterator[None]:
         """One claim, as a block of assertions.
 
-        :param by: the kernel's file and function that decides it.
+        :param by: the kernel function that decides it (harness.kernel_functions), or words for what else does.
         :param clear: bits of which it says nothing but that they are clear. Where the CPU may have set them by itself,
             a claim that does not hold cannot be known.
         """
+        decided_by = str(by)
         try:
             yield
         except AssertionError as error:
             if is_our_bug(error):
                 raise
             if clear & self._early():
-                self.made.append(Claim(name, Outcome.SKIPPED, by))
+                self.made.append(Claim(name, Outcome.SKIPPED, decided_by))
                 return
             evidence = self._evidence()
             message = str(error) + (f"\n{evidence}" if evidence else "")
-            self.made.append(Claim(name, Outcome.FAILED, by, message))
+            self.made.append(Claim(name, Outcome.FAILED, decided_by, message))
             self._on_broken()
         except KernelError as error:
-            self.made.append(Claim(name, Outcome.FAILED, by, str(error)))
+            self.made.append(Claim(name, Outcome.FAILED, decided_by, str(error)))
             self.ended_by = error
             raise
         else:
-            self.made.append(Claim(name, Outcome.PASSED, by))
+            self.made.append(Claim(name, Outcome.PASSED, decided_by))
 
     @property
     def broken(self) -> list[Claim]:

@@ -129,7 +129,7 @@ def caps(vm: VM) -> Capabilities:
 
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Claims:
-    """``with claim("what holds", by="mm/file.c function()"): assert ...``, see :class:`harness.claims.Claims`."""
+    """``with claim("what holds", by=FUNCTION): assert ...``, see :class:`harness.claims.Claims`."""
     claims = Claims(lambda: _last_entries(request.node), lambda: _failed(request.node), lambda: _early(request.node))
     request.node.stash[CLAIMS] = claims
     return claims

@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "waive(*names, reason): invariants that need not hold in this test; the reason is printed"
     )
-    config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, 'mm/file.c function()'")
+    config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, of harness.kernel_functions")
     if verbosity := getattr(config, "workerinput", {}).get(_VERBOSITY, 0):
         with past_capture(config):
             logs.show(verbosity)

@@ -78,6 +78,41 @@ def test_the_library_is_linked_and_both_ways_to_include_it_work(tmp_path: Path) 
     assert subprocess.run([program.stripped], capture_output=True, check=True).stdout == b"40000000 pmd"
 
 
+CASES = """\
+#include "lib/hugepfn.h"
+#include <stdio.h>
+
+static const struct one {
+	long first;
+	const char *name;
+} cases[] = { { 3, "three" }, { 4, "four" } };
+
+int main(int argc, char **argv)
+{
+	struct hp_options options = { .argc = argc, .argv = argv };
+
+	printf("%ld", hp_choose(&options, "case", "four", cases)->first);
+	return 0;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ((), 0, "4"),
+        (("--case=three",), 0, "3"),
+        (("--cases=three", "case=three"), 0, "4"),
+        (("--case=thre",), 1, "Bail out! --case=thre: expected one of three, four: Invalid argument\n"),
+        (("--case=",), 1, "Bail out! --case=: expected one of three, four: Invalid argument\n"),
+    ],
+)
+def test_a_program_chooses_from_a_table_by_name(tmp_path: Path, words: tuple[str, ...], status: int, said: str) -> None:
+    program = compile_program(write(tmp_path / "a.c", CASES))
+    done = subprocess.run([program.stripped, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, said)
+
+
 def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "hello.c", HELLO)
     first = compile_program(source, library=False)

@@ -16,7 +16,7 @@ ROWS = """
 errors printable logs
 outputs host
 pagetable
-verdict
+verdict kernel_functions
 archive
 kernel
 guest

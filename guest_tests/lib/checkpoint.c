@@ -201,18 +201,11 @@ struct hp_options hp_start(int argc, char **argv)
 	const char *fd = getenv("HUGEPFN_EVENTS_FD"), *name = getenv(HP_PROCESS_NAME);
 
 	for (int i = 1; i < argc; i++) {
-		const char *value = argv[i];
-
-		if (strncmp(value, "--level=", 8)) {
+		if (strncmp(argv[i], "--level=", 8)) {
 			argv[options.argc++] = argv[i];
 			continue;
 		}
-		value += 8;
-		for (options.level = HP_PTE; strcmp(value, hp_level_name(options.level)); options.level++)
-			if (options.level == HP_PUD) {
-				errno = EINVAL;
-				hp_die("--level=%s is not pte, pmd or pud", value);
-			}
+		options.level = hp_level_of("--level=", argv[i] + 8);
 	}
 	events_fd = fd ? atoi(fd) : -1;
 	kmsg_fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
@@ -223,19 +216,6 @@ struct hp_options hp_start(int argc, char **argv)
 	calibrate();
 	grow_stack_and_heap();
 	return options;
-}
-
-const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise)
-{
-	size_t length = strlen(name);
-
-	for (int i = 1; i < options->argc; i++) {
-		const char *given = options->argv[i];
-
-		if (!strncmp(given, "--", 2) && !strncmp(given + 2, name, length) && given[2 + length] == '=')
-			return given + 3 + length;
-	}
-	return otherwise;
 }
 
 static void remember_child(pid_t pid, const char *name)

@@ -25,6 +25,9 @@ enum hp_level { HP_PTE, HP_PMD, HP_PUD };
 size_t hp_leaf_size(enum hp_level level);
 const char *hp_level_name(enum hp_level level);
 
+/* The level of that name; dies with "WHATNAME: expected one of ..." where there is none. */
+enum hp_level hp_level_of(const char *what, const char *name);
+
 /* --- the run ------------------------------------------------------------------------------------- */
 
 struct hp_options {
@@ -41,6 +44,21 @@ struct hp_options hp_start(int argc, char **argv);
 
 /* The value of the program's own option --NAME=VALUE; OTHERWISE where it was not given. */
 const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise);
+
+/*
+ * The element of TABLE, an array of a struct with a member "const char *name", that the program's own option OPTION (a
+ * string literal) names, or OTHERWISE where it was not given. Where none has that name, dies with the names that there
+ * are.
+ */
+#define hp_choose(options, option, otherwise, table) \
+	hp_pick("--" option "=", hp_option(options, option, otherwise), table)
+
+/* The element of TABLE that is called GIVEN. WHAT is what the message begins with. */
+#define hp_pick(what, given, table) \
+	(&(table)[hp_index(what, given, &(table)->name, sizeof(*(table)), sizeof(table) / sizeof(*(table)))])
+
+/* For hp_pick(): the index of GIVEN among COUNT names, the first at NAME, and each STRIDE bytes after the one before. */
+size_t hp_index(const char *what, const char *given, const char *const *name, size_t stride, size_t count);
 
 /* fork(); the child registers under NAME before it returns, and the parent returns after that. */
 pid_t hp_fork(const char *name);

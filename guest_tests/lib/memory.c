@@ -104,11 +104,16 @@ size_t hp_leaf_size(enum hp_level level)
 	return (size_t)4096 << (9 * level);
 }
 
+static const char *const level_names[] = { [HP_PTE] = "pte", [HP_PMD] = "pmd", [HP_PUD] = "pud" };
+
 const char *hp_level_name(enum hp_level level)
 {
-	static const char *const names[] = { [HP_PTE] = "pte", [HP_PMD] = "pmd", [HP_PUD] = "pud" };
+	return level_names[level];
+}
 
-	return names[level];
+enum hp_level hp_level_of(const char *what, const char *name)
+{
+	return (enum hp_level)hp_index(what, name, level_names, sizeof(*level_names), HP_PUD + 1);
 }
 
 /* SIGBUS and SIGSEGV of hp_try_*() end the try; of anything else they end the program, as they would have. */

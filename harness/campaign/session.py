@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from harness import pytest_fixtures, pytest_options
+from harness import kernel_functions, pytest_fixtures, pytest_options
 from harness.campaign.reporter import RunReporter, SessionReporter
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, MachineryError, UsageError
@@ -220,13 +220,22 @@ def scenario_lines() -> list[ScenarioLine]:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 claim = (ast.get_docstring(node) or "").splitlines()[:1]
-                name, levels = node.name.removeprefix("test_"), " ".join(_marked(node, "levels"))
-                found.append(ScenarioLine(name, levels, "".join(claim), ", ".join(_marked(node, "decided_by")), path))
+                name = node.name.removeprefix("test_")
+                levels = " ".join(ast.literal_eval(argument) for argument in _marked(node, "levels"))
+                decided_by = ", ".join(map(str, _functions(_marked(node, "decided_by"))))
+                found.append(ScenarioLine(name, levels, "".join(claim), decided_by, path))
     return found
 
 
-def _marked(test: ast.FunctionDef, marker: str) -> list[str]:
+def _functions(arguments: Iterable[ast.expr]) -> Iterator[kernel_functions.KernelFunction]:
+    """The functions that ``fn.NAME`` and the tables ``fn.NAME_BY`` of harness/kernel_functions.py stand for."""
+    for argument in arguments:
+        value = getattr(kernel_functions, ast.unparse(argument).removeprefix("fn."))
+        yield from dict.fromkeys(value.values()) if isinstance(value, Mapping) else (value,)
+
+
+def _marked(test: ast.FunctionDef, marker: str) -> list[ast.expr]:
     for decorator in test.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith(f"mark.{marker}"):
-            return [str(ast.literal_eval(argument)) for argument in decorator.args]
+            return decorator.args
     return []

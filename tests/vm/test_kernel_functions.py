@@ -1,0 +1,25 @@
+"""The table of kernel functions is what Debian's sources say today: 6.12's, and those of other series that are here."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import MachineryError
+from harness.verdict.seen import series_of
+from tests.kernel_source import Source, Table
+
+TABLE = Table.load()
+FETCHED = "6.12"  # other tests build it, too
+
+
+@pytest.mark.parametrize("version", TABLE.versions)
+def test_the_functions_are_where_the_table_says(version: str) -> None:
+    series = series_of(version)
+    try:
+        source = Source.read(f"debsrc:{series}", offline=series != FETCHED)
+    except MachineryError as error:
+        if series == FETCHED:
+            raise
+        pytest.skip(str(error))
+    expected = [name for name, found in TABLE.defined_in.items() if version in found]
+    assert sorted(map(str, source.defined)) == expected, f"{source.version}: run `make kernel-functions`"
