@@ -59,7 +59,7 @@ def no_more_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_is_a_static_elf_and_its_stripped_copy(tmp_path: Path) -> None:
-    program = compile_program(write(tmp_path / "hello.c", HELLO), library=False)
+    program = compile_program(write(tmp_path / "hello.c", HELLO))
     assert program.name == "hello"
     assert program.read() == program.stripped.read_bytes()
     assert program.read()[:4] == b"\x7fELF"
@@ -80,11 +80,11 @@ def test_the_library_is_linked_and_both_ways_to_include_it_work(tmp_path: Path) 
 
 def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "hello.c", HELLO)
-    first = compile_program(source, library=False)
+    first = compile_program(source)
     no_more_compiling(monkeypatch)
-    assert compile_program(source, library=False) == first
+    assert compile_program(source) == first
     copy = write(tmp_path / "elsewhere/hello.c", HELLO)
-    assert compile_program(copy, library=False) == first, "by its content, not its place"
+    assert compile_program(copy) == first, "by its content, not its place"
 
 
 @pytest.mark.parametrize("changed", ["hello.c", "own.h", "lib/hugepfn.h", "flags", "compiler"])
@@ -122,7 +122,7 @@ def test_it_is_compiled_again_when_something_it_is_made_of_changes(
 
 def compile_error(source: Path) -> str:
     with pytest.raises(CompileError) as caught:
-        compile_program(source, library=False)
+        compile_program(source)
     assert cache.entries("programs") == []
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -174,7 +174,7 @@ def test_no_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "x.c", HELLO)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineryError, match="no strip: install gcc and binutils"):
-        compile_program(source, library=False)
+        compile_program(source)
     assert cache.entries("programs") == []
 
 

@@ -33,6 +33,9 @@ OUTPUT_MAX_BYTES = 64 << 20
 #: What is kept of the kernel's log.
 LOG_MAX_BYTES = 256 << 20
 
+#: MAX_ERRNO, include/linux/err.h.
+ERRNO_MAX = 4095
+
 _SIGNAL_MAX = 64  # SIGRTMAX
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _HEX = re.compile(r"[0-9a-f]{1,16}")

@@ -6,13 +6,14 @@ symbols, offsets beside it (harness/kernel/build/offsets.py), DWARF.
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import cache
-from harness.errors import MachineryError, PremiseNotMet, ProtocolError
+from harness.errors import AgentRefused, PremiseNotMet, ProtocolError
 from harness.kernel.btf import Btf
 from harness.kernel.elf import build_id
 from harness.kernel.offsets import OFFSETS_FILE, find_offsets
@@ -117,8 +118,8 @@ def _optional(vm: VM, path: str) -> bytes:
     """A file of the guest; empty where there is none."""
     try:
         return vm.get(path)
-    except MachineryError as error:
-        if "No such file" in str(error):
+    except AgentRefused as error:
+        if error.errno == errno.ENOENT:
             return b""
         raise
 

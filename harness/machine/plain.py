@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LINE_MAX = 160
 _NOTHING: Mapping[str, str] = {}
-_ONE_STREAM = {"HUGEPFN_ONE_STREAM": "1"}  # guest_tests/lib/init.c
+_ONE_STREAM = {"HUGEPFN_ONE_STREAM": "1"}  # guest_tests/lib/agent/spawn.c
 
 
 class PlainRun:
