@@ -13,7 +13,7 @@ import pytest
 from harness import cache
 from harness.errors import CompileError, MachineryError, UsageError
 from harness.guest import compiler
-from harness.guest.compiler import assemble_rom, compile_program, find_source, guest_tests_dir
+from harness.guest.compiler import assemble_rom, compile_init, compile_program, find_source, guest_tests_dir
 
 HELLO = '#include <stdio.h>\nint main(void)\n{\n\treturn puts("hello") < 0;\n}\n'
 
@@ -118,6 +118,23 @@ def test_it_is_compiled_again_when_something_it_is_made_of_changes(
     after = compile_program(source)
     assert after.elf != before.elf
     assert before.elf.is_file(), "the old one may be in use"
+
+
+def test_init_is_compiled_again_when_any_of_its_parts_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest_tests = tmp_path / "guest_tests"
+    shutil.copytree(guest_tests_dir() / "lib", guest_tests / "lib")
+    monkeypatch.setattr(compiler, "guest_tests_dir", lambda: guest_tests)
+    fake_compiler(tmp_path, monkeypatch, 'while [ "$1" != -o ]; do shift; done; cp /bin/true "$2"')
+    seen = {compile_init().elf}
+    for part in ("init/main.c", "init/init.h", "agent/jobs.c", "agent/frames.h"):
+        path = guest_tests / "lib" / part
+        write(path, path.read_text() + "\n")
+        program = compile_init()
+        assert program.name == "init"
+        seen.add(program.elf)
+    write(guest_tests / "lib/ktap.c", "/* a program's, and not init's */\n")
+    seen.add(compile_init().elf)
+    assert len(seen) == 5
 
 
 def compile_error(source: Path) -> str:
