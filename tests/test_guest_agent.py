@@ -375,6 +375,19 @@ def test_a_job_that_has_ended_is_told_of_although_somebody_writes_to_its_output(
     assert agent.ask("ping").verb == "done"
 
 
+def test_a_job_whose_output_is_held(agent: Running) -> None:
+    agent.start("yes")
+    agent.send(Frame("hold", 1), Frame("hold", 99), Frame("ping", 2))
+    agent.until("done", 2)
+    assert agent.ask("ping", number=3).verb == "done", "and nothing before it"
+    agent.send(Frame("resume", 1))
+    assert agent.next().verb == "out"
+    agent.send(Frame("hold", 1), Frame("kill", 1, b"9"))
+    seen, end = agent.until("exit", 1)
+    assert seen
+    assert end.text == "signal 9"
+
+
 # --- files -----------------------------------------------------------------------------------------
 
 

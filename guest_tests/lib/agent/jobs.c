@@ -17,6 +17,7 @@
 struct job {
 	unsigned int id;
 	struct child child; /* its descriptors are -1 when they are at their end */
+	bool held;	    /* the host has no room for more of its output: it stays in the pipes until the job's end */
 	bool input_ends;    /* after what is pending */
 	char *pending;      /* what the host said and the job has not taken */
 	size_t length, taken;
@@ -200,14 +201,23 @@ void signal_job(struct request *request)
 		refuse(request->id, number < 1 ? EINVAL : errno, "signal '%s'", request->payload);
 }
 
+void hold_job(struct request *request, bool held)
+{
+	struct job *job = find_job(request->id);
+
+	if (job)
+		job->held = held;
+}
+
 void watch_jobs(struct pollfd fds[JOB_POLLS])
 {
 	for (int i = 0; i < JOBS; i++, fds += 3) {
 		const struct job *job = &jobs[i];
 		bool waits = job->child.pid && job->taken < job->length;
+		bool speaks = job->child.pid && !job->held;
 
 		for (int which = 0; which < 2; which++)
-			fds[which] = (struct pollfd){ job->child.pid ? job->child.output[which] : -1, POLLIN, 0 };
+			fds[which] = (struct pollfd){ speaks ? job->child.output[which] : -1, POLLIN, 0 };
 		fds[2] = (struct pollfd){ waits ? job->child.input : -1, POLLOUT, 0 };
 	}
 }

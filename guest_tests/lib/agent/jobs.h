@@ -14,6 +14,7 @@
 void start_job(const struct agent *agent, struct request *request, enum input input);
 void input_for_job(struct request *request);
 void signal_job(struct request *request);
+void hold_job(struct request *request, bool held);
 
 /* What poll(2) has to watch for the jobs, and what to do when it has come. */
 void watch_jobs(struct pollfd fds[JOB_POLLS]);

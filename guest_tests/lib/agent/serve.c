@@ -36,6 +36,10 @@ static void answer(const struct agent *agent, struct request *request)
 		input_for_job(request);
 	else if (!strcmp(verb, "kill"))
 		signal_job(request);
+	else if (!strcmp(verb, "hold"))
+		hold_job(request, true);
+	else if (!strcmp(verb, "resume"))
+		hold_job(request, false);
 	else if (!strcmp(verb, "shell"))
 		start_shell(agent, request);
 	else if (!strcmp(verb, "size"))
