@@ -292,9 +292,10 @@ def test_an_agent_that_cannot_go_on_is_not_the_kernels_fault(image: KernelImage)
         end = vm.qemu.end(vm.agent.channel.agent)
         await asyncio.get_running_loop().sock_sendall(end, b"no header\n")
 
-    with VM(image) as vm, pytest.raises(ProtocolError, match="expected 'VERB ID LENGTH'.* nothing about the kernel"):
+    with VM(image) as vm:
         vm.on_loop(send(vm))
-        vm.get("/proc/uptime")
+        with pytest.raises(ProtocolError, match=r"expected 'VERB ID LENGTH'.* nothing about the kernel"):
+            vm.get("/proc/uptime")
 
 
 def test_qemu_that_is_killed_is_not_the_kernels_fault(image: KernelImage) -> None:
