@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The guest's agent as a program of the host, for test_guest_agent.py: agent_main FRAMES EVENTS KMSG LOSSY JOBS_DIR
+ * The guest's agent as a program of the host, for test_agent_in_c.py: agent_main FRAMES EVENTS KMSG LOSSY JOBS_DIR
  * TERMINAL SHELL. The first three are descriptors; KMSG may be a negative errno instead. Exits with 0 once the host has
  * closed its end, with 3 if the agent could not go on.
  */
