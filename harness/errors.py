@@ -93,6 +93,17 @@ class ProtocolError(MachineryError):
     """Host and guest disagree about the words they exchange: a bug of hugepfn, not of the kernel."""
 
 
+class AgentRefused(MachineryError):
+    """The agent in the guest could not do what the host asked for.
+
+    :ivar errno: of what failed there, as in :mod:`errno`.
+    """
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
 class EmulatorError(MachineryError):
     """QEMU executed something that is not in the guest's memory: not the kernel's fault, and gone the next time."""
 

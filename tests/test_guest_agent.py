@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 from collections.abc import Callable
 from typing import cast
@@ -11,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import ProtocolError
+from harness.errors import AgentRefused, ProtocolError
 from harness.guest import agent as module
 from harness.guest import bounds
 from harness.guest.agent import Agent, ExitStatus, Job, Stream
 from harness.guest.protocol import Frame
-from harness.introspect.kernel_facts import kernel_symbols
+from harness.introspect.kernel_facts import KernelFacts, kernel_symbols
+from harness.machine.vm import VM
 from harness.observe.run_result import RunResult
 from harness.qemu.process import Qemu
 from harness.verdict import parse_ktap
@@ -51,6 +53,11 @@ async def _agent_with_a_job() -> tuple[FakeQemu, Agent, Job]:
         (Frame("exit", 5, b"signal 65"), "signal '65', expected a decimal number from 1 to 64"),
         (Frame("exit", 5, b"signal 0"), "signal '0', expected"),
         (Frame("exit", 5, b"x" * 1000), r"exit 'x{80}'\.\.\. \(1000 characters\), expected 'status N' or 'signal N'"),
+        (
+            Frame("failed", 0, b"71 no header"),
+            "the guest's agent cannot go on: no header; this says nothing about the kernel",
+        ),
+        (Frame("failed", 0, b"no header"), "errno 'no', expected a decimal number from 1 to 4095"),
         (Frame("ready", 0, b"taint=0"), "agent: ready 'taint=0', expected release="),
     ],
 )
@@ -66,7 +73,7 @@ def test_what_is_no_number_is_refused_in_words(frame: Frame, expected: str) -> N
 
 frames = st.builds(
     Frame,
-    st.sampled_from(["ready", "out", "err", "took", "exit", "done", "error", "unknown"]),
+    st.sampled_from(["ready", "out", "err", "took", "exit", "done", "error", "failed", "unknown"]),
     st.sampled_from([0, 5, 6]),
     st.binary(max_size=40) | st.sampled_from([READY, b"status 0", b"signal 9", b"3", b"9" * 5000]),
 )
@@ -139,6 +146,23 @@ def test_a_number_of_faults_that_is_none(said: str) -> None:
         result.faults("read-faults", "read")
     with pytest.raises(ProtocolError, match="the program's value other is '', expected"):
         result.faults("other", "read")
+
+
+class Refusing:
+    """A machine whose agent reads no file; ``errno`` says why."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def get(self, path: str) -> bytes:
+        raise AgentRefused(f"the guest's agent: get {path}: No such file or directory", self.number)
+
+
+def test_a_file_that_a_guest_may_lack_is_empty_only_if_it_is_not_there() -> None:
+    """The errno says so, and not the words."""
+    assert KernelFacts(cast(VM, Refusing(errno.ENOENT))).optional("/proc/kallsyms") == b""
+    with pytest.raises(AgentRefused):
+        KernelFacts(cast(VM, Refusing(errno.EIO))).optional("/proc/kallsyms")
 
 
 def test_kallsyms_that_is_none() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from harness.errors import DeadlineError, KernelDied, MachineryError
+from harness.errors import AgentRefused, DeadlineError, KernelDied, MachineryError
 from harness.guest import agent as agent_module
 from harness.guest.agent import Agent
 from harness.guest.channel import Channel
@@ -156,6 +157,19 @@ def test_a_uart_that_is_slow_is_waited_for_and_one_that_is_dead_is_not(monkeypat
     with pytest.raises(MachineryError, match=r"no guest program has run yet, so this says nothing about the kernel"):
         on_uart(put)
     assert len(waits) > 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+def test_a_refusal_has_its_errno(number: int) -> None:
+    async def refused(qemu: FakeQemu, agent: Agent) -> None:
+        asking = asyncio.ensure_future(agent.get("/nowhere"))
+        await asyncio.sleep(0)
+        qemu.writers["agent_uart"](Frame("error", 1, b"%d get /nowhere: why not" % number).encode())
+        await asking
+
+    with pytest.raises(AgentRefused, match=r"^the guest's agent: get /nowhere: why not$") as caught:
+        on_uart(refused)
+    assert caught.value.errno == number
 
 
 async def _silent(_qemu: FakeQemu, agent: Agent) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import CompileError, MachineryError, UsageError
 from harness.guest import compiler
-from harness.guest.compiler import assemble_rom, compile_program, find_source, guest_tests_dir
+from harness.guest.compiler import assemble_rom, compile_init, compile_program, find_source, guest_tests_dir
 from harness.host import cache
 
 HELLO = '#include <stdio.h>\nint main(void)\n{\n\treturn puts("hello") < 0;\n}\n'
@@ -59,7 +59,7 @@ def no_more_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_is_a_static_elf_and_its_stripped_copy(tmp_path: Path) -> None:
-    program = compile_program(write(tmp_path / "hello.c", HELLO), library=False)
+    program = compile_program(write(tmp_path / "hello.c", HELLO))
     assert program.name == "hello"
     assert program.read() == program.stripped.read_bytes()
     assert program.read()[:4] == b"\x7fELF"
@@ -115,11 +115,11 @@ def test_a_program_chooses_from_a_table_by_name(tmp_path: Path, words: tuple[str
 
 def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "hello.c", HELLO)
-    first = compile_program(source, library=False)
+    first = compile_program(source)
     no_more_compiling(monkeypatch)
-    assert compile_program(source, library=False) == first
+    assert compile_program(source) == first
     copy = write(tmp_path / "elsewhere/hello.c", HELLO)
-    assert compile_program(copy, library=False) == first, "by its content, not its place"
+    assert compile_program(copy) == first, "by its content, not its place"
 
 
 @pytest.mark.parametrize("changed", ["hello.c", "own.h", "lib/hugepfn.h", "flags", "compiler"])
@@ -155,9 +155,26 @@ def test_it_is_compiled_again_when_something_it_is_made_of_changes(
     assert before.elf.is_file(), "the old one may be in use"
 
 
+def test_init_is_compiled_again_when_any_of_its_parts_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest_tests = tmp_path / "guest_tests"
+    shutil.copytree(guest_tests_dir() / "lib", guest_tests / "lib")
+    monkeypatch.setattr(compiler, "guest_tests_dir", lambda: guest_tests)
+    fake_compiler(tmp_path, monkeypatch, 'while [ "$1" != -o ]; do shift; done; cp /bin/true "$2"')
+    seen = {compile_init().elf}
+    for part in ("init/main.c", "init/init.h", "agent/jobs.c", "agent/frames.h"):
+        path = guest_tests / "lib" / part
+        write(path, path.read_text() + "\n")
+        program = compile_init()
+        assert program.name == "init"
+        seen.add(program.elf)
+    write(guest_tests / "lib/ktap.c", "/* a program's, and not init's */\n")
+    seen.add(compile_init().elf)
+    assert len(seen) == 5
+
+
 def compile_error(source: Path) -> str:
     with pytest.raises(CompileError) as caught:
-        compile_program(source, library=False)
+        compile_program(source)
     assert cache.entries("programs") == []
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -209,7 +226,7 @@ def test_no_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "x.c", HELLO)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineryError, match="no strip: install gcc and binutils"):
-        compile_program(source, library=False)
+        compile_program(source)
     assert cache.entries("programs") == []
 
 

@@ -33,7 +33,7 @@ from harness.printable import printable
 
 def test_a_frame_on_the_wire() -> None:
     assert Frame("put", 7, b"a\nb").encode() == b"put 7 3\na\nb"
-    assert Frame("poweroff", 0).encode() == b"poweroff 0 0\n"
+    assert Frame("ping", 0).encode() == b"ping 0 0\n"
 
 
 def test_a_payload_is_text_where_it_is_words() -> None:

@@ -146,7 +146,7 @@ class FakeVM:
                 self.qemu.say(Frame("exit", frame.id, f"signal {number}".encode()).encode())
 
     def print(self, job_id: int) -> None:
-        """As init.c pumps a pipe."""
+        """As the agent pumps a pipe."""
         if not self.held.is_set():
             self.qemu.say(Frame("out", job_id, PART).encode())
             self.loop.call_soon(self.print, job_id)

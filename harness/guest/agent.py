@@ -12,11 +12,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from harness.errors import DeadlineError, MachineryError, ProtocolError, UsageError
+from harness.errors import AgentRefused, DeadlineError, MachineryError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.channel import Channel
 from harness.guest.emulator import Emulator
-from harness.guest.protocol import PAYLOAD_MAX_BYTES, Frame, FrameDecoder, parse_ready, put_payload, run_payload
+from harness.guest.protocol import (
+    PAYLOAD_MAX_BYTES,
+    Frame,
+    FrameDecoder,
+    parse_ready,
+    parse_refusal,
+    put_payload,
+    run_payload,
+)
 from harness.logs import timed
 
 T = TypeVar("T")
@@ -78,13 +86,13 @@ class Stream(enum.Enum):
 
 
 #: So much may be on its way through a UART, which the guest's tty layer would drop if it had no room for it; the agent
-#: tells of every 2,048 bytes that it has read (guest_tests/lib/init.c, acknowledge()).
+#: tells of every 2,048 bytes that it has read (guest_tests/lib/agent/frames.c, acknowledge()).
 _UART_WINDOW_BYTES = 8192
 _UART_PIECE_BYTES = 4096
 #: So much of a job's input may be on its way; the agent tells when the job has taken it.
 _INPUT_WINDOW_BYTES = 256 << 10
 _PATH_ROOM_BYTES = 1 << 14
-_LATE_MAX = 64  # JOBS of guest_tests/lib/init.c is 16
+_LATE_MAX = 64  # JOBS of guest_tests/lib/agent/jobs.h is 16
 _ANSWERS = ("done", "started", "error")
 UNLIMITED_S = 1e7  # longer than any session: QEMU's end is what ends such a wait
 
@@ -181,6 +189,11 @@ class Agent:
             if frame.verb == "ready" and not self._ready.done():
                 self._channel = channel
                 self._ready.set_result(parse_ready(frame.text))
+            elif frame.verb == "failed":  # an end of PID 1 would look like the kernel's: it says so instead, and waits
+                raise ProtocolError(
+                    f"the guest's agent cannot go on: {parse_refusal(frame.text)[1]}; this says nothing about the "
+                    "kernel: run again"
+                )
             elif frame.verb == "read":
                 left = self._unread_bytes - bounds.decimal(frame.text, "read", 0, PAYLOAD_MAX_BYTES)
                 self._unread_bytes = max(left, 0)
@@ -215,7 +228,7 @@ class Agent:
     async def request(self, verb: str, payload: bytes = b"", timeout_s: float = 30.0) -> Frame:
         """Sends one request and waits for its answer.
 
-        :raises MachineryError: the agent refuses it, with its reason.
+        :raises AgentRefused: the agent cannot do it, with its reason.
         """
         number = self.next_id
         self.next_id += 1
@@ -238,7 +251,8 @@ class Agent:
         finally:
             self._answers.pop(frame.id, None)
         if answered.verb == "error":
-            raise MachineryError(f"the guest's agent: {answered.text}")
+            number, reason = parse_refusal(answered.text)
+            raise AgentRefused(f"the guest's agent: {reason}", number)
         return answered
 
     async def _send(self, frame: Frame, timeout_s: float) -> None:
@@ -314,7 +328,7 @@ class Agent:
     async def shell(self) -> Job:
         """The shell on the guest's ttyS3, started if there is none; it prints there, and not here.
 
-        :raises MachineryError: there is no busybox in the guest (it was not on the host).
+        :raises AgentRefused: there is no busybox in the guest (it was not on the host).
         """
         return await self._begin("shell", ("sh",), b"")
 

@@ -37,6 +37,9 @@ OUTPUT_MAX_BYTES = 64 << 20
 #: What is kept of the kernel's log, the newest, each of the records and of the console: about 300 MB of host memory.
 LOG_MAX_BYTES = 64 << 20
 
+#: MAX_ERRNO, include/linux/err.h.
+ERRNO_MAX = 4095
+
 _SIGNAL_MAX = 64  # SIGRTMAX
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _HEX = re.compile(r"[0-9a-f]{1,16}")

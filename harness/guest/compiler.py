@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def _library() -> tuple[tuple[Path, ...], bytes]:
     folder = guest_tests_dir() / "lib"
     files = sorted(folder.glob("*.[ch]"))
     digest = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() for file in files))
-    return tuple(file for file in files if file.suffix == ".c" and file.name != "init.c"), digest.digest()
+    return tuple(file for file in files if file.suffix == ".c"), digest.digest()
 
 
 def forget_library() -> None:
@@ -92,7 +93,7 @@ def forget_library() -> None:
     _library.cache_clear()
 
 
-def compile_program(source: Path, *, library: bool = True) -> Program:
+def compile_program(source: Path) -> Program:
     """Compiles one C file with the guest library (``#include "lib/hugepfn.h"`` or ``"hugepfn.h"``).
 
     The result is cached by the content of the source, the headers beside it, the library, the flags and
@@ -100,34 +101,43 @@ def compile_program(source: Path, *, library: bool = True) -> Program:
 
     :raises CompileError: with the compiler's first error.
     """
-    compiler, identity = _compiler()
     library_files, library_digest = _library()
     own_headers = b"".join(header.read_bytes() for header in sorted(source.parent.glob("*.h")))
-    parts = (
-        source.read_bytes(),
-        own_headers,
-        library_digest,
-        " ".join(CFLAGS).encode(),
-        identity.encode(),
-        bytes([library]),
-    )
-    digests = [hashlib.sha256(part) for part in parts]
-    key = hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()[:32]
-    shown = [digest.hexdigest()[:12] for digest in digests]
-    _LOG.debug("program %s-%s is of source, headers, library, flags, compiler, linking: %s", source.stem, key, shown)
+    parts = {"source": source.read_bytes(), "headers": own_headers, "library": library_digest}
+    return _compile(source.stem, (source, *library_files), parts)
+
+
+def compile_init() -> Program:
+    """Compiles PID 1 of the guest, with the agent in it: guest_tests/lib/init and guest_tests/lib/agent.
+
+    :raises CompileError: with the compiler's first error.
+    """
+    library = guest_tests_dir() / "lib"
+    files = sorted((*library.glob("init/*.[ch]"), *library.glob("agent/*.[ch]")))
+    parts = {str(file.relative_to(library)): file.read_bytes() for file in files}
+    return _compile("init", [file for file in files if file.suffix == ".c"], parts)
+
+
+def _compile(name: str, files: Sequence[Path], parts: Mapping[str, bytes]) -> Program:
+    """Compiles C files to one program, once for the same ``parts``, flags and compiler."""
+    compiler, identity = _compiler()
+    keyed = {**parts, "flags": " ".join(CFLAGS).encode(), "compiler": identity.encode()}
+    digests = {part: hashlib.sha256(part.encode() + b"\0" + data).hexdigest() for part, data in keyed.items()}
+    key = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
+    shown = " ".join(f"{part}={digest[:12]}" for part, digest in digests.items())
+    _LOG.debug("program %s-%s is of %s", name, key, shown)
 
     def build(folder: Path) -> None:
-        elf = folder / f"{source.stem}.debug"
+        elf = folder / f"{name}.debug"
         includes = [f"-I{guest_tests_dir()}", f"-I{guest_tests_dir() / 'lib'}"]
-        files = [source, *library_files] if library else [source]
-        _call([compiler, *CFLAGS, *includes, *map(str, files), "-o", str(elf)], source)
-        _call(["strip", "-o", str(folder / source.stem), str(elf)], source)
+        _call([compiler, *CFLAGS, *includes, *map(str, files), "-o", str(elf)], f"{name}.c")
+        _call(["strip", "-o", str(folder / name), str(elf)], f"{name}.c")
 
-    folder = cache.obtain("programs", f"{source.stem}-{key}", build)
-    return Program(source.stem, folder / f"{source.stem}.debug", folder / source.stem)
+    folder = cache.obtain("programs", f"{name}-{key}", build)
+    return Program(name, folder / f"{name}.debug", folder / name)
 
 
-def _call(argv: list[str], source: Path) -> None:
+def _call(argv: list[str], what: str) -> None:
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
@@ -135,11 +145,11 @@ def _call(argv: list[str], source: Path) -> None:
     except FileNotFoundError:
         raise MachineryError(f"no {argv[0]}: install gcc and binutils (`hugepfn doctor` says how)") from None
     except subprocess.TimeoutExpired:
-        raise CompileError(f"{source.name}: {argv[0]} took more than {_COMPILE_TIMEOUT_S} s") from None
+        raise CompileError(f"{what}: {argv[0]} took more than {_COMPILE_TIMEOUT_S} s") from None
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if _ERROR.search(line)]
         first = (errors or done.stderr.splitlines() or ["no message"])[0]
-        raise CompileError(f"guest program {source.name} does not compile: {first}")
+        raise CompileError(f"guest program {what} does not compile: {first}")
 
 
 def assemble_rom(name: str) -> Path:
@@ -153,7 +163,7 @@ def assemble_rom(name: str) -> Path:
 
     def build(folder: Path) -> None:
         elf = folder / f"{name}.o"
-        _call([compiler, "-c", str(source), "-o", str(elf)], source)
-        _call(["objcopy", "-O", "binary", "-j", ".text", str(elf), str(folder / f"{name}.rom")], source)
+        _call([compiler, "-c", str(source), "-o", str(elf)], source.name)
+        _call(["objcopy", "-O", "binary", "-j", ".text", str(elf), str(folder / f"{name}.rom")], source.name)
 
     return cache.obtain("programs", f"{name}-{key}", build) / f"{name}.rom"

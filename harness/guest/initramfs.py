@@ -10,7 +10,7 @@ from pathlib import Path
 
 from virtme.cpiowriter import CpioWriter
 
-from harness.guest.compiler import compile_program, guest_tests_dir
+from harness.guest.compiler import compile_init
 from harness.guest.libraries import libraries
 from harness.host import cache
 from harness.host.packages import find_command
@@ -31,7 +31,7 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
     Modules that this kernel neither has nor has built in are left out: the guest then says what is missing
     when it is needed, which is the truth about that kernel.
     """
-    init = compile_program(guest_tests_dir() / "lib" / "init.c", library=False)
+    init = compile_init()
     order = load_order(kernel, (*MODULES, *extra_modules))
     busybox = find_command("busybox")
     parts = [str(_FORMAT), str(init.stripped), kernel.key, " ".join(module.name for module in order.modules)]

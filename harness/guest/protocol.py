@@ -1,7 +1,7 @@
 """The words between host and guest, both directions, as pure values (docs/protocol.md).
 
 Two channels. The *agent* channel carries frames, ``VERB ID LENGTH\\n`` and LENGTH bytes, between the host
-and PID 1 (guest_tests/lib/init.c). The *events* channel carries lines that guest programs write themselves
+and the agent in PID 1 (guest_tests/lib/agent). The *events* channel carries lines that guest programs write themselves
 (guest_tests/lib/checkpoint.c), so that nothing stands between a checkpoint and the host.
 """
 
@@ -23,7 +23,7 @@ PAYLOAD_MAX_BYTES = 256 << 20
 #: The BAR that scenarios map. It is called "bar"; another, "bar0".
 TESTED_BAR = 2
 ORDINARY = "ram"
-#: What the agent says when it is ready, and how each value looks (guest_tests/lib/init.c send_ready()).
+#: What the agent says when it is ready, and how each value looks (guest_tests/lib/init/main.c describe()).
 _READY = {
     "release": re.compile(r"[!-~]{1,64}"),  # __NEW_UTS_LEN
     "version": re.compile(r"[ -~]{0,64}"),
@@ -119,6 +119,15 @@ def parse_ready(text: str) -> dict[str, str]:
             said = f"{name}={found[name]}" if name in found else text
             raise ProtocolError(f"agent: ready {shown(said)}, expected {name}= and {allowed.pattern}")
     return found
+
+
+def parse_refusal(text: str) -> tuple[int, str]:
+    """The errno and the reason in the payload of ``error`` and ``failed``.
+
+    :raises ProtocolError: it begins with no errno.
+    """
+    number, _, reason = text.partition(" ")
+    return bounds.decimal(number, "errno", 1, bounds.ERRNO_MAX), reason
 
 
 class Where(enum.Enum):

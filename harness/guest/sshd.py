@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import shlex
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import paramiko
 
-from harness.errors import HugepfnError, MachineryError
+from harness.errors import AgentRefused, HugepfnError, MachineryError
 from harness.guest.agent import UNLIMITED_S, Agent, Input, Stream
 from harness.guest.exec import execute
 from harness.guest.libraries import libraries
@@ -42,7 +43,7 @@ _LOG_MAX_BYTES = 64 << 10
 _CONNECT = Path(__file__).with_name("ssh_connect.py")
 #: What the guest is called where a name of a host is wanted.
 HOST = "hugepfn"
-#: Connections at once: each is one of the agent's jobs (guest_tests/lib/init.c, JOBS), and `exec` needs some, too.
+#: Connections at once: each is one of the agent's jobs (lib/agent/jobs.h, JOBS), and `exec` needs some, too.
 CONNECTIONS_MAX = 8
 
 
@@ -129,7 +130,10 @@ class SshServer:
         await agent.put(_SHELL, _SHELL_TEXT)
         try:
             await agent.get("/etc/passwd")
-        except MachineryError:  # a guest that has no users yet
+        except AgentRefused as error:
+            if error.errno != errno.ENOENT:
+                raise
+            # A guest that has no users yet.
             await agent.put("/etc/passwd", f"root:x:0:0:root:{_HOME}:{_SHELL}\n".encode(), 0o644)
             await agent.put("/etc/group", b"root:x:0:\ntty:x:5:\n", 0o644)
             await agent.put("/etc/shells", f"{_SHELL}\n".encode(), 0o644)

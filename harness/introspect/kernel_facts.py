@@ -6,11 +6,12 @@ symbols, offsets beside it (harness/kernel/build/offsets.py), DWARF.
 
 from __future__ import annotations
 
+import errno
 import functools
 import re
 from pathlib import Path
 
-from harness.errors import MachineryError, PremiseNotMet, ProtocolError
+from harness.errors import AgentRefused, PremiseNotMet, ProtocolError
 from harness.host import cache
 from harness.introspect.dwarf import dwarf_offset
 from harness.introspect.live_kernel import LiveKernel
@@ -117,8 +118,8 @@ def _optional(vm: LiveKernel, path: str) -> bytes:
     """A file of the guest; empty where there is none."""
     try:
         return vm.get(path)
-    except MachineryError as error:
-        if "No such file" in str(error):
+    except AgentRefused as error:
+        if error.errno == errno.ENOENT:
             return b""
         raise
 

@@ -14,7 +14,7 @@ from harness.verdict import parse_taint
 
 _LINE_MAX = 160
 _NOTHING: Mapping[str, str] = {}
-_ONE_STREAM = {"HUGEPFN_ONE_STREAM": "1"}  # guest_tests/lib/init.c
+_ONE_STREAM = {"HUGEPFN_ONE_STREAM": "1"}  # guest_tests/lib/agent/spawn.c
 
 
 class PlainRun:

@@ -24,7 +24,7 @@ from harness.qemu.spec import BAR_BDF, BAR_SLOT, Accel, MachineSpec
 
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
 
-#: What PID 1 complains with (guest_tests/lib/init.c complain()); the panic that follows may push it out of the tail.
+#: What PID 1 complains with (guest_tests/lib/init/complain.c); the panic that follows may push it out of the tail.
 _INIT = "hugepfn init: "
 
 

@@ -2,7 +2,7 @@
 
 Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``), so does a
 virtiofsd (``--readonly``), and both serve a read-only view that has none of the host's /proc, /sys, /dev and /run
-(readonly.py). What the guest writes lies in its own memory, an overlay that init.c puts over it.
+(readonly.py). What the guest writes lies in its own memory, an overlay that init/mounts.c puts over it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from harness.kernel import KernelImage, load_order
 from harness.printable import printable
 from harness.qemu.spec import Root
 
-#: The mount tag, which init.c knows too.
+#: The mount tag, which init/mounts.c knows too.
 _TAG = "ROOTFS"
 #: For each way: the configuration symbols a kernel needs, with the module of each.
 _NEEDS: Mapping[Root, Mapping[str, str]] = {

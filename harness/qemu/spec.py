@@ -35,7 +35,7 @@ class Device(enum.Enum):
 
 
 class Root(enum.Enum):
-    """What the guest's programs have for /; the values are init.c's."""
+    """What the guest's programs have for /; guest_tests/lib/init/mounts.c knows the values."""
 
     INITRAMFS = "initramfs"
     HOST_9P = "9p"  # the host's, copy on write, served by QEMU itself
@@ -121,7 +121,7 @@ def _platform_args(spec: MachineSpec, descriptors: Descriptors, share: bool) -> 
 
 
 def _channel_args(descriptors: Descriptors) -> list[str]:
-    """Agent and events twice: the guest takes virtio-serial where it can, else UARTs (init.c, open_channels())."""
+    """Agent and events twice: the guest takes virtio-serial where it can, else UARTs (init/channels.c)."""
 
     def chardev(name: str, fd: int) -> list[str]:
         return ["-chardev", f"socket,id={name},fd={fd}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from harness.errors import (
     GuestProgramError,
     KernelDied,
     MachineryError,
+    ProtocolError,
     UsageError,
 )
 from harness.kernel import Kernel, KernelImage
@@ -281,6 +283,19 @@ def test_what_a_child_does_after_the_pagemap_was_read_is_no_disagreement(
             guest.look_again()
         assert guest.result.passed
         assert guest.violations == []
+
+
+def test_an_agent_that_cannot_go_on_is_not_the_kernels_fault(image: KernelImage) -> None:
+    """PID 1 says so and waits; if it ended, the kernel would panic."""
+
+    async def send(vm: VM) -> None:
+        end = vm.qemu.end(vm.agent.channel.agent)
+        await asyncio.get_running_loop().sock_sendall(end, b"no header\n")
+
+    with VM(image) as vm:
+        vm.on_loop(send(vm))
+        with pytest.raises(ProtocolError, match=r"expected 'VERB ID LENGTH'.* nothing about the kernel"):
+            vm.get("/proc/uptime")
 
 
 def test_qemu_that_is_killed_is_not_the_kernels_fault(image: KernelImage) -> None:

@@ -26,7 +26,7 @@ Pages = dict[int, int]  # vaddr -> pfn
 
 def start_sleeper(vm: VM) -> int:
     """A process that sleeps, from a program that does not know hugepfn; its pid."""
-    built = compile_program(HERE / "sleeper.c", library=False)
+    built = compile_program(HERE / "sleeper.c")
 
     async def work() -> int:
         await vm.agent.put("/tests/sleeper", built.read())

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* PID 1 of the guest: what has to be ready before the agent serves the host. */
+#ifndef HUGEPFN_INIT_H
+#define HUGEPFN_INIT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+/* --- complain.c --- */
+
+/* PID 1 may not return: the kernel panics, and the host shows this line and the panic. */
+_Noreturn void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* --- small_files.c --- */
+
+/* A file's text without the blanks at its end; its length, or -1. */
+ssize_t read_file(const char *path, char *buffer, size_t size);
+int write_file(const char *path, const char *text);
+
+/* The value of KEY= on the kernel command line, or an empty string; valid until the next call. */
+const char *option(const char *key);
+
+/* --- mounts.c --- */
+
+/* What every guest has; where the host's root is ours, its /tmp is too. */
+void mount_ours(bool on_host_root);
+
+/* With hugepfn.root=9p|virtiofs: / becomes the host's, copy on write. Whether it did. */
+bool enter_host_root(void);
+
+/* --- system.c --- */
+
+/* What a running system has, and no file system brings: names in /dev, a name of its own, an address of its own. */
+void be_a_system(void);
+
+/* --- modules.c --- */
+
+void load_modules(void);
+
+/* The first module that did not load, and why; empty if all did. */
+const char *module_failure(void);
+
+/* Which of what scenarios need is not here, by the names of its modules; built in, they are here as well. */
+const char *missing_modules(void);
+
+/* --- vfio.c --- */
+
+struct vfio_device {
+	char bdf[32], group[16];
+	char why[256]; /* there is no group */
+};
+
+/* Binds the device of hugepfn.vfio=BDF to vfio-pci, and tells programs of it in the environment. */
+void bind_vfio(struct vfio_device *device);
+
+/* --- channels.c --- */
+
+struct channels {
+	int agent, events;
+	bool on_uarts;
+};
+
+void open_channels(struct channels *channels);
+
+#endif

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Binds the device under test to vfio-pci. */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "init.h"
+
+static int path_of(const char *bdf, const char *what, char *path, size_t size)
+{
+	return snprintf(path, size, "/sys/bus/pci/devices/%s/%s", bdf, what);
+}
+
+/* The last component of where a symbolic link of the device's points, in NAME; an empty string if there is no such link. */
+static const char *linked(const char *bdf, const char *what, char *name, size_t size)
+{
+	char path[128], target[PATH_MAX];
+	const char *slash;
+	ssize_t n;
+
+	path_of(bdf, what, path, sizeof(path));
+	n = readlink(path, target, sizeof(target) - 1);
+	target[n < 0 ? 0 : n] = 0;
+	slash = strrchr(target, '/');
+	snprintf(name, size, "%.*s", (int)size - 1, slash ? slash + 1 : target);
+	return name;
+}
+
+/* Gives BDF to vfio-pci. Returns false, with the reason in WHY, if it is not there afterwards. */
+static bool give_to_vfio(const char *bdf, char *why, size_t size)
+{
+	char path[128], driver[64];
+
+	path_of(bdf, "driver_override", path, sizeof(path));
+	if (write_file(path, "vfio-pci")) {
+		snprintf(why, size, "no PCI device %s", bdf);
+		return false;
+	}
+	/* A driver of its own, built into the kernel, was there first (nvme). */
+	path_of(bdf, "driver/unbind", path, sizeof(path));
+	if (!access(path, W_OK) && write_file(path, bdf))
+		warn("unbind %s", bdf);
+	if (write_file("/sys/bus/pci/drivers_probe", bdf))
+		warn("drivers_probe %s", bdf);
+	if (!strcmp(linked(bdf, "driver", driver, sizeof(driver)), "vfio-pci"))
+		return true;
+	if (access("/sys/bus/pci/drivers/vfio-pci", F_OK))
+		snprintf(why, size, "this guest has no vfio-pci driver%s%s", *module_failure() ? ": " : "",
+			 module_failure());
+	else
+		snprintf(why, size, "vfio-pci did not take %s", bdf);
+	return false;
+}
+
+static void find_group(struct vfio_device *device)
+{
+	snprintf(device->bdf, sizeof(device->bdf), "%s", option("hugepfn.vfio"));
+	if (!*device->bdf) {
+		snprintf(device->why, sizeof(device->why), "no device was asked for");
+		return;
+	}
+	if (!give_to_vfio(device->bdf, device->why, sizeof(device->why)))
+		return;
+	if (!*linked(device->bdf, "iommu_group", device->group, sizeof(device->group)))
+		snprintf(device->why, sizeof(device->why), "%s has no IOMMU group (no IOMMU driver?)", device->bdf);
+}
+
+void bind_vfio(struct vfio_device *device)
+{
+	*device = (struct vfio_device){ .bdf = "" };
+	find_group(device);
+	if (*device->group) {
+		setenv("HUGEPFN_VFIO_GROUP", device->group, 1);
+		setenv("HUGEPFN_VFIO_BDF", device->bdf, 1);
+		setenv("VFIO_GROUP", device->group, 1); /* for programs that know nothing of us */
+		setenv("VFIO_BDF", device->bdf, 1);
+		setenv("VFIO_SELFTESTS_BDF", device->bdf, 1); /* tools/testing/selftests/vfio/lib */
+	} else {
+		setenv("HUGEPFN_VFIO_WHY", device->why, 1);
+	}
+}
