@@ -424,7 +424,7 @@ def test_doctor_does_not_miss_a_qemu_that_is_fetched(
     only(monkeypatch, tmp_path, *names)
     monkeypatch.setenv("HUGEPFN_QEMU", "debian:11.1")
 
-    def fetched() -> SimpleNamespace:
+    def fetched(_asked: str | None = None) -> SimpleNamespace:
         if not there:
             raise UsageError("--qemu debian:11.1: the mirror has no such version")
         return SimpleNamespace(package="QEMU emulator version 11.1.0")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from harness.errors import AgentRefused, ProtocolError
 from harness.guest import agent as module
 from harness.guest import bounds
-from harness.guest.agent import Agent, ExitStatus, Job, Stream
+from harness.guest.agent import Agent
+from harness.guest.job import ExitStatus, Job, Stream
 from harness.guest.protocol import Frame
 from harness.introspect.kernel_facts import KernelFacts, kernel_symbols
 from harness.machine.vm import VM

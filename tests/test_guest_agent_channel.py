@@ -15,6 +15,7 @@ from harness.errors import AgentRefused, DeadlineError, KernelDied, MachineryErr
 from harness.guest import agent as agent_module
 from harness.guest.agent import Agent
 from harness.guest.channel import Channel
+from harness.guest.job import Job
 from harness.guest.protocol import Frame, FrameDecoder
 
 T = TypeVar("T")
@@ -211,7 +212,7 @@ def test_a_machine_that_ends_meanwhile_leaves_no_failure_that_nobody_hears(asked
             raise KernelDied("the kernel died")
 
         qemu.expect = end  # type: ignore[method-assign]
-        job = agent_module.Job(1, ("fork",), asyncio.get_running_loop().create_future())
+        job = Job(1, ("fork",), asyncio.get_running_loop().create_future())
         with pytest.raises(KernelDied):
             await (agent.request("get", b"/proc/uptime") if asked else agent.kill(job))
         waiting.clear()

@@ -24,7 +24,7 @@ from harness.errors import (
     PremiseNotMet,
     UsageError,
 )
-from harness.guest.agent import ExitStatus
+from harness.guest.job import ExitStatus
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.kernel.build.selftests import Collection
 from harness.kselftest import items as kselftest_items
@@ -33,7 +33,7 @@ from harness.kselftest.items import KselftestPlugin, Runner, SelftestItem, knobs
 from harness.kselftest.report import KselftestReporter
 from harness.kselftest.session import commands_of, parse_selectors, recipes_of
 from harness.machine import preparation
-from harness.verdict.troubles import KernelTroubles
+from harness.verdict.log.troubles import KernelTroubles
 
 pytest_plugins = ["pytester"]
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import DeadlineError, MachineryError, UsageError
-from harness.guest.agent import ExitStatus, Input, Job, Stream
+from harness.guest.job import ExitStatus, Input, Job, Stream
 from harness.machine import live as live_module
 from harness.machine.live import LiveMachine
 from harness.machine.machine import Machine, Origin

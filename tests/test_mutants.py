@@ -14,8 +14,8 @@ import pytest
 from harness.campaign.session import scenario_lines
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.log.troubles import KernelTroubles
 from harness.verdict.table import TROUBLE
-from harness.verdict.troubles import KernelTroubles
 
 
 def _load() -> ModuleType:

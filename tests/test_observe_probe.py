@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import ClaimFailed
-from harness.guest.agent import ExitStatus
+from harness.guest.job import ExitStatus
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.observe.probe import probe, probe_image
 from harness.observe.run_result import RunResult

@@ -22,7 +22,7 @@ from harness.errors import (
     UsageError,
 )
 from harness.guest import bounds
-from harness.guest.agent import ExitStatus, Job
+from harness.guest.job import ExitStatus, Job
 from harness.guest.kernel_log import KernelLog, LogMark
 from harness.guest.protocol import Frame
 from harness.observe.kernel_watch import KernelWatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import ClaimFailed, ProtocolError
-from harness.guest.agent import ExitStatus
+from harness.guest.job import ExitStatus
 from harness.observe.run_result import SKIP_STATUS, RunResult
 from harness.verdict import parse_ktap
 

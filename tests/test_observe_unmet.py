@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.campaign.reporter import RunReporter
 from harness.carried import Carried, carry
 from harness.errors import HugepfnError, PremiseNotMet, UsageError
-from harness.guest.agent import ExitStatus
+from harness.guest.job import ExitStatus
 from harness.kernel import ImageKind, KernelImage
 from harness.kernel.kconfig import Kconfig
 from harness.observe.probe import probe

@@ -14,7 +14,8 @@ from harness.errors import ClaimFailed, DeadlineError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.protocol import GoneEvent, MappingEvent, PagemapEvent, UnmappingEvent, WaitEvent, Where
 from harness.host.aside import Abandoned
-from harness.observe.witness import Process, Witness, bars_from_pci, bars_from_sysfs, needs_registration
+from harness.observe.bars import bars_from_pci, bars_from_sysfs
+from harness.observe.witness import Process, Witness, needs_registration
 from harness.pagetable import Bits, Layout, Level, Region
 from harness.qemu.deadline import Deadline
 from harness.qemu.process import Qemu

@@ -25,6 +25,7 @@ from harness.host import packages
 from harness.introspect.processes import ProcessRoot, ProcessVmas
 from harness.introspect.vmas import Vma, VmaLine
 from harness.kernel import Offer
+from harness.kselftest import items
 from harness.kselftest.report import KselftestReporter
 from harness.pagetable import Bits, Entry, Layout, Level, Observation, Walk
 from harness.qemu.binary import find_qemu
@@ -179,6 +180,7 @@ def test_selftests(outcome: Any) -> None:
         shown = KselftestReporter(console)
         for nodeid in ("mm::soft-dirty::point", "mm::soft-dirty"):
             report = pytest.TestReport(nodeid, ("", 0, ""), {}, outcome, ("", 0, "Skipped: no"), "call")
+            setattr(report, items._ATTRIBUTE, items.Told(items.Verdict(outcome), "Skipped: no"))
             shown.pytest_runtest_logreport(report)
         shown.verdict()
 

@@ -13,7 +13,7 @@ from harness.guest.protocol import Frame, LineDecoder, MappingEvent, parse_event
 from harness.kernel.build.patches import split
 from harness.printable import PrintableDecoder, printable
 from harness.verdict import ComplaintKind, scan
-from harness.verdict.log_records import parse_records
+from harness.verdict.log.records import parse_records
 
 #: What a terminal obeys (ECMA-48 in C0 and C1, a title by OSC), what hides, and what turns the order of a line around.
 HOSTILE = "\x1b[31m\x1b]0;title\x07 \x9b31m \x85 \r\b\x7f\x00 \u202etxt\u2066 \u200b \u2028 \U000e0041 \ufeff"

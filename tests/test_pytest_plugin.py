@@ -27,7 +27,7 @@ from harness.results import LOG_LINES_MAX
 from harness.verdict import ClaimKind, Run, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant, Violation
-from harness.verdict.troubles import KernelTroubles
+from harness.verdict.log.troubles import KernelTroubles
 
 pytest_plugins = ["pytester"]
 

@@ -15,7 +15,7 @@ import pytest
 
 from harness.errors import DeadlineError, MachineryError, ProtocolError
 from harness.guest import bounds
-from harness.guest.agent import ExitStatus, Job
+from harness.guest.job import ExitStatus, Job
 from harness.guest.protocol import MappingEvent, WaitEvent, Where
 from harness.host.aside import Abandoned, aside
 from harness.observe.run import GuestRun

@@ -19,7 +19,7 @@ from harness.qemu.spec import Accel
 from harness.qemu.standstill import Standstill
 from harness.results import invariants_of
 from harness.verdict import Complaint, Outcome, ScenarioResult, Taint, scan, words
-from harness.verdict.complaint_kinds import ComplaintKind
+from harness.verdict.log.complaint_kinds import ComplaintKind
 
 SOFT_LOCKUP = "[  88.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [fork:71]\n[  88.2]  </TASK>\n"
 RCU_STALL = "[  90.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n"

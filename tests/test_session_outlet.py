@@ -15,8 +15,9 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import ProtocolError
-from harness.guest.agent import Agent, ExitStatus, Job, Stream
+from harness.guest.agent import Agent
 from harness.guest.channel import Channel
+from harness.guest.job import ExitStatus, Job, Stream
 from harness.guest.protocol import Frame, FrameDecoder
 from harness.session import outlet as module
 from harness.session.outlet import Outlet

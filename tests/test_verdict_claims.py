@@ -24,8 +24,8 @@ from harness.verdict.claims import (
     exit_code,
 )
 from harness.verdict.invariants import Invariant, Violation
-from harness.verdict.taint import Taint
-from harness.verdict.troubles import Excused, KernelTroubles
+from harness.verdict.log.taint import Taint
+from harness.verdict.log.troubles import Excused, KernelTroubles
 
 CLAIM = Claim("child keeps D", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1")
 SEEN = Observation("forked", "child", "bar", 0, "pud", 0x8E7, ("P", "W"), "bar+0x0", None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.verdict.complaint_kinds import RULES, ComplaintKind, classify
-from harness.verdict.log_lines import message, split
+from harness.verdict.log.complaint_kinds import RULES, ComplaintKind, classify
+from harness.verdict.log.lines import message, split
 
 K = ComplaintKind
 

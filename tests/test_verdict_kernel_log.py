@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.verdict import ComplaintKind, Scanner, scan
-from harness.verdict.kernel_log import MAX_BLOCK_LINES
+from harness.verdict.log.complaints import MAX_BLOCK_LINES
 
 DATA = Path(__file__).parent / "data" / "verdict"
 LOGS = sorted(path.name for path in DATA.glob("*.log"))

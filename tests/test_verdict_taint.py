@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import ProtocolError
-from harness.verdict.taint import HARMLESS, Taint, added, alarming, describe, parse
+from harness.verdict.log.taint import HARMLESS, Taint, added, alarming, describe, parse
 
 
 def letters(taint: Taint) -> str:

@@ -17,11 +17,11 @@ from harness.verdict.claims import BugFixed, BugReturned, BugSeen
 from harness.verdict.differences import What, compare_runs
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.known_bugs import parse_ledger
+from harness.verdict.log.taint import Taint
+from harness.verdict.log.troubles import Excused, KernelTroubles
 from harness.verdict.seen import NO_FACTS
 from harness.verdict.series import changes
 from harness.verdict.table import Column, Mark, Table
-from harness.verdict.taint import Taint
-from harness.verdict.troubles import Excused, KernelTroubles
 from tests.test_mutants import kill
 
 ROOT = Path(__file__).resolve().parents[1]

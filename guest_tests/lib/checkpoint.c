@@ -16,35 +16,12 @@
 #include <unistd.h>
 
 #include "hugepfn.h"
+#include "shared.h"
 
-#define HP_PROCESSES 64
-#define HP_MAPPINGS 256
-#define HP_NAME 32
-#define HP_PAGEMAP_PAGES 512
-#define HP_LINE (128 + HP_PAGEMAP_PAGES * 23)
 #define HP_CHILDREN 64
 #define HP_PROCESS_NAME "HUGEPFN_PROCESS_NAME" /* environment: what hp_start() registers as, "parent" where unset */
 
-struct shared_process {
-	pid_t pid;
-	char name[HP_NAME];
-};
-
-struct shared_mapping {
-	pid_t owner;
-	char name[HP_NAME];
-	uint64_t vaddr;
-	size_t pagemap_pages;
-};
-
-/* Every process of the run sees the same table, so that each can read the others' pagemap. */
-struct shared {
-	atomic_flag lock;
-	struct shared_process process[HP_PROCESSES];
-	struct shared_mapping mapping[HP_MAPPINGS];
-};
-
-static struct shared *shared;
+struct shared *shared;
 static int events_fd = -1, kmsg_fd = -1;
 static _Atomic uint64_t sequence; /* one for all processes that share this memory */
 
@@ -55,19 +32,19 @@ static struct {
 	char name[HP_NAME];
 } children[HP_CHILDREN];
 
-static void lock(void)
+void lock_shared(void)
 {
 	while (atomic_flag_test_and_set_explicit(&shared->lock, memory_order_acquire))
 		__builtin_ia32_pause();
 }
 
-static void unlock(void)
+void unlock_shared(void)
 {
 	atomic_flag_clear_explicit(&shared->lock, memory_order_release);
 }
 
 /* One line, one write: the port keeps writes whole. */
-static void tell_line(const char *line, size_t length)
+void tell_line(const char *line, size_t length)
 {
 	ssize_t n;
 
@@ -80,7 +57,7 @@ static void tell_line(const char *line, size_t length)
 		hp_die("events channel: wrote %zd of %zu bytes", n, length);
 }
 
-static void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...)
+void tell(const char *fmt, ...)
 {
 	char line[512];
 	va_list args;
@@ -96,7 +73,7 @@ static void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...)
 	tell_line(line, (size_t)n);
 }
 
-static void check_name(const char *name)
+void check_name(const char *name)
 {
 	bool fine = *name && strlen(name) < HP_NAME;
 
@@ -132,12 +109,12 @@ static void register_child_of(pid_t parent, const char *name)
 	pid_t pid = getpid();
 
 	check_name(name);
-	lock();
+	lock_shared();
 	for (int i = 0; i < HP_PROCESSES && !slot; i++)
 		if (!shared->process[i].pid)
 			slot = &shared->process[i];
 	if (!slot) {
-		unlock();
+		unlock_shared();
 		errno = ENOSPC;
 		hp_die("more than %d processes", HP_PROCESSES);
 	}
@@ -149,14 +126,14 @@ static void register_child_of(pid_t parent, const char *name)
 		while (free_slot < HP_MAPPINGS && shared->mapping[free_slot].owner)
 			free_slot++;
 		if (free_slot == HP_MAPPINGS) {
-			unlock();
+			unlock_shared();
 			errno = ENOSPC;
 			hp_die("more than %d mappings", HP_MAPPINGS);
 		}
 		shared->mapping[free_slot] = shared->mapping[i];
 		shared->mapping[free_slot].owner = pid;
 	}
-	unlock();
+	unlock_shared();
 	spin("process", name, parent);
 }
 
@@ -279,14 +256,14 @@ pid_t hp_fork(const char *name)
 
 static void forget(pid_t pid)
 {
-	lock();
+	lock_shared();
 	for (int i = 0; i < HP_PROCESSES; i++)
 		if (shared->process[i].pid == pid)
 			shared->process[i].pid = 0;
 	for (int i = 0; i < HP_MAPPINGS; i++)
 		if (shared->mapping[i].owner == pid)
 			shared->mapping[i].owner = 0;
-	unlock();
+	unlock_shared();
 }
 
 _Noreturn void hp_exec(const char *name, char *const argv[])
@@ -315,78 +292,6 @@ int hp_reap(pid_t pid)
 	return status;
 }
 
-void hp_map(const struct hp_mapping *mapping)
-{
-	const char *backing = mapping->backing == HP_RAM ? "ram" : mapping->region ? mapping->region : "bar";
-	struct shared_mapping *slot = NULL;
-	pid_t pid = getpid();
-
-	check_name(mapping->name);
-	lock();
-	for (int i = 0; i < HP_MAPPINGS; i++) {
-		struct shared_mapping *m = &shared->mapping[i];
-
-		if (m->owner == pid && !strcmp(m->name, mapping->name)) {
-			slot = m;
-			break;
-		}
-		if (!m->owner && !slot)
-			slot = m;
-	}
-	if (!slot) {
-		unlock();
-		errno = ENOSPC;
-		hp_die("more than %d mappings", HP_MAPPINGS);
-	}
-	slot->owner = pid;
-	strcpy(slot->name, mapping->name);
-	slot->vaddr = (uint64_t)mapping->addr;
-	slot->pagemap_pages = mapping->pagemap_pages;
-	if (slot->pagemap_pages > HP_PAGEMAP_PAGES)
-		slot->pagemap_pages = HP_PAGEMAP_PAGES;
-	unlock();
-	tell("mapping %s %d %" PRIx64 " %zx %x %s %" PRIx64 "\n", mapping->name, pid, (uint64_t)mapping->addr,
-	     mapping->length, mapping->prot, backing, mapping->file_offset);
-}
-
-void hp_unmap(const char *name)
-{
-	pid_t pid = getpid();
-
-	lock();
-	for (int i = 0; i < HP_MAPPINGS; i++)
-		if (shared->mapping[i].owner == pid && !strcmp(shared->mapping[i].name, name))
-			shared->mapping[i].owner = 0;
-	unlock();
-	tell("unmapping %s %d\n", name, pid);
-}
-
-/* The guest's own witness: /proc/PID/pagemap of one mapping, as one line of hex words. */
-static void tell_pagemap(const struct shared_mapping *m)
-{
-	char path[64], line[HP_LINE];
-	uint64_t words[HP_PAGEMAP_PAGES];
-	ssize_t n;
-	int fd, length;
-
-	snprintf(path, sizeof(path), "/proc/%d/pagemap", m->owner);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return; /* the process is gone: there is nothing to say about it */
-	n = pread(fd, words, m->pagemap_pages * sizeof(*words), (off_t)(m->vaddr / 4096 * sizeof(*words)));
-	close(fd);
-	if (n != (ssize_t)(m->pagemap_pages * sizeof(*words)))
-		hp_die("read of %s: %zd of %zu bytes", path, n, m->pagemap_pages * sizeof(*words));
-	length = snprintf(line, sizeof(line), "pagemap %s %d", m->name, m->owner);
-	for (size_t i = 0, next; i < m->pagemap_pages; i = next) {
-		for (next = i + 1; next < m->pagemap_pages && words[next] == words[i]; next++)
-			;
-		length += snprintf(line + length, sizeof(line) - (size_t)length, " %" PRIx64 "*%zu", words[i], next - i);
-	}
-	line[length++] = '\n';
-	tell_line(line, (size_t)length);
-}
-
 /* One write: /dev/kmsg takes a record a write, and cannot seek, which dprintf() tries. */
 static void log_checkpoint(const char *name)
 {
@@ -401,9 +306,7 @@ void checkpoint(const char *name)
 {
 	check_name(name);
 	log_checkpoint(name);
-	for (int i = 0; i < HP_MAPPINGS; i++)
-		if (shared->mapping[i].owner && shared->mapping[i].pagemap_pages)
-			tell_pagemap(&shared->mapping[i]);
+	tell_pagemaps();
 	spin("checkpoint", name, getppid());
 }
 

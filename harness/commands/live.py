@@ -26,7 +26,7 @@ from harness.errors import HugepfnError, KernelDied, MachineryError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from harness.guest.agent import ExitStatus
+    from harness.guest.job import ExitStatus
     from harness.guest.sshd import SshAddress
     from harness.session.client import SessionClient
     from harness.session.registry import About
@@ -130,7 +130,7 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
     The connection goes through a socket that only you can access, with a key made for this machine. Nothing else is
     let in.
     """
-    from harness.guest.agent import Stream
+    from harness.guest.job import Stream
     from harness.guest.ssh import Ssh
     from harness.guest.terminal import interact, require_terminal
     from harness.outputs import write_all

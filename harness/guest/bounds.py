@@ -10,15 +10,15 @@ import re
 from harness.errors import ProtocolError
 
 PAGE_BYTES = 4096  # not from harness.pagetable, which loads numpy: `hugepfn ssh` has to start fast
-#: One line of the events channel: HP_LINE of guest_tests/lib/checkpoint.c is 11,904.
+#: One line of the events channel: HP_LINE of guest_tests/lib/shared.h is 11,904.
 LINE_MAX_BYTES = 16 << 10
 #: Events that nobody has taken yet. A program waits at each checkpoint, so few are ever on their way.
 EVENTS_MAX = 1 << 16
 #: What a program says before the agent tells that it runs. It waits to be registered, which is one line.
 EARLY_MAX_BYTES = 1 << 20
-#: HP_NAME of guest_tests/lib/checkpoint.c, less its NUL.
+#: HP_NAME of guest_tests/lib/shared.h, less its NUL.
 NAME_MAX = 31
-#: HP_PAGEMAP_PAGES of guest_tests/lib/checkpoint.c.
+#: HP_PAGEMAP_PAGES of guest_tests/lib/shared.h.
 PAGEMAP_WORDS_MAX = 512
 #: Four times HP_PROCESSES: each program that execs has a table of its own.
 PROCESSES_MAX = 256

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import DeadlineError
-from harness.guest.agent import UNLIMITED_S, Agent, ExitStatus, Input, Job, Stream
+from harness.guest.agent import UNLIMITED_S, Agent
+from harness.guest.job import ExitStatus, Input, Job, Stream
 
 _KILL_TIMEOUT_S = 5.0
 

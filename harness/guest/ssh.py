@@ -22,9 +22,10 @@ import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST
 
 from harness.errors import DeadlineError, MachineryError
-from harness.guest.agent import UNLIMITED_S, ExitStatus, Stream
+from harness.guest.agent import UNLIMITED_S
 from harness.guest.bounds import OUTPUT_MAX_BYTES, shown
 from harness.guest.exec import Completed, Sink
+from harness.guest.job import ExitStatus, Stream
 from harness.guest.sshd import HOST, SshAddress
 from harness.printable import printable
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import paramiko
 
 from harness.errors import AgentRefused, HugepfnError, MachineryError
-from harness.guest.agent import UNLIMITED_S, Agent, Input, Stream
+from harness.guest.agent import UNLIMITED_S, Agent
 from harness.guest.exec import execute
+from harness.guest.job import Input, Stream
 from harness.guest.libraries import libraries
 from harness.host.process import find_program, run
 

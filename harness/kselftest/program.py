@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from harness.errors import DeadlineError
-from harness.guest.agent import ExitStatus, Job
+from harness.guest.job import ExitStatus, Job
 from harness.machine.vm import VM
 from harness.observe.kernel_watch import KernelWatch
 from harness.printable import printable

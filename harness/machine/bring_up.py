@@ -14,7 +14,7 @@ from harness.kernel import KernelImage
 from harness.machine.kept import Kept
 from harness.machine.machine import Machine, Origin
 from harness.machine.template import Template
-from harness.observe.witness import bars_from_pci, bars_from_sysfs
+from harness.observe.bars import bars_from_pci, bars_from_sysfs
 from harness.printable import printable
 from harness.qemu.binary import QemuBinary
 from harness.qemu.migration import restore_state

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pexpect.fdpexpect import fdspawn
 
 from harness.errors import HugepfnError, MachineryError, UsageError
-from harness.guest.agent import UNLIMITED_S, Agent, Job
+from harness.guest.agent import UNLIMITED_S, Agent
 from harness.guest.exec import Completed, Sink, execute
+from harness.guest.job import Job
 from harness.guest.libraries import libraries
 from harness.guest.log_reader import read_log
 from harness.host.event_loop import LoopThread

@@ -11,7 +11,8 @@ from harness.errors import HugepfnError, MachineryError, ProtocolError, UsageErr
 from harness.guest import bounds
 from harness.guest.compiler import compile_program, find_source, guest_tests_dir
 from harness.observe.kernel_watch import KernelWatch
-from harness.observe.run import GuestRun, RunOwner
+from harness.observe.owner import EndingRun, RunOwner
+from harness.observe.run import GuestRun
 from harness.observe.witness import Witness
 from harness.pagetable import Region
 from harness.qemu.deadline import check_runs
@@ -107,12 +108,12 @@ class Programs:
                     f"(at most {bounds.EARLY_MAX_BYTES} bytes) until it is registered; use hp_start() to start it"
                 )
 
-    def forget(self, run: GuestRun) -> None:
+    def forget(self, run: EndingRun) -> None:
         """The run is over."""
         if self._run is run:
             self._run = None
 
-    def abandon(self, run: GuestRun, error: BaseException) -> None:
+    def abandon(self, run: EndingRun, error: BaseException) -> None:
         """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
         if self._broken:
             return

@@ -30,6 +30,7 @@ from harness.machine.preparation import kernel_of, machine_spec
 from harness.machine.programs import Programs
 from harness.machine.template import Template, discard, obtain, save_template, template_key
 from harness.observe.bar_bits import EARLY, stand_in, what_is_missed
+from harness.observe.owner import EndingRun
 from harness.observe.probe import probe
 from harness.observe.run import GuestRun
 from harness.pagetable import Layout, Walk
@@ -269,11 +270,11 @@ class VM(LiveMachine):
         """Starts a guest program as :meth:`run` does, but neither probes the kernel first nor keeps the run."""
         return self.programs.launch(program, args, timeout_s)
 
-    def forget(self, run: GuestRun) -> None:
+    def forget(self, run: EndingRun) -> None:
         """The run is over."""
         self.programs.forget(run)
 
-    def abandon(self, run: GuestRun, error: BaseException) -> None:
+    def abandon(self, run: EndingRun, error: BaseException) -> None:
         """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
         self.programs.forget(run)
         if self.on_failure is not None and not isinstance(error, PremiseNotMet | UsageError | KeyboardInterrupt):

@@ -18,7 +18,7 @@ from harness.verdict import (
     parse_taint,
     scan,
 )
-from harness.verdict.troubles import Excused, KernelTroubles
+from harness.verdict.log.troubles import Excused, KernelTroubles
 
 _LOG_TIMEOUT_S = 30.0
 _LAST_WORDS_TIMEOUT_S = 5.0

@@ -7,9 +7,9 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 from harness.errors import (
     DeadlineError,
@@ -22,68 +22,25 @@ from harness.errors import (
     UsageError,
 )
 from harness.guest import bounds
-from harness.guest.agent import Agent, Job
+from harness.guest.job import Job
 from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.host.aside import aside
-from harness.kernel import KernelImage, why_missing
+from harness.kernel import why_missing
 from harness.logs import timed
 from harness.observe.kernel_watch import KernelWatch
+from harness.observe.owner import RunOwner
 from harness.observe.run_result import RunResult
 from harness.observe.snapshot import CALIBRATION_MAPPING, Snapshot
 from harness.observe.stop_checks import violations_at
 from harness.observe.witness import Witness, needs_registration
-from harness.pagetable import Layout, LeafArrays
+from harness.pagetable import LeafArrays
 from harness.printable import printable
 from harness.qemu.deadline import Deadline
-from harness.qemu.process import Qemu
 from harness.verdict import Complaint, Taint, parse_ktap, words
-from harness.verdict.capabilities import Capabilities
-from harness.verdict.invariants import Invariant, Violation
-from harness.verdict.troubles import KernelTroubles
+from harness.verdict.invariants import Violation
+from harness.verdict.log.troubles import KernelTroubles
 
-T = TypeVar("T")
 _LOG = logging.getLogger("hugepfn.run")
-
-
-class RunOwner(Protocol):
-    """What a run needs of its machine, and no more. :class:`harness.machine.vm.VM` has it."""
-
-    @property
-    def qemu(self) -> Qemu:
-        """The QEMU process."""
-
-    @property
-    def agent(self) -> Agent:
-        """PID 1 of the guest."""
-
-    @property
-    def ready(self) -> Mapping[str, str]:
-        """What the guest reported when it came up."""
-
-    @property
-    def known_kernel(self) -> KernelImage | None:
-        """What was booted, if its files are still there."""
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of its page-table entries."""
-
-    @property
-    def caps(self) -> Capabilities:
-        """What this kernel can do."""
-
-    @property
-    def waived(self) -> Mapping[Invariant, str]:
-        """The invariants that need not hold, and why."""
-
-    def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the machine's event loop."""
-
-    def forget(self, run: GuestRun) -> None:
-        """The run is over."""
-
-    def abandon(self, run: GuestRun, error: BaseException) -> None:
-        """The run ended by an error: ends its processes, or gives the guest up."""
 
 
 class GuestRun:

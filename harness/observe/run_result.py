@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.errors import ClaimFailed, ProtocolError
 from harness.guest import bounds
-from harness.guest.agent import ExitStatus
+from harness.guest.job import ExitStatus
 from harness.verdict import KtapOutcome, Report
 
 #: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).

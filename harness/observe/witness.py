@@ -18,7 +18,6 @@ from harness.errors import DeadlineError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.protocol import (
     ORDINARY,
-    TESTED_BAR,
     Event,
     GoneEvent,
     MappingEvent,
@@ -26,7 +25,6 @@ from harness.guest.protocol import (
     UnmappingEvent,
     WaitEvent,
     Where,
-    bar_name,
 )
 from harness.observe.snapshot import MappingView, ProcessView, Snapshot
 from harness.pagetable import (
@@ -51,8 +49,6 @@ from harness.qemu.registers import ControlRegisters, parse_registers
 T = TypeVar("T")
 
 RELEASED = 0
-_BARS = 6
-_IORESOURCE_MEM = 0x200  # include/linux/ioport.h
 
 
 @dataclass
@@ -309,45 +305,3 @@ def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:
 def needs_registration(event: WaitEvent) -> bool:
     """Whether the process waits to be registered, rather than at a checkpoint."""
     return event.where is Where.REGISTERING
-
-
-def bars_from_pci(devices: object, slot: int) -> tuple[Region, ...]:
-    """Where a device's memory BARs are, out of QMP's ``query-pci``: BAR 2 is "bar", another "bar0".
-
-    :returns: nothing where BAR 2 has no address now: the device's memory is off, or (QEMU 10 and later) it is in D3hot.
-    :raises ProtocolError: the device is not there.
-    """
-    there = [
-        device
-        for bus in (devices if isinstance(devices, list) else [])
-        for device in bus["devices"]
-        if device["slot"] == slot
-    ]
-    if not there:
-        raise ProtocolError(f"QEMU's query-pci shows no device in slot {slot}")
-    found = [
-        Region(bar_name(int(bar["bar"])), int(bar["address"]), int(bar["size"]))
-        for device in there
-        for bar in device["regions"]
-        if bar["type"] == "memory" and bar["address"] >= 0
-    ]
-    return tuple(found) if bar_name(TESTED_BAR) in (bar.name for bar in found) else ()
-
-
-def bars_from_sysfs(resource: str) -> tuple[Region, ...]:
-    """The same out of the guest's ``/sys/bus/pci/devices/BDF/resource``, right whatever state the device is in.
-
-    A line per resource, the six BARs first: first byte, last byte, flags (drivers/pci/pci-sysfs.c resource_show()).
-
-    :raises ProtocolError: BAR 2 is not memory with an address.
-    """
-    found = []
-    for number, line in enumerate(resource.splitlines()[:_BARS]):
-        start, last, flags = (int(word, 16) for word in line.split())
-        if flags & _IORESOURCE_MEM and start:
-            found.append(Region(bar_name(number), start, last - start + 1))
-    if bar_name(TESTED_BAR) not in (bar.name for bar in found):
-        raise ProtocolError(
-            f"neither QEMU nor the guest has an address for BAR {TESTED_BAR}: the guest says {resource!r}"
-        )
-    return tuple(found)

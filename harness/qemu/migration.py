@@ -22,6 +22,7 @@ async def save_state(qemu: Qemu, path: Path, *, with_ram: bool) -> None:
     # Only for writing: QEMU takes a descriptor of a set whose access mode is the one that it wants itself.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     await _migrate(qemu, "migrate", descriptor, with_ram=with_ram, timeout_s=_SAVE_TIMEOUT_S)
+    await qemu.of_qemu(_finalized(qemu), "end of finish-migrate", _SAVE_TIMEOUT_S)
 
 
 async def restore_state(qemu: Qemu, path: Path, *, with_ram: bool) -> None:
@@ -61,6 +62,16 @@ async def _run(qemu: Qemu, command: str, uri: str, timeout_s: float) -> None:
     with qemu.qmp.listener("MIGRATION") as events:
         await qemu.execute(command, {"uri": uri})
         await qemu.of_qemu(_completed(events), f"end of {command}", timeout_s)
+
+
+async def _finalized(qemu: Qemu) -> None:
+    """Waits until QEMU takes ``cont`` again.
+
+    Its migration thread says "completed" before it leaves the state finish-migrate, in which ``cont`` is refused
+    (migration/migration.c, migration_iteration_finish(); monitor/qmp-cmds.c, qmp_cont()). No event tells of that.
+    """
+    while await qemu.run_state() == "finish-migrate":
+        pass  # each answer has waited for the lock that the migration thread needs
 
 
 async def _completed(events: EventListener) -> None:

@@ -212,7 +212,7 @@ class Qemu:
 
         :raises MachineryError: it does not, and that is not what we asked for.
         """
-        state = await self._run_state()
+        state = await self.run_state()
         if error := stop_error(when, state, self.stderr, self.spec.accel, wanted=self.stopped):
             raise error
 
@@ -289,10 +289,10 @@ class Qemu:
     async def is_stopped(self) -> bool:
         """Whether it stands still now, whoever stopped it."""
         if self._followed:  # its event may still be on the way
-            self.stopped = await self._run_state() != "running"
+            self.stopped = await self.run_state() != "running"
         return self.stopped
 
-    async def _run_state(self) -> str:
+    async def run_state(self) -> str:
         """What QEMU says the machine does (qapi/run-state.json, RunState)."""
         status = await self.execute("query-status")
         return str(status["status"]) if isinstance(status, dict) else ""

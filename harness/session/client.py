@@ -22,7 +22,7 @@ from harness.session import handshake, registry, wire
 from harness.session.registry import About
 
 if TYPE_CHECKING:
-    from harness.guest.agent import ExitStatus
+    from harness.guest.job import ExitStatus
 
 #: The deadline of a call that only looks, or stops and resumes: the slowest one sends every scenario's program.
 ANSWER_TIMEOUT_S = 600.0

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from harness.errors import ProtocolError
-from harness.guest.agent import Stream
+from harness.guest.job import Stream
 from harness.outputs import write_all
 
 #: What the session keeps of a job's output that its reader has not taken. From then on the guest has to keep it.

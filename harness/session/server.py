@@ -20,7 +20,7 @@ from harness.campaign.session import Stopping
 from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, UsageError
-from harness.guest.agent import Job
+from harness.guest.job import Job
 from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.session import handshake, registry, wire

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
-from harness.guest.agent import UNLIMITED_S, ExitStatus, Input, Job
+from harness.guest.agent import UNLIMITED_S
 from harness.guest.exec import finish
+from harness.guest.job import ExitStatus, Input, Job
 from harness.introspect.gdb import GdbStub
 from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
 from harness.machine.vm import VM

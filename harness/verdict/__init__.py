@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from harness.verdict.claims import Claim, ClaimKind, Outcome, Run, ScenarioResult, exit_code
-from harness.verdict.complaint_kinds import ComplaintKind
-from harness.verdict.kernel_log import Complaint, Scanner, scan
 from harness.verdict.ktap.parse import KtapOutcome, Report, Test
 from harness.verdict.ktap.parse import parse as parse_ktap
-from harness.verdict.log_lines import message as log_message
-from harness.verdict.log_records import LogPart, LogRecord, parse_log_part
-from harness.verdict.taint import HARMLESS, Taint
-from harness.verdict.taint import added as added_taint
-from harness.verdict.taint import alarming as alarming_taint
-from harness.verdict.taint import describe as describe_taint
-from harness.verdict.taint import parse as parse_taint
+from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.complaints import Complaint, Scanner, scan
+from harness.verdict.log.lines import message as log_message
+from harness.verdict.log.records import LogPart, LogRecord, parse_log_part
+from harness.verdict.log.taint import HARMLESS, Taint
+from harness.verdict.log.taint import added as added_taint
+from harness.verdict.log.taint import alarming as alarming_taint
+from harness.verdict.log.taint import describe as describe_taint
+from harness.verdict.log.taint import parse as parse_taint
 
 __all__ = [
     "HARMLESS",

@@ -18,7 +18,7 @@ from harness.errors import ExitCode, UsageError
 from harness.pagetable import Observation
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.json_fields import JsonObject, as_object, day, member, objects, strings, value_of
-from harness.verdict.troubles import KernelTroubles
+from harness.verdict.log.troubles import KernelTroubles
 
 SCHEMA = "hugepfn-run"
 VERSION = 2

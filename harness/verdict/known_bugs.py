@@ -18,7 +18,7 @@
 
 Instead of ``claim``, a symptom may have ``invariant = "bar_pfn"`` (:attr:`harness.verdict.invariants.Invariant.id`), or
 ``in`` with where ``message`` is searched for: "kernel log" (the first line of each complaint), "taint" (the names of
-:class:`harness.verdict.taint.Taint`) or "end" (what ended the run).
+:class:`harness.verdict.log.taint.Taint`) or "end" (what ended the run).
 
 The outcome of a scenario is "known bug" only if each of its failures is a symptom in the list. Which kernels were seen
 to have a bug is measured: :mod:`harness.verdict.seen`.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.verdict.claims import Claim, ClaimKind, Outcome, ScenarioResult
-from harness.verdict.taint import describe as describe_taint
-from harness.verdict.troubles import KernelTroubles
+from harness.verdict.log.taint import describe as describe_taint
+from harness.verdict.log.troubles import KernelTroubles
 
 EARLY_BIT = "cannot know: under KVM the CPU may set A ahead of any access (SDM volume 3, 4.8; APM volume 2, 5.4.2)"
 NOT_RUN = "cannot know: it was not run"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MachineryError, UsageError
-from harness.guest.agent import ExitStatus
+from harness.guest.job import ExitStatus
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import Recipe, build, parse_origin
 from harness.kernel.build.recipe import DEFAULT_FRAGMENTS

@@ -17,7 +17,7 @@ import paramiko
 import pytest
 
 from harness.errors import DeadlineError, KernelDied, MachineryError
-from harness.guest.agent import Stream
+from harness.guest.job import Stream
 from harness.guest.ssh import Ssh
 from harness.machine.vm import VM
 

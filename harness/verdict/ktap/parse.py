@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from harness.verdict.ktap import lines as grammar
 from harness.verdict.ktap.level import KtapLevel, KtapOutcome, Test, close, crash, settle
 from harness.verdict.ktap.lines import BailOut, Plan, Result, SelftestHeader, Subtest
-from harness.verdict.log_lines import split
+from harness.verdict.log.lines import split
 
 __all__ = ["MAX_DEPTH", "KtapOutcome", "Report", "Test", "parse"]
 

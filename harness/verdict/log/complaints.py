@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from harness.verdict.complaint_kinds import ComplaintKind, Rule, classify
-from harness.verdict.log_lines import message
+from harness.verdict.log.complaint_kinds import ComplaintKind, Rule, classify
+from harness.verdict.log.lines import message
 
 MAX_BLOCK_LINES = 120
 """A block that nothing closes ends after so many lines: lockdep's longest reports are shorter."""

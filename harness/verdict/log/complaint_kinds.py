@@ -1,8 +1,8 @@
 """The complaints of an x86-64 kernel: one row for each first line, with the end of the block that it opens.
 
-Data only; :mod:`harness.verdict.kernel_log` does the work. Every expression is matched at the start of the *message*
-(after printk's prefix). A program that prints "Kernel panic" in the middle of a line is not a panic, and the kernel's
-own ``traps: fork[85] general protection fault`` about a user program is not an oops.
+Data only; :mod:`harness.verdict.log.complaints` does the work. Every expression is matched at the start of the
+*message*, after printk's prefix. A program that prints "Kernel panic" in the middle of a line is not a panic, and the
+kernel's own ``traps: fork[85] general protection fault`` about a user program is not an oops.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from harness.verdict.json_fields import JsonObject, objects, strings, value_of
-from harness.verdict.taint import Taint
+from harness.verdict.log.taint import Taint
 
 NO_TAINT = Taint(0)
 

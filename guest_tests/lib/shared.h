@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What all processes of a run share: who they are, what they mapped, and the channel on which they say so. */
+#ifndef HUGEPFN_SHARED_H
+#define HUGEPFN_SHARED_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define HP_PROCESSES 64
+#define HP_MAPPINGS 256
+#define HP_NAME 32
+#define HP_PAGEMAP_PAGES 512
+#define HP_LINE (128 + HP_PAGEMAP_PAGES * 23)
+
+struct shared_process {
+	pid_t pid;
+	char name[HP_NAME];
+};
+
+struct shared_mapping {
+	pid_t owner;
+	char name[HP_NAME];
+	uint64_t vaddr;
+	size_t pagemap_pages;
+};
+
+/* Every process of the run sees the same table, so that each can read the others' pagemap. */
+struct shared {
+	atomic_flag lock;
+	struct shared_process process[HP_PROCESSES];
+	struct shared_mapping mapping[HP_MAPPINGS];
+};
+
+extern struct shared *shared;
+
+void lock_shared(void);
+void unlock_shared(void);
+
+/* Dies if the name is empty, too long, or holds a blank. */
+void check_name(const char *name);
+
+/* A line of the events channel: one write. */
+void tell_line(const char *line, size_t length);
+void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...);
+
+/* The pagemap words of every mapping that asked for them, of all processes. */
+void tell_pagemaps(void);
+
+#endif

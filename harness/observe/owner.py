@@ -1,0 +1,67 @@
+"""What a run needs of its machine, and its machine of the run: two Protocols, so that neither imports the other."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
+
+from harness.guest.agent import Agent
+from harness.kernel import KernelImage
+from harness.pagetable import Layout
+from harness.qemu.process import Qemu
+from harness.verdict.capabilities import Capabilities
+from harness.verdict.invariants import Invariant
+
+T = TypeVar("T")
+
+
+class EndingRun(Protocol):
+    """A run that comes to an end. :class:`harness.observe.run.GuestRun` is one."""
+
+    @property
+    def program(self) -> str:
+        """Its name."""
+
+    async def end(self) -> None:
+        """Ends the program after an error, as far as the guest still answers."""
+
+
+class RunOwner(Protocol):
+    """What a run needs of its machine, and no more. :class:`harness.machine.vm.VM` has it."""
+
+    @property
+    def qemu(self) -> Qemu:
+        """The QEMU process."""
+
+    @property
+    def agent(self) -> Agent:
+        """PID 1 of the guest."""
+
+    @property
+    def ready(self) -> Mapping[str, str]:
+        """What the guest reported when it came up."""
+
+    @property
+    def known_kernel(self) -> KernelImage | None:
+        """What was booted, if its files are still there."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of its page-table entries."""
+
+    @property
+    def caps(self) -> Capabilities:
+        """What this kernel can do."""
+
+    @property
+    def waived(self) -> Mapping[Invariant, str]:
+        """The invariants that need not hold, and why."""
+
+    def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the machine's event loop."""
+
+    def forget(self, run: EndingRun) -> None:
+        """The run is over."""
+
+    def abandon(self, run: EndingRun, error: BaseException) -> None:
+        """The run ended by an error: ends its processes, or gives the guest up."""
