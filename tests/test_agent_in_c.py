@@ -382,10 +382,16 @@ def test_a_job_whose_output_is_held(agent: Running) -> None:
     assert agent.ask("ping", number=3).verb == "done", "and nothing before it"
     agent.send(Frame("resume", 1))
     assert agent.next().verb == "out"
-    agent.send(Frame("hold", 1), Frame("kill", 1, b"9"))
+    agent.send(Frame("kill", 1, b"9"))
+    assert agent.until("exit", 1)[1].text == "signal 9"
+
+
+def test_what_was_held_comes_before_the_end(agent: Running) -> None:
+    agent.start("sh", "-c", "read line; echo said; exit 3", verb="pipe")
+    agent.send(Frame("hold", 1), Frame("in", 1, b"go\n"))
     seen, end = agent.until("exit", 1)
-    assert seen
-    assert end.text == "signal 9"
+    assert [frame.payload for frame in seen if frame.verb == "out"] == [b"said\n"]
+    assert end.text == "status 3"
 
 
 # --- files -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,7 +92,8 @@ def mounted(filesystem: str, folder: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        run(["umount", "-R", place], timeout_s=60, check=False)
+        for each in (place, folder / "lower", folder / "below"):  # not all are there: check=False
+            run(["umount", "-R", each], timeout_s=60, check=False)
 
 
 def python_of(version: str) -> tuple[Path, Path | None]:
@@ -212,10 +214,9 @@ def main(
         programs[find_qemu().version] = find_qemu().path
     del os.environ[QEMU_VARIABLE]
     cells: list[Cell] = []
-    scratch = cache.root() / "compat"
     for filesystem in filesystems:
-        shutil.rmtree(scratch, ignore_errors=True)
-        with mounted(filesystem, scratch) as place:
+        scratch = tempfile.TemporaryDirectory(prefix="compat-", dir=cache.root())  # another run has its own
+        with scratch as folder, mounted(filesystem, Path(folder)) as place:
             spec = prepare(kernel, place)
             for version, path in programs.items():
                 for python in pythons:
@@ -223,7 +224,6 @@ def main(
                     cells.append(Cell(version, python, filesystem, cell.steps, cell.took_s))
                     words = "ok" if cell.fine else str(cell.steps)
                     say(f"QEMU {version}, Python {python}, {filesystem}: {words} ({cell.took_s:.0f} s)")
-    shutil.rmtree(scratch, ignore_errors=True)
     text = table(cells, spec)
     click.echo(text)
     if write:
