@@ -158,18 +158,22 @@ class MachineConfig:
         :param ini: the value that pytest's ini file has under a name; None or empty for none.
         :raises UsageError: one of the sources has a value that is not valid; says which.
         """
-        values = {}
+        values: dict[str, Any] = {}
+        source: dict[str, int] = {}  # of each value; a lower number counts more
         table, path = _pyproject(Path.cwd())
         for one in (one for one in fields(cls) if one.name in given):
             name, variable = name_of(one), variable_of(one)
             if (said := given[one.name]) is not None:
-                values[one.name] = _value(one, said, prefix + name)
+                values[one.name], source[one.name] = _value(one, said, prefix + name), 1
             elif said := os.environ.get(variable):
-                values[one.name] = _value(one, said, variable)
+                values[one.name], source[one.name] = _value(one, said, variable), 2
             elif said := ini(variable.lower()):
-                values[one.name] = _value(one, said, f"ini setting {variable.lower()}")
+                values[one.name], source[one.name] = _value(one, said, f"ini setting {variable.lower()}"), 3
             elif name in table:
                 values[one.name] = _from_folder(_value(one, table[name], f"{path}: {name}"), path.parent)
+                source[one.name] = 4
+        if source.get("modules", 0) > source.get("kernel", 5):
+            del values["modules"]  # they are of the kernel that is named there, and another one was asked for
         if "kernel" in given and values.get("kernel") is None:
             from harness.kernel import default_kernel  # costs --help too much
 

@@ -85,6 +85,12 @@ def test_what_did_not_pass_says_nothing(outcome: Outcome) -> None:
     assert sightings(table(run(NEW, {"exit": PASS})), ledger(), Facts())["HP-001"] == Sightings()
 
 
+def test_a_bug_that_another_may_hide_is_not_absent() -> None:
+    two = ledger(LIST.replace('"fork"', '"fork.*"') + ENTRY.format(id="HP-002", scenario="fork.*", more=""))
+    seen = sightings(table(run(NEW, {"fork": BUG, "fork_again": PASS})), two, Facts())
+    assert seen == {"HP-001": Sightings({NEW: LATER}), "HP-002": Sightings()}
+
+
 @pytest.mark.parametrize("more", ["sometimes = true", 'config = ["DEBUG_VM"]'])
 def test_one_pass_says_nothing_of_a_race_or_of_a_kernel_configured_otherwise(more: str) -> None:
     one = ledger(ENTRY.format(id="HP-001", scenario="fork", more=more))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from harness.accounts import keep_worse
 from harness.carried import Carried, Crossing, carried_by, carry
+from harness.errors import ExitCode
 from harness.pagetable import Observation
-from harness.verdict import Claim, ClaimKind, Outcome, ScenarioResult
+from harness.verdict import Claim, ClaimKind, Outcome, ScenarioResult, exit_code
 
 SEEN = Observation("forked", "child", "bar", 0, "pud", 0x8E7, ("P", "W"), "bar+0x0", None)
 RESULT = ScenarioResult(
@@ -58,3 +61,18 @@ def test_a_report_carries_the_same_value_in_both_processes(crossed: Any, carried
 def test_a_report_of_somebody_else_carries_nothing(crossed: Any) -> None:
     assert carried_by(report()) is None
     assert carried_by(crossed(report())) is None
+
+
+@pytest.mark.parametrize("outcome", [Outcome.PASSED, Outcome.KNOWN_BUG])
+def test_a_teardown_that_goes_wrong_takes_nothing_of_what_was_seen(outcome: Outcome) -> None:
+    claims = (Claim("it stays", outcome, ""),)
+    results = {"test_fork": replace(RESULT, outcome=outcome, claims=claims)}
+    keep_worse(results, "test_fork", ScenarioResult("fork", "pud", Outcome.ERROR, "QEMU does not end"))
+    assert results["test_fork"] == replace(RESULT, outcome=Outcome.ERROR, reason="QEMU does not end", claims=claims)
+    assert exit_code(results.values()) == ExitCode.MACHINERY
+
+
+def test_a_teardown_that_goes_wrong_takes_no_failure_back() -> None:
+    results = {"test_fork": RESULT}
+    keep_worse(results, "test_fork", ScenarioResult("fork", "pud", Outcome.ERROR, "QEMU does not end"))
+    assert results["test_fork"] == RESULT

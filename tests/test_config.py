@@ -193,6 +193,14 @@ def test_values_of_toml_and_paths_beside_the_file(tmp_path: Path, monkeypatch: p
     )
 
 
+def test_modules_belong_to_the_kernel_that_is_named_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGEPFN_MODULES", "/k/modules")
+    monkeypatch.setenv("HUGEPFN_KERNEL", "/k/bzImage")
+    assert MachineConfig.read({"kernel": None, "modules": None}).modules == Path("/k/modules")
+    assert MachineConfig.read({"kernel": "debian:6.12", "modules": None}).modules is None
+    assert MachineConfig.read({"kernel": "./b", "modules": "/b/modules"}).modules == Path("/b/modules")
+
+
 def test_a_command_reads_only_the_fields_that_it_offers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGEPFN_SMP", "4")
     monkeypatch.setenv("HUGEPFN_MEMORY", "much")

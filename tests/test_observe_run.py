@@ -504,7 +504,7 @@ def test_what_the_kernel_said_and_got(machine: Start) -> None:
     with pytest.raises(ClaimFailed) as caught:
         run.check()
     told = [line.split(":")[0] for line in str(caught.value).splitlines()]
-    assert told == ["every leaf of a pfnmap is special"] * 2 + ["the kernel log", "the kernel got tainted"]
+    assert told == ["every leaf of a pfnmap is special"] * 2 + ["the kernel log", "the kernel is now tainted"]
     assert run.log.splitlines()[0] == f"[    1.000000] {BUG}"
     assert [one.line for one in run.complaints()] == [BUG]
     assert run.taint is Taint.DIE

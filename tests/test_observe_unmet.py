@@ -89,7 +89,9 @@ def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, kno
     )
 
 
-@pytest.mark.parametrize(("usage", "misused"), [([True], True), ([True, True], True), ([True, False], False)])
+@pytest.mark.parametrize(
+    ("usage", "misused"), [([True], True), ([True, True], True), ([True, False], False), ([], False)]
+)
 def test_only_what_was_asked_for_is_wrong(usage: list[bool], misused: bool) -> None:
     reporter = RunReporter(Console(quiet=True), entries=False)
     context = {"kernel": {"release": None}}

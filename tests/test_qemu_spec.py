@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.qemu.process import CHANNELS
 from harness.qemu.spec import Accel, Descriptors, Device, MachineSpec, kernel_command_line, qemu_argv
 
 DESCRIPTORS = Descriptors(ram=10, qmp=11, console=12, agent=13, events=14, agent_uart=16, events_uart=17, shell=15)
@@ -131,3 +133,7 @@ def test_the_limits_themselves_are_in(memory_mib: int, smp: int) -> None:
     argv = qemu_argv(replace(SPEC, memory_mib=memory_mib, smp=smp), DESCRIPTORS)
     assert argv[argv.index("-m") + 1] == f"{memory_mib}M"
     assert argv[argv.index("-smp") + 1] == str(smp)
+
+
+def test_qemu_gets_a_descriptor_for_ram_and_for_each_channel() -> None:
+    assert [one.name for one in dataclasses.fields(Descriptors)] == ["ram", *CHANNELS]

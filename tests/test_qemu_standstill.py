@@ -106,7 +106,7 @@ def test_a_complaint_of_another_kind_is_never_excused() -> None:
     assert "mm/huge_memory.c" in line
     assert troubles.taint is Taint.WARN
     assert len(troubles.excused) == 1
-    assert [told.split(":")[0] for told in words.troubles(troubles)] == ["the kernel log", "the kernel got tainted"]
+    assert [told.split(":")[0] for told in words.troubles(troubles)] == ["the kernel log", "the kernel is now tainted"]
 
 
 def test_the_taint_of_a_soft_lockup_goes_with_it() -> None:

@@ -110,7 +110,7 @@ TAINTED = KernelTroubles(("BUG: Bad page map",), Taint.WARN)
         (
             [],
             [GAP, TAINTED],
-            ["the kernel log: BUG: Bad page map", "the kernel got tainted: ('W (512): the kernel issued a warning',)"],
+            ["the kernel log: BUG: Bad page map", "the kernel is now tainted: W (512): the kernel issued a warning"],
         ),
         ([], [GAP, EXCUSED], ["a gap of 7 records", "not the kernel's fault: rcu: stalls (it stood still)"]),
     ],

@@ -27,6 +27,7 @@ from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable, write_text
 from harness.qemu.binary import find_qemu
+from harness.qemu.process import CHANNELS
 from harness.qemu.ram import SharedRam, ram_folder
 from harness.qemu.spec import Descriptors, MachineSpec, qemu_argv
 
@@ -64,11 +65,10 @@ def raw_boot_s(spec: MachineSpec) -> float:
     """Time in seconds of the same QEMU command line, from its start to init's poweroff."""
     spec = replace(spec, append=(*spec.append, "hugepfn.job=poweroff"))
     ram = SharedRam(spec.memory_mib)
-    pairs = [socket.socketpair() for _ in range(5)]
-    names = ("qmp", "console", "agent", "events", "shell")
-    ends = dict(zip(names, (pair[1] for pair in pairs), strict=True))
+    pairs = [socket.socketpair() for _ in CHANNELS]
+    ends = dict(zip(CHANNELS, (pair[1] for pair in pairs), strict=True))
     descriptors = Descriptors(ram=ram.fd, **{name: end.fileno() for name, end in ends.items()})
-    console = pairs[1][0]
+    console = pairs[CHANNELS.index("console")][0]
     reader = threading.Thread(target=_drain, args=(console,), daemon=True)
     begin = time.perf_counter()
     process = subprocess.Popen(

@@ -69,7 +69,8 @@ def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None])
         VM(image, config=options.machine(spec), say=say).start().close()
     except KERNELS_FAULT as error:
         return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
-    run = run_kernel(str(image.image), [scenario], replace(options, levels=levels), say)
+    config = replace(options.config, modules=None)  # those of another kernel; ours has its own beside it
+    run = run_kernel(str(image.image), [scenario], replace(options, config=config, levels=levels), say)
     if trouble := run.context.get(TROUBLE):
         return BisectVerdict.BROKEN, str(trouble)
     return judge(run.results)

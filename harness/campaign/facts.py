@@ -44,6 +44,7 @@ from harness.verdict.table import Column, Mark, Table
 
 DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/truth.md")
 _UNSURE = {Mark.FAIL, Mark.ERROR, Mark.FLAKE, Mark.UNKNOWN}
+_HIDING = _UNSURE | {Mark.BUG}  # another bug, which may have ended the scenario before this one showed
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[s
     """Which bugs the kernels of a table have, combined with what was known before.
 
     A kernel has a bug if a case showed it. It does not have the bug if a case about the bug passed and no such case is
-    in doubt. Bugs that show only sometimes, or only with a certain configuration, are never recorded as absent.
+    in doubt or shows another bug. Bugs that show only sometimes, or only with a certain configuration, are never
+    recorded as absent.
     """
     found = {bug: (dict(seen.present), dict(seen.absent)) for bug, seen in before.bugs.items()}
     for number, column in enumerate(table.columns):
@@ -128,7 +130,7 @@ def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[s
             if any(bug.id in cell.bugs for cell in cells):
                 absent.pop(version, None)
                 present.setdefault(version, day)
-            elif marks & {Mark.PASS, Mark.FIXED} and not marks & _UNSURE and not (bug.sometimes or bug.config):
+            elif marks & {Mark.PASS, Mark.FIXED} and not marks & _HIDING and not (bug.sometimes or bug.config):
                 present.pop(version, None)
                 absent.setdefault(version, day)
     ids = [bug.id for bug in ledger]  # if an entry is removed from the list, its sightings are dropped too

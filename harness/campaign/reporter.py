@@ -116,7 +116,7 @@ class RunReporter(SessionReporter):
     @property
     def misused(self) -> bool:
         """Whether wrong options are the only errors, and the machinery did not fail."""
-        return len(self._misused) == sum(one.outcome is Outcome.ERROR for one in self.results)
+        return bool(self._misused) and len(self._misused) == sum(one.outcome is Outcome.ERROR for one in self.results)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test has ended, or failed in one of its phases."""

@@ -92,7 +92,8 @@ class KernelLog:
         half = len(console) // 2
         start = console.find("\n", half) + 1 or half  # whole lines
         dropped, kept = console[:start], console[start:]
-        lost = dropped[max(self._covered - self._console_dropped, 0) :].count("\n")
+        unread = dropped[max(self._covered - self._console_dropped, 0) :].split("\n")[:-1]
+        lost = sum(line.rstrip("\r") not in self._known for line in unread)
         self._console_parts, self._console_bytes = [kept], len(kept)
         self._console_dropped += len(dropped)
         if lost:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 _QUIT_TIMEOUT_S = 5.0
 QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
 _GOING_S = 0.5
-_CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
+CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
 # A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -77,13 +77,13 @@ class Qemu:
     async def start(self, *, incoming: bool = False) -> None:
         """Starts QEMU with every channel connected.
 
-        :param incoming: it waits for a saved machine's state, see :meth:`restore`.
+        :param incoming: it waits for a saved machine's state, see :func:`harness.qemu.migration.restore_state`.
         :raises MachineryError: QEMU does not start; its own words are in the message.
         """
         if self.spec.root is Root.HOST_VIRTIOFS:
             self._files = await FileServer.start()
         theirs: dict[str, socket.socket] = {}
-        for name in _CHANNELS:
+        for name in CHANNELS:
             self._ends[name], theirs[name] = socket.socketpair()
             self._ends[name].setblocking(False)
         descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})

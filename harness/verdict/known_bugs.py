@@ -133,7 +133,8 @@ def judge(
     """
     covering = [bug for bug in ledger if bug.covers(scenario, level)]
     if not failures:
-        older = [(bug.id, facts.of(bug.id).had_it(release)) for bug in covering if release and not bug.sometimes]
+        version = facts.version_of(release)
+        older = [(bug.id, facts.of(bug.id).had_it(version)) for bug in covering if release and not bug.sometimes]
         return Finding(fixed=tuple(BugFixed(bug, version) for bug, version in older if version is not None))
     returned = {bug.id: one for bug in covering if (one := _returned(bug, facts, release)) is not None}
     explained = [[bug for bug in covering if bug.explains(failure)] for failure in failures]
@@ -188,7 +189,7 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
         raise UsageError(f"{where} has no [[bug.symptom]]: nothing would tell it from another bug")
     try:
         symptoms = tuple(map(_symptom, entry["symptom"]))
-    except (KeyError, TypeError, ValueError, re.error) as error:
+    except (KeyError, TypeError, ValueError, UsageError, re.error) as error:
         raise UsageError(
             f"{where}: a symptom has 'message' and one of 'claim', 'invariant' and 'in'; 'claim' and 'message' are "
             f"regular expressions: {error}"

@@ -20,7 +20,7 @@ _INVARIANTS = "the invariants held at {stops}, and the kernel log has no complai
 def troubles(seen: KernelTroubles) -> list[str]:
     """What is held against the kernel, one line each."""
     lines = [f"the kernel log: {line}" for line in seen.complaints]
-    return lines + ([f"the kernel got tainted: {describe_taint(seen.taint)}"] if seen.taint else [])
+    return lines + ([f"the kernel is now tainted: {', '.join(describe_taint(seen.taint))}"] if seen.taint else [])
 
 
 def invariants(stops: int | None = None) -> str:

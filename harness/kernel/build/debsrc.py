@@ -57,7 +57,6 @@ class DebsrcOrigin:
         :raises UsageError: the mirror has no such source.
         :raises MachineryError: the source is not cached and cannot be fetched.
         """
-        slot = self.slot
         slot, request = self.slot, Request(self.spec, self.version, self.suite)
         known = request.recall()
         if known and (tree := _imported(slot, known["version"])) is not None:
