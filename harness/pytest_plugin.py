@@ -162,8 +162,11 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     runs = machine.runs if machine is not None else []
     called = runs if report.when == "call" else []  # the end of a teardown is no verdict on them
     made = list(claims.made)
-    if any(run.uncalibrated for run in runs):
+    outcome, reason = outcome_of(error, report), reason_of(claims, error)
+    if wrong := [one for run in runs for one in run.uncalibrated]:
         # What was read is not what the tables hold, so nothing that was claimed of it is known.
+        if outcome is Outcome.FAILED and isinstance(error, AssertionError | pytest.fail.Exception):
+            outcome, reason = Outcome.ERROR, words.uncalibrated(wrong[0])
         made = [replace(one, outcome=Outcome.ERROR) if one.outcome is Outcome.FAILED else one for one in made]
     observations = observations_of(machine) if machine is not None else ()
     if machine is not None and observations and report.when == "call":
@@ -171,8 +174,8 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     result = ScenarioResult(
         scenario=scenario_of(item),
         level=level_of(item),
-        outcome=outcome_of(error, report),
-        reason=reason_of(claims, error),
+        outcome=outcome,
+        reason=reason,
         claims=tuple(made),
         observations=observations,
         log=log_of(machine, error),

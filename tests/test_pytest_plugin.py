@@ -632,6 +632,22 @@ def test_of_a_walk_that_is_not_to_be_believed_no_claim_is_known(pytester: pytest
     claims = {claim["name"]: claim["outcome"] for claim in result["claims"]}
     assert claims["the child's entry is old"] == ("error" if uncalibrated else "failed")
     assert claims["the child's entry is writable"] == "passed"
+    assert result["outcome"] == ("error" if uncalibrated else "failed")
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_plain_assertion_about_such_a_walk_is_no_verdict(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        def test_fork(vm):
+            vm.run(uncalibrated="page 3: the walk found D, pagemap a hole")
+            assert False, "A=1"
+        """
+    )
+    pytest_run(pytester)
+    (result,) = written(pytester)["results"]
+    assert result["outcome"] == "error"
+    assert result["reason"].startswith("the walk and pagemap disagree, so the walk proves nothing: page 3")
 
 
 @pytest.mark.parametrize(("asked", "outcome"), [("pci-testdev", "passed"), ("ivshmem-plain", "skipped")])

@@ -152,7 +152,7 @@ class GuestRun:
         :raises RunBroken: an invariant does not hold, or the kernel complained.
         """
         if self.uncalibrated:
-            raise MachineryError(f"the walk and pagemap disagree, so the walk proves nothing: {self.uncalibrated[0]}")
+            raise MachineryError(words.uncalibrated(self.uncalibrated[0]))
         troubles = self.kernel_troubles()
         found = [*map(str, self.broken), *words.troubles(troubles)]
         if found:

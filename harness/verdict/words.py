@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.verdict.claims import Claim, ClaimKind, Outcome, ScenarioResult
+from harness.verdict.invariants import Violation
 from harness.verdict.log.taint import describe as describe_taint
 from harness.verdict.log.troubles import KernelTroubles
 
@@ -15,6 +16,11 @@ EARLY_BIT = "cannot know: under KVM the CPU may set A ahead of any access (SDM v
 NOT_RUN = "cannot know: it was not run"
 NO_RESULT = "cannot know: the run has no result of it"
 _INVARIANTS = "the invariants held at {stops}, and the kernel log has no complaint"
+
+
+def uncalibrated(violation: Violation) -> str:
+    """Why nothing that was read can be believed."""
+    return f"the walk and pagemap disagree, so the walk proves nothing: {violation}"
 
 
 def troubles(seen: KernelTroubles) -> list[str]:
