@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-scenario", metavar="NAME", action="append", help="only this scenario; may be given again")
     add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
     add("--hugepfn-keep-vm", action="store_true", help="keep the machine of a failed test, for `hugepfn shell NAME`")
-    add("--hugepfn-strict", action="store_true", help="a premise that is not met fails the test")
+    add("--hugepfn-strict", action="store_true", help="a precondition that is not met fails the test")
 
 
 def _dest(name: str) -> str:
@@ -90,7 +90,7 @@ def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
 
 
 def unmet(config: pytest.Config, reason: str, cause: PremiseNotMet | None = None) -> NoReturn:
-    """A premise is not met: skip, or fail under --hugepfn-strict."""
+    """A precondition is not met: skip, or fail under --hugepfn-strict."""
     if config.getoption("hugepfn_strict"):
-        pytest.fail(f"premise not met: {reason}", pytrace=False)
+        pytest.fail(f"precondition not met: {reason}", pytrace=False)
     raise pytest.skip.Exception(reason) from cause

@@ -59,7 +59,7 @@ _VERBOSITY = "hugepfn_verbosity"
 
 def pytest_configure(config: pytest.Config) -> None:
     """The marker, and the collector of results."""
-    config.addinivalue_line("markers", "levels(*names): run once a page-table level: pte, pmd, pud")
+    config.addinivalue_line("markers", "levels(*names): run once per page-table level: pte, pmd, pud")
     config.addinivalue_line(
         "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs"
     )

@@ -1,4 +1,4 @@
-"""Which tests run: once a page-table level, and only what was asked for; and what is known of them beforehand."""
+"""Which tests run: once per page-table level, and only what was asked for; and what is known of them beforehand."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_patches_are_split_off_a_spec() -> None:
     assert split_patches("debsrc:6.12+a.patch+d/b.mbox") == ("debsrc:6.12", (Path("a.patch"), Path("d/b.mbox")))
     assert split_patches("debsrc:6.12.5-1~bpo12+1") == ("debsrc:6.12.5-1~bpo12+1", ())
     assert split_patches("tree:/l+x/y@v1") == ("tree:/l+x/y@v1", ())
-    with pytest.raises(UsageError, match="'b' is no patch file"):
+    with pytest.raises(UsageError, match="'b' is not a patch file"):
         split_patches("tree:/l+a.patch+b")
 
 

@@ -224,7 +224,7 @@ def test_the_table_with_its_footnotes() -> None:
         "",
         "  1  no huge pfnmap",
         "  2  it is [bold] gone",
-        "not to be had: 7.0: only in part",
+        "not available: 7.0: only in part",
         "",
         "3 kernels, 2 cases: 3 pass, 1 skip, 2 error",
     ]

@@ -173,7 +173,7 @@ def test_a_bug_that_is_mended_in_a_series(tree: Path) -> None:
     found = texts(tree)
     assert "fork pud  pass* 1   bug HP-001 2" in found["docs/matrix.md"]
     assert "1  fixed here: HP-001 (6.12.117 had it)" in found["docs/matrix.md"]
-    assert "not to be had: 6.19: only in part" in found["docs/matrix.md"]
+    assert "not available: 6.19: only in part" in found["docs/matrix.md"]
     assert "| HP-001 | 6.12.117, 7.3.4 | 6.12.118 |" in found["docs/truth.md"]
     assert f"debian:6.12: Linux {NEW}+deb13-amd64, QEMU 7.2.22 (tcg), 1 vCPU" in found["README.md"]
     assert "HP-001 for instance shows on 7.3.4:\nthe leaf is lost.\n" in found["README.md"]

@@ -199,7 +199,7 @@ def test_every_event(line: str, event: Event) -> None:
     ],
 )
 def test_what_is_no_event_is_quoted(line: str) -> None:
-    with pytest.raises(ProtocolError, match=r"is no event of docs/protocol\.md") as caught:
+    with pytest.raises(ProtocolError, match=r"is not an event of docs/protocol\.md") as caught:
         parse_event(line)
     assert repr(line) in str(caught.value)
 

@@ -738,7 +738,7 @@ def test_strict_fails_on_a_premise_that_is_not_met(scenarios: pytest.Pytester, m
     result.assert_outcomes(errors=1, deselected=4)
     (one,) = written(scenarios)["results"]
     assert (one["outcome"], machines) == ("failed", [])
-    assert one["reason"].startswith("premise not met: no huge pfnmap in this kernel: ")
+    assert one["reason"].startswith("precondition not met: no huge pfnmap in this kernel: ")
 
 
 @pytest.mark.usefixtures("machines")

@@ -54,7 +54,7 @@ def test_a_folder_that_others_can_write_to_is_not_believed(runtime: Path) -> Non
     runtime.mkdir(mode=0o777)
     runtime.chmod(0o777)
     for ask in (registry.sessions, lambda: registry.claim("one").__enter__()):
-        with pytest.raises(UsageError, match="is no folder that only you can write to"):
+        with pytest.raises(UsageError, match="must be a directory owned by you with mode 0700"):
             ask()
 
 

@@ -45,7 +45,7 @@ def test_versions_are_ordered_by_number() -> None:
         *("6.2.1", "6.12-rc7", "6.12", "6.12.9", "6.12.118")
     ]
     assert series_of("7.3~rc7") == "7.3"
-    with pytest.raises(UsageError, match="no kernel version"):
+    with pytest.raises(UsageError, match="not a kernel version"):
         version_key("sid")
 
 
@@ -61,7 +61,7 @@ def test_the_newest_of_a_series_that_was_looked_at() -> None:
     ("text", "words"),
     [
         ("[HP-1", "no TOML"),
-        ('[HP-1.present]\n"six" = 2026-11-26', "no kernel version"),
+        ('[HP-1.present]\n"six" = 2026-11-26', "not a kernel version"),
         ('[HP-1.present]\n"6.12.1" = "today"', "expected a day"),
         ('[HP-1.fixed]\n"6.12.1" = 2026-11-26', "expected present and absent"),
         ("[measured]\nqemu = 7", "wants date, qemu"),

@@ -274,6 +274,7 @@ def session_exec_of_a_stopped_session() -> None:
         def then_stop(*args: Any) -> None:
             send(*args)
             os.kill(client.about.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, client.about.pid, os.WSTOPPED | os.WNOWAIT)  # on a busy host it takes a while
             waiting()
 
         vars(wire)["send_descriptors"] = then_stop

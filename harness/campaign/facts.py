@@ -255,7 +255,7 @@ def main(
     """Measure the stock kernels, update the documents, and show what changed."""
     root = guest_tests_dir().parent
     if not (root / "docs" / "matrix.md").is_file():
-        raise UsageError(f"{root} is no source tree of hugepfn: the documents that are to be written are not there")
+        raise UsageError(f"{root} is not a source tree of hugepfn: the documents that are to be written are not there")
     read = [RunsByKernel.read(path) for path in given]
     have = RunsByKernel(
         {spec: runs for one in read for spec, runs in one.runs.items()},

@@ -132,7 +132,7 @@ def print_table(console: Console, table: Table, missing: Mapping[str, str], repe
     for case, column, cell in table.flakes:
         console.print(Text(f"flake: {case} on {column.spec}: {cell.note}", style=STYLE[Mark.FLAKE]), soft_wrap=True)
     for series, why in missing.items():
-        console.print(Text(f"not to be had: {series}: {why}"), soft_wrap=True)
+        console.print(Text(f"not available: {series}: {why}"), soft_wrap=True)
     words = [f"{table.counts[mark]} {mark.value}" for mark in Mark if table.counts[mark]]
     meanings = [f"{mark.value} {_MEANING[mark]}" for mark in _MEANING if table.counts[mark]]
     times = f", each {repeat} times" if repeat > 1 else ""

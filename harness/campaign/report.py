@@ -162,7 +162,7 @@ def _plain(table: Table, missing: Mapping[str, str]) -> str:
     """The table as text, for readers without scripts."""
     lines = [" ".join([f"{case!s:<40}", *(f"{cell.word:<12}" for cell in row)]).rstrip() for case, row in table.rows()]
     heading = " ".join([" " * 40, *(f"{column.label:<12}" for column in table.columns)]).rstrip()
-    return "\n".join([heading, *lines, *(f"not to be had: {series}: {why}" for series, why in missing.items())])
+    return "\n".join([heading, *lines, *(f"not available: {series}: {why}" for series, why in missing.items())])
 
 
 def _page(data: Mapping[str, Any], plain: str) -> str:

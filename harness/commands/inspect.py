@@ -83,7 +83,7 @@ def _who(words: Sequence[str], session: str | None, more: int) -> tuple[SessionC
         raise UsageError(f"expected [SESSION] PID{' VADDR[-VADDR]' * more}, got {' '.join(words)!r}")
     *name, pid = words[: len(words) - more]
     if not pid.isdigit():
-        raise UsageError(f"pid {pid!r} is no number")
+        raise UsageError(f"pid {pid!r} is not a number")
     return client_of(name[0] if name else session), int(pid), words[len(words) - more :]
 
 

@@ -30,7 +30,7 @@ level_option = click.option(
 _SCENARIO_OPTIONS = (
     level_option,
     click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
-    click.option("--strict", is_flag=True, help="a premise that is not met fails"),
+    click.option("--strict", is_flag=True, help="a precondition that is not met fails"),
 )
 _SHORT = {"kernel": "-k"}
 

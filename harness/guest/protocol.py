@@ -204,7 +204,7 @@ def parse_event(line: str) -> Event:
     except ProtocolError as error:
         raise ProtocolError(f"events: {shown(line)}: {error}") from None
     if event is None:
-        raise ProtocolError(f"events: {shown(line)} is no event of docs/protocol.md")
+        raise ProtocolError(f"events: {shown(line)} is not an event of docs/protocol.md")
     return event
 
 

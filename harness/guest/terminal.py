@@ -49,7 +49,7 @@ def interact(line: Line, resize: Callable[[int, int], None], ended: _HasFileno |
 
     :param resize: is told rows and columns, now and whenever they change.
     :param ended: once this is readable, the other side is done, though the line may not be.
-    :raises UsageError: there is no terminal.
+    :raises UsageError: there is not a terminal.
     """
     require_terminal()
     stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
@@ -77,7 +77,7 @@ def interact(line: Line, resize: Callable[[int, int], None], ended: _HasFileno |
 
 
 def require_terminal() -> None:
-    """:raises UsageError: standard input or output is no terminal."""
+    """:raises UsageError: standard input or output is not a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("this needs a terminal; for scripts there are `hugepfn exec`, `hugepfn ssh -- COMMAND`")
 

@@ -43,7 +43,7 @@ from harness.verdict.invariants import Invariant
 
 #: A kernel that KVM really runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
-#: QEMU's emulation spoils one in dozens with four vCPUs: more than three in a row are something else.
+#: With four vCPUs, QEMU's TCG breaks about one boot in forty. Three failures in a row have another cause.
 _BOOTS_MAX = 3
 
 

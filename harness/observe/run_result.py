@@ -10,7 +10,7 @@ from harness.guest import bounds
 from harness.guest.job import ExitStatus
 from harness.verdict import KtapOutcome, Report
 
-#: KTAP's exit status for a run whose premise is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
+#: KTAP's exit status for a run whose precondition is not met (tools/testing/selftests/kselftest.h, KSFT_SKIP).
 SKIP_STATUS = 4
 _COUNT = re.compile(r"-?[0-9]{1,9}")
 _VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
@@ -55,7 +55,7 @@ class RunResult:
 
     @property
     def skipped(self) -> bool:
-        """The program said that its premise is not met."""
+        """The program said that its precondition is not met."""
         return self.report.outcome is KtapOutcome.SKIPPED and self.exit.status in (0, SKIP_STATUS)
 
     @property

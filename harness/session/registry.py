@@ -125,7 +125,8 @@ def _check_owner() -> None:
         owners = {os.geteuid()} if folder == root() else {os.geteuid(), 0}
         if not stat.S_ISDIR(status.st_mode) or status.st_uid not in owners or others:
             raise UsageError(
-                f"{folder} is no folder that only you can write to; mend that, or set HUGEPFN_RUNTIME_DIR elsewhere"
+                f"{folder} must be a directory owned by you with mode 0700: run `chmod 700 {folder}`, or set "
+                "HUGEPFN_RUNTIME_DIR to another one"
             )
 
 

@@ -47,7 +47,7 @@ def version_key(version: str) -> tuple[int, int, int]:
     """
     match = _VERSION.match(version)
     if match is None:
-        raise UsageError(f"{version!r} is no kernel version; expected one such as 6.12.118")
+        raise UsageError(f"{version!r} is not a kernel version; expected one such as 6.12.118")
     return int(match[1]), int(match[2]), -1 if match[4] else int(match[3] or 0)
 
 

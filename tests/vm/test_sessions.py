@@ -300,7 +300,7 @@ def test_watch_marks_what_changes(live: Live) -> None:
     ("args", "words"),
     [
         (("walk", "1"), r"expected [SESSION] PID VADDR[-VADDR], got '1'"),
-        (("walk", "one", "x", "0"), "pid 'x' is no number"),
+        (("walk", "one", "x", "0"), "pid 'x' is not a number"),
         (("walk", "1", "zz"), "address 'zz' is not understood"),
         (("maps", "99999"), "no process 99999 in the guest"),
         (("maps", "2"), "kernel thread"),

@@ -59,7 +59,7 @@ class TreeOrigin:
         cuts = [*(m.start() for m in re.finditer("@", text)), len(text)]
         cut = next((c for c in reversed(cuts) if c and Path(text[:c]).expanduser().is_dir()), cuts[0])
         if not text[:cut] or text[cut:] == "@":
-            raise UsageError(f"{text!r} is no source tree; expected PATH or PATH@REVISION")
+            raise UsageError(f"{text!r} is not a source tree; expected PATH or PATH@REVISION")
         return cls(Path(text[:cut]), text[cut + 1 :] or None)
 
     @property

@@ -64,7 +64,7 @@ def split_patches(text: str) -> tuple[str, tuple[Path, ...]]:
             patches.append(Path(piece))
         elif patches:
             raise UsageError(
-                f"{text}: {piece!r} is no patch file; expected a name that ends in {', '.join(PATCH_SUFFIXES)}"
+                f"{text}: {piece!r} is not a patch file; expected a name that ends in {', '.join(PATCH_SUFFIXES)}"
             )
         else:
             first += f"+{piece}"  # the + belongs to a path, a branch or a Debian version

@@ -84,7 +84,7 @@ def parse_records(lines: Sequence[bytes]) -> tuple[LogRecord, ...]:
 def _record(line: bytes) -> LogRecord:
     match = _HEADER.fullmatch(line)
     if match is None:
-        raise ProtocolError(f"kmsg: {line[:80]!r} is no record of /dev/kmsg")
+        raise ProtocolError(f"kmsg: {line[:80]!r} is not a record of /dev/kmsg")
     text = printable(_ESCAPED.sub(lambda escape: bytes([int(escape[1], 16)]), match["text"]))
     caller = _CALLER.search(match["more"])
     return LogRecord(int(match["sequence"]), int(match["time_us"]), text, caller[1].decode() if caller else "")
