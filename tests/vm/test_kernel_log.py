@@ -109,4 +109,4 @@ def test_a_flood_is_a_gap_and_no_clean_log(image: KernelImage, speaker: Callable
 def test_a_kernel_that_takes_no_lines_of_ours(hugepfn: Command) -> None:
     done = hugepfn("run", "fork", "--level", "pte", "--kernel", "debian:6.12", "--append", "printk.devkmsg=off")
     assert done.returncode == 3, done.stdout
-    assert "boot it without printk.devkmsg=off" in done.stdout + done.stderr
+    assert "boot without printk.devkmsg=off" in done.stdout + done.stderr
