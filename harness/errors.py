@@ -108,6 +108,10 @@ class EmulatorError(MachineryError):
     """QEMU executed something that is not in the guest's memory: not the kernel's fault, and gone the next time."""
 
 
+class MachineStopped(MachineryError):
+    """QEMU has stopped the machine by itself, for an internal error of KVM's, for instance."""
+
+
 class QemuRefused(MachineryError):
     """QEMU answered a command with an error."""
 

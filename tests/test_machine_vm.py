@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import BootError, MachineryError, ProtocolError, RestoreError
+from harness.errors import BootError, HugepfnError, MachineryError, MachineStopped, ProtocolError, RestoreError
 from harness.guest import bounds
 from harness.host import cache
 from harness.machine import vm as vm_module
@@ -31,7 +31,7 @@ class Host:
     """A host with a KVM that was proven, on which kernels do what the test says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.ends: dict[Accel, BootError | None] = {}
+        self.ends: dict[Accel, HugepfnError | None] = {}
         self.tried: list[Accel] = []
         self.said: list[str] = []
         monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(folder))
@@ -82,6 +82,23 @@ def test_a_kernel_that_prints_nothing_anywhere_is_no_fault_of_kvm(host: Host) ->
     with pytest.raises(BootError):
         host.start()
     assert host.tried == [Accel.KVM, Accel.TCG]
+    assert host.remembered == []
+
+
+def test_a_kvm_that_cannot_run_a_kernel_is_not_used_any_more(host: Host) -> None:
+    """KVM internal error, which stops the machine (accel/kvm/kvm-all.c, kvm_cpu_exec())."""
+    stopped = MachineStopped("waiting: QEMU has stopped the machine (internal-error); it says: KVM internal error")
+    host.ends = {Accel.KVM: stopped, Accel.TCG: None}
+    host.start()
+    assert host.tried == [Accel.KVM, Accel.TCG]
+    assert [note["works"] for note in host.remembered] == [False]
+    assert "KVM internal error" in host.said[0]
+
+
+def test_a_kvm_that_was_asked_for_is_not_replaced(host: Host) -> None:
+    host.ends = {Accel.KVM: MachineStopped("QEMU has stopped the machine (internal-error)")}
+    with pytest.raises(MachineStopped):
+        host.start("kvm")
     assert host.remembered == []
 
 

@@ -30,7 +30,7 @@ ERRORS = {
     "qmp-migration": r"MachineryError: QEMU \(pid \d+\) runs, but did not answer within 0.5 s: no end of migrate",
     "qemu-stderr": r"MachineryError: .*QEMU ended with status 7: fake: cannot go on",
     "guest": r"DeadlineError: waiting for a guest: nothing within 0.5 s",
-    "guest-internal-error": r"MachineryError: waiting for a guest: QEMU has stopped the machine \(internal-error\), so "
+    "guest-internal-error": r"MachineStopped: waiting for a guest: QEMU has stopped the machine \(internal-error\), so "
     r"nothing can be said of the kernel; it says: KVM internal error. Suberror: 1\nemulation failure",
     "guest-stopped": r"MachineryError: QEMU \(pid \d+\) is stopped, by SIGSTOP",
     "host-work": r"DeadlineError: waiting for the end of host work: nothing within 0.5 s",

@@ -14,6 +14,7 @@ from harness.errors import (
     BootError,
     EmulatorError,
     HugepfnError,
+    MachineStopped,
     PremiseNotMet,
     RestoreError,
     UsageError,
@@ -95,9 +96,10 @@ class VM(LiveMachine):
         self.kernel = self._resolve()
         try:
             self._come_up(accel)
-        except BootError as error:
+        except (BootError, MachineStopped) as error:
             kvm_is_a_must = self.config.accel != "auto" or self.config.cpu.startswith("host")
-            if accel is not Accel.KVM or kvm_is_a_must or error.console_tail:
+            printed = isinstance(error, BootError) and error.console_tail
+            if accel is not Accel.KVM or kvm_is_a_must or printed:
                 raise
             self._fall_back(binary, str(error).splitlines()[0])
         return self
@@ -109,8 +111,11 @@ class VM(LiveMachine):
         return (asked or kernel_of(self.config)).resolve(self._say)
 
     def _fall_back(self, binary: QemuBinary, what: str) -> None:
-        """The kernel printed nothing under KVM. Only if it does under TCG is that KVM's fault, and remembered."""
-        reason = f"guest code ran, but a kernel printed nothing: {what}"
+        """The kernel printed nothing under KVM, or KVM failed to run it.
+
+        Only if it prints under TCG is that KVM's fault, and remembered.
+        """
+        reason = f"guest code ran, but not a kernel: {what}"
         self._say(f"TCG, since KVM does not run this kernel here: {reason}")
         try:
             self._come_up(Accel.TCG)

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.errors import EmulatorError, KernelDied, MachineryError
+from harness.errors import EmulatorError, KernelDied, MachineryError, MachineStopped
 from harness.qemu.spec import Accel
 from harness.verdict import Complaint
 
@@ -73,7 +73,7 @@ def stop_error(when: str, state: str, stderr: str, accel: Accel, *, wanted: bool
     :param state: RunState of qapi/run-state.json.
     """
     if state in _GAVE_UP:
-        return MachineryError(
+        return MachineStopped(
             f"{when}QEMU has stopped the machine ({state}), so nothing can be said of the kernel; it says: "
             f"{stderr or 'nothing'}" + ("; try --accel tcg" if accel is Accel.KVM else "")
         )
