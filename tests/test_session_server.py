@@ -16,6 +16,7 @@ import pytest
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import MachineryError
 from harness.host import cache
+from harness.kernel import Kernel
 from harness.machine import kept
 from harness.machine import vm as vm_module
 from harness.qemu.binary import QemuBinary
@@ -98,7 +99,7 @@ def test_a_kept_machine_comes_back_with_its_ram_where_it_was_asked_for(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spec = MachineSpec(Path("bzImage"), Path("initramfs"))
-    saved = SimpleNamespace(spec=spec, kernel="./gone", kernel_key="", modules=None, capabilities=None)
+    saved = SimpleNamespace(spec=spec, asked=Kernel.image("./gone"), kernel="./gone", kernel_key="", capabilities=None)
     monkeypatch.setattr(kept, "find", lambda _name: saved)
     monkeypatch.setattr(vm_module, "find_qemu", lambda _asked: QemuBinary("/usr/bin/false", "7.2", "fake"))
     server._start = Start("one", MachineConfig(ram_dir=tmp_path / "nowhere"), "fork-pud")

@@ -216,6 +216,7 @@ class VM(LiveMachine):
         facts = {
             "kernel": self.kernel.spec,
             "kernel_key": self.kernel.key,
+            "modules": str(self.kernel.modules_dir or ""),
             "why": why,
             "ready": dict(self.ready),
             "bars": [asdict(bar) for bar in self.bars],
@@ -235,7 +236,7 @@ class VM(LiveMachine):
         vm = cls(saved.kernel, qemu=qemu, ram_dir=ram_dir)
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
-            kernel = Kernel.parse(saved.kernel).resolve(offline=True)
+            kernel = saved.asked.resolve(offline=True)
             if kernel.key == saved.kernel_key:  # not built anew since: its symbols are of no use then
                 vm.kernel = kernel
         vm._use(revive(saved, find_qemu(qemu), ram_dir, vm.programs.receive, vm._started))
