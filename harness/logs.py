@@ -90,6 +90,8 @@ def show_as_parent() -> None:
     with contextlib.suppress(ValueError, OSError):  # another program's variable, or a descriptor that is closed
         verbosity, descriptor = map(int, said.split(":"))
         show(verbosity, descriptor)
+        if descriptor > 2:  # ours is a duplicate, and hide() shall leave nothing of the parent's open
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,19 @@ def test_a_child_shows_it_where_we_do(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().endswith(" x] of the child\n")
 
 
+def test_a_child_that_hides_it_keeps_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may wait for the end of a command's standard error while its session lives on."""
+    theirs, ours = os.pipe()
+    monkeypatch.setenv("HUGEPFN_LOG", f"1:{ours}")
+    logs.show_as_parent()
+    LOG.info("until here")
+    logs.hide()
+    os.set_blocking(theirs, False)
+    assert os.read(theirs, 1000).endswith(b" test] until here\n")
+    assert os.read(theirs, 1) == b"", "nobody has the other end"
+    os.close(theirs)
+
+
 def test_who_shows_nothing_tells_a_child_nothing() -> None:
     assert logs.for_child() == (dict(os.environ), ())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from harness.errors import (
     RestoreError,
 )
 from harness.guest.channel import Channel
+from harness.guest.kernel_log import SavedLog
 from harness.kernel import Kernel
 from harness.kernel.identity import stamp_of
 from harness.kernel.image import ImageKind, KernelImage
@@ -29,9 +31,10 @@ from harness.machine import vm as vm_module
 from harness.machine.bring_up import Timing
 from harness.machine.vm import VM
 from harness.qemu.end_error import QemuEnd, end_error
-from harness.qemu.spec import BAR_SLOT, Accel
+from harness.qemu.spec import BAR_SLOT, Accel, MachineSpec
 from harness.qemu.standstill import Standstill
 from harness.verdict import scan
+from tests.test_kernel_image import RELEASE, bzimage
 
 LOG = (Path(__file__).parent / "data" / "verdict" / "stale_breakpoint_6_12.log").read_text()
 OOPS = (Path(__file__).parent / "data" / "verdict" / "null_deref_6_12.log").read_text()
@@ -247,7 +250,7 @@ def test_a_kept_machine_has_its_kernel_only_while_that_is_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image: KernelImage, rebuilt: bool
 ) -> None:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
-    saved = SimpleNamespace(kernel="./k", kernel_key=image.key, spec=None, capabilities=None)
+    saved = SimpleNamespace(kernel="./k", asked=Kernel.image("./k"), kernel_key=image.key, spec=None, capabilities=None)
     if rebuilt:
         _rebuild(image)
     now = dataclasses.replace(image, stamp=stamp_of(image.image))
@@ -256,3 +259,28 @@ def test_a_kept_machine_has_its_kernel_only_while_that_is_the_same(
     monkeypatch.setattr(Kernel, "resolve", lambda _kernel, offline: now)  # noqa: ARG005
     monkeypatch.setattr(VM, "_use", lambda *_args: None)
     assert VM.revive("fork-pud").known_kernel == (None if rebuilt else now)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_kept_machine_knows_its_kernel_by_the_modules_that_were_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: bool
+) -> None:
+    """The key of a kernel covers the listing of its modules."""
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "bzImage").write_bytes(bzimage())
+    (tmp_path / "root/lib/modules" / RELEASE / "kernel").mkdir(parents=True)
+    (tmp_path / "root/lib/modules" / RELEASE / "kernel/vfio.ko").touch()
+    vm = VM(Kernel.image(tmp_path / "bzImage", tmp_path / "root" if given else None))
+    vm.kernel = vm._resolve()
+    vm.spec = MachineSpec(vm.kernel.image, Path("initramfs"))
+    log = SimpleNamespace(saved=lambda: SavedLog((), 0, ""))
+    qemu = SimpleNamespace(spec=vm.spec, log=log, stop=lambda: asyncio.sleep(0))
+    vm._machine = cast(Any, SimpleNamespace(qemu=qemu, agent=SimpleNamespace(next_id=1), ready={}, bars=()))
+    vm._qemu = cast(Any, qemu)
+    monkeypatch.setattr(VM, "paused", contextlib.nullcontext)
+    monkeypatch.setattr(VM, "on_loop", lambda _vm, work: asyncio.run(work))
+    monkeypatch.setattr(kept, "save_state", lambda *_args, **_words: asyncio.sleep(0))
+    vm.keep("fork-pud", "a test")
+    monkeypatch.setattr(vm_module, "revive", lambda *_args: None)
+    monkeypatch.setattr(VM, "_use", lambda *_args: None)
+    assert VM.revive("fork-pud").known_kernel == vm.kernel

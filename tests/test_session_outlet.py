@@ -82,6 +82,45 @@ def test_a_slow_reader_gets_everything_after_the_end(ends: tuple[int, int]) -> N
     reader.join()
 
 
+class Patience(threading.Condition):
+    """Tells the reader to take one more part whenever somebody waits for it with a deadline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = threading.Semaphore(0)
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        if timeout is not None:
+            self.wanted.release()
+        return super().wait_for(predicate, timeout)
+
+
+def test_a_reader_that_goes_on_gets_everything_after_a_signal(
+    ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LAST_OUTPUT_S", 2.0)
+    outlet, patience, got = Outlet(ends[1], ends[1], print), Patience(), 0
+    monkeypatch.setattr(outlet, "_changed", patience)
+
+    def read() -> None:
+        nonlocal got
+        while got < 4 and patience.wanted.acquire(timeout=SOON_S):
+            read_exactly(ends[0], len(PART))
+            got += 1
+
+    reader = threading.Thread(target=read, daemon=True)
+    with outlet:
+        for _ in range(4):
+            outlet.sink(Stream.OUT, PART)
+        outlet.hurry()
+        reader.start()
+        outlet.end()
+        assert outlet._written
+    patience.wanted.release(4)  # the last part fits into the pipe
+    reader.join(SOON_S)
+    assert got == 4
+
+
 def test_a_descriptor_that_breaks_is_told_once(ends: tuple[int, int]) -> None:
     broken: list[OSError] = []
     full = os.open("/dev/full", os.O_WRONLY)

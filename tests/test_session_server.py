@@ -13,8 +13,14 @@ from typing import Any, cast
 
 import pytest
 
-from harness.config import DEFAULT
+from harness.config import DEFAULT, MachineConfig
+from harness.errors import MachineryError
 from harness.host import cache
+from harness.kernel import Kernel
+from harness.machine import kept
+from harness.machine import vm as vm_module
+from harness.qemu.binary import QemuBinary
+from harness.qemu.spec import MachineSpec
 from harness.session import handshake, wire
 from harness.session.server import Server, Start
 
@@ -87,3 +93,15 @@ def test_a_bug_at_the_shell_is_still_told(server: Server) -> None:
     assert "a bug of hugepfn: TypeError" in said.message
     assert (cache.root() / "traceback.txt").exists()
     caller.close()
+
+
+def test_a_kept_machine_comes_back_with_its_ram_where_it_was_asked_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = MachineSpec(Path("bzImage"), Path("initramfs"))
+    saved = SimpleNamespace(spec=spec, asked=Kernel.image("./gone"), kernel="./gone", kernel_key="", capabilities=None)
+    monkeypatch.setattr(kept, "find", lambda _name: saved)
+    monkeypatch.setattr(vm_module, "find_qemu", lambda _asked: QemuBinary("/usr/bin/false", "7.2", "fake"))
+    server._start = Start("one", MachineConfig(ram_dir=tmp_path / "nowhere"), "fork-pud")
+    with pytest.raises(MachineryError, match=f"no room for guest RAM in {tmp_path}/nowhere: No such file"):
+        server._machine()

@@ -94,13 +94,17 @@ async def clone(
 
 
 async def revive(
-    kept: Kept, binary: QemuBinary, on_event: Callable[[bytes], None], started: Callable[[Qemu], None]
+    kept: Kept,
+    binary: QemuBinary,
+    ram_dir: Path | None,
+    on_event: Callable[[bytes], None],
+    started: Callable[[Qemu], None],
 ) -> Machine:
     """Brings back a machine that was saved whole.
 
     :raises MachineryError: QEMU does not take it.
     """
-    qemu = Qemu(kept.spec, binary, SharedRam(kept.spec.memory_mib))
+    qemu = Qemu(kept.spec, binary, SharedRam(kept.spec.memory_mib, ram_dir))
     started(qemu)
     agent = await _restore(qemu, kept.state, kept.log, on_event, kept.ready, kept.next_id)
     return Machine(qemu, agent, kept.ready, kept.bars, Origin.KEPT)

@@ -13,6 +13,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.guest.kernel_log import SavedLog
 from harness.host import cache
+from harness.kernel.spec import ImageSource, Kernel
 from harness.pagetable import Region
 from harness.qemu.migration import save_state
 from harness.qemu.process import Qemu
@@ -31,12 +32,20 @@ class Kept:
     spec: MachineSpec
     kernel: str  # what was asked for, "debian:6.12"
     kernel_key: str  # of what it was then, see :attr:`harness.kernel.image.KernelImage.key`
+    modules: Path | None  # the kernel's, absolute
     why: str
     ready: Mapping[str, str]
     bars: tuple[Region, ...]
     capabilities: Capabilities | None  # None: it was not probed yet
     next_id: int  # of the agent's requests: its jobs are still there
     log: SavedLog
+
+    @property
+    def asked(self) -> Kernel:
+        """The kernel that was asked for: a path with the modules that came with it, if they are still there."""
+        kernel = Kernel.parse(self.kernel)
+        given = isinstance(kernel.source, ImageSource) and self.modules is not None and self.modules.is_dir()
+        return Kernel.image(self.kernel, self.modules) if given else kernel
 
     @property
     def state(self) -> Path:
@@ -118,6 +127,7 @@ def _load(folder: Path) -> Kept:
         spec=spec,
         kernel=meta["kernel"],
         kernel_key=meta.get("kernel_key", ""),
+        modules=Path(meta["modules"]) if meta.get("modules") else None,
         why=meta["why"],
         ready=meta["ready"],
         bars=tuple(Region(**bar) for bar in meta["bars"]),

@@ -221,6 +221,7 @@ class VM(LiveMachine):
         facts = {
             "kernel": self.kernel.spec,
             "kernel_key": self.kernel.key,
+            "modules": str(self.kernel.modules_dir or ""),
             "why": why,
             "ready": dict(self.ready),
             "bars": [asdict(bar) for bar in self.bars],
@@ -231,19 +232,19 @@ class VM(LiveMachine):
             cache.obtain(kept.KIND, name, lambda folder: self.on_loop(kept.keep(self.qemu, folder, facts)))
 
     @classmethod
-    def revive(cls, name: str, qemu: str | None = None) -> VM:
+    def revive(cls, name: str, qemu: str | None = None, ram_dir: Path | None = None) -> VM:
         """A machine that :meth:`keep` saved, running again. Close it.
 
-        :param qemu: see :class:`MachineConfig`.
+        :param qemu: see :class:`MachineConfig`; so is ``ram_dir``.
         """
         saved = kept.find(name)
-        vm = cls(saved.kernel, qemu=qemu)
+        vm = cls(saved.kernel, qemu=qemu, ram_dir=ram_dir)
         vm.spec = saved.spec
         with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
-            kernel = Kernel.parse(saved.kernel).resolve(offline=True)
+            kernel = saved.asked.resolve(offline=True)
             if kernel.key == saved.kernel_key:  # not built anew since: its symbols are of no use then
                 vm.kernel = kernel
-        vm._use(revive(saved, find_qemu(qemu), vm.programs.receive, vm._started))
+        vm._use(revive(saved, find_qemu(qemu), ram_dir, vm.programs.receive, vm._started))
         if saved.capabilities is not None:
             vm._know(saved.capabilities)
         return vm

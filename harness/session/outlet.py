@@ -17,7 +17,7 @@ from harness.outputs import write_all
 HELD_BYTES = 1 << 20
 #: What may come after that: what was on its way (socket buffers, the virtqueue), and the pipes of a job that has ended.
 UNREAD_MAX_BYTES = 16 << 20
-#: How long a reader that takes nothing is waited for once the job has ended and the command got a signal, or is gone.
+#: How long a reader may take nothing before it is given up, once the job has ended and the command got a signal.
 _LAST_OUTPUT_S = 2.0
 
 
@@ -55,8 +55,14 @@ class Outlet:
             self._ended = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._written or self._hurried)
-            self._changed.wait_for(lambda: self._written, _LAST_OUTPUT_S)
+            while not self._written and self._reader_goes_on():
+                pass
             self._parts.clear()
+
+    def _reader_goes_on(self) -> bool:
+        """Whether the reader soon takes another part, or everything is written."""
+        before = self._unread_bytes
+        return self._changed.wait_for(lambda: self._written or self._unread_bytes < before, _LAST_OUTPUT_S)
 
     def sink(self, stream: Stream, data: bytes) -> None:
         """Take output of the job.
@@ -104,6 +110,7 @@ class Outlet:
                 self._unread_bytes -= len(data)
                 has_room = self._full and self._unread_bytes <= HELD_BYTES // 2
                 self._full = self._full and not has_room
+                self._changed.notify_all()
             if has_room:
                 self._room()
         for descriptor in self._descriptors.values():

@@ -71,9 +71,9 @@ class Server:
             vm.close()
 
     def _machine(self) -> VM:
-        if self._start.kept is not None:
-            return VM.revive(self._start.kept, self._start.config.qemu)
         config = self._start.config
+        if self._start.kept is not None:
+            return VM.revive(self._start.kept, config.qemu, config.ram_dir)
         return VM(preparation.resolve(config, self._say), config=config, say=self._say).start()
 
     def stop(self) -> None:
