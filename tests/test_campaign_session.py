@@ -1,10 +1,17 @@
-"""A session that somebody wants ended ends, however early that is said."""
+"""A session that somebody wants ended ends, however early that is said; a rerun asks for the machine that it has."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
-from harness.campaign.session import Stopping
+import pytest
+
+from harness.campaign import session as module
+from harness.campaign.session import Stopping, rerun_session
+from harness.errors import ExitCode
+from harness.qemu.spec import Device, MachineSpec, Root
 
 
 def test_a_session_ends_after_the_test_at_hand() -> None:
@@ -20,3 +27,28 @@ def test_a_session_that_nobody_waits_for_before_it_begins_runs_no_test() -> None
     stopping.stop()
     stopping.begin(session)
     assert session.shouldstop == "nobody waits for it any more"
+
+
+@pytest.mark.parametrize(
+    ("device", "root", "guest"),
+    [
+        (Device.TESTDEV, Root.INITRAMFS, "initramfs"),
+        (Device.SHMEM, Root.HOST_9P, "host"),
+        (Device.NVME, Root.HOST_VIRTIOFS, "host"),
+    ],
+)
+def test_a_rerun_asks_for_the_machine_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, device: Device, root: Root, guest: str
+) -> None:
+    """Else every scenario would be skipped, since a test wants what the configuration says."""
+    said: list[str] = []
+
+    def run(_pytest: object, _reporter: object, args: list[str], *_rest: object, **_words: object) -> ExitCode:
+        said.extend(args)
+        return ExitCode.OK
+
+    monkeypatch.setattr(module, "_main", run)
+    spec = MachineSpec(Path("bzImage"), Path("initramfs"), device=device, root=root)
+    machine = cast(Any, SimpleNamespace(spec=spec, kernel=SimpleNamespace(spec="debian:6.12")))
+    assert rerun_session(pytest, cast(Any, None), ["fork"], [], machine, Stopping()) is ExitCode.OK
+    assert {f"--hugepfn-device={device.value}", f"--hugepfn-guest={guest}", "--hugepfn-kernel=debian:6.12"} <= set(said)

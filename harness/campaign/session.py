@@ -6,6 +6,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from harness.guest.compiler import forget_library, guest_tests_dir
 from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable
+from harness.qemu.spec import Root
 from harness.verdict import exit_code
 
 _OUTPUTS = {"json_file": "--hugepfn-json", "junit": "--junitxml"}
@@ -122,7 +124,14 @@ def rerun_session(
     _forget({path.parent for path in files})
     # Nothing is captured, because the descriptors of this process are not the caller's.
     args = [*map(str, files), *_OURS, "--capture=no", *_selection(names, levels)]
-    args += DEFAULT.argv(pytest_options.PREFIX)  # the environment was read when the machine was started
+    # The environment was read when the machine was started.
+    config = replace(
+        DEFAULT,
+        kernel=machine.kernel.spec,
+        device=machine.spec.device.value,
+        guest="initramfs" if machine.spec.root is Root.INITRAMFS else "host",
+    )
+    args += config.argv(pytest_options.PREFIX)
     return _main(pytest, reporter, args, [_Wiring(reporter, machine, stopping)], machine.kernel.spec, strict=False)
 
 
