@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -49,12 +50,14 @@ class FakeVM:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(handshake, "accept", lambda *_args: None)
     server = Server(Start("one", DEFAULT), tmp_path, print)
-    server._session = cast(Any, SimpleNamespace(vm=FakeVM(), prepare_for_people=lambda: None))
-    return server
+    vm = FakeVM()
+    server._session = cast(Any, SimpleNamespace(vm=vm, prepare_for_people=lambda: None))
+    with vm.line, vm.guest:
+        yield server
 
 
 def enter(server: Server) -> tuple[Connection, threading.Thread]:
