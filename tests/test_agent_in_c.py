@@ -290,13 +290,14 @@ def test_a_signal_that_comes_right_after_the_start(agent: Running) -> None:
 
 
 def test_a_signal_reaches_all_that_a_job_started(agent: Running) -> None:
-    agent.start("sh", "-c", "cat <&0 & echo up; cat; echo not reached", verb="pipe")
-    assert agent.next() == Frame("out", 1, b"up\n")
-    agent.send(Frame("kill", 1, b"9"))
-    assert agent.next() == Frame("exit", 1, b"signal 9")
-    assert agent.ask("ping", number=2).text == "pong"
+    agent.start("sh", "-c", "sleep 1000 & echo $!; cat; echo not reached", verb="pipe")
+    with os.fdopen(os.pidfd_open(int(agent.next().payload))) as orphan:
+        agent.send(Frame("kill", 1, b"9"))
+        assert agent.next() == Frame("exit", 1, b"signal 9")
+        asyncio.run(_readable(orphan.fileno()))
+    agent.run("true", number=3)  # whose end has the agent reap all that have ended
+    assert agent.ask("ping", number=4).text == "pong"
     children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children")
-    agent.run("true", number=3)  # orphans were reaped before this one
     assert children.read_text() == ""
 
 
