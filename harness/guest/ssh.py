@@ -27,6 +27,7 @@ from harness.guest.bounds import OUTPUT_MAX_BYTES, shown
 from harness.guest.exec import Completed, Sink
 from harness.guest.job import ExitStatus, Stream
 from harness.guest.sshd import HOST, SshAddress
+from harness.host.process import called_after
 from harness.printable import printable
 
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what goes wrong is an error of ours, with its reason
@@ -188,14 +189,8 @@ def _within(channel: paramiko.Channel) -> Iterator[None]:
         with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the connection broke meanwhile
             channel.close()
 
-    timer = threading.Timer(_CONNECT_TIMEOUT_S, close)
-    timer.daemon = True
-    timer.start()
-    try:
+    with called_after(_CONNECT_TIMEOUT_S, close):
         yield
-    finally:
-        timer.cancel()
-        timer.join(_CONNECT_TIMEOUT_S)  # a thread that is still closing must not meet the end of the interpreter
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes | int) -> None:

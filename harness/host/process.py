@@ -159,6 +159,19 @@ def check_room(finished: Finished, name: str) -> None:
 
 
 @contextlib.contextmanager
+def called_after(timeout_s: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call something, in a thread of its own, if the block takes longer. It has returned when the block is left."""
+    timer = threading.Timer(timeout_s, call)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join(timeout_s)  # a thread that still calls must not meet the end of the interpreter
+
+
+@contextlib.contextmanager
 def ended_after(process: subprocess.Popen[Any], name: str, timeout_s: float) -> Iterator[None]:
     """Kill a command and its children if the block, which reads its output, takes longer.
 
@@ -172,13 +185,8 @@ def ended_after(process: subprocess.Popen[Any], name: str, timeout_s: float) -> 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
-    timer = threading.Timer(timeout_s, kill)
-    timer.daemon = True
-    timer.start()
-    try:
+    with called_after(timeout_s, kill):
         yield
-    finally:
-        timer.cancel()
     if late.is_set():
         raise MachineryError(f"{name} took more than {timeout_s:g} s, and was killed")
 
