@@ -16,7 +16,6 @@ from harness.errors import MachineryError
 _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
-_MEMBER = struct.Struct("<III")
 _MAX_NESTING = 64  # of types in types; a type that contains itself is invalid
 
 

@@ -110,7 +110,7 @@ class KnownBug:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class KnownBugFinding:
     """What the list says about one result."""
 
     known: tuple[BugSeen, ...] = ()  # bugs that explain every failure; empty if one is unexplained, or there are none
@@ -125,7 +125,7 @@ def judge(
     failures: Sequence[Failure],
     facts: Facts = NO_FACTS,
     release: str = "",
-) -> Finding:
+) -> KnownBugFinding:
     """Compare the failures of a scenario that reached its verdict with the list of known bugs.
 
     :param facts: which kernels were seen to have which bugs.
@@ -135,14 +135,16 @@ def judge(
     if not failures:
         version = facts.version_of(release)
         older = [(bug.id, facts.of(bug.id).had_it(version)) for bug in covering if release and not bug.sometimes]
-        return Finding(fixed=tuple(BugFixed(bug, version) for bug, version in older if version is not None))
+        return KnownBugFinding(fixed=tuple(BugFixed(bug, version) for bug, version in older if version is not None))
     returned = {bug.id: one for bug in covering if (one := _returned(bug, facts, release)) is not None}
     explained = [[bug for bug in covering if bug.explains(failure)] for failure in failures]
     believed = [[bug for bug in bugs if bug.id not in returned] for bugs in explained]
     if all(believed):
-        return Finding(tuple(BugSeen(bug.id, bug.title) for bug in covering if any(bug in bugs for bugs in believed)))
+        return KnownBugFinding(
+            tuple(BugSeen(bug.id, bug.title) for bug in covering if any(bug in bugs for bugs in believed))
+        )
     doubted = {bug.id for bugs, left in zip(explained, believed, strict=True) if not left for bug in bugs}
-    return Finding(returned=tuple(one for bug, one in returned.items() if bug in doubted))
+    return KnownBugFinding(returned=tuple(one for bug, one in returned.items() if bug in doubted))
 
 
 def _returned(bug: KnownBug, facts: Facts, release: str) -> BugReturned | None:
