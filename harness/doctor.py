@@ -64,7 +64,7 @@ def _mirror() -> tuple[Part, ...]:
 
 
 def _examined(need: Need, path: str | None) -> Examined:
-    return Examined(need.name, path is not None, path or f"missing: {need.why}", need.part is not Part.GUEST)
+    return Examined(need.name, path is not None, path or f"missing; it {need.why}", need.part is not Part.GUEST)
 
 
 def _default_kernel() -> Examined:

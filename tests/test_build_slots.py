@@ -505,7 +505,7 @@ def test_a_full_disk_is_one_line(ours: Tree, tmp_path: Path) -> None:
     process = hugepfn(ours, wrapper=(*UNSHARE, "sh", "-c", script, "sh"), more={"HUGEPFN_CACHE_DIR": str(small)})
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
-    assert err.splitlines()[-1].startswith("hugepfn: no room left"), err
+    assert err.splitlines()[-1].startswith("hugepfn: no space left"), err
     assert str(small) in err.splitlines()[-1]
 
 

@@ -66,7 +66,7 @@ def test_no_room_is_one_line_and_leaves_nothing(root: Path) -> None:
         (folder / "half").touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(MachineryError, match=r"no room left for .*HUGEPFN_CACHE_DIR"):
+    with pytest.raises(MachineryError, match=r"no space left for .*HUGEPFN_CACHE_DIR"):
         cache.obtain("kernels", "a", full)
     assert leftovers(root) == []
 
@@ -102,7 +102,7 @@ def test_of_two_processes_one_builds_and_one_waits(root: Path) -> None:
 
         entry = cache.obtain("kernels", "a", lambda folder: (folder / "x").touch(), progress)
         assert (entry / "x").read_text() == "one"
-        assert said == ["waiting for another hugepfn that prepares a"]
+        assert said == ["waiting for another hugepfn, which prepares a"]
         builder.join(20)
         assert builder.exitcode == 0
     finally:
@@ -158,7 +158,7 @@ def test_a_note_is_read_back_and_a_torn_one_is_none(root: Path) -> None:
 def test_a_command_that_fails_says_its_first_useful_words() -> None:
     with pytest.raises(MachineryError, match=r"sh failed \(exit status 3\): no such thing$"):
         run(["sh", "-c", "echo 'W: noise' >&2; echo 'E: no such thing' >&2; exit 3"], timeout_s=20)
-    with pytest.raises(MachineryError, match="no room left for sh"):
+    with pytest.raises(MachineryError, match="no space left for sh"):
         run(["sh", "-c", "echo 'write: No space left on device' >&2; exit 1"], timeout_s=20)
     with pytest.raises(MachineryError, match="cannot start nosuchprogram"):
         run(["nosuchprogram"], timeout_s=20)

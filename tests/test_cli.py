@@ -389,9 +389,9 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(
     done = hugepfn("doctor")
     assert done.status == 3
     shown = dict(line.split(": ", 1) for line in done.out.splitlines() if ": " in line)
-    assert shown["missing gcc"] == "missing: compiles the guest programs"
-    assert shown["missing libc.a"] == "missing: links guest programs statically"
-    assert shown["note    busybox"] == "missing: is the shell in the guest, for people"
+    assert shown["missing gcc"] == "missing; it compiles the guest programs"
+    assert shown["missing libc.a"] == "missing; it links guest programs statically"
+    assert shown["note    busybox"] == "missing; it is the shell in the guest"
     assert shown["note    to build kernels"].startswith("missing: gcc (compiles kernels), gelf.h (objtool")
     assert shown["note    KVM"] == "TCG is used: there is no /dev/kvm"
     assert shown["ok      QEMU version"] == "QEMU emulator version 8.2.1 (fake)"

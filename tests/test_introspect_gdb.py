@@ -37,6 +37,6 @@ def test_a_temporary_folder_is_private_and_goes_away(monkeypatch: pytest.MonkeyP
     assert not folder.exists()
     (tmp_path / ("x" * 100)).mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 100)))
-    with pytest.raises(UsageError, match="too long for a socket's path; set TMPDIR"):
+    with pytest.raises(UsageError, match="too long for the path of a socket; set TMPDIR"):
         sockets.socket("gdb")
     sockets.close()

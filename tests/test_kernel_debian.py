@@ -417,7 +417,7 @@ def test_a_machine_without_a_debian_mirror_is_told(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_before_apt_hangs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(MachineryError, match="no room left for"):
+    with pytest.raises(MachineryError, match="no space left for"):
         Kernel.debian().resolve()
 
 

@@ -123,5 +123,5 @@ def test_the_cache_says_what_it_had(
     for _ in range(2):
         cache.obtain("programs", "fork-1", lambda folder: (folder / "fork").touch())
     made, had = (record.getMessage() for record in caplog.records)
-    assert made.startswith("programs fork-1: not in the cache; making it: took ")
+    assert made.startswith("programs fork-1: not in the cache; building it: took ")
     assert had == "programs fork-1: in the cache"

@@ -141,12 +141,12 @@ def test_messages_name_this_distributions_command(image: Image) -> None:
 
 @pytest.mark.usefixtures("image")
 def test_without_apt_a_debian_kernel_is_told_how_to_do_without() -> None:
-    with pytest.raises(MachineryError, match="apt-config is missing on this machine; ") as caught:
+    with pytest.raises(MachineryError, match="apt-config is missing on this host; ") as caught:
         Kernel.parse("debian:6.12").resolve()
     if packages.manager() is Manager.APT:
         assert str(caught.value).endswith("install it with: apt-get install apt")
     else:
-        assert str(caught.value).endswith("use --kernel host, a kernel's path, or tree:PATH")
+        assert str(caught.value).endswith("use --kernel host, the path of a kernel, or tree:PATH")
 
 
 def test_only_debian_itself_takes_a_mirrors_kernel_for_granted(image: Image) -> None:
@@ -201,7 +201,7 @@ def run_setup(image: Image, tmp_path: Path, argument: str) -> list[str]:
 def test_an_unknown_distribution_is_told_debians_names(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     (image.root / "etc/os-release").write_text("ID=frobix\nID_LIKE=\n")
     assert packages.manager() is None
-    assert packages.how_to_install(["kmod"]) == "this distribution's package of what Debian has in kmod"
+    assert packages.how_to_install(["kmod"]) == "your package manager (in Debian: kmod)"
     monkeypatch.setattr(packages, "_OS_RELEASE", (image.root / "nowhere",))
     assert packages.manager() is None
     assert packages.distribution() == ""

@@ -176,7 +176,9 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
         archives = mirror_sources(extra)
         options = _write_state(archives)
         if shutil.disk_usage(_state()).free < _ROOM_BYTES:  # apt 2.6 hangs if its lists fill the disk (measured)
-            raise MachineryError(f"no room left for {_state()}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
+            raise MachineryError(
+                f"no space left for {_state()}; free some, or set HUGEPFN_CACHE_DIR to a folder on another disk"
+            )
         say(progress, f"asking the Debian mirror for its kernels ({len(archives)} suites)")
         _probe(options, archives[0])
         argv: list[str | Path] = [find_program("apt-get", "apt"), *options, "-o", "Acquire::Retries=0", "-q", "update"]

@@ -1,4 +1,4 @@
-"""Host work aside of a machine's event loop: the console is read meanwhile, and a deadline or Ctrl-C ends it."""
+"""Slow host work in a thread, while a machine's event loop reads the console and handles deadlines and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _GIVE_UP_S = 1.0
 
 
 class Abandoned(Exception):
-    """Nobody waits for this work any more."""
+    """The caller no longer waits for this work."""
 
 
 async def aside(work: Callable[[Callable[[], None]], T]) -> T:
-    """Runs ``work`` in a thread of its own and returns what it returns.
+    """Run ``work`` in its own thread and return its result.
 
-    :param work: gets a function to call often, which raises Abandoned once this coroutine was cancelled.
+    :param work: gets a function that it calls often, and that raises Abandoned after this coroutine is cancelled.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
@@ -31,7 +31,7 @@ async def aside(work: Callable[[Callable[[], None]], T]) -> T:
             raise Abandoned
 
     def tell(put: Callable[[Any], None], value: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits for the result
             loop.call_soon_threadsafe(lambda: None if done.done() else put(value))
 
     def run() -> None:
@@ -47,7 +47,7 @@ async def aside(work: Callable[[Callable[[], None]], T]) -> T:
         return await asyncio.shield(done)
     except asyncio.CancelledError:
         abandoned.set()
-        # It may look at memory that its owner is about to give back.
+        # It may still read memory that its owner is about to free.
         await asyncio.wait({done}, timeout=_GIVE_UP_S)
         if done.done():
             done.exception()

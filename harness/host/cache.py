@@ -1,7 +1,7 @@
-"""The user's cache folder: entries built once, whole or not there at all, whoever else builds at the same time.
+"""The user's cache folder. An entry is built once and is complete or absent, even if several processes want it.
 
-An entry is built in a sibling folder ``.NAME.tmp-PID`` under the entry's lock and then renamed. Whoever holds a
-lock may throw away that entry's unfinished siblings: their builder is dead.
+An entry is built in a sibling folder ``.NAME.tmp-PID`` under the entry's lock and then renamed. The holder of a lock
+may delete unfinished siblings of that entry, because the process that was building them is dead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 _LOG = logging.getLogger("hugepfn.cache")
 _MARKER = ".complete"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: Kinds of entry that hold a guest's memory, which is nobody else's business, whatever the mode of the cache folder is.
+#: Kinds of entry that contain a guest's memory. Only their owner may read them, whatever the mode of the cache folder.
 PRIVATE = frozenset({"templates", "kept"})
 
 
@@ -42,9 +42,9 @@ def root() -> Path:
 
 
 def _folder_of(kind: str) -> Path:
-    """Where the entries of a kind are. That of a private kind is closed to others, older versions' as well.
+    """The folder with the entries of a kind. Makes that of a private kind inaccessible to others if it is not yet.
 
-    :raises MachineryError: the folder of a private kind is somebody else's, who may have put anything there.
+    :raises MachineryError: the folder of a private kind belongs to another user, who may have put anything there.
     """
     folder = root() / kind
     if kind in PRIVATE:
@@ -52,8 +52,8 @@ def _folder_of(kind: str) -> Path:
             status = folder.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 raise MachineryError(
-                    f"{folder} must be a directory that you own, since machines are restored from it; "
-                    "remove it, or set HUGEPFN_CACHE_DIR to a folder of yours"
+                    f"{folder} must be a directory that you own, because machines are restored from it: "
+                    "remove it, or set HUGEPFN_CACHE_DIR to a folder that you own"
                 )
             if status.st_mode & 0o077:
                 folder.chmod(0o700)
@@ -61,15 +61,17 @@ def _folder_of(kind: str) -> Path:
 
 
 def _make_root() -> None:
-    """:raises MachineryError: everybody may write there, so what is in it may be anybody's program."""
+    """:raises MachineryError: every user may write there, so a program in it may come from anybody."""
     root().mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_owner(root())
 
 
 def _check_owner(folder: Path) -> None:
-    """Whether nobody else can have made a folder of the cache. In one with the sticky bit all may add what is missing.
+    """Check that no other user can have created a folder of the cache.
 
-    :raises MachineryError: somebody else may have.
+    If the cache folder has the sticky bit, others can create folders that are missing, but cannot replace any.
+
+    :raises MachineryError: another user can have created it.
     """
     mode = root().stat().st_mode
     if not mode & stat.S_IWOTH:
@@ -77,40 +79,42 @@ def _check_owner(folder: Path) -> None:
     if not mode & stat.S_ISVTX or folder.stat().st_uid not in (os.geteuid(), 0):
         raise MachineryError(
             f"{root()} can be written by every user of this host, and hugepfn runs what is in it: "
-            f"run `chmod o-w {root()}`, or set HUGEPFN_CACHE_DIR elsewhere"
+            f"run `chmod o-w {root()}`, or set HUGEPFN_CACHE_DIR to another folder"
         )
 
 
 def say(progress: Progress | None, line: str) -> None:
-    """Tell the user one line, where somebody listens."""
+    """Pass one line to the user, if there is somebody to show it to."""
     if progress is not None:
         progress(line)
 
 
 @contextlib.contextmanager
 def room_errors(where: Path) -> Iterator[None]:
-    """Turn the file system's refusals into one line that names the folder.
+    """Turn errors of the file system into one line that names the folder.
 
-    :raises MachineryError: no room, no permission.
+    :raises MachineryError: no space, or no permission.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise MachineryError(f"no room left for {where}; free some, or set HUGEPFN_CACHE_DIR elsewhere") from error
+            raise MachineryError(
+                f"no space left for {where}; free some, or set HUGEPFN_CACHE_DIR to a folder on another disk"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise MachineryError(
-                f"cannot write to {where}: {error.strerror}; set HUGEPFN_CACHE_DIR elsewhere"
+                f"cannot write to {where}: {error.strerror}; set HUGEPFN_CACHE_DIR to another folder"
             ) from error
         raise
 
 
 @contextlib.contextmanager
 def locked(name: str, what: str, progress: Progress | None = None, timeout_s: float = 1800) -> Iterator[None]:
-    """Hold the lock ``name``, after waiting for whoever has it.
+    """Hold the lock ``name``; waits for it if another process has it.
 
-    :param what: what the other one is doing, for the waiting message: "fetches linux-image-...".
-    :raises MachineryError: the other one has not finished after ``timeout_s`` seconds.
+    :param what: what the other process does, for the message about the wait: "fetches linux-image-...".
+    :raises MachineryError: the other process has not finished after ``timeout_s`` seconds.
     """
     folder = root() / "locks"
     with room_errors(folder):
@@ -120,11 +124,13 @@ def locked(name: str, what: str, progress: Progress | None = None, timeout_s: fl
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            say(progress, f"waiting for another hugepfn that {what}")
+            say(progress, f"waiting for another hugepfn, which {what}")
             try:
                 lock.acquire(timeout=timeout_s)
             except filelock.Timeout:
-                raise MachineryError(f"another hugepfn still {what} after {timeout_s:g} s; see {folder}") from None
+                raise MachineryError(
+                    f"another hugepfn still {what} after {timeout_s:g} s; the lock is in {folder}"
+                ) from None
     try:
         yield
     finally:
@@ -132,15 +138,15 @@ def locked(name: str, what: str, progress: Progress | None = None, timeout_s: fl
 
 
 def flock(file: IO[str], who: str, timeout_s: float) -> None:
-    """Waits for the lock of an open file, flock(2). Ctrl-C ends the wait.
+    """Lock an open file with flock(2), waiting if necessary. Ctrl-C ends the wait.
 
-    :param who: has it, for the message.
-    :raises MachineryError: they still have it after ``timeout_s`` seconds.
+    :param who: the holder of the lock, for the message.
+    :raises MachineryError: the lock is still held after ``timeout_s`` seconds.
     """
     ended, got = threading.Event(), threading.Event()
-    descriptor = os.dup(file.fileno())  # of the same open file, so the lock is that file's
+    descriptor = os.dup(file.fileno())  # refers to the same open file description, which is what owns the lock
 
-    def wait() -> None:  # flock(2) has no deadline: the thread waits on, and lets go of a lock that nobody wants
+    def wait() -> None:  # flock(2) has no timeout: the thread keeps waiting, and releases a lock that comes too late
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         got.set()
         if ended.is_set():
@@ -157,9 +163,9 @@ def flock(file: IO[str], who: str, timeout_s: float) -> None:
 
 
 def find(kind: str, name: str) -> Path | None:
-    """A finished entry's folder, None where there is none. Costs two stats.
+    """The folder of a finished entry; None if there is none. Costs two stats.
 
-    :raises MachineryError: everybody may write in the cache, so it may be anybody's.
+    :raises MachineryError: every user may write to the cache, so the entry may come from anybody.
     """
     entry = _folder_of(kind) / name
     if not (entry / _MARKER).is_file():
@@ -169,7 +175,7 @@ def find(kind: str, name: str) -> Path | None:
 
 
 def entries(kind: str) -> list[Path]:
-    """All finished entries of a kind, by name."""
+    """All finished entries of a kind, sorted by name."""
     folder = _folder_of(kind)
     if not folder.is_dir():
         return []
@@ -178,12 +184,12 @@ def entries(kind: str) -> list[Path]:
 
 
 def prune(kind: str, kept: int) -> list[Path]:
-    """Throw away all entries of a kind but those used last, by the time of the entry's folder.
+    """Delete all entries of a kind except the most recently used, by the mtime of the entry's folder.
 
-    :returns: the folders that are gone.
+    :returns: the deleted folders.
     """
     gone = []
-    with contextlib.suppress(FileNotFoundError):  # another hugepfn prunes, too
+    with contextlib.suppress(FileNotFoundError):  # another hugepfn process prunes at the same time
         gone = sorted(entries(kind), key=lambda folder: folder.stat().st_mtime, reverse=True)[kept:]
     for folder in gone:
         shutil.rmtree(folder, ignore_errors=True)
@@ -193,19 +199,19 @@ def prune(kind: str, kept: int) -> list[Path]:
 def obtain(
     kind: str, name: str, build: Callable[[Path], None], progress: Progress | None = None, timeout_s: float = 1800
 ) -> Path:
-    """The folder of an entry, built now if it is not there yet.
+    """The folder of an entry, which is built now if it is missing.
 
-    :param kind: a folder of the cache, "kernels".
-    :param build: fills the empty folder it is given; if it raises, nothing is left behind.
-    :param timeout_s: how long to wait for another process that builds it.
-    :raises MachineryError: no room, or another process took too long to build it.
+    :param kind: a folder of the cache: "kernels".
+    :param build: fills the empty folder that it is given; if it raises, nothing is left behind.
+    :param timeout_s: how long to wait for another process that is building it.
+    :raises MachineryError: no space, or another process took too long to build it.
     """
     if found := find(kind, name):
         _LOG.info("%s %s: in the cache", kind, name)
         return found
     with locked(f"{kind}.{name}", f"prepares {name}", progress, timeout_s):
-        if found := find(kind, name):  # the one we waited for built it
-            _LOG.info("%s %s: in the cache, another hugepfn has just made it", kind, name)
+        if found := find(kind, name):  # the process that we waited for has built it
+            _LOG.info("%s %s: in the cache, built just now by another hugepfn process", kind, name)
             return found
         folder = _folder_of(kind)
         mode = 0o700 if kind in PRIVATE else 0o777
@@ -215,10 +221,10 @@ def obtain(
             temporary = folder / f".{name}.tmp-{os.getpid()}"
             try:
                 temporary.mkdir(mode=mode)
-                with timed(_LOG, "%s %s: not in the cache; making it", kind, name, level=logging.INFO):
+                with timed(_LOG, "%s %s: not in the cache; building it", kind, name, level=logging.INFO):
                     build(temporary)
                 (temporary / _MARKER).touch()
-                shutil.rmtree(folder / name, ignore_errors=True)  # there, but without its marker: not ours to trust
+                shutil.rmtree(folder / name, ignore_errors=True)  # left without its marker, so it is incomplete
                 temporary.rename(folder / name)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -226,7 +232,7 @@ def obtain(
 
 
 def _sweep(folder: Path, kind: str, own: str) -> None:
-    """Throw away what dead builders left, in this folder; ``own`` is locked by the caller."""
+    """Delete what dead builders left in this folder. The caller holds the lock of ``own``."""
     for leftover in folder.glob(".*.tmp-*"):
         name = leftover.name[1:].rpartition(".tmp-")[0]
         if name == own:
@@ -240,9 +246,9 @@ def _sweep(folder: Path, kind: str, own: str) -> None:
 
 
 def write_note(path: Path, value: object) -> None:
-    """Write a small JSON file whole or not at all.
+    """Write a small JSON file completely or not at all.
 
-    :raises MachineryError: no room, no permission.
+    :raises MachineryError: no space, or no permission.
     """
     with room_errors(path.parent):
         if path.is_relative_to(root()):
@@ -259,7 +265,7 @@ def write_note(path: Path, value: object) -> None:
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """A JSON object written by :func:`write_note`, None where there is none that can be read."""
+    """A JSON object written by :func:`write_note`; None if it is missing or cannot be read."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):

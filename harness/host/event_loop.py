@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own: the console is always read, whatever the test is doing."""
+"""An event loop in its own thread, so that the console is always read, whatever the test is doing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CANCEL_TIMEOUT_S = 1.0
 
 
 class LoopThread:
-    """Runs coroutines for callers that are not async. QEMU is started from here and dies with this thread."""
+    """Runs coroutines for synchronous callers. QEMU is started from this thread and dies with it."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -27,9 +27,9 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs ``work`` to its end and returns what it returns.
+        """Run ``work`` to its end and return its result.
 
-        Ctrl-C in the caller cancels it, and is raised once ``work`` has cleaned up, or a second later.
+        Ctrl-C in the caller cancels it. KeyboardInterrupt is raised after ``work`` has cleaned up, or a second later.
         """
         future = asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop)
         try:
@@ -39,7 +39,7 @@ class LoopThread:
             if not future.done():
                 future.cancel()
                 settling = asyncio.run_coroutine_threadsafe(_cancel(self._work), self._loop)
-                with contextlib.suppress(TimeoutError):  # it goes on behind us, until close()
+                with contextlib.suppress(TimeoutError):  # it continues in the background until close()
                     settling.result(timeout=_CANCEL_TIMEOUT_S)
             raise
 
@@ -53,7 +53,7 @@ class LoopThread:
             self._work.discard(task)
 
     def close(self) -> None:
-        """Cancels what still runs and ends the thread. One that hangs is left behind: it ends with this process."""
+        """Cancel what still runs and end the thread. If the thread hangs, it is left to end with this process."""
         if self._loop.is_closed():
             return
         with contextlib.suppress(TimeoutError):
@@ -65,17 +65,17 @@ class LoopThread:
 
 
 def _until_done(future: Future[Any]) -> None:
-    """Waits, so that a signal is heard whenever it comes.
+    """Wait until it is done, and handle signals at once, whenever they arrive.
 
-    A signal that comes while the main thread waits for the interpreter's lock, just before it goes to sleep, would be
-    handled only when it wakes. It wakes at once by the wakeup descriptor (Python's signal.set_wakeup_fd()).
+    Without the wakeup descriptor (Python's signal.set_wakeup_fd()), a signal that arrives while the main thread waits
+    for the interpreter's lock, just before it sleeps, would be handled only after the sleep.
     """
     if threading.current_thread() is not threading.main_thread():
         return  # Python handles signals in the main thread only
     woken, wake = socket.socketpair()
 
     def tell(_done: object) -> None:
-        with contextlib.suppress(OSError):  # nobody waits any more
+        with contextlib.suppress(OSError):  # the wait is over
             wake.send(b"!")
 
     with woken, wake:

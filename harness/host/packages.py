@@ -1,4 +1,4 @@
-"""The packages that hugepfn needs, as this distribution calls them: packages.tsv, which scripts/setup reads too."""
+"""The packages that hugepfn needs, by this distribution's names; from packages.tsv, which scripts/setup reads too."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.errors import MachineryError
 
 _TABLE = Path(__file__).with_name("packages.tsv")
 _OS_RELEASE = (Path("/etc/os-release"), Path("/usr/lib/os-release"))  # os-release(5)
-_SBIN = "/usr/sbin:/sbin"  # depmod and dropbear are there, which is not in every user's PATH
+_SBIN = "/usr/sbin:/sbin"  # has depmod and dropbear, and is not in every user's PATH
 _ASK_TIMEOUT_S = 30.0
-#: openSUSE's busybox links libraries, which a guest does not have; its static one has a name of its own.
+#: openSUSE's busybox is linked dynamically, and a guest has no libraries; the static one has a different name.
 _OTHER_NAMES = {"busybox": ("busybox-static",)}
 _ELSEWHERE = {
     "apt-helper": ("/usr/lib/apt/apt-helper",),
@@ -27,7 +27,7 @@ _ELSEWHERE = {
 
 
 class Part(enum.Enum):
-    """What a need is for; the table's second column."""
+    """What something is needed for: the second column of the table."""
 
     VENV = "venv"
     RUN = "run"
@@ -43,7 +43,7 @@ class Part(enum.Enum):
 
 
 class Manager(enum.Enum):
-    """A family of distributions, by its package manager; a column of the table."""
+    """A family of distributions, named by its package manager; each has a column in the table."""
 
     APT = "apt"
     DNF = "dnf"
@@ -53,16 +53,16 @@ class Manager(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A command, a library (``libc.a``), a header (``gelf.h``) or a Python module (``ensurepip.py``)."""
+    """A command, library (``libc.a``), header (``gelf.h``) or Python module (``ensurepip.py``) that is needed."""
 
     name: str
     part: Part
-    packages: Mapping[Manager, str]  # without those that have none, or need none
+    packages: Mapping[Manager, str]  # without the managers that have no such package, or do not need it
     why: str
 
     @property
     def package(self) -> str:
-        """The Debian package: how the rest of the code names it. Empty: no such package."""
+        """Its Debian package, the name that the rest of the code uses; empty if Debian has none."""
         return self.packages.get(Manager.APT, "")
 
 
@@ -77,7 +77,7 @@ def _row_packages(cells: list[str]) -> dict[Manager, str]:
 
 @functools.cache
 def _settings() -> dict[str, dict[Manager, str]]:
-    """The rows that belong to no part: how each package manager is told to install."""
+    """The rows that belong to no part: how to install with each package manager."""
     return {name: _row_packages(cells) for name, part, *cells, _ in _rows() if part == "-"}
 
 
@@ -88,17 +88,17 @@ def _table() -> tuple[Need, ...]:
 
 
 def needs(*parts: Part) -> tuple[Need, ...]:
-    """The table's needs of these parts, in its order; of all parts when none is named."""
+    """What these parts need, in the table's order; for all parts if none is given."""
     return tuple(need for need in _table() if not parts or need.part in parts)
 
 
 def distribution() -> str:
-    """ID of os-release(5), "debian"; empty where nothing says it."""
+    """The ID of os-release(5): "debian"; empty if there is none."""
     return next(iter(_os_release_words()), "")
 
 
 def manager() -> Manager | None:
-    """This machine's package manager, by ID and ID_LIKE of os-release(5); None: a distribution not in the table."""
+    """The package manager of this host, by ID and ID_LIKE of os-release(5); None if the table does not know it."""
     for word in _os_release_words():
         for each, families in _settings()["family"].items():
             if word in families.split():
@@ -115,7 +115,7 @@ def _os_release_words() -> list[str]:
 
 
 def translated(packages: Iterable[str]) -> list[str]:
-    """This distribution's packages for Debian's, each once; one that the table lacks stays as it is."""
+    """This distribution's names for Debian packages, each once; a name that is not in the table stays as it is."""
     here = manager()
     known = {need.package: need.packages for need in _table()}
     if here is None:
@@ -125,28 +125,28 @@ def translated(packages: Iterable[str]) -> list[str]:
 
 
 def how_to_install(packages: Iterable[str]) -> str:
-    """The command that installs packages here, ``dnf install glibc-static``.
+    """The command that installs packages on this host: ``dnf install glibc-static``.
 
-    :param packages: by Debian's names.
+    :param packages: Debian's names for them.
     """
     here, names = manager(), translated(packages)
     if here is None:
-        return f"this distribution's package of what Debian has in {', '.join(names)}"
+        return f"your package manager (in Debian: {', '.join(names)})"
     return f"{_settings()['command'][here]} {' '.join(names)}"
 
 
 def how_to_get(package: str) -> str:
-    """What to do about a missing program: install its package, or do without a Debian mirror where there is none.
+    """What to do about a missing program: install its package, or avoid the Debian mirror if no package has it.
 
-    :param package: by Debian's name.
+    :param package: Debian's name for it.
     """
     if translated([package]):
         return f"install it with: {how_to_install([package])}"
-    return "it comes with Debian; without a Debian mirror use --kernel host, a kernel's path, or tree:PATH"
+    return "only Debian has it; without a Debian mirror, use --kernel host, the path of a kernel, or tree:PATH"
 
 
 def mending_command(packages: Iterable[str]) -> str:
-    """The whole command, with sudo where it takes that, and without packages that are only recommended."""
+    """The command that installs packages, with sudo unless we are root, and without recommended packages."""
     here, names = manager(), translated(packages)
     if here is None:
         return how_to_install(packages)
@@ -155,7 +155,7 @@ def mending_command(packages: Iterable[str]) -> str:
 
 
 def find_command(name: str) -> str | None:
-    """Where a command is: in PATH, in sbin, or under the name or in the folder that its distribution gives it."""
+    """The path of a command: in PATH or sbin, or under another name or in another folder, as some distributions do."""
     for other in (*_OTHER_NAMES.get(name, ()), name):
         path: str | None = shutil.which(other) or shutil.which(other, path=_SBIN)
         if path is not None:
@@ -164,7 +164,7 @@ def find_command(name: str) -> str | None:
 
 
 def find(need: Need) -> str | None:
-    """Where a need is met here: the path of a command or library, the name of a header; None where it is not."""
+    """The path of a command or library, or the name of a header; None if it is missing on this host."""
     if need.name.endswith(".a"):
         return static_library(need.name)
     if need.name.endswith(".h"):
@@ -173,18 +173,18 @@ def find(need: Need) -> str | None:
 
 
 def static_library(name: str) -> str | None:
-    """The path of a library as the compiler finds it, wherever that is; None: no compiler, or no library."""
+    """The path at which the compiler finds a library; None if there is no compiler or no such library."""
     said = _ask_compiler(f"-print-file-name={name}")
     return os.path.realpath(said) if said is not None and Path(said).is_absolute() else None
 
 
 def has_header(name: str) -> bool:
-    """Whether the compiler finds a header; False without a compiler."""
+    """Whether the compiler finds a header; False if there is no compiler."""
     return _ask_compiler("-fsyntax-only", "-include", name, "-x", "c", "/dev/null") is not None
 
 
 def _ask_compiler(*words: str) -> str | None:
-    """What gcc says on stdout; None where there is none, or it fails."""
+    """What gcc prints on stdout; None if there is no gcc, or it fails."""
     gcc = find_command("gcc")
     if gcc is None:
         return None
@@ -193,5 +193,5 @@ def _ask_compiler(*words: str) -> str | None:
     except OSError as error:
         raise MachineryError(f"cannot start {gcc}: {error.strerror}") from error
     except subprocess.TimeoutExpired as error:
-        raise MachineryError(f"{gcc} has not answered within {_ASK_TIMEOUT_S:g} s") from error
+        raise MachineryError(f"{gcc} did not answer within {_ASK_TIMEOUT_S:g} s") from error
     return answer.stdout.strip() if answer.returncode == 0 else None

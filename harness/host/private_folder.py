@@ -1,4 +1,4 @@
-"""A folder for a machine's sockets that nobody else can enter. A Unix socket has no other lock than the way to it."""
+"""A folder for a machine's sockets that no other user can enter. Only the folder protects a Unix socket."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 
 from harness.errors import UsageError
 
-_PATH_MAX = 107  # of a socket: sun_path less its NUL, unix(7)
+_PATH_MAX = 107  # of a socket: sun_path without its NUL, unix(7)
 
 
 class PrivateFolder:
-    """A session's own folder once :meth:`use` says so; else a temporary one with mode 0700, made when it is needed."""
+    """The folder given to :meth:`use`; otherwise a temporary one with mode 0700, made when it is first needed."""
 
     def __init__(self) -> None:
         self._given: Path | None = None
         self._own: tempfile.TemporaryDirectory[str] | None = None
 
     def use(self, folder: Path) -> None:
-        """From now on this folder, which somebody else made with mode 0700, and removes."""
+        """Use this folder from now on. The caller has made it with mode 0700, and removes it."""
         self._given = folder
 
     def socket(self, name: str) -> Path:
-        """Where a socket of this name belongs.
+        """The path for a socket of this name.
 
         :raises UsageError: its path is longer than the kernel allows.
         """
@@ -33,11 +33,11 @@ class PrivateFolder:
         assert folder is not None
         path = folder / name
         if len(os.fsencode(path)) > _PATH_MAX:
-            raise UsageError(f"{path} is too long for a socket's path; set TMPDIR to a shorter folder")
+            raise UsageError(f"{path} is too long for the path of a socket; set TMPDIR to a folder with a shorter path")
         return path
 
     def close(self) -> None:
-        """Removes the temporary folder, if there is one."""
+        """Remove the temporary folder, if there is one."""
         if self._own is not None:
             self._own.cleanup()
             self._own = None

@@ -1,4 +1,4 @@
-"""Run a host command to its end, in its own process group, with a deadline, and always reap it."""
+"""Runs a host command to its end, in its own process group and with a deadline, and always reaps it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Finished:
 
     @property
     def words(self) -> str:
-        """The first useful words of standard error, one line."""
+        """The first useful line of standard error, shortened."""
         lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
         first = next((line for line in lines if line.startswith("E:")), lines[0] if lines else "no message")
         return " ".join(first.removeprefix("E:").split())[:_WORDS_MAX]
@@ -105,10 +105,10 @@ def follow(
 
 
 def guarded(argv: Sequence[str | Path], number: signal.Signals = signal.SIGKILL) -> list[str]:
-    """The command line of a child that does not outlive us: it gets a signal when the thread that starts it ends,
-    even by SIGKILL (PR_SET_PDEATHSIG of prctl(2)).
+    """The command line of a child that does not outlive us: it gets a signal when the thread that started it ends,
+    even if that is by SIGKILL (PR_SET_PDEATHSIG of prctl(2)).
 
-    :param number: SIGTERM for a child that has children of its own to end.
+    :param number: the signal; SIGTERM for a child that has to end children of its own.
     :raises MachineryError: there is no setpriv.
     """
     setpriv = find_program("setpriv", "util-linux")
@@ -150,17 +150,19 @@ def _start(
 
 
 def check_room(finished: Finished, name: str) -> None:
-    """Check whether a command failed because there was no room to write.
+    """Raise an error if a command failed because the disk is full.
 
     :raises MachineryError: its stderr says so.
     """
     if "No space left on device" in finished.stderr or "Disk quota exceeded" in finished.stderr:
-        raise MachineryError(f"no room left for {name}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
+        raise MachineryError(
+            f"no space left for {name}; free some, or set HUGEPFN_CACHE_DIR to a folder on another disk"
+        )
 
 
 @contextlib.contextmanager
 def called_after(timeout_s: float, call: Callable[[], None]) -> Iterator[None]:
-    """Call something, in a thread of its own, if the block takes longer. It has returned when the block is left."""
+    """Call ``call`` in its own thread if the block takes longer. The call has returned when the block is left."""
     timer = threading.Timer(timeout_s, call)
     timer.daemon = True
     timer.start()
@@ -168,7 +170,7 @@ def called_after(timeout_s: float, call: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        timer.join(timeout_s)  # a thread that still calls must not meet the end of the interpreter
+        timer.join(timeout_s)  # the thread must not still run when the interpreter ends
 
 
 @contextlib.contextmanager
@@ -188,7 +190,7 @@ def ended_after(process: subprocess.Popen[Any], name: str, timeout_s: float) -> 
     with called_after(timeout_s, kill):
         yield
     if late.is_set():
-        raise MachineryError(f"{name} took more than {timeout_s:g} s, and was killed")
+        raise MachineryError(f"{name} took more than {timeout_s:g} s and was killed")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -205,12 +207,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def find_program(name: str, package: str) -> Path:
-    """The path of a program that is needed, see :func:`harness.host.packages.find_command`.
+    """The path of a program that must exist; see :func:`harness.host.packages.find_command`.
 
     :param package: the Debian package that contains it.
     :raises MachineryError: not found; says how to install it on this distribution.
     """
     path = find_command(name)
     if path is None:
-        raise MachineryError(f"{name} is missing on this machine; {how_to_get(package)}")
+        raise MachineryError(f"{name} is missing on this host; {how_to_get(package)}")
     return Path(path)

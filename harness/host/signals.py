@@ -1,7 +1,7 @@
-"""Handlers of signals. A signal that is ignored when we start stays ignored: nohup and background shells mean it so.
+"""Signal handlers. A signal that is ignored when we start stays ignored, because our parent wants it that way.
 
-Whoever starts a program can have it ignore a signal, and execve(2) keeps that: nohup(1) does so with SIGHUP, a shell
-without job control with SIGINT and SIGQUIT of what it runs in the background (POSIX, Shell Command Language 2.11).
+A parent can make a program ignore a signal, and execve(2) keeps that. nohup(1) does so with SIGHUP; a shell without
+job control does so with SIGINT and SIGQUIT of its background commands (POSIX, Shell Command Language 2.11).
 No other module of this package calls :func:`signal.signal`.
 """
 
@@ -16,19 +16,19 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any]
 
-#: What ends a command: Ctrl-C, a polite end, the end of the terminal.
+#: The signals that end a command: Ctrl-C, `kill`, the end of the terminal.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def handle(number: signal.Signals, handler: Handler) -> None:
-    """Installs a handler, unless the signal is ignored. In the main thread only."""
+    """Install a handler, unless the signal is ignored. Only in the main thread."""
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def handling(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
-    """Handles signals while the block runs, but for those that are ignored. In the main thread only."""
+    """Handle signals while the block runs, except those that are ignored. Only in the main thread."""
     before = {number: signal.getsignal(number) for number in numbers}
     for number in before:
         handle(number, handler)
@@ -40,7 +40,7 @@ def handling(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[No
 
 
 class HeldSignals:
-    """Holds back what ends a command while a child starts: in Popen the exception would lose one that already runs."""
+    """Delays the ending signals while a child starts: an exception inside Popen would lose a child that is running."""
 
     def __init__(self) -> None:
         self._noted: list[tuple[int, FrameType | None]] = []
@@ -54,7 +54,7 @@ class HeldSignals:
                 signal.signal(number, lambda number, frame: self._noted.append((number, frame)))
 
     def release(self) -> None:
-        """Put the handlers back and let them have what came meanwhile."""
+        """Restore the handlers, and call them for the signals that arrived in the meantime."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         for number, frame in self._noted:

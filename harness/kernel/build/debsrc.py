@@ -105,8 +105,8 @@ def _import(slot: Slot, offer: SourceOffer, progress: Progress | None) -> str:
     free = shutil.disk_usage(slot.folder).free
     if free < _ROOM_BYTES:
         raise MachineryError(
-            f"no room left in {slot.folder}: {free >> 20} MiB free, {_ROOM_BYTES >> 20} MiB needed to build "
-            f"{offer.package}; free some, or set HUGEPFN_CACHE_DIR elsewhere"
+            f"no space left in {slot.folder}: {free >> 20} MiB free, {_ROOM_BYTES >> 20} MiB needed to build "
+            f"{offer.package}; free some, or set HUGEPFN_CACHE_DIR to a folder on another disk"
         )
     with cache.room_errors(slot.folder):
         for leftover in slot.folder.glob("import.*"):

@@ -233,7 +233,7 @@ class BuildJob:
         if fault == "no room":
             check_disk(self.slot.folder, Path(tempfile.gettempdir()))
             raise MachineryError(
-                f"no room left while {doing} in {self.slot.folder}; free some, or set HUGEPFN_CACHE_DIR"
+                f"no space left while {doing} in {self.slot.folder}; free some, or set HUGEPFN_CACHE_DIR"
             )
         if fault == "no memory":
             raise MachineryError(

@@ -58,7 +58,9 @@ def check_disk(*folders: Path, least_bytes: int = 1 << 24) -> None:
     """
     for folder in folders:
         if shutil.disk_usage(folder).free < least_bytes:
-            raise MachineryError(f"no room left in {folder}; free some, or set HUGEPFN_CACHE_DIR elsewhere")
+            raise MachineryError(
+                f"no space left in {folder}; free some, or set HUGEPFN_CACHE_DIR to a folder on another disk"
+            )
 
 
 class Slot:
