@@ -215,14 +215,25 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
+def _usage_error(error: click.ClickException) -> str:
+    """click's message in the shape of ours: one line, with the command that explains more."""
+    said = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "hugepfn"
+    return f"{said[:1].lower()}{said[1:]} (see `{where} --help`)"
+
+
 def _run(words: list[str]) -> tuple[int, bool]:
     """The exit status of a command, and whether it is its own word: its verdict, or its program's status."""
     try:
-        status = cli.main(args=words, standalone_mode=False)
+        status = cli.main(args=words, prog_name="hugepfn", standalone_mode=False)
     except SystemExit as ended:
         return (ended.code, True) if isinstance(ended.code, int) else (ExitCode.MACHINERY, False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return ExitCode.USAGE, False
+    except click.ClickException as error:
+        _stderr(_usage_error(error))
         return ExitCode.USAGE, False
     except (click.Abort, KeyboardInterrupt):
         _stderr("interrupted")

@@ -13,7 +13,7 @@ import io
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,19 +102,22 @@ def standard_streams() -> Iterator[Output]:
             sys.stdin, sys.stdout, sys.stderr = before
 
 
-def check_writable(*files: Path | None) -> None:
+def check_writable(files: Mapping[str, Path | None]) -> None:
     """Empties the files that results will go to: now, and not when everything has been run.
 
+    :param files: each by the option that names it.
     :raises UsageError: one cannot be there.
     :raises MachineryError: this host has no room for it.
     """
-    for file in files:
-        if file is not None:
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text("")
-            except OSError as error:
-                raise _refused(file, error, UsageError) from error
+    for option, file in files.items():
+        if file is None:
+            continue
+        if not file.parent.is_dir():
+            raise UsageError(f"{option} {file}: there is no directory {file.parent}; create it, or name another file")
+        try:
+            file.write_text("")
+        except OSError as error:
+            raise _refused(f"{option} {file}", error, UsageError) from error
 
 
 def write_text(file: Path | None, make: Callable[[], str]) -> None:
@@ -126,10 +129,10 @@ def write_text(file: Path | None, make: Callable[[], str]) -> None:
         try:
             file.write_text(make())
         except OSError as error:
-            raise _refused(file, error, MachineryError) from error
+            raise _refused(str(file), error, MachineryError) from error
 
 
-def _refused(file: Path, error: OSError, family: type[UsageError | MachineryError]) -> UsageError | MachineryError:
+def _refused(file: str, error: OSError, family: type[UsageError | MachineryError]) -> UsageError | MachineryError:
     if error.errno in NO_ROOM:
         family = MachineryError
     return family(f"{file} cannot be written: {error.strerror}; name another file, or free some room")

@@ -13,6 +13,7 @@ import pytest
 
 from harness.config import MachineConfig, default_of, name_of, option_of, variable_of
 from harness.errors import PremiseNotMet, UsageError
+from harness.levels import level_label
 from harness.selection import LEVELS
 
 PREFIX = "--hugepfn-"
@@ -34,7 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         else:
             add(f"{PREFIX}{name}", metavar=option.metavar, dest=dest, help=text)
         parser.addini(variable_of(one).lower(), text, default=None)
-    add("--hugepfn-level", choices=LEVELS, action="append", help="only this level; may be given again")
+    levels = {"choices": LEVELS, "type": level_label, "action": "append"}
+    add("--hugepfn-level", **levels, help="only this level, also as 4K, 2M or 1G; may be given again")
     add("--hugepfn-scenario", metavar="NAME", action="append", help="only this scenario; may be given again")
     add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
     add("--hugepfn-keep-vm", action="store_true", help="keep the machine of a failed test, for `hugepfn shell NAME`")

@@ -79,9 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
             config.pluginmanager.register(accounts, "hugepfn-accounts")
     if not hasattr(config, "workerinput"):
         try:
-            check_writable(config.getoption("hugepfn_json"))
+            check_writable({"--hugepfn-json": config.getoption("hugepfn_json")})
         except HugepfnError as error:
-            raise pytest.UsageError(f"--hugepfn-json {error}") from error
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -210,7 +210,7 @@ def _held() -> dict[str, int]:
 
 def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | None) -> None:
     """Measure everything, print one table, and save the figures."""
-    check_writable(json_file)
+    check_writable({"--json": json_file})
     console = Console(highlight=False)
     image = preparation.resolve(config, lambda line: console.print(line, style="dim", markup=False))
     with VM(image) as vm:

@@ -15,6 +15,7 @@ from harness.campaign.kernels import RunOptions, run_kernel
 from harness.errors import KERNELS_FAULT, ExitCode, KernelBuildError
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
+from harness.levels import level_label
 from harness.machine.vm import VM
 from harness.pagetable import Level
 from harness.verdict import Outcome, ScenarioResult, words
@@ -59,7 +60,7 @@ def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None])
     :raises MachineryError: the machinery failed, which says nothing about the commit.
     """
     scenario, _, level = case.partition(":")
-    levels = (Level.from_label(level).label,) if level else options.levels
+    levels = (Level.from_label(level_label(level)).label,) if level else options.levels
     spec = BuiltSource.parse(tree).spec
     try:
         image = Kernel.parse(spec).resolve(say)

@@ -86,10 +86,12 @@ def run_matrix(
     return table.exit_code(strict=options.strict).without(lost)
 
 
-def prepare(scenarios: Sequence[str], options: RunOptions, *files: Path | None) -> list[Case]:
+def prepare(
+    scenarios: Sequence[str], options: RunOptions, json_file: Path | None, html_file: Path | None
+) -> list[Case]:
     """Check everything that may be wrong before an hour is spent on it, and return the requested rows."""
     expected = expected_cases(scenarios, options.levels, [(line[0], line[1]) for line in scenario_lines()])
-    check_writable(*files)
+    check_writable({"--json": json_file, "--html": html_file})
     return expected
 
 

@@ -84,7 +84,7 @@ def run_session(
     """
     files = _known(scenarios) if scenarios else [guest_tests_dir()]
     # Done here and not in a fixture, so that a missing kernel is one message instead of one error per test.
-    check_writable(options["junit"])
+    check_writable({"--json": options["json_file"], "--junit": options["junit"]})
     preparation.preflight(config, reporter.say)
     image = preparation.resolve(config, reporter.say)
     preparation.check_guest(config, image)

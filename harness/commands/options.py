@@ -11,21 +11,29 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from harness.config import MachineConfig, default_of, name_of, option_of
+from harness.levels import PAGE_SIZES, level_label
 
 if TYPE_CHECKING:
     from harness.campaign.kernels import RunOptions
-
-LEVELS = ("pte", "pmd", "pud")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 F = TypeVar("F", bound=Callable[..., Any])
 
 scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+
+
+class _LevelChoice(click.Choice[str]):
+    """A level, by its name or by the size of its page."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(level_label(value), param, ctx)
+
+
 level_option = click.option(
     *("--level", "-l", "levels"),
     multiple=True,
-    type=click.Choice(LEVELS),
-    help="only this level; may be repeated",
+    type=_LevelChoice(tuple(PAGE_SIZES)),
+    help="only this level, also as 4K, 2M or 1G; may be repeated",
 )
 _SCENARIO_OPTIONS = (
     level_option,

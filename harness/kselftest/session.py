@@ -97,7 +97,7 @@ def run_kselftest(
     :raises MachineryError: something is missing on this host.
     """
     selectors = parse_selectors(words)
-    check_writable(options["junit"])
+    check_writable({"--junit": options["junit"]})
     preparation.preflight(config, reporter.say)
     image = preparation.resolve(config, reporter.say)
     recipe = _available(recipes_of(preparation.kernel_of(config), image, options["source"]), reporter)
