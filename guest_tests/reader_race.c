@@ -209,7 +209,7 @@ static int low_power(uint32_t feature)
 /*
  * The device's memory goes and comes. By low power, which revokes as PCI_COMMAND does: that would change QEMU's map of
  * physical memory under the other CPU, and with QEMU 7.2 a soft lockup was seen then, most likely of a lost interrupt
- * (docs/decisions.md).
+ * (docs/decisions/machines.md).
  */
 static void revokes(void)
 {

@@ -18,6 +18,14 @@ from harness.selection import LEVELS
 
 PREFIX = "--hugepfn-"
 
+#: What a test may be marked with, as ``pytest --markers`` shows it.
+MARKERS = (
+    "levels(*names): run once per page-table level: pte, pmd, pud",
+    "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs",
+    "waive(*names, reason): invariants that need not hold in this test; the reason is printed",
+    "decided_by(*functions): the kernel's functions, of harness.kernel_functions",
+)
+
 _CONFIG = pytest.StashKey[MachineConfig]()
 _SAY = pytest.StashKey[Callable[[str], None]]()
 

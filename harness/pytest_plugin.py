@@ -24,7 +24,7 @@ from harness.outputs import check_writable
 from harness.pytest_fixtures import CLAIMS as _CLAIMS
 from harness.pytest_fixtures import MACHINE as _MACHINE
 from harness.pytest_fixtures import caps, claim, kernel, live_vm, vm
-from harness.pytest_options import config_of, past_capture, pytest_addoption
+from harness.pytest_options import MARKERS, config_of, past_capture, pytest_addoption
 from harness.pytest_options import unmet as _unmet
 from harness.qemu.binary import find_qemu
 from harness.results import (
@@ -58,15 +58,9 @@ _VERBOSITY = "hugepfn_verbosity"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker, and the collector of results."""
-    config.addinivalue_line("markers", "levels(*names): run once per page-table level: pte, pmd, pud")
-    config.addinivalue_line(
-        "markers", "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs"
-    )
-    config.addinivalue_line(
-        "markers", "waive(*names, reason): invariants that need not hold in this test; the reason is printed"
-    )
-    config.addinivalue_line("markers", "decided_by(*functions): the kernel's functions, of harness.kernel_functions")
+    """The markers, and the collector of results."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
     if verbosity := getattr(config, "workerinput", {}).get(_VERBOSITY, 0):
         with past_capture(config):
             logs.show(verbosity)

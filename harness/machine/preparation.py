@@ -14,7 +14,8 @@ from harness.qemu.ram import find_room
 from harness.qemu.spec import Accel, Device, MachineSpec, Root
 
 #: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
-#: double fault in kmalloc (docs/decisions.md). Without the instruction the kernel's allocator takes its other path.
+#: double fault in kmalloc (docs/decisions/machines.md). Without the instruction the kernel's allocator takes its other
+#: path.
 _TCG_CPU = "max,cx16=off"
 
 
