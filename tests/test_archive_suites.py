@@ -61,7 +61,7 @@ def test_the_newest_that_fits(spec: str, expected: SuiteOffer) -> None:
 
 @pytest.mark.parametrize("spec", ["debian:1", "debian:11.1@bookworm", "debian:9.2"])
 def test_one_that_is_not_there(spec: str) -> None:
-    with pytest.raises(UsageError, match=rf"--qemu {spec}: the mirror has no such version; it has debian:11.1.3@sid, "):
+    with pytest.raises(UsageError, match=rf"--qemu {spec}: the mirror has no such version; expected one of: debian:11"):
         choose_offer(OFFERS, spec, "--qemu")
 
 

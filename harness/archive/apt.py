@@ -1,4 +1,4 @@
-"""Access to the host's Debian mirror through apt with a separate state: without root, and nothing is installed.
+"""Access to the host's Debian mirror through apt with separate state: needs no root and installs nothing.
 
 apt checks every signature (the Release file against Debian's keyring, the index against the Release file, a package
 against the index), uses the host's proxy and TLS settings, and never sees the host's lists or packages.
@@ -72,12 +72,12 @@ class DownloadError(MachineryError):
 class Index:
     """The mirror's offers when it was last asked."""
 
-    fetched_at: float  # seconds since the epoch
+    fetched_at: float  # in seconds since the epoch
     suites: tuple[str, ...]  # suites that answered, now or before
     extra: tuple[str, ...]  # suites requested by name, beyond the usual ones
     left_out: dict[str, str]  # suite: why it is not in suites
     offers: tuple[Offer, ...]  # the host's own suites first
-    sources: tuple[SourceOffer, ...] = ()  # likewise
+    sources: tuple[SourceOffer, ...] = ()  # in the same order
 
     @property
     def age_s(self) -> float:
@@ -87,7 +87,7 @@ class Index:
 
 
 def mirror_sources(extra: Iterable[str] = ()) -> list[Archive]:
-    """The suites to ask: those of the host's own Debian mirror, configured or not.
+    """The suites to ask: all of the host's Debian mirror, whether or not they are configured.
 
     :raises MachineryError: apt is missing, or its configuration names no Debian mirror.
     """
@@ -102,7 +102,8 @@ def mirror_sources(extra: Iterable[str] = ()) -> list[Archive]:
     found = candidates((Archive(a.uri, a.suite, a.signed_by or keyring, a.check_valid_until) for a in debian), extra)
     if not found:
         raise MachineryError(
-            "this machine's apt configuration names no Debian mirror; use --kernel host, a kernel's path, or tree:PATH"
+            "the apt configuration of this host names no Debian mirror; use --kernel host, the path of a kernel, or "
+            "tree:PATH"
         )
     return found
 
@@ -142,7 +143,7 @@ def _state() -> Path:
 
 
 def load_index() -> Index | None:
-    """The index as last fetched, at any age; None if there is none."""
+    """The index as last fetched, however old; None if there is none."""
     note = cache.read_note(_state() / "index.json")
     if note is None or note.get("schema") != _SCHEMA:
         return None
@@ -196,9 +197,9 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
 
 
 def state_options(progress: Progress | None = None) -> list[str]:
-    """Options that make apt's own programs use our state: our suites, and nothing counts as installed.
+    """Options that make apt's programs use our state, in which nothing is installed.
 
-    :raises MachineryError: the mirror was never asked and does not answer now.
+    :raises MachineryError: the mirror has never been asked, and does not answer now.
     """
     if load_index() is None:
         refresh(progress=progress)
@@ -207,7 +208,7 @@ def state_options(progress: Progress | None = None) -> list[str]:
 
 
 def _probe(options: Sequence[str], archive: Archive) -> None:
-    """Fetch one small file first, because a mirror that drops packets would cost a timeout for every suite.
+    """Fetch one small file first, because a mirror that drops packets would cost one timeout per suite.
 
     :raises MirrorError: the mirror does not answer.
     """
@@ -222,7 +223,7 @@ def _probe(options: Sequence[str], archive: Archive) -> None:
 
 
 def _write_state(archives: Iterable[Archive] | None = None) -> list[str]:
-    """Write our own apt state, with these sources if given; returns the options that make apt use it."""
+    """Write our apt state, with these sources if given, and return the options that make apt use it."""
     state = _state()
     with cache.room_errors(state):
         for folder in ("sources.list.d", "lists/partial", "cache/archives/partial"):
@@ -251,7 +252,7 @@ def _reason(line: str) -> str:
 
 
 def _packages(options: Sequence[str], suite: str, stem: Path, reasons: dict[str, str]) -> bytes | None:
-    """The Packages of a suite; None if it was not fetched, or is not Debian's, which is added to the reasons."""
+    """The Packages file of a suite; None if it was not fetched, or is not Debian's, which is added to the reasons."""
     origin = _origin(stem)
     if not origin:
         return None

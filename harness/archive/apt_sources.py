@@ -1,4 +1,4 @@
-"""apt's sources as values: both file formats in, the useful Debian archives out. Pure.
+"""apt's sources as values: both file formats in, the Debian archives that we need out. Pure.
 
 apt itself can list its sources (``apt-get indextargets``), but only those that it has already fetched, and without the
 keys that sign them. On a new machine it lists nothing.
@@ -30,7 +30,7 @@ class Archive:
     uri: str  # ends with a slash
     suite: str
     signed_by: str | None = None  # keyring path, or an embedded key (several lines); None for apt's default keys
-    check_valid_until: bool = True  # off if the host's own entry says so (snapshots)
+    check_valid_until: bool = True  # False if the host's own entry says so, as for snapshots
 
     @property
     def is_security(self) -> bool:

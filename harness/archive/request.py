@@ -1,4 +1,4 @@
-"""What a spec asks of the Debian mirror (``debian:6.12@trixie``): which offer fits, and when the mirror is asked."""
+"""What a spec requests from the Debian mirror (``debian:6.12@trixie``): which offer fits, and when to ask."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ OfferT = TypeVar("OfferT", bound=Offered)
 
 @dataclass(frozen=True)
 class Request:
-    """A version, or the newest; of one suite, or of any."""
+    """A version or the newest one, from one suite or from any."""
 
-    spec: str  # names its note in the cache, and begins its messages
+    spec: str  # the name of its note in the cache, and the start of its messages
     version: str | None  # "6.12", "6.12.95", "6.12.117-1", "7.3~rc7"
     suite: str | None
-    at_least: str = "0"  # the oldest that counts if there is no version
+    at_least: str = "0"  # the oldest acceptable version if no version is given
 
     def choose(self, offers: Iterable[OfferT]) -> OfferT | None:
         """The newest offer that fits; None if there is none."""
@@ -44,9 +44,9 @@ class Request:
     def index(
         self, offers_of: Callable[[Index], Iterable[Offered]], progress: Progress | None, offline: bool
     ) -> tuple[Index, bool]:
-        """The mirror's offers, and whether the mirror was asked for them now: they were old, or lack what is wanted.
+        """The mirror's offers, and whether it was asked just now, because they were old or lacked what is wanted.
 
-        :param offers_of: everything that can be chosen from, with this index.
+        :param offers_of: returns everything that can be chosen from an index.
         :raises MirrorError: the mirror had to be asked, and did not answer or may not be asked.
         """
         if offline:
@@ -67,14 +67,14 @@ class Request:
         return cache.root() / "resolved" / f"{self.spec.replace(':', '_')}.json"
 
     def recall(self) -> dict[str, Any] | None:
-        """What :meth:`remember` kept: for a day, or forever if the version is exact."""
+        """What :meth:`remember` stored. It is valid for a day, or forever if the version is exact."""
         note = cache.read_note(self._note)
         if note and (0 <= time.time() - note["at"] < apt.INDEX_TTL_S or is_exact(self.version or "")):
             return note
         return None
 
     def remember(self, answer: Mapping[str, str], ttl_s: float = apt.INDEX_TTL_S) -> None:
-        """Keep the answer, so that the next time needs neither the mirror nor the index."""
+        """Store the answer, so that next time neither the mirror nor the index is needed."""
         cache.write_note(self._note, {**answer, "at": time.time() - (apt.INDEX_TTL_S - ttl_s)})
 
     def no_such(self, what: str, index: Index, offers: Iterable[Offered]) -> UsageError:
@@ -85,12 +85,12 @@ class Request:
         if self.suite and self.suite not in index.suites:
             reason = index.left_out.get(self.suite, "unknown")
             exist = ", ".join(index.suites)
-            return UsageError(f"{self.spec}: no suite {self.suite} ({reason}); the mirror has {exist}")
+            return UsageError(f"{self.spec}: there is no suite {self.suite} ({reason}); the mirror has {exist}")
         there = [one for one in offers if self.suite in (None, one.suite)]
         series = series_of(self.version) if self.version else ""
         siblings = sorted((one for one in there if series_of(one.upstream) == series), key=sort_key)
         if siblings:
             versions = ", ".join(dict.fromkeys(one.upstream for one in siblings))
-            return UsageError(f"{self.spec}: of {series} the mirror has only {versions}")
-        exist = ", ".join(one.upstream for one in newest_of_each_series(there)) or "none at all"
-        return UsageError(f"{self.spec}: no such {what}; the mirror has (newest of each series) {exist}")
+            return UsageError(f"{self.spec}: the only versions of {series} on the mirror are {versions}")
+        exist = ", ".join(one.upstream for one in newest_of_each_series(there)) or "none"
+        return UsageError(f"{self.spec}: there is no such {what}; the newest of each series on the mirror: {exist}")

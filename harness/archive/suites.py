@@ -1,4 +1,4 @@
-"""Programs from another Debian suite, unpacked into the cache with all their libraries; nothing is installed.
+"""Programs from another Debian suite, unpacked into the cache with all their libraries. Nothing is installed.
 
 The host's C library and loader are not used. ``ld.so`` of the same suite starts the program, so it runs on any host.
 apt resolves the dependencies as if nothing were installed, and checks what it fetches.
@@ -90,7 +90,7 @@ def choose_offer(offers: Sequence[SuiteOffer], spec: str, what: str) -> SuiteOff
     found = fitting(offers, spec, what)
     if found is None:
         there = ", ".join(dict.fromkeys(f"{PREFIX}{offer.name}" for offer in offers)) or "none"
-        raise UsageError(f"{what} {spec}: the mirror has no such version; it has {there}")
+        raise UsageError(f"{what} {spec}: the mirror has no such version; expected one of: {there}")
     return found
 
 
@@ -150,7 +150,7 @@ def _fetch(package: str, offer: SuiteOffer, options: Sequence[str], folder: Path
     fetched = run(argv, timeout_s=_FETCH_TIMEOUT_S, check=False)
     if fetched.status != 0:
         check_room(fetched, "apt")
-        raise apt.DownloadError(f"{package} {offer.version} of {offer.suite}: {fetched.words}")
+        raise apt.DownloadError(f"cannot fetch {package} {offer.version} of {offer.suite}: {fetched.words}")
     return sorted(folder.glob("*.deb"))
 
 

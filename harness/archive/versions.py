@@ -65,10 +65,10 @@ def matches(wanted: str, candidate: Versioned) -> bool:
 
 
 def choose(candidates: Iterable[V], wanted: str | None, at_least: str) -> V | None:
-    """The newest match by Debian version; a release before any release candidate.
+    """The newest match by Debian version; any release is preferred to a release candidate.
 
     :param wanted: None for anything at or above ``at_least``.
-    :returns: the first of equals; None if nothing matches.
+    :returns: the first of several equal ones; None if nothing matches.
     """
     if wanted is None:
         fitting = [c for c in candidates if compare(c.upstream, at_least) >= 0]
