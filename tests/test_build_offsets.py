@@ -122,10 +122,10 @@ def compiler(objects: Path, script: str) -> str:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (None, "kbuild left no command for kernel/fork.o (No such file"),
-        ("gcc 'never closed", "makes no sense: No closing quotation"),
-        ("gcc", "makes no sense: 'savedcmd_kernel/fork.o := gcc'"),
-        ("", "makes no sense"),
+        (None, "kbuild saved no command for kernel/fork.o (No such file"),
+        ("gcc 'never closed", "cannot be parsed: No closing quotation"),
+        ("gcc", "cannot be parsed: 'savedcmd_kernel/fork.o := gcc'"),
+        ("", "cannot be parsed"),
         (f"no-such-compiler -Wall {TAIL}", "cannot start no-such-compiler"),
         ("true", "cc ended with status 0: no message"),
         ("kill -9 $$", "cc ended with status -9: no message"),
@@ -144,7 +144,7 @@ def test_what_goes_wrong_is_a_reason_and_no_error(objects: Path, command: str | 
 
 def test_a_file_that_is_no_command_and_a_vmlinux_that_is_none(objects: Path) -> None:
     (objects / "kernel/.fork.o.cmd").write_bytes(b"\x7fELF\0\xff garbage")
-    assert "makes no sense" in ask(objects).problem
+    assert "cannot be parsed" in ask(objects).problem
     (objects / "vmlinux").write_bytes(b"")
     assert ask(objects).problem.startswith("vmlinux cannot be read")
 
@@ -180,7 +180,7 @@ def test_garbage_is_told(kernel: KernelImage, garbage: Any) -> None:
     path.write_text(garbage if isinstance(garbage, str) else json.dumps(garbage))
     found = find_offsets(kernel, ID)
     assert found is not None
-    assert found.problem == "offsets.json makes no sense"
+    assert found.problem == "offsets.json is not valid"
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_a_fragment_is_read_with_its_places() -> None:
 
 @pytest.mark.parametrize("line", ["CONFIG_X", "CONFIG_X = y", "X=y", "CONFIG_X=y z", 'CONFIG_X="a'])
 def test_a_line_that_means_nothing_is_told_with_its_place(line: str) -> None:
-    with pytest.raises(UsageError, match=r"f\.config:2: .* is not understood"):
+    with pytest.raises(UsageError, match=r"f\.config:2: .* is not a request"):
         parse("f.config", f"CONFIG_A=y\n{line}\n")
 
 
@@ -79,7 +79,7 @@ def test_a_plain_diff_is_one_patch_and_words_are_none() -> None:
     (patch,) = split("x.patch", diff)
     assert patch.name == "x.patch"
     assert b"--- a/x\n" in patch.diff
-    with pytest.raises(UsageError, match=r"no\.patch has no patch in it"):
+    with pytest.raises(UsageError, match=r"no\.patch contains no patch"):
         split("no.patch", b"From nobody\n--- this is not one\n")
 
 
@@ -183,13 +183,13 @@ REASONS = [
         "needs CHECK (which needs !TINY)",
     ),
     ("RAM", "y", BASE + "CONFIG_DEVMEM=y", "needs (!DEVMEM or STRICT)"),
-    ("HELPER", "y", BASE, "it cannot be asked for, only selected, by CHECK"),
-    ("LONELY", "m", BASE, "it cannot be asked for"),
+    ("HELPER", "y", BASE, "it cannot be set by a user, only selected by CHECK"),
+    ("LONELY", "m", BASE, "it cannot be set by a user"),
     ("HELPER", "n", BASE + "CONFIG_CHECK=y\nCONFIG_HELPER=y", "CHECK selects it"),
-    ("64BIT", "n", "CONFIG_64BIT=y", 'it is on by default, and it can only be asked for with ("$(ARCH)" = "x86")'),
-    ("RAM", "n", "CONFIG_RAM=y", "it is on by default, and it cannot be asked for"),
-    ("ONE", "y", BASE, "nothing in Kconfig:49 forbids it: another choice was taken, or the value is out of range"),
-    ("LEVELS", "9", BASE + "CONFIG_LEVELS=5", "it is 5 instead; it cannot be asked for"),
+    ("64BIT", "n", "CONFIG_64BIT=y", 'it is on by default, and it can only be set with ("$(ARCH)" = "x86")'),
+    ("RAM", "n", "CONFIG_RAM=y", "it is on by default, and it cannot be set by a user"),
+    ("ONE", "y", BASE, "nothing in Kconfig:49 prevents it: another choice was made, or the value is out of range"),
+    ("LEVELS", "9", BASE + "CONFIG_LEVELS=5", "it is 5 instead; it cannot be set by a user"),
     ("NOPE", "y", BASE, "there is no such symbol in any Kconfig file of this source"),
 ]
 

@@ -160,11 +160,11 @@ def test_an_unknown_scenario_lists_the_known(hugepfn: Command) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--kernel", "/etc/passwd"], "/etc/passwd is a text file, expected an x86-64 bzImage or vmlinux"),
+        (["--kernel", "/etc/passwd"], "/etc/passwd is a text file; expected an x86-64 bzImage or vmlinux"),
         (["--kernel", "./no-such-kernel"], "no-such-kernel: no such file"),
-        (["--kernel", "fedora:40"], "kernel 'fedora:40' is not understood"),
+        (["--kernel", "fedora:40"], "there is no kernel 'fedora:40'"),
         (["--kernel", "debian:six"], "six"),
-        (["--kernel", "debian:6.12", "--modules", "/m"], "--modules goes with the path of a kernel"),
+        (["--kernel", "debian:6.12", "--modules", "/m"], "--modules is only for the path of a kernel"),
     ],
 )
 def test_a_kernel_that_is_none(hugepfn: Command, args: list[str], words: str) -> None:

@@ -303,14 +303,14 @@ def test_debians_source_is_the_newest_of_its_series_or_of_a_suite() -> None:
 @needs_git
 def test_debians_source_without_a_network(plain_cache: Mirror) -> None:
     origin = DebsrcOrigin.parse("6.12")
-    with pytest.raises(MachineryError, match=r"debsrc:6\.12 is not here and cannot be fetched \(offline\)"):
+    with pytest.raises(MachineryError, match=r"debsrc:6\.12 is not cached and cannot be fetched \(offline\)"):
         origin.tree(None, True)
     tree = origin.tree(None, False)
     lose_network(plain_cache)
     expire("debsrc_6.12.json")
     said: list[str] = []
     assert origin.tree(said.append, False) == tree
-    assert "using linux-source-6.12 6.12.9-1, which is here" in said[-1]
+    assert "using linux-source-6.12 6.12.9-1 from the cache" in said[-1]
 
 
 def lose_network(mirror: Mirror) -> None:

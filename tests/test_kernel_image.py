@@ -74,12 +74,12 @@ def test_a_vmlinux_tells_its_release_and_embedded_configuration(tmp_path: Path) 
         (bzimage(protocol=0x20B), "a 32-bit bzImage"),
         (bzimage(xloadflags=0), "a 32-bit bzImage"),
         (bzimage(pointer=0), "without a version string"),
-        (bzimage()[:0x210], "cut off"),
+        (bzimage()[:0x210], "is truncated"),
         (vmlinux(BANNER, machine=183), "another architecture"),
         (vmlinux(BANNER, elf_type=1), "an object file or a module"),
         (vmlinux(BANNER, elf_type=3), "a program or shared library"),
         (vmlinux(b"no banner"), "without the words 'Linux version'"),
-        (vmlinux(b"")[:30], "cut off"),
+        (vmlinux(b"")[:30], "is truncated"),
     ],
 )
 def test_what_is_no_kernel_is_named_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
@@ -202,5 +202,5 @@ def test_what_is_not_understood_is_answered_with_what_is(text: str) -> None:
 
 
 def test_modules_go_with_a_path_only() -> None:
-    with pytest.raises(UsageError, match="brings its own"):
+    with pytest.raises(UsageError, match="has its own modules"):
         Kernel.parse("debian:6.12", modules="/lib/modules")

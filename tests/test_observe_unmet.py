@@ -24,7 +24,7 @@ from harness.verdict import Outcome, ScenarioResult, parse_ktap
 
 SKIP = "KTAP version 1\n1..0 # SKIP no device bound to vfio-pci: this guest has no vfio-pci driver\n"
 SKIPPED = f"# value lacks=device\n{SKIP}"
-NONE_GIVEN = "no modules were given"
+NONE_GIVEN = "there are no modules"
 
 
 def _image(config: str | None) -> KernelImage:
@@ -42,7 +42,7 @@ def _reason(stdout: str, missing: str, config: str | None = None) -> HugepfnErro
     [
         (SKIPPED, "vfio_pci vfio_iommu_type1 ", None, UsageError, NONE_GIVEN),
         (SKIPPED, "vfio_iommu_type1 ", None, UsageError, "vfio-iommu-type1 is not built in"),
-        (SKIPPED, "vfio_pci ", "CONFIG_VFIO=y\n", PremiseNotMet, "is built without vfio-pci"),
+        (SKIPPED, "vfio_pci ", "CONFIG_VFIO=y\n", PremiseNotMet, "was built without vfio-pci"),
         (SKIPPED, "", None, PremiseNotMet, "no device bound to vfio-pci"),  # no IOMMU, say
         (SKIP, "vfio_pci ", None, PremiseNotMet, "no device bound to vfio-pci"),  # a skip for a reason of its own
     ],

@@ -101,7 +101,7 @@ class Btf:
         if magic != _MAGIC or version != 1:
             raise BtfError(f"no BTF: magic {magic:#x} version {version}, expected {_MAGIC:#x} version 1")
         if header < _HEADER.size or header + max(type_at + type_bytes, name_at + name_bytes) > len(data):
-            raise BtfError(f"BTF is cut short: its header speaks of more than the {len(data)} bytes that there are")
+            raise BtfError(f"BTF is truncated: its header describes more than the {len(data)} bytes that it has")
         self._types = data[header + type_at : header + type_at + type_bytes]
         self._names = data[header + name_at : header + name_at + name_bytes]
         self._at = self._index()
@@ -115,16 +115,16 @@ class Btf:
         known = {int(kind) for kind in BtfKind}
         while at < end:
             if end - at < _TYPE.size:
-                raise BtfError(f"BTF type {len(starts)} is cut short at byte {at} of the type section")
+                raise BtfError(f"BTF type {len(starts)} is truncated at byte {at} of the type section")
             _, info, _ = _TYPE.unpack_from(self._types, at)
             kind = info >> 24 & 0x1F
             if kind not in known:
-                raise BtfError(f"BTF type {len(starts)} has kind {kind}, which is newer than the 19 known here")
+                raise BtfError(f"BTF type {len(starts)} has the unknown kind {kind}; expected 1 to 19")
             fixed, each = tails.get(kind, (0, 0))
             starts.append(at)
             at += _TYPE.size + fixed + each * (info & 0xFFFF)
         if at != end:
-            raise BtfError(f"the last BTF type ends at byte {at}, the type section at {end}")
+            raise BtfError(f"the last BTF type ends at byte {at}, but the type section ends at {end}")
         return starts
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class Btf:
         """
         end = self._names.find(b"\0", offset)
         if not 0 <= offset < len(self._names) or end < 0:
-            raise BtfError(f"a BTF name at {offset:#x} lies outside the {len(self._names):#x} bytes of names")
+            raise BtfError(f"a BTF name is at {offset:#x}, outside the string section of {len(self._names):#x} bytes")
         return self._names[offset:end].decode("ascii", "replace")
 
     def record(self, type_id: int) -> Record:
@@ -202,7 +202,7 @@ class Btf:
         for name in members:
             found = self._member(self.bare(type_id), name, 0)
             if found is None:
-                raise BtfError(f"this kernel's BTF has no member {path}: no {name!r} there")
+                raise BtfError(f"this kernel's BTF has no member {path}: there is no {name!r}")
             if found.bit_size is not None or found.bit_offset % 8:
                 raise BtfError(f"{path} is a bitfield, which has no byte offset")
             bits += found.bit_offset
@@ -212,7 +212,7 @@ class Btf:
     def _member(self, type_id: int, name: str, depth: int) -> Member | None:
         """A member by name, with its offset from the start of the outermost type."""
         if depth > _MAX_NESTING:
-            raise BtfError("BTF has a struct that holds itself")
+            raise BtfError("a BTF struct contains itself")
         if type_id == 0 or (record := self.record(type_id)).kind not in _COMPOSITE:
             return None
         for member in self.members(record):

@@ -52,7 +52,7 @@ class DebianSource:
         """
         match = re.fullmatch(r"debian(?::([^@]*))?(?:@(.*))?", text)
         if match is None:
-            raise UsageError(f"{text!r} is not understood; expected debian, debian:VERSION or debian:VERSION@SUITE")
+            raise UsageError(f"{text!r} is no Debian kernel; expected debian, debian:VERSION or debian:VERSION@SUITE")
         return cls.of(match[1], match[2])
 
     @property
@@ -155,7 +155,7 @@ def available(
         except MirrorError as error:
             if index is None and not cached():
                 raise
-            say(progress, f"{error}; showing what is known")
+            say(progress, f"{error}; showing its last known answer")
     offers: dict[str, Offer] = {}
     for offer in [*(o for o in (index.offers if index else ()) if incomplete or not o.gone), *cached()]:
         offers.setdefault(offer.entry, replace(offer, cached=cache.find(_KIND, offer.entry) is not None))
@@ -190,12 +190,12 @@ def _build(offer: Offer, folder: Path, progress: Progress | None) -> None:
     trees = [unpacked / "lib/modules" / release, unpacked / "usr/lib/modules" / release]
     tree = next((t for t in trees if (t / "kernel").is_dir()), None)
     if tree is None:
-        raise MachineryError(f"{offer.package} has no modules in lib/modules/{release}: a package layout not known yet")
+        raise MachineryError(f"{offer.package} has an unknown layout: expected modules in lib/modules/{release}")
     for name in ("vmlinuz", "config"):
         places = [unpacked / "boot" / f"{name}-{release}", *(t / name for t in trees)]
         place = next((p for p in places if p.is_file()), None)
         if place is None:
-            raise MachineryError(f"{offer.package} has no {name}: a package layout not known yet")
+            raise MachineryError(f"{offer.package} has an unknown layout: expected a file {name}")
         place.rename(folder / name)
     (folder / "lib/modules").mkdir(parents=True)
     tree.rename(folder / "lib/modules" / release)

@@ -51,7 +51,7 @@ class Elf:
             raise self._broken(error) from error
 
     def _broken(self, error: Exception) -> MachineryError:
-        return MachineryError(f"{self._what}: its ELF file is cut off or broken: {error}")
+        return MachineryError(f"{self._what}: the ELF file is truncated or corrupt: {error}")
 
     def _read_sections(self) -> list[Section]:
         table_at = struct.unpack_from("<Q", self._data, 0x28)[0]
@@ -59,7 +59,7 @@ class Elf:
         headers = [_SECTION.unpack_from(self._data, table_at + size * index) for index in range(count)]
         if not headers:
             return []
-        names = self._slice(*headers[names_index][4:6])  # in a file without names: section 0, SHN_UNDEF, which is empty
+        names = self._slice(*headers[names_index][4:6])  # without names: section 0, SHN_UNDEF, is empty
         return [
             Section(_string(names, name) if names else "", kind, offset, size_bytes, link)
             for name, kind, _, _, offset, size_bytes, link, _, _, _ in headers

@@ -19,17 +19,17 @@ _IMAGES = ("vmlinuz", "bzImage", "boot/vmlinuz", "vmlinuz-*", "boot/vmlinuz-*", 
 _CONFIGS = ("config", ".config")
 _MODULES = ("lib/modules", "usr/lib/modules")
 _KIND = "staged"
-_KEPT = 32  # folders of links, some MB each
+_KEPT = 32  # folders of links, a few MB each
 _DEPMOD_TIMEOUT_S = 300.0
 
 
 def open_folder(folder: Path, *, spec: str | None = None, modules: Path | None = None) -> KernelImage:
-    """Open the kernel in a folder: the O= folder or tree of a build, or an image beside its configuration and
+    """Open the kernel in a folder: a build tree or its O= folder, or an image beside its configuration and
     lib/modules.
 
     Modules of a build tree are taken as they were built, without ``make modules_install``.
 
-    :param modules: as of :func:`open_image`; instead of the folder's own.
+    :param modules: as for :func:`open_image`; used instead of the folder's own.
     :raises UsageError: there is no kernel in it, or more than one; says what was looked for.
     """
     folder = folder.expanduser().absolute()
@@ -43,7 +43,7 @@ def open_folder(folder: Path, *, spec: str | None = None, modules: Path | None =
 
 
 def _config(folder: Path) -> Path | None:
-    """The configuration in the folder itself; open_image() looks in the other places."""
+    """The configuration in the folder itself; open_image() searches the other places."""
     return next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
 
 
@@ -70,8 +70,8 @@ def _plain_image(folder: Path) -> Path:
             raise UsageError(f"{folder} has several kernels: {names}; give the path of one of them")
         if found:
             return found[0]
-    hint = f"; it is a kernel's source: build it, or write tree:{folder}" if (folder / "Kconfig").is_file() else ""
-    raise UsageError(f"{folder} has no kernel: looked for {', '.join((_BZIMAGE, *_IMAGES))} in it{hint}")
+    hint = f"; it is a kernel source: build it, or use tree:{folder}" if (folder / "Kconfig").is_file() else ""
+    raise UsageError(f"{folder} has no kernel: expected one of {', '.join((_BZIMAGE, *_IMAGES))} in it{hint}")
 
 
 def _with_built_modules(kernel: KernelImage, folder: Path) -> KernelImage:
@@ -130,7 +130,7 @@ class HostSource:
         :raises UsageError: something follows it.
         """
         if text != "host":
-            raise UsageError(f"{text!r} is not understood; expected host, the kernel that runs on this machine")
+            raise UsageError(f"{text!r} is not a kernel; expected just `host` for the kernel that runs on this host")
         return cls()
 
     @property
@@ -148,7 +148,7 @@ class HostSource:
         kernel = open_image(self._readable(places), spec=self.spec, modules=modules, config=self._config())
         if kernel.release != self.release:
             raise UsageError(
-                f"host: {kernel.image} is Linux {kernel.release}, but {self.release} runs here; "
+                f"host: {kernel.image} is Linux {kernel.release}, but the running kernel is {self.release}; "
                 "reboot, or give the path of a kernel"
             )
         return kernel
@@ -167,10 +167,10 @@ class HostSource:
                 return path
         if there:  # Ubuntu's
             raise UsageError(
-                f"host: {there[0]} may only be read by root; run `sudo chmod a+r {there[0]}`, or give another --kernel"
+                f"host: only root may read {there[0]}; run `sudo chmod a+r {there[0]}`, or choose another --kernel"
             )
         looked = ", ".join(map(str, places))
         raise UsageError(
-            f"host: no image of the running kernel {self.release} here (a container has none): looked for {looked}; "
+            f"host: no image of the running kernel {self.release} (a container has none): looked for {looked}; "
             "give the path of a kernel, or tree:PATH to build one"
         )

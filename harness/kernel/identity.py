@@ -1,4 +1,4 @@
-"""Content identity of a kernel, stored so that 14 MB are not hashed at every start."""
+"""The content identity of a kernel. It is stored, so that 14 MB are not hashed at every start."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Stamp = tuple[int, int, int, int]
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Tell a file from what replaces it, without reading it.
+    """Identifies a file without reading it; a file that replaces it has another stamp.
 
-    :raises OSError: it is not there.
+    :raises OSError: there is no such file.
     """
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev
@@ -42,7 +42,7 @@ def _listing(modules_dir: Path) -> list[tuple[str, int, int]]:
     for folder, _, names in os.walk(modules_dir):  # does not follow "build", a symlink to a whole tree
         for name in names:
             path = os.path.join(folder, name)  # noqa: PTH118 - thousands of files at every start: Path costs 5 times more
-            if ".ko" in name:  # the rest, such as modules.dep, follows from these
+            if ".ko" in name:  # the others, such as modules.dep, are generated
                 with contextlib.suppress(FileNotFoundError):  # a dangling link
                     stat = os.stat(path)  # noqa: PTH116
                     found.append((path[skip:], stat.st_size, stat.st_mtime_ns))

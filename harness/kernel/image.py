@@ -85,7 +85,7 @@ class KernelImage:
         if not same:
             raise MachineryError(
                 f"{self.image} was replaced while it was in use, so it is not known which kernel booted; run again "
-                "once `make` has ended"
+                "when `make` has finished"
             )
 
 
@@ -118,7 +118,7 @@ def _text(config: Path) -> str:
 
 
 def find_modules_dir(directory: Path, release: str) -> Path:
-    """The ``lib/modules/RELEASE`` folder that ``--modules DIR`` means.
+    """The ``lib/modules/RELEASE`` folder that ``--modules DIR`` refers to.
 
     :raises UsageError: there is none for this release; lists the releases that are there.
     """
@@ -135,7 +135,7 @@ def find_modules_dir(directory: Path, release: str) -> Path:
     if looks_like_modules(directory):
         found.append(directory.name)
     there = "has modules of " + ", ".join(found) if found else "has no modules"
-    raise UsageError(f"--modules {directory}: {there}, but the kernel's release is {release}")
+    raise UsageError(f"--modules {directory}: the folder {there}, but the kernel's release is {release}")
 
 
 def looks_like_modules(directory: Path) -> bool:
@@ -153,43 +153,43 @@ def _recognise(path: Path) -> tuple[ImageKind, str, Kconfig | None]:
                 return _vmlinux(path, head, file)
     except FileNotFoundError:
         hint = f" (a Debian kernel is written debian:{path.name})" if re.fullmatch(r"\d+(\.\d+)+", path.name) else ""
-        raise UsageError(f"{path}: no such file, {_EXPECTED}{hint}") from None
+        raise UsageError(f"{path}: no such file; {_EXPECTED}{hint}") from None
     except OSError as error:
         raise UsageError(f"cannot read the kernel {path}: {error.strerror}") from error
-    raise UsageError(f"{path} is {_describe(head)}, {_EXPECTED}")
+    raise UsageError(f"{path} is {_describe(head)}; {_EXPECTED}")
 
 
 def _bzimage_release(path: Path, head: bytes) -> str:
     """The first word of the version string that the header points to (arch/x86/boot/version.c)."""
     if len(head) < _XLOADFLAGS + 2:
-        raise UsageError(f"{path} is a bzImage cut off after {len(head)} bytes, {_EXPECTED}")
+        raise UsageError(f"{path} is a bzImage that is truncated after {len(head)} bytes; {_EXPECTED}")
     protocol, pointer = (
         struct.unpack_from("<H", head, _PROTOCOL)[0],
         struct.unpack_from("<H", head, _VERSION_POINTER)[0],
     )
     xloadflags = struct.unpack_from("<H", head, _XLOADFLAGS)[0]
     if protocol < 0x20C or not xloadflags & _XLF_KERNEL_64:
-        raise UsageError(f"{path} is a 32-bit bzImage, {_EXPECTED}")
+        raise UsageError(f"{path} is a 32-bit bzImage; {_EXPECTED}")
     text = head[_SETUP_START + pointer :].split(b"\0", 1)[0] if pointer else b""
     words = printable(text).split()
     if not words or not words[0][0].isdigit():
-        raise UsageError(f"{path} is a bzImage without a version string (header field kernel_version), {_EXPECTED}")
+        raise UsageError(f"{path} is a bzImage without a version string (header field kernel_version); {_EXPECTED}")
     return words[0]
 
 
 def _vmlinux(path: Path, head: bytes, file: BinaryIO) -> tuple[ImageKind, str, Kconfig | None]:
     if len(head) < 64:
-        raise UsageError(f"{path} is an ELF file cut off after {len(head)} bytes, {_EXPECTED}")
+        raise UsageError(f"{path} is an ELF file that is truncated after {len(head)} bytes; {_EXPECTED}")
     elf_type, machine = struct.unpack_from("<HH", head, 16)
     if head[4:6] != b"\x02\x01" or machine != _EM_X86_64:
-        raise UsageError(f"{path} is an ELF file of another architecture (machine {machine}), {_EXPECTED}")
+        raise UsageError(f"{path} is an ELF file of another architecture (machine {machine}); {_EXPECTED}")
     if elf_type != _ET_EXEC:
         what = {_ET_REL: "an object file or a module", _ET_DYN: "a program or shared library", _ET_CORE: "a core dump"}
-        raise UsageError(f"{path} is {what.get(elf_type, 'an unknown ELF file')}, {_EXPECTED}")
+        raise UsageError(f"{path} is {what.get(elf_type, 'an unknown ELF file')}; {_EXPECTED}")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         banner = _BANNER.search(data)
         if banner is None:
-            raise UsageError(f"{path} is an ELF program without the words 'Linux version', {_EXPECTED}")
+            raise UsageError(f"{path} is an ELF program without the words 'Linux version'; {_EXPECTED}")
         embedded = _IKCONFIG.search(data)
         config = Kconfig(gzip.decompress(embedded[1]).decode(errors="replace")) if embedded else None
         return ImageKind.VMLINUX, printable(banner[1]), config

@@ -32,7 +32,7 @@ class LoadOrder(Sequence[Module]):
 
     modules: tuple[Module, ...]
     builtin: tuple[str, ...] = ()  # requested, but part of the image (modules.builtin)
-    missing: tuple[str, ...] = ()  # requested, but neither a module nor built in
+    missing: tuple[str, ...] = ()  # requested, but neither modules nor built in
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -84,7 +84,7 @@ def load_order(image: KernelImage, names: Iterable[str]) -> LoadOrder:
 
 
 def why_missing(image: KernelImage, name: str) -> UsageError | PremiseNotMet | None:
-    """The error to raise if a running kernel lacks a driver: it was built without it, or its modules were not given.
+    """The error to raise if a running kernel lacks a driver. It was built without the driver, or lacks its modules.
 
     :param name: name of the module; its symbol is CONFIG_ and the name in capitals.
     :returns: None if the driver should be there, as far as is known.
@@ -94,13 +94,13 @@ def why_missing(image: KernelImage, name: str) -> UsageError | PremiseNotMet | N
     if not order.missing or (image.config is not None and image.config.is_builtin(symbol)):
         return None
     if image.config is not None and not image.config.is_set(symbol):
-        return PremiseNotMet(f"{image.spec} ({image.release}) is built without {said}: CONFIG_{symbol} is not set")
+        return PremiseNotMet(f"{image.spec} ({image.release}) was built without {said}: CONFIG_{symbol} is not set")
     known = "is not built in" if image.config is None else f"is a module of this kernel (CONFIG_{symbol}=m)"
     if image.modules_dir is None:
-        given = "and no modules were given: pass --modules DIR, which has to hold"
+        given = "and there are no modules: pass --modules DIR with"
     else:
-        given = f"and is not among those in {image.modules_dir}: pass a --modules DIR that holds"
-    return UsageError(f"{image.spec}: {said} {known}, {given} lib/modules/{image.release} of this very kernel, whole")
+        given = f"and is not in {image.modules_dir}: pass --modules DIR with"
+    return UsageError(f"{image.spec}: {said} {known} {given} the complete lib/modules/{image.release} of this kernel")
 
 
 def find(image: KernelImage, name: str) -> Module | None:
@@ -132,7 +132,7 @@ def _unzstd(data: bytes) -> bytes:
     unpacker = zstandard.ZstdDecompressor().decompressobj()
     unpacked = unpacker.decompress(data)
     if not unpacker.eof:  # it accepts a truncated file without an error
-        raise EOFError("the zstd stream is cut off")
+        raise EOFError("the zstd stream is truncated")
     return unpacked
 
 
@@ -166,7 +166,7 @@ def _read_modules_dep(modules_dir: Path) -> dict[str, tuple[str, ...]]:
         text = (modules_dir / "modules.dep").read_text()
     except FileNotFoundError:
         root, release = modules_dir.parents[2], modules_dir.name
-        raise UsageError(f"{modules_dir} has no modules.dep; make it with: depmod -b {root} {release}") from None
+        raise UsageError(f"{modules_dir} has no modules.dep; generate it with: depmod -b {root} {release}") from None
     pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
     # The file lists the nearest dependency first and modprobe loads from the right; keep modprobe's order.
     return {path: tuple(reversed(needs.split())) for path, _, needs in pairs}

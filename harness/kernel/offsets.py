@@ -1,4 +1,4 @@
-"""The struct offsets that walks need, which the build of a kernel stored beside its vmlinux.
+"""The struct offsets that walks need. The build of a kernel stores them beside the vmlinux.
 
 ``offsets.json`` is ``{"build_id": HEX or null, "offsets": {"task_struct.mm": BYTES, ...}}``. If the build could not
 find the offsets, it has ``problem`` instead of ``offsets``: the reason, in words.
@@ -54,7 +54,7 @@ def find_offsets(kernel: KernelImage, running: bytes | None) -> BuiltOffsets | N
     try:
         found = _parse(cache.read_note(path) or {})
     except (KeyError, TypeError, ValueError):
-        return BuiltOffsets(running, {}, f"{path.name} makes no sense")
+        return BuiltOffsets(running, {}, f"{path.name} is not valid")
     return found if running in (None, found.build_id) else None
 
 

@@ -100,10 +100,10 @@ class Kernel:
         scheme = re.match(r"([A-Za-z][\w+.-]*)(?=:|@|$)", text)
         if scheme and scheme[1] in _SCHEMES:
             if modules is not None:
-                raise UsageError(f"--modules goes with the path of a kernel; {text} brings its own")
+                raise UsageError(f"--modules is only for the path of a kernel; {text} has its own modules")
             return cls(_SCHEMES[scheme[1]](text))
         if not text or (scheme and text[scheme.end() :].startswith(":")):
-            raise UsageError(f"kernel {text!r} is not understood; expected {_UNDERSTOOD}")
+            raise UsageError(f"there is no kernel {text!r}; expected {_UNDERSTOOD}")
         return cls.image(text, modules)
 
     @property
@@ -126,7 +126,7 @@ class Kernel:
 
 
 def default_kernel() -> Kernel:
-    """The kernel that runs by default: the newest of the Debian mirror, or the host's own if there is no mirror."""
+    """The kernel that is used by default: the newest of the Debian mirror, or the host's own if there is no mirror."""
     if find_command("apt-get") is None:
         return Kernel(HostSource())
     if distribution() != "debian":  # Ubuntu has apt, too

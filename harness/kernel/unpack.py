@@ -32,7 +32,7 @@ def unpack(bzimage: bytes) -> bytes | None:
     for magic, unpacker in _UNPACKERS:
         if payload.startswith(magic):
             try:
-                elf = unpacker(payload)  # the 4 bytes after the stream, its size, are left over
+                elf = unpacker(payload)  # ignores the 4 bytes after the stream, which are its size
             except (zstandard.ZstdError, lzma.LZMAError, zlib.error):
                 return None
             return elf if elf.startswith(b"\x7fELF") else None

@@ -43,7 +43,7 @@ def read_fragment(name: str) -> tuple[str, str]:
         return path.name if path == ours else str(path), path.read_text()
     except (OSError, ValueError) as error:
         known = ", ".join(sorted(p.stem for p in kconfigs_dir().glob("*.config")))
-        raise UsageError(f"no fragment {name!r}; expected a file, or one of: {known}") from error
+        raise UsageError(f"there is no fragment {name!r}; expected a file, or one of: {known}") from error
 
 
 def read_patches(paths: Sequence[Path]) -> list[Patch]:

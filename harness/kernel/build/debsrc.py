@@ -38,7 +38,7 @@ class DebsrcOrigin:
         """
         match = re.fullmatch(r"([^@]+)(?:@([a-z][a-z0-9-]*))?", text)
         if match is None:
-            raise UsageError(f"debsrc:{text} is not understood; expected debsrc:VERSION or debsrc:VERSION@SUITE")
+            raise UsageError(f"debsrc:{text} is not a Debian source; expected debsrc:VERSION or debsrc:VERSION@SUITE")
         return cls(check_wanted(match[1]), match[2])
 
     @property
@@ -85,8 +85,8 @@ class DebsrcOrigin:
         offer = Request(self.spec, self.version, self.suite).choose(here)
         tree = _imported(self.slot, offer.version) if offer else None
         if offer is None or tree is None:
-            raise MachineryError(f"{self.spec} is not here and cannot be fetched ({error})") from error
-        say(progress, f"{error}; using {offer.package} {offer.version}, which is here")
+            raise MachineryError(f"{self.spec} is not cached and cannot be fetched ({error})") from error
+        say(progress, f"{error}; using {offer.package} {offer.version} from the cache")
         return tree
 
 
@@ -115,11 +115,11 @@ def _import(slot: Slot, offer: SourceOffer, progress: Progress | None) -> str:
             folder = Path(scratch)
             say(progress, f"fetching {offer.package} {offer.version} ({offer.file.size_bytes / 1e6:.0f} MB)")
             (package,) = apt.download([offer.file], folder)
-            say(progress, f"unpacking {offer.package}, once")
+            say(progress, f"unpacking {offer.package} (only this once)")
             run([dpkg, "-x", package, folder / "package"], timeout_s=_UNPACK_TIMEOUT_S)
             tarball, source = folder / "package" / offer.tarball, folder / "source"
             if not tarball.is_file():
-                raise MachineryError(f"{offer.package} has no {offer.tarball}: a package layout not known yet")
+                raise MachineryError(f"{offer.package} has an unknown layout: expected a file {offer.tarball}")
             source.mkdir()
             run([tar, "-xJf", tarball, "-C", source, "--strip-components=1"], timeout_s=_UNPACK_TIMEOUT_S)
             tree = slot.add_folder(source, folder / "index", ignored=True)

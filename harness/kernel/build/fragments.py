@@ -59,7 +59,7 @@ def parse(file: str, text: str) -> list[ConfigRequest]:
         elif match := _UNSET.fullmatch(words):
             wanted.append(ConfigRequest(match[1], "n", file, number, optional=True))
         elif words and not words.startswith("#"):
-            raise UsageError(f"{file}:{number}: {words!r} is not understood; expected CONFIG_NAME=VALUE  # reason")
+            raise UsageError(f"{file}:{number}: {words!r} is not a request; expected CONFIG_NAME=VALUE  # reason")
     return wanted
 
 

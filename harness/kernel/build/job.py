@@ -139,7 +139,9 @@ class BuildJob:
         for each in unknown:
             line = f"{each.place}: no Kconfig file of {self.recipe.spec} has a symbol {each.symbol}"
             if each.optional:
-                say(self.progress, f"{line}{', so it is off' * (each.value == 'n')}")  # most likely of another version
+                say(
+                    self.progress, f"{line}{', so it is off anyway' * (each.value == 'n')}"
+                )  # probably of another version
             else:
                 self._complain(line)
         if dropped := [each for each in dropped if each not in unknown]:
@@ -149,12 +151,12 @@ class BuildJob:
         reasons = [
             f"{d.place}: CONFIG_{d.symbol}={d.value}: {explain(d.symbol, d.value, symbols, config)}" for d in dropped
         ]
-        return f"{self.recipe.spec}: the configuration lacks what was asked for:\n  " + "\n  ".join(reasons)
+        return f"{self.recipe.spec}: the configuration lacks requested symbols:\n  " + "\n  ".join(reasons)
 
     def _complain(self, line: str) -> None:
         if not self.recipe.lax:
             raise KernelBuildError(
-                f"{line}\n--lax builds it all the same" if "\n" in line else f"{line}; --lax ignores it"
+                f"{line}\nuse --lax to build it anyway" if "\n" in line else f"{line}; use --lax to ignore this"
             )
         say(self.progress, line)
 
@@ -177,7 +179,7 @@ class BuildJob:
         """Find the struct offsets that walks need. If this fails, the kernel is usable, but `walk` is not."""
         found = built_offsets(self.objects, _environment())
         if found.problem:
-            line = f"no walks of any process on this kernel: its build could not tell the offsets: {found.problem}"
+            line = f"`walk` will not work on this kernel, because its struct offsets were not found: {found.problem}"
             with (self.objects / "build.log").open("a") as log:
                 log.write(f"hugepfn: {line}\n")
             say(self.progress, line)
@@ -233,7 +235,8 @@ class BuildJob:
         if fault == "no room":
             check_disk(self.slot.folder, Path(tempfile.gettempdir()))
             raise MachineryError(
-                f"no space left while {doing} in {self.slot.folder}; free some, or set HUGEPFN_CACHE_DIR"
+                f"no space left while {doing} in {self.slot.folder}; free some, or set "
+                "HUGEPFN_CACHE_DIR to a folder on another disk"
             )
         if fault == "no memory":
             raise MachineryError(
@@ -241,13 +244,16 @@ class BuildJob:
             )
         if fault == "ended":
             raise MachineryError(
-                f"make was ended from outside while {doing} {self.recipe.spec}; the next build goes on"
+                f"make was killed while {doing} {self.recipe.spec}; build again to continue where it stopped"
             )
         if fault is not None:
-            raise MachineryError(f"cannot build {self.recipe.spec}: install with: {how_to_install([fault])}; see {log}")
+            command = how_to_install([fault])
+            raise MachineryError(
+                f"cannot build {self.recipe.spec}: a tool is missing; install with: {command}; see {log}"
+            )
         found = diagnostics(lines, str(self.slot.source)) or [Diagnostic("", None, f"make ended with status {status}")]
         shown = [str(each) for each in found[:_TOLD]]
         if len(found) > _TOLD:
             shown.append(f"and {len(found) - _TOLD} more")
-        text = f"{self.recipe.spec} does not build:\n  " + "\n  ".join(shown) + f"\nthe whole log: {log}"
+        text = f"{self.recipe.spec} does not build:\n  " + "\n  ".join(shown) + f"\nthe complete log: {log}"
         raise KernelBuildError(text, log)

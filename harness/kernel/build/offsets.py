@@ -19,7 +19,7 @@ from harness.host.process import run
 from harness.kernel.elf import Elf
 from harness.kernel.offsets import TASK_MEMBERS, BuiltOffsets
 
-_OBJECT = "kernel/fork.o"  # every kernel has it, and it uses all of these structs
+_OBJECT = "kernel/fork.o"  # is in every kernel, and uses all of these structs
 _SECTION = ".hugepfn_offsets"
 _TIMEOUT_S = 300.0
 _WORDS_MAX = 300
@@ -67,7 +67,7 @@ def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
     try:
         saved = note.with_name(f"{note.name}.cmd").read_text(errors="replace")
     except OSError as error:
-        raise MachineryError(f"kbuild left no command for {_OBJECT} ({error.strerror})") from error
+        raise MachineryError(f"kbuild saved no command for {_OBJECT} ({error.strerror})") from error
     words = compile_words(saved)
     source, target = objects / "hugepfn-offsets.c", objects / "hugepfn-offsets.o"
     source.write_text(SOURCE)
@@ -77,7 +77,7 @@ def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
     done = run(argv, timeout_s=_TIMEOUT_S, cwd=objects, env={**env, "CCACHE_DISABLE": "1"}, check=False)
     if done.status != 0 or not target.is_file():
         raise MachineryError(f"{Path(words[0]).name} ended with status {done.status}: {_first_error(done.stderr)}")
-    data = Elf(target.read_bytes(), "what the compiler made of hugepfn-offsets.c").content(_SECTION)
+    data = Elf(target.read_bytes(), "the object file of hugepfn-offsets.c").content(_SECTION)
     if data is None or len(data) != 8 * len(TASK_MEMBERS):
         raise MachineryError(
             f"expected {8 * len(TASK_MEMBERS)} bytes in the section {_SECTION} of hugepfn-offsets.o, "
@@ -107,9 +107,9 @@ def compile_words(saved: str) -> list[str]:
             elif word != "-c" and not word.startswith("-Wp,-M") and not word.endswith("kernel/fork.c"):
                 kept.append(word)
     except ValueError as error:
-        raise MachineryError(f"kbuild's command for {_OBJECT} makes no sense: {error}") from error
+        raise MachineryError(f"kbuild's command for {_OBJECT} cannot be parsed: {error}") from error
     if len(kept) < 2:
-        raise MachineryError(f"kbuild's command for {_OBJECT} makes no sense: {saved.partition(chr(10))[0][:80]!r}")
+        raise MachineryError(f"kbuild's command for {_OBJECT} cannot be parsed: {saved.partition(chr(10))[0][:80]!r}")
     return kept
 
 

@@ -115,7 +115,7 @@ class TreeOrigin:
         answer = git("-C", self.folder, "rev-parse", *asked, env=env, check=False)
         lines = answer.stdout.decode(errors="surrogateescape").split("\n")
         if "dubious ownership" in answer.stderr:
-            raise UsageError(f"{self.path}: git refuses it: {answer.words}")
+            raise UsageError(f"{self.path}: git refuses to read it: {answer.words}")
         if answer.status != 0 or len(lines) < 3 or lines[2]:
             return None  # no git, or a folder somewhere inside another repository
         return Path(lines[0]), (self.folder / lines[1]).resolve()

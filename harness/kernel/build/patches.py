@@ -47,7 +47,7 @@ def split(name: str, data: bytes) -> list[Patch]:
             subject = printable(" ".join(str(message.get("Subject", "")).split()))
             found.append((subject, diff))
     if not found:
-        raise UsageError(f"{name} has no patch in it; expected a diff, a mail or a mailbox with one")
+        raise UsageError(f"{name} contains no patch; expected a diff, a mail or a mailbox")
     return [
         Patch(f"{name} ({subject})" if subject and len(found) > 1 else name, diff, subject) for subject, diff in found
     ]

@@ -113,7 +113,9 @@ class Collection:
         if done.status != 0 or not (out / name).is_file():
             raise _explained(f"{self.name}/{name} of {self.spec}", log.splitlines(), str(self.folder))
         if not is_static((out / name).read_bytes()):
-            raise PremiseNotMet(f"{self.name}/{name}: its Makefile links it dynamically: the guest has no libraries")
+            raise PremiseNotMet(
+                f"{self.name}/{name}: its Makefile links it dynamically, but the guest has no libraries"
+            )
         for other in out.iterdir():  # its objects and libraries
             if other.name != name:
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
@@ -137,7 +139,7 @@ def collection(recipe: Recipe, name: str, progress: Progress | None = None, offl
     key = digest(str(_SCHEMA), recipe.cc, compiler_identity(recipe.cc), *(f"{p} {i}" for p, i in needed.items()))
 
     def fill(entry: Path) -> None:
-        say(progress, f"making the headers of {recipe.spec} for its selftests, once")
+        say(progress, f"making the headers of {recipe.spec} for its selftests (only this once)")
         (entry / "src").mkdir()
         slot.export(tree, list(needed), entry / "src")
         _make_headers(recipe, entry)
@@ -204,7 +206,7 @@ def _explained(what: str, lines: list[str], folder: str) -> PremiseNotMet | Mach
     if fault := machine_fault(lines):
         command = "" if fault in ("no room", "no memory", "ended") else f"install with: {how_to_install([fault])}"
         return MachineryError(f"cannot build {what}: {command or fault}")
-    found = diagnostics(lines, folder) or [Diagnostic("", None, (lines or ["make said nothing"])[-1])]
+    found = diagnostics(lines, folder) or [Diagnostic("", None, (lines or ["make printed nothing"])[-1])]
     return KernelBuildError(f"{what} does not build: " + "; ".join(str(each) for each in found[:_TOLD]))
 
 
@@ -226,4 +228,4 @@ def is_static(elf: bytes) -> bool:
             raise MachineryError("a selftest is not a 64-bit ELF program")
         return all(struct.unpack_from("<I", elf, offset + n * size)[0] != _PT_INTERP for n in range(count))
     except struct.error as error:
-        raise MachineryError(f"a selftest's ELF file is cut off: {error}") from error
+        raise MachineryError(f"a selftest's ELF file is truncated: {error}") from error

@@ -83,7 +83,7 @@ class Slot:
         """
         if re.search(r"[\s:]", str(self.folder)):
             raise MachineryError(
-                f"kernels cannot be built below a path with a space or a colon, {self.folder}; set HUGEPFN_CACHE_DIR"
+                f"cannot build kernels in {self.folder}: its path has a space or a colon; set HUGEPFN_CACHE_DIR"
             )
         with cache.room_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class Slot:
                 applied = git("apply", "--cached", "--whitespace=nowarn", "-", env=env, stdin=patch.diff, check=False)
                 if applied.status != 0:
                     undone = git("apply", "--cached", "--check", "-R", "-", env=env, stdin=patch.diff, check=False)
-                    hint = "; it is in there already" if undone.status == 0 else ""
+                    hint = "; it is already applied" if undone.status == 0 else ""
                     raise UsageError(f"{patch.name} does not apply: {why_not(applied.stderr, patch)}{hint}")
             return git("write-tree", env=env).stdout.decode().strip()
 

@@ -53,7 +53,7 @@ def _read_file(path: str, read: Read, variables: Mapping[str, str], symbols: Sym
     text = read(path)
     if text is None:
         return
-    depth = len(around)  # an "if" never spans files
+    depth = len(around)  # an "if" never extends over several files
     block = _ConfigBlock(path, symbols, around)
     for number, words in _without_help(_logical_lines(text)):
         match = _KEYWORD.match(words)
@@ -86,11 +86,11 @@ class _ConfigBlock:
         self._depends: list[str] = []  # the list to which a "depends on" line is added
 
     def end(self) -> None:
-        """What follows belongs to no symbol."""
+        """End the block: the next lines belong to no symbol."""
         self._name, self._here = "", None
 
     def take(self, number: int, words: str, keyword: str, rest: str) -> None:
-        """Reads a line that begins a block, or belongs to it."""
+        """Read a line that begins a block or belongs to it."""
         if keyword in ("config", "menuconfig"):
             self._name, self._depends = rest, [each for group in self._around for each in group]
             self._here = Definition(f"{self._path}:{number}", self._depends)
@@ -110,8 +110,8 @@ class _ConfigBlock:
 
 
 def _without_help(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """The lines that are no help text, stripped. Help goes on as long as lines are indented like its first."""
-    help_indent: int | None = None  # None outside of help, -1 before its first line
+    """The lines that are not help text, stripped. Help continues as long as lines are indented like its first."""
+    help_indent: int | None = None  # None outside help text, -1 before its first line
     for number, line in lines:
         words = line.strip()
         if help_indent is not None:
@@ -157,7 +157,7 @@ def explain(symbol: str, value: str, symbols: Symbols, config: Kconfig) -> str:
         if selectors:
             return f"{', '.join(selectors)} selects it"
         prompts = [prompt for each in symbols.definitions.get(symbol, []) for prompt in each.prompts]
-        hidden = f"it can only be asked for with {_any_of(prompts, config)}" if prompts else "it cannot be asked for"
+        hidden = f"it can only be set with {_any_of(prompts, config)}" if prompts else "it cannot be set by a user"
         return f"it is on by default, and {hidden}"
     found = symbols.definitions.get(symbol)
     if not found:
@@ -173,10 +173,10 @@ def _why_off(symbol: str, definition: Definition, symbols: Symbols, config: Kcon
         return "needs " + " and ".join(_with_reason(each, symbols, config, depth - 1) for each in missing)
     if not definition.prompts:
         by = [selector for selector, _ in symbols.selected_by.get(symbol, [])]
-        return "it cannot be asked for" + (f", only selected, by {' or '.join(by[:6])}" if by else "")
+        return "it cannot be set by a user" + (f", only selected by {' or '.join(by[:6])}" if by else "")
     if not any(value_of(prompt, config) for prompt in definition.prompts):
-        return f"can only be asked for with {_any_of(definition.prompts, config)}"
-    return f"nothing in {definition.place} forbids it: another choice was taken, or the value is out of range"
+        return f"it can only be set with {_any_of(definition.prompts, config)}"
+    return f"nothing in {definition.place} prevents it: another choice was made, or the value is out of range"
 
 
 def _any_of(conditions: list[str], config: Kconfig) -> str:

@@ -36,7 +36,7 @@ def check_tools(cc: str = "gcc", needed: Sequence[Need] = TOOLS, what: str = "ke
     if missing := missing_tools(needed):
         names = ", ".join(need.name for need in missing)
         command = how_to_install(need.package for need in missing)
-        raise MachineryError(f"cannot build {what}: {names} missing; install with: {command}")
+        raise MachineryError(f"cannot build {what}, because this host lacks {names}; install with: {command}")
     _compiler(cc)
 
 
@@ -62,7 +62,7 @@ def compiler_identity(cc: str, *, llvm: bool = False) -> str:
 def _compiler(cc: str) -> str:
     words = shlex.split(cc)
     if not words or find_command(words[-1]) is None:
-        raise MachineryError(f"the compiler {cc!r} is missing; install it, or choose another with --cc")
+        raise MachineryError(f"there is no compiler {cc!r}; install it, or choose another with --cc")
     answer = run([*words, "--version"], timeout_s=_ASK_TIMEOUT_S).stdout.decode(errors="replace")
     return answer.splitlines()[0] if answer else words[-1]
 
