@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.errors import UsageError
 from harness.pagetable import Bits, Observation, Region, diff, relative_pfn
-from harness.pagetable.changes import Key
+from harness.pagetable.changes import EntryChange, Key
 
 GOLDEN = Path(__file__).parent / "data" / "pagetable" / "observations.jsonl"
 BAR = Region("bar", 0x380040000000, 2 << 30)
@@ -166,3 +166,9 @@ def test_where_ordinary_memory_lies_is_no_difference() -> None:
     mapped = replace(PARENT, pagemap=0x8180000000012345)
     assert diff([mapped], [replace(PARENT, pagemap=0x8180000000054321)]) == []
     assert diff([mapped], [PARENT])[0].pagemap == ("SOFT_DIRTY EXCLUSIVE PRESENT", "SOFT_DIRTY")
+
+
+def test_a_change_is_of_an_observation_on_one_side_at_least() -> None:
+    key = Key("forked", "child", "bar", 0, 0)
+    with pytest.raises(UsageError, match="one side at least"):
+        EntryChange(key, None, None)

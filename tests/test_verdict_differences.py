@@ -166,3 +166,14 @@ def test_a_claim_that_cannot_be_known_of_one_kernel_is_not_compared() -> None:
     unknown = run(claims=(replace(CLAIM, outcome=Outcome.SKIPPED),))
     assert compare_runs(run(), unknown) == ()
     assert told(run(), run(claims=(replace(CLAIM, outcome=Outcome.FAILED),))) != []
+
+
+def test_what_differs_besides_entries_is_never_folded() -> None:
+    sides = [
+        run(claims=tuple(Claim(name, outcome, "f()") for name in "ab")) for outcome in (Outcome.PASSED, Outcome.FAILED)
+    ]
+    (one,) = compare_runs(*sides)
+    assert [(d.what, d.name, count) for d, count in folded(one.differences)] == [
+        (What.CLAIM, "a", 1),
+        (What.CLAIM, "b", 1),
+    ]

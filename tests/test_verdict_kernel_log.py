@@ -202,3 +202,12 @@ def test_the_innermost_eight_functions_are_told(count: int) -> None:
     assert complaint.trace == tuple(f"f{number}" for number in range(count))
     others = ", ".join(f"f{number}()" for number in range(1, min(count, 8)))
     assert complaint.where == "in f0()" + (f", from {others}" if others else "")
+
+
+def test_a_trace_begins_with_the_first_rip_alone() -> None:
+    text = (
+        "[    1.0] BUG: kernel NULL pointer dereference, address: 0\n[    1.0] RIP: 0010:inner+0x1/0x2\n"
+        "[    1.0] Call Trace:\n[    1.0]  <TASK>\n[    1.0]  outer+0x1/0x2\n[    1.0]  </TASK>\n"
+        "[    1.0] RIP: 0010:another+0x1/0x2\n[    1.0] ---[ end trace 0000000000000000 ]---\n"
+    )
+    assert scan(text)[0].trace == ("inner", "outer")

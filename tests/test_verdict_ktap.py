@@ -294,3 +294,11 @@ def test_a_problem_names_its_line() -> None:
     report = tap("1..3", "ok 1 a", "# x", "ok 1 a", "ok 3 b")
     assert report.problems[:2] == ("line 5: test number 1 again", "line 6: test number 3, 2 was expected")
     assert report.outcome is C
+
+
+def test_a_test_that_is_skipped_in_all_its_parts_has_their_reasons() -> None:
+    report = tap(
+        "1..1", "  KTAP version 1", "  1..3", *(f"  ok {n} x # SKIP {why}" for n, why in enumerate("aba", 1)), "ok 1 t"
+    )
+    (test,) = report.tests
+    assert (test.outcome, test.reason) == (S, "a; b")

@@ -84,3 +84,9 @@ def test_a_table_of_some_rows() -> None:
     table = table_of(run_of(P, F, S))
     assert [case.scenario for case in table.only([table.cases[1]]).cases] == ["b"]
     assert table.only([]).cases == ()
+
+
+def test_a_case_without_any_answer_is_counted_as_its_first_step_says() -> None:
+    table = table_of(blind("a"), broken("does not build"))
+    assert dict(steady(table)) == {Mark.UNKNOWN: 1}
+    assert dict(steady(table_of(broken("does not build"), blind("a")))) != {Mark.UNKNOWN: 1}

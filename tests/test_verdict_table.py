@@ -167,3 +167,9 @@ def test_the_json_has_the_table_and_every_run() -> None:
     (row,) = data["rows"]
     assert (row["scenario"], row["level"]) == ("fork", "pud")
     assert row["cells"][1] == {"mark": "error", "bugs": [], "reason": "gone"}
+
+
+def test_cases_that_nobody_expected_stand_by_scenario_as_they_were_found() -> None:
+    found = [result("zap", "pud"), result("fork", "pud"), result("zap", "pte"), result("fork", "pte")]
+    rows = [str(case) for case in Table.of([column("debian:6.1", *found)]).cases]
+    assert rows == ["zap pte", "zap pud", "fork pte", "fork pud"]
