@@ -22,6 +22,7 @@ from harness.commands.selfcheck import selfcheck
 from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
+from harness.events import Sparing
 from harness.host.signals import handle
 from harness.outputs import standard_streams
 
@@ -53,9 +54,12 @@ def cli() -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
 @click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell NAME`")
+@click.option(
+    "--events", type=click.Path(path_type=Path), help="write there what happens, as it happens: docs/events.md"
+)
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
-def run(scenarios: tuple[str, ...], config: MachineConfig, **options: object) -> None:
+def run(scenarios: tuple[str, ...], config: MachineConfig, events: Path | None, **options: object) -> None:
     """Run scenarios on a kernel, and print every entry at every checkpoint.
 
     Without SCENARIO, all of them. `hugepfn list` names them.
@@ -63,12 +67,14 @@ def run(scenarios: tuple[str, ...], config: MachineConfig, **options: object) ->
     import pytest
     from rich.console import Console
 
+    from harness.campaign import event_stream
     from harness.campaign.reporter import RunReporter
     from harness.campaign.session import run_session
 
     # Of this stream, since pytest takes sys.stdout while a test runs.
     reporter = RunReporter(Console(file=sys.stdout, highlight=False), entries=not options["quiet"])
-    sys.exit(run_session(pytest, reporter, scenarios, config, options))
+    with event_stream.writing(events) as say:
+        sys.exit(run_session(pytest, reporter, scenarios, config, options, say))
 
 
 cli.add_command(matrix)
@@ -115,7 +121,7 @@ def kernels(refresh: bool, show_all: bool) -> None:
     for heading in ("spec", "release", "suite", "cached"):
         table.add_column(heading, no_wrap=True)
     shown = set()
-    for offer in available(_stderr, refresh=refresh):
+    for offer in available(Sparing(_stderr), refresh=refresh):
         series = (".".join(offer.upstream.split(".")[:2]), offer.suite)
         if show_all or offer.cached or series not in shown:
             shown.add(series)

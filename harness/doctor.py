@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from harness.archive.suites import PREFIX
 from harness.config import MachineConfig
 from harness.errors import HugepfnError
+from harness.events import Sparing
 from harness.host import packages
 from harness.host.packages import Need, Part
 from harness.kernel import default_kernel
@@ -107,7 +108,7 @@ def _room() -> Examined:
     said: list[str] = []
 
     def look() -> str:
-        folder = find_room(_RAM_MIB, say=said.append)
+        folder = find_room(_RAM_MIB, say=Sparing(said.append))
         return said[0] if said else f"{folder} has the {_RAM_MIB} MiB that a VM needs"
 
     return _try("room for guest RAM", look)

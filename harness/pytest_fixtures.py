@@ -10,6 +10,7 @@ import pytest
 from harness.claims import Claims
 from harness.config import MachineConfig
 from harness.errors import KERNELS_FAULT, HugepfnError, PremiseNotMet, UsageError
+from harness.events import Note
 from harness.kernel import KernelImage
 from harness.machine import preparation
 from harness.machine.vm import VM
@@ -152,15 +153,15 @@ def _keep(item: pytest.Item, machine: VM) -> None:
     """--hugepfn-keep-vm: saves the machine under the scenario's name."""
     machine.on_failure = None  # once
     if reason := machine.spec.why_not_saved:
-        say_of(item.config)(f"the machine of {item.name} is not kept: {reason}")
+        say_of(item.config)(Note(f"the machine of {item.name} is not kept: {reason}"))
         return
     name = "-".join(word for word in (scenario_of(item), level_of(item)) if word)
     try:
         machine.keep(name, item.nodeid)
     except HugepfnError as error:  # the verdict is not about that
-        say_of(item.config)(f"the machine of {item.name} is not kept: {error}")
+        say_of(item.config)(Note(f"the machine of {item.name} is not kept: {error}"))
     else:
-        say_of(item.config)(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}")
+        say_of(item.config)(Note(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}"))
 
 
 def _last_entries(item: pytest.Item) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +12,7 @@ import pytest
 
 from harness.config import MachineConfig, default_of, name_of, option_of, variable_of
 from harness.errors import PremiseNotMet, UsageError
+from harness.events import Say, Sparing
 from harness.levels import level_label
 from harness.selection import LEVELS
 
@@ -27,7 +27,7 @@ MARKERS = (
 )
 
 _CONFIG = pytest.StashKey[MachineConfig]()
-_SAY = pytest.StashKey[Callable[[str], None]]()
+_SAY = pytest.StashKey[Say]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,27 +75,24 @@ def past_capture(config: pytest.Config) -> contextlib.AbstractContextManager[Non
     return capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext()
 
 
-def say_of(config: pytest.Config) -> Callable[[str], None]:
-    """Where progress lines go: the terminal itself, past pytest's capture."""
+def say_of(config: pytest.Config) -> Say:
+    """Where progress goes: the terminal itself, past pytest's capture."""
     if _SAY in config.stash:
         return config.stash[_SAY]
 
-    said: set[str] = set()
-    is_worker = hasattr(config, "workerinput")  # of xdist: the others would all say the same
-
-    def say(line: str) -> None:
-        if line in said or is_worker:
+    def write(line: str) -> None:
+        if hasattr(config, "workerinput"):  # of xdist: the workers would all say the same
             return
-        said.add(line)
         with past_capture(config):
             print(f"hugepfn: {line}", file=sys.stderr, flush=True)
 
+    say: Say = Sparing(write)
     config.stash[_SAY] = say
     return say
 
 
-def set_progress(config: pytest.Config, say: Callable[[str], None]) -> None:
-    """Sends progress lines elsewhere."""
+def set_progress(config: pytest.Config, say: Say) -> None:
+    """Sends progress elsewhere."""
     config.stash[_SAY] = say
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from harness.archive import apt, suites
 from harness.archive.suites import SuiteOffer, SuiteProgram, choose_offer, fitting, parse_policy, unpacked_program
 from harness.errors import MachineryError, UsageError
+from harness.events import Say, Sparing
 from harness.host import cache
 from harness.host.process import Finished
 
@@ -101,13 +101,13 @@ QEMU = SuiteProgram(
 )
 
 
-def debian_qemu(spec: str, say: Callable[[str], None] = lambda _line: None) -> Path:
+def debian_qemu(spec: str, say: Say | None = None) -> Path:
     return unpacked_program(QEMU, spec, "--qemu", say)
 
 
 def test_it_is_started_with_its_own_loader_libraries_and_firmware(mirror: list[list[str]]) -> None:
     said: list[str] = []
-    program = debian_qemu("debian:10.0", said.append)
+    program = debian_qemu("debian:10.0", Sparing(said.append))
     assert said == ["fetching qemu-system-x86 10.0.13 of trixie with its libraries"]
     root = cache.root() / "qemu-system-x86_64/10.0.13@trixie/root"
     words = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()

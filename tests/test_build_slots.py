@@ -15,6 +15,7 @@ import pexpect
 import pytest
 
 from harness.errors import KernelBuildError, MachineryError, UsageError
+from harness.events import Sparing
 from harness.host import cache
 from harness.host.packages import find_command
 from harness.kernel import Kernel, KernelImage
@@ -85,7 +86,7 @@ class Tree:
 
     def build(self, revision: str | None = None, patches: tuple[Path, ...] = (), **more: object) -> KernelImage:
         recipe = Recipe(TreeOrigin(self.path, revision), patches, (str(self.fragment),), **more)  # type: ignore[arg-type]
-        return build(recipe, self.said.append)
+        return build(recipe, Sparing(self.said.append))
 
     def patch(self, text: str = PATCH, name: str = "fix.patch") -> Path:
         path = self.path.parent / name
@@ -462,8 +463,8 @@ def test_of_two_builds_of_the_same_kernel_one_builds_and_one_waits(ours: Tree, g
     gate.open()
     outs = [process.communicate(timeout=60) for process in (first, second)]
     assert outs[0][0] == outs[1][0] != ""
-    assert "files in" in outs[0][1]
-    assert "files in" not in outs[1][1], "both built"
+    assert "built 3 files of" in outs[0][1]
+    assert "built 3 files of" not in outs[1][1], "both built"
 
 
 def test_the_command_prints_the_vmlinux_and_how_to_run_it(ours: Tree) -> None:
@@ -480,7 +481,7 @@ def test_on_a_terminal_a_bar_counts_the_files(ours: Tree, gate: Gate) -> None:
     with pexpect.spawn(sys.executable, argv, env=env, timeout=60, dimensions=(24, 100)) as child:
         child.expect(r"[1-3]/\?")  # a.o waits, and others may be done; nobody knows yet how many there are
         gate.open()
-        child.expect(r"built 3 files in \d+ CPU seconds")
+        child.expect(r"built 3 files of \S+ in \d+ CPU seconds")
         child.expect(r"built/\w+/vmlinux")
         child.expect(pexpect.EOF)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MachineryError
+from harness.events import Event, Waiting
 from harness.host import cache
 from harness.host.process import find_program, follow, guarded, run
 
@@ -94,15 +95,15 @@ def test_of_two_processes_one_builds_and_one_waits(root: Path) -> None:
     builder.start()
     try:
         assert ready.poll(20)
-        said: list[str] = []
+        said: list[Event] = []
 
-        def progress(line: str) -> None:
-            said.append(line)
+        def progress(event: Event) -> None:
+            said.append(event)
             go.send("go on")  # the builder ends only once we have said that we wait
 
         entry = cache.obtain("kernels", "a", lambda folder: (folder / "x").touch(), progress)
         assert (entry / "x").read_text() == "one"
-        assert said == ["waiting for another hugepfn, which prepares a"]
+        assert said == [Waiting("prepares a", builder.pid)], "and which process that is"
         builder.join(20)
         assert builder.exitcode == 0
     finally:

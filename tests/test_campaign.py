@@ -19,11 +19,13 @@ from rich.console import Console
 from harness import logs
 from harness.campaign import kernels
 from harness.campaign.compare import report_lines
+from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted, encode
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
 from harness.campaign.matrix import print_table, table_lines
 from harness.campaign.report import ROWS_MAX, compare_page, matrix_page
 from harness.config import MachineConfig
-from harness.errors import UsageError
+from harness.errors import ExitCode, MachineryError, UsageError
+from harness.events import Compiled, Note
 from harness.kernel import Offer
 from harness.pagetable import Observation
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
@@ -34,7 +36,7 @@ PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
 SKIPPED = ScenarioResult("fork", "pmd", Outcome.SKIPPED, "no huge pfnmap")
 
 
-def silent(_line: str) -> None:
+def silent(_event: object) -> None:
     """Nobody listens."""
 
 
@@ -56,13 +58,34 @@ def write_results(*results: ScenarioResult) -> str:
     )
 
 
-def test_a_run_is_what_the_child_wrote_and_its_lines_are_told(child: Path) -> None:
-    child.write_text(write_results(PASSED, SKIPPED) + "print('  ok a claim')\nprint('fork pud: passed')\n")
-    said: list[str] = []
+EVENTS = "events = open([word for word in sys.argv if word.startswith('--events=')][0][9:], 'w')\n"
+
+
+def write_events(*events: RunEvent) -> str:
+    """The lines of a child that tells these events."""
+    return EVENTS + "".join(f"print({encode(event)!r}, file=events, flush=True)\n" for event in events)
+
+
+def test_a_run_is_what_the_child_wrote_and_its_events_are_told(child: Path) -> None:
+    told: list[RunEvent] = [Compiled("mm/memory.o", 7, 900, 1.5), TestStarted("test_fork[pud]"), TestEnded(PASSED)]
+    child.write_text(write_results(PASSED, SKIPPED) + "print('fork pud: passed')\n" + write_events(*told))
+    said: list[RunEvent] = []
     run = run_kernel("debian:6.12", ["fork"], RunOptions(), said.append)
     assert run.results == (PASSED, SKIPPED)
     assert TROUBLE not in run.context
-    assert said == ["fork pud: passed"]
+    assert said == told, "and nothing that it prints for people"
+
+
+def test_why_a_child_has_no_results_is_in_its_last_event(child: Path) -> None:
+    words = "no kernel matches debian:6.99"
+    child.write_text("import sys\n" + write_events(RunEnded(ExitCode.USAGE, words)) + "sys.exit(2)\n")
+    assert run_kernel("debian:6.99", ["fork"], RunOptions()).context[TROUBLE] == words
+
+
+def test_a_child_whose_events_are_garbage_is_an_error(child: Path) -> None:
+    child.write_text("import sys\n" + EVENTS + "print('fork pud: passed', file=events)\n")
+    with pytest.raises(MachineryError, match="a line of its events cannot be read: 'fork pud: passed'"):
+        run_kernel("debian:6.12", ["fork"], RunOptions())
 
 
 def test_the_child_is_given_the_options(child: Path) -> None:
@@ -75,7 +98,7 @@ def test_the_child_is_given_the_options(child: Path) -> None:
     words = run_kernel("./bzImage", ["fork", "zap"], options).context["argv"]
     assert words[0] == "run"
     assert "--kernel=./bzImage" in words
-    assert words[-2:] == ["fork", "zap"]
+    assert words[-3:-1] == ["fork", "zap"]
     given = {"--level=pmd", "--level=pud", "--smp=2", "--append=pti=on no5lvl", "--strict", "--modules=/m"}
     assert given | {"--boot-timeout=9", "--guest=host"} <= set(words)
     assert {"--no-pvh", "--clone"} <= set(words)
@@ -98,7 +121,7 @@ def test_the_child_shows_its_log_where_we_do(child: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("script", "trouble"),
     [
-        ("import sys; sys.exit('hugepfn: the mirror is gone')", "the mirror is gone"),
+        ("import sys; sys.exit('Usage: hugepfn')", "Usage: hugepfn"),
         ("raise KeyError('typo')", "KeyError: 'typo'"),
         ("import os; os.kill(os.getpid(), 9)", "the run ended (killed by SIGKILL): it said nothing"),
         (write_results(), "nothing was run"),
@@ -139,7 +162,7 @@ def test_a_child_that_was_interrupted_interrupts(child: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals) -> None:
     """The child holds a pipe open until it ends."""
-    (tmp_path / "vm.py").write_text("import os, signal\nos.write(1, b'up\\n')\nsignal.pause()\n")
+    (tmp_path / "vm.py").write_text("import signal, sys\n" + write_events(Note("up")) + "signal.pause()\n")
     reader, writer = os.pipe()
     parent = (
         "import pathlib, os, signal\nfrom harness.campaign import kernels\n"
@@ -147,8 +170,8 @@ def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals)
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"kernels.guest_tests_dir = lambda: pathlib.Path({str(tmp_path)!r}) / 'guest_tests'\n"
         "popen = kernels.subprocess.Popen\n"
-        f"kernels.subprocess.Popen = lambda *a, **k: popen(*a, **{{**k, 'pass_fds': [{writer}]}})\n"
-        "kernels.run_kernel('debian:6.1', [], kernels.RunOptions(), lambda line: print(line, flush=True))\n"
+        f"kernels.subprocess.Popen = lambda *a, **k: popen(*a, **{{**k, 'pass_fds': [{writer}, *k['pass_fds']]}})\n"
+        "kernels.run_kernel('debian:6.1', [], kernels.RunOptions(), lambda event: print(event, flush=True))\n"
     )
     root = Path(__file__).resolve().parents[1]
     with subprocess.Popen(

@@ -132,14 +132,14 @@ def test_ctrl_c_at_the_very_line_that_tells_of_a_kernel_loses_nothing(
     hugepfn: Command, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite.answers = {"debian:6.1": [P], "debian:6.12": [P]}
-    say = Live.say
+    write = Live.line
 
     def interrupted(live: Live, line: str) -> None:
-        say(live, line)
+        write(live, line)
         if line.startswith("debian:6.1:"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Live, "say", interrupted)
+    monkeypatch.setattr(Live, "line", interrupted)
     done = hugepfn(*MATRIX)
     assert done.status == 130
     assert done.out.splitlines()[1] == "fork pud  pass  ? 1"

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from harness.campaign import session as module
+from harness.campaign.reporter import RunReporter
 from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode
 from harness.qemu.spec import Device, MachineSpec, Root
@@ -50,5 +52,5 @@ def test_a_rerun_asks_for_the_machine_that_it_has(
     monkeypatch.setattr(module, "_main", run)
     spec = MachineSpec(Path("bzImage"), Path("initramfs"), device=device, root=root)
     machine = cast(Any, SimpleNamespace(spec=spec, kernel=SimpleNamespace(spec="debian:6.12")))
-    assert rerun_session(pytest, cast(Any, None), ["fork"], [], machine, Stopping()) is ExitCode.OK
+    assert rerun_session(pytest, RunReporter(Console()), ["fork"], [], machine, Stopping()) is ExitCode.OK
     assert {f"--hugepfn-device={device.value}", f"--hugepfn-guest={guest}", "--hugepfn-kernel=debian:6.12"} <= set(said)

@@ -13,7 +13,7 @@ import pytest
 HARNESS = Path(__file__).resolve().parents[1] / "harness"
 # A room imports from its own row and from those above it; a new room needs a place here.
 ROWS = """
-errors printable logs levels
+errors printable logs levels events
 outputs host
 pagetable
 verdict kernel_functions

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MachineryError, UsageError
+from harness.events import Event, Sparing
 from harness.host import cache
 from harness.kernel import Kernel
 from harness.kernel.build import DebsrcOrigin
@@ -192,7 +193,7 @@ def no_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("mirror")
 def test_the_default_is_the_newest_release_of_any_suite_and_comes_from_split_packages() -> None:
     said: list[str] = []
-    image = Kernel.parse("debian").resolve(said.append)
+    image = Kernel.parse("debian").resolve(Sparing(said.append))
     assert (image.spec, image.release) == ("debian", SPLIT)
     assert image.config is not None
     assert image.config.is_builtin("SPLIT")
@@ -287,13 +288,13 @@ def plain_cache(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_debians_source_is_the_newest_of_its_series_or_of_a_suite() -> None:
     newest, older = DebsrcOrigin.parse("6.12"), DebsrcOrigin.parse("6.12@trixie")
     said: list[str] = []
-    tree = newest.tree(said.append, False)
+    tree = newest.tree(Sparing(said.append), False)
     assert source_version(newest, tree) == "6.12.9-1"
     assert [line.split()[0] for line in said] == ["asking", "fetching", "unpacking"]
     assert source_version(older, older.tree(None, False)) == "6.12.5-1"
     assert source_version(older, DebsrcOrigin.parse("6.12.5").tree(None, False)) == "6.12.5-1"
     said.clear()
-    assert newest.tree(said.append, True) == tree
+    assert newest.tree(Sparing(said.append), True) == tree
     assert said == []
     assert list(newest.slot.folder.glob("import.*")) == []
     with pytest.raises(UsageError, match=r"no such source; the newest of each series on the mirror: 6\.12\.9$"):
@@ -309,7 +310,7 @@ def test_debians_source_without_a_network(plain_cache: Mirror) -> None:
     lose_network(plain_cache)
     expire("debsrc_6.12.json")
     said: list[str] = []
-    assert origin.tree(said.append, False) == tree
+    assert origin.tree(Sparing(said.append), False) == tree
     assert "using linux-source-6.12 6.12.9-1 from the cache" in said[-1]
 
 
@@ -333,11 +334,11 @@ def test_without_a_network_the_cached_kernel_serves(mirror: Mirror) -> None:
     lose_network(mirror)
     expire("debian_6.12.json")
     said: list[str] = []
-    assert Kernel.debian("6.12").resolve(said.append).release == release
+    assert Kernel.debian("6.12").resolve(Sparing(said.append)).release == release
     assert "cannot be reached" in said[-1]
     assert "from the cache" in said[-1]
     again: list[str] = []
-    assert Kernel.debian("6.12").resolve(again.append).release == release
+    assert Kernel.debian("6.12").resolve(Sparing(again.append)).release == release
     assert again == [], "a mirror that did not answer is asked again at every start"
     expire("debian_6.12.json")
     assert Kernel.debian("6.12").resolve(offline=True).release == release
@@ -423,8 +424,8 @@ def test_a_full_disk_is_told_before_apt_hangs_on_it(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("mirror")
 def test_an_interrupt_leaves_nothing() -> None:
-    def interrupted(line: str) -> None:
-        if line.startswith("unpacking"):
+    def interrupted(event: Event) -> None:
+        if str(event).startswith("unpacking"):
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):

@@ -21,6 +21,7 @@ from harness.errors import (
     QemuRefused,
     RestoreError,
 )
+from harness.events import Sparing
 from harness.guest.channel import Channel
 from harness.guest.kernel_log import SavedLog
 from harness.kernel import Kernel
@@ -100,7 +101,7 @@ def _boot(monkeypatch: pytest.MonkeyPatch, *errors: HugepfnError) -> tuple[VM, B
     said: list[str] = []
     boots = Boots(*errors)
     monkeypatch.setattr(vm_module, "boot", boots)
-    vm = VM("debian:6.12", say=said.append)
+    vm = VM("debian:6.12", say=Sparing(said.append))
     vm.spec, vm.kernel = cast(Any, None), cast(Any, None)
     return vm, boots, said
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import MachineryError
+from harness.events import Sparing
 from harness.guest.kernel_log import SavedLog
 from harness.host import cache
 from harness.machine import template as template_module
@@ -141,8 +142,8 @@ def test_a_template_is_made_once() -> None:
         fill(folder)
 
     said: list[str] = []
-    first = obtain("one", build, said.append)
-    assert obtain("one", build, said.append) == first
+    first = obtain("one", build, Sparing(said.append))
+    assert obtain("one", build, Sparing(said.append)) == first
     assert (len(built), said) == (1, [])
     assert first.folder == cache.find(KIND, "one")
 
@@ -155,7 +156,7 @@ def test_one_that_is_spoilt_is_made_again_once() -> None:
     (spoilt / "state").write_bytes(b"other")
     template_module._verified.clear()  # another process
     said: list[str] = []
-    assert obtain("one", build, said.append).state.read_bytes() == b"registers"
+    assert obtain("one", build, Sparing(said.append)).state.read_bytes() == b"registers"
     assert said == ["the template one is not what was saved; making it again"]
 
     def build_badly(folder: Path) -> None:
@@ -164,7 +165,7 @@ def test_one_that_is_spoilt_is_made_again_once() -> None:
 
     said.clear()
     with pytest.raises(MachineryError, match="the template two is not what was saved"):
-        obtain("two", build_badly, said.append)
+        obtain("two", build_badly, Sparing(said.append))
     assert said == ["the template two is not what was saved; making it again"], "and not for ever"
 
 

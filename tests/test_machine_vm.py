@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.errors import BootError, HugepfnError, MachineryError, MachineStopped, ProtocolError, RestoreError
+from harness.events import Sparing
 from harness.guest import bounds
 from harness.host import cache
 from harness.machine import vm as vm_module
@@ -47,7 +48,7 @@ class Host:
         monkeypatch.setattr(VM, "_come_up", come_up)
 
     def start(self, accel: str = "auto") -> None:
-        VM("debian", accel=accel, say=self.said.append).start()
+        VM("debian", accel=accel, say=Sparing(self.said.append)).start()
 
     @property
     def remembered(self) -> list[dict[str, Any]]:
@@ -127,7 +128,7 @@ def coming_back(monkeypatch: pytest.MonkeyPatch, folder: Path, refused: int) -> 
     monkeypatch.setattr(VM, "_use", use)
     monkeypatch.setattr(vm_module, "clone", lambda *_args: None)
     monkeypatch.setattr(vm_module, "discard", lambda path: happened.append(f"discard {path.name}"))
-    vm = VM("debian", say=happened.append)
+    vm = VM("debian", say=Sparing(happened.append))
     vm.spec = MachineSpec(Path("bzImage"), Path("initramfs"))
     return vm, happened
 

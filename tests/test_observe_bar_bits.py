@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import ClaimFailed, MachineryError, PremiseNotMet
+from harness.events import Sparing
 from harness.machine import vm as vm_module
 from harness.machine.vm import VM
 from harness.observe import probe as probe_module
@@ -149,7 +150,7 @@ class Host:
         return SimpleNamespace(capabilities=SimpleNamespace(bar_misses=missed, layout=Layout.MODERN))
 
     def come_up(self, device: Device = Device.TESTDEV, *, clone: bool = True, accel: Accel = Accel.KVM) -> VM:
-        vm = VM("debian", device=device.value, clone=clone, say=self.said.append)
+        vm = VM("debian", device=device.value, clone=clone, say=Sparing(self.said.append))
         vm.kernel = cast(Any, None)
         vm._come_up(accel)
         return vm

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import MachineryError, UsageError
+from harness.events import Event, Sparing
 from harness.qemu import accel
 from harness.qemu.accel import Proof, choose_accel, kvm_proof, remember_lie
 from harness.qemu.binary import QemuBinary
@@ -66,8 +67,8 @@ def said() -> list[str]:
     return []
 
 
-def never(line: str) -> None:
-    raise AssertionError(f"said: {line}")
+def never(event: Event) -> None:
+    raise AssertionError(f"said: {event}")
 
 
 def test_kvm_is_used_once_guest_code_has_reported(host: Host) -> None:
@@ -106,7 +107,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("body", "reason"), REFUSALS)
 def test_auto_falls_back_with_one_line_that_says_why(host: Host, said: list[str], body: str, reason: str) -> None:
-    assert choose_accel("auto", host.qemu(body), "max", said.append) is Accel.TCG
+    assert choose_accel("auto", host.qemu(body), "max", Sparing(said.append)) is Accel.TCG
     assert len(said) == 1
     assert said[0].startswith("TCG, since KVM does not run guests here: ")
     assert reason in said[0]
@@ -137,7 +138,7 @@ def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest
 def test_no_dev_kvm(host: Host, said: list[str]) -> None:
     host.kvm.unlink()
     binary = host.qemu(PROVEN)
-    assert choose_accel("auto", binary, "max", said.append) is Accel.TCG
+    assert choose_accel("auto", binary, "max", Sparing(said.append)) is Accel.TCG
     assert said == ["TCG, since KVM does not run guests here: there is no /dev/kvm"]
     with pytest.raises(MachineryError, match="--accel kvm: there is no /dev/kvm"):
         choose_accel("kvm", binary, "max", never)
@@ -196,7 +197,7 @@ def test_a_lie_is_remembered_until_the_host_boots_again(host: Host, said: list[s
     binary = host.qemu(PROVEN)
     assert choose_accel("auto", binary, "max", never) is Accel.KVM
     remember_lie(binary, "max", "a kernel printed nothing")
-    assert choose_accel("auto", binary, "max", said.append) is Accel.TCG
+    assert choose_accel("auto", binary, "max", Sparing(said.append)) is Accel.TCG
     assert said == ["TCG, since KVM does not run guests here: a kernel printed nothing"]
     with pytest.raises(MachineryError, match="a kernel printed nothing"):
         choose_accel("kvm", binary, "max", never)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from harness.errors import MachineryError, RestoreError, UsageError
+from harness.events import Sparing
 from harness.pagetable import WalkError
 from harness.qemu.ram import PrivateRam, SharedRam, check_room, data_ranges, find_room, low_ram_bytes, ram_folder
 
@@ -95,10 +96,10 @@ def test_without_room_in_dev_shm_it_goes_elsewhere_and_a_line_says_so(
 ) -> None:
     said: list[str] = []
     small(tmp_path / "tmp", Path("/var/tmp"), tmp_path / "cache")
-    assert find_room(512, say=said.append) == tmp_path / "tmp"
+    assert find_room(512, say=Sparing(said.append)) == tmp_path / "tmp"
     expected = "no room for guest RAM: /dev/shm has 64 MiB free, 512 needed"
     assert said == [f"guest RAM goes to {tmp_path / 'tmp'}: {expected}"]
-    assert find_room(64, say=said.append) == Path("/dev/shm")
+    assert find_room(64, say=Sparing(said.append)) == Path("/dev/shm")
     assert len(said) == 1
     small(Path("/var/tmp"), tmp_path / "cache")
     assert find_room(512) == Path("/var/tmp")

@@ -20,8 +20,8 @@ from typing import Any
 from harness.archive.apt_sources import Archive, candidates, debian_archives, is_debian, parse_sources
 from harness.archive.offers import Offer, PackageFile, SourceOffer, parse_packages, parse_source_packages
 from harness.errors import MachineryError
+from harness.events import Note, Say, tell
 from harness.host import cache
-from harness.host.cache import Progress, say
 from harness.host.process import check_room, find_program, run
 
 INDEX_TTL_S = 24 * 3600.0
@@ -161,7 +161,7 @@ def _offer_from(note: dict[str, Any]) -> Offer:
     return Offer(**{**note, "files": files, "gone": tuple(note["gone"])})
 
 
-def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Index:
+def refresh(extra: Iterable[str] = (), say: Say | None = None) -> Index:
     """Ask the mirror again and store its answer.
 
     :param extra: suites beyond the usual ones.
@@ -169,7 +169,7 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
     :raises MachineryError: apt is missing or failed otherwise.
     """
     started = time.time()
-    with cache.locked("apt", "asks the mirror for its kernels", progress):
+    with cache.locked("apt", "asks the mirror for its kernels", say):
         before = load_index()
         extra = tuple(dict.fromkeys([*(before.extra if before else ()), *extra]))
         if before and before.fetched_at >= started and set(extra) <= set(before.extra):
@@ -180,7 +180,7 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
             raise MachineryError(
                 f"no space left for {_state()}; free some, or set HUGEPFN_CACHE_DIR to a folder on another disk"
             )
-        say(progress, f"asking the Debian mirror for its kernels ({len(archives)} suites)")
+        tell(say, Note(f"asking the Debian mirror for its kernels ({len(archives)} suites)"))
         _probe(options, archives[0])
         argv: list[str | Path] = [find_program("apt-get", "apt"), *options, "-o", "Acquire::Retries=0", "-q", "update"]
         update = run(argv, timeout_s=_UPDATE_TIMEOUT_S, check=False)
@@ -196,13 +196,13 @@ def refresh(extra: Iterable[str] = (), progress: Progress | None = None) -> Inde
         return index
 
 
-def state_options(progress: Progress | None = None) -> list[str]:
+def state_options(say: Say | None = None) -> list[str]:
     """Options that make apt's programs use our state, in which nothing is installed.
 
     :raises MachineryError: the mirror has never been asked, and does not answer now.
     """
     if load_index() is None:
-        refresh(progress=progress)
+        refresh(say=say)
     # apt-cache needs its package cache in a file (apt 2.6: "Could not open file" otherwise).
     return [*_write_state(), "-o", "Dir::Cache::pkgcache=packages.bin", "-o", "pkgCacheFile::Generate=true"]
 

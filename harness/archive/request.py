@@ -12,8 +12,8 @@ from harness.archive import apt
 from harness.archive.apt import Index, MirrorError
 from harness.archive.versions import Versioned, choose, is_exact, newest_of_each_series, series_of, sort_key
 from harness.errors import UsageError
+from harness.events import Say
 from harness.host import cache
-from harness.host.cache import Progress
 
 REPEAT_S = 600.0  # if the index is younger than this and lacks a version, the mirror is not asked again
 
@@ -42,7 +42,7 @@ class Request:
         return choose([one for one in offers if self.suite in (None, one.suite)], self.version, self.at_least)
 
     def index(
-        self, offers_of: Callable[[Index], Iterable[Offered]], progress: Progress | None, offline: bool
+        self, offers_of: Callable[[Index], Iterable[Offered]], say: Say | None, offline: bool
     ) -> tuple[Index, bool]:
         """The mirror's offers, and whether it was asked just now, because they were old or lacked what is wanted.
 
@@ -54,7 +54,7 @@ class Request:
         index = apt.load_index()
         if index is not None and index.age_s <= apt.INDEX_TTL_S and not self._asking_may_help(index, offers_of):
             return index, False
-        return apt.refresh([self.suite] if self.suite else (), progress), True
+        return apt.refresh([self.suite] if self.suite else (), say), True
 
     def _asking_may_help(self, index: Index, offers_of: Callable[[Index], Iterable[Offered]]) -> bool:
         """Whether a suite was not asked for before, or a version was missing some time ago."""

@@ -7,13 +7,14 @@ apt resolves the dependencies as if nothing were installed, and checks what it f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.archive import apt
 from harness.archive.versions import version_key
 from harness.errors import MachineryError, UsageError
+from harness.events import Note, Say, tell
 from harness.host import cache
 from harness.host.process import check_room, find_program, run
 
@@ -110,9 +111,7 @@ def fitting(offers: Sequence[SuiteOffer], spec: str, what: str) -> SuiteOffer | 
     return max(meant, key=lambda offer: version_key(offer.version), default=None)
 
 
-def unpacked_program(
-    program: SuiteProgram, spec: str, what: str, say: Callable[[str], None] = lambda _line: None
-) -> Path:
+def unpacked_program(program: SuiteProgram, spec: str, what: str, say: Say | None = None) -> Path:
     """The path of a program from the mirror, or from the cache if it was unpacked before.
 
     :param spec: ``debian:VERSION[@SUITE]``.
@@ -128,7 +127,7 @@ def unpacked_program(
     offer = choose_offer(parse_policy(policy.stdout.decode(errors="replace")), spec, what)
 
     def build(folder: Path) -> None:
-        say(f"fetching {program.package} {offer.upstream} of {offer.suite} with its libraries")
+        tell(say, Note(f"fetching {program.package} {offer.upstream} of {offer.suite} with its libraries"))
         _unpack(_fetch(program.package, offer, options, folder / "packages"), folder / "root")
         loader = next((name for name in (_LOADER, _OLD_LOADER) if (folder / "root" / name).exists()), None)
         if loader is None:

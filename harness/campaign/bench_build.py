@@ -52,7 +52,7 @@ def cpu_s(work: Callable[[], object]) -> float:
 def full_build(recipe: Recipe, tree: str) -> BuildRow:
     """Build the minimal configuration in a separate, empty O= folder."""
     wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
-    job = BuildJob(recipe, recipe.origin.slot, tree, wanted, f"bench{os.getpid()}", None, None)
+    job = BuildJob(recipe, recipe.origin.slot, tree, wanted, f"bench{os.getpid()}", None)
     with tempfile.TemporaryDirectory(prefix="hugepfn-bench-") as entry:
         try:
             job.run(Path(entry))
@@ -66,7 +66,7 @@ def virtme_build(slot: Slot, tree: str) -> BuildRow:
     """Build virtme-ng's default configuration of the same tree, as ``vng --build`` does, in an empty O= folder."""
     objects = slot.folder / "obj" / f"virtme{os.getpid()}"
     make = ["make", f"O={objects}", "LOCALVERSION=-virtme", f"-j{jobs()}"]
-    with slot.locked(None) as lock:
+    with slot.locked("benchmark", None) as lock:
         slot.check_out(tree)
         objects.mkdir(parents=True)
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from harness.events import Compiled, Event, Sparing
 from harness.kernel import KernelImage
 from harness.kernel.build import BaseConfig, BuiltSource, Recipe, build
 
@@ -46,11 +47,9 @@ def build_shown(
     recipe = recipe_of(tree, patches, fragments, config, lax, cc, llvm)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
-    def say(line: str) -> None:
-        console.print(f"hugepfn: {line}")
-
+    write = Sparing(lambda line: console.print(f"hugepfn: {line}"))
     if not console.is_terminal:
-        return build(recipe, say)
+        return build(recipe, write)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(20),
@@ -61,7 +60,11 @@ def build_shown(
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("building", total=None, file="", visible=False)
 
-        def count(done: int, total: int | None, file: str) -> None:
-            bar.update(task, completed=done, total=max(total, done) if total else None, file=file, visible=True)
+        def show(event: Event) -> None:
+            match event:
+                case Compiled(file, done, most):
+                    bar.update(task, completed=done, total=max(most, done) if most else None, file=file, visible=True)
+                case _:
+                    write(event)
 
-        return build(recipe, say, count)
+        return build(recipe, show)

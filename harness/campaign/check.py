@@ -8,11 +8,13 @@ commit bad.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.campaign.event_stream import RunEvent
 from harness.campaign.kernels import RunOptions, run_kernel
 from harness.errors import KERNELS_FAULT, ExitCode, KernelBuildError
+from harness.events import Event, Say
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
 from harness.levels import level_label
@@ -52,7 +54,7 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
     return BisectVerdict.GOOD, f"{len(results)} of {len(results)} passed"
 
 
-def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None]) -> tuple[BisectVerdict, str]:
+def check(tree: str, case: str, options: RunOptions, say: Say) -> tuple[BisectVerdict, str]:
     """Build what is checked out in a tree, boot it, and run one scenario.
 
     :param case: ``SCENARIO`` or ``SCENARIO:LEVEL``.
@@ -71,7 +73,10 @@ def check(tree: str, case: str, options: RunOptions, say: Callable[[str], None])
     except KERNELS_FAULT as error:
         return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
     config = replace(options.config, modules=None)  # those of another kernel; ours has its own beside it
-    run = run_kernel(str(image.image), [scenario], replace(options, config=config, levels=levels), say)
+    asked = replace(options, config=config, levels=levels)
+    run = run_kernel(
+        str(image.image), [scenario], asked, lambda event: say(event) if isinstance(event, Event) else None
+    )
     if trouble := run.context.get(TROUBLE):
         return BisectVerdict.BROKEN, str(trouble)
     return judge(run.results)

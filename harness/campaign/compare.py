@@ -58,7 +58,7 @@ def run_compare(
         for number in range(confirm):
             if not (again := lasting(rounds)[0]):
                 break
-            live.say(f"running again what differs ({number + 1} of {confirm})")
+            live.line(f"running again what differs ({number + 1} of {confirm})")
             _run_both(specs, sorted({one.case.scenario for one in again}), options, live, sides)
             # Compare each new run with all runs of the other side, including its new one.
             rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
@@ -70,7 +70,7 @@ def run_compare(
     for line in report_lines(specs, runs, differences, passing, unknown):
         console.print(line, soft_wrap=True)
     lost = write_files(
-        live.say,
+        live.line,
         (json_file, as_json(to_json(runs, differences, passing, unknown))),
         (html_file, lambda: compare_page(specs, runs, differences)),
     )
@@ -89,7 +89,7 @@ def _run_both(
         if run.context.get(TROUBLE):
             raise MachineryError(f"{spec}: {run.context[TROUBLE]}")
         side.append(run)
-        live.say(summary(run, spec))
+        live.line(summary(run, spec))
 
 
 def to_json(

@@ -189,7 +189,7 @@ def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: RunsBy
             for number in range(repeat):
                 name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
                 found.append(follow(spec, (), options, live, name))
-                live.say(summary(found[-1], name))
+                live.line(summary(found[-1], name))
             runs[spec] = tuple(found)
             write_text(kept, as_json(RunsByKernel(runs, chosen.missing).to_json()))
     return RunsByKernel(runs, chosen.missing)

@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import logs
+from harness.campaign.event_stream import RunEnded, RunEvent, decode
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, HugepfnError, UsageError
+from harness.events import Say
 from harness.guest.compiler import guest_tests_dir
 from harness.host.process import FOLLOW_TIMEOUT_S, ended_after, guarded
 from harness.kernel import Kernel, Stock, available
 from harness.verdict import Run, exit_code
 from harness.verdict.table import TROUBLE, Case
-
-Say = Callable[[str], None]
 
 ALL_STOCK = "all-stock"
 _GRACE_S = 10.0  # for a child that was asked to end, which ends its QEMUs and removes their RAM
@@ -92,14 +92,16 @@ def choose_kernels(words: Sequence[str], say: Say) -> Kernels:
     return Kernels(tuple(specs), missing)
 
 
-def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Say = lambda _line: None) -> Run:
+def run_kernel(
+    spec: str, scenarios: Sequence[str], options: RunOptions, say: Callable[[RunEvent], None] = lambda _event: None
+) -> Run:
     """Run scenarios on one kernel, in a child process that ends when we do.
 
     Never fails because of the kernel: a run without results has the reason in its context, under
     :data:`harness.verdict.table.TROUBLE`.
 
     :param scenarios: their names; empty for all.
-    :param say: called with one line at the end of each scenario.
+    :param say: called with every event of the run, as it happens.
     :raises KeyboardInterrupt: the run was interrupted; the child has ended.
     """
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
@@ -107,41 +109,49 @@ def run_kernel(spec: str, scenarios: Sequence[str], options: RunOptions, say: Sa
         argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), "run", "--quiet"]
         argv += ["--json", os.fspath(results), *options.argv(spec), *scenarios]
         with (Path(folder) / "stderr").open("w+") as stderr:
-            status = _run_child(argv, stderr.fileno(), say)
+            status, message = _run_child(argv, stderr.fileno(), say)
             if status == ExitCode.INTERRUPTED:
                 raise KeyboardInterrupt
             stderr.seek(0)
-            words = stderr.read().strip()
-        return _read(results, spec, status, words, options.strict)
+            words = message or (stderr.read().strip().splitlines() or [""])[-1]
+        return _read(results, spec, status, words[:_WORDS_MAX], options.strict)
 
 
-def _run_child(argv: Sequence[str], stderr: int, say: Say) -> int:
-    """Run a child in its own process group, so that Ctrl-C reaches us and we end the child."""
+def _run_child(argv: Sequence[str], stderr: int, say: Callable[[RunEvent], None]) -> tuple[int, str]:
+    """Run a child in its own process group, so that Ctrl-C reaches us and we end the child.
+
+    :returns: its exit status, and the message of its last event.
+    """
     environment, inherited = logs.for_child()
-    with subprocess.Popen(
-        guarded(argv, signal.SIGTERM),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        errors="replace",
-        env=environment,
-        pass_fds=inherited,
-        start_new_session=True,
-    ) as child:
+    message = ""
+    ours, theirs = os.pipe()
+    with open(ours, errors="replace") as events:  # noqa: PTH123 - a descriptor
         try:
-            assert child.stdout is not None
+            child = subprocess.Popen(
+                guarded([*argv, f"--events=/dev/fd/{theirs}"], signal.SIGTERM),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env=environment,
+                pass_fds=[theirs, *inherited],
+                start_new_session=True,
+            )
+        finally:
+            os.close(theirs)
+        try:
             with ended_after(child, "hugepfn run", FOLLOW_TIMEOUT_S):
-                for line in child.stdout:
-                    if line.strip() and not line.startswith(" "):  # show verdicts and progress; claims are indented
-                        say(line.strip())
-                return child.wait()
+                for line in events:
+                    event = decode(line)
+                    if isinstance(event, RunEnded):
+                        message = event.message
+                    say(event)
+                return child.wait(), message
         finally:
             if child.returncode is None:
                 _end(child)
 
 
-def _end(child: subprocess.Popen[str]) -> None:
+def _end(child: subprocess.Popen[bytes]) -> None:
     """End a child: SIGTERM, on which it cleans up even if it was stopped; then SIGKILL to its whole group."""
     child.send_signal(signal.SIGTERM)
     child.send_signal(signal.SIGCONT)
@@ -160,21 +170,15 @@ def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Ru
         run = Run.from_json(json.loads(results.read_text()))
     except (OSError, ValueError, HugepfnError):
         run = Run((), {"kernel": {"spec": spec, "release": None, "config_hash": None}})
-        trouble = _last_words(words) or "no results"
+        trouble = words or "no results"
     if not run.results and not trouble:
-        trouble = _last_words(words) or "nothing was run"
+        trouble = words or "nothing was run"
     if status not in tuple(ExitCode):
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        trouble = f"the run ended ({how}): {_last_words(words) or 'it said nothing'}"
+        trouble = f"the run ended ({how}): {words or 'it said nothing'}"
     elif not trouble and status != exit_code(run.results, strict=strict):  # there are results, but not all
-        trouble = f"the run ended with exit status {status}: {_last_words(words) or 'it said nothing'}"
+        trouble = f"the run ended with exit status {status}: {words or 'it said nothing'}"
     return Run(run.results, {**run.context, TROUBLE: trouble}) if trouble else run
-
-
-def _last_words(stderr: str) -> str:
-    """The child's error message: our own line, or the end of a traceback."""
-    own = [line.removeprefix("hugepfn: ") for line in stderr.splitlines() if line.startswith("hugepfn: ")]
-    return (own or stderr.splitlines() or [""])[-1][:_WORDS_MAX]
 
 
 def expected_cases(scenarios: Sequence[str], levels: Sequence[str], known: Sequence[tuple[str, str]]) -> list[Case]:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel
 from harness.campaign.progress import Live
 from harness.campaign.report import matrix_page
@@ -70,7 +71,7 @@ def run_matrix(
                     name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
                     run = follow(spec, scenarios, options, live, name)
                     runs[spec].append(run)  # before it is reported, since the reader may then interrupt
-                    live.say(summary(run, name))
+                    live.line(summary(run, name))
         except KeyboardInterrupt:
             interrupted = True
     table, lost = Table.of([Column(spec, tuple(found)) for spec, found in runs.items()], expected), False
@@ -79,7 +80,7 @@ def run_matrix(
         print_table(Console(highlight=False), table, chosen.missing, repeat)
         data = {**table.to_json(), **stamp, **({"interrupted": True} if interrupted else {})}
         lost = write_files(
-            live.say, (json_file, as_json(data)), (html_file, lambda: matrix_page(table, chosen.missing))
+            live.line, (json_file, as_json(data)), (html_file, lambda: matrix_page(table, chosen.missing))
         )
     if interrupted:
         raise KeyboardInterrupt
@@ -107,13 +108,23 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
         try:
             preparation.resolve(options.machine(spec), live.say)
         except MachineryError as error:
-            live.say(f"{spec}: {error}")  # its column will say so too; the others still run
+            live.line(f"{spec}: {error}")  # its column will say so too; the others still run
 
 
 def follow(spec: str, scenarios: Sequence[str], options: RunOptions, live: Live, name: str) -> Run:
     """Run one kernel and show its progress; :func:`summary` reports its end."""
     live.now(name)
-    return run_kernel(spec, scenarios, options, lambda line: live.now(f"{name}: {line}"))
+
+    def show(event: RunEvent) -> None:
+        match event:
+            case TestStarted(test):
+                live.now(f"{name}: {test.removeprefix('test_')}")
+            case TestEnded() | RunEnded():
+                pass  # the table tells
+            case _:
+                live.say(event)
+
+    return run_kernel(spec, scenarios, options, show)
 
 
 def summary(run: Run, name: str) -> str:
@@ -181,13 +192,13 @@ def as_json(data: Mapping[str, Any]) -> Callable[[], str]:
     return lambda: json.dumps(data, indent=1) + "\n"
 
 
-def write_files(say: Callable[[str], None], *files: tuple[Path | None, Callable[[], str]]) -> bool:
+def write_files(line: Callable[[str], None], *files: tuple[Path | None, Callable[[], str]]) -> bool:
     """Write the requested files, even if one of them fails; return whether one did."""
     lost = False
     for file, make in files:
         try:
             write_text(file, make)
         except MachineryError as error:  # the verdict is already printed, and does not change
-            say(str(error))
+            line(str(error))
             lost = True
     return lost

@@ -1,4 +1,4 @@
-"""The progress of a campaign on stderr: one live line on a terminal, and one line per kernel elsewhere."""
+"""The progress of a session or a campaign: one live line on a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,35 +9,60 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from harness.events import Compiled, Event, Sparing
+
 
 class Live:
-    """The progress display, as a context manager."""
+    """The progress display, as a context manager.
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=self._console, transient=True)
-        self._said: set[str] = set()
+    :param console: where to show it; None for standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._sparing = Sparing(self.line)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the live line."""
+        if self._progress is not None:
             self._progress.stop()
+            self._progress = None
 
     def now(self, job: str) -> None:
-        """Show the current job; does nothing if stderr is not a terminal."""
+        """Show the current job and its elapsed time; does nothing if this is not a terminal."""
+        if not self._console.is_terminal:
+            return
+        if self._progress is None:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.start()
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
         self._progress.add_task(escape(job), total=None)
 
-    def say(self, line: str) -> None:
-        """Print a line that stays, once."""
-        if line not in self._said:
-            self._said.add(line)
-            self._console.print(f"hugepfn: {escape(line)}", soft_wrap=True)
+    def say(self, event: Event) -> None:
+        """Show what is being done: a line that stays, once; on a terminal, the live line for each compiled file."""
+        if isinstance(event, Compiled) and self._console.is_terminal:
+            self._detail(str(event))
+            return
+        self._sparing(event)
+
+    def _detail(self, text: str) -> None:
+        if self._progress is None:
+            self.now(text)
+            return
+        for task in self._progress.task_ids:  # of the same task, so that its clock goes on
+            self._progress.update(task, description=escape(text))
+
+    def line(self, line: str) -> None:
+        """Print a line that stays."""
+        self._console.print(f"[dim]hugepfn: {escape(line)}[/dim]", highlight=False, soft_wrap=True)

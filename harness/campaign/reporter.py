@@ -7,10 +7,10 @@ from collections.abc import Generator, Iterator, Sequence
 import pytest
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from harness.accounts import accounts_of, keep_worse
+from harness.campaign.progress import Live
 from harness.carried import carried_by
 from harness.ending import explain
 from harness.verdict import Claim, Outcome, ScenarioResult, words
@@ -35,38 +35,11 @@ class SessionReporter:
         self.troubles: list[str] = []  # other losses: a file, a part of the session
         self.interrupted = False  # by the user
         self.not_run = ""  # how many tests did not run, and why
-        self._said: set[str] = set()
-        self._live: Progress | None = None
-
-    def _now(self, job: str) -> None:
-        """Update the live line on a terminal: the current job and its elapsed time."""
-        if not self.console.is_terminal:
-            return
-        if self._live is None:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-            self._live = Progress(*columns, console=self.console, transient=True)
-            self._live.start()
-        for task in self._live.task_ids:
-            self._live.remove_task(task)
-        self._live.add_task(escape(job), total=None)
-
-    def close(self) -> None:
-        """Remove the live line."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self.live = Live(console)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """A test starts."""
-        self._now(nodeid.rpartition("::")[2].removeprefix("test_"))
-
-    def say(self, line: str) -> None:
-        """Print a line of progress, once."""
-        if line in self._said:
-            return
-        self._said.add(line)
-        self._now(line)
-        self.console.print(f"[dim]hugepfn: {escape(line)}[/dim]", highlight=False, soft_wrap=True)
+        self.live.now(nodeid.rpartition("::")[2].removeprefix("test_"))
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Ctrl-C. pytest and xdist also end like this by themselves (-x), with their own subclasses."""

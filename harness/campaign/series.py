@@ -62,13 +62,13 @@ def run_series(
                 name = f"{step.name} {step.subject}".strip()
                 run = follow(step.spec, scenarios, options, live, name)
                 columns.append(Column(step.name, (run,)))
-                live.say(summary(run, name))
+                live.line(summary(run, name))
     table = Table.of(columns, expected)
     found = changes(table)
     _print(Console(highlight=False), steps, table, found)
     data = {"steps": [vars(step) for step in steps], "date": datetime.now(UTC).isoformat(timespec="seconds")}
     whole = {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]}
-    lost = write_files(live.say, (json_file, as_json(whole)), (html_file, lambda: matrix_page(table, {})))
+    lost = write_files(live.line, (json_file, as_json(whole)), (html_file, lambda: matrix_page(table, {})))
     unknown = [column for column in columns if column.trouble or _has_errors(column)]
     return (ExitCode.CLAIM_FAILED if found else ExitCode.OK).without(lost or unknown)
 

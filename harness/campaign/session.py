@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from harness import kernel_functions, pytest_fixtures, pytest_options
+from harness.campaign.event_stream import RunEvent
 from harness.campaign.reporter import RunReporter, SessionReporter
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, MachineryError, UsageError
+from harness.events import Event, Note, Say
 from harness.guest.compiler import forget_library, guest_tests_dir
 from harness.machine import preparation
 from harness.machine.vm import VM
@@ -35,13 +37,13 @@ _OURS = ("-p", "harness.pytest_plugin", "--rootdir", str(guest_tests_dir().paren
 class _Wiring:
     """Connects the plugin's progress lines to the reporter once pytest is up, and its tests to a live machine."""
 
-    def __init__(self, reporter: RunReporter, machine: VM | None = None, stopping: Stopping | None = None) -> None:
-        self._reporter = reporter
+    def __init__(self, say: Say, machine: VM | None = None, stopping: Stopping | None = None) -> None:
+        self._say = say
         self._machine = machine
         self._stopping = stopping
 
     def pytest_configure(self, config: Any) -> None:
-        pytest_options.set_progress(config, self._reporter.say)
+        pytest_options.set_progress(config, self._say)
         if self._machine is not None:
             pytest_fixtures.set_machine(config, self._machine)
 
@@ -76,20 +78,28 @@ def run_session(
     scenarios: Sequence[str],
     config: MachineConfig,
     options: Mapping[str, Any],
+    events: Callable[[RunEvent], None] | None = None,
 ) -> ExitCode:
     """Run scenarios and print their results.
 
+    :param events: called with every event of the run, from this first line on.
     :raises UsageError: there is no such scenario or kernel.
     :raises MachineryError: the kernel is not available.
     """
     files = _known(scenarios) if scenarios else [guest_tests_dir()]
     # Done here and not in a fixture, so that a missing kernel is one message instead of one error per test.
     check_writable({"--json": options["json_file"], "--junit": options["junit"]})
-    preparation.preflight(config, reporter.say)
-    image = preparation.resolve(config, reporter.say)
+
+    def say(event: Event) -> None:
+        reporter.live.say(event)
+        if events is not None:
+            events(event)
+
+    preparation.preflight(config, say)
+    image = preparation.resolve(config, say)
     preparation.check_guest(config, image)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
-        reporter.say("no --modules DIR was given: a BAR can be had only if vfio-pci is built into this kernel")
+        say(Note("no --modules DIR was given: a BAR can be mapped only if vfio-pci is built into this kernel"))
     args = [*map(str, files), *_OURS]  # collecting thirty files takes a second
     args += config.argv(pytest_options.PREFIX)
     args += [f"{flag}={options[name]}" for name, flag in _OUTPUTS.items() if options[name] is not None]
@@ -98,7 +108,14 @@ def run_session(
     args += ["-n", str(options["workers"]), "-p", "xdist"] if options["workers"] > 1 else []
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += options["pytest_args"]
-    return _main(pytest, reporter, args, [_Wiring(reporter)], image.spec, strict=bool(options["strict"]))
+    return _main(
+        pytest,
+        reporter,
+        args,
+        [_Wiring(say), *([events] if events is not None else [])],
+        image.spec,
+        strict=bool(options["strict"]),
+    )
 
 
 def rerun_session(
@@ -132,7 +149,9 @@ def rerun_session(
         guest="initramfs" if machine.spec.root is Root.INITRAMFS else "host",
     )
     args += config.argv(pytest_options.PREFIX)
-    return _main(pytest, reporter, args, [_Wiring(reporter, machine, stopping)], machine.kernel.spec, strict=False)
+    return _main(
+        pytest, reporter, args, [_Wiring(reporter.live.say, machine, stopping)], machine.kernel.spec, strict=False
+    )
 
 
 def _forget(folders: set[Path]) -> None:
@@ -197,7 +216,7 @@ def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str
     try:
         status = int(pytest.main([*_PYTEST_ARGS, *args], plugins=[reporter, *plugins]))
     finally:
-        reporter.close()
+        reporter.live.close()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

@@ -22,6 +22,7 @@ import click
 from harness.commands.options import config_options, level_option, scenarios_argument
 from harness.config import MachineConfig
 from harness.errors import HugepfnError, KernelDied, MachineryError, UsageError
+from harness.events import Event, Note
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,9 +41,9 @@ _SIGNALLED = 128  # a shell adds this to the number of a signal
 
 
 @functools.cache
-def say(line: str) -> None:
+def say(event: Event) -> None:
     """Print a line of progress on stderr, once, apart from the command's output."""
-    click.echo(f"hugepfn: {line}", err=True)
+    click.echo(f"hugepfn: {event}", err=True)
 
 
 def client_of(name: str | None) -> SessionClient:
@@ -60,9 +61,9 @@ def show_gdb(client: SessionClient) -> None:
     """Stop a session's machine for gdb and say how to attach, with the symbols moved by the KASLR offset."""
     stub = client.call("gdb")
     if stub.note:
-        say(stub.note)
+        say(Note(stub.note))
     click.echo(stub.command)
-    say("the machine stands still until gdb lets it go on (continue)")
+    say(Note("the machine stands still until gdb lets it go on (continue)"))
 
 
 def _start(name: str | None, config: MachineConfig, *, with_us: bool, kept: str | None = None) -> About:
@@ -108,7 +109,7 @@ def shell(name: str | None, gdb: bool, config: MachineConfig) -> None:
         if gdb:
             show_gdb(client)
             client.call("wait_until_it_runs", timeout_s=None)
-        say(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves")
+        say(Note(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves"))
         with client.shell() as (line, ended, resize):
             interact(line, resize, ended)
         if (state := client.call("state")) not in ("runs", "stands still"):

@@ -10,6 +10,7 @@ import click
 
 from harness.commands.options import FILE, campaign_options, report_options, run_options, scenarios_argument
 from harness.config import MachineConfig
+from harness.events import Sparing
 
 
 @click.command()
@@ -60,7 +61,7 @@ def check(tree: str, case: str, config: MachineConfig, **options: Any) -> None:
     from harness.campaign.check import check as step
 
     verdict, reason = step(
-        tree, case, run_options(config, options), lambda line: click.echo(f"hugepfn: {line}", err=True)
+        tree, case, run_options(config, options), Sparing(lambda line: click.echo(f"hugepfn: {line}", err=True))
     )
     click.echo(f"{verdict.name.lower().replace('_', ' ')}: {reason}")
     sys.exit(verdict)

@@ -8,6 +8,7 @@ import click
 
 from harness.commands.options import config_options
 from harness.config import MachineConfig
+from harness.events import Sparing
 
 
 @click.command()
@@ -20,11 +21,5 @@ def selfcheck(config: MachineConfig) -> None:
     from harness.machine.preparation import resolve
     from harness.selfcheck.checks import run_selfcheck
 
-    said: set[str] = set()
-
-    def say(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            click.echo(f"hugepfn: {line}", err=True)
-
+    say = Sparing(lambda line: click.echo(f"hugepfn: {line}", err=True))
     sys.exit(run_selfcheck(resolve(config, say), config, lambda line: click.echo(line), say))

@@ -24,9 +24,8 @@ import filelock
 import platformdirs
 
 from harness.errors import MachineryError
+from harness.events import Say, Waiting, tell
 from harness.logs import timed
-
-Progress = Callable[[str], None]
 
 _LOG = logging.getLogger("hugepfn.cache")
 _MARKER = ".complete"
@@ -83,12 +82,6 @@ def _check_owner(folder: Path) -> None:
         )
 
 
-def say(progress: Progress | None, line: str) -> None:
-    """Pass one line to the user, if there is somebody to show it to."""
-    if progress is not None:
-        progress(line)
-
-
 @contextlib.contextmanager
 def room_errors(where: Path) -> Iterator[None]:
     """Turn errors of the file system into one line that names the folder.
@@ -110,7 +103,7 @@ def room_errors(where: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(name: str, what: str, progress: Progress | None = None, timeout_s: float = 1800) -> Iterator[None]:
+def locked(name: str, what: str, say: Say | None = None, timeout_s: float = 1800) -> Iterator[None]:
     """Hold the lock ``name``; waits for it if another process has it.
 
     :param what: what the other process does, for the message about the wait: "fetches linux-image-...".
@@ -124,7 +117,7 @@ def locked(name: str, what: str, progress: Progress | None = None, timeout_s: fl
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            say(progress, f"waiting for another hugepfn, which {what}")
+            tell(say, Waiting(what, lock_holder(folder / f"{name}.lock")))
             try:
                 lock.acquire(timeout=timeout_s)
             except filelock.Timeout:
@@ -135,6 +128,20 @@ def locked(name: str, what: str, progress: Progress | None = None, timeout_s: fl
         yield
     finally:
         lock.release()
+
+
+def lock_holder(file: Path | int) -> int | None:
+    """The process that has an flock(2) on a file, if it still lives (/proc/locks: the Linux kernel's fs/locks.c).
+
+    :param file: its path or descriptor.
+    """
+    with contextlib.suppress(OSError):
+        inode = os.stat(file).st_ino  # noqa: PTH116 - of a descriptor, too
+        for line in Path("/proc/locks").read_text().splitlines():
+            match line.split():
+                case [_, "FLOCK", _, "WRITE", pid, place, *_] if place.endswith(f":{inode}") and int(pid) > 0:
+                    return int(pid) if Path("/proc", pid).exists() else None
+    return None
 
 
 def flock(file: IO[str], who: str, timeout_s: float) -> None:
@@ -197,19 +204,25 @@ def prune(kind: str, kept: int) -> list[Path]:
 
 
 def obtain(
-    kind: str, name: str, build: Callable[[Path], None], progress: Progress | None = None, timeout_s: float = 1800
+    kind: str,
+    name: str,
+    build: Callable[[Path], None],
+    say: Say | None = None,
+    timeout_s: float = 1800,
+    what: str | None = None,
 ) -> Path:
     """The folder of an entry, which is built now if it is missing.
 
     :param kind: a folder of the cache: "kernels".
     :param build: fills the empty folder that it is given; if it raises, nothing is left behind.
     :param timeout_s: how long to wait for another process that is building it.
+    :param what: what the other process does, for the message about the wait; None: "prepares NAME".
     :raises MachineryError: no space, or another process took too long to build it.
     """
     if found := find(kind, name):
         _LOG.info("%s %s: in the cache", kind, name)
         return found
-    with locked(f"{kind}.{name}", f"prepares {name}", progress, timeout_s):
+    with locked(f"{kind}.{name}", what or f"prepares {name}", say, timeout_s):
         if found := find(kind, name):  # the process that we waited for has built it
             _LOG.info("%s %s: in the cache, built just now by another hugepfn process", kind, name)
             return found

@@ -1,7 +1,6 @@
 """Where a kernel comes from: a Debian package, a file, a folder, this host; its image, modules and configuration."""
 
 from harness.archive.offers import Offer, Stock
-from harness.host.cache import Progress
 from harness.kernel.debian import available, cached
 from harness.kernel.image import ImageKind, KernelImage, open_image
 from harness.kernel.kconfig import Kconfig
@@ -17,7 +16,6 @@ __all__ = [
     "LoadOrder",
     "Module",
     "Offer",
-    "Progress",
     "Stock",
     "available",
     "cached",

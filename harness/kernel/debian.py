@@ -13,8 +13,8 @@ from harness.archive.offers import Offer
 from harness.archive.request import REPEAT_S, Request
 from harness.archive.versions import check_wanted, matches, sort_key
 from harness.errors import MachineryError, UsageError
+from harness.events import Fetching, Note, Say, tell
 from harness.host import cache
-from harness.host.cache import Progress, say
 from harness.host.process import find_program, run
 from harness.kernel.image import KernelImage, open_image
 
@@ -60,7 +60,7 @@ class DebianSource:
         """The canonical string of this source."""
         return "debian" + (f":{self.version}" if self.version else "") + (f"@{self.suite}" if self.suite else "")
 
-    def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:
+    def resolve(self, say: Say | None, offline: bool) -> KernelImage:
         """The kernel, from the cache if the answer is known: for a day, or forever if the version is exact.
 
         :raises UsageError: the mirror has no such version or suite.
@@ -72,19 +72,19 @@ class DebianSource:
         if entry is not None:
             return _open(entry, self.spec)
         try:
-            index, just_asked = request.index(lambda index: [*_whole(index), *cached()], progress, offline)
+            index, just_asked = request.index(lambda index: [*_whole(index), *cached()], say, offline)
         except MirrorError as error:
-            return self._from_cache(error, progress, offline)
+            return self._from_cache(error, say, offline)
         offer = self._chosen(index)
         entry = cache.find(_KIND, offer.entry)
         if entry is None:
             try:
-                entry = _obtain(offer, progress)
+                entry = _obtain(offer, say)
             except DownloadError as error:
                 if just_asked:
                     raise self._unavailable(error) from error
-                offer = self._after_failed_download(progress)
-                entry = _obtain(offer, progress)
+                offer = self._after_failed_download(say)
+                entry = _obtain(offer, say)
         request.remember({"entry": offer.entry})
         return _open(entry, self.spec)
 
@@ -92,7 +92,7 @@ class DebianSource:
     def _request(self) -> Request:
         return Request(self.spec, self.version, self.suite, DEFAULT_AT_LEAST)
 
-    def _from_cache(self, error: MirrorError, progress: Progress | None, offline: bool) -> KernelImage:
+    def _from_cache(self, error: MirrorError, say: Say | None, offline: bool) -> KernelImage:
         """The kernel without the mirror.
 
         :raises MachineryError: nothing that fits is cached.
@@ -103,7 +103,7 @@ class DebianSource:
         entry = cache.find(_KIND, found.entry) if found else None
         if found is None or entry is None:
             raise self._unavailable(error) from error
-        say(progress, f"{error}; using {found.package} from the cache")
+        tell(say, Note(f"{error}; using {found.package} from the cache"))
         if not offline:  # the mirror may be back soon
             self._request.remember({"entry": found.entry}, REPEAT_S)
         return _open(entry, self.spec)
@@ -120,10 +120,10 @@ class DebianSource:
                 )
         raise self._request.no_such("kernel", index, _whole(index))
 
-    def _after_failed_download(self, progress: Progress | None) -> Offer:
+    def _after_failed_download(self, say: Say | None) -> Offer:
         """Ask again, because the index may be older than the mirror, which drops versions."""
         try:
-            return self._chosen(apt.refresh((), progress))
+            return self._chosen(apt.refresh((), say))
         except MirrorError as error:
             raise self._unavailable(error) from error
 
@@ -140,7 +140,7 @@ def cached() -> list[Offer]:
 
 
 def available(
-    progress: Progress | None = None, *, refresh: bool = False, offline: bool = False, incomplete: bool = False
+    say: Say | None = None, *, refresh: bool = False, offline: bool = False, incomplete: bool = False
 ) -> list[Offer]:
     """Every available stock kernel, each once, newest first: what the mirror offers and what is cached.
 
@@ -151,11 +151,11 @@ def available(
     index = apt.load_index()
     if not offline and (refresh or index is None or index.age_s > apt.INDEX_TTL_S):
         try:
-            index = apt.refresh((), progress)
+            index = apt.refresh((), say)
         except MirrorError as error:
             if index is None and not cached():
                 raise
-            say(progress, f"{error}; showing its last known answer")
+            tell(say, Note(f"{error}; showing its last known answer"))
     offers: dict[str, Offer] = {}
     for offer in [*(o for o in (index.offers if index else ()) if incomplete or not o.gone), *cached()]:
         offers.setdefault(offer.entry, replace(offer, cached=cache.find(_KIND, offer.entry) is not None))
@@ -171,19 +171,19 @@ def _open(entry: Path, spec: str) -> KernelImage:
     return open_image(entry / "vmlinuz", spec=spec, modules=modules, config=entry / "config")
 
 
-def _obtain(offer: Offer, progress: Progress | None) -> Path:
-    return cache.obtain(_KIND, offer.entry, lambda folder: _build(offer, folder, progress), progress)
+def _obtain(offer: Offer, say: Say | None) -> Path:
+    return cache.obtain(_KIND, offer.entry, lambda folder: _build(offer, folder, say), say)
 
 
-def _build(offer: Offer, folder: Path, progress: Progress | None) -> None:
+def _build(offer: Offer, folder: Path, say: Say | None) -> None:
     """Fill a cache entry: ``vmlinuz``, ``config``, ``lib/modules/RELEASE`` with modules.dep, ``offer.json``."""
     depmod, dpkg = find_program("depmod", "kmod"), find_program("dpkg-deb", "dpkg")  # found before 30 MB are fetched
-    size_mb = sum(file.size_bytes for file in offer.files) / 1e6
-    say(progress, f"fetching {offer.package} {offer.version} from {offer.suite} ({size_mb:.0f} MB)")
+    size_bytes = sum(file.size_bytes for file in offer.files)
+    tell(say, Fetching(f"{offer.package} {offer.version} from {offer.suite}", size_bytes))
     debs, unpacked = folder / "debs", folder / "unpacked"
     debs.mkdir()
     packages = apt.download(offer.files, debs)
-    say(progress, f"unpacking {offer.package}")
+    tell(say, Note(f"unpacking {offer.package}"))
     for package in packages:
         run([dpkg, "-x", package, unpacked], timeout_s=_UNPACK_TIMEOUT_S)
     release = offer.release

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.events import Say
 from harness.host import cache
-from harness.host.cache import Progress
 from harness.host.process import find_program, run
 from harness.kernel.image import KernelImage, looks_like_modules, open_image
 
@@ -138,7 +138,7 @@ class HostSource:
         """Always the same word, although the kernel changes with an update."""
         return "host"
 
-    def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
+    def resolve(self, say: Say | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
         """The first image of the running release.
 
         :raises UsageError: there is none, it cannot be read, or it is another release.

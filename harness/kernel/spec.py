@@ -13,7 +13,7 @@ from typing import Protocol
 
 from harness.archive import apt
 from harness.errors import MachineryError, UsageError
-from harness.host.cache import Progress
+from harness.events import Say
 from harness.host.packages import distribution, find_command
 from harness.kernel.build import BuiltSource
 from harness.kernel.debian import DebianSource
@@ -29,7 +29,7 @@ class Source(Protocol):
         """The canonical string: parsing it gives an equal source."""
         ...
 
-    def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:
+    def resolve(self, say: Say | None, offline: bool) -> KernelImage:
         """Get the kernel onto this host."""
         ...
 
@@ -46,7 +46,7 @@ class ImageSource:
         """The path as given."""
         return str(self.path)
 
-    def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
+    def resolve(self, say: Say | None, offline: bool) -> KernelImage:  # noqa: ARG002 - Source's signature
         """Recognise the file or the folder.
 
         :raises UsageError: it is missing or not a kernel, or the modules do not fit.
@@ -111,15 +111,15 @@ class Kernel:
         """The canonical string of this kernel."""
         return self.source.spec
 
-    def resolve(self, progress: Progress | None = None, offline: bool = False) -> KernelImage:
+    def resolve(self, say: Say | None = None, offline: bool = False) -> KernelImage:
         """Get the kernel onto this host: fetch, unpack, recognise; immediate if it is cached.
 
-        :param progress: called with one line at a time; None for silence.
+        :param say: called with one line at a time; None for silence.
         :param offline: never ask the mirror.
         :raises UsageError: there is no such kernel.
         :raises MachineryError: the mirror or this host failed.
         """
-        return self.source.resolve(progress, offline)
+        return self.source.resolve(say, offline)
 
     def __str__(self) -> str:
         return self.spec

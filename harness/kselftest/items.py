@@ -21,7 +21,7 @@ from _pytest.runner import runtestprotocol
 
 from harness.config import MachineConfig
 from harness.errors import KERNELS_FAULT, ClaimFailed, HugepfnError, KernelError, MachineryError, PremiseNotMet
-from harness.host.cache import Progress
+from harness.events import Say
 from harness.kernel import KernelImage
 from harness.kernel.build.selftests import Collection
 from harness.kselftest.program import PlainRun
@@ -71,7 +71,7 @@ class Runner:
     config: MachineConfig
     image: KernelImage
     timeout_s: float | None  # deadline of one program; None for the collection's own
-    say: Progress
+    say: Say
     broken: bool = False  # the machinery failed somewhere
     failed: bool = False  # a program or the kernel failed
     _boot_failures: list[KernelError | ClaimFailed] = field(default_factory=list)

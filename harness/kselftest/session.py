@@ -12,6 +12,7 @@ from harness.archive.versions import series_of
 from harness.campaign.session import run_pytest, told
 from harness.config import MachineConfig
 from harness.errors import ExitCode, UsageError
+from harness.events import Note
 from harness.kernel import Kernel, KernelImage
 from harness.kernel.build import BuiltSource, DebsrcOrigin, Recipe
 from harness.kernel.build.builder import source_tree
@@ -98,14 +99,15 @@ def run_kselftest(
     """
     selectors = parse_selectors(words)
     check_writable({"--junit": options["junit"]})
-    preparation.preflight(config, reporter.say)
-    image = preparation.resolve(config, reporter.say)
+    preparation.preflight(config, reporter.live.say)
+    image = preparation.resolve(config, reporter.live.say)
     recipe = _available(recipes_of(preparation.kernel_of(config), image, options["source"]), reporter)
     wanted = [
-        _wanted(collection(recipe, name, reporter.say), asked, image, reporter) for name, asked in selectors.items()
+        _wanted(collection(recipe, name, reporter.live.say), asked, image, reporter)
+        for name, asked in selectors.items()
     ]
-    reporter.say(f"Linux {image.release} ({image.spec}), selftests of {recipe.spec}")
-    runner = Runner(config, image, options["timeout"], reporter.say)
+    reporter.live.say(Note(f"Linux {image.release} ({image.spec}), selftests of {recipe.spec}"))
+    runner = Runner(config, image, options["timeout"], reporter.live.say)
     root = _root(wanted[0][0].folder)
     args = [*(str(found.folder) for found, _ in wanted), "--rootdir", str(root), "--noconftest"]
     args += [f"--junitxml={options['junit']}"] if options["junit"] else []
@@ -128,15 +130,17 @@ def _wanted(
     """The commands to run of a collection; prints what is left out, and what the kernel lacks for its tests."""
     commands = commands_of(found, asked)
     if image.config is None:
-        reporter.say(
-            f"the configuration of {image.spec} is not known, so neither is what selftests/{found.name} will miss; put "
-            f"it beside the image, as config-{image.release}"
+        reporter.live.say(
+            Note(
+                f"the configuration of {image.spec} is not known, so neither is what selftests/{found.name} will miss; "
+                f"put it beside the image, as config-{image.release}"
+            )
         )
     elif lacking := found.lacking(image.config):
-        reporter.say(f"this kernel is without what selftests/{found.name} wants of it: {', '.join(lacking)}")
+        reporter.live.say(Note(f"this kernel is without what selftests/{found.name} wants of it: {', '.join(lacking)}"))
     left = [*found.scripts, *(program for program in found.programs if not _named(program, commands))]
     if left and not asked:
-        reporter.say(f"not run of {found.name}, scripts and what no script runs as it is: {', '.join(left)}")
+        reporter.live.say(Note(f"not run of {found.name}, scripts and what no script runs as it is: {', '.join(left)}"))
     return found, commands
 
 
@@ -151,9 +155,9 @@ def _root(folder: Path) -> Path:
 def _available(recipes: Sequence[Recipe], reporter: KselftestReporter) -> Recipe:
     for recipe in recipes[:-1]:
         try:
-            source_tree(recipe, reporter.say)
+            source_tree(recipe, reporter.live.say)
         except UsageError as error:
-            reporter.say(f"{error}; taking {recipes[-1].spec}")
+            reporter.live.say(Note(f"{error}; taking {recipes[-1].spec}"))
         else:
             return recipe
     return recipes[-1]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from harness.config import MachineConfig
+from harness.events import Say
 from harness.guest.initramfs import build_initramfs
 from harness.kernel import Kernel, KernelImage, default_kernel, unpacked
 from harness.qemu.accel import choose_accel
@@ -27,7 +26,7 @@ def kernel_of(config: MachineConfig) -> Kernel:
     return Kernel.parse(config.kernel, config.modules) if config.kernel is not None else default_kernel()
 
 
-def resolve(config: MachineConfig, say: Callable[[str], None]) -> KernelImage:
+def resolve(config: MachineConfig, say: Say) -> KernelImage:
     """Gets the kernel onto this machine."""
     return kernel_of(config).resolve(say)
 
@@ -42,7 +41,7 @@ def check_guest(config: MachineConfig, kernel: KernelImage) -> None:
         choose_root(kernel)
 
 
-def preflight(config: MachineConfig, say: Callable[[str], None]) -> None:
+def preflight(config: MachineConfig, say: Say) -> None:
     """Looks at what every machine needs, before the first is built: one error instead of one per test.
 
     :raises MachineryError: QEMU, the accelerator or room for RAM is missing.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
+from harness.events import Note, Say
 from harness.guest.kernel_log import SavedLog
 from harness.host import cache
 from harness.host.aside import aside
@@ -97,7 +98,7 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
     _verified.difference_update(cache.prune(KIND, _KEPT))
 
 
-def obtain(key: str, build: Callable[[Path], None], say: Callable[[str], None]) -> Template:
+def obtain(key: str, build: Callable[[Path], None], say: Say) -> Template:
     """The template of a machine; one that is not what was saved is made again.
 
     :param build: makes it, in an empty folder.
@@ -110,7 +111,7 @@ def obtain(key: str, build: Callable[[Path], None], say: Callable[[str], None]) 
         except MachineryError as error:
             if last:
                 raise
-            say(f"{error}; making it again")
+            say(Note(f"{error}; making it again"))
             discard(folder)
     raise AssertionError
 

@@ -19,6 +19,7 @@ from harness.errors import (
     RestoreError,
     UsageError,
 )
+from harness.events import Note, Say
 from harness.host import cache
 from harness.introspect.drgn_program import drgn_program
 from harness.introspect.gdb import GdbStub, start_stub
@@ -64,7 +65,7 @@ class VM(LiveMachine):
         config: MachineConfig = DEFAULT,
         *,
         search: Sequence[Path] = (),
-        say: Callable[[str], None] = lambda _line: None,
+        say: Say = lambda _event: None,
         **fields: Any,
     ) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class VM(LiveMachine):
         Only if it prints under TCG is that KVM's fault, and remembered.
         """
         reason = f"guest code ran, but not a kernel: {what}"
-        self._say(f"TCG, since KVM does not run this kernel here: {reason}")
+        self._say(Note(f"TCG, since KVM does not run this kernel here: {reason}"))
         try:
             self._come_up(Accel.TCG)
         except BootError as error:
@@ -153,9 +154,8 @@ class VM(LiveMachine):
         """
         if missed := capabilities.bar_misses:
             device = stand_in(self.spec.device, missed)
-            self._say(
-                f"{device.value} stands in for {self.spec.device.value}: {what_is_missed(self.spec.device, missed)}"
-            )
+            why = what_is_missed(self.spec.device, missed)
+            self._say(Note(f"{device.value} stands in for {self.spec.device.value}: {why}"))
             self.config = replace(self.config, device=device.value)
             self.spec = replace(self.spec, device=device)
         return bool(capabilities.bar_misses)
@@ -174,7 +174,7 @@ class VM(LiveMachine):
                 discard(template.folder)
                 if last:
                     raise
-                self._say(f"{error}; making it again")
+                self._say(Note(f"{error}; making it again"))
         self._know(template.capabilities)
 
     def _timing(self) -> Timing:
@@ -190,11 +190,11 @@ class VM(LiveMachine):
             except EmulatorError as error:
                 if not left:
                     raise
-                self._say(f"booting again: {error}")
+                self._say(Note(f"booting again: {error}"))
 
     def _template(self) -> Template:
         def build(folder: Path) -> None:
-            self._say(f"booting {self.kernel.release} once, to clone it from now on")
+            self._say(Note(f"booting {self.kernel.release} once, to clone it from now on"))
             with contextlib.closing(VM(self.kernel, self.config, say=self._say, clone=False)) as original:
                 original.kernel, original.spec = self.kernel, self.spec
                 original._boot(original._timing())  # a KVM that does not run it is told to start()

@@ -14,11 +14,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import MachineryError, UsageError
+from harness.events import Note, Say
 from harness.guest.compiler import assemble_rom
 from harness.host import cache
 from harness.host.process import guarded
@@ -44,7 +44,7 @@ class Proof:
     lasting: bool = True  # it will be the same answer until the host boots again
 
 
-def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Callable[[str], None]) -> Accel:
+def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Say) -> Accel:
     """``tcg``, ``kvm`` once it is proven, or ``auto``: KVM if it is proven, else TCG with one line why.
 
     :raises MachineryError: ``kvm`` was asked for and does not run guests here; with the reason.
@@ -59,7 +59,7 @@ def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Callable[[str],
     if wanted == "kvm":
         raise MachineryError(f"--accel kvm: {proof.reason}; use --accel tcg, or a host whose KVM works")
     _check_emulated(cpu, f"KVM does not run guests here ({proof.reason})")
-    say(f"TCG, since KVM does not run guests here: {proof.reason}")
+    say(Note(f"TCG, since KVM does not run guests here: {proof.reason}"))
     return Accel.TCG
 
 

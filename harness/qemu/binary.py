@@ -11,6 +11,7 @@ from functools import cache
 
 from harness.archive.suites import PREFIX, SuiteProgram, unpacked_program
 from harness.errors import MachineryError, UsageError
+from harness.events import Event
 from harness.host.packages import find_command
 
 #: The oldest QEMU the harness was measured with: Debian 12's.
@@ -66,8 +67,8 @@ def _unpacked(spec: str) -> str:
     return os.fspath(unpacked_program(_SUITE_QEMU, spec, "--qemu", _stderr))
 
 
-def _stderr(line: str) -> None:
-    print(f"hugepfn: {line}", file=sys.stderr, flush=True)
+def _stderr(event: Event) -> None:
+    print(f"hugepfn: {event}", file=sys.stderr, flush=True)
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.errors import MachineryError, RestoreError
+from harness.events import Note, Say
 from harness.host import cache
 from harness.pagetable import PAGE_SIZE_BYTES, PhysicalMemory, WalkError
 from harness.pagetable.memory import SplitMemory, U64Array, WritableMemory
@@ -59,7 +60,7 @@ def check_room(memory_mib: int, folder: Path) -> None:
         raise MachineryError(f"no room for guest RAM: {folder} has {free_mib} MiB free, {memory_mib} needed; {_ADVICE}")
 
 
-def find_room(memory_mib: int, chosen: Path | None = None, say: Callable[[str], None] = lambda _line: None) -> Path:
+def find_room(memory_mib: int, chosen: Path | None = None, say: Say = lambda _event: None) -> Path:
     """Where a RAM file goes: :func:`ram_folder`, or another folder where nobody chose that one and it has no room.
 
     podman and docker give /dev/shm 64 MB. A file on disk does as well; the host's page cache holds it.
@@ -76,7 +77,7 @@ def find_room(memory_mib: int, chosen: Path | None = None, say: Callable[[str], 
         other = None if named else next((each for each in _elsewhere() if _fits(memory_mib, each)), None)
         if other is None:
             raise
-        say(f"guest RAM goes to {other}: {str(error).partition(';')[0]}")
+        say(Note(f"guest RAM goes to {other}: {str(error).partition(';')[0]}"))
         return other
     return folder
 

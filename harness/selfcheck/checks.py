@@ -14,6 +14,7 @@ from typing import Protocol
 
 from harness.config import MachineConfig
 from harness.errors import ExitCode, HugepfnError, PremiseNotMet
+from harness.events import Say
 from harness.kernel import KernelImage
 from harness.machine.vm import VM
 from harness.observe.bar_bits import probe_bar
@@ -27,8 +28,6 @@ from harness.selfcheck.host import Finding, State, host_findings
 LIMIT_S = 600.0
 BAR_ROUNDS = 20
 _PROGRAM_TIMEOUT_S = 60.0
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ def verdict(found: Sequence[Finding]) -> tuple[str, ExitCode]:
     return f"hugepfn can be trusted on this host: {words}", ExitCode.OK
 
 
-def run_selfcheck(image: KernelImage, config: MachineConfig, show: Say, say: Say) -> ExitCode:
+def run_selfcheck(image: KernelImage, config: MachineConfig, show: Callable[[str], None], say: Say) -> ExitCode:
     """Run all checks, and pass the page to ``show`` line by line.
 
     :raises KeyboardInterrupt: the user ended it; no machine is left.

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harness.errors import MachineryError
+from harness.events import Sparing
 from harness.host import cache
 from harness.host.process import run
 from harness.qemu.accel import Proof, kvm_proof
@@ -131,7 +132,7 @@ def of_ram() -> Finding:
     """Check the folder that guest RAM goes to, which may be another than /dev/shm."""
     elsewhere: list[str] = []
     try:
-        folder = find_room(_MACHINE_MIB, say=elsewhere.append)
+        folder = find_room(_MACHINE_MIB, say=Sparing(elsewhere.append))
     except MachineryError:
         folder = ram_folder()
     found = of_space("file system of guest RAM", space(folder), _MACHINE_MIB, "HUGEPFN_RAM_DIR or --ram-dir")

@@ -20,6 +20,7 @@ from harness.campaign.session import Stopping
 from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, UsageError
+from harness.events import Event, Say
 from harness.guest.job import Job
 from harness.machine import preparation
 from harness.machine.vm import VM
@@ -42,7 +43,7 @@ class Start:
 class Server:
     """A session, from its start to its end."""
 
-    def __init__(self, start: Start, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, start: Start, folder: Path, say: Say) -> None:
         self._start = start
         self._folder = folder
         self._key = registry.make_key(folder)
@@ -189,9 +190,9 @@ def serve(control: Connection) -> None:
     """Run a session's process; ``control`` connects to the command that started it, until the session is ready."""
     start: Start = control.recv()
 
-    def say(line: str) -> None:
+    def say(event: Event) -> None:
         with contextlib.suppress(OSError):
-            control.send(wire.Say(line))
+            control.send(event)
 
     def ready(about: About) -> None:
         logs.hide()  # where our caller showed it, who goes now

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 from harness import logs
 from harness.errors import MachineryError
+from harness.events import Event, Say
 from harness.guest.compiler import guest_tests_dir
 from harness.host.process import guarded
 from harness.session import wire
@@ -24,7 +24,7 @@ _END_TIMEOUT_S = 20.0
 _SILENCE_TIMEOUT_S = 3600.0
 
 
-def start_session(start: Start, say: Callable[[str], None], *, with_us: bool) -> About:
+def start_session(start: Start, say: Say, *, with_us: bool) -> About:
     """Start a session, and return when its machine is up.
 
     :param with_us: the session ends when this process ends, for whatever reason.
@@ -70,13 +70,13 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             raise
 
 
-def _until_ready(control: Connection, say: Callable[[str], None]) -> About:
+def _until_ready(control: Connection, say: Say) -> About:
     while True:
         if not control.poll(_SILENCE_TIMEOUT_S):
             raise MachineryError(f"the session's process has said nothing for {_SILENCE_TIMEOUT_S:g} s; it was ended")
         match control.recv():
-            case wire.Say(line=line):
-                say(line)
+            case event if isinstance(event, Event):
+                say(event)
             case wire.RemoteFailure() as failure:
                 raise wire.RemoteError(failure)
             case wire.Answer(value=About() as about):

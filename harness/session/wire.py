@@ -41,13 +41,6 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Say:
-    """A line of progress."""
-
-    line: str
-
-
-@dataclass(frozen=True)
 class Answer:
     """The return value of the call."""
 

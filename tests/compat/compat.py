@@ -26,6 +26,7 @@ import click
 
 from harness.archive.suites import SuiteProgram, unpacked_program
 from harness.errors import UsageError
+from harness.events import Event
 from harness.host import cache
 from harness.host.process import run
 from harness.kernel import Kernel
@@ -60,9 +61,9 @@ class Cell:
         return all(self.steps.get(step) == "ok" for step in STEPS)
 
 
-def say(line: str) -> None:
+def say(event: Event | str) -> None:
     """Progress, on standard error."""
-    click.echo(f"compat: {line}", err=True)
+    click.echo(f"compat: {event}", err=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from harness.events import Sparing
 from harness.host import cache
 from harness.kernel import Kernel, KernelImage
 from harness.machine import template as templates
@@ -70,7 +71,7 @@ def test_clones_at_once_do_not_see_each_other(image: KernelImage) -> None:
 def test_a_template_that_is_not_what_was_saved_is_made_again(own_cache: Path) -> None:
     said: list[str] = []
     image = Kernel.debian("6.1").resolve()
-    with VM(image, say=said.append):
+    with VM(image, say=Sparing(said.append)):
         pass
     (folder,) = cache.entries(templates.KIND)
     with (folder / "state").open("r+b") as state:
@@ -79,7 +80,7 @@ def test_a_template_that_is_not_what_was_saved_is_made_again(own_cache: Path) ->
         state.seek(1000)
         state.write(bytes([byte[0] ^ 1]))
     templates._verified.clear()
-    with VM(image, say=said.append) as vm:
+    with VM(image, say=Sparing(said.append)) as vm:
         assert vm.get("/proc/sys/kernel/tainted") == b"0\n"
     assert any("is not what was saved; making it again" in line for line in said)
     assert own_cache.exists()

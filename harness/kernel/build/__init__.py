@@ -2,7 +2,6 @@
 
 from harness.kernel.build.builder import build, kconfigs_dir
 from harness.kernel.build.debsrc import DebsrcOrigin
-from harness.kernel.build.job import Counter
 from harness.kernel.build.origins import SourceOrigin, TreeOrigin
 from harness.kernel.build.recipe import BaseConfig, Recipe
 from harness.kernel.build.source import BuiltSource, parse_origin
@@ -12,7 +11,6 @@ __all__ = [
     "TOOLS",
     "BaseConfig",
     "BuiltSource",
-    "Counter",
     "DebsrcOrigin",
     "Recipe",
     "SourceOrigin",

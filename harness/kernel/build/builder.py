@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.events import Say
 from harness.host import cache
-from harness.host.cache import Progress
 from harness.kernel.build import patches as patch_files
 from harness.kernel.build.fragments import config_lines, merge, parse
-from harness.kernel.build.job import BuildJob, Counter
+from harness.kernel.build.job import BuildJob
 from harness.kernel.build.offsets import SOURCE as OFFSETS_SOURCE
 from harness.kernel.build.patches import Patch
 from harness.kernel.build.recipe import Recipe
@@ -61,12 +61,10 @@ def read_patches(paths: Sequence[Path]) -> list[Patch]:
     return found
 
 
-def build(
-    recipe: Recipe, progress: Progress | None = None, counter: Counter | None = None, offline: bool = False
-) -> KernelImage:
+def build(recipe: Recipe, say: Say | None = None, offline: bool = False) -> KernelImage:
     """Build the kernel of a recipe, or take it from the cache.
 
-    :param counter: called for every file built; if None, ``progress`` is called for every 250th.
+    :param say: called with one event per file compiled, among others.
     :raises UsageError: there is no such source, patch or fragment, or a patch does not apply.
     :raises KernelBuildError: the source does not compile, at least not with this configuration.
     :raises MachineryError: something is missing on this host, or its disk is full.
@@ -75,27 +73,27 @@ def build(
     check_tools(recipe.compiler, LLVM_TOOLS if recipe.llvm else TOOLS)
     compiler = compiler_identity(recipe.compiler, llvm=recipe.llvm)
     slot = recipe.origin.slot
-    tree = source_tree(recipe, progress, offline)
+    tree = source_tree(recipe, say, offline)
     configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
-    job = BuildJob(recipe, slot, tree, wanted, configuration, progress, counter)
+    job = BuildJob(recipe, slot, tree, wanted, configuration, say)
     name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the key of the O= folder, which is kept
     _LOG.debug(
         "kernel %s is of tree %s, %s with %s, and %s", name, tree, recipe.config.value, recipe.fragments, compiler
     )
-    entry = cache.obtain(_KIND, name, job.run, progress, BUILD_TIMEOUT_S)
+    entry = cache.obtain(_KIND, name, job.run, say, BUILD_TIMEOUT_S, what=f"builds {recipe.spec}")
     os.utime(entry)
     cache.prune(_KIND, _KEPT)
     return open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config")
 
 
-def source_tree(recipe: Recipe, progress: Progress | None = None, offline: bool = False) -> str:
+def source_tree(recipe: Recipe, say: Say | None = None, offline: bool = False) -> str:
     """The tree id of a recipe's source with its patches applied; the tree is then in the slot's repository.
 
     :raises UsageError: there is no such source or patch, or a patch does not apply.
     """
     slot, patches = recipe.origin.slot, read_patches(recipe.patches)
-    with cache.locked(f"builds.{slot.name}", f"reads the source of {recipe.origin.spec}", progress, BUILD_TIMEOUT_S):
-        return slot.apply(recipe.origin.tree(progress, offline), patches)
+    with cache.locked(f"builds.{slot.name}", f"reads the source of {recipe.origin.spec}", say, BUILD_TIMEOUT_S):
+        return slot.apply(recipe.origin.tree(say, offline), patches)
 
 
 def digest(*parts: str) -> str:

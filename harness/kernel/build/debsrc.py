@@ -14,8 +14,8 @@ from harness.archive.offers import SourceOffer
 from harness.archive.request import Request
 from harness.archive.versions import check_wanted, series_of
 from harness.errors import MachineryError, UsageError
+from harness.events import Fetching, Note, Say, tell
 from harness.host import cache
-from harness.host.cache import Progress, say
 from harness.host.process import find_program, run
 from harness.kernel.build.slot import Slot
 
@@ -51,7 +51,7 @@ class DebsrcOrigin:
         """The slot: one per series, so that building its next stable release is incremental."""
         return Slot(f"debsrc-{series_of(self.version)}")
 
-    def tree(self, progress: Progress | None, offline: bool) -> str:
+    def tree(self, say: Say | None, offline: bool) -> str:
         """The id of its tree, which is fetched and unpacked the first time.
 
         :raises UsageError: the mirror has no such source.
@@ -62,20 +62,20 @@ class DebsrcOrigin:
         if known and (tree := _imported(slot, known["version"])) is not None:
             return tree
         try:
-            index, _ = request.index(lambda index: index.sources, progress, offline)
+            index, _ = request.index(lambda index: index.sources, say, offline)
         except MirrorError as error:
-            return self._from_cache(error, progress)
+            return self._from_cache(error, say)
         offer = request.choose(index.sources)
         if offer is None:
             raise request.no_such("source", index, index.sources)
-        with cache.locked(f"builds.{slot.name}.import", f"fetches {offer.package}", progress):
+        with cache.locked(f"builds.{slot.name}.import", f"fetches {offer.package}", say):
             tree = _imported(slot, offer.version)
             if tree is None:
-                tree = _import(slot, offer, progress)
+                tree = _import(slot, offer, say)
         request.remember({"version": offer.version})
         return tree
 
-    def _from_cache(self, error: MirrorError, progress: Progress | None) -> str:
+    def _from_cache(self, error: MirrorError, say: Say | None) -> str:
         """The tree of the newest source that was unpacked before.
 
         :raises MachineryError: there is none.
@@ -86,7 +86,7 @@ class DebsrcOrigin:
         tree = _imported(self.slot, offer.version) if offer else None
         if offer is None or tree is None:
             raise MachineryError(f"{self.spec} is not cached and cannot be fetched ({error})") from error
-        say(progress, f"{error}; using {offer.package} {offer.version} from the cache")
+        tell(say, Note(f"{error}; using {offer.package} {offer.version} from the cache"))
         return tree
 
 
@@ -97,7 +97,7 @@ def _imported(slot: Slot, version: str) -> str | None:
     return tree if isinstance(tree, str) and slot.has_tree(tree) else None
 
 
-def _import(slot: Slot, offer: SourceOffer, progress: Progress | None) -> str:
+def _import(slot: Slot, offer: SourceOffer, say: Say | None) -> str:
     """Fetch a package and add its source as a tree to the slot's repository."""
     dpkg, tar = find_program("dpkg-deb", "dpkg"), find_program("tar", "tar")
     find_program("xz", "xz-utils")
@@ -113,9 +113,9 @@ def _import(slot: Slot, offer: SourceOffer, progress: Progress | None) -> str:
             shutil.rmtree(leftover, ignore_errors=True)  # left by an interrupted import; we hold the lock
         with tempfile.TemporaryDirectory(prefix="import.", dir=slot.folder) as scratch:
             folder = Path(scratch)
-            say(progress, f"fetching {offer.package} {offer.version} ({offer.file.size_bytes / 1e6:.0f} MB)")
+            tell(say, Fetching(f"{offer.package} {offer.version}", offer.file.size_bytes))
             (package,) = apt.download([offer.file], folder)
-            say(progress, f"unpacking {offer.package} (only this once)")
+            tell(say, Note(f"unpacking {offer.package} (only this once)"))
             run([dpkg, "-x", package, folder / "package"], timeout_s=_UNPACK_TIMEOUT_S)
             tarball, source = folder / "package" / offer.tarball, folder / "source"
             if not tarball.is_file():

@@ -8,13 +8,13 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import KernelBuildError, MachineryError
+from harness.events import Building, Built, Compiled, Note, Say, tell
 from harness.host import cache
-from harness.host.cache import Progress, say
 from harness.host.packages import how_to_install
 from harness.host.process import find_program, follow, guarded
 from harness.kernel.build.fragments import ConfigRequest, config_lines, unmet
@@ -27,11 +27,7 @@ from harness.kernel.build.tools import jobs, make_compiler, make_environment
 from harness.kernel.kconfig import Kconfig
 from harness.kernel.offsets import BuiltOffsets
 
-Counter = Callable[[int, int | None, str], None]
-"""Called with the files built so far, how many the last build of this configuration had in all, and the file."""
-
 _TOLD = 5  # the number of errors to show of a failed build
-_SAY_EVERY = 250  # files
 _RECONFIGURING = ("scripts/", "kernel/configs/", "arch/x86/configs/")
 # The same source gives the same bytes, no matter who builds it and when (Documentation/kbuild/reproducible-builds.rst).
 _REPRODUCIBLE = {
@@ -67,8 +63,7 @@ class BuildJob:
     tree: str
     wanted: list[ConfigRequest]
     configuration: str  # key of the O= folder
-    progress: Progress | None
-    counter: Counter | None
+    say: Say | None
 
     @functools.cached_property
     def objects(self) -> Path:
@@ -76,13 +71,13 @@ class BuildJob:
 
     def run(self, entry: Path) -> None:
         """Fill a cache entry: vmlinux, config, System.map, offsets.json, build.log, build.json."""
-        with self.slot.locked(self.progress) as lock, cache.room_errors(self.slot.folder):
+        with self.slot.locked(self.recipe.spec, self.say) as lock, cache.room_errors(self.slot.folder):
             before_s = children_cpu_s()
             self.slot.check_out(self.tree)
             self.objects.mkdir(parents=True, exist_ok=True)
             self._mend()
             log = self.objects / "build.log"
-            say(self.progress, f"building {self.recipe.spec} in {self.slot.folder}")
+            tell(self.say, Building(self.recipe.spec, str(self.slot.folder)))
             log.unlink(missing_ok=True)
             self._configure(lock)
             files = self._compile(lock)
@@ -94,7 +89,7 @@ class BuildJob:
             shutil.copyfile(log, entry / "build.log")
             note = {"spec": self.recipe.spec, "tree": self.tree, "files": files, "cpu_s": round(cpu_s, 1)}
             cache.write_note(entry / "build.json", note)
-            say(self.progress, f"built {files} files in {cpu_s:.0f} CPU seconds")
+            tell(self.say, Built(self.recipe.spec, files, cpu_s))
 
     def _mend(self) -> None:
         """Clean up after a make that got SIGKILL: its files may be incomplete, and newer than their sources."""
@@ -139,9 +134,8 @@ class BuildJob:
         for each in unknown:
             line = f"{each.place}: no Kconfig file of {self.recipe.spec} has a symbol {each.symbol}"
             if each.optional:
-                say(
-                    self.progress, f"{line}{', so it is off anyway' * (each.value == 'n')}"
-                )  # probably of another version
+                off = ", so it is off anyway" if each.value == "n" else ""
+                tell(self.say, Note(f"{line}{off}"))  # probably of another version
             else:
                 self._complain(line)
         if dropped := [each for each in dropped if each not in unknown]:
@@ -158,7 +152,7 @@ class BuildJob:
             raise KernelBuildError(
                 f"{line}\nuse --lax to build it anyway" if "\n" in line else f"{line}; use --lax to ignore this"
             )
-        say(self.progress, line)
+        tell(self.say, Note(line))
 
     def _source_text(self, path: str) -> str | None:
         try:
@@ -182,7 +176,7 @@ class BuildJob:
             line = f"`walk` will not work on this kernel, because its struct offsets were not found: {found.problem}"
             with (self.objects / "build.log").open("a") as log:
                 log.write(f"hugepfn: {line}\n")
-            say(self.progress, line)
+            tell(self.say, Note(line))
         return found
 
     def _make(self, words: list[str], lock: int, doing: str, total: int | None = None) -> int:
@@ -193,7 +187,7 @@ class BuildJob:
 
     def _follow(self, argv: list[str], lock: int, doing: str, total: int | None = None) -> int:
         """Run a step of the build, count files, keep the log, and explain a failure."""
-        counted = 0
+        counted, began = 0, time.monotonic()
         mark = self.objects / "building"
         with (self.objects / "build.log").open("a", buffering=1) as log:
 
@@ -202,7 +196,7 @@ class BuildJob:
                 log.write(line + "\n")
                 if doing == "building" and (file := built(line)) is not None:
                     counted += 1
-                    self._count(counted, total, file)
+                    tell(self.say, Compiled(file, counted, total, time.monotonic() - began))
 
             def on_end(status: int) -> None:
                 if status != -signal.SIGKILL:  # make has deleted the files that it was writing, also on Ctrl-C
@@ -220,12 +214,6 @@ class BuildJob:
         if status != 0:
             self._failed(doing, status)
         return counted
-
-    def _count(self, counted: int, total: int | None, file: str) -> None:
-        if self.counter is not None:
-            self.counter(counted, total, file)
-        elif counted % _SAY_EVERY == 0:
-            say(self.progress, f"{counted} files built" + (f" of {total} at most" if total else ""))
 
     def _failed(self, doing: str, status: int) -> None:
         """:raises KernelBuildError: always, or MachineryError if it is not the source's fault."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import UsageError
+from harness.events import Say
 from harness.host import cache
-from harness.host.cache import Progress
 from harness.kernel.build.slot import Slot, git, git_environment
 
 
@@ -29,7 +29,7 @@ class SourceOrigin(Protocol):
         """The slot in which it is built."""
         ...
 
-    def tree(self, progress: Progress | None, offline: bool) -> str:
+    def tree(self, say: Say | None, offline: bool) -> str:
         """The id of its git tree, which the slot's repository can read from then on.
 
         :raises UsageError: there is no such source.
@@ -78,7 +78,7 @@ class TreeOrigin:
         name = re.sub(r"[^\w.-]", "_", self.folder.name)[:40]
         return Slot(f"{name}-{hashlib.sha256(str(self.folder).encode(errors='surrogateescape')).hexdigest()[:12]}")
 
-    def tree(self, progress: Progress | None, offline: bool) -> str:  # noqa: ARG002 - SourceOrigin's signature
+    def tree(self, say: Say | None, offline: bool) -> str:  # noqa: ARG002 - SourceOrigin's signature
         """The id of its tree.
 
         :raises UsageError: there is no such folder or revision, or it is not a kernel source.

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import KernelBuildError, MachineryError, PremiseNotMet, UsageError
+from harness.events import Note, Say, tell
 from harness.host import cache
-from harness.host.cache import Progress, say
 from harness.host.packages import how_to_install
 from harness.host.process import Finished, find_program, run
 from harness.kernel.build.builder import digest, source_tree
@@ -95,14 +95,14 @@ class Collection:
         path = self.folder / name
         return path.read_text(errors="replace") if path.is_file() else ""
 
-    def build(self, name: str, progress: Progress | None = None) -> Path:
+    def build(self, name: str, say: Say | None = None) -> Path:
         """Build the static ELF of one program, or take it from the cache.
 
         :raises PremiseNotMet: a library is missing on this host, or the program cannot be linked statically.
         :raises KernelBuildError: the program does not compile.
         :raises MachineryError: there is no room, or no make.
         """
-        entry = cache.obtain(_PROGRAMS, f"{self.name}-{name}-{self.key}", lambda out: self._make(name, out), progress)
+        entry = cache.obtain(_PROGRAMS, f"{self.name}-{name}-{self.key}", lambda out: self._make(name, out), say)
         os.utime(entry)
         cache.prune(_PROGRAMS, _PROGRAMS_KEPT)
         return entry / name
@@ -121,7 +121,7 @@ class Collection:
                 shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
-def collection(recipe: Recipe, name: str, progress: Progress | None = None, offline: bool = False) -> Collection:
+def collection(recipe: Recipe, name: str, say: Say | None = None, offline: bool = False) -> Collection:
     """One collection of a source.
 
     :param recipe: only its source, patches and compiler are used.
@@ -130,7 +130,7 @@ def collection(recipe: Recipe, name: str, progress: Progress | None = None, offl
     :raises MachineryError: something is missing on this host, or its disk is full.
     """
     check_tools(recipe.cc, SELFTEST_TOOLS, "selftests")
-    slot, tree = recipe.origin.slot, source_tree(recipe, progress, offline)
+    slot, tree = recipe.origin.slot, source_tree(recipe, say, offline)
     place = f"{SELFTESTS}/{name}"
     if not re.fullmatch(r"\w[\w/-]*", name) or f"{place}/Makefile" not in slot.identities(tree, [f"{place}/Makefile"]):
         raise UsageError(f"{recipe.spec} has no selftests {name!r}; they are the folders of {SELFTESTS}: mm, vfio, ...")
@@ -139,16 +139,16 @@ def collection(recipe: Recipe, name: str, progress: Progress | None = None, offl
     key = digest(str(_SCHEMA), recipe.cc, compiler_identity(recipe.cc), *(f"{p} {i}" for p, i in needed.items()))
 
     def fill(entry: Path) -> None:
-        say(progress, f"making the headers of {recipe.spec} for its selftests (only this once)")
+        tell(say, Note(f"making the headers of {recipe.spec} for its selftests (only this once)"))
         (entry / "src").mkdir()
         slot.export(tree, list(needed), entry / "src")
         _make_headers(recipe, entry)
 
-    entry = cache.obtain(_SOURCES, key, fill, progress)
+    entry = cache.obtain(_SOURCES, key, fill, say)
     os.utime(entry)
     cache.prune(_SOURCES, _SOURCES_KEPT)
     folder = entry / "src" / SELFTESTS / name
-    with cache.locked(f"{_SOURCES}.{key}.{name}", f"reads the selftests {name}", progress):
+    with cache.locked(f"{_SOURCES}.{key}.{name}", f"reads the selftests {name}", say):
         listed = _list_programs(recipe, folder, entry / "headers")
     # What its Makefile found on this host (mm: whether there is liburing) is built in.
     probed = [path.read_text(errors="replace") for path in sorted(folder.glob("local_config.*"))]

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import MachineryError, UsageError
+from harness.events import Say, Waiting, tell
 from harness.host import cache
-from harness.host.cache import Progress, say
 from harness.host.process import FOLLOW_TIMEOUT_S, Finished, check_room, find_program, run
 from harness.kernel.build.patches import Patch, why_not
 
@@ -138,17 +138,23 @@ class Slot:
             yield Path(folder) / "index"
 
     @contextlib.contextmanager
-    def locked(self, progress: Progress | None) -> Iterator[int]:
+    def locked(self, spec: str, say: Say | None) -> Iterator[int]:
         """Lock the source and O= folders; yields a descriptor for make to inherit.
 
         The lock lasts until make and all its children have ended, even if we are killed.
+
+        :param spec: what is built with it, for those who wait.
         """
-        with cache.room_errors(self.folder), (self.folder / "lock").open("w") as file:
+        with cache.room_errors(self.folder), (self.folder / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(progress, f"waiting for another build in {self.folder}")
-                cache.flock(file, f"another build in {self.folder}", FOLLOW_TIMEOUT_S)
+                file.seek(0)
+                what = f"builds {file.readline().strip() or 'a kernel'} in {self.folder}"
+                tell(say, Waiting(what, cache.lock_holder(file.fileno())))
+                cache.flock(file, f"another hugepfn that {what}", FOLLOW_TIMEOUT_S)
+            file.truncate(0)
+            print(spec, file=file, flush=True)
             yield file.fileno()
 
     def check_out(self, tree: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.host.cache import Progress
+from harness.events import Say
 from harness.kernel.build.builder import build
 from harness.kernel.build.debsrc import DebsrcOrigin
 from harness.kernel.build.origins import SourceOrigin, TreeOrigin
@@ -36,9 +36,9 @@ class BuiltSource:
         """The canonical string of this source."""
         return self.recipe.spec
 
-    def resolve(self, progress: Progress | None, offline: bool) -> KernelImage:
+    def resolve(self, say: Say | None, offline: bool) -> KernelImage:
         """Build it, or take it from the cache."""
-        return build(self.recipe, progress, offline=offline)
+        return build(self.recipe, say, offline=offline)
 
 
 def parse_origin(text: str) -> SourceOrigin:
