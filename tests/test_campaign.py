@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 import signal
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,14 @@ from harness.campaign.compare import report_lines
 from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted, encode
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
 from harness.campaign.matrix import print_table, table_lines
-from harness.campaign.report import ROWS_MAX, compare_page, matrix_page
 from harness.config import MachineConfig
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.events import Compiled, Note
 from harness.kernel import Offer
-from harness.pagetable import Observation
-from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.differences import compare_runs
 from harness.verdict.table import TROUBLE, Case, Column, Table
+from tests.sample_pages import observation, run_of
 
 PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
 SKIPPED = ScenarioResult("fork", "pmd", Outcome.SKIPPED, "no huge pfnmap")
@@ -263,15 +260,6 @@ def test_a_narrow_terminal_gets_the_columns_in_blocks() -> None:
     assert len(printed(table, width=10).splitlines()) == 14, "one column at least, however narrow"
 
 
-def observation(bits: str, raw: int, checkpoint: str = "forked", **more: Any) -> Observation:
-    given = {"process": "child", "mapping": "bar", "offset": 0, "level": "pud", "pfn": "bar+0x0", **more}
-    return Observation(checkpoint=checkpoint, raw=raw, bits=tuple(bits.split()), pagemap=None, **given)
-
-
-def run_of(*observations: Observation, claims: tuple[Claim, ...] = (), log: tuple[str, ...] = ()) -> Run:
-    return Run((ScenarioResult("fork", "pud", Outcome.PASSED, "", claims, observations, log),))
-
-
 def test_what_differs_is_printed_with_both_entries() -> None:
     runs = (run_of(observation("P W D", 0xC3)), run_of(observation("P SAVED_DIRTY", 1 << 58 | 0x81)))
     lines = [line.plain for line in report_lines(("debian:6.12", "./bzImage"), runs, compare_runs(*runs), (), {})]
@@ -285,139 +273,3 @@ def test_what_differs_is_printed_with_both_entries() -> None:
         "      B pud 0x0400000000000081 P SAVED_DIRTY bar+0x0",
         "\n1 of 1 cases differ",
     ]
-
-
-# --- the page ------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """A page's tags, and the data in it."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self._inside = ""
-        self._json = ""
-        self.feed(text)
-        self.data = json.loads(self._json)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.append(tag)
-        self.addresses += [str(given[name]) for name in ("src", "href") if given.get(name)]
-        self._inside = "json" if given.get("type") == "application/json" else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "script":
-            self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self._json += data
-
-
-ROW = ("count", "checkpoint", "process", "place", "level", "raw", "changed", "bits", "appeared", "vanished", "pfn")
-
-
-def first_row(page: Page, column: int = 0, number: int = 0) -> dict[str, Any]:
-    row = page.data["cells"][0][column]["runs"][0]["rows"][number]
-    strings = page.data["strings"]
-    return {name: value if name == "count" else strings[value] for name, value in zip(ROW, row, strict=False)}
-
-
-def test_the_page_loads_nothing_from_anywhere() -> None:
-    text = matrix_page(Table.of([Column("debian:6.12", (run_of(observation("P W", 0x83)),))]), {"7.0": "gone"})
-    page = Page(text)
-    assert page.addresses == []
-    assert not re.search(r"@import|url\(|https?://|\bfetch\(|XMLHttpRequest|@(TITLE|STYLE|SCRIPT|PLAIN|DATA)@", text)
-    assert page.data["missing"] == ["7.0: gone"]
-
-
-def test_nothing_in_the_data_ends_the_script_or_becomes_a_tag() -> None:
-    evil = "</script><img src=x><!-- @DATA@ @STYLE@ & \u2028"
-    run = run_of(observation("P", 1), claims=(Claim(evil, Outcome.FAILED, evil, evil),), log=(evil,))
-    page = Page(matrix_page(Table.of([Column(evil, (run,))]), {evil: evil}))
-    assert "img" not in page.tags
-    assert evil in page.data["strings"]
-    assert page.data["columns"][0]["spec"] == evil
-
-
-def test_a_cell_has_claims_log_and_entries_with_what_changed() -> None:
-    claim = Claim("keeps D", Outcome.FAILED, "copy_huge_pud()", "D=0")
-    run = run_of(observation("P W", 0x83), observation("P W D", 0xC3, "written"), claims=(claim,), log=("[ 1.0] BUG",))
-    page = Page(matrix_page(Table.of([Column("debian:6.12", (run,))]), {}))
-    ((cell,),) = page.data["cells"]
-    strings = page.data["strings"]
-    assert [[strings[n] for n in one] for one in cell["runs"][0]["claims"]] == [
-        ["keeps D", "failed", "copy_huge_pud()", "D=0"]
-    ]
-    assert [strings[n] for n in cell["runs"][0]["log"]] == ["[ 1.0] BUG"]
-    assert first_row(page)["changed"] == "0" * 16
-    assert first_row(page, number=1) == {
-        "count": 1,
-        "checkpoint": "written",
-        "process": "child",
-        "place": "bar+0x0",
-        "level": "pud",
-        "raw": "0x00000000000000c3",
-        "changed": "0000000000000040",
-        "bits": "P W D",
-        "appeared": "D",
-        "vanished": "",
-        "pfn": "bar+0x0",
-    }
-    bits = page.data["columns"][0]["bits"]["pud"]
-    assert (bits[0], bits[6], bits[7], bits[58], bits[63]) == ("P", "D", "PSE", "SAVED_DIRTY", "NX")
-
-
-def test_repeats_that_agree_are_stored_once_and_flakes_all() -> None:
-    failed = Run((ScenarioResult("fork", "pud", Outcome.FAILED, "x"),))
-    same = Column("a", (run_of(), run_of()))
-    flaky = Column("b", (run_of(), failed))
-    page = Page(matrix_page(Table.of([same, flaky]), {}))
-    assert [len(cell["runs"]) for cell in page.data["cells"][0]] == [1, 2]
-
-
-def test_the_page_of_a_comparison_has_only_what_differs_marked_against_the_other() -> None:
-    same = ScenarioResult("zap", None, Outcome.PASSED)
-    broken = Claim("keeps W", Outcome.FAILED, "copy_huge_pud()", "W=0")
-    before, after = run_of(observation("P W", 0x83)), run_of(observation("P", 0x81), claims=(broken,))
-    runs = (Run((*before.results, same)), Run((*after.results, same)))
-    page = Page(compare_page(("debian:6.1", "debian:6.1"), runs, compare_runs(*runs)))
-    assert [case["name"] for case in page.data["cases"]] == ["fork pud"]
-    assert page.data["compared"] == 2
-    assert page.data["cases"][0]["entries"] == 1
-    assert page.data["cases"][0]["differs"] == [["claim", "keeps W", "copy_huge_pud()", "not claimed", "failed"]]
-    rows = [first_row(page, column) for column in (0, 1)]
-    assert [(row["appeared"], row["vanished"], row["changed"]) for row in rows] == [
-        ("W", "", "0000000000000002"),
-        ("", "W", "0000000000000002"),
-    ]
-
-
-def test_a_hundred_cases_on_ten_kernels_stay_small() -> None:
-    """A checkpoint of 512 entries, parent and child, in every case; every log line is unlike any other."""
-    stops = [
-        observation("P W D", 0x43 | number << 12, f"stop{stop}", process=process, level="pte", offset=4096 * number)
-        for stop in range(4)
-        for process in ("parent", "child")
-        for number in range(512)
-    ]
-    claims = tuple(Claim(f"claim {number}", Outcome.PASSED, "copy_pte_range()") for number in range(20))
-    (shared,) = run_of(*stops, claims=claims).results
-
-    def result(kernel: int, case: int) -> ScenarioResult:
-        log = tuple(f"[ {kernel}.{case}{line:04}] hugepfn: checkpoint stop{line} pid 77" for line in range(30))
-        return ScenarioResult(f"s{case}", "pte", Outcome.PASSED, "", shared.claims, shared.observations, log)
-
-    few = [Column(f"debian:6.{k}", (Run(tuple(result(k, case) for case in range(4))),)) for k in range(5)]
-    size = len(matrix_page(Table.of(few), {})) - len(matrix_page(Table.of([]), {}))
-    assert size / 20 * 1000 < 8e6, "bytes"
-
-
-def test_rows_beyond_the_limit_are_counted() -> None:
-    ragged = [observation("P W" if n % 2 else "P", n, level="pte", offset=4096 * n) for n in range(ROWS_MAX + 5)]
-    page = Page(matrix_page(Table.of([Column("a", (run_of(*ragged),))]), {}))
-    (shown,) = page.data["cells"][0][0]["runs"]
-    assert (len(shown["rows"]), shown["beyond"]) == (ROWS_MAX, 5)

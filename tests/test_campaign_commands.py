@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +106,19 @@ def test_a_file_that_is_lost_takes_no_verdict_away(
         done = hugepfn(*command, option, "/dev/full", *others)
         assert (done.status, "/dev/full cannot be written: No space left on device" in done.err) == (status, True)
         assert other.read_text(), "the other file is written all the same"
+
+
+@pytest.mark.parametrize("command", [MATRIX, COMPARE])
+def test_the_page_has_the_commands_that_made_it_and_that_run_a_case_again(
+    hugepfn: Command, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    suite.answers = {"debian:6.1": [P], "debian:6.12": [F]}
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/hugepfn", *command, "--append", "a b"])
+    hugepfn(*command, "--append", "a b", "--html", str(tmp_path / "out.html"))
+    page = (tmp_path / "out.html").read_text()
+    made = " ".join(["hugepfn", *command, "--append 'a b'"])
+    assert f"<code>{html.escape(made)}</code>" in page
+    assert '"before":["run"],"after":["--kernel=debian:6.1","--smp=2","--append=a b"]' in page
 
 
 def test_a_kernel_that_comes_to_nothing_does_not_stop_the_next(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from harness.campaign import series
 from harness.campaign.kernels import RunOptions
+from harness.campaign.report import PageRequest
 from harness.campaign.series import PatchStep, run_series, steps_of_mbox, steps_of_range
 from harness.errors import ExitCode, UsageError
 from harness.machine import preparation
@@ -116,17 +117,17 @@ def test_only_what_a_patch_does_is_a_verdict(
 ) -> None:
     follow_steps(monkeypatch, Outcome.PASSED, Outcome.PASSED, last)
     file = Path("/dev/full") if lost else None
-    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, None) == status
+    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, PageRequest()) == status
 
 
 def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.FAILED)
-    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, None) == ExitCode.CLAIM_FAILED
+    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, PageRequest()) == ExitCode.CLAIM_FAILED
     said = capsys.readouterr().out
     assert "at 2/2 mm: change 3 (the patches after base have no result)" in said
     assert "1/2 mm: change 2: f.c:1: error: expected ';'" in said
     follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.PASSED)
-    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, None) == ExitCode.MACHINERY
+    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, PageRequest()) == ExitCode.MACHINERY
     assert "the same at every step: 1 pass" in capsys.readouterr().out

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import as_json, check_kernels, follow, prepare, summary, write_files
+from harness.campaign.matrix import as_json, check_kernels, follow, prepare, print_lines, summary, write_files
 from harness.campaign.progress import Live
-from harness.campaign.report import compare_page
+from harness.campaign.report import PageColumn, PageRequest, compare_page
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
 from harness.verdict import Run
@@ -28,7 +28,7 @@ from harness.verdict.differences import (
     lasting,
     unknown_cases,
 )
-from harness.verdict.table import TROUBLE, Case
+from harness.verdict.table import TROUBLE, Case, Column
 
 
 def run_compare(
@@ -38,7 +38,7 @@ def run_compare(
     options: RunOptions,
     confirm: int,
     json_file: Path | None,
-    html_file: Path | None,
+    page: PageRequest,
 ) -> ExitCode:
     """Run everything on both kernels, print what differs, and write the files.
 
@@ -48,7 +48,7 @@ def run_compare(
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: a kernel could not be run at all.
     """
-    prepare(scenarios, options, json_file, html_file)
+    prepare(scenarios, options, json_file, page.file)
     specs = tuple(Kernel.parse(word).spec for word in (before, after))
     with Live() as live:
         check_kernels(specs, options, live)
@@ -66,15 +66,29 @@ def run_compare(
     differences, passing = lasting(rounds)
     unknown = unknown_cases(sides[0][0], sides[1][0])
     runs = sides[0][0], sides[1][0]
-    console = Console(highlight=False)
-    for line in report_lines(specs, runs, differences, passing, unknown):
-        console.print(line, soft_wrap=True)
+    lines = list(report_lines(specs, runs, differences, passing, unknown))
+    print_lines(Console(highlight=False), lines)
     lost = write_files(
         live.line,
         (json_file, as_json(to_json(runs, differences, passing, unknown))),
-        (html_file, lambda: compare_page(specs, runs, differences)),
+        (page.file, lambda: page_of(page, specs, runs, differences, unknown, lines, options)),
     )
     return (ExitCode.CLAIM_FAILED if differences else ExitCode.OK).without(unknown or lost)
+
+
+def page_of(
+    request: PageRequest,
+    specs: Sequence[str],
+    runs: tuple[Run, Run],
+    differences: Sequence[CaseDifference],
+    unknown: Mapping[Case, str],
+    printed: Sequence[Text],
+    options: RunOptions,
+) -> str:
+    """The page of ``--html``."""
+    sides = zip(specs, runs, strict=True)
+    columns = [PageColumn(Column(spec, (run,)), spec, options.words(spec)) for spec, run in sides]
+    return compare_page(request, columns, differences, unknown, (line.plain for line in printed))
 
 
 def _run_both(

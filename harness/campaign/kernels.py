@@ -52,6 +52,12 @@ class RunOptions:
         ]
         return [*words, "--strict"] if self.strict else words
 
+    def words(self, spec: str | None) -> tuple[str, ...]:
+        """The machine of one kernel as arguments that a person types: only what is not the default."""
+        usual = set(DEFAULT.argv())
+        machine = replace(self.config, kernel=None) if spec is None else self.machine(spec)
+        return tuple(word for word in machine.argv() if word not in usual)
+
 
 def takes_modules(spec: str) -> bool:
     """Whether a kernel is given by path, so that its modules are elsewhere.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.text import Text
 from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel
 from harness.campaign.progress import Live
-from harness.campaign.report import matrix_page
+from harness.campaign.report import MAIL_COLUMNS, PageColumn, PageRequest, matrix_page
 from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.machine import preparation
@@ -46,7 +46,7 @@ def run_matrix(
     options: RunOptions,
     repeat: int,
     json_file: Path | None,
-    html_file: Path | None,
+    page: PageRequest,
 ) -> ExitCode:
     """Run everything, print the table, and write the files.
 
@@ -55,7 +55,7 @@ def run_matrix(
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: QEMU is missing, or the mirror cannot be reached.
     """
-    expected = prepare(scenarios, options, json_file, html_file)
+    expected = prepare(scenarios, options, json_file, page.file)
     interrupted = False
     with Live() as live:
         chosen = choose_kernels(kernels, live.say)
@@ -80,11 +80,20 @@ def run_matrix(
         print_table(Console(highlight=False), table, chosen.missing, repeat)
         data = {**table.to_json(), **stamp, **({"interrupted": True} if interrupted else {})}
         lost = write_files(
-            live.line, (json_file, as_json(data)), (html_file, lambda: matrix_page(table, chosen.missing))
+            live.line,
+            (json_file, as_json(data)),
+            (page.file, lambda: page_of(page, table, chosen.missing, repeat, options)),
         )
     if interrupted:
         raise KeyboardInterrupt
     return table.exit_code(strict=options.strict).without(lost)
+
+
+def page_of(request: PageRequest, table: Table, missing: Mapping[str, str], repeat: int, options: RunOptions) -> str:
+    """The page of ``--html``."""
+    columns = [PageColumn(column, column.spec, options.words(column.spec)) for column in table.columns]
+    printed = (line.plain for line in report_lines(table, missing, repeat, MAIL_COLUMNS))
+    return matrix_page(request, columns, table, missing, printed)
 
 
 def prepare(
@@ -135,22 +144,37 @@ def summary(run: Run, name: str) -> str:
 
 
 def print_table(console: Console, table: Table, missing: Mapping[str, str], repeat: int = 1) -> None:
-    """Print the table with as many kernels side by side as fit, then the reasons, unavailable kernels, and totals."""
-    for line in table_lines(table, console.width if console.is_terminal else None):
+    """Print :func:`report_lines`."""
+    print_lines(console, report_lines(table, missing, repeat, width_of(console)))
+
+
+def print_lines(console: Console, lines: Iterable[Text]) -> None:
+    """Print lines, which a terminal may wrap."""
+    for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def width_of(console: Console) -> int | None:
+    """The width of a terminal in characters; None for anything else, where a table is one block."""
+    return console.width if console.is_terminal else None
+
+
+def report_lines(table: Table, missing: Mapping[str, str], repeat: int, width: int | None) -> Iterator[Text]:
+    """The table with as many kernels side by side as fit, then the reasons, unavailable kernels, and totals."""
+    yield from table_lines(table, width)
     if table.notes:
-        console.print()
+        yield Text()
     for note, number in table.notes.items():
-        console.print(Text(f"{number:>3}  {note}"), soft_wrap=True)
+        yield Text(f"{number:>3}  {note}")
     for case, column, cell in table.flakes:
-        console.print(Text(f"flake: {case} on {column.spec}: {cell.note}", style=STYLE[Mark.FLAKE]), soft_wrap=True)
+        yield Text(f"flake: {case} on {column.spec}: {cell.note}", style=STYLE[Mark.FLAKE])
     for series, why in missing.items():
-        console.print(Text(f"not available: {series}: {why}"), soft_wrap=True)
+        yield Text(f"not available: {series}: {why}")
     words = [f"{table.counts[mark]} {mark.value}" for mark in Mark if table.counts[mark]]
     meanings = [f"{mark.value} {_MEANING[mark]}" for mark in _MEANING if table.counts[mark]]
     times = f", each {repeat} times" if repeat > 1 else ""
     total = Text(f"\n{len(table.columns)} kernels, {len(table.cases)} cases{times}: {', '.join(words)}", style="bold")
-    console.print(total.append(f"  ({'; '.join(meanings)})" if meanings else "", style="not bold"), soft_wrap=True)
+    yield total.append(f"  ({'; '.join(meanings)})" if meanings else "", style="not bold")
 
 
 def table_lines(table: Table, width: int | None) -> Iterator[Text]:

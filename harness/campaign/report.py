@@ -1,28 +1,35 @@
 """One self-contained HTML page: a table whose cells open to entries, claims and the kernel log.
 
-The page has its data once, as JSON in which each string is stored once. page/page.js draws a cell when it is opened, so
+The page has its data once, as JSON in which each string is stored once. page/cell.js draws a cell when it is opened, so
 that a hundred cases on ten kernels stay usable. Equal neighbours share a row (:mod:`harness.verdict.entries`).
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
+import importlib.metadata
 import json
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.campaign.session import scenario_lines
 from harness.pagetable import Kind, Layout, Level, bit_positions
-from harness.verdict import Run, ScenarioResult, words
+from harness.verdict import ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
-from harness.verdict.differences import CaseDifference, What
+from harness.verdict.differences import CaseDifference, What, folded
 from harness.verdict.entries import Row, rows
 from harness.verdict.table import Case, Cell, Column, Mark, Table
 
 _PAGE = Path(__file__).resolve().parent / "page"
+_SCRIPTS = ("base.js", "entries.js", "mail.js", "cell.js", "page.js")  # in this order
+MAIL_COLUMNS = 72
 ROWS_MAX = 3000  # per result; further rows are only counted
 LEVELS = (Level.PTE, Level.PMD, Level.PUD)
 
@@ -40,68 +47,157 @@ class _Strings:
         return list(self._numbers)
 
 
-def matrix_page(table: Table, missing: Mapping[str, str]) -> str:
-    """The page of ``hugepfn matrix --html``."""
-    strings = _Strings()
+@dataclass(frozen=True)
+class PageRequest:
+    """Where a page goes, and what it says of how it was made."""
+
+    file: Path | None = None
+    command: str = "hugepfn"  # the command line that made it
+
+
+@dataclass(frozen=True)
+class PageColumn:
+    """A column of a page, and how a reader runs one of its cases again.
+
+    The scenario and its level stand between ``before`` and ``after``.
+    """
+
+    column: Column
+    name: str  # in addresses, stable: the kernel's spec, or "2/3" in a series
+    after: tuple[str, ...]  # --kernel=SPEC and the other options
+    before: tuple[str, ...] = ("run",)
+    subject: str = ""  # of the patch that a step of a series adds
+
+
+@dataclass(frozen=True)
+class PageChange:
+    """A case whose answer changes along a series."""
+
+    case: Case
+    column: int
+    words: str
+    reason: str = ""  # the new answer's
+
+
+def matrix_page(
+    request: PageRequest,
+    columns: Sequence[PageColumn],
+    table: Table,
+    missing: Mapping[str, str],
+    printed: Iterable[str],
+) -> str:
+    """The page of ``hugepfn matrix --html``.
+
+    :param missing: kernels that are not available, with the reason.
+    :param printed: the lines that the command printed in at most :data:`MAIL_COLUMNS`, for a mail.
+    """
     data = {
         "kind": "matrix",
-        "title": "hugepfn matrix",
-        "columns": [_column(column) for column in table.columns],
-        "cases": [_case(case) for case in table.cases],
-        "cells": [[_cell(strings, table, cell) for cell in row] for row in table.cells],
-        "notes": list(table.notes),
-        "missing": [f"{series}: {why}" for series, why in missing.items()],
+        "about": f"{len(columns)} kernels, {len(table.cases)} cases.",
+        "lists": [["Not available", [f"{series}: {why}" for series, why in missing.items()]]],
     }
-    return _page({**data, "strings": strings.all()}, _plain(table, missing))
+    return _table_page("hugepfn: scenarios on kernels", request, data, columns, table, printed)
 
 
-def compare_page(specs: Sequence[str], runs: tuple[Run, Run], differences: Sequence[CaseDifference]) -> str:
-    """The page of ``hugepfn compare --html``: only the cases that differ."""
-    strings = _Strings()
-    columns = [Column(spec, (run,)) for spec, run in zip(specs, runs, strict=True)]
-    whole = Table.of(columns)
+def series_page(
+    request: PageRequest,
+    columns: Sequence[PageColumn],
+    table: Table,
+    changes: Iterable[PageChange],
+    printed: Iterable[str],
+) -> str:
+    """The page of ``hugepfn series --html``."""
+    rows = {case: number for number, case in enumerate(table.cases)}
+    patches = f"{len(columns) - 1} patches" if len(columns) != 2 else "1 patch"
+    data = {
+        "kind": "series",
+        "about": f"{columns[0].subject or columns[0].name} and {patches}, {len(table.cases)} cases.",
+        "changes": [[rows[one.case], one.column, one.words, one.reason] for one in changes],
+        "lists": [],
+    }
+    return _table_page("hugepfn: scenarios on a series of patches", request, data, columns, table, printed)
+
+
+def compare_page(
+    request: PageRequest,
+    columns: Sequence[PageColumn],
+    differences: Sequence[CaseDifference],
+    unknown: Mapping[Case, str],
+    printed: Iterable[str],
+) -> str:
+    """The page of ``hugepfn compare --html``: only the cases that differ.
+
+    :param columns: A and B, each with one run.
+    :param unknown: cases that could not be compared, with the reason.
+    """
+    whole = Table.of([one.column for one in columns])
     wanted = {one.case: one for one in differences}
-    cases = [case for case in whole.cases if case in wanted]
-    # A separate table, so that the notes are those of the cases shown.
-    cells = tuple(row for case, row in whole.rows() if case in wanted)
-    table = Table(tuple(columns), tuple(cases), cells)
+    table = whole.only(wanted)  # the notes are those of the cases shown
+    strings = _Strings()
     data = {
         "kind": "compare",
-        "title": "hugepfn compare",
-        "columns": [_column(column) for column in columns],
-        "cases": [{**_case(case), **_told(wanted[case])} for case in cases],
-        "cells": [_compared_cells(strings, table, row) for row in cells],
-        "notes": list(table.notes),
-        "missing": [],
-        "compared": len(whole.cases),
+        "about": f"{len(wanted)} of {len(whole.cases)} cases differ.",
+        "cases": [{**case, **_told(wanted[one])} for one, case in zip(table.cases, _cases(table), strict=True)],
+        "cells": [_compared_cells(strings, table, row) for row in table.cells],
+        "lists": [["Not compared", [f"{case}: {why}" for case, why in unknown.items()]]],
     }
-    return _page({**data, "strings": strings.all()}, _plain(table, {}))
+    title = " against ".join(one.column.label for one in columns)
+    return _page(title, request, data, columns, table, printed, strings)
+
+
+def _table_page(
+    title: str,
+    request: PageRequest,
+    data: Mapping[str, Any],
+    columns: Sequence[PageColumn],
+    table: Table,
+    printed: Iterable[str],
+) -> str:
+    strings = _Strings()
+    cells = [[_cell(strings, table, cell) for cell in row] for row in table.cells]
+    return _page(title, request, {**data, "cases": _cases(table), "cells": cells}, columns, table, printed, strings)
 
 
 def _told(one: CaseDifference) -> dict[str, Any]:
-    """The differences in words: kind, name, kernel function, A, B; for entries, which are drawn, only the number."""
+    """The differences: of entries checkpoint, place, bits and the rest; of others kind, name, function, A and B."""
+    entries = []
+    for difference, count in folded(one.of(What.ENTRY)):
+        change = difference.change
+        assert change is not None
+        many = f" x{count}" if count > 1 else ""
+        others = [
+            f"{what} {pair[0] or 'none'} -> {pair[1] or 'none'}"
+            for what, pair in (("level", change.level), ("pfn", change.pfn), ("pagemap", change.pagemap))
+            if pair
+        ]
+        place = f"{change.key.process} {change.key.mapping}+{change.key.offset:#x}{many}"
+        entries.append([change.key.checkpoint, place, change.appeared, change.vanished, " ".join(others)])
     differs = [
         [difference.what.value, difference.name, difference.kernel_function, difference.before, difference.after]
         for difference in one.differences
         if difference.change is None
     ]
-    return {"differs": differs, "entries": len(one.of(What.ENTRY))}
+    return {"differs": differs, "entries": entries}
 
 
-def _column(column: Column) -> dict[str, Any]:
-    context = column.context
+def _column(one: PageColumn) -> dict[str, Any]:
+    column, context = one.column, one.column.context
     kernel = context.get("kernel") or {}
-    told = {key: context.get(key) for key in ("accel", "qemu", "smp", "date")}
+    told = {key: context.get(key) for key in ("accel", "qemu", "smp")}
     probed = context.get("capabilities")
     layout = Capabilities.from_json(probed).layout if probed else Layout.MODERN
     return {
+        "name": one.name,
         "label": column.label,
-        "spec": column.spec,
+        "subject": one.subject,
+        "before": one.before,
+        "after": one.after,
         "release": kernel.get("release"),
         "append": " ".join(context.get("append") or []),
         **told,
         "trouble": column.trouble,
         "bits": {level.label: _bit_names(level, layout) for level in LEVELS},
+        "functions": {},
     }
 
 
@@ -111,10 +207,18 @@ def _bit_names(level: Level, layout: Layout) -> list[str]:
     return [str(positions[bit].name) if bit in positions else "" for bit in range(64)]
 
 
-def _case(case: Case) -> dict[str, Any]:
-    known = {line[0]: line for line in scenario_lines()}
-    line = known.get(case.scenario)
-    return {"name": str(case), "scenario": case.scenario, "level": case.level, "claim": line[2] if line else ""}
+def _cases(table: Table) -> list[dict[str, Any]]:
+    claims = {line[0]: line[2] for line in scenario_lines()}
+    return [
+        {
+            "name": ":".join(filter(None, (case.scenario, case.level, str(case.turn + 1) if case.turn else ""))),
+            "title": str(case),
+            "scenario": case.scenario,
+            "level": case.level,
+            "claim": claims.get(case.scenario, ""),
+        }
+        for case in table.cases
+    ]
 
 
 def _cell(strings: _Strings, table: Table, cell: Cell) -> dict[str, Any]:
@@ -158,20 +262,49 @@ def _row(strings: _Strings, row: Row) -> list[int]:
     return [row.count, *(strings(text) for text in (*words, *more))]
 
 
-def _plain(table: Table, missing: Mapping[str, str]) -> str:
-    """The table as text, for readers without scripts."""
-    lines = [" ".join([f"{case!s:<40}", *(f"{cell.word:<12}" for cell in row)]).rstrip() for case, row in table.rows()]
-    heading = " ".join([" " * 40, *(f"{column.label:<12}" for column in table.columns)]).rstrip()
-    return "\n".join([heading, *lines, *(f"not available: {series}: {why}" for series, why in missing.items())])
+def for_mail(lines: Iterable[str]) -> str:
+    """Lines as a text of at most :data:`MAIL_COLUMNS` columns. A long line goes on with a deeper indent."""
+    found = []
+    for line in "\n".join(lines).splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        found += textwrap.wrap(line, MAIL_COLUMNS, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return "\n".join(found)
 
 
-def _page(data: Mapping[str, Any], plain: str) -> str:
-    stamped = {**data, "date": datetime.now(UTC).isoformat(timespec="seconds")}
+def _page(
+    title: str,
+    request: PageRequest,
+    data: Mapping[str, Any],
+    columns: Sequence[PageColumn],
+    table: Table,
+    printed: Iterable[str],
+    strings: _Strings,
+) -> str:
+    version = importlib.metadata.version("hugepfn")
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    text = for_mail(printed)
+    scripts = "\n".join((_PAGE / name).read_text() for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
+    stamped = {
+        **data,
+        "columns": [_column(one) for one in columns],
+        "notes": list(table.notes),
+        "version": version,
+        "command": request.command,
+        "date": date,
+        "text": f"{text}\n\nhugepfn {version}, {date}",
+        "strings": strings.all(),
+    }
     parts = {
-        "@TITLE@": str(data["title"]),
+        "@TITLE@": html.escape(title),
+        "@VERSION@": html.escape(version),
+        "@DATE@": date,
+        "@COMMAND@": html.escape(request.command),
         "@STYLE@": (_PAGE / "page.css").read_text(),
-        "@SCRIPT@": (_PAGE / "page.js").read_text(),
-        "@PLAIN@": html.escape(plain),
+        "@SCRIPT@": script,
+        # The browser runs this script and no other, and loads nothing.
+        "@HASH@": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "@PLAIN@": html.escape(text),
         # "<" is escaped, so that nothing in the data can end the script element.
         "@DATA@": json.dumps(stamped, separators=(",", ":")).replace("<", "\\u003c"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,19 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import STYLE, as_json, follow, prepare, print_table, summary, write_files
+from harness.campaign.matrix import (
+    STYLE,
+    as_json,
+    follow,
+    prepare,
+    print_lines,
+    report_lines,
+    summary,
+    width_of,
+    write_files,
+)
 from harness.campaign.progress import Live
-from harness.campaign.report import matrix_page
+from harness.campaign.report import MAIL_COLUMNS, PageChange, PageColumn, PageRequest, series_page
 from harness.errors import ExitCode, UsageError
 from harness.kernel.build import BuiltSource
 from harness.kernel.build.patches import split
@@ -43,7 +54,7 @@ def run_series(
     scenarios: Sequence[str],
     options: RunOptions,
     json_file: Path | None,
-    html_file: Path | None,
+    page: PageRequest,
 ) -> ExitCode:
     """Build and run every step, and print what changes at which patch.
 
@@ -52,7 +63,7 @@ def run_series(
     :returns: CLAIM_FAILED if something changes; else MACHINERY if a step has not said everything that it could.
     :raises UsageError: no such tree, range, mbox or scenario.
     """
-    expected = prepare(scenarios, options, json_file, html_file)
+    expected = prepare(scenarios, options, json_file, page.file)
     columns = []
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
         steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
@@ -65,12 +76,34 @@ def run_series(
                 live.line(summary(run, name))
     table = Table.of(columns, expected)
     found = changes(table)
-    _print(Console(highlight=False), steps, table, found)
+    console = Console(highlight=False)
+    print_lines(console, _report_lines(steps, table, found, width_of(console)))
     data = {"steps": [vars(step) for step in steps], "date": datetime.now(UTC).isoformat(timespec="seconds")}
     whole = {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]}
-    lost = write_files(live.line, (json_file, as_json(whole)), (html_file, lambda: matrix_page(table, {})))
+    lost = write_files(
+        live.line,
+        (json_file, as_json(whole)),
+        (page.file, lambda: page_of(page, tree, what, steps, table, options)),
+    )
     unknown = [column for column in columns if column.trouble or _has_errors(column)]
     return (ExitCode.CLAIM_FAILED if found else ExitCode.OK).without(lost or unknown)
+
+
+def page_of(
+    request: PageRequest, tree: str, what: str | Path, steps: Sequence[PatchStep], table: Table, options: RunOptions
+) -> str:
+    """The page of ``--html``. Each step has the command that runs it again."""
+    columns = []
+    for step, column in zip(steps, table.columns, strict=True):
+        if isinstance(what, Path) and step is not steps[0]:  # its kernel is made of temporary files
+            again = ("series", tree, "--mbox", os.fspath(what))
+            columns.append(PageColumn(column, step.name, options.words(None), again, subject=step.subject))
+        else:
+            columns.append(PageColumn(column, step.name, options.words(step.spec), subject=step.subject))
+    found = changes(table)
+    told = [PageChange(one.case, one.step, _change_line(steps, one).plain, one.after.note) for one in found]
+    printed = (line.plain for line in _report_lines(steps, table, found, MAIL_COLUMNS))
+    return series_page(request, columns, table, told, printed)
 
 
 def _has_errors(column: Column) -> bool:
@@ -124,33 +157,36 @@ def _git(folder: Path, *words: str) -> str:
     return printable(done.stdout)
 
 
-def _print(console: Console, steps: Sequence[PatchStep], table: Table, found: Sequence[Change]) -> None:
+def _report_lines(
+    steps: Sequence[PatchStep], table: Table, found: Sequence[Change], width: int | None
+) -> Iterator[Text]:
     for step in steps:
-        console.print(Text(f"{step.name:>6}  {step.subject}"), soft_wrap=True)
-    console.print()
+        yield Text(f"{step.name:>6}  {step.subject}")
+    yield Text()
     changing = table.only([change.case for change in found])
     if changing.cases:
-        print_table(console, changing, {})
-    for line in change_lines(steps, found):
-        console.print(line, soft_wrap=True)
+        yield from report_lines(changing, {}, 1, width)
+    yield from change_lines(steps, found)
     for step, column in zip(steps, table.columns, strict=True):
         if column.trouble:
-            console.print(Text(f"{step.name} {step.subject}: {column.trouble}", style="bold red"), soft_wrap=True)
+            yield Text(f"{step.name} {step.subject}: {column.trouble}", style="bold red")
     marks = ", ".join(f"{count} {mark.value}" for mark, count in steady(table).most_common())
-    console.print(Text(f"the same at every step: {marks or 'nothing'}", style="bold"))
+    yield Text(f"the same at every step: {marks or 'nothing'}", style="bold")
 
 
 def change_lines(steps: Sequence[PatchStep], found: Sequence[Change]) -> Iterator[Text]:
-    """One line per change: the case, its old and new answer, and the patch."""
+    """One line per change: the case, its old and new answer, the patch, and the reason."""
     for change in found:
-        step, last = steps[change.step], steps[change.since]
-        between = f" (the patches after {last.name} have no result)" if change.step - change.since > 1 else ""
-        line = Text(f"{change.case}: {change.before.word} -> ")
-        line.append(change.after.word, style=STYLE[change.after.mark])
-        line.append(f" at {step.name} {step.subject}{between}")
-        if change.after.note:
-            line.append(f": {change.after.note}")
-        yield line
+        line = _change_line(steps, change)
+        yield line.append(f": {change.after.note}") if change.after.note else line
+
+
+def _change_line(steps: Sequence[PatchStep], change: Change) -> Text:
+    step, last = steps[change.step], steps[change.since]
+    between = f" (the patches after {last.name} have no result)" if change.step - change.since > 1 else ""
+    line = Text(f"{change.case}: {change.before.word} -> ")
+    line.append(change.after.word, style=STYLE[change.after.mark])
+    return line.append(f" at {step.name} {step.subject}{between}")
 
 
 def _change_json(steps: Sequence[PatchStep], change: Change) -> dict[str, Any]:

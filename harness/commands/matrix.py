@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from harness.commands.options import campaign_options, report_options, run_options, scenarios_argument
+from harness.commands.options import (
+    campaign_options,
+    page_request,
+    report_options,
+    run_options,
+    scenarios_argument,
+)
 from harness.config import MachineConfig
 
 
@@ -30,7 +36,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], config: Machine
     """
     from harness.campaign.matrix import run_matrix
 
-    files = options.pop("json_file"), options.pop("html_file")
+    files = options["json_file"], page_request(options)
     sys.exit(run_matrix(kernels, scenarios, run_options(config, options), options["repeat"], *files))
 
 
@@ -54,5 +60,5 @@ def compare(before: str, after: str, scenarios: tuple[str, ...], config: Machine
     """
     from harness.campaign.compare import run_compare
 
-    files = options.pop("json_file"), options.pop("html_file")
+    files = options["json_file"], page_request(options)
     sys.exit(run_compare(before, after, scenarios, run_options(config, options), options["confirm"], *files))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +17,7 @@ from harness.levels import PAGE_SIZES, level_label
 
 if TYPE_CHECKING:
     from harness.campaign.kernels import RunOptions
+    from harness.campaign.report import PageRequest
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +93,13 @@ def report_options(what: str) -> Callable[[F], F]:
     json_option = click.option("--json", "json_file", type=FILE, help=f"write {what} there")
     html_option = click.option("--html", "html_file", type=FILE, help="write one self-contained page there")
     return lambda command: json_option(html_option(command))
+
+
+def page_request(options: dict[str, Any]) -> PageRequest:
+    """What was asked of the page, of the options of :func:`report_options`."""
+    from harness.campaign.report import PageRequest
+
+    return PageRequest(options["html_file"], shlex.join(["hugepfn", *sys.argv[1:]]))
 
 
 def run_options(config: MachineConfig, options: dict[str, Any]) -> RunOptions:

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from harness.commands.options import FILE, campaign_options, report_options, run_options, scenarios_argument
+from harness.commands.options import (
+    FILE,
+    campaign_options,
+    page_request,
+    report_options,
+    run_options,
+    scenarios_argument,
+)
 from harness.config import MachineConfig
 from harness.events import Sparing
 
@@ -43,7 +50,7 @@ def series(
     elif mbox is None and (revisions is None or ".." not in revisions):
         raise click.UsageError("give BASE..TIP, or --mbox FILE")
     what: str | Path = mbox if mbox is not None else str(revisions)
-    files = options.pop("json_file"), options.pop("html_file")
+    files = options["json_file"], page_request(options)
     sys.exit(run_series(tree, what, scenarios, run_options(config, options), *files))
 
 

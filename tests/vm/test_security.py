@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
-from harness.campaign.report import matrix_page
+from harness.campaign.kernels import RunOptions
+from harness.campaign.matrix import page_of
+from harness.campaign.report import PageRequest
 from harness.errors import MachineryError
 from harness.guest.initramfs import build_initramfs
 from harness.guest.sshd import CONNECTIONS_MAX
@@ -267,7 +269,7 @@ def test_what_a_guest_says_reaches_no_sink_raw(hugepfn: Command, hostile: Path, 
     assert r"red\x1b[31m\x08\x9b[bold]\u202e" in said["pytest"], "it is told, by codes"
     assert "own" in said["kept"]
     data = json.loads(results.read_text())
-    page = matrix_page(Table.of([Column(KERNEL, (Run.from_json(data),))]), {})
+    page = page_of(PageRequest(), Table.of([Column(KERNEL, (Run.from_json(data),))]), {}, 1, RunOptions())
     said |= {"json": "\n".join(strings(data)), "page": page}
     assert {name: unprintable(text) for name, text in said.items()} == {name: [] for name in said}
     assert r"m\x1b[31m\u202ex" in said["json"]
