@@ -217,7 +217,9 @@ def test_a_compiler_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "x.c", HELLO)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MachineryError, match=r"no C compiler: install it with: apt-get install gcc libc6-dev$"):
+    with pytest.raises(
+        MachineryError, match=r"there is no C compiler; install it with: apt-get install gcc libc6-dev$"
+    ):
         compile_program(source)
 
 
@@ -225,7 +227,7 @@ def test_no_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_compiler(tmp_path, monkeypatch, "exit 0")
     source = write(tmp_path / "x.c", HELLO)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MachineryError, match="no strip: install gcc and binutils"):
+    with pytest.raises(MachineryError, match="strip is missing on this host; install gcc and binutils"):
         compile_program(source)
     assert cache.entries("programs") == []
 
@@ -250,7 +252,7 @@ def test_a_program_by_its_name(tmp_path: Path) -> None:
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     write(tmp_path / "mine.c", HELLO)
-    with pytest.raises(UsageError, match=r"no guest program 'nosuch'; there are: .*fork.*mine"):
+    with pytest.raises(UsageError, match=r"there is no guest program 'nosuch'; expected one of: .*fork.*mine"):
         find_source("nosuch", (tmp_path,))
 
 

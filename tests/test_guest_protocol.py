@@ -88,7 +88,7 @@ def test_a_header_that_is_none_is_quoted(header: bytes) -> None:
 def test_a_stream_without_headers_is_not_collected_for_ever() -> None:
     decoder = FrameDecoder()
     assert decoder.feed(b"x" * 127) == []
-    with pytest.raises(ProtocolError, match="no header in b'xxx"):
+    with pytest.raises(ProtocolError, match="b'xxx"):
         decoder.feed(b"x")
 
 
@@ -106,7 +106,7 @@ def test_run_payload() -> None:
     ("argv", "environment"), [([], {}), (["a\0b"], {}), (["a"], {"N": "x\0y"}), (["a"], {"N\0": "x"})]
 )
 def test_a_program_that_cannot_be_named(argv: list[str], environment: dict[str, str]) -> None:
-    with pytest.raises(ProtocolError, match="is empty or holds a NUL"):
+    with pytest.raises(ProtocolError, match="is empty or contains a NUL"):
         run_payload(argv, environment)
 
 
@@ -216,11 +216,14 @@ def test_what_is_no_event_is_quoted(line: str) -> None:
         ("process parent \u0667 1 1000 5", "pid '\u0667', expected"),
         ("process parent 77 -1 1000 5", "pid '-1', expected a decimal number from 0"),
         ("process parent 77 1 stack 5", "address 'stack', expected 1 to 16 hexadecimal digits"),
-        ("process parent 77 1 1004 5", "address 0x1004, expected that of an aligned 8-byte word"),
-        ("process parent 77 1 ffffffff81000000 5", "expected that of an aligned 8-byte word below 0xfffffffffff000"),
+        ("process parent 77 1 1004 5", "address 0x1004, expected the address of an aligned 8-byte word"),
+        (
+            "process parent 77 1 ffffffff81000000 5",
+            "expected the address of an aligned 8-byte word below 0xfffffffffff000",
+        ),
         ("process parent 77 1 0 5", "address 0x0, expected"),
         ("process parent 77 1 1000 0x5", "nonce '0x5', expected"),
-        ("process p\x1b[2J 77 1 1000 5", "expected 1 to 31 printable ASCII characters without a blank"),
+        ("process p\x1b[2J 77 1 1000 5", "expected 1 to 31 printable ASCII characters without a space"),
         (f"checkpoint {'x' * 32} 77 1 1000 5", "expected 1 to 31 printable ASCII characters"),
         ("checkpoint \N{REPLACEMENT CHARACTER} 77 1 1000 5", "expected 1 to 31 printable ASCII characters"),
         ("mapping bar 77 1001 1000 3 bar 0", "address 0x1001, expected a multiple of 0x1000"),
@@ -235,7 +238,7 @@ def test_what_is_no_event_is_quoted(line: str) -> None:
         ("pagemap bar 77 0*0", "count '0', expected"),
         ("pagemap bar 77 0*300000000", "count '300000000', expected a decimal number from 1 to 512"),
         ("pagemap bar 77 0*500 1*13", "count '13', expected a decimal number from 1 to 12"),
-        ("pagemap bar 77 0*512 1*1", "more than 512 words of pagemap"),
+        ("pagemap bar 77 0*512 1*1", "expected at most 512 pagemap words"),
         ("pagemap bar 77 10000000000000000*1", "pagemap word '10000000000000000', expected 1 to 16"),
         ("gone " + "9" * 5000, r"pid '9{80}'\.\.\. \(5000 characters\), expected"),
     ],
@@ -295,14 +298,14 @@ def test_a_line_that_does_not_end_is_not_collected_for_ever() -> None:
     decoder = LineDecoder()
     for _ in range(16):
         assert decoder.feed(b"x" * 1024) == []
-    with pytest.raises(ProtocolError, match="events: a line of more than 16384 bytes, which begins 'xxx"):
+    with pytest.raises(ProtocolError, match="events: a line begins with 'xxx"):
         decoder.feed(b"x")
-    with pytest.raises(ProtocolError, match="a line of more than 16384 bytes"):
+    with pytest.raises(ProtocolError, match="expected at most 16384 bytes"):
         LineDecoder().feed(b"gone 1\n" + b"y" * 16385 + b"\n")
 
 
 def test_a_frame_that_announces_too_much_is_refused_at_once() -> None:
-    with pytest.raises(ProtocolError, match="agent: a frame of 268435457 bytes, at most 268435456 are allowed"):
+    with pytest.raises(ProtocolError, match="agent: a frame of 268435457 bytes, expected at most 268435456"):
         FrameDecoder().feed(b"out 1 268435457\n")
 
 

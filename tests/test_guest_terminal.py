@@ -66,4 +66,4 @@ def test_the_other_side_may_end_it() -> None:
 def test_without_a_terminal_it_says_so() -> None:
     program = PROGRAM.format(root=str(ROOT))
     done = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert "this needs a terminal" in done.stderr
+    assert "must be a terminal" in done.stderr

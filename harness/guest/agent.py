@@ -1,4 +1,4 @@
-"""The host's end of the agent channel: requests and their answers, jobs and what they print."""
+"""The host's end of the agent channel: requests and answers, jobs and their output."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ T = TypeVar("T")
 _LOG = logging.getLogger("hugepfn.agent")
 
 
-#: So much may be on its way through a UART, which the guest's tty layer would drop if it had no room for it; the agent
-#: tells of every 2,048 bytes that it has read (guest_tests/lib/agent/frames.c, acknowledge()).
+#: At most this much may be in flight on a UART, because the guest's tty layer drops what it has no room for. The agent
+#: acknowledges every 2,048 bytes that it has read (guest_tests/lib/agent/frames.c, acknowledge()).
 _UART_WINDOW_BYTES = 8192
 _UART_PIECE_BYTES = 4096
-#: So much of a job's input may be on its way; the agent tells when the job has taken it.
+#: At most this much of a job's input may be in flight; the agent says when the job has read it.
 _INPUT_WINDOW_BYTES = 256 << 10
 _PATH_ROOM_BYTES = 1 << 14
 _LATE_MAX = 64  # JOBS of guest_tests/lib/agent/jobs.h is 16
 _ANSWERS = ("done", "started", "error")
-UNLIMITED_S = 1e7  # longer than any session: QEMU's end is what ends such a wait
+UNLIMITED_S = 1e7  # longer than any session: such a wait ends when QEMU does
 
 
 def _heard(awaitable: Awaitable[T]) -> asyncio.Future[T]:
-    """A task whose failure needs no listener: of a machine that has just ended, the end is what is told.
+    """A task whose failure need not be awaited: if the machine has just ended, the report is about that end.
 
-    asyncio logs others when they are collected as garbage; inside of ast.parse(), which pytest calls for a traceback,
-    that breaks the interpreter's own count of recursion (https://github.com/python/cpython/issues/106905).
+    asyncio logs other failures when the task is garbage-collected. Inside ast.parse(), which pytest calls, that breaks
+    the interpreter's recursion counter (https://github.com/python/cpython/issues/106905).
     """
     task = asyncio.ensure_future(awaitable)
     task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
@@ -54,12 +54,13 @@ def _heard(awaitable: Awaitable[T]) -> asyncio.Future[T]:
 
 
 class Agent:
-    """PID 1 of the guest, as the host talks to it."""
+    """PID 1 of the guest, as seen from the host."""
 
     def __init__(self, emulator: Emulator, first_id: int = 1, channel: Channel | None = None) -> None:
-        """A machine that comes back has its channel, and of one that boots the agent says it.
+        """Talk to the agent.
 
-        :param first_id: of the next request; a machine that was kept has jobs with those before it.
+        :param first_id: the ID of the next request; in a machine that was kept, jobs have the IDs before it.
+        :param channel: the channel of a restored machine; None if it boots, because then the agent chooses one.
         """
         self.emulator = emulator
         self._channel = channel
@@ -70,30 +71,30 @@ class Agent:
         self._loop = asyncio.get_running_loop()
         self._late: set[asyncio.Future[None]] = set()
         self._pacing: set[asyncio.Future[None]] = set()
-        self._sending = asyncio.Lock()  # a frame is whole before the next begins
-        self._unread_bytes = 0  # on its way through a UART
-        self._carried_bytes = 0  # by it, both ways
+        self._sending = asyncio.Lock()  # one frame is sent completely before the next begins
+        self._unread_bytes = 0  # in flight on a UART
+        self._carried_bytes = 0  # by a UART, in both directions
         self._room = asyncio.Event()
-        self._worked = False  # a program was started: what comes to a halt from then on may be its doing
+        self._worked = False  # a program was started, which may be the cause if the guest hangs from now on
         for one in (channel,) if channel is not None else Channel:
             emulator.pump(one.agent, functools.partial(self._receive, one, FrameDecoder()))
 
     @property
     def channel(self) -> Channel:
-        """Over which it talks."""
+        """The channel that the agent uses."""
         assert self._channel is not None, "known once it is ready"
         return self._channel
 
     def _receive(self, channel: Channel, decoder: FrameDecoder, data: bytes) -> None:
         if self._channel not in (None, channel):
-            return  # somebody in the guest writes to the other
+            return  # another program in the guest writes to the other channel
         self._carried_bytes += len(data)
         for frame in decoder.feed(data):
             job = self._jobs.get(frame.id)
             if frame.verb == "ready" and not self._ready.done():
                 self._channel = channel
                 self._ready.set_result(parse_ready(frame.text))
-            elif frame.verb == "failed":  # an end of PID 1 would look like the kernel's: it says so instead, and waits
+            elif frame.verb == "failed":  # if PID 1 ended, the kernel would panic: it reports and waits
                 raise ProtocolError(
                     f"the guest's agent cannot go on: {parse_refusal(frame.text)[1]}; this says nothing about the "
                     "kernel: run again"
@@ -115,22 +116,22 @@ class Agent:
                 del self._jobs[frame.id]
             elif frame.verb in _ANSWERS and frame.id in self._answers:
                 self._answers.pop(frame.id).set_result(frame)
-            elif frame.verb == "started":  # too late: nobody waits for it any more
+            elif frame.verb == "started":  # too late: the caller no longer waits
                 self._kill_late(frame.id)
 
     def _kill_late(self, job_id: int) -> None:
         if len(self._late) == _LATE_MAX:
-            raise ProtocolError(f"agent: {_LATE_MAX} jobs have started that nobody asked for")
+            raise ProtocolError(f"agent: {_LATE_MAX} jobs have started without a request")
         killing = self._write(Frame("kill", job_id, b"9"))
         self._late.add(killing)
         killing.add_done_callback(self._late.discard)
 
     async def ready(self, timeout_s: float) -> dict[str, str]:
-        """Waits for the agent's first words; what it says about the guest."""
+        """Wait for the agent's first message; returns what it says about the guest."""
         return await self.emulator.expect(asyncio.shield(self._ready), timeout_s, "the agent in the guest")
 
     async def request(self, verb: str, payload: bytes = b"", timeout_s: float = 30.0) -> Frame:
-        """Sends one request and waits for its answer.
+        """Send one request and wait for its answer.
 
         :raises AgentRefused: the agent cannot do it, with its reason.
         """
@@ -149,8 +150,8 @@ class Agent:
             if self._worked:
                 raise
             raise MachineryError(
-                f"{error}; no guest program has run yet, so this says nothing about the kernel: run again, and with "
-                "--append hugepfn.channel=serial if the kernel's virtio drivers are in doubt"
+                f"{error}; no guest program has run yet, so this says nothing about the kernel: run again; if the "
+                "kernel's virtio drivers may be broken, use --append hugepfn.channel=serial"
             ) from error
         finally:
             self._answers.pop(frame.id, None)
@@ -162,12 +163,12 @@ class Agent:
     async def _send(self, frame: Frame, timeout_s: float) -> None:
         if self.emulator.stopped:
             raise UsageError(
-                "the machine stands still (at a checkpoint, or for gdb): its agent answers when it goes on"
+                "the machine is stopped (at a checkpoint, or by gdb), so its agent cannot answer; resume it first"
             )
         await self._patiently(self._write(frame), timeout_s, f"the agent to take {frame.verb!r}")
 
     async def _patiently(self, awaitable: Awaitable[T], timeout_s: float, what: str) -> T:
-        """Like :meth:`Emulator.expect`; over UARTs, which carry 40 KB/s under TCG, as long as they carry anything."""
+        """Like :meth:`Emulator.expect`, but waits as long as a UART carries anything: 40 KB/s under TCG."""
         task = _heard(awaitable)
         try:
             while True:
@@ -181,7 +182,7 @@ class Agent:
             task.cancel()
 
     def _write(self, frame: Frame) -> asyncio.Future[None]:
-        """Sends a frame, to its end though nobody waits for it any more: the next begins behind it."""
+        """Send a frame completely, even if the caller stops waiting, because the next frame follows it."""
         return _heard(asyncio.shield(_heard(self._write_whole(frame.encode()))))
 
     async def _write_whole(self, data: bytes) -> None:
@@ -199,16 +200,18 @@ class Agent:
                 await loop.sock_sendall(end, piece)
 
     async def put(self, path: str, data: bytes, mode: int = 0o755) -> None:
-        """Writes a file in the guest.
+        """Write a file in the guest.
 
-        :raises UsageError: it is larger than the agent takes.
+        :raises UsageError: it is larger than the agent accepts.
         """
         if len(data) > PAYLOAD_MAX_BYTES - _PATH_ROOM_BYTES:
-            raise UsageError(f"{path}: {len(data) >> 20} MiB; the guest takes {PAYLOAD_MAX_BYTES >> 20} MiB at most")
+            raise UsageError(
+                f"{path} has {len(data) >> 20} MiB; the guest accepts at most {PAYLOAD_MAX_BYTES >> 20} MiB"
+            )
         await self.request("put", put_payload(path, data, mode))
 
     async def get(self, path: str) -> bytes:
-        """Reads a file of the guest, /proc and /sys included."""
+        """Read a file of the guest, including those in /proc and /sys."""
         return (await self.request("get", path.encode())).payload
 
     async def run(
@@ -220,19 +223,19 @@ class Agent:
         sink: Callable[[Stream, bytes], None] | None = None,
         full: Callable[[], bool] = lambda: False,
     ) -> Job:
-        """Starts a program; returns once it runs.
+        """Start a program, and return when it runs.
 
-        :param sink: gets what it prints as it comes, on the machine's loop; else the job keeps it.
-        :param full: whether the sink has no room for more, asked after each part: then the guest keeps what comes next.
-            It fills the job's pipes, and the job waits. What is on its way comes nevertheless, and at the job's end
+        :param sink: gets the output as it arrives, on the machine's loop; without a sink, the job keeps its output.
+        :param full: whether the sink has no room for more; asked after each part. If so, the guest keeps further output
+            in the job's pipes until the job blocks. What is in flight still arrives, and so does, at the job's end,
             what is in the pipes. See :meth:`has_room`.
         """
         return await self._begin(reads.value, tuple(argv), run_payload(argv, environment), sink, full)
 
     async def shell(self) -> Job:
-        """The shell on the guest's ttyS3, started if there is none; it prints there, and not here.
+        """The shell on the guest's ttyS3, started if there is none. It prints to that terminal, not to us.
 
-        :raises AgentRefused: there is no busybox in the guest (it was not on the host).
+        :raises AgentRefused: the guest has no busybox, because the host has none.
         """
         return await self._begin("shell", ("sh",), b"")
 
@@ -258,9 +261,9 @@ class Agent:
         return job
 
     async def feed(self, job: Job, data: bytes) -> None:
-        """Gives a job more input, as fast as it takes it; nothing at all ends its input.
+        """Give a job more input, as fast as it reads it. Empty data ends its input.
 
-        A machine that stands still meanwhile is waited for, however long.
+        If the machine is stopped, this waits until it runs again, however long that takes.
         """
         for start in range(0, max(len(data), 1), _INPUT_WINDOW_BYTES // 4):
             chunk = data[start : start + _INPUT_WINDOW_BYTES // 4]
@@ -273,9 +276,9 @@ class Agent:
             await self.emulator.expect(self._write(Frame("in", job.id, chunk)), UNLIMITED_S, "the agent to take input")
 
     async def kill(self, job: Job, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signals a job and all it started; while the machine stands still, as soon as it runs again."""
+        """Signal a job and everything that it started; if the machine is stopped, as soon as it runs again."""
         await self.emulator.expect(
-            self._write(Frame("kill", job.id, str(int(number)).encode())), 30.0, "a signal to go out"
+            self._write(Frame("kill", job.id, str(int(number)).encode())), 30.0, "the agent to take a signal"
         )
 
     def _pace(self, job: Job) -> None:
@@ -286,12 +289,12 @@ class Agent:
             sending.add_done_callback(self._pacing.discard)
 
     def has_room(self, job: Job) -> None:
-        """Lets a job print again whose output was kept in the guest; from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the machine gone with it
+        """Let a job print again whose output was kept in the guest. May be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the machine has ended
             self._loop.call_soon_threadsafe(self._pace, job)
 
     async def resize_shell(self, rows: int, columns: int) -> None:
-        """How large the terminal behind the shell's line is; no answer is waited for."""
+        """Tell the guest the size of the terminal at the shell's serial line. Does not wait for an answer."""
         await self.emulator.expect(
-            self._write(Frame("size", 0, f"{rows} {columns}".encode())), 30.0, "a size to go out"
+            self._write(Frame("size", 0, f"{rows} {columns}".encode())), 30.0, "the agent to take a terminal size"
         )

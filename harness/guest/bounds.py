@@ -1,6 +1,6 @@
-"""What the guest may say at most. All of it is bounded before it is believed: no guest costs the host its memory.
+"""The limits of what a guest may send. Everything is checked first, so that no guest can exhaust the host's memory.
 
-Each function returns the value, or raises ProtocolError with what came and what is allowed.
+Each function returns the value, or raises ProtocolError with what was received and what is allowed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from harness.errors import ProtocolError
 PAGE_BYTES = 4096  # not from harness.pagetable, which loads numpy: `hugepfn ssh` has to start fast
 #: One line of the events channel: HP_LINE of guest_tests/lib/shared.h is 11,904.
 LINE_MAX_BYTES = 16 << 10
-#: Events that nobody has taken yet. A program waits at each checkpoint, so few are ever on their way.
+#: Events that have not been handled yet. A program waits at each checkpoint, so there are never many.
 EVENTS_MAX = 1 << 16
-#: What a program says before the agent tells that it runs. It waits to be registered, which is one line.
+#: Events of a program before the agent reports that it runs. It waits to be registered, which is one line.
 EARLY_MAX_BYTES = 1 << 20
-#: HP_NAME of guest_tests/lib/shared.h, less its NUL.
+#: HP_NAME of guest_tests/lib/shared.h, without its NUL.
 NAME_MAX = 31
 #: HP_PAGEMAP_PAGES of guest_tests/lib/shared.h.
 PAGEMAP_WORDS_MAX = 512
-#: Four times HP_PROCESSES: each program that execs has a table of its own.
+#: Four times HP_PROCESSES, because each program that execs has its own table.
 PROCESSES_MAX = 256
 #: Of one process: HP_MAPPINGS.
 MAPPINGS_MAX = 256
@@ -28,13 +28,13 @@ MAPPINGS_MAX = 256
 PID_MAX = 4 << 20
 #: The end of user space with five levels, TASK_SIZE_MAX of arch/x86/include/asm/page_64.h.
 USER_END = (1 << 56) - PAGE_BYTES
-#: Leaves and holes that all stops of one run make values of, 16 GiB in pages: about a gigabyte of host memory.
+#: Leaves and holes in all stops of one run: the pages of 16 GiB, which take about a gigabyte of host memory.
 LEAVES_MAX = 4 << 20
-#: Words of pagemap that a run's processes say, 32 GiB in pages: about as much.
+#: Pagemap words of all processes of a run: the pages of 32 GiB, which take about as much.
 PAGEMAP_RUN_MAX = 8 << 20
-#: What is kept of a job's output, each stream; a caller that takes it as it comes has no limit.
+#: What is kept of each output stream of a job. A caller with a sink has no limit.
 OUTPUT_MAX_BYTES = 64 << 20
-#: What is kept of the kernel's log, the newest, each of the records and of the console: about 300 MB of host memory.
+#: What is kept of the kernel log, of the records and of the console each: the newest, about 300 MB of host memory.
 LOG_MAX_BYTES = 64 << 20
 
 #: MAX_ERRNO, include/linux/err.h.
@@ -48,7 +48,7 @@ _SHOWN_MAX = 80
 
 
 def shown(text: str) -> str:
-    """What came, as a message quotes it: at most 80 characters of it."""
+    """Received text as quoted in a message: at most 80 characters of it."""
     return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}... ({len(text)} characters)"
 
 
@@ -65,34 +65,34 @@ def pid(text: str, least: int = 1) -> int:
 
 
 def status(text: str) -> int:
-    """What exit(2) takes."""
+    """An exit status, as for exit(2)."""
     return decimal(text, "exit status", 0, 255)
 
 
 def signal_number(text: str) -> int:
-    """A signal, real-time ones included."""
+    """A signal number, including real-time signals."""
     return decimal(text, "signal", 1, _SIGNAL_MAX)
 
 
 def word(text: str, what: str) -> int:
-    """A 64-bit word in bare hexadecimal digits."""
+    """A 64-bit word in hexadecimal digits without a prefix."""
     if _HEX.fullmatch(text):
         return int(text, 16)
     raise ProtocolError(f"{what} {shown(text)}, expected 1 to 16 hexadecimal digits")
 
 
 def name(text: str) -> str:
-    """Of a process, a checkpoint or a mapping."""
+    """The name of a process, a checkpoint or a mapping."""
     if _NAME.fullmatch(text):
         return text
-    raise ProtocolError(f"name {shown(text)}, expected 1 to {NAME_MAX} printable ASCII characters without a blank")
+    raise ProtocolError(f"name {shown(text)}, expected 1 to {NAME_MAX} printable ASCII characters without a space")
 
 
 def user_word_vaddr(text: str) -> int:
     """The address of an aligned 8-byte word in user space."""
     vaddr = word(text, "address")
     if vaddr % 8 or not 0 < vaddr < USER_END:
-        raise ProtocolError(f"address {vaddr:#x}, expected that of an aligned 8-byte word below {USER_END:#x}")
+        raise ProtocolError(f"address {vaddr:#x}, expected the address of an aligned 8-byte word below {USER_END:#x}")
     return vaddr
 
 

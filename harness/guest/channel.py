@@ -1,4 +1,4 @@
-"""What carries the agent's frames and the events between host and guest."""
+"""The device that carries the agent's frames and the events between host and guest."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import enum
 
 
 class Channel(enum.Enum):
-    """What carries agent frames and events; the value is the agent's word for it."""
+    """The device that carries agent frames and events. The value is the agent's name for it."""
 
     VIRTIO = "virtio"
-    SERIAL = "serial"  # UARTs, where the kernel has no driver for virtio-serial
+    SERIAL = "serial"  # UARTs, for a kernel without a driver for virtio-serial
 
     @property
     def agent(self) -> str:
-        """QEMU's end of the frames, see :meth:`harness.qemu.process.Qemu.end`."""
+        """The name of the end that carries frames; see :meth:`harness.qemu.process.Qemu.end`."""
         return "agent" if self is Channel.VIRTIO else "agent_uart"
 
     @property
     def events(self) -> str:
-        """Of the events."""
+        """The name of the end that carries events."""
         return "events" if self is Channel.VIRTIO else "events_uart"

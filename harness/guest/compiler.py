@@ -1,4 +1,4 @@
-"""Guest programs: one C file and the library beside it, to a static ELF, cached by content."""
+"""Compiles guest programs: one C file and the library beside it become a static ELF, cached by content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.host import cache
 from harness.host.packages import find_command, how_to_install
 
 _LOG = logging.getLogger("hugepfn.cache")
-#: C11 and the warnings of the house; static, so that the guest needs no loader; small, since it is sent over.
+#: C11 with our warnings. Static, so that the guest needs no loader; small, because it is sent to the guest.
 CFLAGS = (
     "-std=c11",
     "-D_GNU_SOURCE",
@@ -29,13 +29,13 @@ CFLAGS = (
     "-static",
 )
 _COMPILE_TIMEOUT_S = 120
-#: gcc's "error:" and "fatal error:", as's "Error:", ld's words; not an "error" in a file's name.
+#: Matches "error:" and "fatal error:" of gcc, "Error:" of as, and errors of ld, but not "error" in a file name.
 _ERROR = re.compile(r"\berror: |undefined reference", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A compiled guest program. ``elf`` has its debug information, ``stripped`` is what the guest gets."""
+    """A compiled guest program. ``elf`` has debug information; ``stripped`` is sent to the guest."""
 
     name: str
     elf: Path
@@ -47,34 +47,35 @@ class Program:
 
 
 def guest_tests_dir() -> Path:
-    """Where the scenarios and the guest library are: beside the ``harness`` package, in a wheel too."""
+    """The folder of the scenarios and the guest library: beside the ``harness`` package, also in a wheel."""
     return Path(__file__).resolve().parents[2] / "guest_tests"
 
 
 def find_source(name: str, search: tuple[Path, ...] = ()) -> Path:
-    """The C file of a program: a path, or a name looked up in ``search`` and then among the scenarios.
+    """The C file of a program: a path, or a name that is searched for in ``search`` and then among the scenarios.
 
-    :raises UsageError: names the programs there are.
+    :raises UsageError: there is no such program; lists the existing ones.
     """
     if name.endswith(".c"):
         path = Path(name)
         if path.is_file():
             return path.resolve()
-        raise UsageError(f"guest program {name}: no such file")
+        raise UsageError(f"guest program {name}: no such file; expected the path of a C file")
     folders = (*search, guest_tests_dir())
     for folder in folders:
         if (path := folder / f"{name}.c").is_file():
             return path.resolve()
     known = sorted({path.stem for folder in folders for path in folder.glob("*.c")})
-    raise UsageError(f"no guest program {name!r}; there are: {', '.join(known)}")
+    expected = f"one of: {', '.join(known)}" if known else "the path of a C file"
+    raise UsageError(f"there is no guest program {name!r}; expected {expected}")
 
 
 @functools.cache
 def _compiler() -> tuple[str, str]:
-    """The compiler and its identity."""
+    """The path of the compiler, and its identity."""
     path = find_command(os.environ.get("CC", "gcc")) or find_command("cc")
     if path is None:
-        raise MachineryError(f"no C compiler: install it with: {how_to_install(['gcc', 'libc6-dev'])}")
+        raise MachineryError(f"there is no C compiler; install it with: {how_to_install(['gcc', 'libc6-dev'])}")
     stat = Path(path).stat()
     return path, f"{path} {stat.st_size} {stat.st_mtime_ns}"
 
@@ -89,12 +90,12 @@ def _library() -> tuple[tuple[Path, ...], bytes]:
 
 
 def forget_library() -> None:
-    """Reads the library's files anew: a process that lives long, beside somebody who edits them."""
+    """Read the library's files again next time; for a long-lived process while somebody edits them."""
     _library.cache_clear()
 
 
 def compile_program(source: Path) -> Program:
-    """Compiles one C file with the guest library (``#include "lib/hugepfn.h"`` or ``"hugepfn.h"``).
+    """Compile one C file with the guest library (``#include "lib/hugepfn.h"`` or ``"hugepfn.h"``).
 
     The result is cached by the content of the source, the headers beside it, the library, the flags and
     the compiler.
@@ -108,7 +109,7 @@ def compile_program(source: Path) -> Program:
 
 
 def compile_init() -> Program:
-    """Compiles PID 1 of the guest, with the agent in it: guest_tests/lib/init and guest_tests/lib/agent.
+    """Compile PID 1 of the guest, which includes the agent: guest_tests/lib/init and guest_tests/lib/agent.
 
     :raises CompileError: with the compiler's first error.
     """
@@ -119,7 +120,7 @@ def compile_init() -> Program:
 
 
 def _compile(name: str, files: Sequence[Path], parts: Mapping[str, bytes]) -> Program:
-    """Compiles C files to one program, once for the same ``parts``, flags and compiler."""
+    """Compile C files to one program, once for the same ``parts``, flags and compiler."""
     compiler, identity = _compiler()
     keyed = {**parts, "flags": " ".join(CFLAGS).encode(), "compiler": identity.encode()}
     digests = {part: hashlib.sha256(part.encode() + b"\0" + data).hexdigest() for part, data in keyed.items()}
@@ -143,7 +144,9 @@ def _call(argv: list[str], what: str) -> None:
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
         )
     except FileNotFoundError:
-        raise MachineryError(f"no {argv[0]}: install gcc and binutils (`hugepfn doctor` says how)") from None
+        raise MachineryError(
+            f"{argv[0]} is missing on this host; install gcc and binutils (`hugepfn doctor` shows how)"
+        ) from None
     except subprocess.TimeoutExpired:
         raise CompileError(f"{what}: {argv[0]} took more than {_COMPILE_TIMEOUT_S} s") from None
     if done.returncode:
@@ -153,7 +156,7 @@ def _call(argv: list[str], what: str) -> None:
 
 
 def assemble_rom(name: str) -> Path:
-    """Assembles guest_tests/lib/NAME.S to a flat binary, cached by content.
+    """Assemble guest_tests/lib/NAME.S to a flat binary, cached by content.
 
     :raises CompileError: with the assembler's first error.
     """

@@ -1,4 +1,4 @@
-"""What the guest's agent needs of the emulator, and no more. :class:`harness.qemu.process.Qemu` has it."""
+"""What the guest's agent needs from the emulator, and nothing else. :class:`harness.qemu.process.Qemu` provides it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ T = TypeVar("T")
 
 
 class Emulator(Protocol):
-    """A running emulator: its channels, its kernel's log, and waiting that ends when it does."""
+    """A running emulator: its channels, its kernel log, and waits that end when it ends."""
 
     log: KernelLog
 
     @property
     def stopped(self) -> bool:
-        """Whether no vCPU runs because we stopped them."""
+        """Whether we have stopped the vCPUs."""
 
     def end(self, channel: str) -> socket.socket:
         """The host's end of a channel."""
 
     def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
-        """Passes on everything that comes through a channel."""
+        """Pass on everything that arrives through a channel."""
 
     async def expect(self, awaitable: Awaitable[T], limit: float, what: str) -> T:
-        """Waits for something that the guest does.
+        """Wait for something that the guest does.
 
         :param limit: seconds.
         :param what: what is expected, for the message.

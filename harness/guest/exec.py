@@ -1,4 +1,4 @@
-"""Commands in a guest: any program with its arguments, its output apart, its end as it was."""
+"""Commands in a guest: any program with its arguments, its separate output streams and the way it ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Sink = Callable[[Stream, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A command that ended."""
+    """A command that has ended."""
 
     argv: tuple[str, ...]
     exit: ExitStatus
@@ -33,10 +33,10 @@ class Completed:
 
 
 async def finish(agent: Agent, job: Job, timeout_s: float) -> ExitStatus:
-    """Waits for the end of a command; one that does not end in time, or that nobody waits for any more, is killed.
+    """Wait for the end of a command. It is killed if it does not end in time, or if the wait is cancelled.
 
     :raises DeadlineError: it took longer.
-    :raises KernelDied: the kernel did not live to see it.
+    :raises KernelDied: the kernel died first.
     """
     try:
         return await agent.emulator.expect(asyncio.shield(job.exited), timeout_s, f"the end of {job.argv[0]}")
@@ -56,7 +56,7 @@ async def execute(
     timeout_s: float = UNLIMITED_S,
     sink: Sink | None = None,
 ) -> Completed:
-    """Runs a command to its end; see :meth:`harness.machine.live.LiveMachine.exec`."""
+    """Run a command to its end; see :meth:`harness.machine.live.LiveMachine.exec`."""
     reads = Input.PIPE if stdin else Input.NULL
     job = await agent.run(argv, environment, reads=reads, sink=sink)
     feeding = asyncio.ensure_future(_feed_all(agent, job, stdin)) if stdin else None

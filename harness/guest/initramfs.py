@@ -1,4 +1,4 @@
-"""The guest's root: our init, the modules the job needs, and busybox for people. A newc archive, uncompressed."""
+"""The guest's root: our init, the modules that scenarios need, and busybox for people. An uncompressed newc archive."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from harness.kernel import KernelImage, load_order
 from harness.kernel import read as read_module
 
 _LOG = logging.getLogger("hugepfn.cache")
-#: What vfio-pci needs below it comes from modules.dep; what is built in is skipped.
+#: The modules that vfio-pci depends on come from modules.dep; built-in ones are skipped.
 MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")
-_FORMAT = 3  # of the archive: what is where in it
+_FORMAT = 3  # version of the archive's layout
 _FOLDERS = ("bin", "dev", "proc", "run", "sys", "tests", "tmp", "modules")
 
 
 def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> Path:
-    """The initramfs for ``kernel``, from the cache when nothing that goes into it has changed.
+    """The initramfs for ``kernel``, from the cache if nothing in it has changed.
 
-    Modules that this kernel neither has nor has built in are left out: the guest then says what is missing
-    when it is needed, which is the truth about that kernel.
+    Modules that this kernel has neither as files nor built in are left out. The guest reports them as missing when they
+    are needed.
     """
     init = compile_init()
     order = load_order(kernel, (*MODULES, *extra_modules))
@@ -50,7 +50,7 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
 
 
 def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: Path | None) -> bytes:
-    """The archive's bytes. /modules/order has the modules in insmod order, for init."""
+    """The archive's bytes. For init, /modules/order lists the modules in the order for insmod."""
     buffer = io.BytesIO()
     writer = CpioWriter(buffer)
     for folder in _FOLDERS:
@@ -71,7 +71,7 @@ def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: Path | 
 
 
 def _write_libraries(writer: CpioWriter, paths: Sequence[Path]) -> None:
-    """What a busybox needs that is not static (Debian's package busybox), at the host's paths."""
+    """The libraries that a dynamically linked busybox (Debian's package busybox) needs, at the host's paths."""
     folders = {folder for path in paths for folder in path.parents if folder.name}
     for folder in sorted(folders, key=lambda path: len(path.parts)):
         writer.mkdir(str(folder).lstrip("/").encode(), 0o755)

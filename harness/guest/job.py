@@ -1,4 +1,4 @@
-"""A program that runs in the guest: what it reads, what it prints, how it ends."""
+"""A program that runs in the guest: its input, its output, and how it ends."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class ExitStatus:
 
     @property
     def signal_name(self) -> str:
-        """SIGSEGV; SIGRTMIN+2, which :class:`signal.Signals` has no name for; empty where it exited."""
+        """SIGSEGV; SIGRTMIN+2, for which :class:`signal.Signals` has no name; empty if it exited."""
         if self.signal is None:
             return ""
         if signal.SIGRTMIN < self.signal < signal.SIGRTMAX:
             return f"SIGRTMIN+{self.signal - signal.SIGRTMIN}"
         known = {member.value: member.name for member in signal.Signals}
-        return known.get(self.signal, f"SIG{self.signal}")  # 32 and 33 are glibc's own, and have no name
+        return known.get(self.signal, f"SIG{self.signal}")  # 32 and 33 are reserved by glibc and have no name
 
     def __str__(self) -> str:
         return f"signal {self.signal_name}" if self.signal else f"exit status {self.status}"
@@ -52,15 +52,15 @@ class ExitStatus:
 
 
 class Input(enum.Enum):
-    """What a job reads as its standard input; the value is the agent's verb that starts such a job."""
+    """The standard input of a job. The value is the agent's verb that starts such a job."""
 
     NULL = "run"  # /dev/null
     PIPE = "pipe"
-    SOCKET = "socket"  # one connection, which is its standard output as well: for a server of inetd's kind
+    SOCKET = "socket"  # one connection, which is also its standard output, as inetd does it
 
 
 class Stream(enum.Enum):
-    """What a job writes to; the value is the agent's verb."""
+    """An output stream of a job. The value is the agent's verb."""
 
     OUT = "out"
     ERR = "err"
@@ -73,19 +73,21 @@ class Job:
     id: int
     argv: tuple[str, ...]
     exited: asyncio.Future[ExitStatus]
-    sink: Callable[[Stream, bytes], None] | None = None  # gets what it prints as it comes; else that is kept here
+    sink: Callable[[Stream, bytes], None] | None = (
+        None  # gets the output as it arrives; without it, the output is kept here
+    )
     full: Callable[[], bool] = lambda: False  # whether the sink has no room for more
     pid: int = 0
     stdout: bytearray = field(default_factory=bytearray)
     stderr: bytearray = field(default_factory=bytearray)
-    held: bool = False  # the guest keeps what it prints
+    held: bool = False  # the guest keeps its output
     on_its_way_bytes: int = 0  # of input
     took: asyncio.Event = field(default_factory=asyncio.Event)
 
     def receive(self, stream: Stream, data: bytes) -> None:
-        """It printed something.
+        """Take output of the job.
 
-        :raises ProtocolError: it is more than is kept.
+        :raises ProtocolError: it is more than we keep.
         """
         if self.sink is not None:
             self.sink(stream, data)
@@ -93,15 +95,15 @@ class Job:
         kept = self.stdout if stream is Stream.OUT else self.stderr
         if len(kept) + len(data) > bounds.OUTPUT_MAX_BYTES:
             raise ProtocolError(
-                f"{bounds.shown(self.argv[0])} has printed more than {bounds.OUTPUT_MAX_BYTES >> 20} MiB, which is all "
-                "that is kept of a job's output; print less, or take it as it comes (sink=)"
+                f"{bounds.shown(self.argv[0])} has printed more than {bounds.OUTPUT_MAX_BYTES >> 20} MiB, the limit "
+                "for output that is kept; print less, or read the output as it arrives (sink=)"
             )
         kept += data
 
     def took_input(self, text: str) -> None:
-        """It has taken so many bytes of its input, or never will.
+        """The job has read this many bytes of its input, or never will.
 
-        :raises ProtocolError: it never got so many.
+        :raises ProtocolError: that is more than it was sent.
         """
         self.on_its_way_bytes -= bounds.decimal(text, "took", 0, self.on_its_way_bytes)
         self.took.set()

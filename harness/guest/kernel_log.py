@@ -1,10 +1,10 @@
-"""The log of a machine's kernel, from its two sources: /dev/kmsg, which has all of it, and the console.
+"""The log of a machine's kernel, from two sources: /dev/kmsg, which has everything, and the console.
 
-Records are numbered, so what is missing is known; but they have to be asked for, and a dead kernel does not answer.
-The console is there at once, and shows what the console level lets through: it tells how a kernel dies.
+Records of /dev/kmsg are numbered, so missing ones are noticed; but we have to ask for them, and a dead kernel does not
+answer. The console arrives at once and shows how a kernel dies, but only messages that the console level lets through.
 
-A session may run for weeks, so only the newest is kept of both. What was dropped counts as lost for a program that
-began before it, and for no other.
+A session may run for weeks, so only the newest part of both is kept. What was dropped counts as lost only for programs
+that were started before it was logged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FILE = "log.json"
 
 @dataclass(frozen=True, slots=True)
 class LogMark:
-    """A place in the log, counted from its beginning, dropped or not."""
+    """A position in the log, counted from its beginning, including what was dropped."""
 
     lines: int = 0
     console: int = 0  # characters
@@ -36,49 +36,51 @@ class SavedLog:
     """The log of a machine that was saved."""
 
     lines: tuple[str, ...]
-    due: int  # the number of the record that comes after them
-    console: str  # what the lines may lack
+    due: int  # the number of the next record
+    console: str  # text that the lines may lack
 
     @classmethod
     def read(cls, folder: Path) -> SavedLog:
-        """What :meth:`write` wrote.
+        """Read what :meth:`write` wrote.
 
-        :raises OSError, ValueError, TypeError: it is not there, or something else is.
+        :raises OSError, ValueError, TypeError: it is missing, or is something else.
         """
         saved = json.loads((folder / _FILE).read_text())
         return cls(**{**saved, "lines": tuple(saved["lines"])})
 
     def write(self, folder: Path) -> None:
-        """Into a file of a folder."""
+        """Write it into a file in a folder."""
         (folder / _FILE).write_text(json.dumps(asdict(self)))
 
 
 class KernelLog:
-    """Everything that the kernel said, as printable text; grows while the machine runs."""
+    """Everything that the kernel has logged, as printable text. It grows while the machine runs."""
 
     def __init__(self) -> None:
         self.reading = asyncio.Lock()  # one reader at a time asks for records
-        self._lines: list[str] = []  # of records, as a console would show them
+        self._lines: list[str] = []  # the records, as a console would show them
         self._lines_bytes = 0
-        self._lines_dropped = 0  # that came before them
-        self._known: set[str] = set()  # the same; without time as well, as a console without PRINTK_TIME shows them
-        self._due = 0  # the next record's number
-        self._lost: list[tuple[int, int]] = []  # before which line, how many records
+        self._lines_dropped = 0  # lines that were before them
+        self._known: set[str] = (
+            set()
+        )  # these lines, with and without the time, as a console without PRINTK_TIME shows them
+        self._due = 0  # the number of the next record
+        self._lost: list[tuple[int, int]] = []  # before this line, this many records are missing
         self._console_parts: list[str] = []
         self._console_bytes = 0
-        self._console_dropped = 0  # characters that came before those
-        self._covered = 0  # so far the console shows nothing that is not in a record
+        self._console_dropped = 0  # characters that were before those
+        self._covered = 0  # up to here, everything on the console is in a record
         self._decoder = PrintableDecoder()
         self._spoken = asyncio.Event()
 
     # --- the console -----------------------------------------------------------------------------
 
     async def first_line(self) -> None:
-        """Waits for the console's first words."""
+        """Wait for the first output on the console."""
         await self._spoken.wait()
 
     def write(self, data: bytes) -> None:
-        """The console shows more."""
+        """Take more output of the console."""
         part = self._decoder.feed(data)
         self._console_parts.append(part)
         self._console_bytes += len(part)
@@ -87,7 +89,7 @@ class KernelLog:
         self._spoken.set()
 
     def _drop_console(self) -> None:
-        """Drops the older half. What of it no record has is lost."""
+        """Drop the older half. The part that is in no record is lost."""
         console = self.console
         half = len(console) // 2
         start = console.find("\n", half) + 1 or half  # whole lines
@@ -97,11 +99,11 @@ class KernelLog:
         self._console_parts, self._console_bytes = [kept], len(kept)
         self._console_dropped += len(dropped)
         if lost:
-            self._lose(lost, "lines of the kernel's console were dropped here, so that the newest have room")
+            self._lose(lost, "lines of the console were dropped here, to keep the newest")
 
     @property
     def console(self) -> str:
-        """What it showed, as far as that is kept."""
+        """The output of the console, as far as it is kept."""
         if len(self._console_parts) > 1:
             self._console_parts = ["".join(self._console_parts)]
         return self._console_parts[0] if self._console_parts else ""
@@ -113,20 +115,20 @@ class KernelLog:
     # --- records ---------------------------------------------------------------------------------
 
     def add(self, part: LogPart) -> int:
-        """Records that were read.
+        """Add records that were read.
 
-        :returns: how many are missing among them.
+        :returns: how many are missing between them.
         """
         gaps = dict(part.gaps(self._due))
         for index, record in enumerate(part.records):
             if lost := gaps.get(index):
-                self._lose(lost, "records of the kernel's log are lost here")
+                self._lose(lost, "records of the kernel log are lost here")
             self._append(record.lines)
             self._due = record.sequence + 1
         return sum(gaps.values())
 
     def covered(self, console: int) -> None:
-        """Everything that the console had shown when it was so long is in the records now."""
+        """Everything that the console had shown at this length is now in the records."""
         self._covered = console
 
     def _lose(self, count: int, what: str) -> None:
@@ -142,7 +144,7 @@ class KernelLog:
             self._drop_lines()
 
     def _drop_lines(self) -> None:
-        """Drops the older half."""
+        """Drop the older half of the records."""
         count = -(-len(self._lines) // 2)
         kept = self._lines[count:]
         self._lines, self._lines_dropped, self._lines_bytes = [], self._lines_dropped + count, 0
@@ -153,11 +155,11 @@ class KernelLog:
     # --- both ------------------------------------------------------------------------------------
 
     def mark(self) -> LogMark:
-        """Where it ends now."""
+        """The current end of the log."""
         return LogMark(self._lines_dropped + len(self._lines), self._console_dropped + len(self.console))
 
     def since(self, mark: LogMark) -> str:
-        """From a place on: the records, then what the console shows and no record that was read has."""
+        """The log from a position on: the records, then what is only on the console."""
         console = self.console
         start = max(max(mark.console, self._covered) - self._console_dropped, 0)
         start = console.rfind("\n", 0, start) + 1  # whole lines
@@ -167,11 +169,11 @@ class KernelLog:
             new.append(shown[-1])
         lines = self._lines[max(mark.lines - self._lines_dropped, 0) :] + new
         if dropped := self._dropped_since(mark):
-            lines.insert(0, f"hugepfn: {dropped} lines of the kernel's log were dropped here; the newest are kept")
+            lines.insert(0, f"hugepfn: {dropped} lines of the kernel log were dropped here, to keep the newest")
         return "\n".join([*lines, ""]) if lines else ""
 
     def lost_since(self, mark: LogMark) -> int:
-        """How many records were overwritten before anybody read them, and how many lines were not kept."""
+        """The number of records that were overwritten before they were read, and of lines that were dropped."""
         return self._dropped_since(mark) + sum(lost for line, lost in self._lost if line >= mark.lines)
 
     def _dropped_since(self, mark: LogMark) -> int:
@@ -179,17 +181,17 @@ class KernelLog:
 
     @property
     def text(self) -> str:
-        """All of it so far."""
+        """The whole log so far."""
         return self.since(LogMark())
 
     # --- saved machines --------------------------------------------------------------------------
 
     def saved(self) -> SavedLog:
-        """For a machine that comes back later."""
+        """The log for a machine that is saved."""
         return SavedLog(tuple(self._lines), self._due, self.since(LogMark(self._lines_dropped + len(self._lines))))
 
     def restore(self, saved: SavedLog) -> None:
-        """What it said before it was saved."""
+        """Take the log of a machine before it was saved."""
         self._append(saved.lines)
         self._due = saved.due
         if saved.console:

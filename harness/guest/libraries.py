@@ -1,4 +1,4 @@
-"""The shared libraries that a program of the host needs in a guest which has none."""
+"""Finds the shared libraries that a program of the host needs in a guest, which has none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MISSING = re.compile(r"^\s+(?P<name>\S+) => not found$", re.MULTILINE)
 
 
 def libraries(program: Path) -> tuple[Path, ...]:
-    """The loader and the libraries of a program, where ldd(1) finds them; none for a static one, or a script.
+    """The loader and libraries of a program, where ldd(1) finds them; empty for a static program or a script.
 
     :raises UsageError: one of them is not on this host.
     """
@@ -29,7 +29,9 @@ def libraries(program: Path) -> tuple[Path, ...]:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"cannot find out what libraries {program} needs: {error}; link it statically") from error
+        raise UsageError(f"cannot find out which libraries {program} needs: {error}; link it statically") from error
     if missing := _MISSING.findall(done.stdout):
-        raise UsageError(f"{program} needs {', '.join(missing)}, which this host does not have either")
+        raise UsageError(
+            f"{program} needs {', '.join(missing)}, which this host lacks, too; install them, or link it statically"
+        )
     return tuple(Path(path) for path in _FOUND.findall(done.stdout))

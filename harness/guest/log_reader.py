@@ -1,4 +1,4 @@
-"""Reading the kernel's log through the agent, up to now."""
+"""Reads the kernel log through the agent, up to now."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from harness.errors import MachineryError
 from harness.guest.agent import Agent
 from harness.verdict import parse_log_part
 
-#: More than a kernel keeps of its log: what goes on for longer is written as fast as it is read.
+#: More than a kernel keeps of its log. If more arrives, it is logged as fast as we read it.
 _READ_MAX_BYTES = 64 << 20
 
 
 async def read_log(agent: Agent, occasion: str, timeout_s: float) -> None:
-    """Adds to the machine's log every record that the kernel has logged by now.
+    """Add every record that the kernel has logged by now to the machine's log.
 
-    A line is logged first: a message without a newline is a record only once another follows it
-    (kernel/printk/printk_ringbuffer.c, prb_commit()), and where our line is, the log ends.
+    We log a line first, for two reasons: a message without a newline becomes a record only when another follows it
+    (kernel/printk/printk_ringbuffer.c, prb_commit()), and our line marks the end of the log.
 
-    :param occasion: what that line says.
-    :param timeout_s: for all of it.
-    :raises MachineryError: the kernel has no /dev/kmsg, drops what is written to it, or logs without an end.
+    :param occasion: the text of that line.
+    :param timeout_s: for the whole operation.
+    :raises MachineryError: the kernel has no /dev/kmsg, drops what is written to it, or never stops logging.
     :raises DeadlineError: the agent does not answer.
     """
     log = agent.emulator.log
@@ -32,7 +32,7 @@ async def read_log(agent: Agent, occasion: str, timeout_s: float) -> None:
             left_s = deadline - time.monotonic()
             if size > _READ_MAX_BYTES or (left_s <= 0 and size):
                 raise MachineryError(
-                    f"the kernel's log has no end: {size} bytes were read, and more came meanwhile; end what writes it"
+                    f"the kernel log does not end: there is more after {size} bytes; stop what writes to it"
                 )
             answer = await agent.request("kmsg", mark.encode() if line else b"", max(left_s, 0.1))
             line = False
@@ -43,9 +43,9 @@ async def read_log(agent: Agent, occasion: str, timeout_s: float) -> None:
                 break
             if part.ended:
                 if lost:
-                    break  # our line with them
+                    break  # includes our line
                 raise MachineryError(
-                    "the kernel drops what is written to /dev/kmsg, so where its log ends is not known: leave "
+                    "the kernel drops what is written to /dev/kmsg, so the end of its log is not known: leave "
                     "/proc/sys/kernel/printk_devkmsg as it is, and boot without printk.devkmsg=ratelimit"
                 )
         if not lost:

@@ -1,8 +1,8 @@
-"""The words between host and guest, both directions, as pure values (docs/protocol.md).
+"""The protocol between host and guest, in both directions, as pure values (docs/protocol.md).
 
 Two channels. The *agent* channel carries frames, ``VERB ID LENGTH\\n`` and LENGTH bytes, between the host
 and the agent in PID 1 (guest_tests/lib/agent). The *events* channel carries lines that guest programs write themselves
-(guest_tests/lib/checkpoint.c), so that nothing stands between a checkpoint and the host.
+(guest_tests/lib/checkpoint.c), so that a checkpoint reaches the host directly.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from harness.guest.bounds import shown
 from harness.printable import printable
 
 _HEADER_LIMIT = 128
-#: Of one frame, either way.
+#: The largest payload of a frame, in both directions.
 PAYLOAD_MAX_BYTES = 256 << 20
-#: The BAR that scenarios map. It is called "bar"; another, "bar0".
+#: The BAR that scenarios map. Its name is "bar"; that of another is, for instance, "bar0".
 TESTED_BAR = 2
 ORDINARY = "ram"
-#: What the agent says when it is ready, and how each value looks (guest_tests/lib/init/main.c describe()).
+#: What the agent reports when it is ready, and the form of each value (guest_tests/lib/init/main.c describe()).
 _READY = {
     "release": re.compile(r"[!-~]{1,64}"),  # __NEW_UTS_LEN
     "version": re.compile(r"[ -~]{0,64}"),
@@ -35,7 +35,7 @@ _READY = {
 
 
 def bar_name(number: int) -> str:
-    """What BAR ``number`` (0 to 5) of the device is called, here, in observations and in events."""
+    """The name of BAR ``number`` (0 to 5) of the device, in observations and in events."""
     return "bar" if number == TESTED_BAR else f"bar{number}"
 
 
@@ -44,7 +44,7 @@ BACKINGS = (ORDINARY, *(bar_name(number) for number in range(6)))
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame of the agent channel. ``id`` pairs an answer with its request; 0 is nobody's."""
+    """One frame of the agent channel. ``id`` pairs an answer with its request; 0 belongs to none."""
 
     verb: str
     id: int
@@ -56,20 +56,20 @@ class Frame:
 
     @property
     def text(self) -> str:
-        """The payload as printable text, for the verbs whose payload is words."""
+        """The payload as printable text, for verbs whose payload is text."""
         return printable(self.payload)
 
 
 class FrameDecoder:
-    """Bytes in, as they come; whole frames out."""
+    """Bytes in, as they arrive; complete frames out."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Adds bytes and returns the frames that are now whole.
+        """Add bytes, and return the frames that are now complete.
 
-        :raises ProtocolError: for a header that is not ``VERB ID LENGTH``, or announces too much.
+        :raises ProtocolError: a header is not ``VERB ID LENGTH``, or announces too much.
         """
         self._pending += data
         frames: list[Frame] = []
@@ -79,7 +79,7 @@ class FrameDecoder:
                 raise ProtocolError(f"agent: header {bytes(self._pending[:newline])!r}, expected 'VERB ID LENGTH'")
             length = int(words[2])
             if length > PAYLOAD_MAX_BYTES:
-                raise ProtocolError(f"agent: a frame of {length} bytes, at most {PAYLOAD_MAX_BYTES} are allowed")
+                raise ProtocolError(f"agent: a frame of {length} bytes, expected at most {PAYLOAD_MAX_BYTES}")
             end = newline + 1 + length
             if len(self._pending) < end:
                 return frames
@@ -88,30 +88,30 @@ class FrameDecoder:
             )
             del self._pending[:end]
         if len(self._pending) >= _HEADER_LIMIT:
-            raise ProtocolError(f"agent: no header in {bytes(self._pending[:_HEADER_LIMIT])!r}")
+            raise ProtocolError(f"agent: {bytes(self._pending[:_HEADER_LIMIT])!r}, expected a header 'VERB ID LENGTH'")
         return frames
 
 
 def run_payload(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> bytes:
     """The payload of ``run``: NUL-terminated NAME=VALUE words, an empty word, then argv.
 
-    :raises ProtocolError: for an empty argv, or a word that holds a NUL.
+    :raises ProtocolError: argv is empty, or a word contains a NUL.
     """
     words = [f"{name}={value}" for name, value in (environment or {}).items()] + [""] + list(argv)
     if not argv or any("\0" in word for word in words):
-        raise ProtocolError(f"run: argv {list(argv)!r} is empty or holds a NUL")
+        raise ProtocolError(f"run: argv {list(argv)!r} is empty or contains a NUL")
     return b"".join(word.encode() + b"\0" for word in words)
 
 
 def put_payload(path: str, data: bytes, mode: int = 0o755) -> bytes:
-    """The payload of ``put``: a line with mode and path, then the file."""
+    """The payload of ``put``: a line with mode and path, then the file's contents."""
     return f"{mode:o} {path}\n".encode() + data
 
 
 def parse_ready(text: str) -> dict[str, str]:
     """The ``name=value`` lines of the agent's first frame.
 
-    :raises ProtocolError: one that every guest has is not there, or a value is none.
+    :raises ProtocolError: a required name is missing, or a value is malformed.
     """
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     for name, allowed in _READY.items():
@@ -124,7 +124,7 @@ def parse_ready(text: str) -> dict[str, str]:
 def parse_refusal(text: str) -> tuple[int, str]:
     """The errno and the reason in the payload of ``error`` and ``failed``.
 
-    :raises ProtocolError: it begins with no errno.
+    :raises ProtocolError: it does not begin with an errno.
     """
     number, _, reason = text.partition(" ")
     return bounds.decimal(number, "errno", 1, bounds.ERRNO_MAX), reason
@@ -139,10 +139,10 @@ class Where(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class WaitEvent:
-    """A process waits for the host: to be registered, or at a checkpoint.
+    """A process waits for the host, either to be registered or at a checkpoint.
 
-    ``name`` is the process's name, or the checkpoint's. ``release_vaddr`` holds ``nonce`` until the host
-    writes something else there.
+    ``name`` is that of the process or of the checkpoint. The word at ``release_vaddr`` is ``nonce`` until the host
+    writes another value.
     """
 
     where: Where
@@ -155,7 +155,7 @@ class WaitEvent:
 
 @dataclass(frozen=True, slots=True)
 class MappingEvent:
-    """A process named one of its mappings. ``prot`` is mmap's, ``backing`` a :data:`BACKINGS` word."""
+    """A process declared one of its mappings. ``prot`` is that of mmap(), ``backing`` one of :data:`BACKINGS`."""
 
     name: str
     pid: int
@@ -176,7 +176,7 @@ class UnmappingEvent:
 
 @dataclass(frozen=True, slots=True)
 class PagemapEvent:
-    """What the guest read of /proc/PID/pagemap for a mapping, one word a page from its start."""
+    """What the guest read from /proc/PID/pagemap for a mapping: one word per page, from its start."""
 
     mapping: str
     pid: int
@@ -185,7 +185,7 @@ class PagemapEvent:
 
 @dataclass(frozen=True, slots=True)
 class GoneEvent:
-    """A process has been reaped: its page tables are nobody's."""
+    """A process has been reaped, so its page tables no longer exist."""
 
     pid: int
 
@@ -194,9 +194,9 @@ Event = WaitEvent | MappingEvent | UnmappingEvent | PagemapEvent | GoneEvent
 
 
 def parse_event(line: str) -> Event:
-    """One line of the events channel.
+    """Parse one line of the events channel.
 
-    :raises ProtocolError: for anything that guest_tests/lib/checkpoint.c does not say, and for more than
+    :raises ProtocolError: it is not a line of guest_tests/lib/checkpoint.c, or exceeds what
         :mod:`harness.guest.bounds` allows.
     """
     try:
@@ -236,25 +236,25 @@ def _event(line: str) -> Event | None:
 
 
 def _unpacked_words(runs: Sequence[str]) -> tuple[int, ...]:
-    """``WORD*COUNT`` ... as one word a page."""
+    """``WORD*COUNT`` ... as one word per page."""
     words: list[int] = []
     for run in runs:
         word, _, count = run.partition("*")
         left = bounds.PAGEMAP_WORDS_MAX - len(words)
         if not left:
-            raise ProtocolError(f"more than {bounds.PAGEMAP_WORDS_MAX} words of pagemap")
+            raise ProtocolError(f"expected at most {bounds.PAGEMAP_WORDS_MAX} pagemap words")
         words += [bounds.word(word, "pagemap word")] * bounds.decimal(count, "count", 1, left)
     return tuple(words)
 
 
 class LineDecoder:
-    """Bytes in, as they come; whole printable lines out, without their newline."""
+    """Bytes in, as they arrive; complete printable lines out, without their newline."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
 
     def feed(self, data: bytes) -> list[str]:
-        """Adds bytes and returns the lines that are now whole, empty ones left out.
+        """Add bytes, and return the lines that are now complete, except empty ones.
 
         :raises ProtocolError: a line is longer than any event.
         """
@@ -269,6 +269,6 @@ class LineDecoder:
     def _add(self, data: bytes) -> bytearray:
         if len(self._pending) + len(data) > bounds.LINE_MAX_BYTES:
             begin = shown(printable(bytes(self._pending[:64] + data[:64])))
-            raise ProtocolError(f"events: a line of more than {bounds.LINE_MAX_BYTES} bytes, which begins {begin}")
+            raise ProtocolError(f"events: a line begins with {begin}, expected at most {bounds.LINE_MAX_BYTES} bytes")
         self._pending += data
         return self._pending

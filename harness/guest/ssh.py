@@ -1,4 +1,4 @@
-"""SSH into a guest, through paramiko: commands with their streams and their end, files, a terminal."""
+"""SSH to a guest through paramiko: commands with their streams and exit status, files, a terminal."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from harness.guest.sshd import HOST, SshAddress
 from harness.host.process import called_after
 from harness.printable import printable
 
-logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # what goes wrong is an error of ours, with its reason
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # we raise our own errors, with the reason
 
 _CONNECT_TIMEOUT_S = 60.0
 _CHUNK_BYTES = 32 << 10
 _WINDOW_BYTES = 1 << 20
-"""Of a channel: so much may be on its way."""
+"""The window of a channel: how much may be in flight."""
 
 
 def _handle_request(channel: paramiko.Channel, message: paramiko.Message) -> None:
-    """Channel._handle_request(), and what that leaves out: a command that a signal ended (RFC 4254, 6.10)."""
+    """Channel._handle_request(), and what it leaves out: a command that was ended by a signal (RFC 4254, 6.10)."""
     start = message.packet.tell()
     if message.get_text() == "exit-signal":
         message.get_boolean()
@@ -49,7 +49,7 @@ def _handle_request(channel: paramiko.Channel, message: paramiko.Message) -> Non
 
 
 def _transport(connection: socket.socket, **options: Any) -> Any:
-    """A paramiko transport that hears of exit signals."""
+    """A paramiko transport that handles exit signals."""
     transport = paramiko.Transport(connection, **options)
     transport._channel_handler_table = {
         **transport._channel_handler_table,
@@ -59,10 +59,10 @@ def _transport(connection: socket.socket, **options: Any) -> Any:
 
 
 class Ssh:
-    """A connection to a guest. A context; what leaves the block is disconnected."""
+    """A connection to a guest. A context manager, which disconnects at the end of the block."""
 
     def __init__(self, address: SshAddress) -> None:
-        """:raises MachineryError: nobody answers there, or not with the key that is expected."""
+        """:raises MachineryError: there is no answer, or it has another key than expected."""
         self._client = paramiko.SSHClient()
         kind, blob = address.host_key.split()
         self._client.get_host_keys().add(HOST, kind, paramiko.PKey.from_type_string(kind, base64.b64decode(blob)))
@@ -87,7 +87,7 @@ class Ssh:
             self._client.close()
             connection.close()
             why = printable(str(error))
-            raise MachineryError(f"no SSH connection to the guest at {address.socket}: {why}") from error
+            raise MachineryError(f"cannot connect to the guest's SSH server at {address.socket}: {why}") from error
 
     def close(self) -> None:
         """Disconnects."""
@@ -104,11 +104,11 @@ class Ssh:
     def _channel(self) -> paramiko.Channel:
         transport = self._client.get_transport()
         if transport is None or not transport.is_active():
-            raise MachineryError("the SSH connection to the guest is gone")
+            raise MachineryError("the SSH connection to the guest is closed; connect again")
         try:
             return transport.open_session(window_size=_WINDOW_BYTES, timeout=_CONNECT_TIMEOUT_S)
         except (paramiko.SSHException, EOFError) as error:
-            raise MachineryError(f"the guest opens no SSH channel: {error}") from error
+            raise MachineryError(f"the guest's SSH server does not open a channel: {error}") from error
 
     def run(
         self,
@@ -118,12 +118,11 @@ class Ssh:
         timeout_s: float = UNLIMITED_S,
         sink: Sink | None = None,
     ) -> Completed:
-        """Runs a command to its end.
+        """Run a command to its end.
 
-        :param stdin: what it reads: bytes, or a descriptor of ours that is read as it goes on.
-
-        :param command: a line for the guest's shell, or words that it does not look into.
-        :param sink: gets what it prints as it comes, from a thread for each stream; the result then has none of it.
+        :param command: a line for the guest's shell, or words that the shell does not interpret.
+        :param stdin: its input: bytes, or a descriptor of ours that is read while it runs.
+        :param sink: gets the output as it arrives, from one thread per stream; the result then has no output.
         :raises DeadlineError: it took longer than ``timeout_s``; its channel is closed.
         :raises MachineryError: the connection broke before its end.
         """
@@ -134,8 +133,8 @@ class Ssh:
             kept = out if stream is Stream.OUT else err
             if len(kept) + len(data) > OUTPUT_MAX_BYTES:
                 raise MachineryError(
-                    f"SSH: {line!r} has printed more than {OUTPUT_MAX_BYTES >> 20} MiB, which is all that is kept; "
-                    "print less, or take it as it comes (sink=)"
+                    f"SSH: {line!r} has printed more than {OUTPUT_MAX_BYTES >> 20} MiB, the limit for kept output; "
+                    "print less, or read the output as it arrives (sink=)"
                 )
             kept += data
 
@@ -145,16 +144,16 @@ class Ssh:
                 channel.exec_command(line)
             ended = _follow(channel, stdin, sink or keep, timeout_s, line)
         except (paramiko.SSHException, OSError, EOFError) as error:
-            raise MachineryError(f"SSH: {line!r} was cut off: {error}") from error
+            raise MachineryError(f"SSH: the connection broke during {line!r}: {error}") from error
         finally:
             channel.close()
         argv = (line,) if isinstance(command, str) else tuple(command)
         return Completed(argv, ended, bytes(out), bytes(err))
 
     def put(self, local: Path | bytes, remote: str, mode: int = 0o755) -> None:
-        """Writes a file of the guest's.
+        """Write a file in the guest.
 
-        :raises MachineryError: the guest does not take it.
+        :raises MachineryError: the guest cannot write it.
         """
         data = local if isinstance(local, bytes) else local.read_bytes()
         path = shlex.quote(remote)
@@ -163,7 +162,7 @@ class Ssh:
             raise MachineryError(f"put {remote}: {printable(done.stderr).strip() or done.exit}")
 
     def get(self, remote: str) -> bytes:
-        """Reads a file of the guest's.
+        """Read a file of the guest.
 
         :raises MachineryError: the guest cannot read it.
         """
@@ -173,7 +172,7 @@ class Ssh:
         return done.stdout
 
     def shell(self, terminal: str, columns: int, rows: int) -> paramiko.Channel:
-        """A login shell on a terminal of the guest's; its channel, for :func:`harness.guest.terminal.interact`."""
+        """Start a login shell on a terminal; the channel is for :func:`harness.guest.terminal.interact`."""
         channel = self._channel()
         with _within(channel):
             channel.get_pty(terminal, columns, rows)
@@ -183,10 +182,10 @@ class Ssh:
 
 @contextlib.contextmanager
 def _within(channel: paramiko.Channel) -> Iterator[None]:
-    """Closes a channel if the block takes too long: it waits for the guest's answer, and paramiko has no deadline."""
+    """Close a channel if the block takes too long, because paramiko waits for the guest's answer without a timeout."""
 
     def close() -> None:
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the connection broke meanwhile
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the connection broke in the meantime
             channel.close()
 
     with called_after(_CONNECT_TIMEOUT_S, close):
@@ -194,7 +193,7 @@ def _within(channel: paramiko.Channel) -> Iterator[None]:
 
 
 def _feed(channel: paramiko.Channel, stdin: bytes | int) -> None:
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # it reads no more
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # the command no longer reads
         if isinstance(stdin, bytes):
             channel.sendall(stdin)
         else:
@@ -204,12 +203,12 @@ def _feed(channel: paramiko.Channel, stdin: bytes | int) -> None:
 
 
 def _read(receive: Callable[[int], bytes], stream: Stream, sink: Sink, channel: paramiko.Channel) -> None:
-    """:raises Exception: the sink's own; the channel is closed then, so that nobody waits for its end."""
+    """:raises Exception: from the sink; the channel is then closed, so that nothing waits for its end."""
     while True:
         try:
             data = receive(_CHUNK_BYTES)
         except (OSError, EOFError, paramiko.SSHException):
-            return  # how it ended says so
+            return  # _ended() reports it
         if not data:
             return
         try:
@@ -220,7 +219,7 @@ def _read(receive: Callable[[int], bytes], stream: Stream, sink: Sink, channel: 
 
 
 def _follow(channel: paramiko.Channel, stdin: bytes | int, sink: Sink, timeout_s: float, line: str) -> ExitStatus:
-    """Feeds and reads a command's streams, each in its own thread, until they are at their end and it has ended."""
+    """Feed and read the streams of a command, each in its own thread, until all of them and the command have ended."""
     deadline = time.monotonic() + timeout_s
     threading.Thread(target=_feed, args=(channel, stdin), daemon=True).start()
     with ThreadPoolExecutor(2) as pool:
@@ -236,7 +235,7 @@ def _follow(channel: paramiko.Channel, stdin: bytes | int, sink: Sink, timeout_s
             if not all(one.done() for one in reading):
                 channel.close()  # which ends both
     if not ended:
-        raise DeadlineError(f"SSH: {line!r} did not end within {timeout_s:g} s; its connection to us is cut")
+        raise DeadlineError(f"SSH: {line!r} did not end within {timeout_s:g} s; its connection was closed")
     return _ended(channel, line)
 
 
@@ -245,8 +244,10 @@ def _ended(channel: paramiko.Channel, line: str) -> ExitStatus:
     if name is not None:
         known = signal.Signals.__members__.get(f"SIG{name}")
         if known is None:
-            raise MachineryError(f"SSH: {line!r} was ended by signal {shown(name)}, which this host does not know")
+            raise MachineryError(
+                f"SSH: {line!r} was ended by signal {shown(name)}, expected a signal that this host knows"
+            )
         return ExitStatus(None, known.value)
     if channel.exit_status < 0:
-        raise MachineryError(f"SSH: {line!r} was cut off: the guest did not say how it ended")
+        raise MachineryError(f"SSH: the connection broke during {line!r}: the guest did not report how it ended")
     return ExitStatus(channel.exit_status, None)

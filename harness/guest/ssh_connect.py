@@ -1,7 +1,7 @@
-"""Connects to a Unix socket for ssh(1) and hands the connection to it: ``ssh_connect.py SOCKET``
+"""Connects to a Unix socket for ssh(1) and passes the connection on: ``ssh_connect.py SOCKET``
 
 A ProxyCommand with ProxyUseFdpass (ssh_config(5)): standard output is a socket on which ssh waits for a descriptor, so
-nothing stands between ssh and the guest afterwards. Run as a file, with ``python -I -S``: it imports next to nothing.
+ssh then talks to the guest directly. Run as a file, with ``python -I -S``, because it imports almost nothing.
 """
 
 from __future__ import annotations
@@ -15,4 +15,6 @@ if __name__ == "__main__":
             connection.connect(sys.argv[1])
             socket.send_fds(ssh, [b"\0"], [connection.fileno()])
         except OSError as error:
-            sys.exit(f"hugepfn: {sys.argv[1]}: {error.strerror}; does the session still live?")
+            sys.exit(
+                f"hugepfn: cannot connect to {sys.argv[1]}: {error.strerror}; `hugepfn sessions` lists the live ones"
+            )

@@ -1,8 +1,8 @@
-"""An SSH server in the guest, reached through the agent's channel: no network device, no network in the guest.
+"""An SSH server in the guest, reached through the agent's channel. The guest has no network device and no network.
 
-The host listens on a Unix socket in a folder that only this user can enter. Each connection is a dropbear of its own in
-the guest, started as inetd would start it, whose one socket the agent connects to ours. Nothing but that socket leads
-there, and nothing leads out of the guest.
+The host listens on a Unix socket in a folder that only this user can enter. Each connection has its own dropbear in
+the guest, started as inetd would start it, and the agent connects its socket to ours. That socket is the only way in,
+and there is no way out of the guest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PACKAGE = "dropbear-bin"
 _SERVER = "/tests/.ssh/dropbear"
 _HOST_KEY = "/tests/.ssh/host_key"
 _SHELL = "/tests/.ssh/shell"
-#: dropbear sets a PATH of its own; the guest programs are to be found all the same.
+#: dropbear sets its own PATH; this shell adds the folder of the guest programs.
 _SHELL_TEXT = b'#!/bin/sh\nPATH=/tests:/bin:/sbin:$PATH\nexport PATH\nexec /bin/sh "$@"\n'
 _HOME = "/root"
 _SEED_BYTES = 256
@@ -39,18 +39,18 @@ _SEED_TIMEOUT_S = 30.0
 _READ_BYTES = 64 << 10
 _KEYGEN_TIMEOUT_S = 30
 _KEY_BITS = 256
-_UNREAD_MAX_BYTES = 16 << 20  # of one connection; sixteen times what SSH lets be on its way
+_UNREAD_MAX_BYTES = 16 << 20  # of one connection; sixteen times the window of SSH
 _LOG_MAX_BYTES = 64 << 10
 _CONNECT = Path(__file__).with_name("ssh_connect.py")
-#: What the guest is called where a name of a host is wanted.
+#: The guest's name where a host name is needed.
 HOST = "hugepfn"
-#: Connections at once: each is one of the agent's jobs (lib/agent/jobs.h, JOBS), and `exec` needs some, too.
+#: Simultaneous connections. Each is one of the agent's jobs (lib/agent/jobs.h, JOBS), and `exec` needs some as well.
 CONNECTIONS_MAX = 8
 
 
 @dataclass(frozen=True)
 class SshAddress:
-    """Where the server is, and the two keys: its own, and the only one that it lets in."""
+    """The address of the server, its key, and the only key that it accepts."""
 
     socket: Path
     host_key: str  # "ssh-ed25519 AAAA..."
@@ -63,7 +63,7 @@ class SshAddress:
 
 
 def openssh_files(address: SshAddress, folder: Path) -> dict[Path, str]:
-    """What ssh(1), scp(1) and rsync(1) need to get there: ``ssh -F FOLDER/ssh_config NAME``, whatever the name.
+    """The files that ssh(1), scp(1) and rsync(1) need to connect: ``ssh -F FOLDER/ssh_config NAME``, with any name.
 
     :param folder: a folder that only this user can read.
     """
@@ -71,7 +71,7 @@ def openssh_files(address: SshAddress, folder: Path) -> dict[Path, str]:
     way = shlex.join([sys.executable, "-I", "-S", str(_CONNECT), str(address.socket)])
 
     def plain(words: object) -> str:
-        return str(words).replace("%", "%%")  # percent signs are ssh_config's own
+        return str(words).replace("%", "%%")  # ssh_config expands percent signs
 
     config = f"""\
 Host *
@@ -90,18 +90,18 @@ Host *
 
 
 class SshServer:
-    """The host's end: a socket, and a job of the agent's for each connection."""
+    """The host's end: a socket, and one job of the agent for each connection."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self.log = bytearray()  # what the dropbears say of themselves
+        self.log = bytearray()  # the messages of dropbear
 
     async def start(self, socket: Path) -> SshAddress:
-        """Installs the server in the guest, and listens.
+        """Install the server in the guest, and listen.
 
-        :param socket: where, in a folder that nobody else can enter.
+        :param socket: its path, in a folder that no other user can enter.
 
         :raises MachineryError: dropbear is not on this host.
         """
@@ -113,7 +113,7 @@ class SshServer:
         return SshAddress(socket, host_key, _private_pem(client_key))
 
     async def stop(self) -> None:
-        """Listens no more, and cuts every connection."""
+        """Stop listening, and close every connection."""
         if self._server is not None:
             self._server.close()
         connections = list(self._connections)
@@ -134,11 +134,11 @@ class SshServer:
         except AgentRefused as error:
             if error.errno != errno.ENOENT:
                 raise
-            # A guest that has no users yet.
+            # The guest has no users yet.
             await agent.put("/etc/passwd", f"root:x:0:0:root:{_HOME}:{_SHELL}\n".encode(), 0o644)
             await agent.put("/etc/group", b"root:x:0:\ntty:x:5:\n", 0o644)
             await agent.put("/etc/shells", f"{_SHELL}\n".encode(), 0o644)
-        # A clone's random numbers would be its template's, and so would the keys of its connections.
+        # Otherwise all clones would have their template's random numbers, and so the same keys for their connections.
         seed = os.urandom(_SEED_BYTES)
         await execute(self._agent, ["/bin/sh", "-c", "cat > /dev/urandom"], stdin=seed, timeout_s=_SEED_TIMEOUT_S)
 
@@ -146,17 +146,17 @@ class SshServer:
         task = asyncio.current_task()
         assert task is not None
         if len(self._connections) >= CONNECTIONS_MAX:
-            # Lines before the version string are for people (RFC 4253, 4.2).
-            writer.write(f"hugepfn: {CONNECTIONS_MAX} SSH connections are open already; close one\r\n".encode())
+            # The client shows lines before the version string to the user (RFC 4253, 4.2).
+            writer.write(f"hugepfn: {CONNECTIONS_MAX} SSH connections are already open; close one\r\n".encode())
             writer.close()
             return
         self._connections.add(task)
         try:
             await self._serve(reader, writer)
-        except (HugepfnError, OSError) as error:  # the guest, or who is connected, is gone: the end of the connection
+        except (HugepfnError, OSError) as error:  # the guest or the client is gone, which ends the connection
             self.log += f"{error}\n".encode()
         except asyncio.CancelledError:
-            pass  # by stop(), the only one who has this task
+            pass  # by stop(), which alone has this task
         finally:
             self._connections.discard(task)
             writer.close()
@@ -166,18 +166,18 @@ class SshServer:
             if stream is Stream.OUT:
                 writer.write(data)
                 if writer.transport.get_write_buffer_size() > _UNREAD_MAX_BYTES:
-                    writer.transport.abort()  # nobody reads what this guest sends
+                    writer.transport.abort()  # the client does not read what the guest sends
             else:
                 self.log = (self.log + data)[-_LOG_MAX_BYTES:]
 
         # -i: one connection, on standard input; -s: keys only; -j, -k: no forwarding, there is no network; -m: no motd
         argv = [_SERVER, "-i", "-e", "-s", "-j", "-k", "-m", "-r", _HOST_KEY, "-W", str(1 << 20)]
-        # What a person starts by hand has no host to wait for at checkpoints.
+        # A program that a person starts by hand must not wait for the host at checkpoints.
         argv = ["env", "-u", "HUGEPFN_EVENTS_FD", *argv]
         job = await self._agent.run(argv, {"HOME": _HOME}, reads=Input.SOCKET, sink=sink)
 
         async def forward() -> None:
-            with contextlib.suppress(OSError):  # who left without reading what was sent resets the connection
+            with contextlib.suppress(OSError):  # a client that leaves with unread data resets the connection
                 while data := await reader.read(_READ_BYTES):
                     await self._agent.feed(job, data)
             await self._agent.feed(job, b"")
@@ -192,7 +192,7 @@ class SshServer:
 
 
 def _make_host_key() -> tuple[str, bytes]:
-    """A new key of the server's: public ("ssh-ed25519 AAAA..."), and private as dropbear writes it."""
+    """Make a key for the server: the public one ("ssh-ed25519 AAAA..."), and the private one in dropbear's format."""
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
         path = Path(folder) / "key"
         words: list[str | Path] = [find_program("dropbearkey", _PACKAGE), "-t", "ed25519", "-f", path]
@@ -200,7 +200,7 @@ def _make_host_key() -> tuple[str, bytes]:
         said = done.stdout.decode()
         public = [line for line in said.splitlines() if line.startswith("ssh-ed25519 ")]
         if done.status or not public:
-            raise MachineryError(f"dropbearkey makes no key: {done.stderr.strip() or said.strip()}")
+            raise MachineryError(f"dropbearkey did not make a key: {done.stderr.strip() or said.strip()}")
         return " ".join(public[0].split()[:2]), path.read_bytes()
 
 

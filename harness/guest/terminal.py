@@ -1,4 +1,4 @@
-"""A person at a guest's terminal: its bytes there and back, its size, until Ctrl-]."""
+"""Connects this terminal to one of a guest, with its size, until Ctrl-]."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _READ_BYTES = 64 << 10
 
 
 class Line(Protocol):
-    """The other end: a socket of a serial line's, or an SSH channel."""
+    """The other end: the socket of a serial line, or an SSH channel."""
 
     def fileno(self) -> int:
         """Readable when there is something to receive."""
 
     def recv(self, size: int, /) -> bytes:
-        """What came; empty at the end."""
+        """Receive data; empty at the end."""
 
     def sendall(self, data: bytes, /) -> None:
-        """Sends all of it."""
+        """Send all of it."""
 
 
 class _HasFileno(Protocol):
@@ -39,17 +39,17 @@ class _HasFileno(Protocol):
 
 
 def size() -> tuple[int, int]:
-    """Rows and columns of this terminal."""
+    """The rows and columns of this terminal."""
     columns, rows = os.get_terminal_size(sys.stdout.fileno())
     return rows, columns
 
 
 def interact(line: Line, resize: Callable[[int, int], None], ended: _HasFileno | None = None) -> None:
-    """Connects this process's terminal to a line. Ctrl-C and the like go to the guest.
+    """Connect the terminal of this process to a line. Ctrl-C and similar keys go to the guest.
 
-    :param resize: is told rows and columns, now and whenever they change.
-    :param ended: once this is readable, the other side is done, though the line may not be.
-    :raises UsageError: there is not a terminal.
+    :param resize: called with rows and columns, now and whenever they change.
+    :param ended: becomes readable when the other side is done, even if the line is still open.
+    :raises UsageError: there is no terminal.
     """
     require_terminal()
     stdin, stdout = sys.stdin.fileno(), sys.stdout.fileno()
@@ -79,7 +79,9 @@ def interact(line: Line, resize: Callable[[int, int], None], ended: _HasFileno |
 def require_terminal() -> None:
     """:raises UsageError: standard input or output is not a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("this needs a terminal; for scripts there are `hugepfn exec`, `hugepfn ssh -- COMMAND`")
+        raise UsageError(
+            "standard input and output must be a terminal; in scripts, use `hugepfn exec` or `hugepfn ssh -- COMMAND`"
+        )
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -91,7 +93,7 @@ def _write(descriptor: int, data: bytes) -> None:
 def _raw(descriptor: int) -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     try:
-        tty.setraw(descriptor, termios.TCSADRAIN)  # what was typed ahead is kept
+        tty.setraw(descriptor, termios.TCSADRAIN)  # keeps what was typed ahead
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
@@ -99,7 +101,7 @@ def _raw(descriptor: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _resizing() -> Iterator[int]:
-    """A descriptor that is readable whenever the terminal has got another size."""
+    """A descriptor that becomes readable whenever the size of the terminal changes."""
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
 

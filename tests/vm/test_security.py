@@ -168,7 +168,7 @@ def test_many_connections_leave_jobs_for_others() -> None:
             one.connect(str(address.socket))
             heads.append(one.recv(300))
         assert sum(head.startswith(b"SSH-2.0") for head in heads) == CONNECTIONS_MAX
-        assert heads[-1].startswith(b"hugepfn: 8 SSH connections are open already")
+        assert heads[-1].startswith(b"hugepfn: 8 SSH connections are already open")
         assert vm.exec(["echo", "on"]).stdout == b"on\n"
         with pytest.raises(MachineryError, match="no SSH connection"):
             vm.ssh()

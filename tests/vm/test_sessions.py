@@ -182,7 +182,7 @@ def test_a_large_program_and_one_that_is_too_large(live: Live, tmp_path: Path) -
         file.truncate(300 << 20)
     done = live("exec", "-s", "one", str(program))
     assert done.returncode == 2
-    assert "300 MiB; the guest takes 256 MiB at most" in done.stderr
+    assert "has 300 MiB; the guest accepts at most 256 MiB" in done.stderr
 
 
 def test_a_program_called_as_a_scenario_is_apart_from_it(live: Live, tmp_path: Path) -> None:
