@@ -74,9 +74,12 @@ def check(tree: str, case: str, options: RunOptions, say: Say) -> tuple[BisectVe
         return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
     config = replace(options.config, modules=None)  # those of another kernel; ours has its own beside it
     asked = replace(options, config=config, levels=levels)
-    run = run_kernel(
-        str(image.image), [scenario], asked, lambda event: say(event) if isinstance(event, Event) else None
-    )
+
+    def show(event: RunEvent) -> None:
+        if isinstance(event, Event):
+            say(event)
+
+    run = run_kernel(str(image.image), [scenario], asked, show)
     if trouble := run.context.get(TROUBLE):
         return BisectVerdict.BROKEN, str(trouble)
     return judge(run.results)
