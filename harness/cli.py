@@ -6,19 +6,21 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from harness import logs
-from harness.commands import inspect as look
-from harness.commands import live
 from harness.commands.build import build
+from harness.commands.inspect import gdb, maps, walk
 from harness.commands.kselftest import kselftest
+from harness.commands.live import exec_, rerun, shell, ssh
 from harness.commands.matrix import compare, matrix
 from harness.commands.options import config_options, scenario_options, scenarios_argument
 from harness.commands.patches import check, series
+from harness.commands.scenarios import list_scenarios
 from harness.commands.selfcheck import selfcheck
+from harness.commands.sessions import kept, log, pause, ps, resume, serve_session, start, stop
 from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
@@ -27,8 +29,28 @@ from harness.host.signals import handle
 from harness.outputs import standard_streams
 
 
+class CommandSection(NamedTuple):
+    """Commands that belong together."""
+
+    title: str
+    commands: tuple[click.Command, ...]
+    example: str
+
+
 class _Commands(click.Group):
     """Our commands. Of an EPIPE or an EOFError anywhere, click would make exit status 1 or an interrupt."""
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands in sections, each with an example."""
+        width = max(len(str(command.name)) for section in SECTIONS for command in section.commands)
+        for section in SECTIONS:
+            rows = [
+                (str(command.name).ljust(width), command.get_short_help_str(formatter.width - 4 - width))
+                for command in section.commands
+            ]
+            with formatter.section(section.title):
+                formatter.write_dl(rows)
+                formatter.write(f"{'':{formatter.current_indent}}Example: {section.example}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
         """What a command did not expect is told here, before click takes it for something else."""
@@ -47,13 +69,13 @@ def cli() -> None:
     """Boot a real kernel, fork over huge pfnmaps, and read the answer from the page tables."""
 
 
-@cli.command()
+@click.command()
 @scenarios_argument
 @scenario_options
 @config_options()
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
-@click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell NAME`")
+@click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell --kept NAME`")
 @click.option(
     "--events", type=click.Path(path_type=Path), help="write there what happens, as it happens: docs/events.md"
 )
@@ -77,37 +99,7 @@ def run(scenarios: tuple[str, ...], config: MachineConfig, events: Path | None, 
         sys.exit(run_session(pytest, reporter, scenarios, config, options, say))
 
 
-cli.add_command(matrix)
-cli.add_command(build)
-cli.add_command(compare)
-cli.add_command(series)
-cli.add_command(check)
-cli.add_command(kselftest)
-cli.add_command(selfcheck)
-
-
-for command in (*live.COMMANDS, *look.COMMANDS):
-    cli.add_command(command)
-
-
-@cli.command("list")
-def list_scenarios() -> None:
-    """Name each scenario with its levels, its claim and the kernel's functions that decide it."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    from harness.campaign.session import scenario_lines
-
-    lines = scenario_lines()
-    console = Console(highlight=False)
-    for line in lines:
-        console.print(f"[bold]{line.name}[/bold]  [cyan]{line.levels}[/cyan]", soft_wrap=True)
-        console.print(f"    {escape(line.claim)}", soft_wrap=True)
-        console.print(f"    [dim]{escape(line.decided_by)}[/dim]", soft_wrap=True)
-    console.print(f"{len(lines)} scenarios, {sum(len(line.levels.split()) or 1 for line in lines)} cases")
-
-
-@cli.command()
+@click.command()
 @click.option("--refresh", is_flag=True, help="ask the mirror again")
 @click.option("--all", "show_all", is_flag=True, help="every version, not only the newest of each series and suite")
 def kernels(refresh: bool, show_all: bool) -> None:
@@ -129,7 +121,7 @@ def kernels(refresh: bool, show_all: bool) -> None:
     Console(highlight=False, markup=False, emoji=False, width=100).print(table, soft_wrap=True)
 
 
-@cli.command()
+@click.command()
 @config_options("kernel", "modules")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="how often each pair is run")
 @click.option("--clones", type=click.IntRange(1), default=50, show_default=True, help="so many in a row")
@@ -147,11 +139,11 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
     measure(config, rounds, clones, json_file)
 
 
-@cli.command()
+@click.command()
 @click.option("--missing", is_flag=True, help="print the missing packages, nothing else")
 @click.option("--refresh", is_flag=True, help="try KVM anew; its proof is otherwise kept until the host boots again")
 def doctor(missing: bool, refresh: bool) -> None:
-    """Show what is missing on this machine, and the command that mends it."""
+    """Show what is missing on this host, and the command that mends it."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -186,7 +178,20 @@ def _show_log(_context: click.Context, _parameter: click.Parameter, verbosity: i
     logs.show(verbosity) if verbosity else logs.show_as_parent()
 
 
-for command in cli.commands.values():
+SECTIONS = (
+    CommandSection("Verdicts", (run, list_scenarios, kselftest), "hugepfn run fork --level pud"),
+    CommandSection("Kernels", (kernels, build), "hugepfn build ~/linux --patch fix.patch"),
+    CommandSection("Campaigns", (matrix, compare, series, check), "hugepfn compare debian:6.12 tree:~/linux fork"),
+    CommandSection(
+        "Live machines",
+        *((start, ps, shell, ssh, exec_, rerun, walk, maps, gdb, pause, resume, log, stop, kept),),
+        "hugepfn start --kernel debian:6.12; hugepfn exec ./program; hugepfn stop",
+    ),
+    CommandSection("Tools", (doctor, selfcheck, bench), "hugepfn doctor"),
+)
+
+for command in (*(command for section in SECTIONS for command in section.commands), serve_session):
+    cli.add_command(command)
     click.option(
         *("--verbose", "-v"),
         count=True,

@@ -161,7 +161,7 @@ def _keep(item: pytest.Item, machine: VM) -> None:
     except HugepfnError as error:  # the verdict is not about that
         say_of(item.config)(Note(f"the machine of {item.name} is not kept: {error}"))
     else:
-        say_of(item.config)(Note(f"kept the machine of {item.name}; look inside with: hugepfn shell {name}"))
+        say_of(item.config)(Note(f"kept the machine of {item.name}; look inside with: hugepfn shell --kept {name}"))
 
 
 def _last_entries(item: pytest.Item) -> str:

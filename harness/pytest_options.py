@@ -47,7 +47,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-level", **levels, help="only this level, also as 4K, 2M or 1G; may be given again")
     add("--hugepfn-scenario", metavar="NAME", action="append", help="only this scenario; may be given again")
     add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
-    add("--hugepfn-keep-vm", action="store_true", help="keep the machine of a failed test, for `hugepfn shell NAME`")
+    add(
+        "--hugepfn-keep-vm",
+        action="store_true",
+        help="keep the machine of a failed test, for `hugepfn shell --kept NAME`",
+    )
     add("--hugepfn-strict", action="store_true", help="a precondition that is not met fails the test")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 
 from harness import cli, doctor, pytest_fixtures
 from harness.campaign import session
+from harness.commands.sessions import say
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
 from harness.host import cache, packages
 from harness.kernel import ImageKind, Kconfig, KernelImage
@@ -24,6 +27,8 @@ from harness.levels import PAGE_SIZES, level_label
 from harness.machine import preparation
 from harness.pagetable import LEAF_LABELS, Level
 from harness.qemu.binary import find_qemu
+from harness.session import registry
+from harness.session.client import SessionClient
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = KernelImage(
@@ -64,6 +69,7 @@ def hugepfn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         monkeypatch.setenv(f"HUGEPFN_{name}", str(value))
     monkeypatch.setenv("COLUMNS", "200")
     find_qemu.cache_clear()
+    say.cache_clear()
 
     def run(*args: str) -> Done:
         with pytest.raises(SystemExit) as ended:
@@ -123,7 +129,7 @@ def test_version(hugepfn: Command) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["rum"], "no such command 'rum'. Did you mean 'run'? (see `hugepfn --help`)"),
+        (["rum"], "no such command 'rum'."),
         (["run", "--kernal", "x"], "no such option '--kernal'. Did you mean '--kernel'? (see `hugepfn run --help`)"),
         (["run", "--level", "p4d"], "'p4d' is not one of 'pte', 'pmd', 'pud' (see `hugepfn run --help`)"),
         (["run", "--accel", "xen"], "--accel 'xen'; valid values: auto, kvm, tcg"),
@@ -483,5 +489,157 @@ def test_kept_machines_are_shown_and_thrown_away(
     assert "another version of hugepfn" in hugepfn("kept").out
     done = hugepfn("kept", "--rm", "fork-pmd")
     assert (done.status, "there are: fork-pud" in done.err) == (2, True)
-    assert hugepfn("kept", "--rm", "fork-pud").status == 0
+    done = hugepfn("kept", "--rm", "fork-pud")
+    assert (done.status, done.out) == (0, "removed the kept machine fork-pud (0 MiB)\n")
     assert hugepfn("kept").out == "no kept machines\n"
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def test_every_command_is_in_a_section_with_an_example(hugepfn: Command) -> None:
+    done = hugepfn("--help")
+    shown = [name for section in cli.SECTIONS for name in (command.name for command in section.commands)]
+    assert sorted(filter(None, shown)) == sorted(name for name, one in cli.cli.commands.items() if not one.hidden)
+    for section in cli.SECTIONS:
+        assert f"{section.title}:\n" in done.out
+        assert f"  Example: {section.example}\n" in done.out
+        for command in section.commands:
+            assert f"  {command.name} " in done.out
+        words = section.example.removeprefix("hugepfn ").split()
+        assert words[0] in [command.name for command in section.commands]
+
+
+def test_the_options_of_the_machine_are_named_and_explained_on_demand(hugepfn: Command) -> None:
+    short, long = " ".join(hugepfn("run", "--help").out.split()), hugepfn("run", "--help-machine")
+    assert "explain the options of the machine: --modules, --qemu, --accel, --smp, " in short
+    assert "number of vCPUs" not in short
+    assert (long.status, long.err) == (0, "")
+    assert "number of vCPUs" in long.out
+    assert "--level" not in long.out
+    assert "--accel" in hugepfn("selfcheck", "--help").out, "it has only these"
+
+
+# --- list ----------------------------------------------------------------------------------------
+
+
+def listed(done: Done) -> list[str]:
+    assert (done.status, done.err) == (0, "")
+    return [line.split("  ")[0] for line in done.out.splitlines()[:-1][::3]]
+
+
+def test_list_takes_a_filter(hugepfn: Command) -> None:
+    everything = listed(hugepfn("list"))
+    forks = listed(hugepfn("list", "fork"))
+    assert "fork" in forks
+    assert "race_fork" in forks
+    assert forks == [name for name in everything if "fork" in name]
+    assert listed(hugepfn("list", "fork_*")) == [name for name in everything if name.startswith("fork_")]
+    assert listed(hugepfn("list", "mremap", "fork_*")) == [
+        name for name in everything if name.startswith("fork_") or "mremap" in name
+    ]
+    one = hugepfn("list", "calibrate_thp", "--level", "2M")
+    assert one.out.splitlines()[-1] == "1 scenario, 1 case"
+    assert "fork" in listed(hugepfn("list", "--level", "1G"))
+    assert "calibrate_thp" not in listed(hugepfn("list", "--level", "1G"))
+
+
+def test_list_finds_what_a_kernel_function_decides(hugepfn: Command) -> None:
+    named = listed(hugepfn("list", "--function", "copy_huge_pmd"))
+    assert "fork" in named
+    assert named == listed(hugepfn("list", "--function", "mm/huge_memory.c copy_huge_pmd()"))
+    assert set(named) <= set(listed(hugepfn("list", "--function", "copy_huge_*")))
+    assert set(named) < set(listed(hugepfn("list", "--function", "mm/huge_memory.c")))
+
+
+def test_a_filter_that_nothing_fits(hugepfn: Command) -> None:
+    done = hugepfn("list", "frok")
+    assert (done.status, done.one_line().startswith("no scenario fits; `hugepfn list` shows all")) == (2, True)
+
+
+# --- sessions ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Starts sessions that have a name and nothing else."""
+    monkeypatch.setenv("HUGEPFN_RUNTIME_DIR", str(tmp_path / "rt"))
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(SessionClient, "call", lambda self, verb, **_: asked.append((self.about.name, verb)))
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str) -> None:
+            folder = stack.enter_context(registry.claim(name))
+            registry.publish(folder, registry.About(name, os.getpid(), "debian:6.12", "6.12.1", 0.0))
+
+        yield start
+
+
+SESSION_COMMANDS = {
+    "exec": ("true",),
+    "ssh": ("true",),
+    "walk": ("1", "0"),
+    "maps": ("1",),
+    "rerun": ("fork",),
+    **dict.fromkeys(("shell", "gdb", "log", "pause", "resume", "stop"), ()),
+}
+
+
+@pytest.mark.parametrize("command", SESSION_COMMANDS)
+def test_a_session_is_named_in_one_way(
+    hugepfn: Command, running: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("harness.guest.terminal.require_terminal", lambda: None)
+    running("one")
+    done = hugepfn(command, "-s", "other", *SESSION_COMMANDS[command])
+    line = "no session 'other'; there are: one (`hugepfn start` makes one)"
+    assert (done.status, done.one_line()) == (2, line)
+    running("two")
+    done = hugepfn(command, *SESSION_COMMANDS[command])
+    assert (done.status, done.one_line()) == (2, "say which session: one, two")
+
+
+@pytest.mark.parametrize("command", ["exec", "shell"])
+def test_a_new_machine_is_meant_where_it_is_described_or_no_session_runs(
+    hugepfn: Command, running: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("harness.guest.terminal.require_terminal", lambda: None)
+    meant: list[str] = []
+
+    def stop(client: SessionClient, *_: object) -> None:
+        raise MachineryError(f"the session {client.about.name} is meant")
+
+    def new(*_: object, **__: object) -> None:
+        raise MachineryError("a new machine is meant")
+
+    monkeypatch.setattr(SessionClient, "exec", stop)
+    monkeypatch.setattr(SessionClient, "shell", stop)
+    monkeypatch.setattr("harness.commands.live.start_machine", new)
+    monkeypatch.setattr("harness.commands.live._fresh", new)
+    words = SESSION_COMMANDS[command]
+    done = hugepfn(command, *words)
+    said = "no session runs; starting a machine for this command alone\nhugepfn: a new machine is meant\n"
+    assert done.err == f"hugepfn: {said}"
+    running("one")
+    meant += [hugepfn(command, *words).err.splitlines()[-1], hugepfn(command, "--smp", "2", *words).one_line()]
+    assert meant == ["hugepfn: the session one is meant", "a new machine is meant"]
+    done = hugepfn(command, "-s", "one", "--no-clone", *words)
+    line = "--session one is a machine that runs, and --clone describes a new one; give either"
+    assert (done.status, done.one_line()) == (2, line)
+
+
+def test_stop_says_what_it_did(
+    hugepfn: Command, running: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(client: SessionClient) -> None:
+        if client.about.name == "two":
+            raise MachineryError("the session two (pid 7) does not end, not even by SIGKILL")
+
+    monkeypatch.setattr(SessionClient, "stop", end)
+    assert hugepfn("stop", "--all").out == "no sessions\n"
+    for name in ("one", "two", "three"):
+        running(name)
+    assert hugepfn("stop", "-s", "one", "-s", "three").out == "stopped the session one\nstopped the session three\n"
+    done = hugepfn("stop", "--all")
+    assert (done.status, done.out.count("stopped the session")) == (3, 2)
+    assert done.one_line() == "the session two (pid 7) does not end, not even by SIGKILL"

@@ -141,6 +141,10 @@ class FakeQemu:
         self.sent: list[Frame] = []
         self.heard = threading.Semaphore(0)
         self.stopped = False
+        self.exit_status = None
+
+    async def run_state(self) -> str:
+        return "running"
 
     def pump(self, _channel: str, write: Callable[[bytes], None]) -> None:
         self.say = write

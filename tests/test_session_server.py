@@ -55,7 +55,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setattr(handshake, "accept", lambda *_args: None)
     server = Server(Start("one", DEFAULT), tmp_path, print)
     vm = FakeVM()
-    server._session = cast(Any, SimpleNamespace(vm=vm, prepare_for_people=lambda: None))
+    server._session = cast(Any, SimpleNamespace(vm=vm, prepare_for_people=lambda: None, check_runs=lambda: None))
     with vm.line, vm.guest:
         yield server
 
@@ -96,6 +96,57 @@ def test_a_bug_at_the_shell_is_still_told(server: Server) -> None:
     assert "a bug of hugepfn: TypeError" in said.message
     assert (cache.root() / "traceback.txt").exists()
     caller.close()
+
+
+@pytest.mark.parametrize("verb", ["exec", "rerun", "look", "attend"])
+def test_who_waits_for_an_answer_is_told_that_the_session_was_stopped(server: Server, verb: str) -> None:
+    going, ends = threading.Event(), threading.Event()
+
+    def wait(**_arguments: object) -> None:
+        going.set()
+        ends.wait(SOON_S)
+        raise MachineryError("QEMU was killed by SIGKILL: no word")  # since the session has ended its machine
+
+    setattr(cast(Any, server)._session, verb, wait)
+    ours, theirs = Pipe()
+    serving = threading.Thread(target=server._serve, args=(cast(Any, theirs),))
+    serving.start()
+    descriptors = 1 if verb == "rerun" else 0
+    ours.send(wire.Call(verb, {}, descriptors))
+    wire.send_descriptors(cast(Any, ours), [1] * descriptors)
+    if verb == "attend":
+        while not server._callers:
+            assert serving.is_alive()
+    else:
+        assert going.wait(SOON_S)
+    server._dismiss()
+    ends.set()
+    assert ours.poll(SOON_S)
+    assert ours.recv() == wire.RemoteFailure(f"the session {server._folder.name} was stopped", 3)
+    if verb == "attend":
+        ours.close()
+    serving.join(SOON_S)
+    assert not serving.is_alive()
+    ours.close()
+    assert not server._callers
+
+
+def test_a_shell_is_told_that_the_session_was_stopped(server: Server) -> None:
+    caller, serving = enter(server)
+    server._dismiss()
+    assert caller.poll(SOON_S)
+    assert caller.recv() == wire.RemoteFailure(f"the session {server._folder.name} was stopped", 3)
+    caller.close()
+    serving.join(SOON_S)
+
+
+def test_the_command_that_stops_a_session_is_answered(server: Server) -> None:
+    ours, theirs = Pipe()
+    ours.send(wire.Call("stop"))
+    server._serve(cast(Any, theirs))
+    assert ours.recv() == wire.Answer()
+    assert server._stopping.is_set()
+    ours.close()
 
 
 def test_a_kept_machine_comes_back_with_its_ram_where_it_was_asked_for(

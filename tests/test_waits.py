@@ -40,7 +40,7 @@ ERRORS = {
     "followed-command": r"MachineryError: sleep took more than 0.5 s and was killed",
     "matrix-child": r"MachineryError: hugepfn run took more than 0.5 s and was killed",
     "session-stopped": r"MachineryError: the session one \(pid \d+\) does not answer: its process is stopped",
-    "session-silent": r"MachineryError: the session one .* nothing within 0.5 s; `hugepfn stop one` ends it",
+    "session-silent": r"MachineryError: the session one .* nothing within 0.5 s; `hugepfn stop -s one` ends it",
     "session-stop": r"ended",
     "session-stop-no-socket": r"ended",
     "session-start": r"MachineryError: the session's process has said nothing for 0.5 s",

@@ -237,7 +237,7 @@ class ScenarioLine(NamedTuple):
     name: str
     levels: str  # "pte pmd pud"; empty for a scenario without levels
     claim: str  # the first line of the docstring
-    decided_by: str  # the kernel functions
+    decided_by: tuple[str, ...]  # the kernel functions: "mm/memory.c copy_pte_range()"
     file: Path
 
 
@@ -250,7 +250,7 @@ def scenario_lines() -> list[ScenarioLine]:
                 claim = (ast.get_docstring(node) or "").splitlines()[:1]
                 name = node.name.removeprefix("test_")
                 levels = " ".join(ast.literal_eval(argument) for argument in _marked(node, "levels"))
-                decided_by = ", ".join(map(str, _functions(_marked(node, "decided_by"))))
+                decided_by = tuple(map(str, _functions(_marked(node, "decided_by"))))
                 found.append(ScenarioLine(name, levels, "".join(claim), decided_by, path))
     return found
 

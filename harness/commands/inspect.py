@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.live import client_of, session_option, show_gdb
-from harness.errors import UsageError
+from harness.commands.sessions import client_of, say, session_option, show_gdb
+from harness.events import Note
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-    from harness.session.client import SessionClient
 
 watch_option = click.option(
     "--watch", "-w", is_flag=True, help="look again and again; changes are marked; Ctrl-C ends it"
@@ -26,21 +24,23 @@ every_option = click.option(
 
 
 @click.command(no_args_is_help=True)
-@click.argument("words", nargs=-1, metavar="[SESSION] PID VADDR[-VADDR]")
+@click.argument("pid", type=int)
+@click.argument("vaddr", metavar="VADDR[-VADDR]")
 @session_option
 @watch_option
 @every_option
-def walk(words: tuple[str, ...], session: str | None, watch: bool, every: float) -> None:
-    """Walk the page tables of any process in a live guest, and show entries raw and decoded.
+def walk(pid: int, vaddr: str, session: str | None, watch: bool, every: float) -> None:
+    """Walk the page tables of any process in a live guest.
 
-    For one address, every level on the way is shown; for a range, every leaf and hole, with equal neighbours in one
-    line. Addresses are hexadecimal. The root comes from the kernel's own task list, which is found through BTF and
-    kallsyms, or through the file that `hugepfn build` left beside the kernel.
+    Entries are shown raw and decoded. For one address, every level on the way is shown; for a range, every leaf and
+    hole, with equal neighbours in one line. Addresses are hexadecimal. The root comes from the kernel's own task list,
+    which is found through BTF and kallsyms, or through the file that `hugepfn build` left beside the kernel.
     """
     from harness.commands.walk_view import parse_span, process_line, range_lines, walk_lines
+    from harness.session.state import halt_words
 
-    client, pid, (vaddr,) = _who(words, session, 1)
     start, end = parse_span(vaddr)
+    client = client_of(session)
 
     def look() -> Any:
         return client.call("look", pid=pid, start=start, end=end)
@@ -50,19 +50,24 @@ def walk(words: tuple[str, ...], session: str | None, watch: bool, every: float)
         (process, found), (old_process, old) = now, before or (None, None)
         return [process_line(process, old_process), *draw(found, old)]
 
+    if (halt := client.call("state").halt) is not None:
+        say(Note(halt_words(halt, client.about.name)))
     _show(look, lines, every if watch else None)
 
 
 @click.command(no_args_is_help=True)
-@click.argument("words", nargs=-1, metavar="[SESSION] PID")
+@click.argument("pid", type=int)
 @session_option
 @watch_option
 @every_option
-def maps(words: tuple[str, ...], session: str | None, watch: bool, every: float) -> None:
-    """Show the VMAs of a process: the number of leaves at each level, and how many of them have each bit."""
+def maps(pid: int, session: str | None, watch: bool, every: float) -> None:
+    """Show the VMAs of a process, and the leaves in each.
+
+    For each VMA: the number of leaves at each level, and how many of them have each bit.
+    """
     from harness.commands.walk_view import process_line, vma_lines
 
-    client, pid, _ = _who(words, session, 0)
+    client = client_of(session)
 
     def lines(now: Any, before: Any) -> list[Text]:
         return [process_line(now.process, before and before.process), *vma_lines(now, before)]
@@ -73,18 +78,8 @@ def maps(words: tuple[str, ...], session: str | None, watch: bool, every: float)
 @click.command()
 @session_option
 def gdb(session: str | None) -> None:
-    """Stop the kernel of a session for gdb, and print the command that attaches gdb to it."""
+    """Stop a session for gdb, and print how to attach it."""
     show_gdb(client_of(session))
-
-
-def _who(words: Sequence[str], session: str | None, more: int) -> tuple[SessionClient, int, Sequence[str]]:
-    """The session, the pid, and the words that follow it."""
-    if not 1 + more <= len(words) <= 2 + more:
-        raise UsageError(f"expected [SESSION] PID{' VADDR[-VADDR]' * more}, got {' '.join(words)!r}")
-    *name, pid = words[: len(words) - more]
-    if not pid.isdigit():
-        raise UsageError(f"pid {pid!r} is not a number")
-    return client_of(name[0] if name else session), int(pid), words[len(words) - more :]
 
 
 def _show(look: Callable[[], Any], lines: Callable[[Any, Any], list[Text]], every_s: float | None) -> None:
@@ -106,6 +101,3 @@ def _show(look: Callable[[], Any], lines: Callable[[Any, Any], list[Text]], ever
                 return
             time.sleep(every_s)
             before, now = now, look()
-
-
-COMMANDS = (walk, maps, gdb)

@@ -44,6 +44,30 @@ _SCENARIO_OPTIONS = (
     click.option("--strict", is_flag=True, help="a precondition that is not met fails"),
 )
 _SHORT = {"kernel": "-k"}
+_MACHINE = "hugepfn.machine"  # in a context's meta: the options of the machine are to be shown
+
+
+class _MachineOption(click.Option):
+    """An option that ``--help-machine`` explains, and ``--help`` only names."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        return super().get_help_record(ctx) if ctx.meta.get(_MACHINE) else None
+
+
+def _help_machine(names: Sequence[str]) -> Callable[[F], F]:
+    def show(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+        if not wanted:
+            return
+        ctx.meta[_MACHINE] = True
+        options = [one for one in ctx.command.params if isinstance(one, _MachineOption)]
+        formatter = ctx.make_formatter()
+        with formatter.section("Options of the machine, see also docs/configuration.md"):
+            formatter.write_dl([record for one in options if (record := one.get_help_record(ctx))])
+        click.echo(formatter.getvalue(), nl=False)
+        ctx.exit()
+
+    text = f"explain the options of the machine: {', '.join(f'--{name}' for name in names)}"
+    return click.option("--help-machine", is_flag=True, is_eager=True, expose_value=False, callback=show, help=text)
 
 
 def _with(options: Sequence[Callable[[F], F]], command: F) -> F:
@@ -62,7 +86,10 @@ def config_options(*names: str, without: Sequence[str] = ()) -> Callable[[F], F]
         words = f"--{name}/--no-{name}" if option.is_flag else f"--{name}"
         decls = (*filter(None, (_SHORT.get(name),)), words, one.name)
         text = f"{option.help}  [default: {default_of(one)}]"
-        options.append(click.option(*decls, metavar=option.metavar or None, default=None, help=text))
+        kind = click.Option if name in _SHORT or names else _MachineOption
+        options.append(click.option(*decls, cls=kind, metavar=option.metavar or None, default=None, help=text))
+    if not names:
+        options.append(_help_machine([name_of(one) for one in wanted if name_of(one) not in _SHORT]))
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -73,6 +100,12 @@ def config_options(*names: str, without: Sequence[str] = ()) -> Callable[[F], F]
         return _with(options, cast(F, with_config))
 
     return decorate
+
+
+def given_config_options() -> list[str]:
+    """The options of a machine that the current command was given."""
+    given = click.get_current_context().params
+    return [f"--{name_of(one)}" for one in fields(MachineConfig) if given.get(one.name) is not None]
 
 
 def scenario_options(command: F) -> F:

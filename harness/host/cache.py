@@ -190,6 +190,17 @@ def entries(kind: str) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if (entry / _MARKER).is_file())
 
 
+def size_bytes(path: Path) -> int:
+    """The room that a file or folder takes on disk; holes take none."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError):  # somebody removes it meanwhile
+        total = path.lstat().st_blocks * 512
+        if path.is_dir() and not path.is_symlink():
+            with os.scandir(path) as entries:
+                total += sum(size_bytes(Path(entry)) for entry in entries)
+    return total
+
+
 def prune(kind: str, kept: int) -> list[Path]:
     """Delete all entries of a kind except the most recently used, by the mtime of the entry's folder.
 

@@ -108,15 +108,24 @@ async def _listen(qemu: Qemu, socket: Path) -> None:
     await qemu.follow_stops()
     await qemu.stop()
     said: object = ""
-    if not await _open(qemu):
+    if await _channel(qemu) is None:
         where = str(socket).replace(",", ",,").replace("\\", r"\\").replace('"', r"\"")
         command = f'gdbserver "unix:{where},server=on,wait=off"'
         said = await qemu.execute("human-monitor-command", {"command-line": command})
-    if not await _open(qemu) or not socket.is_socket():
+    if await _channel(qemu) is None or not socket.is_socket():
         raise MachineryError(f"QEMU does not wait for gdb on {socket}: {str(said).strip()!r}")
 
 
-async def _open(qemu: Qemu) -> bool:
-    """Whether the stub has its channel, which QEMU calls "gdb" (gdbstub.c, gdbserver_start())."""
+async def gdb_is_attached(qemu: Qemu) -> bool:
+    """Whether gdb is connected to the stub."""
+    channel = await _channel(qemu)
+    return channel is not None and not channel.startswith(
+        "disconnected:"
+    )  # chardev/char-socket.c, update_disconnected_filename()
+
+
+async def _channel(qemu: Qemu) -> str | None:
+    """Where the stub listens; None where it does not. QEMU calls its channel "gdb" (gdbstub.c, gdbserver_start())."""
     channels = await qemu.execute("query-chardev")
-    return any(device["label"] == "gdb" for device in (channels if isinstance(channels, list) else ()))
+    found = [str(one["filename"]) for one in (channels if isinstance(channels, list) else ()) if one["label"] == "gdb"]
+    return found[0] if found else None

@@ -90,12 +90,16 @@ def everything() -> list[tuple[str, Kept | None]]:
     return found
 
 
-def remove(name: str) -> None:
+def remove(name: str) -> int:
     """Throws a kept machine away; what runs of it goes on.
 
+    :returns: how many bytes it took.
     :raises UsageError: there is none.
     """
-    shutil.rmtree(_folder(name))
+    folder = _folder(name)
+    size_bytes = cache.size_bytes(folder)
+    shutil.rmtree(folder)
+    return size_bytes
 
 
 def _folder(name: str) -> Path:

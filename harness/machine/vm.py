@@ -210,7 +210,7 @@ class VM(LiveMachine):
         self.on_loop(save_template(self.machine, folder, capabilities))
 
     def keep(self, name: str, why: str) -> None:
-        """Saves this machine whole, under a name for ``hugepfn shell NAME``. It goes on as it was.
+        """Saves this machine whole, under a name for ``hugepfn shell --kept NAME``. It goes on as it was.
 
         :raises UsageError: QEMU cannot save a machine like it.
         """

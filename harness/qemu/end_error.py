@@ -11,7 +11,8 @@ from harness.qemu.spec import Accel
 from harness.verdict import Complaint
 
 _TOLD_TO_END = "terminating on signal"  # it exits with 0 then (system/runstate.c, qemu_kill_report())
-_GAVE_UP = ("internal-error", "io-error")  # qapi/run-state.json, RunState: those that QEMU does not leave by itself
+#: Run states that QEMU does not leave by itself (qapi/run-state.json, RunState).
+GAVE_UP = ("internal-error", "io-error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def stop_error(when: str, state: str, stderr: str, accel: Accel, *, wanted: bool
 
     :param state: RunState of qapi/run-state.json.
     """
-    if state in _GAVE_UP:
+    if state in GAVE_UP:
         return MachineStopped(
             f"{when}QEMU has stopped the machine ({state}), so nothing can be said of the kernel; it says: "
             f"{stderr or 'nothing'}" + ("; try --accel tcg" if accel is Accel.KVM else "")

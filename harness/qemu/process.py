@@ -263,7 +263,7 @@ class Qemu:
 
     async def resume(self) -> None:
         """Lets every vCPU run; does nothing where they do."""
-        if self.stopped:
+        if await self.is_stopped():
             await self.execute("cont")
             self.stopped = False
             self.standstill.end()

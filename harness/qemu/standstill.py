@@ -38,9 +38,14 @@ class Standstill:
         self._past_s, self._since = self.total_s, None
 
     @property
+    def present_s(self) -> float | None:
+        """For how many seconds it has stood still now; None if it runs."""
+        return self.clock() - self._since if self._since is not None else None
+
+    @property
     def total_s(self) -> float:
         """Since the machine came up, in seconds of the host."""
-        return self._past_s + (self.clock() - self._since if self._since is not None else 0.0)
+        return self._past_s + (self.present_s or 0.0)
 
     def excuse(self, complaint: Complaint, from_s: float = 0.0) -> str:
         """Why a complaint is of our making; empty where it is the kernel's own.

@@ -60,7 +60,7 @@ class SessionClient:
     def _silent(self, why: str) -> MachineryError:
         return MachineryError(
             f"the session {self.about.name} (pid {self.about.pid}) does not answer: {why}; "
-            f"`hugepfn stop {self.about.name}` ends it"
+            f"`hugepfn stop -s {self.about.name}` ends it"
         )
 
     def _check_runs(self) -> None:
@@ -151,6 +151,7 @@ class SessionClient:
         function.
 
         :raises UsageError: somebody else is using the shell.
+        :raises MachineryError: the session was stopped meanwhile.
         """
         with self._connected() as connection:
             connection.send(wire.Call("shell"))
@@ -158,6 +159,22 @@ class SessionClient:
             (descriptor,) = wire.receive_descriptors(connection, 1)
             with socket.socket(fileno=descriptor) as line:
                 yield line, connection, lambda rows, columns: connection.send(wire.Size(rows, columns))
+            if connection.poll(0):
+                self._answer(connection)
+
+    @contextlib.contextmanager
+    def attending(self) -> Iterator[None]:
+        """A block that uses the machine by another way than this socket.
+
+        :raises MachineryError: the session was stopped meanwhile, which is the reason for whatever went wrong there.
+        """
+        with self._connected() as connection:
+            connection.send(wire.Call("attend"))
+            try:
+                yield
+            finally:
+                if connection.poll(0):
+                    self._answer(connection)
 
 
 def _connect(path: str) -> Connection:

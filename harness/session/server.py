@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
@@ -40,6 +40,29 @@ class Start:
     kept: str | None = None  # name of a kept machine to use instead of a new one
 
 
+class _Caller:
+    """A command that waits for the answer to its call. It gets one answer, whoever gives it first."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._finished = False
+        self._sending = threading.Lock()
+
+    def send(self, said: object, descriptors: Sequence[int] = ()) -> None:
+        """Send something before the answer."""
+        with self._sending:
+            if not self._finished:
+                self.connection.send(said)
+                wire.send_descriptors(self.connection, descriptors)
+
+    def finish(self, answer: wire.Answer | wire.RemoteFailure) -> None:
+        """Send the answer."""
+        with self._sending:
+            if not self._finished:
+                self._finished = True
+                self.connection.send(answer)
+
+
 class Server:
     """A session, from its start to its end."""
 
@@ -50,6 +73,7 @@ class Server:
         self._say = say
         self._stopping = threading.Event()
         self._shell_taken = threading.Lock()
+        self._callers: dict[_Caller, None] = {}
         self._session: Session
 
     def run(self, ready: Callable[[About], None]) -> None:
@@ -60,7 +84,7 @@ class Server:
         vm = self._machine()
         try:
             vm.sockets.use(self._folder)
-            self._session = Session(vm)
+            self._session = Session(vm, self._folder.name)
             asked = str(self._start.config.kernel) if self._start.kept is None else f"kept machine {self._start.kept}"
             about = About(self._folder.name, os.getpid(), asked, vm.ready["release"], time.time())
             with Listener(str(self._folder / registry.SOCKET), "AF_UNIX") as listener:
@@ -69,7 +93,16 @@ class Server:
                 ready(about)
                 self._stopping.wait()
         finally:
+            self._dismiss()
             vm.close()
+
+    def _dismiss(self) -> None:
+        """Tell whoever still waits that the session ends, before its machine does."""
+        self._stopping.set()
+        said = wire.RemoteFailure(f"the session {self._folder.name} was stopped", int(ExitCode.MACHINERY))
+        for caller in list(self._callers):
+            with contextlib.suppress(OSError):
+                caller.finish(said)
 
     def _machine(self) -> VM:
         config = self._start.config
@@ -98,25 +131,37 @@ class Server:
                 return
             call = connection.recv()
             descriptors = wire.receive_descriptors(connection, call.descriptors)
+            caller = _Caller(connection)
+            if call.verb == "stop":
+                self.stop()
+                caller.finish(wire.Answer())
+                return
+            self._callers[caller] = None
+            if self._stopping.is_set():
+                self._dismiss()
             try:
-                answer = self._answer(connection, call, descriptors)
+                answer = self._answer(caller, call, descriptors)
             except HugepfnError as error:
-                connection.send(wire.RemoteFailure(str(error), int(error.exit_code)))
+                caller.finish(wire.RemoteFailure(str(error), int(error.exit_code)))
                 return
             except Exception as error:
-                connection.send(wire.RemoteFailure(f"{call.verb}: {explain(error)}", int(ExitCode.MACHINERY)))
+                caller.finish(wire.RemoteFailure(f"{call.verb}: {explain(error)}", int(ExitCode.MACHINERY)))
                 return  # explain() has kept the traceback
             finally:
+                del self._callers[caller]
                 for descriptor in descriptors:
                     os.close(descriptor)
-            connection.send(wire.Answer(answer))
+            caller.finish(wire.Answer(answer))
 
-    def _answer(self, connection: Connection, call: wire.Call, descriptors: list[int]) -> Any:
+    def _answer(self, caller: _Caller, call: wire.Call, descriptors: list[int]) -> Any:
+        connection = caller.connection
         match call.verb:
-            case "stop":
-                return self.stop()
+            case "attend":  # the caller leaves, or is dismissed
+                with contextlib.suppress(EOFError, OSError):
+                    connection.recv()
+                return None
             case "shell":
-                return self._shell(connection)
+                return self._shell(caller)
             case "exec":
                 signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
                 threading.Thread(target=_listen, args=(connection, signals), daemon=True).start()
@@ -128,18 +173,19 @@ class Server:
             case _:
                 return getattr(self._session, call.verb)(**call.arguments)
 
-    def _shell(self, connection: Connection) -> None:
+    def _shell(self, caller: _Caller) -> None:
         """Lend the serial line to one user, until they leave or the shell ends."""
+        connection = caller.connection
         if not self._shell_taken.acquire(blocking=False):
             raise UsageError("somebody is at this session's shell; `hugepfn ssh` opens another")
         try:
+            self._session.check_runs()
             self._session.prepare_for_people()
             line, job = self._session.vm.shell()
             with line:
-                connection.send(wire.Answer())
-                wire.send_descriptors(connection, [line.fileno()])
+                caller.send(wire.Answer(), [line.fileno()])
             they_leave = contextlib.suppress(EOFError, ConnectionError)
-            with self._telling(job, connection), they_leave:
+            with self._telling(job, caller), they_leave:
                 while True:
                     said = connection.recv()
                     if isinstance(said, wire.Size):
@@ -148,12 +194,12 @@ class Server:
             self._shell_taken.release()
 
     @contextlib.contextmanager
-    def _telling(self, job: Job, connection: Connection) -> Iterator[None]:
+    def _telling(self, job: Job, caller: _Caller) -> Iterator[None]:
         """Tell the caller when the shell ends, while the block runs."""
 
         def tell(_exited: object) -> None:
             with contextlib.suppress(OSError):
-                connection.send(wire.Answer())
+                caller.finish(wire.Answer())
 
         async def add() -> None:
             job.exited.add_done_callback(tell)

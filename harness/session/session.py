@@ -9,33 +9,40 @@ import queue
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.campaign.session import Stopping, rerun_session
-from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
+from harness.errors import ExitCode, HugepfnError, MachineryError, PremiseNotMet, UsageError
 from harness.guest.agent import UNLIMITED_S
 from harness.guest.exec import finish
 from harness.guest.job import ExitStatus, Input, Job
-from harness.introspect.gdb import GdbStub
+from harness.introspect.gdb import GdbStub, gdb_is_attached
 from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
 from harness.machine.vm import VM
 from harness.outputs import Output
 from harness.pagetable import Walk
+from harness.qemu.end_error import GAVE_UP
 from harness.qemu.spec import Root
 from harness.session.outlet import Outlet
+from harness.session.state import Halt, HaltCause, MachineState, halt_words
 
 if TYPE_CHECKING:
     from harness.guest.sshd import SshAddress
 
 _READ_BYTES = 64 << 10
+_TURN_TIMEOUT_S = 1.0  # a look takes less
 
 
 class Session:
     """A running machine, shared by several commands that take turns."""
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, vm: VM, name: str = "") -> None:
+        """:param name: of the session, for messages; empty if the machine is only for one command."""
         self.vm = vm
+        self._name = name
+        self._may_stand = self._paused = False  # it was stopped on request; the last request was :meth:`pause`
         self._turn = threading.RLock()  # only one command at a time stops the machine or asks the agent for a file
 
     # --- commands in the guest -------------------------------------------------------------------
@@ -65,6 +72,7 @@ class Session:
 
         with Outlet(streams[1], streams[2], on_broken) as outlet:
             with self._turn:
+                self._check_runs()
                 words = self._words(argv, program)
                 running = self.vm.agent.run(
                     words, environment, reads=Input.PIPE, sink=outlet.sink, full=lambda: outlet.full
@@ -120,6 +128,7 @@ class Session:
                 "the kernel of this kept machine is no longer here, or was built anew, so nothing can be claimed of it"
             )
         with self._turn, Output(os.dup(stdout)) as file:
+            self._check_runs()
             console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)
             status = rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, stopping)
             if file.lost and status is not ExitCode.CLAIM_FAILED:
@@ -130,6 +139,7 @@ class Session:
 
     def ssh_address(self) -> SshAddress:
         """The address at which SSH reaches the guest; the first call installs the server."""
+        self.check_runs()
         if self.vm.has_ssh:
             return self.vm.ssh_address()
         with self._turn:
@@ -140,7 +150,11 @@ class Session:
     def look(self, pid: int, start: int, end: int | None) -> tuple[ProcessRoot, Walk | RangeWalk]:
         """The walk to one address of a process, or everything in [start, end), at one stop."""
         with self._turn:
-            self.vm.processes.learn()
+            try:
+                self.vm.processes.learn()
+            except HugepfnError:
+                self._check_runs()  # the guest cannot be asked while it stands still
+                raise
             with self.vm.paused():
                 found = self.vm.walk(pid, start) if end is None else self.vm.walk_range(pid, start, end)
                 return self.vm.process_root(pid), found
@@ -148,11 +162,13 @@ class Session:
     def maps(self, pid: int) -> ProcessVmas:
         """The VMAs of a process, with the leaves in each."""
         with self._turn:
+            self._check_runs()
             return self.vm.vmas(pid)
 
     def gdb(self) -> GdbStub:
         """Stop the machine for gdb."""
         with self._turn:
+            self._may_stand, self._paused = True, False
             return self.vm.gdb()
 
     def wait_until_it_runs(self) -> None:
@@ -168,11 +184,75 @@ class Session:
         """The kernel log."""
         return self.vm.kernel_log
 
-    def state(self) -> str:
-        """The machine's state: "runs", "stands still", or how it ended."""
+    # --- standing still ----------------------------------------------------------------------------
+
+    def pause(self) -> MachineState:
+        """Stop the machine until :meth:`resume`; it can be walked meanwhile.
+
+        :returns: its state before.
+        """
+        with self._turn:
+            before = self._halt()
+            if before is None:
+                with contextlib.suppress(PremiseNotMet):  # then there are no walks
+                    self.vm.processes.learn()
+                self.vm.on_loop(self.vm.qemu.follow_stops())
+                self.vm.on_loop(self.vm.qemu.stop())
+                self._may_stand = self._paused = True
+            return MachineState(before)
+
+    def resume(self) -> MachineState:
+        """Let the machine go on, whoever stopped it.
+
+        :returns: its state before.
+        :raises UsageError: QEMU cannot go on.
+        """
+        with self._turn:
+            before = self._halt()
+            if before is not None and before.cause is HaltCause.QEMU:
+                raise UsageError(halt_words(before, self._name))
+            self.vm.on_loop(self.vm.qemu.resume())
+            return MachineState(before)
+
+    def check_runs(self) -> None:
+        """Check that nobody has stopped the machine. A command that looks at it stops it for a moment, too.
+
+        :raises UsageError: somebody has; says since when, why, and how it goes on.
+        """
+        if self._may_stand:
+            with self._turn:
+                self._check_runs()
+
+    def _check_runs(self) -> None:
+        """The same. Call it with the turn, in which no other command stops the machine."""
+        if (halt := self._halt()) is not None:
+            raise UsageError(halt_words(halt, self._name))
+
+    def _halt(self) -> Halt | None:
+        """Whether the machine stands still now, as QEMU says, and why. Call it with the turn."""
+        qemu = self.vm.qemu
+        if qemu.exit_status is not None or (state := self.vm.on_loop(qemu.run_state())) == "running":
+            return None
+        stood_s = qemu.standstill.present_s
+        since = time.time() - stood_s if stood_s is not None else None
+        if state in GAVE_UP:
+            return Halt(HaltCause.QEMU, since)
+        if not self._may_stand:
+            return None
+        if self.vm.on_loop(gdb_is_attached(qemu)):
+            return Halt(HaltCause.GDB, since)
+        return Halt(HaltCause.PAUSED if self._paused else HaltCause.NO_GDB, since)
+
+    def state(self) -> MachineState:
+        """The machine's state."""
         if self.vm.qemu.exit_status is not None:
-            return str(self.vm.qemu.end_error(""))
-        return "stands still" if self.vm.qemu.stopped else "runs"
+            return MachineState(ended=str(self.vm.qemu.end_error("")))
+        if not self._may_stand or not self._turn.acquire(timeout=_TURN_TIMEOUT_S):
+            return MachineState()  # who has the turn for long has checked that it runs
+        try:
+            return MachineState(self._halt())
+        finally:
+            self._turn.release()
 
 
 @contextlib.contextmanager

@@ -146,10 +146,12 @@ def test_a_kept_machine_is_entered_with_its_processes_still_there(
         [*pytest_argv, *plugin], env=hugepfn.environment(), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "hugepfn shell kept" in done.stderr
+    assert "hugepfn shell --kept kept" in done.stderr
     assert done.stdout.count("assert 0\n") >= told
     assert hugepfn.left_behind() == []
-    shell = pexpect.spawn(sys.executable, [str(ROOT / "vm.py"), "shell", "kept"], encoding="utf-8", timeout=60)
+    shell = pexpect.spawn(
+        sys.executable, [str(ROOT / "vm.py"), "shell", "--kept", "kept"], encoding="utf-8", timeout=60
+    )
     argv = [sys.executable, str(ROOT / "vm.py"), "exec", "-s", "kept"]
     shell.expect("guest# ")
     shell.sendline("ps | grep -c '[f]ork --level=pmd'")

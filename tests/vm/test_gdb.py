@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.host import cache
-from harness.introspect.gdb import GdbStub
+from harness.introspect.gdb import GdbStub, gdb_is_attached
 from harness.introspect.kernel_memory import KernelMemory
 from harness.kernel import Kernel
 from harness.machine.vm import VM
@@ -55,8 +55,10 @@ def test_the_stub_reads_the_kernel_and_the_machine_follows_it() -> None:
         assert "no vmlinux of 6.12." in stub.note
         assert stub.argv[-1] == f"target remote {stub.socket}"
 
+        assert not vm.on_loop(gdb_is_attached(vm.qemu))
         remote = Remote(stub)
         assert "PacketSize" in remote.ask("qSupported:xmlRegisters=i386")
+        assert vm.on_loop(gdb_is_attached(vm.qemu))
         assert len(remote.ask("g")) > 2 * 8 * 17  # 16 general registers and rip, in hex
         process = vm.process_root(1)
         kernel = KernelMemory(vm.memory, process.paddr, process.layout)

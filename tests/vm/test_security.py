@@ -49,11 +49,11 @@ def live() -> Iterator[Live]:
         Path(folder).chmod(0o755)
         command = Live(f"security-{os.getpid()}", Path(folder) / "sessions")
         command.ram_dir.mkdir(mode=0o755)
-        command.ok("start", "--kernel", KERNEL, "--name", "one")
+        command.ok("start", "--kernel", KERNEL, "-s", "one")
         command.ok("ssh", "-s", "one", "--", "true")
         command.ok("gdb", "-s", "one")
         yield command
-        command.ok("stop", "one")
+        command.ok("stop", "-s", "one")
 
 
 def processes_of(marker: str) -> list[int]:
@@ -189,13 +189,13 @@ def test_openssh_gets_in_by_the_line_that_is_printed(tmp_path: Path) -> None:
     runtime = tmp_path / "50% of, it"
     runtime.mkdir()
     own = Live(f"openssh-{os.getpid()}", runtime)
-    own.ok("start", "--kernel", KERNEL, "--name", "two")
+    own.ok("start", "--kernel", KERNEL, "-s", "two")
     try:
         line = own.ok("ssh", "--address").decode().strip()
         done = subprocess.run(f"{line} 'echo $((6 * 7))'", shell=True, capture_output=True, timeout=120, check=False)
         assert (done.stdout, done.returncode) == (b"42\n", 0), done.stderr
     finally:
-        own.ok("stop", "two")
+        own.ok("stop", "-s", "two")
 
 
 def test_the_qemu_that_serves_9p_has_the_view() -> None:
@@ -277,7 +277,7 @@ def test_what_a_guest_says_reaches_no_sink_raw(hugepfn: Command, hostile: Path, 
 
 
 def test_nor_a_session_s_and_a_programs_own_stream_stays_its_own(live: Live, hostile: Path) -> None:
-    live.ok("start", "--kernel", KERNEL, "--name", "evil")
+    live.ok("start", "--kernel", KERNEL, "-s", "evil")
     try:
         rerun = live("rerun", "-s", "evil", str(hostile))
         log = live("log", "-s", "evil").stdout
@@ -290,4 +290,4 @@ def test_nor_a_session_s_and_a_programs_own_stream_stays_its_own(live: Live, hos
         live("exec", "-s", "evil", "sh", "-c", "printf '<0>[/x] \\033[31m' > /dev/kmsg; echo c > /proc/sysrq-trigger")
         assert unprintable(live.ok("ps").decode()) == []
     finally:
-        live.ok("stop", "evil")
+        live.ok("stop", "-s", "evil")

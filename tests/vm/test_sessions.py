@@ -54,7 +54,7 @@ class Live(Command):
 def live(runtime: Path) -> Live:
     """One session that the tests share."""
     command = Live(f"sessions-{os.getpid()}", runtime)
-    assert command.ok("start", "--kernel", KERNEL, "--name", "one") == b"one\n"
+    assert command.ok("start", "--kernel", KERNEL, "-s", "one") == b"one\n"
     return command
 
 
@@ -67,7 +67,7 @@ def test_ps_shows_it(live: Live) -> None:
 
 
 def test_a_name_is_one_sessions(live: Live) -> None:
-    done = live("start", "--kernel", KERNEL, "--name", "one")
+    done = live("start", "--kernel", KERNEL, "-s", "one")
     assert done.returncode == 2
     assert "there is a session 'one' already" in done.stderr
 
@@ -160,7 +160,7 @@ def test_output_on_a_full_disk_ends_the_program_and_is_no_status_of_its(live: Li
 
 
 def test_a_signal_waits_for_a_machine_that_stands_still(live: Live) -> None:
-    live.ok("start", "--kernel", KERNEL, "--name", "still")
+    live.ok("start", "--kernel", KERNEL, "-s", "still")
     argv = live.argv("exec", "-s", "still", "sh", "-c", "echo up; exec sleep 1000")
     with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -170,7 +170,44 @@ def test_a_signal_waits_for_a_machine_that_stands_still(live: Live) -> None:
         with _gdb(live, "still") as gdb:
             gdb.sendall(b"+$c#63")
             assert child.wait(60) == 128 + signal.SIGTERM
-    live.ok("stop", "still")
+    live.ok("stop", "-s", "still")
+
+
+def test_a_machine_that_stands_still_says_so(live: Live) -> None:
+    live.ok("start", "--kernel", KERNEL, "-s", "paused")
+    assert live.ok("pause", "-s", "paused") == b"paused is paused; `hugepfn resume -s paused` lets it go on\n"
+    for command in (("exec", "-s", "paused", "true"), ("ssh", "-s", "paused", "true"), ("maps", "-s", "paused", "1")):
+        done = live(*command)
+        assert done.returncode == 2
+        assert "the machine stands still since " in done.stderr
+        assert "`hugepfn pause` stopped it; `hugepfn resume -s paused` lets it go on\n" in done.stderr
+    walked = live("walk", "-s", "paused", "1", "400000")
+    assert "pte[0]" in walked.stdout, "pause has asked the guest for what a walk needs"
+    assert "the machine stands still since " in walked.stderr
+    live.ok("gdb", "-s", "paused")
+    assert "no gdb is attached" in live("exec", "-s", "paused", "true").stderr
+    with _gdb(live, "paused") as gdb:
+        gdb.sendall(b"+$?#3f")
+        assert gdb.recv(1)
+        assert "gdb has stopped it; `continue` in gdb" in live("exec", "-s", "paused", "true").stderr
+        assert live.ok("resume", "-s", "paused") == b"paused runs\n"
+        assert live.ok("exec", "-s", "paused", "echo", "on") == b"on\n"
+    live.ok("stop", "-s", "paused")
+
+
+@pytest.mark.parametrize("command", ["exec", "ssh"])
+def test_a_command_in_a_session_that_is_stopped_says_so(live: Live, command: str) -> None:
+    live.ok("start", "--kernel", KERNEL, "-s", "short")
+    argv = live.argv(command, "-s", "short", "sh -c 'echo up; exec sleep 1000'")
+    if command == "exec":
+        argv[-1:] = ["sh", "-c", "echo up; exec sleep 1000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, env=live.environment(), stdout=pipe, stderr=pipe) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"up\n"
+        assert live.ok("stop", "-s", "short") == b"stopped the session short\n"
+        _, said = child.communicate(timeout=60)
+        assert (child.returncode, said) == (3, b"hugepfn: the session short was stopped\n")
 
 
 def test_a_large_program_and_one_that_is_too_large(live: Live, tmp_path: Path) -> None:
@@ -202,7 +239,7 @@ def test_a_rerun_that_nobody_waits_for_ends(live: Live) -> None:
             pass
         child.kill()
     begin = time.monotonic()
-    live.ok("maps", "one", "1")
+    live.ok("maps", "-s", "one", "1")
     assert time.monotonic() - begin < 60, "the whole suite takes longer"
 
 
@@ -265,7 +302,7 @@ def test_walk_shows_every_level_of_pid_1(live: Live) -> None:
     assert lines[0].startswith("process 1 (init)  root 0x")
     assert [line.split("[")[0].strip() for line in lines[2:7]] == ["pgd", "p4d", "pud", "pmd", "pte"]
     assert lines[7].startswith("  4K page, paddr 0x")
-    assert "pte x" in live.ok("walk", "one", "1", "0x400000-0x4c0000").decode()
+    assert "pte x" in live.ok("walk", "-s", "one", "1", "0x400000-0x4c0000").decode()
 
 
 def test_maps_counts_the_leaves_of_every_area(live: Live) -> None:
@@ -299,12 +336,12 @@ def test_watch_marks_what_changes(live: Live) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("walk", "1"), r"expected [SESSION] PID VADDR[-VADDR], got '1'"),
-        (("walk", "one", "x", "0"), "pid 'x' is not a number"),
+        (("walk", "1"), "missing argument 'VADDR[-VADDR]' (see `hugepfn walk --help`)"),
+        (("walk", "x", "0"), "invalid value for 'PID': 'x' is not a valid integer"),
         (("walk", "1", "zz"), "address 'zz' is not understood"),
         (("maps", "99999"), "no process 99999 in the guest"),
         (("maps", "2"), "kernel thread"),
-        (("maps", "other", "1"), "no session 'other'; there are: one"),
+        (("maps", "-s", "other", "1"), "no session 'other'; there are: one"),
     ],
 )
 def test_what_cannot_be_looked_at(live: Live, args: tuple[str, ...], words: str) -> None:
@@ -315,7 +352,7 @@ def test_what_cannot_be_looked_at(live: Live, args: tuple[str, ...], words: str)
 
 
 def test_gdb_finds_the_machine_standing_still(live: Live) -> None:
-    live.ok("start", "--kernel", KERNEL, "--name", "four")
+    live.ok("start", "--kernel", KERNEL, "-s", "four")
     assert live.ok("gdb", "-s", "four").decode().endswith(f"target remote {live.ram_dir}/four/gdb'\n")
     with _gdb(live, "four") as gdb:
         gdb.sendall(b"+$?#3f")
@@ -324,7 +361,7 @@ def test_gdb_finds_the_machine_standing_still(live: Live) -> None:
             said += gdb.recv(1000)
         gdb.sendall(b"+$c#63")
         assert live.ok("exec", "-s", "four", "echo", "on") == b"on\n"
-    live.ok("stop", "four")
+    live.ok("stop", "-s", "four")
 
 
 def test_the_kernels_log(live: Live) -> None:
@@ -348,7 +385,7 @@ def _shell(live: Live, *args: str) -> Iterator[pexpect.spawn]:
 
 
 def test_a_shell_knows_the_terminals_size_and_takes_ctrl_c(live: Live) -> None:
-    with _shell(live, "one") as shell:
+    with _shell(live, "-s", "one") as shell:
         shell.expect("guest# ")
         shell.sendline("stty size")
         shell.expect("33 99")
@@ -365,14 +402,14 @@ def test_a_shell_knows_the_terminals_size_and_takes_ctrl_c(live: Live) -> None:
 
 
 def test_a_shell_that_is_left_is_entered_again_and_ends_by_exit(live: Live) -> None:
-    with _shell(live, "one") as shell:
+    with _shell(live, "-s", "one") as shell:
         shell.expect("guest# ")
         shell.sendline("variable=kept")
         shell.expect("guest# ")
-        with pexpect.spawn(*_argv(live.argv("shell", "one")), encoding="utf-8", env=live.environment()) as other:
+        with pexpect.spawn(*_argv(live.argv("shell", "-s", "one")), encoding="utf-8", env=live.environment()) as other:
             other.expect("somebody is at this session's shell", timeout=60)
             other.expect(pexpect.EOF, timeout=60)
-    with _shell(live, "one") as again:
+    with _shell(live, "-s", "one") as again:
         again.sendline("echo $variable")
         again.expect("\r\nkept\r\n")
         again.sendline("exit")
@@ -394,7 +431,7 @@ def test_a_fresh_shell_is_a_session_and_ends_with_it(live: Live) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_session_that_is_killed_leaves_nothing(live: Live, runtime: Path, number: signal.Signals) -> None:
-    live.ok("start", "--kernel", KERNEL, "--name", "two")
+    live.ok("start", "--kernel", KERNEL, "-s", "two")
     (pid,) = (int(line.split()[1]) for line in live.ok("ps").decode().splitlines() if line.startswith("two "))
     qemus = own_qemus(live.marker)
     assert len(qemus) == 2
@@ -414,13 +451,13 @@ def _gone(pidfd: int) -> None:
 
 
 def test_a_kernel_that_dies_is_told(live: Live) -> None:
-    live.ok("start", "--kernel", KERNEL, "--name", "three")
+    live.ok("start", "--kernel", KERNEL, "-s", "three")
     done = live("exec", "-s", "three", "sh", "-c", "echo c > /proc/sysrq-trigger")
     assert done.returncode == 1
     assert "the kernel died" in done.stderr
     assert "the kernel died" in next(line for line in live.ok("ps").decode().splitlines() if line.startswith("three "))
     assert "sysrq triggered crash" in live.ok("log", "-s", "three").decode().lower()
-    live.ok("stop", "three")
+    live.ok("stop", "-s", "three")
 
 
 def test_nobody_to_talk_to(tmp_path: Path) -> None:
