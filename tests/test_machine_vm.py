@@ -37,7 +37,7 @@ class Host:
         self.said: list[str] = []
         monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(folder))
         monkeypatch.setattr(vm_module, "find_qemu", lambda _asked: BINARY)
-        monkeypatch.setattr(vm_module, "choose_accel", lambda *_args: Accel.KVM)
+        monkeypatch.setattr(vm_module, "choose_accel", lambda *_args: (Accel.KVM, ""))
         monkeypatch.setattr(VM, "_resolve", lambda _vm: SimpleNamespace(release="6.12.118"))
 
         def come_up(_vm: VM, accel: Accel) -> None:

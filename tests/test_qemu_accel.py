@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from harness.errors import MachineryError, UsageError
-from harness.events import Event, Sparing
+from harness.events import Say
 from harness.qemu import accel
-from harness.qemu.accel import Proof, choose_accel, kvm_proof, remember_lie
+from harness.qemu.accel import Proof, choose_accel, kvm_proof, remember_lie, tell_why_tcg
 from harness.qemu.binary import QemuBinary
 from harness.qemu.spec import Accel
 
@@ -67,13 +67,13 @@ def said() -> list[str]:
     return []
 
 
-def never(event: Event) -> None:
-    raise AssertionError(f"said: {event}")
+def noting(said: list[str]) -> Say:
+    return lambda event: said.append(str(event))
 
 
 def test_kvm_is_used_once_guest_code_has_reported(host: Host) -> None:
-    assert choose_accel("auto", host.qemu(PROVEN), "max", never) is Accel.KVM
-    assert choose_accel("kvm", host.qemu(PROVEN), "max", never) is Accel.KVM
+    assert choose_accel("auto", host.qemu(PROVEN), "max") == (Accel.KVM, "")
+    assert choose_accel("kvm", host.qemu(PROVEN), "max") == (Accel.KVM, "")
 
 
 def test_the_proof_runs_the_machine_and_cpu_that_the_kernel_will_get(host: Host) -> None:
@@ -91,7 +91,7 @@ def test_the_proof_runs_the_machine_and_cpu_that_the_kernel_will_get(host: Host)
 
 
 def test_tcg_needs_no_proof(host: Host) -> None:
-    assert choose_accel("tcg", host.qemu(PROVEN), "max", never) is Accel.TCG
+    assert choose_accel("tcg", host.qemu(PROVEN), "max") == (Accel.TCG, "")
     assert host.starts == []
 
 
@@ -107,16 +107,36 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("body", "reason"), REFUSALS)
 def test_auto_falls_back_with_one_line_that_says_why(host: Host, said: list[str], body: str, reason: str) -> None:
-    assert choose_accel("auto", host.qemu(body), "max", Sparing(said.append)) is Accel.TCG
+    chosen, why = choose_accel("auto", host.qemu(body), "max")
+    assert chosen is Accel.TCG
+    assert why.startswith(reason)
+    assert "\n" not in why
+    tell_why_tcg(why, noting(said))
+    assert said == [f"TCG, since KVM does not run guests here: {why} (told once until this host boots again)"]
+
+
+def test_why_is_told_once_until_the_host_boots_again(host: Host, said: list[str]) -> None:
+    for why in ("", "no KVM", "no KVM", "broken", "no KVM", "broken"):
+        tell_why_tcg(why, noting(said))
+    assert [line.split(": ")[1].split(" (")[0] for line in said] == ["no KVM", "broken"]
+    host.boot_id.write_text("another boot\n")
+    tell_why_tcg("no KVM", noting(said))
+    accel.forget_proofs()
+    tell_why_tcg("no KVM", noting(said))
+    assert len(said) == 4
+
+
+def test_why_is_told_where_the_cache_cannot_be_written(
+    host: Host, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(host.kvm / "cache"))
+    tell_why_tcg("no KVM", noting(said))
     assert len(said) == 1
-    assert said[0].startswith("TCG, since KVM does not run guests here: ")
-    assert reason in said[0]
-    assert "\n" not in said[0]
 
 
 def test_kvm_on_demand_fails_with_the_reason(host: Host) -> None:
     with pytest.raises(MachineryError, match="--accel kvm: KVM is broken here; use --accel tcg"):
-        choose_accel("kvm", host.qemu("echo 'KVM is broken here' >&2; exit 1"), "max", never)
+        choose_accel("kvm", host.qemu("echo 'KVM is broken here' >&2; exit 1"), "max")
 
 
 def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,16 +155,15 @@ def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest
     assert [process.returncode for process in started] == [-signal.SIGKILL], "ended and reaped"
 
 
-def test_no_dev_kvm(host: Host, said: list[str]) -> None:
+def test_no_dev_kvm(host: Host) -> None:
     host.kvm.unlink()
     binary = host.qemu(PROVEN)
-    assert choose_accel("auto", binary, "max", Sparing(said.append)) is Accel.TCG
-    assert said == ["TCG, since KVM does not run guests here: there is no /dev/kvm"]
+    assert choose_accel("auto", binary, "max") == (Accel.TCG, "there is no /dev/kvm")
     with pytest.raises(MachineryError, match="--accel kvm: there is no /dev/kvm"):
-        choose_accel("kvm", binary, "max", never)
+        choose_accel("kvm", binary, "max")
     assert host.starts == []
     host.kvm.touch()
-    assert choose_accel("auto", binary, "max", never) is Accel.KVM, "a missing file is not remembered"
+    assert choose_accel("auto", binary, "max") == (Accel.KVM, ""), "a missing file is not remembered"
 
 
 def test_a_dev_kvm_that_may_not_be_opened(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,16 +212,15 @@ def test_another_cpu_or_qemu_has_its_own_answer(
     assert kvm_proof(other_binary, cpu) == Proof(False, "it lied too")
 
 
-def test_a_lie_is_remembered_until_the_host_boots_again(host: Host, said: list[str]) -> None:
+def test_a_lie_is_remembered_until_the_host_boots_again(host: Host) -> None:
     binary = host.qemu(PROVEN)
-    assert choose_accel("auto", binary, "max", never) is Accel.KVM
+    assert choose_accel("auto", binary, "max") == (Accel.KVM, "")
     remember_lie(binary, "max", "a kernel printed nothing")
-    assert choose_accel("auto", binary, "max", Sparing(said.append)) is Accel.TCG
-    assert said == ["TCG, since KVM does not run guests here: a kernel printed nothing"]
+    assert choose_accel("auto", binary, "max") == (Accel.TCG, "a kernel printed nothing")
     with pytest.raises(MachineryError, match="a kernel printed nothing"):
-        choose_accel("kvm", binary, "max", never)
+        choose_accel("kvm", binary, "max")
     host.boot_id.write_text("0f0e0d0c-boot-2\n")
-    assert choose_accel("auto", binary, "max", never) is Accel.KVM
+    assert choose_accel("auto", binary, "max") == (Accel.KVM, "")
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"works": "yes"}', "{}"])
@@ -249,8 +267,8 @@ def test_the_hosts_cpu_without_kvm_is_one_line(host: Host, cpu: str) -> None:
     with pytest.raises(
         UsageError, match=r"--cpu host needs KVM, but KVM does not run guests here \(broken\); use --cpu"
     ):
-        choose_accel("auto", host.qemu("echo broken >&2; exit 1"), cpu, never)
+        choose_accel("auto", host.qemu("echo broken >&2; exit 1"), cpu)
     with pytest.raises(UsageError, match="--cpu host needs KVM, but --accel tcg"):
-        choose_accel("tcg", host.qemu(PROVEN), cpu, never)
+        choose_accel("tcg", host.qemu(PROVEN), cpu)
     host.boot_id.write_text("another boot\n")
-    assert choose_accel("auto", host.qemu(PROVEN), cpu, never) is Accel.KVM
+    assert choose_accel("auto", host.qemu(PROVEN), cpu) == (Accel.KVM, "")

@@ -20,6 +20,7 @@ from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.machine import preparation
 from harness.outputs import check_writable, write_text
+from harness.qemu.accel import tell_why_tcg
 from harness.verdict import Outcome, Run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
 
@@ -111,13 +112,14 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
     :raises UsageError: a kernel does not exist.
     :raises MachineryError: this host cannot run any kernel.
     """
-    preparation.preflight(options.machine(specs[0]), live.say)
+    why_tcg = preparation.preflight(options.machine(specs[0]), live.say)
     for spec in specs:
         live.now(f"{spec}: looking for it")
         try:
             preparation.resolve(options.machine(spec), live.say)
         except MachineryError as error:
             live.line(f"{spec}: {error}")  # its column will say so too; the others still run
+    tell_why_tcg(why_tcg, live.say)  # so no child tells it again
 
 
 def follow(spec: str, scenarios: Sequence[str], options: RunOptions, live: Live, name: str) -> Run:

@@ -34,6 +34,7 @@ from harness.kernel.build.patches import split
 from harness.kernel.build.slot import git, git_environment
 from harness.machine import preparation
 from harness.printable import printable
+from harness.qemu.accel import tell_why_tcg
 from harness.verdict import Outcome
 from harness.verdict.series import Change, changes, steady
 from harness.verdict.table import Column, Table
@@ -68,7 +69,7 @@ def run_series(
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
         steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
         with Live() as live:
-            preparation.preflight(options.machine(steps[0].spec), live.say)
+            tell_why_tcg(preparation.preflight(options.machine(steps[0].spec), live.say), live.say)
             for step in steps:
                 name = f"{step.name} {step.subject}".strip()
                 run = follow(step.spec, scenarios, options, live, name)

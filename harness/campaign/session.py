@@ -21,6 +21,7 @@ from harness.guest.compiler import forget_library, guest_tests_dir
 from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable
+from harness.qemu.accel import tell_why_tcg
 from harness.qemu.spec import Root
 from harness.verdict import exit_code
 
@@ -95,9 +96,10 @@ def run_session(
         if events is not None:
             events(event)
 
-    preparation.preflight(config, say)
+    why_tcg = preparation.preflight(config, say)
     image = preparation.resolve(config, say)
     preparation.check_guest(config, image)
+    tell_why_tcg(why_tcg, say)
     if image.modules_dir is None and not (image.config is not None and image.config.is_builtin("VFIO_PCI")):
         say(Note("no --modules DIR was given: a BAR can be mapped only if vfio-pci is built into this kernel"))
     args = [*map(str, files), *_OURS]  # collecting thirty files takes a second

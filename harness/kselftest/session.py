@@ -22,6 +22,7 @@ from harness.kselftest.items import KselftestPlugin, Runner
 from harness.kselftest.report import KselftestReporter
 from harness.machine import preparation
 from harness.outputs import check_writable
+from harness.qemu.accel import tell_why_tcg
 
 
 def parse_selectors(words: Sequence[str]) -> dict[str, list[str]]:
@@ -99,13 +100,14 @@ def run_kselftest(
     """
     selectors = parse_selectors(words)
     check_writable({"--junit": options["junit"]})
-    preparation.preflight(config, reporter.live.say)
+    why_tcg = preparation.preflight(config, reporter.live.say)
     image = preparation.resolve(config, reporter.live.say)
     recipe = _available(recipes_of(preparation.kernel_of(config), image, options["source"]), reporter)
     wanted = [
         _wanted(collection(recipe, name, reporter.live.say), asked, image, reporter)
         for name, asked in selectors.items()
     ]
+    tell_why_tcg(why_tcg, reporter.live.say)
     reporter.live.say(Note(f"Linux {image.release} ({image.spec}), selftests of {recipe.spec}"))
     runner = Runner(config, image, options["timeout"], reporter.live.say)
     root = _root(wanted[0][0].folder)

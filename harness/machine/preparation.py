@@ -41,17 +41,19 @@ def check_guest(config: MachineConfig, kernel: KernelImage) -> None:
         choose_root(kernel)
 
 
-def preflight(config: MachineConfig, say: Say) -> None:
+def preflight(config: MachineConfig, say: Say) -> str:
     """Looks at what every machine needs, before the first is built: one error instead of one per test.
 
+    :returns: why KVM is not used, for :func:`harness.qemu.accel.tell_why_tcg`.
     :raises MachineryError: QEMU, the accelerator or room for RAM is missing.
     :raises UsageError: QEMU has no such CPU.
     """
     binary = find_qemu(config.qemu)
     if config.cpu not in ("max", "host"):
         check_cpu(binary, config.cpu)
-    choose_accel(config.accel, binary, config.cpu, say)
+    _, why_tcg = choose_accel(config.accel, binary, config.cpu)
     find_room(config.memory_mib, config.ram_dir, say)
+    return why_tcg
 
 
 def machine_spec(config: MachineConfig, kernel: KernelImage, accel: Accel) -> MachineSpec:

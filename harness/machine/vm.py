@@ -36,7 +36,7 @@ from harness.observe.owner import EndingRun
 from harness.observe.probe import probe
 from harness.observe.run import GuestRun
 from harness.pagetable import Layout, Walk
-from harness.qemu.accel import choose_accel, remember_lie
+from harness.qemu.accel import choose_accel, remember_lie, tell_why_tcg
 from harness.qemu.binary import QemuBinary, find_qemu
 from harness.qemu.ram import SharedRam
 from harness.qemu.spec import Accel, MachineSpec
@@ -93,7 +93,7 @@ class VM(LiveMachine):
         :raises MachineryError: QEMU, the kernel's files or this host are not what is needed.
         """
         binary = find_qemu(self.config.qemu)
-        accel = choose_accel(self.config.accel, binary, self.config.cpu, self._say)
+        accel, why_tcg = choose_accel(self.config.accel, binary, self.config.cpu)
         self.kernel = self._resolve()
         try:
             self._come_up(accel)
@@ -103,6 +103,7 @@ class VM(LiveMachine):
             if accel is not Accel.KVM or kvm_is_a_must or printed:
                 raise
             self._fall_back(binary, str(error).splitlines()[0])
+        tell_why_tcg(why_tcg, self._say)
         return self
 
     def _resolve(self) -> KernelImage:

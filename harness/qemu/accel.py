@@ -8,6 +8,7 @@ answer is kept for this boot of the host.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -44,23 +45,40 @@ class Proof:
     lasting: bool = True  # it will be the same answer until the host boots again
 
 
-def choose_accel(wanted: str, binary: QemuBinary, cpu: str, say: Say) -> Accel:
-    """``tcg``, ``kvm`` once it is proven, or ``auto``: KVM if it is proven, else TCG with one line why.
+def choose_accel(wanted: str, binary: QemuBinary, cpu: str) -> tuple[Accel, str]:
+    """``tcg``, ``kvm`` once it is proven, or ``auto``: KVM if it is proven, else TCG.
+
+    :returns: the accelerator, and why ``auto`` is not KVM, for :func:`tell_why_tcg`; empty otherwise.
 
     :raises MachineryError: ``kvm`` was asked for and does not run guests here; with the reason.
     :raises UsageError: the CPU is the host's, which only KVM has.
     """
     if wanted == "tcg":
         _check_emulated(cpu, "--accel tcg")
-        return Accel.TCG
+        return Accel.TCG, ""
     proof = kvm_proof(binary, cpu)
     if proof.works:
-        return Accel.KVM
+        return Accel.KVM, ""
     if wanted == "kvm":
         raise MachineryError(f"--accel kvm: {proof.reason}; use --accel tcg, or a host whose KVM works")
     _check_emulated(cpu, f"KVM does not run guests here ({proof.reason})")
-    say(Note(f"TCG, since KVM does not run guests here: {proof.reason}"))
-    return Accel.TCG
+    return Accel.TCG, proof.reason
+
+
+def tell_why_tcg(why: str, say: Say) -> None:
+    """Tell why ``auto`` is not KVM, once per boot of the host. Not before an error: it is not the reason for that.
+
+    :param why: of :func:`choose_accel`.
+    """
+    if not why:
+        return
+    note = cache.root() / _KIND / f"{_boot_id()}-told.json"
+    told = (cache.read_note(note) or {}).get("reasons", [])
+    if why in told:
+        return
+    say(Note(f"TCG, since KVM does not run guests here: {why} (told once until this host boots again)"))
+    with contextlib.suppress(MachineryError):  # a cache that cannot be written is told by what needs it
+        cache.write_note(note, {"reasons": [*told, why]})
 
 
 def _check_emulated(cpu: str, why: str) -> None:
@@ -94,11 +112,14 @@ def remember_lie(binary: QemuBinary, cpu: str, reason: str) -> None:
     cache.write_note(_note(binary, cpu), {"works": False, "reason": reason})
 
 
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
 def _note(binary: QemuBinary, cpu: str) -> Path:
-    boot_id = _BOOT_ID.read_text().strip()
     # A digest: a CPU model with all its features is longer than a file's name may be.
     machine = hashlib.sha256("\0".join((binary.path, binary.version, cpu)).encode()).hexdigest()[:32]
-    return cache.root() / _KIND / f"{boot_id}-{machine}.json"
+    return cache.root() / _KIND / f"{_boot_id()}-{machine}.json"
 
 
 def _prove(binary: QemuBinary, cpu: str) -> Proof:
