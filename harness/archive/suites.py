@@ -121,7 +121,7 @@ def unpacked_program(program: SuiteProgram, spec: str, what: str, say: Say | Non
     """
     here = [SuiteOffer(*entry.name.split("@", 1)) for entry in cache.entries(program.name)]
     if found := fitting(here, spec, what):
-        return cache.root() / program.name / found.name / program.name
+        return (cache.find(program.name, found.name) or cache.root() / program.name / found.name) / program.name
     options = apt.state_options(say)
     policy = run([find_program("apt-cache", "apt"), *options, "policy", program.package], timeout_s=_ASK_TIMEOUT_S)
     offer = choose_offer(parse_policy(policy.stdout.decode(errors="replace")), spec, what)

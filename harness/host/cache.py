@@ -169,8 +169,13 @@ def flock(file: IO[str], who: str, timeout_s: float) -> None:
         raise
 
 
+def has(kind: str, name: str) -> bool:
+    """Whether there is a finished entry."""
+    return (_folder_of(kind) / name / _MARKER).is_file()
+
+
 def find(kind: str, name: str) -> Path | None:
-    """The folder of a finished entry; None if there is none. Costs two stats.
+    """The folder of a finished entry, which is in use until this process ends; None if there is none.
 
     :raises MachineryError: every user may write to the cache, so the entry may come from anybody.
     """
@@ -178,7 +183,39 @@ def find(kind: str, name: str) -> Path | None:
     if not (entry / _MARKER).is_file():
         return None
     _check_owner(entry.parent)
-    return entry
+    return entry if _use(entry) else None
+
+
+def use_path(path: Path) -> None:
+    """Note that a file is used which may lie in an entry, such as a kernel that was built."""
+    if path.is_relative_to(root()) and len(names := path.relative_to(root()).parts) > 2:
+        _use(root() / names[0] / names[1])
+
+
+_used: dict[Path, int] = {}  # entries in use, each with a descriptor that holds a lock on its marker
+
+
+def _use(entry: Path) -> bool:
+    """Set the time of the last use of an entry, and share a lock on its marker until this process ends.
+
+    Whoever removes an entry takes the lock for itself first (harness/host/cache_parts.py).
+
+    :returns: False if somebody removes it just now.
+    """
+    with contextlib.suppress(OSError):  # it belongs to another user, or the file system has no locks
+        marker = entry / _MARKER
+        if entry not in _used or not os.path.samestat(os.fstat(_used[entry]), marker.stat()):
+            descriptor = os.open(marker, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return False
+            if entry in _used:  # that of an entry which was there before
+                os.close(_used[entry])
+            _used[entry] = descriptor
+        os.utime(entry)
+    return (entry / _MARKER).is_file()
 
 
 def entries(kind: str) -> list[Path]:
@@ -188,17 +225,6 @@ def entries(kind: str) -> list[Path]:
         return []
     _check_owner(folder)
     return sorted(entry for entry in folder.iterdir() if (entry / _MARKER).is_file())
-
-
-def size_bytes(path: Path) -> int:
-    """The room that a file or folder takes on disk; holes take none."""
-    total = 0
-    with contextlib.suppress(FileNotFoundError):  # somebody removes it meanwhile
-        total = path.lstat().st_blocks * 512
-        if path.is_dir() and not path.is_symlink():
-            with os.scandir(path) as entries:
-                total += sum(size_bytes(Path(entry)) for entry in entries)
-    return total
 
 
 def prune(kind: str, kept: int) -> list[Path]:
@@ -252,6 +278,7 @@ def obtain(
                 temporary.rename(folder / name)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+        _use(folder / name)
         return folder / name
 
 

@@ -98,7 +98,7 @@ class DebianSource:
         :raises MachineryError: nothing that fits is cached.
         """
         index = apt.load_index()
-        here = [offer for offer in _whole(index) if cache.find(_KIND, offer.entry)] if index else []
+        here = [offer for offer in _whole(index) if cache.has(_KIND, offer.entry)] if index else []
         found = self._request.choose(here) or self._request.choose(cached())
         entry = cache.find(_KIND, found.entry) if found else None
         if found is None or entry is None:
@@ -158,7 +158,7 @@ def available(
             tell(say, Note(f"{error}; showing its last known answer"))
     offers: dict[str, Offer] = {}
     for offer in [*(o for o in (index.offers if index else ()) if incomplete or not o.gone), *cached()]:
-        offers.setdefault(offer.entry, replace(offer, cached=cache.find(_KIND, offer.entry) is not None))
+        offers.setdefault(offer.entry, replace(offer, cached=cache.has(_KIND, offer.entry)))
     return sorted(offers.values(), key=sort_key, reverse=True)
 
 

@@ -97,7 +97,6 @@ def _with_built_modules(kernel: KernelImage, folder: Path) -> KernelImage:
         run([depmod, "-b", entry, kernel.release], timeout_s=_DEPMOD_TIMEOUT_S)
 
     entry = cache.obtain(_KIND, key, stage)
-    os.utime(entry)
     cache.prune(_KIND, _KEPT)
     return open_image(kernel.image, spec=kernel.spec, modules=entry, config=_config(folder))
 

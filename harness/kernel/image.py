@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import MachineryError, UsageError
+from harness.host import cache
 from harness.kernel.identity import Stamp, content_key, stamp_of
 from harness.kernel.kconfig import Kconfig
 from harness.printable import printable
@@ -100,6 +101,7 @@ def open_image(
     :raises UsageError: the file is missing or not an x86-64 kernel, or the modules belong to another release.
     """
     path = path.expanduser().absolute()
+    cache.use_path(path)
     stamp = stamp_of(path) if path.exists() else None  # before anything is read
     kind, release, embedded = _recognise(path)
     modules_dir = find_modules_dir(modules, release) if modules is not None else None

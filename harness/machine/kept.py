@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.guest.kernel_log import SavedLog
-from harness.host import cache
+from harness.host import cache, cache_parts
 from harness.kernel.spec import ImageSource, Kernel
 from harness.pagetable import Region
 from harness.qemu.migration import save_state
@@ -97,7 +97,7 @@ def remove(name: str) -> int:
     :raises UsageError: there is none.
     """
     folder = _folder(name)
-    size_bytes = cache.size_bytes(folder)
+    size_bytes = cache_parts.size_bytes(folder)
     shutil.rmtree(folder)
     return size_bytes
 

@@ -145,7 +145,6 @@ def load(folder: Path) -> Template:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MachineryError(f"the template {folder.name} cannot be read: {error}") from error
     _verified.add(folder)
-    os.utime(folder)
     return template
 
 

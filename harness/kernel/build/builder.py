@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +80,6 @@ def build(recipe: Recipe, say: Say | None = None, offline: bool = False) -> Kern
         "kernel %s is of tree %s, %s with %s, and %s", name, tree, recipe.config.value, recipe.fragments, compiler
     )
     entry = cache.obtain(_KIND, name, job.run, say, BUILD_TIMEOUT_S, what=f"builds {recipe.spec}")
-    os.utime(entry)
     cache.prune(_KIND, _KEPT)
     return open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config")
 

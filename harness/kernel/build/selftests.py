@@ -8,7 +8,6 @@ keys depend on the content of those folders only: a change in mm/ does not rebui
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import struct
@@ -103,7 +102,6 @@ class Collection:
         :raises MachineryError: there is no room, or no make.
         """
         entry = cache.obtain(_PROGRAMS, f"{self.name}-{name}-{self.key}", lambda out: self._make(name, out), say)
-        os.utime(entry)
         cache.prune(_PROGRAMS, _PROGRAMS_KEPT)
         return entry / name
 
@@ -145,7 +143,6 @@ def collection(recipe: Recipe, name: str, say: Say | None = None, offline: bool 
         _make_headers(recipe, entry)
 
     entry = cache.obtain(_SOURCES, key, fill, say)
-    os.utime(entry)
     cache.prune(_SOURCES, _SOURCES_KEPT)
     folder = entry / "src" / SELFTESTS / name
     with cache.locked(f"{_SOURCES}.{key}.{name}", f"reads the selftests {name}", say):
