@@ -83,9 +83,9 @@ def cli() -> None:
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
 def run(scenarios: tuple[str, ...], config: MachineConfig, events: Path | None, **options: object) -> None:
-    """Run scenarios on a kernel, and print every entry at every checkpoint.
+    """Run scenarios on a kernel, and print every entry.
 
-    Without SCENARIO, all of them. `hugepfn list` names them.
+    The entries are those at every checkpoint. Without SCENARIO, all scenarios are run. `hugepfn list` names them.
     """
     import pytest
     from rich.console import Console
@@ -144,7 +144,7 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
 @click.option("--missing", is_flag=True, help="print the missing packages, nothing else")
 @click.option("--refresh", is_flag=True, help="try KVM anew; its proof is otherwise kept until the host boots again")
 def doctor(missing: bool, refresh: bool) -> None:
-    """Show what is missing on this host, and the command that mends it."""
+    """Show what is missing on this host, and how to get it."""
     from rich.console import Console
     from rich.markup import escape
 

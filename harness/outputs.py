@@ -135,4 +135,5 @@ def write_text(file: Path | None, make: Callable[[], str]) -> None:
 def _refused(file: str, error: OSError, family: type[UsageError | MachineryError]) -> UsageError | MachineryError:
     if error.errno in NO_ROOM:
         family = MachineryError
-    return family(f"{file} cannot be written: {error.strerror}; name another file, or free some room")
+    hint = "free some room" if family is MachineryError else "name another file"
+    return family(f"{file} cannot be written: {error.strerror}; {hint}")

@@ -22,7 +22,7 @@ import click
 def build(
     tree: str, patches: tuple[Path, ...], fragments: tuple[str, ...], config: str, lax: bool, cc: str, llvm: bool
 ) -> None:
-    """Build a kernel for the harness, and print the path of its vmlinux.
+    """Build a kernel, and print the path of its vmlinux.
 
     TREE is PATH (a git tree with its uncommitted changes, or a folder), PATH@REVISION, or debsrc:6.12 (Debian's source
     from your mirror). Append +FILE.patch to apply a patch. Nothing is written to your tree. The next build of the same

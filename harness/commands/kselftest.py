@@ -21,7 +21,7 @@ from harness.config import MachineConfig
 @config_options()
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
 def kselftest(tests: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
-    """Build the kernel's own selftests from its source, and run them in the guest.
+    """Build the kernel's own selftests, and run them in the guest.
 
     COLLECTION is a folder of tools/testing/selftests (mm, vfio). TEST is one of its programs, optionally with
     arguments: mm:soft-dirty, "mm:gup_test -u". Each program runs in its own machine, and each of its test points is

@@ -30,7 +30,7 @@ from harness.config import MachineConfig
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
 @report_options("the table and every run")
 def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
-    """Run scenarios on many kernels, and print a table of the outcomes.
+    """Run scenarios on many kernels, and print a table.
 
     With --repeat, a cell whose repeats differ is a flake. The exit status is that of `hugepfn run`.
     """
@@ -54,7 +54,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], config: Machine
 )
 @report_options("the differences")
 def compare(before: str, after: str, scenarios: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
-    """Run scenarios on kernels A and B, and show only the differences.
+    """Run scenarios on kernels A and B, and show what differs.
 
     The exit status is 0 if nothing differs, 1 if something does, and otherwise that of `hugepfn run`.
     """

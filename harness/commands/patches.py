@@ -35,7 +35,10 @@ def series(
     config: MachineConfig,
     **options: Any,
 ) -> None:
-    """Apply patches one at a time, build and run at each one, and show at which patch a scenario changes.
+    """Run scenarios after each patch of a series.
+
+    The patches are applied one at a time. Each kernel is built and run, and the table shows at which patch a scenario
+    changes.
 
     TREE is a git tree with BASE..TIP, or any source that builds (debsrc:6.12, a folder) with --mbox. A patch that does
     not build or boot is reported, and the next one is still tried.
@@ -59,7 +62,10 @@ def series(
 @click.argument("case", metavar="SCENARIO[:LEVEL]")
 @campaign_options
 def check(tree: str, case: str, config: MachineConfig, **options: Any) -> None:
-    """Run one step of a bisection: git bisect run hugepfn check . fork:pud
+    """Run one step of a bisection.
+
+    \b
+        git bisect run hugepfn check . fork:pud
 
     Builds the tree checked out in TREE, boots it and runs the scenario. The exit status is the one that git expects:
     0 good, 1 bad, 125 cannot tell (it does not build or boot, or a precondition is not met), 128 the machinery failed,

@@ -14,9 +14,10 @@ from harness.events import Sparing
 @click.command()
 @config_options("kernel", "modules", "qemu", "accel")
 def selfcheck(config: MachineConfig) -> None:
-    """Check in two minutes whether hugepfn can be trusted on this host, and print a page to paste into a bug report.
+    """Check whether hugepfn can be trusted on this host.
 
-    The exit status is 0 if it can be trusted, and 3 if a check failed; the line of that check says what to do.
+    It takes two minutes, and prints a page to paste into a bug report. The exit status is 0 if hugepfn can be trusted,
+    and 3 if a check failed; the line of that check says what to do.
     """
     from harness.machine.preparation import resolve
     from harness.selfcheck.checks import run_selfcheck
