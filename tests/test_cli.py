@@ -548,6 +548,7 @@ def test_list_finds_what_a_kernel_function_decides(hugepfn: Command) -> None:
     named = listed(hugepfn("list", "--function", "copy_huge_pmd"))
     assert "fork" in named
     assert named == listed(hugepfn("list", "--function", "mm/huge_memory.c copy_huge_pmd()"))
+    assert named == listed(hugepfn("list", "--function", "copy_*_pmd"))
     assert set(named) <= set(listed(hugepfn("list", "--function", "copy_huge_*")))
     assert set(named) < set(listed(hugepfn("list", "--function", "mm/huge_memory.c")))
 

@@ -131,6 +131,16 @@ def test_who_waits_for_an_answer_is_told_that_the_session_was_stopped(server: Se
     assert not server._callers
 
 
+def test_a_call_that_comes_too_late_is_told_so(server: Server) -> None:
+    server._dismiss()
+    cast(Any, server)._session.look = lambda: "an answer of a machine that is gone"
+    ours, theirs = Pipe()
+    ours.send(wire.Call("look"))
+    server._serve(cast(Any, theirs))
+    assert ours.recv() == wire.RemoteFailure(f"the session {server._folder.name} was stopped", 3)
+    ours.close()
+
+
 def test_a_shell_is_told_that_the_session_was_stopped(server: Server) -> None:
     caller, serving = enter(server)
     server._dismiss()

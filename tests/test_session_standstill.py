@@ -132,6 +132,7 @@ def test_pause_and_resume(session: Session, machine: Machine) -> None:
 
 
 def test_gdb(session: Session, machine: Machine) -> None:
+    session.pause()
     session.gdb()
     assert "it was stopped for gdb, and no gdb is attached; `hugepfn resume -s one` lets it go on" in refusal(session)
     machine.qemu.stub = GDB
