@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from harness.events import Sparing
 @click.argument("revisions", metavar="[BASE..TIP]", required=False)
 @scenarios_argument
 @click.option("--mbox", type=FILE, help="the patches, instead of BASE..TIP")
+@click.option(
+    "--b4", "message_id", metavar="MSGID", help="a mail of the series, which b4 fetches, instead of BASE..TIP"
+)
 @campaign_options
 @report_options("the table, every run and the changes")
 def series(
@@ -32,6 +36,7 @@ def series(
     revisions: str | None,
     scenarios: tuple[str, ...],
     mbox: Path | None,
+    message_id: str | None,
     config: MachineConfig,
     **options: Any,
 ) -> None:
@@ -40,21 +45,26 @@ def series(
     The patches are applied one at a time. Each kernel is built and run, and the table shows at which patch a scenario
     changes.
 
-    TREE is a git tree with BASE..TIP, or any source that builds (debsrc:6.12, a folder) with --mbox. A patch that does
-    not build or boot is reported, and the next one is still tried.
+    TREE is a git tree with BASE..TIP, or any source that builds (debsrc:6.12, a folder) with --mbox or --b4. A patch
+    that does not build or boot is reported, and the next one is still tried.
 
     The exit status is 0 if nothing changes, 1 if something does, and otherwise that of `hugepfn run`: 3 if a patch
     does not build, since then nobody knows what changes there.
     """
+    from harness.campaign.b4 import fetch
     from harness.campaign.series import run_series
 
-    if mbox is not None and revisions is not None:
-        scenarios = (revisions, *scenarios)  # with --mbox, this argument is a scenario
-    elif mbox is None and (revisions is None or ".." not in revisions):
-        raise click.UsageError("give BASE..TIP, or --mbox FILE")
-    what: str | Path = mbox if mbox is not None else str(revisions)
+    if mbox is not None and message_id is not None:
+        raise click.UsageError("give --mbox FILE or --b4 MSGID, not both")
+    if mbox is None and message_id is None:
+        if revisions is None or ".." not in revisions:
+            raise click.UsageError("give BASE..TIP, --mbox FILE or --b4 MSGID")
+    elif revisions is not None:
+        scenarios = (revisions, *scenarios)  # with patches from elsewhere, this argument is a scenario
     files = options["json_file"], page_request(options)
-    sys.exit(run_series(tree, what, scenarios, run_options(config, options), *files))
+    with tempfile.TemporaryDirectory(prefix="hugepfn-b4-") as folder:
+        patches = mbox if message_id is None else fetch(message_id, Path(folder))
+        sys.exit(run_series(tree, patches or str(revisions), scenarios, run_options(config, options), *files))
 
 
 @click.command()
