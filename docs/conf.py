@@ -21,7 +21,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click"]
 # before-and-after.md is a record of one round of work, and is read in the repository.
 exclude_patterns = ["before-and-after.md"]
 html_theme = "furo"
-html_extra_path = ["schemas"]
 html_show_sphinx = False
 
 myst_heading_anchors = 3

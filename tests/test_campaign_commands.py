@@ -20,6 +20,7 @@ from harness.machine import preparation
 from harness.pagetable import Observation
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
+from tests import schemas
 
 Say = Callable[[str], None]
 
@@ -129,6 +130,7 @@ def test_a_kernel_that_comes_to_nothing_does_not_stop_the_next(hugepfn: Command,
     assert done.out.splitlines()[1] == "fork pud  error 1  pass"
     assert "hugepfn: debian:6.1: QEMU is gone\nhugepfn: debian:6.12: 1 passed\n" in done.err
     data = json.loads(file.read_text())
+    assert schemas.check(data) == "hugepfn-matrix"
     assert [kernel["trouble"] for kernel in data["kernels"]] == ["QEMU is gone", ""]
     assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
 
@@ -224,7 +226,7 @@ def test_the_same_or_different(
     done = hugepfn(*COMPARE, "--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html"))
     assert (done.status, done.out.splitlines()[-1]) == (status, words)
     data = json.loads((tmp_path / "out.json").read_text())
-    assert (data["schema"], data["same"], len(data["cases"])) == ("hugepfn-compare", status == 0, status)
+    assert (schemas.check(data), data["same"], len(data["cases"])) == ("hugepfn-compare", status == 0, status)
     assert len(suite.asked) == (6 if status else 2), "what differs is run twice more, what does not is not"
     assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from harness.errors import ExitCode, UsageError
 from harness.machine import preparation
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
+from tests import schemas
 
 
 def git(tree: Path, *args: str) -> str:
@@ -121,10 +123,13 @@ def test_only_what_a_patch_does_is_a_verdict(
 
 
 def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.FAILED)
-    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, PageRequest()) == ExitCode.CLAIM_FAILED
+    file = tmp_path / "out.json"
+    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, PageRequest()) == ExitCode.CLAIM_FAILED
+    data = json.loads(file.read_text())
+    assert (schemas.check(data), [one["step"] for one in data["changes"]]) == ("hugepfn-matrix", ["2/2"])
     said = capsys.readouterr().out
     assert "at 2/2 mm: change 3 (the patches after base have no result)" in said
     assert "1/2 mm: change 2: f.c:1: error: expected ';'" in said

@@ -28,6 +28,7 @@ from harness.verdict import ClaimKind, Run, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.log.troubles import KernelTroubles
+from tests import schemas
 
 pytest_plugins = ["pytester"]
 
@@ -62,6 +63,7 @@ def pytest_run(pytester: pytest.Pytester, *args: str, further: Sequence[object] 
 
 def written(pytester: pytest.Pytester) -> dict[str, Any]:
     data = json.loads((pytester.path / "results.json").read_text())
+    schemas.check(data)
     assert isinstance(data, dict)
     return data
 

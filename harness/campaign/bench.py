@@ -31,6 +31,9 @@ from harness.qemu.process import CHANNELS
 from harness.qemu.ram import SharedRam, ram_folder
 from harness.qemu.spec import Descriptors, MachineSpec, qemu_argv
 
+SCHEMA = "hugepfn-bench"
+VERSION = 1
+
 #: A suite that is small enough to be measured several times.
 _SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")
 _RAW_TIMEOUT_S = 300
@@ -262,8 +265,9 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
     before, after = clones_in_a_row(image, clones)
     console.print(f"{clones} clones in a row: before {before}, after {after}", markup=False)
     if json_file is not None:
+        head = {"schema": SCHEMA, "version": VERSION, "kernel": image.release}
         figures = {"rows": [asdict(row) for row in rows], "clones_pss_bytes": sizes, "before": before, "after": after}
-        write_text(json_file, lambda: json.dumps({"kernel": image.release, **figures}, indent=1) + "\n")
+        write_text(json_file, lambda: json.dumps({**head, **figures}, indent=1) + "\n")
 
 
 def _table(rows: Sequence[BenchRow]) -> Table:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from harness.verdict import Run
+from tests import schemas
 
 from .conftest import Command
 
@@ -28,6 +29,7 @@ def test_two_kernels_side_by_side(hugepfn: Command, tmp_path: Path) -> None:
     assert "  1  no huge pfnmap in this kernel: CONFIG_ARCH_SUPPORTS_PMD_PFNMAP is not set" in done.stdout
     assert done.stdout.splitlines()[-1] == "2 kernels, 3 cases: 4 pass, 2 skip"
     data = json.loads(files[0].read_text())
+    assert schemas.check(data) == "hugepfn-matrix"
     runs = {kernel["spec"]: Run.from_json(kernel["runs"][0]) for kernel in data["kernels"]}
     assert str(runs["debian:6.12"].context["kernel"]["release"]).startswith("6.12.")
     results = {result.level: result for result in runs["debian:6.12"].results}
@@ -66,6 +68,7 @@ def test_what_6_12_does_otherwise_than_6_1(hugepfn: Command, tmp_path: Path) -> 
     )
     assert done.returncode == 1, done.stdout + done.stderr
     data = json.loads(files[0].read_text())
+    assert schemas.check(data) == "hugepfn-compare"
     cases = {(case["scenario"], case["level"]): case["differences"] for case in data["cases"]}
     for level in ("pmd", "pud"):
         (only,) = cases["fork", level]

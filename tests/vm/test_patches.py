@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import schemas
+
 from . import bisect_tree
 from .conftest import Command
 
@@ -59,7 +61,9 @@ def test_a_series_shows_the_bad_patch_in_its_middle(tree: Path, tmp_path: Path, 
         words = [f"debsrc:6.12+{base}", "--mbox", str(mbox), "fork"]
     done = hugepfn("series", *words, "--json", str(results), timeout_s=TIMEOUT_S)
     assert done.returncode == 1, done.stdout + done.stderr
-    changes = json.loads(results.read_text())["changes"]
+    data = json.loads(results.read_text())
+    assert schemas.check(data) == "hugepfn-matrix"
+    changes = data["changes"]
     assert [(one["scenario"], one["level"], one["step"], one["before"], one["after"]) for one in changes] == [
         ("fork", "pud", "2/3", "pass", "FAIL"),
     ]

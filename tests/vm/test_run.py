@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.kernel import Kernel
+from tests import schemas
 
 from .conftest import Command
 
@@ -18,6 +19,7 @@ def _run(hugepfn: Command, tmp_path: Path, *args: str) -> dict[str, Any]:
     done = hugepfn("run", *args, "--json", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     data = json.loads(path.read_text())
+    assert schemas.check(data) == "hugepfn-run"
     assert isinstance(data, dict)
     return data
 

@@ -1,0 +1,94 @@
+"""docs/schemas/ are valid schemas, have the code's versions and words, and refuse what does not fit.
+
+Real outputs are checked where tests make them: ``grep -rn schemas.check tests``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from harness.campaign import bench
+from harness.machine.machine import Origin
+from harness.pagetable import Bits
+from harness.pagetable.observation import LEVEL_LABELS
+from harness.verdict import claims, differences, table
+from harness.verdict.claims import ClaimKind, Outcome
+from harness.verdict.differences import What
+from harness.verdict.table import Mark
+from tests import schemas
+
+RUN: dict[str, Any] = {"schema": "hugepfn-run", "version": claims.VERSION, "results": []}
+RUN |= {"kernel": {"spec": "debian:6.12", "release": None, "config_hash": None}}
+
+
+def test_each_is_a_valid_schema_of_the_version_that_is_written() -> None:
+    written = {one.SCHEMA: one.VERSION for one in (claims, table, differences, bench)}
+    assert {name: one["properties"]["version"]["const"] for name, one in schemas.SCHEMAS.items()} == written
+    for one in schemas.SCHEMAS.values():
+        Draft202012Validator.check_schema(one)
+
+
+def test_the_words_are_those_of_the_code() -> None:
+    run, matrix, compare = (schemas.SCHEMAS[one.SCHEMA] for one in (claims, table, differences))
+    parts = run["$defs"]
+    assert parts["result"]["properties"]["outcome"]["enum"] == [one.value for one in Outcome]
+    assert parts["claim"]["properties"]["kind"]["enum"] == [one.value for one in ClaimKind]
+    assert parts["observation"]["properties"]["bits"]["items"]["enum"] == [one.name for one in Bits]
+    assert set(parts["observation"]["properties"]["level"]["enum"]) == set(LEVEL_LABELS)
+    assert run["properties"]["origin"]["enum"] == [*(one.value for one in Origin), None]
+    cells = matrix["properties"]["rows"]["items"]["properties"]["cells"]["items"]
+    assert cells["properties"]["mark"]["enum"] == [one.value for one in Mark]
+    assert compare["$defs"]["difference"]["properties"]["what"]["enum"] == [one.value for one in What]
+
+
+def test_every_key_has_a_meaning_or_a_name_that_says_it() -> None:
+    """A key without a description is one of these few words."""
+    plain = {"scenario", "turn", "checkpoint", "process", "mapping", "message", "reason", "title", "line", "why"}
+    plain |= {"name", "before", "after", "subject", "level", "schema", "version", "kernel", "guest"}
+    plain |= {
+        "capabilities",
+        "results",
+        "kind",
+        "claims",
+        "observations",
+        "waived",
+        "mark",
+        "what",
+        "rows",
+        "differences",
+    }
+
+    def undescribed(schema: Any) -> set[str]:
+        if isinstance(schema, list):
+            return set().union(*map(undescribed, schema))
+        if not isinstance(schema, dict):
+            return set()
+        own = {key for key, one in schema.get("properties", {}).items() if "description" not in one}
+        return own.union(*map(undescribed, schema.values()))
+
+    assert set().union(*map(undescribed, schemas.SCHEMAS.values())) <= plain
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ""),
+        ({"version": 1}, "$.version"),
+        ({"kernel": {"spec": "x"}}, "$.kernel"),
+        ({"results": [{}]}, r"$.results[0]"),
+        ({"smp": "4"}, "$.smp"),
+        ({"news": 1}, "'news' was unexpected"),
+    ],
+)
+def test_what_does_not_fit(change: dict[str, Any], words: str) -> None:
+    try:
+        schemas.check({**RUN, **change})
+    except AssertionError as error:
+        said = str(error)
+    else:
+        said = ""
+    assert words in said
+    assert bool(words) == bool(said)
