@@ -11,6 +11,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.campaign.event_stream import RunEvent
 from harness.campaign.kernels import RunOptions, run_kernel
 from harness.errors import KERNELS_FAULT, ExitCode, KernelBuildError
 from harness.events import Event, Say
