@@ -267,9 +267,6 @@ def test_what_differs_is_printed_with_both_entries() -> None:
         "A  debian:6.12",
         "B  ./bzImage",
         "\nfork pud",
-        "  at forked",
-        "    child bar+0x0 +SAVED_DIRTY -W -D",
-        "      A pud 0x00000000000000c3 P W D bar+0x0",
-        "      B pud 0x0400000000000081 P SAVED_DIRTY bar+0x0",
+        "  child at forked, bar+0x0: pud 00000000000000c3 -> 0400000000000081 +SAVED_DIRTY -W -D",
         "\n1 of 1 cases differ",
     ]

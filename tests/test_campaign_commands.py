@@ -270,5 +270,5 @@ def test_only_what_differs_is_run_again(hugepfn: Command, suite: Suite) -> None:
     done = hugepfn("compare", "debian:6.1", "debian:6.12", "--confirm", "1")
     assert done.status == 1
     assert [scenarios for _, scenarios in suite.asked] == [(), (), ("fork",), ("fork",)]
-    assert "    child bar+0x0 -D\n" in done.out
+    assert "  child at forked, bar+0x0: pud 0000000000000001 -> 0000000000000001 -D\n" in done.out
     assert "1 of 2 cases differ" in done.out

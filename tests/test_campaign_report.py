@@ -8,7 +8,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from harness.campaign.report import MAIL_COLUMNS, ROWS_MAX, PageRequest, for_mail
+from harness.campaign.mail import COLUMNS, narrow
+from harness.campaign.report import ROWS_MAX, PageRequest
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.table import Column, Table
 from tests.sample_pages import EVIL, comparison, observation, run_of, series_of, whole_page
@@ -165,8 +166,8 @@ def test_a_series_has_the_subjects_and_what_changes() -> None:
 
 def test_the_text_for_a_mail_has_72_columns() -> None:
     lines = ["fork pud: a", f"  {'word ' * 40}", "x" * 200, "", "last"]
-    made = for_mail(lines).split("\n")
-    assert max(map(len, made)) <= MAIL_COLUMNS
+    made = narrow(lines).split("\n")
+    assert max(map(len, made)) <= COLUMNS
     assert made[0] == "fork pud: a"
     assert made[2].startswith("    word"), "it goes on with a deeper indent"
     assert made[-2:] == ["", "last"]

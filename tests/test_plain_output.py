@@ -171,10 +171,10 @@ def test_tables_of_several_kernels() -> None:
     assert "pass  FAIL" in rendered(lambda console: print_table(console, table, {}))
     assert len({mark.value for mark in Mark}) == len(Mark)
     steps = [PatchStep("base", "", "a"), PatchStep("1/1", "x", "b")]
-    assert "fork pud: pass -> FAIL at 1/1 x" in rendered(printer(change_lines(steps, changes(table))))
+    assert "fork pud: pass -> FAIL at 1/1 x" in rendered(printer(change_lines(steps, table, changes(table))))
     runs = (columns[0].runs[0], columns[1].runs[0])
     lines = report_lines(("a", "b"), runs, compare_runs(*runs), (), {})
-    assert "parent bar+0x0 +D -W" in rendered(printer(lines))
+    assert "parent at forked, bar+0x0: pud 0000000000000003 -> 0000000000000041 +D -W" in rendered(printer(lines))
 
 
 @pytest.mark.parametrize("outcome", ["passed", "failed", "skipped"])

@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from harness.campaign.report import MAIL_COLUMNS
+from harness.campaign.mail import COLUMNS
 from harness.verdict.table import Column, Table
 from tests.sample_pages import EVIL, SUBJECT, comparison, kernel, series_of, whole_page
 
@@ -345,7 +345,7 @@ def test_the_filters_are_in_the_address(browser: Browser) -> None:
 def test_a_page_is_copied_as_text(browser: Browser, kind: str) -> None:
     browser.open(kind)
     lines = browser.copied("main .copy").split("\n")
-    assert max(map(len, lines)) <= MAIL_COLUMNS
+    assert max(map(len, lines)) <= COLUMNS
     assert any(line.startswith("fork pud") for line in lines)
     assert browser.one(".mail p").text == f"Copied: {len(lines)} lines."
     browser.one("[name=scenario]").click()
@@ -359,7 +359,7 @@ def test_a_page_is_copied_as_text(browser: Browser, kind: str) -> None:
 def test_a_cell_is_copied_as_text(browser: Browser, kind: str, width: int) -> None:
     browser.open(kind, OPENED[kind].replace(GOOD, BAD.replace("+", "%2B")), width=width)
     text = browser.copied("dialog .copy")
-    assert max(map(len, text.split("\n"))) <= MAIL_COLUMNS
+    assert max(map(len, text.split("\n"))) <= COLUMNS
     assert "the child's pud keeps D" in text
     assert "mm/huge_memory.c copy_huge_pud()" in text
     assert "child bar+0x0 pud 0x8400000100000285" in text

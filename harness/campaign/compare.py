@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from harness.campaign import mail
 from harness.campaign.kernels import RunOptions
 from harness.campaign.matrix import as_json, check_kernels, follow, prepare, print_lines, summary, write_files
 from harness.campaign.progress import Live
@@ -66,12 +67,15 @@ def run_compare(
     differences, passing = lasting(rounds)
     unknown = unknown_cases(sides[0][0], sides[1][0])
     runs = sides[0][0], sides[1][0]
-    lines = list(report_lines(specs, runs, differences, passing, unknown))
-    print_lines(Console(highlight=False), lines)
+    short = [line.plain for line in report_lines(specs, runs, differences, passing, unknown, mail.ENTRIES_MOST)]
+    if page.mail:
+        print(mail.mail(short, runs[0], page.command))
+    else:
+        print_lines(Console(highlight=False), report_lines(specs, runs, differences, passing, unknown))
     lost = write_files(
         live.line,
         (json_file, as_json(to_json(runs, differences, passing, unknown))),
-        (page.file, lambda: page_of(page, specs, runs, differences, unknown, lines, options)),
+        (page.file, lambda: page_of(page, specs, runs, differences, unknown, short, options)),
     )
     return (ExitCode.CLAIM_FAILED if differences else ExitCode.OK).without(unknown or lost)
 
@@ -82,13 +86,13 @@ def page_of(
     runs: tuple[Run, Run],
     differences: Sequence[CaseDifference],
     unknown: Mapping[Case, str],
-    printed: Sequence[Text],
+    printed: Sequence[str],
     options: RunOptions,
 ) -> str:
     """The page of ``--html``."""
     sides = zip(specs, runs, strict=True)
     columns = [PageColumn(Column(spec, (run,)), spec, options.words(spec)) for spec, run in sides]
-    return compare_page(request, columns, differences, unknown, (line.plain for line in printed))
+    return compare_page(request, columns, differences, unknown, printed)
 
 
 def _run_both(
@@ -132,16 +136,20 @@ def report_lines(
     differences: Sequence[CaseDifference],
     passing: Sequence[CaseDifference],
     unknown: Mapping[Case, str],
+    most: int | None = None,
 ) -> Iterator[Text]:
-    """The lines that the command prints."""
+    """The lines that the command prints.
+
+    :param most: how many lines of entries for each case; None for all of them.
+    """
     names = "AB"
     for name, spec, run in zip(names, specs, runs, strict=True):
         kernel = run.context.get("kernel")
         release = kernel.get("release") if isinstance(kernel, dict) else None
         yield Text(f"{name}  {spec}" + (f": Linux {release}" if release else ""), style="bold")
     for one in differences:
-        yield Text(f"\n{one.case}", style="bold cyan")
-        yield from case_lines(one)
+        yield Text(f"\n{one.case}", style="bold cyan").append(_outcomes(one), style="not bold default")
+        yield from case_lines(one, most)
     if passing:
         yield Text("\nDiffers from time to time on one kernel, so not counted:", style="dim")
     for one in passing:
@@ -153,37 +161,48 @@ def report_lines(
     yield Text(f"\n{words}", style="bold")
 
 
-def case_lines(one: CaseDifference) -> Iterator[Text]:
-    """The differences in one case: outcome, claims, then entries by checkpoint."""
-    for difference in (*one.of(What.OUTCOME), *one.of(What.REASON)):
-        yield from _pair("", difference.before, difference.after)
+def _outcomes(one: CaseDifference) -> str:
+    return "".join(map(_both, (*one.of(What.OUTCOME), *one.of(What.REASON))))
+
+
+def case_lines(one: CaseDifference, most: int | None = None) -> Iterator[Text]:
+    """The differences in one case, one line each: entries first, then claims and checkpoints.
+
+    :param most: how many lines of entries; None for all of them.
+    """
+    entries = list(folded(one.of(What.ENTRY)))
+    for difference, count in entries[:most]:
+        yield _entry_line(difference, count)
+    if left := len(entries[most:]) if most is not None else 0:
+        yield Text(f"  and {left} more {'entry' if left == 1 else 'entries'}", style="dim")
     for difference in one.of(What.CLAIM):
-        by = f"  [{difference.kernel_function}]" if difference.kernel_function else ""
-        yield Text(f"  claim: {difference.name}").append(by, style="dim")
-        yield from _pair("  ", difference.before, difference.after)
+        by = f" [{difference.kernel_function}]" if difference.kernel_function else ""
+        yield Text(f"  claim: {difference.name}").append(by, style="dim").append(_both(difference))
     for difference in one.of(What.CHECKPOINT):
-        yield Text(f"  checkpoint {difference.name}: A {difference.before}, B {difference.after}")
-    checkpoint = ""
-    for difference, count in folded(one.of(What.ENTRY)):
-        change = difference.change
-        assert change is not None
-        if change.key.checkpoint != checkpoint:
-            checkpoint = change.key.checkpoint
-            yield Text(f"  at {checkpoint}", style="cyan")
-        many = f" x{count}" if count > 1 else ""
-        again = f" (time {change.key.turn + 1})" if change.key.turn else ""
-        line = Text(f"    {change.key.process} {change.key.mapping}+{change.key.offset:#x}{many}{again}")
-        line.append("".join(f" +{name}" for name in change.appeared), style="bold green")
-        line.append("".join(f" -{name}" for name in change.vanished), style="bold red")
-        for what, pair in (("level", change.level), ("pfn", change.pfn), ("pagemap", change.pagemap)):
-            line.append(f" {what} {pair[0] or 'none'} -> {pair[1] or 'none'}" if pair else "")
-        yield line
-        yield from _pair("    ", difference.before, difference.after)
+        yield Text(f"  checkpoint {difference.name}{_both(difference)}")
 
 
-def _pair(indent: str, before: str, after: str) -> Iterator[Text]:
-    for name, said in (("A", before), ("B", after)):
-        yield Text(f"{indent}  {name} ", style="dim").append(said, style="not dim")
+def _both(difference: Difference) -> str:
+    return f": {difference.before} -> {difference.after}"
+
+
+def _entry_line(difference: Difference, count: int) -> Text:
+    """The process, the checkpoint, the place, both raw words, and the difference in bits."""
+    change = difference.change
+    assert change is not None
+    key = change.key
+    words = [f"{seen.level} {seen.raw:016x}" if seen else "absent" for seen in (change.before, change.after)]
+    if change.before and change.after and not change.level:
+        words[1] = words[1].rpartition(" ")[2]
+    again = f" (time {key.turn + 1})" if key.turn else ""
+    many = f" x{count}" if count > 1 else ""
+    line = Text(f"  {key.process} at {key.checkpoint}{again}, {key.mapping}+{key.offset:#x}{many}:")
+    line.append(f" {words[0]} -> {words[1]}")
+    line.append("".join(f" +{name}" for name in change.appeared), style="bold green")
+    line.append("".join(f" -{name}" for name in change.vanished), style="bold red")
+    for what, pair in (("pfn", change.pfn), ("pagemap", change.pagemap)):
+        line.append(f" {what} {pair[0] or 'none'} -> {pair[1] or 'none'}" if pair else "")
+    return line
 
 
 def _summary(one: CaseDifference) -> str:

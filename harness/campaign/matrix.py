@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from harness.campaign import mail
 from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted
 from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel
 from harness.campaign.progress import Live
-from harness.campaign.report import MAIL_COLUMNS, PageColumn, PageRequest, matrix_page
+from harness.campaign.report import PageColumn, PageRequest, matrix_page
 from harness.campaign.session import scenario_lines
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.machine import preparation
@@ -93,7 +94,7 @@ def run_matrix(
 def page_of(request: PageRequest, table: Table, missing: Mapping[str, str], repeat: int, options: RunOptions) -> str:
     """The page of ``--html``."""
     columns = [PageColumn(column, column.spec, options.words(column.spec)) for column in table.columns]
-    printed = (line.plain for line in report_lines(table, missing, repeat, MAIL_COLUMNS))
+    printed = (line.plain for line in report_lines(table, missing, repeat, mail.COLUMNS))
     return matrix_page(request, columns, table, missing, printed)
 
 

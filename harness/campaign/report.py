@@ -12,13 +12,13 @@ import html
 import importlib.metadata
 import json
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.campaign.mail import narrow
 from harness.campaign.session import scenario_lines
 from harness.pagetable import Kind, Layout, Level, bit_positions
 from harness.verdict import ScenarioResult, words
@@ -29,7 +29,6 @@ from harness.verdict.table import Case, Cell, Column, Mark, Table
 
 _PAGE = Path(__file__).resolve().parent / "page"
 _SCRIPTS = ("base.js", "entries.js", "mail.js", "cell.js", "page.js")  # in this order
-MAIL_COLUMNS = 72
 ROWS_MAX = 3000  # per result; further rows are only counted
 LEVELS = (Level.PTE, Level.PMD, Level.PUD)
 
@@ -49,10 +48,11 @@ class _Strings:
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Where a page goes, and what it says of how it was made."""
+    """Where a page goes, what is said of how it was made, and in which form the answer is printed."""
 
     file: Path | None = None
     command: str = "hugepfn"  # the command line that made it
+    mail: bool = False  # what is printed is for a mail
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def matrix_page(
     """The page of ``hugepfn matrix --html``.
 
     :param missing: kernels that are not available, with the reason.
-    :param printed: the lines that the command printed in at most :data:`MAIL_COLUMNS`, for a mail.
+    :param printed: the lines that the command printed in at most :data:`harness.campaign.mail.COLUMNS`, for a mail.
     """
     data = {
         "kind": "matrix",
@@ -262,15 +262,6 @@ def _row(strings: _Strings, row: Row) -> list[int]:
     return [row.count, *(strings(text) for text in (*words, *more))]
 
 
-def for_mail(lines: Iterable[str]) -> str:
-    """Lines as a text of at most :data:`MAIL_COLUMNS` columns. A long line goes on with a deeper indent."""
-    found = []
-    for line in "\n".join(lines).splitlines():
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        found += textwrap.wrap(line, MAIL_COLUMNS, subsequent_indent=indent, break_on_hyphens=False) or [""]
-    return "\n".join(found)
-
-
 def _page(
     title: str,
     request: PageRequest,
@@ -282,7 +273,7 @@ def _page(
 ) -> str:
     version = importlib.metadata.version("hugepfn")
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = for_mail(printed)
+    text = narrow(printed)
     scripts = "\n".join((_PAGE / name).read_text() for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
     stamped = {

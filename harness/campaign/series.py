@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from harness.campaign import mail
+from harness.campaign.compare import case_lines
 from harness.campaign.kernels import RunOptions
 from harness.campaign.matrix import (
     STYLE,
@@ -27,7 +29,7 @@ from harness.campaign.matrix import (
     write_files,
 )
 from harness.campaign.progress import Live
-from harness.campaign.report import MAIL_COLUMNS, PageChange, PageColumn, PageRequest, series_page
+from harness.campaign.report import PageChange, PageColumn, PageRequest, series_page
 from harness.errors import ExitCode, UsageError
 from harness.kernel.build import BuiltSource
 from harness.kernel.build.patches import split
@@ -36,7 +38,7 @@ from harness.machine import preparation
 from harness.printable import printable
 from harness.qemu.accel import tell_why_tcg
 from harness.verdict import Outcome
-from harness.verdict.series import Change, changes, steady
+from harness.verdict.series import Change, changes, difference_of, steady
 from harness.verdict.table import Column, Table
 
 
@@ -77,8 +79,12 @@ def run_series(
                 live.line(summary(run, name))
     table = Table.of(columns, expected)
     found = changes(table)
-    console = Console(highlight=False)
-    print_lines(console, _report_lines(steps, table, found, width_of(console)))
+    if page.mail:
+        lines = _report_lines(steps, table, found, mail.COLUMNS, mail.ENTRIES_MOST)
+        print(mail.mail((line.plain for line in lines), columns[-1].runs[0], page.command))
+    else:
+        console = Console(highlight=False)
+        print_lines(console, _report_lines(steps, table, found, width_of(console)))
     data = {"steps": [vars(step) for step in steps], "date": datetime.now(UTC).isoformat(timespec="seconds")}
     whole = {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]}
     lost = write_files(
@@ -103,7 +109,7 @@ def page_of(
             columns.append(PageColumn(column, step.name, options.words(step.spec), subject=step.subject))
     found = changes(table)
     told = [PageChange(one.case, one.step, _change_line(steps, one).plain, one.after.note) for one in found]
-    printed = (line.plain for line in _report_lines(steps, table, found, MAIL_COLUMNS))
+    printed = (line.plain for line in _report_lines(steps, table, found, mail.COLUMNS, mail.ENTRIES_MOST))
     return series_page(request, columns, table, told, printed)
 
 
@@ -159,7 +165,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def _report_lines(
-    steps: Sequence[PatchStep], table: Table, found: Sequence[Change], width: int | None
+    steps: Sequence[PatchStep], table: Table, found: Sequence[Change], width: int | None, most: int | None = None
 ) -> Iterator[Text]:
     for step in steps:
         yield Text(f"{step.name:>6}  {step.subject}")
@@ -167,7 +173,7 @@ def _report_lines(
     changing = table.only([change.case for change in found])
     if changing.cases:
         yield from report_lines(changing, {}, 1, width)
-    yield from change_lines(steps, found)
+    yield from change_lines(steps, table, found, most)
     for step, column in zip(steps, table.columns, strict=True):
         if column.trouble:
             yield Text(f"{step.name} {step.subject}: {column.trouble}", style="bold red")
@@ -175,11 +181,18 @@ def _report_lines(
     yield Text(f"the same at every step: {marks or 'nothing'}", style="bold")
 
 
-def change_lines(steps: Sequence[PatchStep], found: Sequence[Change]) -> Iterator[Text]:
-    """One line per change: the case, its old and new answer, the patch, and the reason."""
+def change_lines(
+    steps: Sequence[PatchStep], table: Table, found: Sequence[Change], most: int | None = None
+) -> Iterator[Text]:
+    """Each change: the case, its old and new answer, the patch, the reason; then the entries and claims that differ.
+
+    :param most: how many lines of entries for each change; None for all of them.
+    """
     for change in found:
         line = _change_line(steps, change)
         yield line.append(f": {change.after.note}") if change.after.note else line
+        if (difference := difference_of(table, change)) is not None:
+            yield from case_lines(difference, most)
 
 
 def _change_line(steps: Sequence[PatchStep], change: Change) -> Text:

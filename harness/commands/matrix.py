@@ -9,6 +9,7 @@ import click
 
 from harness.commands.options import (
     campaign_options,
+    mail_option,
     page_request,
     report_options,
     run_options,
@@ -52,6 +53,7 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], config: Machine
     show_default=True,
     help="run what differs so often again; only what differs every time counts",
 )
+@mail_option
 @report_options("the differences")
 def compare(before: str, after: str, scenarios: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
     """Run scenarios on kernels A and B, and show what differs.

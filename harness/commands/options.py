@@ -128,11 +128,16 @@ def report_options(what: str) -> Callable[[F], F]:
     return lambda command: json_option(html_option(command))
 
 
+mail_option = click.option(
+    "--mail", is_flag=True, help="print the answer for a mail: 72 columns, no colour, and the command to run it again"
+)
+
+
 def page_request(options: dict[str, Any]) -> PageRequest:
     """What was asked of the page, of the options of :func:`report_options`."""
     from harness.campaign.report import PageRequest
 
-    return PageRequest(options["html_file"], shlex.join(["hugepfn", *sys.argv[1:]]))
+    return PageRequest(options["html_file"], shlex.join(["hugepfn", *sys.argv[1:]]), options.get("mail", False))
 
 
 def run_options(config: MachineConfig, options: dict[str, Any]) -> RunOptions:

@@ -12,6 +12,7 @@ import click
 from harness.commands.options import (
     FILE,
     campaign_options,
+    mail_option,
     page_request,
     report_options,
     run_options,
@@ -30,6 +31,7 @@ from harness.events import Sparing
     "--b4", "message_id", metavar="MSGID", help="a mail of the series, which b4 fetches, instead of BASE..TIP"
 )
 @campaign_options
+@mail_option
 @report_options("the table, every run and the changes")
 def series(
     tree: str,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from harness.verdict.claims import Outcome
+from harness.verdict.claims import Outcome, Run
+from harness.verdict.differences import CaseDifference, compare_runs
 from harness.verdict.table import Case, Cell, Mark, Table
 
 #: Marks that say nothing about the kernel of that step.
@@ -35,6 +36,17 @@ def changes(table: Table) -> list[Change]:
                 found.append(Change(case, step, last[0], last[1], cell))
             last = step, cell
     return sorted(found, key=lambda change: change.step)
+
+
+def difference_of(table: Table, change: Change) -> CaseDifference | None:
+    """What differs between the two answers of a change: entries, claims, checkpoints. None if a side has no result."""
+    sides = []
+    for column, cell in ((change.since, change.before), (change.step, change.after)):
+        result = next((one for one in cell.results if one is not None), None)
+        if result is None:
+            return None
+        sides.append(Run((result,), table.columns[column].runs[0].context))
+    return next(iter(compare_runs(*sides)), None)
 
 
 def steady(table: Table) -> Counter[Mark]:
