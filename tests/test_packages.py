@@ -159,7 +159,7 @@ def test_only_debian_itself_takes_a_mirrors_kernel_for_granted(image: Image) -> 
 @pytest.mark.parametrize("argument", ["", "tests"])
 def test_setup_installs_what_doctor_asks_for(image: Image, tmp_path: Path, argument: str) -> None:
     log = run_setup(image, tmp_path, argument)
-    parts = [Part.VENV, Part.RUN, Part.MIRROR, Part.GUEST, *([Part.BUILD, Part.TESTS] if argument else [])]
+    parts = [Part.VENV, Part.RUN, Part.MIRROR, Part.GUEST, Part.FASTER, *([Part.BUILD, Part.TESTS] if argument else [])]
     needs = [need for need in packages.needs(*parts) if not (image.root / "usr/bin" / need.name).exists()]
     names = [need for need in needs if not (image.root / "usr/sbin" / need.name).exists()]
     command, *options = COMMANDS[image.name].split()
