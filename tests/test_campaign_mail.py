@@ -6,7 +6,7 @@ import shlex
 from dataclasses import replace
 
 from harness.campaign import mail
-from harness.campaign.compare import report_lines
+from harness.campaign.compare import case_lines, report_lines
 from harness.campaign.series import PatchStep, change_lines
 from harness.pagetable import Observation
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
@@ -53,11 +53,11 @@ def test_the_mail_of_a_comparison() -> None:
 def test_a_change_of_a_series_has_the_patch_and_the_entries() -> None:
     steps = [PatchStep("base", "v6.12", "x"), PatchStep("1/1", "mm: write-protect a pmd that is copied", "y")]
     table = Table.of([Column("base", (run(GOOD, 9),)), Column("1/1", (run(BAD, 9),))])
-    lines = [line.plain for line in change_lines(steps, table, changes(table), mail.ENTRIES_MOST)]
+    lines = [line.plain for line in change_lines(steps, table, changes(table), mail.MOST)]
     assert lines[0].startswith("fork pmd: pass -> FAIL at 1/1 mm: write-protect a pmd that is copied")
     assert lines[1] == "  child at forked, bar+0x0: pmd 84000000fe0000e7 -> 04000000fe000085 +SAVED_DIRTY -W -D"
-    assert lines[5] == "  and 5 more entries"
-    assert lines[6] == f"  claim: {CLAIM} [copy_huge_pmd()]: passed -> failed"
+    assert lines[4] == "  and 6 more entries"
+    assert lines[5] == f"  claim: {CLAIM} [copy_huge_pmd()]: passed -> failed"
     everything = [line.plain for line in change_lines(steps, table, changes(table))]
     assert len(everything) == 11, "on a terminal, every entry"
 
@@ -69,3 +69,17 @@ def test_no_line_is_wider_than_a_mail_and_the_command_stays_one() -> None:
     again = text[text.index("To run it again:\n") + 17 : text.index("\n\nhugepfn ")]
     assert again.count("\\\n") == 3
     assert shlex.split(again.replace("\\\n", "")) == shlex.split(command)
+
+
+def test_a_mail_shows_the_first_checkpoint_that_differs() -> None:
+    sides = []
+    for seen in (GOOD, BAD):
+        later = replace(seen, checkpoint="written")
+        claims = tuple(Claim(f"claim {number}", run(seen).results[0].outcome, "f()") for number in range(5))
+        sides.append(Run((replace(run(seen).results[0], claims=claims, observations=(seen, later)),), CONTEXT))
+    (one,) = compare_runs(*sides)
+    assert [line.plain.partition(":")[0] for line in case_lines(one, mail.MOST)] == [
+        *("  child at forked, bar+0x0", "  and 1 more entry"),
+        *(["  claim"] * 3),
+        "  and 2 more claims",
+    ]

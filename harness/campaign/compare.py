@@ -67,7 +67,7 @@ def run_compare(
     differences, passing = lasting(rounds)
     unknown = unknown_cases(sides[0][0], sides[1][0])
     runs = sides[0][0], sides[1][0]
-    short = [line.plain for line in report_lines(specs, runs, differences, passing, unknown, mail.ENTRIES_MOST)]
+    short = [line.plain for line in report_lines(specs, runs, differences, passing, unknown, mail.MOST)]
     if page.mail:
         print(mail.mail(short, runs[0], page.command))
     else:
@@ -168,18 +168,28 @@ def _outcomes(one: CaseDifference) -> str:
 def case_lines(one: CaseDifference, most: int | None = None) -> Iterator[Text]:
     """The differences in one case, one line each: entries first, then claims and checkpoints.
 
-    :param most: how many lines of entries; None for all of them.
+    :param most: how many lines of entries and of claims, those of the first checkpoint that differs; None for all.
     """
-    entries = list(folded(one.of(What.ENTRY)))
-    for difference, count in entries[:most]:
+    entries, claims = list(folded(one.of(What.ENTRY))), one.of(What.CLAIM)
+    shown = (
+        entries if most is None else [each for each in entries if _checkpoint(each) == _checkpoint(entries[0])][:most]
+    )
+    for difference, count in shown:
         yield _entry_line(difference, count)
-    if left := len(entries[most:]) if most is not None else 0:
+    if left := len(entries) - len(shown):
         yield Text(f"  and {left} more {'entry' if left == 1 else 'entries'}", style="dim")
-    for difference in one.of(What.CLAIM):
+    for difference in claims[:most]:
         by = f" [{difference.kernel_function}]" if difference.kernel_function else ""
         yield Text(f"  claim: {difference.name}").append(by, style="dim").append(_both(difference))
+    if left := len(claims) - len(claims[:most]):
+        yield Text(f"  and {left} more {'claim' if left == 1 else 'claims'}", style="dim")
     for difference in one.of(What.CHECKPOINT):
         yield Text(f"  checkpoint {difference.name}{_both(difference)}")
+
+
+def _checkpoint(entry: tuple[Difference, int]) -> str:
+    change = entry[0].change
+    return change.key.checkpoint if change else ""
 
 
 def _both(difference: Difference) -> str:

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from harness.verdict import Run
 
 COLUMNS = 72
-ENTRIES_MOST = 4
-"""So many lines of entries of each case are enough for a mail; ``--json`` has all of them."""
+MOST = 3
+"""So many entries and so many claims of each case are enough for a mail; ``--json`` has all of them."""
 
 
 def narrow(lines: Iterable[str]) -> str:

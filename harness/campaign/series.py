@@ -80,7 +80,7 @@ def run_series(
     table = Table.of(columns, expected)
     found = changes(table)
     if page.mail:
-        lines = _report_lines(steps, table, found, mail.COLUMNS, mail.ENTRIES_MOST)
+        lines = _report_lines(steps, table, found, mail.COLUMNS, mail.MOST)
         print(mail.mail((line.plain for line in lines), columns[-1].runs[0], page.command))
     else:
         console = Console(highlight=False)
@@ -109,7 +109,7 @@ def page_of(
             columns.append(PageColumn(column, step.name, options.words(step.spec), subject=step.subject))
     found = changes(table)
     told = [PageChange(one.case, one.step, _change_line(steps, one).plain, one.after.note) for one in found]
-    printed = (line.plain for line in _report_lines(steps, table, found, mail.COLUMNS, mail.ENTRIES_MOST))
+    printed = (line.plain for line in _report_lines(steps, table, found, mail.COLUMNS, mail.MOST))
     return series_page(request, columns, table, told, printed)
 
 
