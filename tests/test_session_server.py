@@ -16,6 +16,7 @@ import pytest
 
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import MachineryError
+from harness.events import Event
 from harness.host import cache
 from harness.kernel import Kernel
 from harness.machine import kept
@@ -23,7 +24,10 @@ from harness.machine import vm as vm_module
 from harness.qemu.binary import QemuBinary
 from harness.qemu.spec import MachineSpec
 from harness.session import handshake, wire
+from harness.session.client import SessionClient
+from harness.session.registry import About
 from harness.session.server import Server, Start
+from harness.session.state import Halt, HaltCause, MachineState
 
 SOON_S = 30.0
 
@@ -129,6 +133,33 @@ def test_who_waits_for_an_answer_is_told_that_the_session_was_stopped(server: Se
     assert not serving.is_alive()
     ours.close()
     assert not server._callers
+
+
+def test_a_command_in_the_guest_is_told_that_the_machine_was_stopped(server: Server) -> None:
+    session = cast(Any, server)._session
+    ends = threading.Event()
+    session.exec = lambda **_: ends.wait(SOON_S)
+    session.pause = MachineState
+    session.state = lambda: MachineState(Halt(HaltCause.PAUSED, None))
+    ours, theirs = Pipe()
+    serving = threading.Thread(target=server._serve, args=(cast(Any, theirs),))
+    serving.start()
+    ours.send(wire.Call("exec"))
+    while not server._callers:
+        assert serving.is_alive()
+    asking, asked = Pipe()
+    asking.send(wire.Call("pause"))
+    server._serve(cast(Any, asked))
+    assert asking.recv() == wire.Answer(MachineState())
+    assert ours.poll(SOON_S)
+    said: list[Event] = []
+    about = About("one", 1, "", "", 0.0)
+    ends.set()
+    assert SessionClient(about)._answer(cast(Any, ours), SOON_S, said.append) is True
+    assert [str(one).partition(":")[0] for one in said] == ["the machine stands still"]
+    serving.join(SOON_S)
+    for end in (ours, asking):
+        end.close()
 
 
 def test_a_call_that_comes_too_late_is_told_so(server: Server) -> None:

@@ -278,7 +278,7 @@ def session_exec_of_a_stopped_session() -> None:
             waiting()
 
         vars(wire)["send_descriptors"] = then_stop
-        client.exec(["true"], None, {})
+        client.exec(["true"], None, {}, print)
 
 
 def session_that_starts() -> None:

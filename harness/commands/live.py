@@ -166,7 +166,7 @@ def exec_(
         raise UsageError(f"{program}: no such file (a command of the guest's has no slash)")
     wanted = dict(one.split("=", 1) for one in environment)
     if (client := client_unless_new(session)) is not None:
-        ended: ExitStatus = client.exec((program, *words), file, wanted)
+        ended: ExitStatus = client.exec((program, *words), file, wanted, say)
         _leave_as(ended)
     with _fresh(config) as own:
         from harness.session.client import passing_signals

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineryError
+from harness.events import Event, Say
 from harness.host.signals import handling
 from harness.session import handshake, registry, wire
 from harness.session.registry import About
@@ -87,11 +88,16 @@ class SessionClient:
             wire.send_descriptors(connection, descriptors)
             return self._answer(connection, timeout_s)
 
-    def _answer(self, connection: Connection, timeout_s: float | None = ANSWER_TIMEOUT_S) -> Any:
+    def _answer(
+        self, connection: Connection, timeout_s: float | None = ANSWER_TIMEOUT_S, say: Say = lambda _event: None
+    ) -> Any:
         try:
-            if not connection.poll(timeout_s):
-                raise self._silent(f"nothing within {timeout_s:g} s")
-            said = connection.recv()
+            while True:
+                if not connection.poll(timeout_s):
+                    raise self._silent(f"nothing within {timeout_s:g} s")
+                if not isinstance(said := connection.recv(), Event):
+                    break
+                say(said)
         except (EOFError, ConnectionError):
             raise MachineryError(f"the session {self.about.name} ended meanwhile") from None
         except BlockingIOError:
@@ -129,8 +135,11 @@ class SessionClient:
         finally:
             os.close(end)
 
-    def exec(self, argv: Sequence[str], program: str | None, environment: Mapping[str, str]) -> ExitStatus:
-        """Run a command in the guest on our standard streams, and pass our SIGINT and SIGTERM to it."""
+    def exec(self, argv: Sequence[str], program: str | None, environment: Mapping[str, str], say: Say) -> ExitStatus:
+        """Run a command in the guest on our standard streams, and pass our SIGINT and SIGTERM to it.
+
+        :param say: called if somebody stops the machine meanwhile.
+        """
         with self._connected() as connection:
             arguments = {"argv": tuple(argv), "program": program, "environment": dict(environment)}
             connection.send(wire.Call("exec", arguments, 3))
@@ -142,7 +151,7 @@ class SessionClient:
                 connection.send(wire.Signal(number))
 
             with passing_signals(pass_on):
-                answer: ExitStatus = self._answer(connection, None)
+                answer: ExitStatus = self._answer(connection, None, say)
             return answer
 
     @contextlib.contextmanager

@@ -20,13 +20,14 @@ from harness.campaign.session import Stopping
 from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, UsageError
-from harness.events import Event, Say
+from harness.events import Event, Note, Say
 from harness.guest.job import Job
 from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.session import handshake, registry, wire
 from harness.session.registry import About
 from harness.session.session import Session
+from harness.session.state import halt_words
 
 _CALL_TIMEOUT_S = 60.0  # between a connection and its request
 
@@ -43,8 +44,9 @@ class Start:
 class _Caller:
     """A command that waits for the answer to its call. It gets one answer, whoever gives it first."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, verb: str) -> None:
         self.connection = connection
+        self.verb = verb
         self._finished = False
         self._sending = threading.Lock()
 
@@ -131,7 +133,7 @@ class Server:
                 return
             call = connection.recv()
             descriptors = wire.receive_descriptors(connection, call.descriptors)
-            caller = _Caller(connection)
+            caller = _Caller(connection, call.verb)
             if call.verb == "stop":
                 self.stop()
                 caller.finish(wire.Answer())
@@ -152,6 +154,15 @@ class Server:
                 for descriptor in descriptors:
                     os.close(descriptor)
             caller.finish(wire.Answer(answer))
+            if call.verb in ("pause", "gdb"):
+                self._tell_commands_that_it_stands_still()
+
+    def _tell_commands_that_it_stands_still(self) -> None:
+        """Tell whoever waits for a command in the guest, which waits now as well."""
+        if (halt := self._session.state().halt) is not None:
+            for caller in list(self._callers):
+                if caller.verb == "exec":
+                    caller.send(Note(halt_words(halt, self._folder.name)))
 
     def _answer(self, caller: _Caller, call: wire.Call, descriptors: list[int]) -> Any:
         connection = caller.connection

@@ -162,10 +162,14 @@ def test_output_on_a_full_disk_ends_the_program_and_is_no_status_of_its(live: Li
 def test_a_signal_waits_for_a_machine_that_stands_still(live: Live) -> None:
     live.ok("start", "--kernel", KERNEL, "-s", "still")
     argv = live.argv("exec", "-s", "still", "sh", "-c", "echo up; exec sleep 1000")
-    with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE) as child:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, env=live.environment(), stdout=pipe, stderr=pipe) as child:
         assert child.stdout is not None
+        assert child.stderr is not None
         assert child.stdout.readline() == b"up\n"
         live.ok("gdb", "-s", "still")
+        said = child.stderr.readline()
+        assert said.startswith(b"hugepfn: the machine stands still since "), "who waits for a command is told"
         child.send_signal(signal.SIGTERM)
         with _gdb(live, "still") as gdb:
             gdb.sendall(b"+$c#63")
