@@ -597,7 +597,7 @@ def test_a_session_is_named_in_one_way(
     assert (done.status, done.one_line()) == (2, line)
     running("two")
     done = hugepfn(command, *SESSION_COMMANDS[command])
-    assert (done.status, done.one_line()) == (2, "say which session: one, two")
+    assert (done.status, done.one_line()) == (2, "several sessions run: one, two; name one with -s")
 
 
 @pytest.mark.parametrize("command", ["exec", "shell"])

@@ -85,14 +85,14 @@ def test_what_a_killed_session_left_is_thrown_away(runtime: Path) -> None:
 
 
 def test_the_only_session_is_the_one_that_is_meant() -> None:
-    with pytest.raises(UsageError, match="no session lives; `hugepfn start` makes one"):
+    with pytest.raises(UsageError, match="no session runs; `hugepfn start` makes one"):
         registry.choose(None)
     with registry.claim("one") as one, registry.claim("two") as two:
         registry.publish(one, about("one"))
         assert registry.choose(None).name == "one"
         registry.publish(two, about("two"))
         assert registry.choose("two").name == "two"
-        with pytest.raises(UsageError, match="say which session: one, two"):
+        with pytest.raises(UsageError, match="several sessions run: one, two; name one with -s"):
             registry.choose(None)
         with pytest.raises(UsageError, match="no session 'three'; there are: one, two"):
             registry.choose("three")

@@ -211,7 +211,8 @@ def choose(name: str | None) -> About:
             if about.name == name:
                 return about
         raise UsageError(f"no session {name!r}; there are: {names} (`hugepfn start` makes one)")
-    if len(there) != 1:
-        what = "no session lives; `hugepfn start` makes one" if not there else f"say which session: {names}"
-        raise UsageError(what)
+    if not there:
+        raise UsageError("no session runs; `hugepfn start` makes one")
+    if len(there) > 1:
+        raise UsageError(f"several sessions run: {names}; name one with -s")
     return there[0]
