@@ -299,7 +299,7 @@ def test_ram_that_goes_elsewhere_is_a_note(
     found = selfcheck_host.of_ram()
     assert found.state is state
     if roomy:
-        expected = f"guest RAM goes to {tmp_path}: no room for guest RAM: /dev/shm has 64 MiB free, 1024 needed"
+        expected = f"guest RAM goes to {tmp_path}: no space for guest RAM: /dev/shm has 64 MiB free, expected 1024 MiB"
         assert found.found.endswith(f", 4096 MiB free; {expected}")
     else:
         assert "64 MiB free, 1024 needed" in found.found

@@ -182,14 +182,29 @@ def test_a_kernel_that_is_none(hugepfn: Command, args: list[str], words: str) ->
 def test_no_qemu(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGEPFN_QEMU", "no-such-qemu")
     done = hugepfn("run", "fork")
-    assert done.status == 3
-    assert done.one_line().startswith("no no-such-qemu: install qemu-system-x86")
+    assert done.status == 2
+    assert done.one_line().startswith("there is no no-such-qemu; install qemu-system-x86")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (("--qemu", "/bin/false"), "/bin/false is not QEMU: --version prints 'false (GNU"),
+        (("--ram-dir", "/nonexistent"), "cannot put guest RAM into /nonexistent: no such folder; choose an existing"),
+    ],
+)
+def test_a_program_or_a_folder_that_makes_no_sense_is_a_usage_error(
+    hugepfn: Command, option: tuple[str, str], words: str
+) -> None:
+    done = hugepfn("run", "fork", "--accel", "tcg", *option)
+    assert done.status == 2
+    assert words in done.one_line()
 
 
 def test_no_room_for_ram(hugepfn: Command) -> None:
     done = hugepfn("run", "fork", "--accel", "tcg", "--ram-dir", "/sys")
     assert done.status == 3
-    assert "no room for guest RAM: /sys has 0 MiB free, 1024 needed" in done.one_line()
+    assert "no space for guest RAM: /sys has 0 MiB free, expected 1024 MiB" in done.one_line()
 
 
 def test_no_apt(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +484,7 @@ def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path) -> Non
     (tmp_path / "qemu").write_text("#!/bin/sh\necho '[/red] [bold]frob'\n")
     done = hugepfn("doctor")
     assert done.status == 3
-    assert "is no QEMU: --version says '[/red] [bold]frob" in done.out
+    assert "is not QEMU: --version prints '[/red] [bold]frob" in done.out
 
 
 # --- kept ----------------------------------------------------------------------------------------

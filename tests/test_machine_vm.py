@@ -67,7 +67,7 @@ def test_a_kernel_that_prints_under_tcg_alone_discredits_kvm(host: Host) -> None
     host.start()
     assert host.tried == [Accel.KVM, Accel.TCG]
     assert [note["works"] for note in host.remembered] == [False]
-    assert host.said[0].startswith("TCG, since KVM does not run this kernel here: ")
+    assert host.said[0].startswith("using TCG, because KVM does not run this kernel: ")
 
 
 def test_a_kernel_that_prints_and_dies_under_tcg_discredits_kvm_too(host: Host) -> None:

@@ -103,7 +103,9 @@ def test_the_header_of_a_host_without_qemu(pytester: pytest.Pytester, monkeypatc
     pytester.makepyfile("def test_nothing(): pass")
     result = pytest_run(pytester)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["hugepfn: kernel debian (not fetched yet), accelerator auto, no no-such-qemu: *"])
+    result.stdout.fnmatch_lines(
+        ["hugepfn: kernel debian (not fetched yet), accelerator auto, there is no no-such-qemu; *"]
+    )
 
 
 def test_the_header_of_a_kernel_given_by_path(pytester: pytest.Pytester) -> None:

@@ -98,10 +98,10 @@ def test_tcg_needs_no_proof(host: Host) -> None:
 REFUSALS = [
     ("echo 'Could not access KVM kernel module: No such device' >&2\necho more >&2\nexit 1", "Could not access KVM"),
     ("echo 'KVM internal error. Suberror: 1' >&2\nexit 84", "KVM internal error. Suberror: 1"),
-    ("exit 1", "QEMU ended with status 1 before guest code reported"),
-    ("exit 0", "QEMU ended with status 0 before guest code reported"),
-    ("exit 42", "QEMU ended with status 42 before guest code reported"),
-    ("kill -ABRT $$", "QEMU ended with status -6 before guest code reported"),
+    ("exit 1", "QEMU ended with status 1 before the test guest reported"),
+    ("exit 0", "QEMU ended with status 0 before the test guest reported"),
+    ("exit 42", "QEMU ended with status 42 before the test guest reported"),
+    ("kill -ABRT $$", "QEMU ended with status -6 before the test guest reported"),
 ]
 
 
@@ -112,7 +112,7 @@ def test_auto_falls_back_with_one_line_that_says_why(host: Host, said: list[str]
     assert why.startswith(reason)
     assert "\n" not in why
     tell_why_tcg(why, noting(said))
-    assert said == [f"TCG, since KVM does not run guests here: {why} (told once until this host boots again)"]
+    assert said == [f"using TCG, because KVM does not work on this host: {why} (not repeated until the host reboots)"]
 
 
 def test_why_is_told_once_until_the_host_boots_again(host: Host, said: list[str]) -> None:
@@ -135,7 +135,7 @@ def test_why_is_told_where_the_cache_cannot_be_written(
 
 
 def test_kvm_on_demand_fails_with_the_reason(host: Host) -> None:
-    with pytest.raises(MachineryError, match="--accel kvm: KVM is broken here; use --accel tcg"):
+    with pytest.raises(MachineryError, match="does not work on this host: KVM is broken here; use --accel tcg"):
         choose_accel("kvm", host.qemu("echo 'KVM is broken here' >&2; exit 1"), "max")
 
 
@@ -150,7 +150,7 @@ def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest
     monkeypatch.setattr(subprocess, "Popen", Watched)
     monkeypatch.setattr(accel, "_DEADLINE_S", 0.05)
     assert kvm_proof(host.qemu("exec tail -f /dev/null"), "max") == Proof(
-        False, "guest code did not report within 0.05 s", lasting=False
+        False, "the test guest did not report within 0.05 s", lasting=False
     )
     assert [process.returncode for process in started] == [-signal.SIGKILL], "ended and reaped"
 
@@ -159,7 +159,7 @@ def test_no_dev_kvm(host: Host) -> None:
     host.kvm.unlink()
     binary = host.qemu(PROVEN)
     assert choose_accel("auto", binary, "max") == (Accel.TCG, "there is no /dev/kvm")
-    with pytest.raises(MachineryError, match="--accel kvm: there is no /dev/kvm"):
+    with pytest.raises(MachineryError, match="--accel kvm: KVM does not work on this host: there is no /dev/kvm"):
         choose_accel("kvm", binary, "max")
     assert host.starts == []
     host.kvm.touch()
@@ -174,9 +174,7 @@ def test_a_dev_kvm_that_may_not_be_opened(host: Host, monkeypatch: pytest.Monkey
         return False
 
     monkeypatch.setattr(os, "access", access)
-    assert kvm_proof(host.qemu(PROVEN), "max") == Proof(
-        False, "/dev/kvm may not be opened by this user (is it in the group kvm?)"
-    )
+    assert kvm_proof(host.qemu(PROVEN), "max") == Proof(False, "you may not open /dev/kvm; join the group kvm")
     assert asked == [(host.kvm, os.R_OK | os.W_OK)]
     assert host.starts == []
 
@@ -265,7 +263,7 @@ def test_what_may_pass_is_not_kept(host: Host, monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("cpu", ["host", "host,pmu=off"])
 def test_the_hosts_cpu_without_kvm_is_one_line(host: Host, cpu: str) -> None:
     with pytest.raises(
-        UsageError, match=r"--cpu host needs KVM, but KVM does not run guests here \(broken\); use --cpu"
+        UsageError, match=r"--cpu host needs KVM, but KVM does not work on this host \(broken\); use --cpu"
     ):
         choose_accel("auto", host.qemu("echo broken >&2; exit 1"), cpu)
     with pytest.raises(UsageError, match="--cpu host needs KVM, but --accel tcg"):

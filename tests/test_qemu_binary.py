@@ -52,7 +52,7 @@ def test_new_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: st
 
 def refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("HUGEPFN_QEMU", str(path))
-    with pytest.raises(MachineryError) as caught:
+    with pytest.raises(UsageError) as caught:
         find_qemu()
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -61,32 +61,34 @@ def refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("version", ["7.1.99", "5.2.0", "2.12.1"])
 def test_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     path = says(tmp_path / "qemu", f"QEMU emulator version {version} (Debian 1:{version}+dfsg-11)")
-    assert refused(path, monkeypatch) == f"{path} is QEMU {version}, 7.2 or newer is needed"
+    assert refused(path, monkeypatch) == f"{path} is QEMU {version}; expected 7.2 or newer"
 
 
 def test_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MachineryError, match=r"no qemu-system-x86_64: install qemu-system-x86 \(`hugepfn doctor`"):
+    with pytest.raises(
+        MachineryError, match=r"there is no qemu-system-x86_64; install qemu-system-x86 \(`hugepfn doctor`"
+    ):
         find_qemu()
-    assert "no no-such-qemu: install" in refused(Path("no-such-qemu"), monkeypatch)
+    assert "there is no no-such-qemu; install" in refused(Path("no-such-qemu"), monkeypatch)
 
 
 def test_a_file_that_may_not_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "qemu"
     path.write_text("#!/bin/sh\n")
-    assert f"no {path}: install" in refused(path, monkeypatch)
+    assert f"there is no {path}; install" in refused(path, monkeypatch)
 
 
 @pytest.mark.parametrize("words", ["", "frob 9.9", "GNU bash, version 9.2.15(1)-release (x86_64-pc-linux-gnu)"])
 def test_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     path = says(tmp_path / "qemu", words)
     message = refused(path, monkeypatch)
-    assert message.startswith(f"{path} is no QEMU: --version says ")
+    assert message.startswith(f"{path} is not QEMU: --version prints")
     assert words in message
 
 
 def test_a_program_that_does_not_speak_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "is no QEMU" in refused(script(tmp_path / "qemu", "#!/bin/sh\nprintf '\\377\\376'\n"), monkeypatch)
+    assert "is not QEMU" in refused(script(tmp_path / "qemu", "#!/bin/sh\nprintf '\\377\\376'\n"), monkeypatch)
 
 
 def test_a_program_that_cannot_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,9 @@ def test_a_stock_kernel_takes_virtio_fs_with_overlayfs_from_its_modules(make_ker
 
 def test_without_a_virtiofsd_the_message_says_how_to_get_one(make_kernel: MakeKernel, virtiofsd: Path) -> None:
     virtiofsd.unlink()
-    with pytest.raises(MachineryError, match=r"no virtiofsd here, .*; install it .*qemu-system-common"):
+    with pytest.raises(
+        MachineryError, match=r"needs virtiofsd for a kernel without 9P, .*; install it .*qemu-system-common"
+    ):
         choose_root(make_kernel(VIRTIOFS, "overlay"))
 
 
@@ -160,7 +162,7 @@ def test_one_that_could_write_for_an_ordinary_user_is_refused(
 ) -> None:
     virtiofsd.write_text(f"#!/bin/sh\necho '{words}'\n")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(MachineryError, match=f"{virtiofsd}, .* is for root only; install one that has --readonly"):
+    with pytest.raises(MachineryError, match=f"only root can use {virtiofsd}; install one that has --readonly"):
         find_virtiofsd()
 
 

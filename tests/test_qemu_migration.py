@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from qemu.qmp.message import Message
+from qemu.qmp.models import ErrorResponse
+from qemu.qmp.qmp_client import ExecuteError
 
+from harness.errors import QemuRefused
 from harness.qemu import migration
 from harness.qemu.process import Qemu
 
@@ -34,3 +40,28 @@ def test_a_saved_machine_is_handed_back_when_it_can_go_on(tmp_path: Path, monkey
     qemu = Saving()
     asyncio.run(migration.save_state(cast(Qemu, qemu), tmp_path / "state", with_ram=True))
     assert qemu.states == []
+
+
+class Refusing:
+    """QMP of a QEMU before 8.2, which does not know file:."""
+
+    async def execute(self, command: str, _arguments: object) -> object:
+        error = {"error": {"class": "GenericError", "desc": "unknown migration protocol"}}
+        raise ExecuteError(ErrorResponse(error), Message({"execute": command}), Message(error))
+
+
+class Old(Qemu):
+    def __init__(self) -> None:
+        self.qmp = cast(Any, Refusing())
+
+    async def of_qemu(self, awaitable: Awaitable[Any], _what: str, _timeout_s: object = None) -> Any:
+        return await awaitable
+
+
+def test_a_command_that_qemu_refuses_is_not_logged_as_failed(caplog: pytest.LogCaptureFixture) -> None:
+    """migration.py expects the refusal, and "failed" in the log would look like a fault."""
+    caplog.set_level(logging.DEBUG, "hugepfn")
+    with pytest.raises(QemuRefused, match="QEMU refuses migrate: unknown migration protocol"):
+        asyncio.run(Old().execute("migrate", {"uri": "file:/dev/fdset/0"}))
+    (record,) = caplog.records
+    assert re.search(r"QMP migrate .*: took \d+\.\d ms$", record.getMessage())

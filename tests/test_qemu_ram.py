@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness.errors import MachineryError, RestoreError, UsageError
+from harness.errors import HugepfnError, MachineryError, RestoreError, UsageError
 from harness.events import Sparing
 from harness.pagetable import WalkError
 from harness.qemu.ram import PrivateRam, SharedRam, check_room, data_ranges, find_room, low_ram_bytes, ram_folder
@@ -97,7 +97,7 @@ def test_without_room_in_dev_shm_it_goes_elsewhere_and_a_line_says_so(
     said: list[str] = []
     small(tmp_path / "tmp", Path("/var/tmp"), tmp_path / "cache")
     assert find_room(512, say=Sparing(said.append)) == tmp_path / "tmp"
-    expected = "no room for guest RAM: /dev/shm has 64 MiB free, 512 needed"
+    expected = "no space for guest RAM: /dev/shm has 64 MiB free, expected 512 MiB"
     assert said == [f"guest RAM goes to {tmp_path / 'tmp'}: {expected}"]
     assert find_room(64, say=Sparing(said.append)) == Path("/dev/shm")
     assert len(said) == 1
@@ -115,23 +115,23 @@ def test_a_folder_that_somebody_chose_is_not_left(
     small: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(Path("/var/tmp"))
-    with pytest.raises(MachineryError, match=f"{tmp_path} has 64 MiB free, 512 needed"):
+    with pytest.raises(MachineryError, match=f"{tmp_path} has 64 MiB free, expected 512 MiB"):
         find_room(512, tmp_path)
     monkeypatch.setenv("HUGEPFN_RAM_DIR", str(tmp_path))
-    with pytest.raises(MachineryError, match=f"{tmp_path} has 64 MiB free, 512 needed"):
+    with pytest.raises(MachineryError, match=f"{tmp_path} has 64 MiB free, expected 512 MiB"):
         find_room(512)
 
 
 def test_where_no_folder_has_room_the_first_is_told(small: Callable[..., None]) -> None:
     small()
-    with pytest.raises(MachineryError, match="/dev/shm has 64 MiB free, 512 needed"):
+    with pytest.raises(MachineryError, match="/dev/shm has 64 MiB free, expected 512 MiB"):
         find_room(512)
 
 
-def refused(memory_mib: int, folder: Path) -> str:
+def refused(memory_mib: int, folder: Path, family: type[HugepfnError] = MachineryError) -> str:
     """The message, once it is known that nothing was left: no file, nothing open."""
     before = open_files()
-    with pytest.raises(MachineryError) as caught:
+    with pytest.raises(family) as caught:
         SharedRam(memory_mib, folder)
     assert open_files() == before
     assert "\n" not in str(caught.value)
@@ -145,7 +145,7 @@ def has_free(monkeypatch: pytest.MonkeyPatch, size_bytes: int) -> None:
 
 def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has_free(monkeypatch, 64 * MIB - 512)
-    assert f"no room for guest RAM: {tmp_path} has 63 MiB free, 64 needed" in refused(64, tmp_path)
+    assert f"no space for guest RAM: {tmp_path} has 63 MiB free, expected 64 MiB" in refused(64, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,12 +159,22 @@ def test_no_room_in_a_real_file_system_that_has_none() -> None:
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    assert f"{tmp_path}/nowhere: No such file or directory" in refused(1, tmp_path / "nowhere")
+    assert f"{tmp_path}/nowhere: no such folder; choose" in refused(1, tmp_path / "nowhere", UsageError)
+
+
+def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    assert f"{tmp_path}: you may not write there; choose" in refused(1, tmp_path, UsageError)
+
+
+def test_a_default_folder_that_is_missing_is_no_error_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(MachineryError, match=f"cannot put guest RAM into {tmp_path}/nowhere: No such file"):
+        check_room(1, tmp_path / "nowhere")
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "Not a directory" in refused(1, tmp_path / "file")
+    assert f"{tmp_path}/file: no such folder" in refused(1, tmp_path / "file", UsageError)
 
 
 @pytest.mark.parametrize("step", ["truncate", "mmap"])
@@ -182,7 +192,7 @@ def test_a_folder_of_a_machine_is_looked_at_without_making_anything(
 ) -> None:
     check_room(1, tmp_path)
     has_free(monkeypatch, MIB - 512)
-    with pytest.raises(MachineryError, match="has 0 MiB free, 1 needed"):
+    with pytest.raises(MachineryError, match="has 0 MiB free, expected 1 MiB"):
         check_room(1, tmp_path)
 
 
@@ -282,7 +292,7 @@ def test_a_clone_without_its_template_or_its_process(tmp_path: Path, template: P
         PrivateRam(tmp_path / "nowhere")  # pruned by another hugepfn: the template is made again
     ram = PrivateRam(template)
     try:
-        with pytest.raises(MachineryError, match="QEMU does not run yet"):
+        with pytest.raises(MachineryError, match="is not running yet"):
             ram.memory.read_u64(0)
         with pytest.raises(MachineryError, match=rf"QEMU \(pid {os.getpid()}\) does not map the template's RAM"):
             ram.attach(os.getpid())

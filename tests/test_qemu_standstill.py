@@ -84,7 +84,7 @@ def test_a_stall_after_a_long_stop_is_told_and_not_held_against_the_kernel(log: 
     assert not watched.troubles().found
     (excused,) = watched.troubles().excused
     assert excused.line in log
-    assert excused.why.startswith("the machine stood still for 30 s under KVM; without kvm-clock a kernel takes that ")
+    assert excused.why.startswith("the machine was stopped for 30 s under KVM; a kernel without kvm-clock takes that ")
 
 
 @pytest.mark.parametrize("log", STALLS)

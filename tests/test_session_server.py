@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from harness.config import DEFAULT, MachineConfig
-from harness.errors import MachineryError
+from harness.errors import MachineryError, UsageError
 from harness.events import Event
 from harness.host import cache
 from harness.kernel import Kernel
@@ -198,5 +198,5 @@ def test_a_kept_machine_comes_back_with_its_ram_where_it_was_asked_for(
     monkeypatch.setattr(kept, "find", lambda _name: saved)
     monkeypatch.setattr(vm_module, "find_qemu", lambda _asked: QemuBinary("/usr/bin/false", "7.2", "fake"))
     server._start = Start("one", MachineConfig(ram_dir=tmp_path / "nowhere"), "fork-pud")
-    with pytest.raises(MachineryError, match=f"no room for guest RAM in {tmp_path}/nowhere: No such file"):
+    with pytest.raises(UsageError, match=f"cannot put guest RAM into {tmp_path}/nowhere: no such folder"):
         server._machine()

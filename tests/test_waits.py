@@ -24,15 +24,15 @@ GENEROUS_S = 90.0  # beside CPU hogs; the deadlines of the long form are 60 s an
 
 # What each wait ends with once its deadline has passed.
 ERRORS = {
-    "qmp-greeting": r"MachineryError: QEMU \(pid \d+\) runs, but did not answer within 0.5 s: no greeting on QMP",
-    "qmp-greeting-stopped": r"MachineryError: QEMU \(pid \d+\) is stopped, by SIGSTOP .*`kill -CONT \d+` lets it go on",
-    "qmp-command": r"MachineryError: QEMU \(pid \d+\) runs, but did not answer within 0.5 s: no answer to stop",
-    "qmp-migration": r"MachineryError: QEMU \(pid \d+\) runs, but did not answer within 0.5 s: no end of migrate",
+    "qmp-greeting": r"MachineryError: QEMU \(pid \d+\) is running, but there was no greeting on QMP within 0.5 s",
+    "qmp-greeting-stopped": r"MachineryError: QEMU \(pid \d+\) was stopped by SIGSTOP .*`kill -CONT \d+`",
+    "qmp-command": r"MachineryError: QEMU \(pid \d+\) is running, but there was no answer to stop within 0.5 s",
+    "qmp-migration": r"MachineryError: QEMU \(pid \d+\) is running, but there was no end of migrate within 0.5 s",
     "qemu-stderr": r"MachineryError: .*QEMU ended with status 7: fake: cannot go on",
     "guest": r"DeadlineError: waiting for a guest: nothing within 0.5 s",
-    "guest-internal-error": r"MachineStopped: waiting for a guest: QEMU has stopped the machine \(internal-error\), so "
-    r"nothing can be said of the kernel; it says: KVM internal error. Suberror: 1\nemulation failure",
-    "guest-stopped": r"MachineryError: QEMU \(pid \d+\) is stopped, by SIGSTOP",
+    "guest-internal-error": r"MachineStopped: waiting for a guest: QEMU stopped the machine \(internal-error\), so "
+    r"this says nothing about the kernel; it printed: KVM internal error. Suberror: 1\nemulation failure",
+    "guest-stopped": r"MachineryError: QEMU \(pid \d+\) was stopped by SIGSTOP",
     "host-work": r"DeadlineError: waiting for the end of host work: nothing within 0.5 s",
     "cache-lock": r"MachineryError: another hugepfn still prepares x after 0.5 s",
     "build-lock": r"MachineryError: another build in x has not ended after 0.5 s",

@@ -118,7 +118,7 @@ class VM(LiveMachine):
         Only if it prints under TCG is that KVM's fault, and remembered.
         """
         reason = f"guest code ran, but not a kernel: {what}"
-        self._say(Note(f"TCG, since KVM does not run this kernel here: {reason}"))
+        self._say(Note(f"using TCG, because KVM does not run this kernel: {reason}"))
         try:
             self._come_up(Accel.TCG)
         except BootError as error:

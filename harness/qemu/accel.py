@@ -1,9 +1,9 @@
-"""Which accelerator runs the guest: proven by guest code, not believed.
+"""Chooses the accelerator that runs the guest. KVM is used only after a test with guest code.
 
-/dev/kvm can be there, open and create VMs, and still never run an instruction as it should. So a small guest of
-our own (guest_tests/lib/accel.S: real mode, protected mode, long mode with paging, CPUID) has to report through
-a debug port that it came through, on the very machine and CPU model the kernel will get, within a deadline. The
-answer is kept for this boot of the host.
+/dev/kvm can exist, open and create VMs, and still not run instructions correctly. So a small guest of our own
+(guest_tests/lib/accel.S: real mode, protected mode, long mode with paging, CPUID) must report through a debug port
+that it has run to its end, on the same machine and CPU model as the kernel, before a deadline. The result is stored
+until the host reboots.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KVM = Path("/dev/kvm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DEADLINE_S = 10.0
 _KIND = "accel"
-#: What QEMU says of trouble that goes away: another hypervisor has the CPU (EBUSY of KVM_CREATE_VM), memory is short.
+#: QEMU's messages about temporary problems: another hypervisor uses the CPU (EBUSY of KVM_CREATE_VM), no memory.
 _PASSING = re.compile(r"Device or resource busy|Cannot allocate memory|Resource temporarily unavailable")
 #: isa-debug-exit ends QEMU with twice the value written, plus one; accel.S writes 42.
 _PROVEN_STATUS = 42 * 2 + 1
@@ -38,20 +38,20 @@ _PROVEN_STATUS = 42 * 2 + 1
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Whether KVM runs guests here, and why not."""
+    """Whether KVM runs guests on this host; if not, the reason."""
 
     works: bool
     reason: str
-    lasting: bool = True  # it will be the same answer until the host boots again
+    lasting: bool = True  # the answer will be the same until the host reboots
 
 
 def choose_accel(wanted: str, binary: QemuBinary, cpu: str) -> tuple[Accel, str]:
-    """``tcg``, ``kvm`` once it is proven, or ``auto``: KVM if it is proven, else TCG.
+    """Choose ``tcg``, ``kvm`` if it works, or ``auto``: KVM if it works, otherwise TCG.
 
     :returns: the accelerator, and why ``auto`` is not KVM, for :func:`tell_why_tcg`; empty otherwise.
 
-    :raises MachineryError: ``kvm`` was asked for and does not run guests here; with the reason.
-    :raises UsageError: the CPU is the host's, which only KVM has.
+    :raises MachineryError: ``kvm`` was requested and does not work; gives the reason.
+    :raises UsageError: the requested CPU is ``host``, which needs KVM.
     """
     if wanted == "tcg":
         _check_emulated(cpu, "--accel tcg")
@@ -60,15 +60,15 @@ def choose_accel(wanted: str, binary: QemuBinary, cpu: str) -> tuple[Accel, str]
     if proof.works:
         return Accel.KVM, ""
     if wanted == "kvm":
-        raise MachineryError(f"--accel kvm: {proof.reason}; use --accel tcg, or a host whose KVM works")
-    _check_emulated(cpu, f"KVM does not run guests here ({proof.reason})")
+        raise MachineryError(f"--accel kvm: KVM does not work on this host: {proof.reason}; use --accel tcg")
+    _check_emulated(cpu, f"KVM does not work on this host ({proof.reason})")
     return Accel.TCG, proof.reason
 
 
 def tell_why_tcg(why: str, say: Say) -> None:
-    """Tell why ``auto`` is not KVM, once per boot of the host. Not before an error: it is not the reason for that.
+    """Tell the user why ``auto`` is not KVM, once until the host reboots. Not before an error with another cause.
 
-    :param why: of :func:`choose_accel`.
+    :param why: from :func:`choose_accel`.
     """
     if not why:
         return
@@ -76,8 +76,8 @@ def tell_why_tcg(why: str, say: Say) -> None:
     told = (cache.read_note(note) or {}).get("reasons", [])
     if why in told:
         return
-    say(Note(f"TCG, since KVM does not run guests here: {why} (told once until this host boots again)"))
-    with contextlib.suppress(MachineryError):  # a cache that cannot be written is told by what needs it
+    say(Note(f"using TCG, because KVM does not work on this host: {why} (not repeated until the host reboots)"))
+    with contextlib.suppress(MachineryError):  # whatever needs a cache that cannot be written reports it
         cache.write_note(note, {"reasons": [*told, why]})
 
 
@@ -87,11 +87,11 @@ def _check_emulated(cpu: str, why: str) -> None:
 
 
 def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:
-    """The proof of this boot of the host, made now if nobody has yet."""
+    """Whether KVM works, from the test that was run since the host booted; runs it now if there was none."""
     if not _KVM.exists():
         return Proof(False, "there is no /dev/kvm")
     if not os.access(_KVM, os.R_OK | os.W_OK):
-        return Proof(False, "/dev/kvm may not be opened by this user (is it in the group kvm?)")
+        return Proof(False, "you may not open /dev/kvm; join the group kvm")
     note = _note(binary, cpu)
     known = cache.read_note(note)
     if known is not None and isinstance(known.get("works"), bool):
@@ -103,12 +103,12 @@ def kvm_proof(binary: QemuBinary, cpu: str) -> Proof:
 
 
 def forget_proofs() -> None:
-    """Makes the proof anew the next time: the host was too busy when it was made, or has a KVM that works by now."""
+    """Run the test again next time, because the host was too busy, or because its KVM may work by now."""
     shutil.rmtree(cache.root() / _KIND, ignore_errors=True)
 
 
 def remember_lie(binary: QemuBinary, cpu: str, reason: str) -> None:
-    """KVM ran the probe but not a kernel that TCG runs: it is not used until the host boots again."""
+    """KVM ran the probe, but not a kernel that TCG runs. Stop using it until the host reboots."""
     cache.write_note(_note(binary, cpu), {"works": False, "reason": reason})
 
 
@@ -117,7 +117,7 @@ def _boot_id() -> str:
 
 
 def _note(binary: QemuBinary, cpu: str) -> Path:
-    # A digest: a CPU model with all its features is longer than a file's name may be.
+    # A digest, because a CPU model with all its features is too long for a file name.
     machine = hashlib.sha256("\0".join((binary.path, binary.version, cpu)).encode()).hexdigest()[:32]
     return cache.root() / _KIND / f"{_boot_id()}-{machine}.json"
 
@@ -141,7 +141,7 @@ def _prove(binary: QemuBinary, cpu: str) -> Proof:
         try:
             status = process.wait(timeout=_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            return Proof(False, f"guest code did not report within {_DEADLINE_S:g} s", lasting=False)
+            return Proof(False, f"the test guest did not report within {_DEADLINE_S:g} s", lasting=False)
         finally:
             process.kill()
             process.wait()
@@ -149,5 +149,5 @@ def _prove(binary: QemuBinary, cpu: str) -> Proof:
             return Proof(True, "")
         errors.seek(0)
         words = errors.read().decode("utf-8", "replace").strip().splitlines()
-    reason = words[0] if words else f"QEMU ended with status {status} before guest code reported"
+    reason = words[0] if words else f"QEMU ended with status {status} before the test guest reported"
     return Proof(False, reason, lasting=not any(_PASSING.search(line) for line in words))

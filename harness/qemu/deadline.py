@@ -1,9 +1,9 @@
-"""Deadlines for what a guest has to do. Time in which QEMU could not run is the host's, and does not count.
+"""Deadlines for what a guest has to do. Time in which QEMU could not run is the host's fault and does not count.
 
-A deadline that has passed blames the kernel only after :meth:`Deadline.extend` has looked at QEMU: one that is stopped
-is an error of the machinery, one that waited for a CPU gets that time back, and so does one that somebody had stopped
-and continued, or whose watcher (we) stood still itself. What it gets is bounded: after :data:`CAP` times the time that
-was given, the host is too busy to say anything about the kernel.
+When a deadline has passed, :meth:`Deadline.extend` looks at QEMU before the kernel is blamed. If QEMU is stopped,
+that is a machinery error. If it waited for a CPU, was stopped and continued, or if this process itself did not run, the
+deadline is extended by that time. After :data:`CAP` times the given time it is not extended any more: the host is too
+busy to say anything about the kernel.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 from harness.errors import MachineryError
 
 CAP = 10
-_LATE_S = 1.0  # woken so much after the end, we did not run ourselves
-_GRACE_S = 5.0  # to take in what came while we did not run
-_WORTH = 0.02  # of the time given: a share of starvation below it changes nothing
+_LATE_S = 1.0  # if we wake this late, this process itself did not run
+_GRACE_S = 5.0  # to read what arrived while we did not run
+_WORTH = 0.02  # of the given time: less starvation than this is ignored
 
 
 class Deadline:
-    """The end of a wait for a guest."""
+    """The deadline of a wait for a guest."""
 
     def __init__(self, timeout_s: float, pid: int | None) -> None:
-        """Begins now.
+        """Start now.
 
-        :param pid: of QEMU; None where there is none, and nothing extends the time.
+        :param pid: of QEMU; None if there is none, and the deadline is never extended.
         """
         self.timeout_s = timeout_s
         self._pid = pid
@@ -41,16 +41,16 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds until it is over, 0 when it is."""
+        """Seconds that are left; 0 after the deadline."""
         return max(self._end_s - time.monotonic(), 0.0)
 
     def credit(self, host_s: float) -> None:
-        """Gives back seconds that the host itself took, with the machine stopped."""
+        """Extend the deadline by seconds in which the host had the machine stopped."""
         self._begin_s += host_s
         self._end_s += host_s
 
     def extend(self) -> bool:
-        """Call it when the time is over. True: it is not after all, since QEMU did not have it.
+        """Call this when the time is over. Returns True if there is more time after all, because QEMU could not run.
 
         :raises MachineryError: QEMU is stopped, or the host is too busy.
         """
@@ -75,20 +75,20 @@ class Deadline:
         if now_s + more_s - self._begin_s > CAP * self.timeout_s:
             raise MachineryError(
                 f"the host is too busy: QEMU (pid {self._pid}) waited for a CPU for {starved_s:.1f} of "
-                f"{now_s - self._begin_s:.1f} s; run fewer things beside it (--workers), or give it more time"
+                f"{now_s - self._begin_s:.1f} s; run fewer things at the same time (--workers)"
             )
         self._end_s = now_s + more_s
         return True
 
     def _starved_s(self) -> float:
-        """How long the thread of QEMU's that waited most has waited for a CPU, since the wait began."""
+        """How long the QEMU thread that waited most has waited for a CPU since the start."""
         assert self._pid is not None
         waited = _waited_ns(self._pid)
         return max((ns - self._waited_ns.get(thread, 0) for thread, ns in waited.items()), default=0) / 1e9
 
 
 async def first_of(either: Collection[asyncio.Future[Any]], deadline: Deadline) -> bool:
-    """Waits until one of them is done. False: the time is over.
+    """Wait until one of them is done. Returns False if the time is over.
 
     :raises MachineryError: see :meth:`Deadline.extend`.
     """
@@ -101,19 +101,19 @@ async def first_of(either: Collection[asyncio.Future[Any]], deadline: Deadline) 
 
 
 def check_runs(pid: int) -> None:
-    """Looks whether a process is stopped.
+    """Check that a process is not stopped.
 
-    :raises MachineryError: it is, by a signal or by a debugger; says how it goes on.
+    :raises MachineryError: it is, by a signal or by a debugger; says how to continue it.
     """
     if state(pid) in ("T", "t"):
         raise MachineryError(
-            f"QEMU (pid {pid}) is stopped, by SIGSTOP or by a debugger, so nothing can be said of the kernel; "
-            f"`kill -CONT {pid}` lets it go on"
+            f"QEMU (pid {pid}) was stopped by SIGSTOP or by a debugger, so this says nothing about the kernel; "
+            f"continue it with `kill -CONT {pid}`"
         )
 
 
 def state(pid: int) -> str:
-    """The letter of a process's state (proc_pid_stat(5)); empty where there is no such process."""
+    """The letter of a process's state (proc_pid_stat(5)); empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

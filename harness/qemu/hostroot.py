@@ -1,8 +1,8 @@
-"""The host's root file system for a guest (``--guest host``): how a kernel gets it, and what QEMU is given for it.
+"""The host's root file system for a guest (``--guest host``): how a kernel mounts it, and QEMU's options for it.
 
-Nothing that the guest does can write to the host's files: QEMU's own 9P server refuses to (``readonly=on``), so does a
+The guest cannot write to the host's files: QEMU's own 9P server refuses to (``readonly=on``), so does a
 virtiofsd (``--readonly``), and both serve a read-only view that has none of the host's /proc, /sys, /dev and /run
-(readonly.py). What the guest writes lies in its own memory, an overlay that init/mounts.c puts over it.
+(readonly.py). What the guest writes is kept in its own memory, in an overlay that init/mounts.c mounts over it.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _NEEDS: Mapping[Root, Mapping[str, str]] = {
     Root.HOST_VIRTIOFS: {"VIRTIO_FS": "virtiofs", "VIRTIO_PCI": "virtio_pci", "OVERLAY_FS": "overlay"},
 }
 _READONLY = Path(__file__).with_name("readonly.py")
-#: The folder that the view covers, for the server alone: one that is there for sure, and that no server needs.
+#: The folder that the view covers, only for the server: one that always exists and that no server needs.
 VIEW = str(_READONLY.parent)
-_ANOTHER = "use a kernel of your own: hugepfn build TREE --fragment hostroot"
+_ANOTHER = "build a kernel that can: hugepfn build TREE --fragment hostroot"
 _ASK_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 5.0  # after SIGKILL
 
 
 class _Qemu:
-    """What virtme-ng's export_virtfs() asks of its own QEMU helper; that one would look for QEMU once more."""
+    """What virtme-ng's export_virtfs() needs from its own QEMU helper, which would search for QEMU again."""
 
     has_multidevs = True  # since QEMU 4.2, below our floor
 
@@ -62,7 +62,7 @@ def root_modules(root: Root) -> tuple[str, ...]:
 
 
 def choose_root(kernel: KernelImage) -> Root:
-    """How this kernel gets at the host's root: 9P where it can, as that needs nothing but QEMU; else virtio-fs.
+    """How this kernel mounts the host's root: over 9P if possible, which needs only QEMU; otherwise over virtio-fs.
 
     :raises UsageError: it can do neither; names the symbols that its configuration lacks.
     :raises MachineryError: it can do virtio-fs only, and this host has no virtiofsd.
@@ -77,12 +77,12 @@ def choose_root(kernel: KernelImage) -> Root:
         f"--guest host: {kernel.spec} ({kernel.release}) cannot mount the host's root. "
         f"Over 9P it lacks {', '.join(missing[Root.HOST_9P])}; "
         f"over virtio-fs {', '.join(missing[Root.HOST_VIRTIOFS])}. "
-        f"Instead, {_ANOTHER}"
+        f"Either {_ANOTHER}"
     )
 
 
 def _missing(kernel: KernelImage, root: Root) -> list[str]:
-    """The symbols that a kernel lacks for one way, as in a .config; of one without configuration nothing is known."""
+    """The symbols that a kernel lacks for one way, as in a .config; empty if its configuration is not known."""
     config = kernel.config
     if config is None:
         return []
@@ -93,59 +93,59 @@ def _missing(kernel: KernelImage, root: Root) -> list[str]:
 
 
 def in_view(mode: str, argv: Sequence[str]) -> list[str]:
-    """The command line that runs another with the view at :data:`VIEW`; modes are readonly.py's."""
+    """The command line that runs another one with the view at :data:`VIEW`; for the modes, see readonly.py."""
     return [sys.executable, "-I", "-S", str(_READONLY), VIEW, mode, *argv]
 
 
 @dataclass(frozen=True)
 class Virtiofsd:
-    """A virtiofsd of this host. There are two, with other words: QEMU's own up to 7.2, in C, and one in Rust since."""
+    """A virtiofsd of this host. There are two with different options: QEMU's in C, up to 7.2, and one in Rust."""
 
     path: str
-    words: str  # of --help
+    words: str  # the output of --help
 
     @property
     def refuses_to_write(self) -> bool:
-        """Whether it has a read-only mode of its own."""
+        """Whether it has a read-only mode."""
         return "--readonly" in self.words
 
     def argv(self, listener: int) -> list[str]:
-        """Its command line: it serves the view, and nothing can be written by it anywhere.
+        """Its command line: it serves the view, and cannot write anything anywhere.
 
         :param listener: a listening socket that it inherits.
         """
         source = VIEW.replace("\\", "\\\\").replace(",", "\\,")
         options = ["-o", f"source={source}", "-o", "sandbox=chroot", "-o", "log_level=err"]
         if "--shared-dir" in self.words:
-            # A submount that is announced is an automount in the guest, which no overlay goes through.
+            # An announced submount is an automount in the guest, and overlayfs does not cross automounts.
             options = [f"--shared-dir={VIEW}", "--no-announce-submounts", "--sandbox=none", "--log-level=error"]
         readonly = ["--readonly"] if self.refuses_to_write else []
         return in_view("all", [self.path, f"--fd={listener}", *options, *readonly])
 
 
 def find_virtiofsd() -> Virtiofsd:
-    """The daemon that serves virtio-fs: in PATH, or where distributions keep it.
+    """Find the daemon that serves virtio-fs: in PATH, or where distributions install it.
 
     :raises MachineryError: there is none, or none that keeps the guest from writing.
     """
     path = find_command("virtiofsd")
     if path is None:
         raise MachineryError(
-            "no virtiofsd here, which --guest host needs for a kernel without 9P; install it with: "
+            "--guest host needs virtiofsd for a kernel without 9P, and there is none; install it with: "
             f"{how_to_install(['virtiofsd'])} (Debian 12: qemu-system-common), or {_ANOTHER}"
         )
     asked = run([path, "--help"], timeout_s=_ASK_TIMEOUT_S, check=False)
     found = Virtiofsd(path, asked.stdout.decode("utf-8", "replace") + asked.stderr)
     if not found.refuses_to_write and os.geteuid() != 0:
         raise MachineryError(
-            f"{path}, which --guest host needs for a kernel without 9P, is for root only; "
+            f"--guest host needs virtiofsd for a kernel without 9P, and only root can use {path}; "
             f"install one that has --readonly (virtiofsd 1.13), or {_ANOTHER}"
         )
     return found
 
 
 class FileServer:
-    """A virtiofsd that serves one QEMU, through a connection that has no name, and ends with it."""
+    """A virtiofsd that serves one QEMU through an unnamed connection, and ends with it."""
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket, said: IO[bytes]) -> None:
         self._process = process
@@ -154,7 +154,7 @@ class FileServer:
 
     @classmethod
     async def start(cls) -> Self:
-        """Starts it, connected.
+        """Start it, already connected.
 
         :raises MachineryError: there is none, or it cannot be started.
         """
@@ -162,8 +162,8 @@ class FileServer:
         connection, said = socket.socket(socket.AF_UNIX), tempfile.TemporaryFile()  # noqa: SIM115 - end() closes it
         try:
             with socket.socket(socket.AF_UNIX) as listener:
-                # A folder that nobody else can enter, and that is gone before the server starts: an abstract name
-                # (unix(7)) is anybody's to connect to, and the first who does is served.
+                # The socket is in a folder that no other user can enter, and is removed before the server starts.
+                # Anybody could connect to an abstract name (unix(7)), and the server would serve the first client.
                 with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
                     listener.bind(f"{folder}/fs")
                     listener.listen(1)
@@ -186,14 +186,14 @@ class FileServer:
 
     @property
     def words(self) -> str:
-        """What it complained about, its last line."""
+        """The last line that it printed on stderr."""
         self._said.seek(0)
         return (printable(self._said.read()).strip().splitlines() or [""])[-1]
 
     async def end(self) -> None:
-        """Ends and reaps it."""
+        """End and reap it."""
         self.connection.close()
-        # Not by its kill(), which polls first: that reaps what asyncio's watcher waits for, if it has just ended.
+        # Not with its kill(), which polls first and would reap the process that asyncio's watcher waits for.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -203,7 +203,7 @@ class FileServer:
 
 
 def root_args(root: Root, server: FileServer | None) -> list[str]:
-    """What QEMU is given for the guest's root."""
+    """QEMU's options for the guest's root."""
     args: list[str] = []
     if root is Root.HOST_9P:
         export_virtfs(_Qemu(), virtme_arch("x86_64"), args, VirtFSConfig(path=VIEW, mount_tag=_TAG, readonly=True))

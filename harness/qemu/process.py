@@ -34,17 +34,17 @@ from harness.verdict import Complaint, scan
 T = TypeVar("T")
 
 _QUIT_TIMEOUT_S = 5.0
-QMP_TIMEOUT_S = 30.0  # QEMU itself answers in milliseconds, whatever its guest does
+QMP_TIMEOUT_S = 30.0  # QEMU itself answers within milliseconds, whatever its guest does
 _GOING_S = 0.5
 CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
-# A guest that dies takes its QMP session with it: expected here, and told through KernelDied.
+# When a guest dies, its QMP session ends as well. This is expected, and reported as KernelDied.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 _LOG = logging.getLogger("hugepfn.qemu")
 
 
 async def _end_task(task: asyncio.Future[Any]) -> None:
-    """Cancels what still waits; what does not let itself be cancelled is left behind."""
+    """Cancel a task that still waits; a task that cannot be cancelled is left behind."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=_GOING_S)
@@ -58,8 +58,8 @@ class Qemu:
         self.binary = binary
         self.ram = ram
         self.log = KernelLog()
-        self.log_from = LogMark()  # where the present run begins in the log: complaints before it are another's
-        self.stood_from_s = 0.0  # how long the machine had stood still by then
+        self.log_from = LogMark()  # where the current run begins in the log; earlier complaints belong to others
+        self.stood_from_s = 0.0  # how long the machine had been stopped by then
         self.stopped = False
         self.standstill = Standstill()
         self.qmp = QMPClient("hugepfn")
@@ -75,10 +75,10 @@ class Qemu:
         self._files: FileServer | None = None
 
     async def start(self, *, incoming: bool = False) -> None:
-        """Starts QEMU with every channel connected.
+        """Start QEMU with every channel connected.
 
         :param incoming: it waits for a saved machine's state, see :func:`harness.qemu.migration.restore_state`.
-        :raises MachineryError: QEMU does not start; its own words are in the message.
+        :raises MachineryError: QEMU does not start; its own message is included.
         """
         if self.spec.root is Root.HOST_VIRTIOFS:
             self._files = await FileServer.start()
@@ -89,7 +89,7 @@ class Qemu:
         descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
         root, share = root_args(self.spec.root, self._files), self.ram.share
         argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
-        # QEMU's own file server has the view; a virtiofsd has it to itself.
+        # If QEMU itself serves files, it gets the view; a virtiofsd has its own.
         argv = in_view("view", argv) if self.spec.root is Root.HOST_9P else argv
         inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
         inherited += [self._files.connection.fileno()] if self._files is not None else []
@@ -119,7 +119,7 @@ class Qemu:
         except (QMPError, OSError, EOFError) as error:
             await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
             served = f"; virtiofsd: {self._files.words}" if self._files is not None and self._files.words else ""
-            how = "it runs on" if self.exit_status is None else f"status {self.exit_status}"
+            how = "it is still running" if self.exit_status is None else f"status {self.exit_status}"
             raise MachineryError(f"QEMU does not start ({how}): {self.stderr or error}{served}") from error
         self.ram.attach(self._process.pid)
 
@@ -129,12 +129,12 @@ class Qemu:
 
     @property
     def stderr(self) -> str:
-        """What QEMU itself complained about."""
+        """What QEMU itself has printed on stderr."""
         return printable(self._words.data).strip() if self._words is not None else ""
 
     @property
     def pid(self) -> int:
-        """Of the QEMU process.
+        """The pid of the QEMU process.
 
         :raises MachineryError: it was never started.
         """
@@ -158,34 +158,34 @@ class Qemu:
             while data := await loop.sock_recv(end, 65536):
                 write(data)
         except OSError:
-            pass  # QEMU's end is gone; _watch() knows
-        except Exception as error:  # whoever waits for something has to hear of it
+            pass  # QEMU's end is closed; _watch() handles it
+        except Exception as error:  # wakes everything that waits
             if not self._failure.done():
                 self._failure.set_exception(error)
 
     def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
-        """Calls ``write`` with what comes through a channel, until one side closes it."""
+        """Call ``write`` with everything that arrives through a channel, until one side closes it."""
         self._readers.append(asyncio.create_task(self._read(self._ends[channel], write)))
 
     def begin_run(self) -> tuple[LogMark, float]:
-        """From here on, the log and the standstills are about a new run.
+        """Start a new run, to which the log and the times of standstill from now on belong.
 
-        :returns: where it begins in the log, and the seconds for which the machine had stood still by then.
+        :returns: its beginning in the log, and for how many seconds the machine had been stopped by then.
         """
         self.log_from, self.stood_from_s = self.log.mark(), self.standstill.total_s
         return self.log_from, self.stood_from_s
 
     def deadline(self, timeout_s: float) -> Deadline:
-        """The end of a wait for the guest that begins now."""
+        """A deadline for a wait for the guest that begins now."""
         return Deadline(timeout_s, self._process.pid if self._process is not None else None)
 
     async def expect(self, awaitable: Awaitable[T], limit: float | Deadline, what: str) -> T:
-        """Waits for something of the guest.
+        """Wait for something that the guest does.
 
-        :param limit: the time it has, in seconds from now, or as a deadline that began before.
+        :param limit: the timeout in seconds, or a deadline that began earlier.
         :raises MachineryError: QEMU is stopped, did not get a CPU, or has stopped the machine itself.
-        :raises KernelDied: QEMU ended first, with what the kernel said last.
-        :raises ProtocolError: what came through a channel made no sense.
+        :raises KernelDied: QEMU ended first; has the kernel's last messages.
+        :raises ProtocolError: malformed data arrived through a channel.
         :raises DeadlineError: the time is over; ``what`` says what was expected.
         """
         task = asyncio.ensure_future(awaitable)
@@ -197,10 +197,10 @@ class Qemu:
                 return task.result()
             if self._failure.done():
                 self._failure.result()
-            if task.done():  # a channel broke, which only QEMU's end does
+            if task.done():  # a channel broke, which happens only when QEMU ends
                 await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
             if self._ended.done():
-                await asyncio.wait(self._readers, timeout=_QUIT_TIMEOUT_S)  # to the end of what it said
+                await asyncio.wait(self._readers, timeout=_QUIT_TIMEOUT_S)  # until everything it printed has arrived
                 raise self.end_error(f"waiting for {what}: ")
             await self._check_runs(f"waiting for {what}: ")
             raise DeadlineError(f"waiting for {what}: nothing within {deadline.timeout_s:g} s; {self.complaint()}")
@@ -208,7 +208,7 @@ class Qemu:
             await _end_task(task)
 
     async def _check_runs(self, when: str) -> None:
-        """Asks QEMU whether it runs the machine, once a deadline has passed.
+        """Ask QEMU, after a deadline has passed, whether it runs the machine.
 
         :raises MachineryError: it does not, and that is not what we asked for.
         """
@@ -217,22 +217,23 @@ class Qemu:
             raise error
 
     async def of_qemu(self, awaitable: Awaitable[T], what: str, timeout_s: float | None = None) -> T:
-        """Waits for something of QEMU itself, whatever the guest does.
+        """Wait for something that QEMU itself does, whatever the guest does.
 
-        :raises MachineryError: it did not come in time.
+        :raises MachineryError: it did not happen in time.
         """
         task = asyncio.ensure_future(awaitable)
         deadline = self.deadline(timeout_s or QMP_TIMEOUT_S)
         try:
             if await first_of({task, self._ended}, deadline) and not task.done():
-                await asyncio.wait({task}, timeout=_GOING_S)  # it hears of QEMU's end, unless somebody keeps its socket
+                # It fails when QEMU ends, unless another process has its socket open.
+                await asyncio.wait({task}, timeout=_GOING_S)
             if task.done():
                 return task.result()
             if self._ended.done():
                 raise self.end_error(f"waiting for QEMU's {what}: ")
             raise MachineryError(
-                f"QEMU (pid {self.pid}) runs, but did not answer within {deadline.timeout_s:g} s: no {what}; "
-                f"it says: {self.stderr or 'nothing'}"
+                f"QEMU (pid {self.pid}) is running, but there was no {what} within {deadline.timeout_s:g} s; "
+                f"it printed: {self.stderr or 'nothing'}"
             )
         finally:
             await _end_task(task)
@@ -241,12 +242,12 @@ class Qemu:
         return scan(self.log.since(self.log_from))
 
     def complaint(self) -> str:
-        """The last complaint in what is known of the kernel's log, in words."""
+        """The last complaint in the part of the kernel log that has arrived, in words."""
         complaints = self._complaints()
         return f"the kernel log says: {complaints[-1].line}" if complaints else "the console shows no complaint"
 
     async def has_ended(self) -> bool:
-        """Whether QEMU is gone, or just going."""
+        """Whether QEMU has ended or is ending."""
         await asyncio.wait({self._ended}, timeout=_GOING_S)
         return self._ended.done()
 
@@ -256,26 +257,26 @@ class Qemu:
         return end_error(when, QemuEnd(*how, lambda complaint: self.standstill.excuse(complaint, self.stood_from_s)))
 
     async def stop(self) -> None:
-        """Stops every vCPU."""
+        """Stop every vCPU."""
         await self.execute("stop")
         self.stopped = True
         self.standstill.begin()
 
     async def resume(self) -> None:
-        """Lets every vCPU run; does nothing where they do."""
+        """Let every vCPU run; does nothing if they run already."""
         if await self.is_stopped():
             await self.execute("cont")
             self.stopped = False
             self.standstill.end()
 
     async def follow_stops(self) -> None:
-        """From now on somebody else may stop and resume the machine as well, gdb: ``stopped`` follows."""
+        """Keep ``stopped`` up to date from now on, even if another program (gdb) stops and resumes the machine."""
         if not self._followed:
             self._followed = True
             self._tasks.append(asyncio.create_task(self._follow()))
 
     async def _follow(self) -> None:
-        # An event of our own stop() or resume() is in the queue before its answer is, and says what they set.
+        # The event of our own stop() or resume() is queued before its answer, and agrees with what they set.
         with self.qmp.listener(("STOP", "RESUME")) as events:
             async for event in events:
                 self.stopped = event["event"] == "STOP"
@@ -287,18 +288,18 @@ class Qemu:
                     self._resumed.set()
 
     async def is_stopped(self) -> bool:
-        """Whether it stands still now, whoever stopped it."""
-        if self._followed:  # its event may still be on the way
+        """Whether the machine is stopped now, whoever stopped it."""
+        if self._followed:  # the event may not have arrived yet
             self.stopped = await self.run_state() != "running"
         return self.stopped
 
     async def run_state(self) -> str:
-        """What QEMU says the machine does (qapi/run-state.json, RunState)."""
+        """The state of the machine according to QEMU (qapi/run-state.json, RunState)."""
         status = await self.execute("query-status")
         return str(status["status"]) if isinstance(status, dict) else ""
 
     async def until_resumed(self, timeout_s: float) -> None:
-        """Waits until the machine runs, see :meth:`follow_stops`.
+        """Wait until the machine runs; see :meth:`follow_stops`.
 
         :raises DeadlineError: it did not within the time.
         """
@@ -306,28 +307,30 @@ class Qemu:
             await self.expect(self._resumed.wait(), timeout_s, "gdb to let the guest run")
 
     async def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
-        """One QMP command.
+        """Execute one QMP command.
 
-        :raises KernelDied: QEMU ended meanwhile.
+        :raises KernelDied: QEMU ended in the meantime.
         :raises QemuRefused: QEMU refuses it.
         """
         try:
             with timed(_LOG, "QMP %s %s", command, arguments or ""):
-                return await self.of_qemu(self.qmp.execute(command, arguments), f"answer to {command}")
-        except ExecuteError as error:
-            raise QemuRefused(f"QEMU refuses {command}: {error}") from error
+                try:
+                    return await self.of_qemu(self.qmp.execute(command, arguments), f"answer to {command}")
+                except ExecuteError as error:  # an answer like any other, which the caller may expect
+                    refusal = error
+            raise QemuRefused(f"QEMU refuses {command}: {refusal}") from refusal
         except QMPError as error:
             await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
             raise self.end_error(f"during {command}: ") from error
 
     async def quit(self) -> None:
-        """Ends QEMU, reaps it and closes every channel; whatever state it is in.
+        """End QEMU, reap it and close every channel, whatever state it is in.
 
         :raises MachineryError: the host's kernel does not let it end.
         """
         if self._process is not None and not self._ended.done():
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group: what it started ends as well
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a process group, so its children end as well
             await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
         with contextlib.suppress(QMPError, OSError, EOFError, asyncio.TimeoutError):
             await asyncio.wait_for(self.qmp.disconnect(), _QUIT_TIMEOUT_S)
@@ -342,4 +345,4 @@ class Qemu:
             self._words.close()
         self._failure.cancel()
         if self._process is not None and not self._ended.done():
-            raise MachineryError(f"QEMU (pid {self.pid}) does not end, {_QUIT_TIMEOUT_S:g} s after SIGKILL")
+            raise MachineryError(f"QEMU (pid {self.pid}) is still there {_QUIT_TIMEOUT_S:g} s after SIGKILL")

@@ -1,4 +1,4 @@
-"""Guest RAM: a file that QEMU maps and the host reads, with no name left in the file system once it is open."""
+"""Guest RAM: a file that QEMU maps and the host reads. After it is opened, it has no name in the file system."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.errors import MachineryError, RestoreError
+from harness.errors import MachineryError, RestoreError, UsageError
 from harness.events import Note, Say
 from harness.host import cache
 from harness.pagetable import PAGE_SIZE_BYTES, PhysicalMemory, WalkError
 from harness.pagetable.memory import SplitMemory, U64Array, WritableMemory
 
 _DEFAULT_FOLDER = Path("/dev/shm")
-_ADVICE = "free some, use less --memory, or name another folder: --ram-dir"
+_ADVICE = "free some, use less --memory, or choose another folder with --ram-dir"
+_EXISTING = "choose an existing folder that you may write with --ram-dir"
 _Q35_ALL_LOW_BYTES = 0xB000_0000
 _PART_BYTES = 64 << 20
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -28,7 +29,7 @@ GuestMemory = WritableMemory
 
 
 def low_ram_bytes(size_bytes: int) -> int:
-    """How much of a guest's RAM lies below 4 GiB: all of it if less than 2.75 GiB, else 2 GiB.
+    """The part of a guest's RAM that is below 4 GiB: all of it if it is less than 2.75 GiB, otherwise 2 GiB.
 
     QEMU hw/i386/pc_q35.c pc_q35_init().
     """
@@ -36,49 +37,56 @@ def low_ram_bytes(size_bytes: int) -> int:
 
 
 def as_the_guest_sees(flat: WritableMemory) -> GuestMemory:
-    """Guest RAM by physical address, of RAM by its offset in the file."""
+    """Guest RAM addressed by physical address, given RAM addressed by its offset in the file."""
     low_bytes = low_ram_bytes(flat.size_bytes)
     return flat if low_bytes == flat.size_bytes else SplitMemory(flat, low_bytes)
 
 
 def ram_folder(chosen: Path | None = None) -> Path:
-    """Where RAM files go: the argument, ``HUGEPFN_RAM_DIR``, or the shared-memory file system."""
+    """The folder for RAM files: the argument, ``HUGEPFN_RAM_DIR``, or /dev/shm."""
     return chosen or Path(os.environ.get("HUGEPFN_RAM_DIR") or _DEFAULT_FOLDER)
 
 
 def check_room(memory_mib: int, folder: Path) -> None:
-    """Looks whether a RAM file fits.
+    """Check that a RAM file fits.
 
-    :raises MachineryError: the folder is missing, or has too little room.
+    :raises MachineryError: the folder is missing, or has too little space.
     """
     try:
         status = os.statvfs(folder)
     except OSError as error:
-        raise MachineryError(f"no room for guest RAM in {folder}: {error.strerror}; {_ADVICE}") from error
+        raise MachineryError(f"cannot put guest RAM into {folder}: {error.strerror}; {_ADVICE}") from error
     free_mib = status.f_bavail * status.f_frsize >> 20
     if free_mib < memory_mib:
-        raise MachineryError(f"no room for guest RAM: {folder} has {free_mib} MiB free, {memory_mib} needed; {_ADVICE}")
+        raise MachineryError(
+            f"no space for guest RAM: {folder} has {free_mib} MiB free, expected {memory_mib} MiB; {_ADVICE}"
+        )
 
 
 def find_room(memory_mib: int, chosen: Path | None = None, say: Say = lambda _event: None) -> Path:
-    """Where a RAM file goes: :func:`ram_folder`, or another folder where nobody chose that one and it has no room.
+    """Find a folder for a RAM file: :func:`ram_folder`, or another one if the user chose none and that has no space.
 
-    podman and docker give /dev/shm 64 MB. A file on disk does as well; the host's page cache holds it.
+    podman and docker give /dev/shm 64 MB. A file on disk is as good, because the host's page cache holds it.
 
-    :param chosen: ``--ram-dir``, which is taken or refused.
-    :param say: hears where it goes instead.
-    :raises MachineryError: no folder has room; tells of the first.
+    :param chosen: ``--ram-dir``, which is used or refused.
+    :param say: told which other folder is used.
+    :raises UsageError: the user chose a folder that does not exist or may not be written.
+    :raises MachineryError: no folder has enough space; the message is about the first.
     """
     folder = ram_folder(chosen)
+    named = chosen is not None or bool(os.environ.get("HUGEPFN_RAM_DIR"))
+    if named and not folder.is_dir():
+        raise UsageError(f"cannot put guest RAM into {folder}: no such folder; {_EXISTING}")
     try:
         check_room(memory_mib, folder)
     except MachineryError as error:
-        named = chosen is not None or os.environ.get("HUGEPFN_RAM_DIR")
         other = None if named else next((each for each in _elsewhere() if _fits(memory_mib, each)), None)
         if other is None:
             raise
         say(Note(f"guest RAM goes to {other}: {str(error).partition(';')[0]}"))
         return other
+    if named and not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot put guest RAM into {folder}: you may not write there; {_EXISTING}")
     return folder
 
 
@@ -101,9 +109,10 @@ class SharedRam:
     share = True
 
     def __init__(self, memory_mib: int, folder: Path | None = None) -> None:
-        """Makes a sparse file of ``memory_mib`` MiB and maps it.
+        """Make a sparse file of ``memory_mib`` MiB and map it.
 
-        :raises MachineryError: the folder is missing, may not be written, or has too little room.
+        :raises UsageError: as for :func:`find_room`.
+        :raises MachineryError: the folder is missing, or has too little space.
         """
         folder = find_room(memory_mib, folder)
         size_bytes = memory_mib << 20
@@ -117,15 +126,15 @@ class SharedRam:
                 os.close(self.fd)
                 raise
         except OSError as error:
-            raise MachineryError(f"no room for guest RAM in {folder}: {error.strerror}; {_ADVICE}") from error
+            raise MachineryError(f"cannot put guest RAM into {folder}: {error.strerror}; {_ADVICE}") from error
         self._flat = PhysicalMemory(self._map)
         self.memory = as_the_guest_sees(self._flat)
 
     def attach(self, pid: int) -> None:
-        """QEMU runs; nothing to do, the file is enough."""
+        """QEMU is running; there is nothing to do, because the file is enough."""
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Free the memory."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -133,9 +142,9 @@ class SharedRam:
             self._map.close()
 
     def copy_to(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
-        """Copies what is in use to a new file with mode 0600, holes left out. The machine must be stopped.
+        """Copy what is in use to a new file with mode 0600, without the holes. The machine must be stopped.
 
-        :param check: called for each part; it may raise to end this.
+        :param check: called for each part; it may raise an exception to end the copy.
         """
         path.touch(mode=0o600, exist_ok=False)
         with path.open("wb") as file:
@@ -149,17 +158,17 @@ class SharedRam:
 
 
 class PrivateRam:
-    """The RAM of a clone: QEMU maps the template's file privately, so only what the clone dirties is its own.
+    """The RAM of a clone: QEMU maps the template's file privately, so a clone needs memory only for what it changes.
 
-    The host then reads QEMU's memory through /proc/PID/mem, which Linux allows to whoever started it.
+    The host then reads QEMU's memory through /proc/PID/mem, which Linux allows to the process that started it.
     """
 
     share = False
 
     def __init__(self, path: Path) -> None:
-        """Opens the template's RAM file.
+        """Open the template's RAM file.
 
-        :raises RestoreError: it cannot be opened; another hugepfn has pruned it, for instance.
+        :raises RestoreError: it cannot be opened, for instance because another hugepfn has pruned it.
         :raises MachineryError: this host is at its limits, which says nothing about the template.
         """
         try:
@@ -171,17 +180,17 @@ class PrivateRam:
 
     @property
     def memory(self) -> GuestMemory:
-        """What the walks read, once QEMU runs."""
+        """The memory that walks read, available when QEMU runs."""
         if self._flat is None:
-            raise MachineryError("the clone's QEMU does not run yet")
+            raise MachineryError("the QEMU of the clone is not running yet")
         return as_the_guest_sees(self._flat)
 
     def attach(self, pid: int) -> None:
-        """QEMU runs: finds where it mapped the file."""
+        """QEMU is running: find where it has mapped the file."""
         self._flat = ProcessMemory(pid, self.fd)
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Free the memory."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -193,7 +202,7 @@ GuestRam = SharedRam | PrivateRam
 
 
 class ProcessMemory:
-    """Guest RAM inside a QEMU process, by offset in the RAM file: that file's mapping, through /proc/PID/mem."""
+    """Guest RAM inside a QEMU process, by offset in the RAM file. It is read through /proc/PID/mem."""
 
     def __init__(self, pid: int, ram_fd: int) -> None:
         """:raises MachineryError: the process does not map the file, or may not be read."""
@@ -212,15 +221,15 @@ class ProcessMemory:
         return self._base + paddr
 
     def read_u64(self, paddr: int) -> int:
-        """Returns the 8-byte word at an 8-byte-aligned physical address."""
+        """Return the 8-byte word at an 8-byte-aligned physical address."""
         return int.from_bytes(os.pread(self._fd, 8, self._check(paddr, 8)), "little")
 
     def write_u64(self, paddr: int, value: int) -> None:
-        """Writes it."""
+        """Write an 8-byte word."""
         os.pwrite(self._fd, value.to_bytes(8, "little"), self._check(paddr, 8))
 
     def tables(self, paddrs: U64Array) -> U64Array:
-        """Returns a copy of the tables at these addresses, uint64[len(paddrs), 512]; neighbours in one read."""
+        """Return a copy of the tables at these addresses, uint64[len(paddrs), 512]; neighbours are read at once."""
         found = np.empty((len(paddrs), PAGE_SIZE_BYTES // 8), np.uint64)
         breaks = np.flatnonzero(np.diff(paddrs) != PAGE_SIZE_BYTES) + 1
         for rows in np.split(np.arange(len(paddrs)), breaks):
@@ -232,14 +241,14 @@ class ProcessMemory:
         return found
 
     def close(self) -> None:
-        """Lets go of the process."""
+        """Close the process's memory."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def _mapped_at(pid: int, ram_fd: int) -> int:
-    """Where a process has the whole of a file mapped (proc_pid_maps(5)).
+    """The address at which a process has mapped a whole file (proc_pid_maps(5)).
 
     The file is recognised by the device and inode that our own mapping of it shows. On btrfs and overlayfs these are
     not what fstat() says (fs/proc/task_mmu.c show_map_vma() takes them from the inode underneath).
@@ -247,7 +256,7 @@ def _mapped_at(pid: int, ram_fd: int) -> int:
     with mmap.mmap(ram_fd, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as page:
         ours = np.frombuffer(page, np.uint8)
         vaddr = ours.ctypes.data
-        del ours  # or the mapping could not be closed
+        del ours  # otherwise the mapping cannot be closed
         wanted = next(file for start, _offset, file in _file_mappings(os.getpid()) if start == vaddr)
     for start, offset, file in _file_mappings(pid):
         if (file, offset) == (wanted, 0):
@@ -256,7 +265,7 @@ def _mapped_at(pid: int, ram_fd: int) -> int:
 
 
 def _file_mappings(pid: int) -> Iterator[tuple[int, int, tuple[str, str]]]:
-    """A process's mappings of files: first vaddr, offset in bytes, and the file as (device, inode)."""
+    """The file mappings of a process: first vaddr, offset in bytes, and the file as (device, inode)."""
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         span, _access, offset, device, inode, *_path = line.split()
         if inode != "0":
@@ -264,13 +273,13 @@ def _file_mappings(pid: int) -> Iterator[tuple[int, int, tuple[str, str]]]:
 
 
 def data_ranges(fd: int) -> list[tuple[int, int]]:
-    """The parts of a sparse file that hold data, as [start, end) in bytes."""
+    """The parts of a sparse file that contain data, as [start, end) in bytes."""
     ranges = []
     end, size_bytes = 0, os.fstat(fd).st_size
     while end < size_bytes:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:  # ENXIO: nothing but a hole from here on
+        except OSError:  # ENXIO: only a hole from here on
             break
         end = os.lseek(fd, start, os.SEEK_HOLE)
         ranges.append((start, end))

@@ -1,4 +1,4 @@
-"""The registers of every vCPU, out of QEMU's ``info registers -a``."""
+"""Parses the registers of every vCPU from QEMU's ``info registers -a``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONTROL = re.compile(r"\bCR([34])=([0-9a-f]+)")
 
 @dataclass(frozen=True, slots=True)
 class ControlRegisters:
-    """What the page-table walk needs of one vCPU."""
+    """The registers of one vCPU that a page-table walk needs."""
 
     cpu: int
     cr3: int
@@ -29,7 +29,7 @@ class ControlRegisters:
 
 
 def parse_registers(text: str) -> list[ControlRegisters]:
-    """One entry a vCPU, in QEMU's order.
+    """One entry per vCPU, in QEMU's order.
 
     :raises ProtocolError: the text has no CR3 and CR4 for a vCPU.
     """
@@ -38,8 +38,8 @@ def parse_registers(text: str) -> list[ControlRegisters]:
     for cpu, body in zip(parts[1::2], parts[2::2], strict=True):
         control = {match[1]: int(match[2], 16) for match in _CONTROL.finditer(body)}
         if set(control) != {"3", "4"}:
-            raise ProtocolError(f"QEMU's registers of vCPU {cpu} have no CR3 and CR4")
+            raise ProtocolError(f"QEMU's registers of vCPU {cpu}: expected CR3 and CR4 among them")
         found.append(ControlRegisters(int(cpu), control["3"], control["4"]))
     if not found:
-        raise ProtocolError(f"QEMU's 'info registers -a' says {text[:80]!r}, expected a 'CPU#0' line")
+        raise ProtocolError(f"QEMU's 'info registers -a' printed {text[:80]!r}, expected a line 'CPU#0'")
     return found

@@ -1,4 +1,4 @@
-"""What machine to build, and the QEMU command line that builds it: a pure function of the two."""
+"""The specification of a machine, and the QEMU command line for it. Pure."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Where the device under test sits, for vfio-pci in the guest.
+#: The PCI address of the device under test, for vfio-pci in the guest.
 BAR_SLOT = 5
 BAR_BDF = f"0000:00:{BAR_SLOT:02x}.0"
 
 
 class Accel(enum.Enum):
-    """Who runs the guest's instructions."""
+    """What executes the guest's instructions."""
 
     KVM = "kvm"
     TCG = "tcg"
 
 
 class Device(enum.Enum):
-    """The device under test, whose BAR 2 is the one that scenarios map."""
+    """The device under test. Scenarios map its BAR 2."""
 
-    TESTDEV = (
-        "pci-testdev"  # BAR 2 with nothing behind it (it reads 0), and costs nothing; BAR 0 is a page of registers
-    )
-    SHMEM = "ivshmem-plain"  # RAM behind BAR 2, as large as pci-testdev's, for which it stands in (bar_bits.py)
-    NVME = "nvme"  # its memory buffer is BAR 2; has function-level reset and D3hot; QEMU cannot save it
+    TESTDEV = "pci-testdev"  # BAR 2 has nothing behind it (it reads 0) and costs nothing; BAR 0 is a page of registers
+    SHMEM = "ivshmem-plain"  # has RAM behind BAR 2, as large as pci-testdev's, which it replaces (bar_bits.py)
+    NVME = "nvme"  # BAR 2 is its memory buffer; it has function-level reset and D3hot; QEMU cannot save it
 
     @property
     def can_be_saved(self) -> bool:
-        """Whether QEMU saves and restores a machine that has it (hw/nvme/ctrl.c, nvme_vmstate.unmigratable)."""
+        """Whether QEMU can save a machine with this device (hw/nvme/ctrl.c, nvme_vmstate.unmigratable)."""
         return self is not Device.NVME
 
 
 class Root(enum.Enum):
-    """What the guest's programs have for /; guest_tests/lib/init/mounts.c knows the values."""
+    """The root file system of the guest's programs. guest_tests/lib/init/mounts.c uses the same values."""
 
     INITRAMFS = "initramfs"
     HOST_9P = "9p"  # the host's, copy on write, served by QEMU itself
@@ -43,21 +41,21 @@ class Root(enum.Enum):
 
     @property
     def can_be_saved(self) -> bool:
-        """Whether QEMU saves a machine that has it mounted (hw/9pfs/9p.c v9fs_attach(), hw/virtio/vhost-user-fs.c)."""
+        """Whether QEMU can save a machine that mounts it (hw/9pfs/9p.c v9fs_attach(), hw/virtio/vhost-user-fs.c)."""
         return self is Root.INITRAMFS
 
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """One machine, before it runs. Everything here changes what the guest sees."""
+    """A machine before it runs. Everything here changes what the guest sees."""
 
     kernel: Path
     initramfs: Path
     accel: Accel = Accel.TCG
     smp: int = 1
-    memory_mib: int = 1024  # at 512 the kernel turns transparent huge pages off (mm/huge_memory.c, hugepage_init())
+    memory_mib: int = 1024  # at 512 MiB the kernel disables transparent huge pages (mm/huge_memory.c, hugepage_init())
     cpu: str = "max"  # under TCG: 1G pages, 5-level tables, PTI-able
-    append: tuple[str, ...] = ()  # the user's own words for the kernel command line, last, so that they win
+    append: tuple[str, ...] = ()  # the user's words for the kernel command line; they are last, so they take precedence
     device: Device = Device.TESTDEV
     bar_size: str = "2G"  # of BAR 2; some scenarios map two leaves of 1G
     root: Root = Root.INITRAMFS
@@ -65,7 +63,7 @@ class MachineSpec:
 
     @property
     def why_not_saved(self) -> str:
-        """What keeps QEMU from saving this machine, so that it is neither cloned nor kept; empty where nothing does."""
+        """Why QEMU cannot save this machine, which can then be neither cloned nor kept; empty if QEMU can."""
         if not self.device.can_be_saved:
             return f"QEMU cannot save a machine with {self.device.value}"
         return "" if self.root.can_be_saved else "QEMU cannot save a machine that has the host's root mounted"
@@ -73,7 +71,7 @@ class MachineSpec:
 
 @dataclass(frozen=True)
 class Descriptors:
-    """File descriptors that QEMU inherits: nothing of a machine has a name in the file system."""
+    """The file descriptors that QEMU inherits. Nothing of a machine has a name in the file system."""
 
     ram: int
     qmp: int
@@ -86,15 +84,15 @@ class Descriptors:
 
 
 def kernel_command_line(spec: MachineSpec) -> str:
-    """The words the kernel gets. An oops ends the machine at once, so that no wait outlives it."""
+    """The words of the kernel command line. An oops ends the machine at once, and with it every wait."""
     words = [
         "console=ttyS0",
         "oops=panic",
         "panic=-1",
-        "printk.devkmsg=on",  # checkpoints in the log, however fast they follow each other
+        "printk.devkmsg=on",  # logs every checkpoint, however fast they follow each other
         "intel_iommu=on",
-        # The kernel's trial of its timer counts TSC cycles, which pass on a busy host while the guest does not run; it
-        # then panics (arch/x86/kernel/apic/io_apic.c, check_timer()). Under KVM it leaves the trial out by itself.
+        # When the kernel tests its timer, it counts TSC cycles, which also pass while the guest does not run. On a busy
+        # host it then panics (arch/x86/kernel/apic/io_apic.c, check_timer()). Under KVM it skips the test by itself.
         "no_timer_check",
         f"hugepfn.vfio={BAR_BDF}",
         *([f"hugepfn.root={spec.root.value}"] if spec.root is not Root.INITRAMFS else []),
@@ -121,7 +119,7 @@ def _platform_args(spec: MachineSpec, descriptors: Descriptors, share: bool) -> 
 
 
 def _channel_args(descriptors: Descriptors) -> list[str]:
-    """Agent and events twice: the guest takes virtio-serial where it can, else UARTs (init/channels.c)."""
+    """Agent and events twice: the guest uses virtio-serial if it can, otherwise UARTs (init/channels.c)."""
 
     def chardev(name: str, fd: int) -> list[str]:
         return ["-chardev", f"socket,id={name},fd={fd}"]
@@ -146,7 +144,7 @@ def _device_args(spec: MachineSpec) -> list[str]:
         case Device.TESTDEV:
             args = ["-device", f"pci-testdev,membar={spec.bar_size},{place}"]
         case Device.SHMEM:
-            # Private to QEMU: then it is saved with the machine's state, where a gigabyte of zeroes is 2 MB.
+            # Private to QEMU, so it is saved with the machine's state, in which a gigabyte of zeroes takes 2 MB.
             args = ["-object", f"memory-backend-ram,id=shmem,size={spec.bar_size},share=off"]
             args += ["-device", f"ivshmem-plain,memdev=shmem,master=on,{place}"]
         case Device.NVME:
@@ -163,10 +161,10 @@ def qemu_argv(
     share: bool = True,
     incoming: bool = False,
 ) -> list[str]:
-    """The whole command line.
+    """The complete command line.
 
     :param root: what serves the guest's root, see :func:`harness.qemu.hostroot.root_args`.
-    :param share: what the guest writes goes into the RAM file; else it stays QEMU's own.
+    :param share: the guest writes to the RAM file; otherwise its writes are private to QEMU.
     :param incoming: wait for a saved machine's state instead of booting.
     """
     return [

@@ -1,4 +1,4 @@
-"""What a process says on standard error, read as it comes. Whoever else keeps the pipe open is not waited for."""
+"""Reads what a process prints on stderr as it arrives. Does not wait for others that keep the pipe open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _END_S = 0.5
 
 
 class LastWords(asyncio.Protocol):
-    """The last 64 KiB of it."""
+    """The last 64 KiB of stderr."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -20,7 +20,7 @@ class LastWords(asyncio.Protocol):
 
     @classmethod
     async def listen(cls) -> tuple[Self, int]:
-        """Begins to read a new pipe; also its other end, for the process, which the caller closes."""
+        """Start to read a new pipe. Returns also its other end for the process, which the caller has to close."""
         readable, writable = os.pipe()
         words = cls()
         words._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -30,19 +30,19 @@ class LastWords(asyncio.Protocol):
         return words, writable
 
     def data_received(self, data: bytes) -> None:
-        """More of it."""
+        """More data has arrived."""
         self.data = (self.data + data)[-_KEPT_BYTES:]
 
     def connection_lost(self, _error: Exception | None) -> None:
-        """All of it has come."""
+        """All data has arrived."""
         if not self._ended.done():
             self._ended.set_result(None)
 
     async def end(self) -> None:
-        """Waits for the end of it, for half a second: a child of the process's may keep the pipe open."""
+        """Wait for the end of the data for half a second, because a child of the process may keep the pipe open."""
         await asyncio.wait({self._ended}, timeout=_END_S)
 
     def close(self) -> None:
-        """Reads no more."""
+        """Stop reading."""
         if self._transport is not None:
             self._transport.close()

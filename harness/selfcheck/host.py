@@ -88,7 +88,9 @@ def of_accelerators(listed: str, proof: Proof) -> Finding:
         return Finding("accelerators", State.OK, f"{has}; KVM runs guest code")
     if "tcg" not in names:
         return Finding("accelerators", State.FAILED, f"{has}, and {proof.reason}", "install a QEMU with TCG")
-    return Finding("accelerators", State.NOTE, f"{has}; TCG is used, since KVM does not run guests: {proof.reason}")
+    return Finding(
+        "accelerators", State.NOTE, f"{has}; TCG is used, because KVM does not work on this host: {proof.reason}"
+    )
 
 
 def space(folder: Path) -> Space:

@@ -63,7 +63,7 @@ def test_the_stub_reads_the_kernel_and_the_machine_follows_it() -> None:
         process = vm.process_root(1)
         kernel = KernelMemory(vm.memory, process.paddr, process.layout)
         assert bytes.fromhex(remote.ask(f"m{stub.text:x},40")) == kernel.read(stub.text, 64)
-        with pytest.raises(UsageError, match="stands still"):
+        with pytest.raises(UsageError, match="the machine is stopped"):
             vm.get("/proc/cmdline")
 
         remote.send("c")
