@@ -149,7 +149,7 @@ def test_a_password_is_refused(machine: VM) -> None:
 def test_another_server_is_not_believed(machine: VM) -> None:
     other = paramiko.ECDSAKey.generate(bits=256)
     address = dataclasses.replace(machine.ssh_address(), host_key=f"{other.get_name()} {other.get_base64()}")
-    with pytest.raises(MachineryError, match="no SSH connection"):
+    with pytest.raises(MachineryError, match="cannot connect to the guest's SSH server"):
         Ssh(address)
 
 
@@ -164,7 +164,7 @@ def test_the_connection_ends_with_the_machine() -> None:
 
 def test_a_kernel_that_dies_ends_the_command() -> None:
     with VM("debian:6.12") as vm, vm.ssh() as connection:
-        with pytest.raises(MachineryError, match="cut off"):
+        with pytest.raises(MachineryError, match="the connection broke"):
             connection.run("echo c > /proc/sysrq-trigger", timeout_s=60)
         with pytest.raises(KernelDied):
             vm.get("/proc/version")
