@@ -27,7 +27,7 @@ from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
 from harness.events import Sparing
 from harness.host.signals import handle
-from harness.outputs import standard_streams
+from harness.outputs import print_table, standard_streams
 
 
 class CommandSection(NamedTuple):
@@ -39,7 +39,7 @@ class CommandSection(NamedTuple):
 
 
 class _Commands(click.Group):
-    """Our commands. Of an EPIPE or an EOFError anywhere, click would make exit status 1 or an interrupt."""
+    """Our commands. Click would turn any EPIPE or EOFError into exit status 1 or an interrupt."""
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands in sections, each with an example."""
@@ -54,11 +54,13 @@ class _Commands(click.Group):
                 formatter.write(f"{'':{formatter.current_indent}}Example: {section.example}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What a command did not expect is told here, before click takes it for something else."""
+        """Report unexpected errors here, before click takes them for something else."""
         try:
             return super().invoke(ctx)
         except (OSError, EOFError) as error:
             raise MachineryError(explain(error)) from error
+        except KeyboardInterrupt as error:  # click would print an empty line
+            raise click.Abort from error
 
 
 _EPILOG = f"Exit status: {'; '.join(f'{code.value} {code.meaning}' for code in ExitCode)}."
@@ -119,7 +121,7 @@ def kernels(refresh: bool, show_all: bool) -> None:
         if show_all or offer.cached or series not in shown:
             shown.add(series)
             table.add_row(f"debian:{offer.upstream}", offer.release, offer.suite, "yes" if offer.cached else "")
-    Console(highlight=False, markup=False, emoji=False, width=100).print(table, soft_wrap=True)
+    print_table(Console(highlight=False, markup=False, emoji=False, width=100), table)
 
 
 @click.command()
@@ -170,7 +172,7 @@ def doctor(missing: bool, refresh: bool) -> None:
         )
         console.print(f"{mark} {escape(finding.what)}: {escape(finding.detail)}", soft_wrap=True)
     if packages:
-        console.print(f"\nTo mend it: [bold]{mending_command(packages)}[/bold]", soft_wrap=True)
+        console.print(f"\nTo fix this: [bold]{mending_command(packages)}[/bold]", soft_wrap=True)
     if any(finding.required and not finding.fine for finding in findings):
         sys.exit(ExitCode.MACHINERY)
 

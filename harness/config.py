@@ -47,11 +47,11 @@ def _choice(known: tuple[str, ...], what: str) -> dict[str, Option]:
     return {"option": Option(what, f"[{'|'.join(known)}]", ", ".join(known), str, lambda value: value in known)}
 
 
-def _number(least: int, most: int, what: str, name: str = "") -> dict[str, Option]:
+def _number(least: int, most: int, what: str, name: str = "", unit: str = "") -> dict[str, Option]:
     def is_valid(value: Any) -> bool:
         return type(value) is int and least <= value <= most
 
-    return {"option": Option(what, "N", f"{least} to {most}", int, is_valid, name)}
+    return {"option": Option(what, "N", f"{least} to {most}{unit}", int, is_valid, name)}
 
 
 def _seconds(what: str, name: str, default: str) -> dict[str, Option]:
@@ -75,9 +75,20 @@ def _switch(what: str) -> dict[str, Option]:
 
 def _words(what: str) -> dict[str, Option]:
     def is_valid(value: Any) -> bool:
-        return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+        """The kernel reads an unpaired quotation mark to the end of its command line (lib/cmdline.c next_arg())."""
+        texts = isinstance(value, tuple) and all(isinstance(word, str) for word in value)
+        return texts and " ".join(value).count('"') % 2 == 0
 
-    return {"option": Option(what, "WORDS", "words", lambda text: tuple(text.split()), is_valid, default="none")}
+    return {
+        "option": Option(
+            what,
+            "WORDS",
+            "words, with quotation marks in pairs",
+            lambda text: tuple(text.split()),
+            is_valid,
+            default="none",
+        )
+    }
 
 
 @dataclass(frozen=True)
@@ -91,10 +102,10 @@ class MachineConfig:
         default=None,
         metadata=_text(
             "SPEC",
-            "debian[:6.12[@SUITE]]; host, the kernel that runs here; a bzImage, a vmlinux, or a folder: a build tree, "
-            "or one with vmlinuz, config and lib/modules; or built: tree:PATH[@REV][+PATCH...], "
+            "debian[:6.12[@SUITE]]; host, the kernel of this host; a bzImage, a vmlinux, or a folder: a build tree, "
+            "or one with vmlinuz, config and lib/modules; or to build: tree:PATH[@REV][+PATCH...], "
             "debsrc:6.12[+PATCH...]",
-            "debian, the newest; host where there is no Debian mirror",
+            "debian (the newest); host if there is no Debian mirror",
         ),
     )
     modules: Path | None = field(default=None, metadata=_folder("the modules of a kernel given by path", "none"))
@@ -106,10 +117,14 @@ class MachineConfig:
     )
     accel: str = field(
         default="auto",
-        metadata=_choice(("auto", "kvm", "tcg"), "what runs the guest; auto: KVM if it is proven, else TCG"),
+        metadata=_choice(
+            ("auto", "kvm", "tcg"), "what runs the guest; auto: KVM if it works on this host, otherwise TCG"
+        ),
     )
     smp: int = field(default=1, metadata=_number(1, 16, "number of vCPUs, 1 to 16"))
-    memory_mib: int = field(default=1024, metadata=_number(256, 65536, "guest RAM in MiB, 256 to 65536", "memory"))
+    memory_mib: int = field(
+        default=1024, metadata=_number(256, 65536, "guest RAM in MiB, 256 to 65536", "memory", " MiB")
+    )
     cpu: str = field(default="max", metadata=_text("MODEL", "QEMU's CPU model"))
     append: tuple[str, ...] = field(
         default=(), metadata=_words("words for the kernel command line: pti=on, no5lvl, ...")
@@ -118,25 +133,24 @@ class MachineConfig:
         default="pci-testdev",
         metadata=_choice(
             ("pci-testdev", "ivshmem-plain", "nvme"),  # of harness.qemu.spec.Device, which costs --help too much
-            "the device under test; ivshmem-plain has RAM behind its BAR; nvme can be reset and put to sleep, and its "
-            "machine boots each time",
+            "the device under test; ivshmem-plain has RAM behind its BAR; nvme has reset and power states, but its "
+            "machine cannot be cloned and boots each time",
         ),
     )
-    ram_dir: Path | None = field(default=None, metadata=_folder("where guest RAM lives", "/dev/shm if it fits"))
+    ram_dir: Path | None = field(default=None, metadata=_folder("the folder for guest RAM", "/dev/shm if it has space"))
     boot_timeout_s: float | None = field(
         default=None,
         metadata=_seconds("seconds that the kernel may take to boot", "boot-timeout", "60 under KVM, 180 under TCG"),
     )
     guest: str = field(
         default="initramfs",
-        metadata=_choice(
-            ("initramfs", "host"), "what the guest has for /: our init, or this host's root, copy on write"
-        ),
+        metadata=_choice(("initramfs", "host"), "the guest's root: our initramfs, or this host's root, copy on write"),
     )
     pvh: bool = field(
-        default=False, metadata=_switch("start a vmlinux from a bzImage: faster under TCG, no KASLR, four levels")
+        default=False,
+        metadata=_switch("start the vmlinux inside a bzImage: faster under TCG, but no KASLR and only four levels"),
     )
-    clone: bool = field(default=True, metadata=_switch("clone a booted machine for every test, instead of booting"))
+    clone: bool = field(default=True, metadata=_switch("clone a booted machine for every test instead of booting one"))
 
     def __post_init__(self) -> None:
         if isinstance(self.append, list):
@@ -203,7 +217,7 @@ class MachineConfig:
         :raises UsageError: something else is wished for.
         """
         if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device", "guest"}):
-            raise UsageError(f"machine({unknown[0]}=...): a test may wish for smp, append, clone, device and guest")
+            raise UsageError(f"machine({unknown[0]}=...): expected one of: smp, append, clone, device, guest")
         return replace(
             self,
             smp=max(self.smp, wishes.get("smp", 1)),
@@ -292,12 +306,14 @@ def _pyproject(start: Path) -> tuple[Mapping[str, Any], Path]:
         try:
             found = tomllib.loads(text).get("tool", {}).get("hugepfn")
         except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"{path}: {error}") from error
+            raise UsageError(f"{path} is not valid TOML: {error}") from error
         if found is None:
             continue
         names = [name_of(one) for one in fields(MachineConfig)]
         for unknown in (name for name in found if name not in names):
-            raise UsageError(f"{path}: [tool.hugepfn] {unknown!r}; valid values: {', '.join(names)}")
+            raise UsageError(
+                f"{path}: [tool.hugepfn] has an unknown key {unknown!r}; expected one of: {', '.join(names)}"
+            )
         return found, path
     return {}, start
 

@@ -15,9 +15,13 @@ import select
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineryError, UsageError
+
+if TYPE_CHECKING:  # slow to import
+    from rich.console import Console
+    from rich.table import Table
 
 #: This host is at its limits; nobody asked for something wrong.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -102,12 +106,19 @@ def standard_streams() -> Iterator[Output]:
             sys.stdin, sys.stdout, sys.stderr = before
 
 
-def check_writable(files: Mapping[str, Path | None]) -> None:
-    """Empties the files that results will go to: now, and not when everything has been run.
+def print_table(console: Console, table: Table) -> None:
+    """Print a table without the blanks that rich adds at the ends of its lines."""
+    with console.capture() as capture:
+        console.print(table, soft_wrap=True)
+    console.file.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
-    :param files: each by the option that names it.
-    :raises UsageError: one cannot be there.
-    :raises MachineryError: this host has no room for it.
+
+def check_writable(files: Mapping[str, Path | None]) -> None:
+    """Empty the files for the results now, so that an error is found before anything runs.
+
+    :param files: the files, by the options that name them.
+    :raises UsageError: a file cannot be created.
+    :raises MachineryError: there is no space left on this host.
     """
     for option, file in files.items():
         if file is None:
@@ -121,7 +132,7 @@ def check_writable(files: Mapping[str, Path | None]) -> None:
 
 
 def write_text(file: Path | None, make: Callable[[], str]) -> None:
-    """Writes a file that was asked for.
+    """Write a requested file.
 
     :raises MachineryError: it cannot be written.
     """

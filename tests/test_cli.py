@@ -134,7 +134,8 @@ def test_version(hugepfn: Command) -> None:
         (["run", "--level", "p4d"], "'p4d' is not one of 'pte', 'pmd', 'pud' (see `hugepfn run --help`)"),
         (["run", "--accel", "xen"], "--accel 'xen'; valid values: auto, kvm, tcg"),
         (["run", "--smp", "17"], "--smp 17; valid values: 1 to 16"),
-        (["run", "--memory", "131072"], "--memory 131072; valid values: 256 to 65536"),
+        (["run", "--memory", "131072"], "--memory 131072; valid values: 256 to 65536 MiB"),
+        (["run", "--append", 'foo"bar'], "valid values: words, with quotation marks in pairs"),
         (["run", "--boot-timeout", "soon"], "--boot-timeout 'soon'; valid values: seconds, more than 0"),
         (["bench", "--rounds", "0"], "invalid value for '--rounds': 0 is not in the range"),
         (["build"], "missing argument 'TREE' (see `hugepfn build --help`)"),
@@ -254,7 +255,23 @@ def test_the_family_of_an_error_decides(
 def test_ctrl_c(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     _fail_with(KeyboardInterrupt(), monkeypatch)
     done = hugepfn("list")
-    assert (done.status, done.one_line()) == (130, "interrupted")
+    assert (done.status, done.err) == (130, "hugepfn: interrupted\n"), "click prints an empty line"
+
+
+def test_without_a_kept_machine_none_is_listed(hugepfn: Command) -> None:
+    done = hugepfn("kept", "--rm", "one")
+    assert (done.status, done.err) == (
+        2,
+        "hugepfn: there is no kept machine 'one'; none is kept; --keep-vm keeps one when a test fails\n",
+    )
+
+
+def test_a_line_of_a_table_does_not_end_in_blanks(hugepfn: Command) -> None:
+    for name in ("fork-pud", "one"):
+        cache.obtain("kept", name, lambda folder: (folder / "meta.json").touch())
+    lines = [*hugepfn("kept").out.splitlines(), *hugepfn("cache").out.splitlines()]
+    assert len(lines) > 4
+    assert [line for line in lines if line.endswith(" ")] == []
 
 
 @pytest.mark.parametrize(
@@ -437,7 +454,7 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(
     assert shown["note    to build kernels"].startswith("missing: gcc (compiles kernels), gelf.h (objtool")
     assert shown["note    KVM"] == "TCG is used: there is no /dev/kvm"
     assert shown["ok      QEMU version"] == "QEMU emulator version 8.2.1 (fake)"
-    assert shown["To mend it"].endswith(
+    assert shown["To fix this"].endswith(
         "apt-get install --no-install-recommends gcc libc6-dev busybox-static libelf-dev"
     )
     done = hugepfn("doctor", "--missing")
@@ -454,7 +471,7 @@ def test_doctor_on_a_host_that_has_everything(
     monkeypatch.setattr(doctor, "kvm_proof", lambda *_: SimpleNamespace(works=True, reason=""))
     done = hugepfn("doctor")
     assert (done.status, done.err) == (0, "")
-    assert "mend" not in done.out
+    assert "fix" not in done.out
     assert "missing" not in done.out
 
 
@@ -503,7 +520,7 @@ def test_kept_machines_are_shown_and_thrown_away(
     assert "fork-pud" in hugepfn("kept").out
     assert "another version of hugepfn" in hugepfn("kept").out
     done = hugepfn("kept", "--rm", "fork-pmd")
-    assert (done.status, "there are: fork-pud" in done.err) == (2, True)
+    assert (done.status, "expected one of: fork-pud" in done.err) == (2, True)
     done = hugepfn("kept", "--rm", "fork-pud")
     assert (done.status, done.out) == (0, "removed the kept machine fork-pud (0 MiB)\n")
     assert hugepfn("kept").out == "no kept machines\n"
@@ -608,11 +625,11 @@ def test_a_session_is_named_in_one_way(
     monkeypatch.setattr("harness.guest.terminal.require_terminal", lambda: None)
     running("one")
     done = hugepfn(command, "-s", "other", *SESSION_COMMANDS[command])
-    line = "no session 'other'; there are: one (`hugepfn start` makes one)"
+    line = "there is no session 'other'; expected one of: one"
     assert (done.status, done.one_line()) == (2, line)
     running("two")
     done = hugepfn(command, *SESSION_COMMANDS[command])
-    assert (done.status, done.one_line()) == (2, "several sessions run: one, two; name one with -s")
+    assert (done.status, done.one_line()) == (2, "several sessions are running: one, two; name one with -s")
 
 
 @pytest.mark.parametrize("command", ["exec", "shell"])
@@ -634,7 +651,7 @@ def test_a_new_machine_is_meant_where_it_is_described_or_no_session_runs(
     monkeypatch.setattr("harness.commands.live._fresh", new)
     words = SESSION_COMMANDS[command]
     done = hugepfn(command, *words)
-    said = "no session runs; starting a machine for this command alone\nhugepfn: a new machine is meant\n"
+    said = "no session is running; starting a machine for this command only\nhugepfn: a new machine is meant\n"
     assert done.err == f"hugepfn: {said}"
     running("one")
     meant += [hugepfn(command, *words).err.splitlines()[-1], hugepfn(command, "--smp", "2", *words).one_line()]

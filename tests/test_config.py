@@ -44,10 +44,10 @@ def read(**said: str | bool) -> MachineConfig:
         ("guest", "debian", "initramfs, host"),
         ("device", "e1000", "pci-testdev, ivshmem-plain, nvme"),
         *(("smp", value, "1 to 16") for value in (0, 17, -1, "2", True, 1.5)),
-        *(("memory_mib", value, "256 to 65536") for value in (255, 65537, 0)),
+        *(("memory_mib", value, "256 to 65536 MiB") for value in (255, 65537, 0)),
         *(("boot_timeout_s", value, "seconds, more than 0") for value in (0, -1, float("nan"), float("inf"))),
         ("clone", 1, "true, false"),
-        ("append", "pti=on", "words"),
+        *(("append", value, "words, with quotation marks in pairs") for value in ("pti=on", ('foo"bar',))),
         ("ram_dir", "/ram", "a path"),
         ("cpu", None, "a text"),
     ],
@@ -73,7 +73,7 @@ def test_every_device_of_the_machine_can_be_asked_for() -> None:
 # --- to a child and back -------------------------------------------------------------------------
 
 #: Words that a command line and a kernel's command line can both carry.
-WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters='"'), min_size=1)
 CONFIGS = st.builds(
     MachineConfig,
     kernel=WORDS,
@@ -212,8 +212,11 @@ def test_a_command_reads_only_the_fields_that_it_offers(monkeypatch: pytest.Monk
     [
         ("[tool.hugepfn]\nsmp = 17", "pyproject.toml: smp 17; valid values: 1 to 16"),
         ("[tool.hugepfn]\nclone = 'perhaps'", "pyproject.toml: clone 'perhaps'; valid values: true, false"),
-        ("[tool.hugepfn]\nvcpus = 2", "pyproject.toml: [tool.hugepfn] 'vcpus'; valid values: kernel, modules, qemu,"),
-        ("[tool.hugepfn\n", "pyproject.toml: Expected ']'"),
+        (
+            "[tool.hugepfn]\nvcpus = 2",
+            "pyproject.toml: [tool.hugepfn] has an unknown key 'vcpus'; expected one of: kernel, modules, qemu,",
+        ),
+        ("[tool.hugepfn\n", "pyproject.toml is not valid TOML: Expected ']'"),
     ],
 )
 def test_a_pyproject_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:

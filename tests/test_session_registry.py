@@ -39,13 +39,13 @@ def test_a_session_is_seen_while_it_lives_and_leaves_nothing(runtime: Path) -> N
 def test_names_are_taken_or_numbered() -> None:
     with registry.claim("one"), registry.claim("one*") as second, registry.claim("one*") as third:
         assert (second.name, third.name) == ("one-2", "one-3")
-        with pytest.raises(UsageError, match="there is a session 'one' already"), registry.claim("one"):
+        with pytest.raises(UsageError, match="there is already a session 'one'"), registry.claim("one"):
             pass
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "..*", "a/b", "a b", "a..b", ".a", "x.lock", "x" * 41])
 def test_what_is_no_name(name: str, runtime: Path) -> None:
-    with pytest.raises(UsageError, match="is no name for a session"), registry.claim(name):
+    with pytest.raises(UsageError, match="is not a session name"), registry.claim(name):
         pass
     assert not runtime.exists()
 
@@ -85,16 +85,16 @@ def test_what_a_killed_session_left_is_thrown_away(runtime: Path) -> None:
 
 
 def test_the_only_session_is_the_one_that_is_meant() -> None:
-    with pytest.raises(UsageError, match="no session runs; `hugepfn start` makes one"):
+    with pytest.raises(UsageError, match="no session is running; start one with `hugepfn start`"):
         registry.choose(None)
     with registry.claim("one") as one, registry.claim("two") as two:
         registry.publish(one, about("one"))
         assert registry.choose(None).name == "one"
         registry.publish(two, about("two"))
         assert registry.choose("two").name == "two"
-        with pytest.raises(UsageError, match="several sessions run: one, two; name one with -s"):
+        with pytest.raises(UsageError, match="several sessions are running: one, two; name one with -s"):
             registry.choose(None)
-        with pytest.raises(UsageError, match="no session 'three'; there are: one, two"):
+        with pytest.raises(UsageError, match="there is no session 'three'; expected one of: one, two"):
             registry.choose("three")
 
 

@@ -177,6 +177,7 @@ def entry_lines(table: Sequence[Row]) -> Iterator[Text]:
     heading = Text("  ")
     for word, width in zip(HEADINGS[1:], widths, strict=True):
         heading.append(f"{word:<{width}}  ", style="dim")
+    heading.rstrip()
     yield heading
     checkpoint = ""
     for row, columns in zip(table, cells, strict=True):
@@ -187,6 +188,7 @@ def entry_lines(table: Sequence[Row]) -> Iterator[Text]:
         for cell, width in zip(columns, widths, strict=True):
             line.append_text(cell if isinstance(cell, Text) else Text(cell))
             line.append(" " * (width - len(str(cell)) + 2))
+        line.rstrip()
         yield line
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from harness.errors import UsageError
+from harness.outputs import print_table
 
 _SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -43,7 +44,7 @@ def cache(context: click.Context) -> None:
         table.add_row(part.name, decimal(part.size_bytes), str(len(part.entries)), day, part.contents)
     console = Console(highlight=False, markup=False, emoji=False, width=100)
     console.print(f"{root()}: {decimal(sum(part.size_bytes for part in found))}", soft_wrap=True)
-    console.print(table, soft_wrap=True)
+    print_table(console, table)
 
 
 class _Age(click.ParamType[float]):

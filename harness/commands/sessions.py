@@ -16,6 +16,7 @@ from harness.commands.options import config_options, given_config_options
 from harness.config import MachineConfig
 from harness.errors import HugepfnError, MachineryError, UsageError
 from harness.events import Event, Note
+from harness.outputs import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +65,7 @@ def client_unless_new(name: str | None) -> SessionClient | None:
     if described:
         return None
     if name is None and not sessions():
-        say(Note("no session runs; starting a machine for this command alone"))
+        say(Note("no session is running; starting a machine for this command only"))
         return None
     return client_of(name)
 
@@ -117,7 +118,10 @@ def _print_table(table: Table, otherwise: str) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False, width=_WIDE)
-    console.print(table if table.row_count else otherwise, soft_wrap=True)
+    if table.row_count:
+        print_table(console, table)
+    else:
+        console.print(otherwise, soft_wrap=True)
 
 
 @click.command()

@@ -75,7 +75,7 @@ def find(name: str) -> Kept:
         return _load(_folder(name))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the kept machine {name} is of another version of hugepfn; `hugepfn kept --rm {name}` throws it away"
+            f"the kept machine {name} was kept by another version of hugepfn; `hugepfn kept --rm {name}` deletes it"
         ) from error
 
 
@@ -105,8 +105,9 @@ def remove(name: str) -> int:
 def _folder(name: str) -> Path:
     folder = cache.find(KIND, name) if _NAME.fullmatch(name) else None
     if folder is None:
-        names = ", ".join(entry.name for entry in cache.entries(KIND)) or "none"
-        raise UsageError(f"no kept machine {name!r}; there are: {names} (--keep-vm keeps one when a test fails)")
+        names = ", ".join(entry.name for entry in cache.entries(KIND))
+        known = f"expected one of: {names}" if names else "none is kept; --keep-vm keeps one when a test fails"
+        raise UsageError(f"there is no kept machine {name!r}; {known}")
     return folder
 
 

@@ -83,7 +83,9 @@ def claim(name: str) -> Iterator[Path]:
     """
     stem, wildcard = name.removesuffix("*"), name.endswith("*")
     if not _NAME.fullmatch(stem) or len(stem) > _NAME_MAX or stem.endswith(_LOCK):
-        raise UsageError(f"{stem!r} is no name for a session: letters, digits, '.', '_' and '-', at most {_NAME_MAX}")
+        raise UsageError(
+            f"{stem!r} is not a session name; expected at most {_NAME_MAX} letters, digits, '.', '_' and '-'"
+        )
     if len(os.fsencode(folder_of(f"{stem}-999") / SOCKET)) > _SOCKET_PATH_MAX:
         raise UsageError(f"a socket's path below {root()} is too long; set HUGEPFN_RUNTIME_DIR to a shorter one")
     with cache.room_errors(root()):
@@ -97,7 +99,7 @@ def claim(name: str) -> Iterator[Path]:
             except filelock.Timeout:
                 if wildcard:
                     continue
-                raise UsageError(f"there is a session {stem!r} already; see `hugepfn ps`") from None
+                raise UsageError(f"there is already a session {stem!r}; choose another name") from None
             break
         folder = folder_of(candidate)
         try:
@@ -205,14 +207,15 @@ def choose(name: str | None) -> About:
     :raises UsageError: there is no such session, or there are several to choose from.
     """
     there = sessions()
-    names = ", ".join(about.name for about in there) or "none"
+    names = ", ".join(about.name for about in there)
     if name is not None:
         for about in there:
             if about.name == name:
                 return about
-        raise UsageError(f"no session {name!r}; there are: {names} (`hugepfn start` makes one)")
+        known = f"expected one of: {names}" if names else "start one with `hugepfn start`"
+        raise UsageError(f"there is no session {name!r}; {known}")
     if not there:
-        raise UsageError("no session runs; `hugepfn start` makes one")
+        raise UsageError("no session is running; start one with `hugepfn start`")
     if len(there) > 1:
-        raise UsageError(f"several sessions run: {names}; name one with -s")
+        raise UsageError(f"several sessions are running: {names}; name one with -s")
     return there[0]

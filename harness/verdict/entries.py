@@ -135,9 +135,8 @@ def as_text(table: Sequence[Row]) -> str:
     for row in table:
         bits = " ".join(sign + name for sign, name in signed(row.bits, row.appeared, row.vanished))
         many = f" x{row.count}" if row.count > 1 else ""
-        lines.append(
-            f"  {row.checkpoint:<19} {row.process:<10} {row.place}{many} {row.level} {row.raw} {bits} {row.pfn}"
-        )
+        line = f"  {row.checkpoint:<19} {row.process:<10} {row.place}{many} {row.level} {row.raw} {bits} {row.pfn}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 

@@ -69,7 +69,7 @@ def test_ps_shows_it(live: Live) -> None:
 def test_a_name_is_one_sessions(live: Live) -> None:
     done = live("start", "--kernel", KERNEL, "-s", "one")
     assert done.returncode == 2
-    assert "there is a session 'one' already" in done.stderr
+    assert "there is already a session 'one'" in done.stderr
 
 
 def test_exec_has_the_programs_streams_and_status(live: Live) -> None:
@@ -345,7 +345,7 @@ def test_watch_marks_what_changes(live: Live) -> None:
         (("walk", "1", "zz"), "address 'zz' is not understood"),
         (("maps", "99999"), "no process 99999 in the guest"),
         (("maps", "2"), "kernel thread"),
-        (("maps", "-s", "other", "1"), "no session 'other'; there are: one"),
+        (("maps", "-s", "other", "1"), "there is no session 'other'; expected one of: one"),
     ],
 )
 def test_what_cannot_be_looked_at(live: Live, args: tuple[str, ...], words: str) -> None:
