@@ -16,6 +16,7 @@ import pytest
 from harness import logs
 from harness.cli import cli
 from harness.host import cache
+from harness.host.cache_key import key_of
 
 LOG = logging.getLogger("hugepfn.test")
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,3 +126,18 @@ def test_the_cache_says_what_it_had(
     made, had = (record.getMessage() for record in caplog.records)
     assert made.startswith("programs fork-1: not in the cache; building it: took ")
     assert had == "programs fork-1: in the cache"
+
+
+def test_a_key_is_logged_in_a_line_that_one_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    caplog.set_level(logging.DEBUG, "hugepfn")
+    parts: dict[str, str | bytes] = {"format": "3", "machine": "MachineSpec(...)" * 20, "init": b"ELF" * 1000}
+    key = key_of("template", parts)
+    assert key_of("template", {**parts, "init": b"another"}) != key
+    cache.obtain("templates", key, lambda folder: (folder / "state").touch())
+    first, second, made = (record.getMessage() for record in caplog.records)
+    assert re.fullmatch(r"key of template [0-9a-f]{12}: format 3, machine [0-9a-f]{12}, init [0-9a-f]{12}", first)
+    assert second.partition(", init ")[0].partition(": ")[2] == first.partition(", init ")[0].partition(": ")[2]
+    assert made.startswith(f"templates {key[:12]}: not in the cache; ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
 import re
 import subprocess
@@ -14,9 +13,9 @@ from pathlib import Path
 
 from harness.errors import CompileError, MachineryError, UsageError
 from harness.host import cache
+from harness.host.cache_key import key_of
 from harness.host.packages import find_command, how_to_install
 
-_LOG = logging.getLogger("hugepfn.cache")
 #: C11 with our warnings. Static, so that the guest needs no loader; small, because it is sent to the guest.
 CFLAGS = (
     "-std=c11",
@@ -115,7 +114,11 @@ def compile_init() -> Program:
     """
     library = guest_tests_dir() / "lib"
     files = sorted((*library.glob("init/*.[ch]"), *library.glob("agent/*.[ch]")))
-    parts = {str(file.relative_to(library)): file.read_bytes() for file in files}
+    named = {folder: [file for file in files if file.parent.name == folder] for folder in ("agent", "init")}
+    parts = {
+        folder: b"\0".join(part for file in members for part in (file.name.encode(), file.read_bytes()))
+        for folder, members in named.items()
+    }
     return _compile("init", [file for file in files if file.suffix == ".c"], parts)
 
 
@@ -123,10 +126,7 @@ def _compile(name: str, files: Sequence[Path], parts: Mapping[str, bytes]) -> Pr
     """Compile C files to one program, once for the same ``parts``, flags and compiler."""
     compiler, identity = _compiler()
     keyed = {**parts, "flags": " ".join(CFLAGS).encode(), "compiler": identity.encode()}
-    digests = {part: hashlib.sha256(part.encode() + b"\0" + data).hexdigest() for part, data in keyed.items()}
-    key = hashlib.sha256("".join(digests.values()).encode()).hexdigest()[:32]
-    shown = " ".join(f"{part}={digest[:12]}" for part, digest in digests.items())
-    _LOG.debug("program %s-%s is of %s", name, key, shown)
+    key = key_of(f"program {name}", keyed)
 
     def build(folder: Path) -> None:
         elf = folder / f"{name}.debug"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +11,12 @@ from virtme.cpiowriter import CpioWriter
 from harness.guest.compiler import compile_init
 from harness.guest.libraries import libraries
 from harness.host import cache
+from harness.host.cache_key import key_of
 from harness.host.packages import find_command
 from harness.host.process import run
 from harness.kernel import KernelImage, load_order
 from harness.kernel import read as read_module
 
-_LOG = logging.getLogger("hugepfn.cache")
 #: The modules that vfio-pci depends on come from modules.dep; built-in ones are skipped.
 MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")
 _FORMAT = 3  # version of the archive's layout
@@ -34,12 +32,12 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
     init = compile_init()
     order = load_order(kernel, (*MODULES, *extra_modules))
     busybox = find_command("busybox")
-    parts = [str(_FORMAT), str(init.stripped), kernel.key, " ".join(module.name for module in order.modules)]
+    modules = " ".join(module.name for module in order.modules)
+    parts = {"format": str(_FORMAT), "init": str(init.stripped), "kernel": kernel.key, "modules": modules}
     if busybox:
         stat = Path(busybox).stat()
-        parts.append(f"busybox {stat.st_size} {stat.st_mtime_ns}")
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    _LOG.debug("initramfs %s is of %s", key, parts)
+        parts["busybox"] = f"{stat.st_size} {stat.st_mtime_ns}"
+    key = key_of("initramfs", parts)
 
     def build(folder: Path) -> None:
         modules = [(f"{module.name}.ko", read_module(module)) for module in order.modules]

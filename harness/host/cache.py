@@ -25,6 +25,7 @@ import platformdirs
 
 from harness.errors import MachineryError
 from harness.events import Say, Waiting, tell
+from harness.host.cache_key import short
 from harness.logs import timed
 
 _LOG = logging.getLogger("hugepfn.cache")
@@ -257,11 +258,11 @@ def obtain(
     :raises MachineryError: no space, or another process took too long to build it.
     """
     if found := find(kind, name):
-        _LOG.info("%s %s: in the cache", kind, name)
+        _LOG.info("%s %s: in the cache", kind, short(name))
         return found
     with locked(f"{kind}.{name}", what or f"prepares {name}", say, timeout_s):
         if found := find(kind, name):  # the process that we waited for has built it
-            _LOG.info("%s %s: in the cache, built just now by another hugepfn process", kind, name)
+            _LOG.info("%s %s: in the cache, built just now by another hugepfn process", kind, short(name))
             return found
         folder = _folder_of(kind)
         mode = 0o700 if kind in PRIVATE else 0o777
@@ -271,7 +272,7 @@ def obtain(
             temporary = folder / f".{name}.tmp-{os.getpid()}"
             try:
                 temporary.mkdir(mode=mode)
-                with timed(_LOG, "%s %s: not in the cache; building it", kind, name, level=logging.INFO):
+                with timed(_LOG, "%s %s: not in the cache; building it", kind, short(name), level=logging.INFO):
                     build(temporary)
                 (temporary / _MARKER).touch()
                 shutil.rmtree(folder / name, ignore_errors=True)  # left without its marker, so it is incomplete

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
-import logging
 import os
 import platform
 import shutil
@@ -26,6 +24,7 @@ from harness.events import Note, Say
 from harness.guest.kernel_log import SavedLog
 from harness.host import cache
 from harness.host.aside import aside
+from harness.host.cache_key import key_of
 from harness.machine.machine import Machine
 from harness.pagetable import Region
 from harness.qemu.binary import QemuBinary
@@ -38,7 +37,6 @@ KIND = "templates"
 _FORMAT = 6
 _KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
-_LOG = logging.getLogger("hugepfn.cache")
 _verified: set[Path] = set()
 
 
@@ -66,13 +64,17 @@ class Template:
 def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
     """Everything that a template depends on, as one name."""
     status = Path(binary.path).stat()
-    words = kernel_command_line(spec)  # more than the spec says: what we give every kernel
-    parts: list[object] = [_FORMAT, spec, words, kernel_key, binary.package, status.st_size, status.st_mtime_ns]
+    parts = {
+        "format": str(_FORMAT),
+        "machine": repr(spec),
+        "command line": kernel_command_line(spec),  # includes the words that every kernel gets
+        "kernel": kernel_key,
+        "QEMU": binary.package,
+        "QEMU's file": f"{status.st_size} {status.st_mtime_ns}",
+    }
     if spec.accel is Accel.KVM:
-        parts.append(_host_kvm())
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    _LOG.debug("template %s is of %r", key, parts)
-    return key
+        parts["KVM"] = _host_kvm()
+    return key_of("template", parts)
 
 
 def _host_kvm() -> str:

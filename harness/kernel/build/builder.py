@@ -77,7 +77,8 @@ def build(recipe: Recipe, say: Say | None = None, offline: bool = False) -> Kern
     job = BuildJob(recipe, slot, tree, wanted, configuration, say)
     name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the key of the O= folder, which is kept
     _LOG.debug(
-        "kernel %s is of tree %s, %s with %s, and %s", name, tree, recipe.config.value, recipe.fragments, compiler
+        "key of kernel %s: tree %s, config %s, fragments %s, %s",
+        *(name[:12], tree[:12], recipe.config.value, ", ".join(recipe.fragments) or "none", compiler.splitlines()[0]),
     )
     entry = cache.obtain(_KIND, name, job.run, say, BUILD_TIMEOUT_S, what=f"builds {recipe.spec}")
     cache.prune(_KIND, _KEPT)
