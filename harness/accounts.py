@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.carried import Carried, carry
-from harness.selection import LEVELS
+from harness.selected import scenario_and_level
+from harness.selection import own_file
 from harness.verdict import Outcome, ScenarioResult
 
-_NAME = re.compile(r"(?:test_)?([^\[]+)(?:\[(.*)\])?")
 _KILLED = "its worker process ended while it ran, so there is no verdict; run it alone, without --workers, to see why"
 _SILENT = "it was to run, and nothing was reported of it, so there is no verdict; run it again"
 
@@ -22,10 +22,12 @@ class Accounts:
     """A pytest plugin, in the process that has the reports.
 
     :param context: what the tests run on, as far as it is known without a machine.
+    :param root: the folder to which the names of the tests are relative.
     """
 
-    def __init__(self, context: Callable[[], dict[str, object]]) -> None:
+    def __init__(self, context: Callable[[], dict[str, object]], root: Path) -> None:
         self._context = context
+        self._root = root
         self._scheduled: dict[str, None] = {}
         self._ended: set[str] = set()
         self._unreadable = False
@@ -78,8 +80,9 @@ class Accounts:
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
     def _lose(self, nodeid: str, report: pytest.TestReport, reason: str) -> None:
-        scenario, level = case_of(nodeid)
-        result = ScenarioResult(scenario, level, Outcome.ERROR, reason)
+        file, _, test = nodeid.partition("::")
+        scenario, level = scenario_and_level(test)  # of a lost test there is only its name
+        result = ScenarioResult(scenario, level, Outcome.ERROR, reason, file=own_file(self._root / file))
         carry(report, Carried(result, self._context()))
 
 
@@ -90,14 +93,6 @@ def keep_worse(by_test: dict[str, ScenarioResult], nodeid: str, result: Scenario
         by_test[nodeid] = result
     elif before.outcome is not Outcome.FAILED:  # what the test itself showed stays: claims, observations, known bugs
         by_test[nodeid] = replace(before, outcome=result.outcome, reason=result.reason)
-
-
-def case_of(nodeid: str) -> tuple[str, str | None]:
-    """Scenario and level of a test of which there is only the name."""
-    match = _NAME.fullmatch(nodeid.rpartition("::")[2])
-    if match is None:
-        return nodeid, None
-    return match[1], next((word for word in (match[2] or "").split("-") if word in LEVELS), None)
 
 
 def accounts_of(config: Any) -> Accounts | None:

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
@@ -17,7 +17,7 @@ from harness.commands.inspect import gdb, maps, walk
 from harness.commands.kselftest import kselftest
 from harness.commands.live import exec_, rerun, shell, ssh
 from harness.commands.matrix import compare, matrix
-from harness.commands.options import config_options, scenario_options, scenarios_argument
+from harness.commands.options import config_options, scenario_options, tests_argument
 from harness.commands.patches import check, series
 from harness.commands.scenarios import list_scenarios
 from harness.commands.selfcheck import selfcheck
@@ -28,6 +28,9 @@ from harness.errors import ExitCode, HugepfnError, MachineryError
 from harness.events import Sparing
 from harness.host.signals import handle
 from harness.outputs import print_table, standard_streams
+
+if TYPE_CHECKING:
+    from harness.selected import Selected
 
 
 class CommandSection(NamedTuple):
@@ -73,7 +76,7 @@ def cli() -> None:
 
 
 @click.command()
-@scenarios_argument
+@tests_argument
 @scenario_options
 @config_options()
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
@@ -84,10 +87,14 @@ def cli() -> None:
 )
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
-def run(scenarios: tuple[str, ...], config: MachineConfig, events: Path | None, **options: object) -> None:
-    """Run scenarios on a kernel, and print every entry.
+def run(words: tuple[Selected, ...], config: MachineConfig, events: Path | None, **options: object) -> None:
+    """Run tests on a kernel, and print every entry.
 
-    The entries are those at every checkpoint. Without SCENARIO, all scenarios are run. `hugepfn list` names them.
+    The entries are those at every checkpoint.
+
+    TEST is a scenario (`hugepfn list` names them; without TEST, all of them), optionally at one level: fork, fork:pud.
+    Or it is a test file of your own, optionally with one of its tests and a level: ./mine/test_mine.py::test_mine:pud.
+    conftest.py, Python modules and guest programs are found beside it.
     """
     import pytest
     from rich.console import Console
@@ -99,7 +106,7 @@ def run(scenarios: tuple[str, ...], config: MachineConfig, events: Path | None, 
     # Of this stream, since pytest takes sys.stdout while a test runs.
     reporter = RunReporter(Console(file=sys.stdout, highlight=False), entries=not options["quiet"])
     with event_stream.writing(events) as say:
-        sys.exit(run_session(pytest, reporter, scenarios, config, options, say))
+        sys.exit(run_session(pytest, reporter, words, config, options, say))
 
 
 @click.command()
@@ -133,11 +140,11 @@ def kernels(refresh: bool, show_all: bool) -> None:
 def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | None, builds: str | None) -> None:
     """Measure hugepfn beside its rivals, in turn, in one run."""
     if builds is not None:
-        from harness.campaign.bench_build import bench_builds
+        from harness.benchmark.builds import bench_builds
 
         bench_builds(builds, rounds)
         return
-    from harness.campaign.bench import bench as measure
+    from harness.benchmark.bench import bench as measure
 
     measure(config, rounds, clones, json_file)
 

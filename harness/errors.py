@@ -12,7 +12,9 @@ A message says what happened, what was expected and what to do next.
 
 from __future__ import annotations
 
+import difflib
 import enum
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -164,3 +166,12 @@ class RunBroken(ClaimFailed):
 #: What a kernel is to blame for. While a machine comes up, either means that the kernel cannot start: ClaimFailed is
 #: raised by the probe.
 KERNELS_FAULT = (KernelError, ClaimFailed)
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    """What follows on a name that does not exist: ``; did you mean 'fork'?``, or ``;`` if nothing comes close.
+
+    :param shown: how a name is shown.
+    """
+    close = difflib.get_close_matches(word, list(known), n=2)
+    return f"; did you mean {' or '.join(repr(shown(name)) for name in close)}?" if close else ";"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -155,7 +156,7 @@ def _keep(item: pytest.Item, machine: VM) -> None:
     if reason := machine.spec.why_not_saved:
         say_of(item.config)(Note(f"the machine of {item.name} is not kept: {reason}"))
         return
-    name = "-".join(word for word in (scenario_of(item), level_of(item)) if word)
+    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (scenario_of(item), level_of(item))))).strip("-")
     try:
         machine.keep(name, item.nodeid)
     except HugepfnError as error:  # the verdict is not about that

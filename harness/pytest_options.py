@@ -45,7 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addini(variable_of(one).lower(), text, default=None)
     levels = {"choices": LEVELS, "type": level_label, "action": "append"}
     add("--hugepfn-level", **levels, help="only this level, also as 4K, 2M or 1G; may be given again")
-    add("--hugepfn-scenario", metavar="NAME", action="append", help="only this scenario; may be given again")
+    words = "NAME[:LEVEL] or FILE[::TEST][:LEVEL]"
+    add("--hugepfn-scenario", metavar="TEST", action="append", help=f"only this test: {words}; may be given again")
     add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
     add(
         "--hugepfn-keep-vm",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness import logs
-from harness.accounts import Accounts, case_of
+from harness.accounts import Accounts
 from harness.carried import Carried, Crossing, carry
 from harness.claims import Claims
 from harness.errors import CannotKnow, HugepfnError, PremiseNotMet, UsageError
@@ -44,6 +44,7 @@ from harness.selection import (
     has_machine,
     ledger_of,
     level_of,
+    own_file,
     pytest_collection_modifyitems,
     pytest_generate_tests,
     scenario_of,
@@ -67,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config_of(config)  # what is not valid is one line, and nothing is run
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         config.pluginmanager.register(Crossing(), "hugepfn-crossing")
-        accounts = Accounts(lambda: context_of(config_of(config), None, None))
+        accounts = Accounts(lambda: context_of(config_of(config), None, None), config.rootpath)
         config.pluginmanager.register(Results(config, accounts), "hugepfn-results")
         if not hasattr(config, "workerinput"):  # the last to come is asked first
             config.pluginmanager.register(accounts, "hugepfn-accounts")
@@ -134,7 +135,11 @@ def pytest_runtest_makereport(
     if call.when != "call" and error is None:
         return report
     if not has_machine(item):
-        carry(report, Carried(ScenarioResult(case_of(item.nodeid)[0], None, outcome_of(error, report))))
+        told = "" if error is None else str(getattr(error, "msg", None) or error)
+        plain = ScenarioResult(
+            scenario_of(item), level_of(item), outcome_of(error, report), told, file=own_file(item.path)
+        )
+        carry(report, Carried(plain))
         return report
     result = _result(item, error, report)
     if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
@@ -168,6 +173,7 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     result = ScenarioResult(
         scenario=scenario_of(item),
         level=level_of(item),
+        file=own_file(item.path),
         outcome=outcome,
         reason=reason,
         claims=tuple(made),

@@ -31,6 +31,8 @@ from harness.verdict.known_bugs import Failure, FailureKind, KnownBug, judge
 from harness.verdict.seen import Facts
 
 LOG_LINES_MAX = 400
+#: Whether tests that use no machine have results too: in a session of ours, whose every test was asked for.
+EVERY_TEST = pytest.StashKey[bool]()
 WAIVED_PROPERTY = "waived"  # for people who read a JUnit file
 
 
@@ -109,7 +111,8 @@ def held_against_ledger(
     """
     if result.outcome not in (Outcome.PASSED, Outcome.FAILED) or bool(failures) != (result.outcome is Outcome.FAILED):
         return result
-    finding = judge(ledger, result.scenario, result.level, failures, facts, release)
+    scenario = result.scenario.partition("[")[0]  # a bug is of the scenario, whatever its parameters
+    finding = judge(ledger, scenario, result.level, failures, facts, release)
     if not finding.known:
         return replace(result, fixed_bugs=finding.fixed, returned_bugs=finding.returned)
     claims = (replace(c, outcome=Outcome.KNOWN_BUG) if c.outcome is Outcome.FAILED else c for c in result.claims)
@@ -154,10 +157,12 @@ class Results:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One phase of one test."""
         carried = carried_by(report)
-        if carried is None or carried.context is None:
+        context = carried.context if carried is not None else None
+        if carried is None or (context is None and not self._config.stash.get(EVERY_TEST, False)):
             return
         keep_worse(self._by_test, report.nodeid, carried.result)
-        context = carried.context
+        if context is None:
+            return
         # Of the machine that was asked for, rather than of one that a single test wished for.
         rank = (bool(context["capabilities"]), not carried.wished, bool(context["qemu"]))
         if rank >= self._context_rank:

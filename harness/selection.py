@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
+from harness.guest.compiler import guest_tests_dir
 from harness.pagetable import LEAF_LABELS, Level
+from harness.selected import Selected, check_selects, scenario_and_level
 from harness.verdict.invariants import Invariant
 from harness.verdict.known_bugs import KnownBug, parse_ledger
 from harness.verdict.seen import Facts, parse_facts
@@ -58,8 +60,22 @@ def has_machine(item: pytest.Item) -> bool:
 
 
 def scenario_of(item: pytest.Item) -> str:
-    """A test's scenario: its function's name without ``test_``."""
-    return getattr(item, "originalname", item.name).removeprefix("test_")
+    """A test's scenario: its name without ``test_``, with its class and with its parameters other than the level."""
+    name = item.nodeid.partition("::")[2]
+    if level_of(item) is None and "[" in name:  # no parameter of its is the level, whatever it is called
+        plain, _, parameters = name.partition("[")
+        return f"{scenario_and_level(plain)[0]}[{parameters}"
+    return scenario_and_level(name)[0]
+
+
+def own_file(file: Path | None) -> str:
+    """The file of a test of the user's own; "" for hugepfn's scenarios."""
+    return "" if file is None or file.parent == guest_tests_dir() else str(file)
+
+
+def selected_by(item: pytest.Item) -> Selected:
+    """What selects this test alone."""
+    return Selected(item.path, scenario_of(item), level_of(item))
 
 
 def level_of(item: pytest.Item) -> str | None:
@@ -82,15 +98,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 facts_of(item.path.parent)
             except UsageError as error:
                 raise pytest.UsageError(str(error)) from error
-    levels, scenarios = config.getoption("hugepfn_level"), config.getoption("hugepfn_scenario")
-    known = {scenario_of(item) for item in items if has_machine(item)}
-    for name in scenarios or ():
-        if name not in known:
-            raise pytest.UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(known))}")
+    levels = config.getoption("hugepfn_level")
+    try:
+        words = [Selected.parse(word) for word in config.getoption("hugepfn_scenario") or ()]
+        check_selects(words, [selected_by(item) for item in items])
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
-        wanted = (not levels or level_of(item) in (*levels, None)) and (not scenarios or scenario_of(item) in scenarios)
+        test = selected_by(item)
+        wanted = not levels or test.level in (*levels, None)
+        wanted &= not words or any(word.matches(test) for word in words)
         (kept if wanted else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.guest.compiler import CFLAGS, guest_tests_dir
+from harness.guest.compiler import OUR_CFLAGS, guest_tests_dir
 from harness.guest.protocol import Frame, FrameDecoder, parse_refusal, put_payload, run_payload
 
 PAYLOAD_MAX, KMSG_ANSWER = 4 << 20, 40 << 10  # smaller than in the guest
@@ -41,7 +41,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("no gcc")
     target = tmp_path_factory.mktemp("agent") / "agent"
-    flags = [flag for flag in CFLAGS if flag != "-static"]
+    flags = [flag for flag in OUR_CFLAGS if flag != "-static"]
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += [f"-DPAYLOAD_MAX=((size_t){PAYLOAD_MAX})", f"-DKMSG_ANSWER={KMSG_ANSWER}"]
     sources = [Path(__file__).parent / "agent_main.c", *sorted((guest_tests_dir() / "lib/agent").glob("*.c"))]

@@ -18,15 +18,16 @@ from harness import logs
 from harness.campaign import kernels
 from harness.campaign.compare import report_lines
 from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted, encode
-from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel, takes_modules
+from harness.campaign.kernels import RunOptions, choose_kernels, run_kernel, takes_modules
 from harness.campaign.matrix import print_table, table_lines
 from harness.config import MachineConfig
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.events import Compiled, Note
 from harness.kernel import Offer
+from harness.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.differences import compare_runs
-from harness.verdict.table import TROUBLE, Case, Column, Table
+from harness.verdict.table import TROUBLE, Column, Table
 from tests.sample_pages import observation, run_of
 
 PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
@@ -67,7 +68,7 @@ def test_a_run_is_what_the_child_wrote_and_its_events_are_told(child: Path) -> N
     told: list[RunEvent] = [Compiled("mm/memory.o", 7, 900, 1.5), TestStarted("test_fork[pud]"), TestEnded(PASSED)]
     child.write_text(write_results(PASSED, SKIPPED) + "print('fork pud: passed')\n" + write_events(*told))
     said: list[RunEvent] = []
-    run = run_kernel("debian:6.12", ["fork"], RunOptions(), said.append)
+    run = run_kernel("debian:6.12", [Selected(None, "fork", "pud")], RunOptions(), said.append)
     assert run.results == (PASSED, SKIPPED)
     assert TROUBLE not in run.context
     assert said == told, "and nothing that it prints for people"
@@ -76,13 +77,13 @@ def test_a_run_is_what_the_child_wrote_and_its_events_are_told(child: Path) -> N
 def test_why_a_child_has_no_results_is_in_its_last_event(child: Path) -> None:
     words = "no kernel matches debian:6.99"
     child.write_text("import sys\n" + write_events(RunEnded(ExitCode.USAGE, words)) + "sys.exit(2)\n")
-    assert run_kernel("debian:6.99", ["fork"], RunOptions()).context[TROUBLE] == words
+    assert run_kernel("debian:6.99", [Selected(None, "fork")], RunOptions()).context[TROUBLE] == words
 
 
 def test_a_child_whose_events_are_garbage_is_an_error(child: Path) -> None:
     child.write_text("import sys\n" + EVENTS + "print('fork pud: passed', file=events)\n")
     with pytest.raises(MachineryError, match="a line of its events cannot be read: 'fork pud: passed'"):
-        run_kernel("debian:6.12", ["fork"], RunOptions())
+        run_kernel("debian:6.12", [Selected(None, "fork")], RunOptions())
 
 
 def test_the_child_is_given_the_options(child: Path) -> None:
@@ -92,10 +93,10 @@ def test_the_child_is_given_the_options(child: Path) -> None:
         levels=("pmd", "pud"),
         strict=True,
     )
-    words = run_kernel("./bzImage", ["fork", "zap"], options).context["argv"]
+    words = run_kernel("./bzImage", [Selected(None, "fork"), Selected(None, "zap", "pmd")], options).context["argv"]
     assert words[0] == "run"
     assert "--kernel=./bzImage" in words
-    assert words[-3:-1] == ["fork", "zap"]
+    assert words[-3:-1] == ["fork", "zap:pmd"]
     given = {"--level=pmd", "--level=pud", "--smp=2", "--append=pti=on no5lvl", "--strict", "--modules=/m"}
     assert given | {"--boot-timeout=9", "--guest=host"} <= set(words)
     assert {"--no-pvh", "--clone"} <= set(words)
@@ -205,16 +206,6 @@ def test_only_a_kernel_given_by_path_takes_modules() -> None:
     assert not takes_modules("debian:6.12")
     with pytest.raises(UsageError):
         takes_modules("fedora:40")
-
-
-def test_the_rows_that_a_selection_asks_for() -> None:
-    known = [("fork", "pte pmd pud"), ("zap", ""), ("thp", "pmd")]
-    assert [str(case) for case in expected_cases([], ["pmd"], known)] == ["fork pmd", "zap", "thp pmd"]
-    assert expected_cases(["thp"], [], known) == [Case("thp", "pmd")]
-    with pytest.raises(UsageError, match="no scenario 'frok'; there are: fork, thp, zap"):
-        expected_cases(["frok"], [], known)
-    with pytest.raises(UsageError, match="has the level pud"):
-        expected_cases(["thp"], ["pud"], known)
 
 
 # --- what is printed -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from harness.campaign import series
 from harness.campaign.b4 import fetch
 from harness.campaign.series import steps_of_mbox
 from harness.errors import ExitCode, MachineryError, UsageError
+from harness.selected import Selected
 
 MAIL = "20261126.1234-1-name@example.com"
 SERIES = Path(__file__).parent / "data" / "build" / "series.mbox"
@@ -46,14 +47,14 @@ def test_the_command(b4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     said(b4, f"cat {SERIES}")
     seen: list[object] = []
 
-    def run_series(tree: str, patches: Path, scenarios: tuple[str, ...], *_: object) -> ExitCode:
-        seen.extend((tree, patches.read_bytes(), scenarios))
+    def run_series(tree: str, patches: Path, tests: tuple[Selected, ...], *_: object) -> ExitCode:
+        seen.extend((tree, patches.read_bytes(), tests))
         return ExitCode.OK
 
     monkeypatch.setattr(series, "run_series", run_series)
     with pytest.raises(SystemExit) as ended:
         cli.main(["series", "debsrc:6.12", "fork", "--b4", MAIL])
-    assert (ended.value.code, seen) == (0, ["debsrc:6.12", SERIES.read_bytes(), ("fork",)])
+    assert (ended.value.code, seen) == (0, ["debsrc:6.12", SERIES.read_bytes(), (Selected(None, "fork"),)])
     assert list(tmp_path.parent.glob("hugepfn-b4-*")) == []
 
 

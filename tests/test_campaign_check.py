@@ -12,6 +12,7 @@ from harness import cli
 from harness.campaign.check import BisectVerdict, judge
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
+from harness.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 
@@ -61,8 +62,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise build
             return SimpleNamespace(image="/vmlinux")
 
-        def run_kernel(spec: str, scenarios: list[str], options: Any, _say: Any) -> Run:
-            assert (spec, scenarios, options.levels) == ("/vmlinux", ["fork"], ("pud",))
+        def run_kernel(spec: str, tests: list[Selected], _options: Any, _say: Any) -> Run:
+            assert (spec, [*map(str, tests)]) == ("/vmlinux", ["fork:pud"])
             if isinstance(run, BaseException):
                 raise run
             return run

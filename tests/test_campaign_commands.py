@@ -18,6 +18,7 @@ from harness.campaign.progress import Live
 from harness.errors import MachineryError, UsageError
 from harness.machine import preparation
 from harness.pagetable import Observation
+from harness.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 from tests import schemas
@@ -40,11 +41,11 @@ class Suite:
         self.answers: dict[str, list[object]] = {}
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
-    def run_kernel(self, spec: str, scenarios: Sequence[str], options: RunOptions, _say: Say) -> Run:
+    def run_kernel(self, spec: str, tests: Sequence[Selected], options: RunOptions, _say: Say) -> Run:
         assert options.config.smp == 2
         answers = self.answers[spec]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        self.asked.append((spec, tuple(scenarios)))
+        self.asked.append((spec, tuple(map(str, tests))))
         if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, Run):
@@ -269,6 +270,6 @@ def test_only_what_differs_is_run_again(hugepfn: Command, suite: Suite) -> None:
     suite.answers = {"debian:6.1": [run(("P", "D"))], "debian:6.12": [run(("P",))]}
     done = hugepfn("compare", "debian:6.1", "debian:6.12", "--confirm", "1")
     assert done.status == 1
-    assert [scenarios for _, scenarios in suite.asked] == [(), (), ("fork",), ("fork",)]
+    assert [scenarios for _, scenarios in suite.asked] == [(), (), ("fork:pud",), ("fork:pud",)]
     assert "  child at forked, bar+0x0: pud 0000000000000001 -> 0000000000000001 -D\n" in done.out
     assert "1 of 2 cases differ" in done.out

@@ -14,9 +14,12 @@ from harness.campaign.report import PageRequest
 from harness.campaign.series import PatchStep, run_series, steps_of_mbox, steps_of_range
 from harness.errors import ExitCode, UsageError
 from harness.machine import preparation
+from harness.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 from tests import schemas
+
+FORK = Selected(None, "fork")
 
 
 def git(tree: Path, *args: str) -> str:
@@ -119,7 +122,7 @@ def test_only_what_a_patch_does_is_a_verdict(
 ) -> None:
     follow_steps(monkeypatch, Outcome.PASSED, Outcome.PASSED, last)
     file = Path("/dev/full") if lost else None
-    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, PageRequest()) == status
+    assert run_series(str(tree), "main~2..main", [FORK], RunOptions(), file, PageRequest()) == status
 
 
 def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
@@ -127,12 +130,12 @@ def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
 ) -> None:
     follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.FAILED)
     file = tmp_path / "out.json"
-    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), file, PageRequest()) == ExitCode.CLAIM_FAILED
+    assert run_series(str(tree), "main~2..main", [FORK], RunOptions(), file, PageRequest()) == ExitCode.CLAIM_FAILED
     data = json.loads(file.read_text())
     assert (schemas.check(data), [one["step"] for one in data["changes"]]) == ("hugepfn-matrix", ["2/2"])
     said = capsys.readouterr().out
     assert "at 2/2 mm: change 3 (the patches after base have no result)" in said
     assert "1/2 mm: change 2: f.c:1: error: expected ';'" in said
     follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.PASSED)
-    assert run_series(str(tree), "main~2..main", ["fork"], RunOptions(), None, PageRequest()) == ExitCode.MACHINERY
+    assert run_series(str(tree), "main~2..main", [FORK], RunOptions(), None, PageRequest()) == ExitCode.MACHINERY
     assert "the same at every step: 1 pass" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from harness.campaign.reporter import RunReporter
 from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode
 from harness.qemu.spec import Device, MachineSpec, Root
+from harness.selected import Selected
 
 
 def test_a_session_ends_after_the_test_at_hand() -> None:
@@ -52,5 +53,7 @@ def test_a_rerun_asks_for_the_machine_that_it_has(
     monkeypatch.setattr(module, "_main", run)
     spec = MachineSpec(Path("bzImage"), Path("initramfs"), device=device, root=root)
     machine = cast(Any, SimpleNamespace(spec=spec, kernel=SimpleNamespace(spec="debian:6.12")))
-    assert rerun_session(pytest, RunReporter(Console()), ["fork"], [], machine, Stopping()) is ExitCode.OK
+    assert (
+        rerun_session(pytest, RunReporter(Console()), [Selected(None, "fork")], [], machine, Stopping()) is ExitCode.OK
+    )
     assert {f"--hugepfn-device={device.value}", f"--hugepfn-guest={guest}", "--hugepfn-kernel=debian:6.12"} <= set(said)

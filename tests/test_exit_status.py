@@ -27,12 +27,13 @@ import sys
 from pathlib import Path
 from harness.outputs import hold_descriptors
 hold_descriptors()
-from harness.campaign import session
+from harness.campaign import pytest_session, scenarios, wanted
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import preparation
 IMAGE = KernelImage(spec="debian:6.12", image=Path("/k"), kind=ImageKind.BZIMAGE, release="6.12.1", modules_dir=None,
                     config=Kconfig(""))
-session.guest_tests_dir = lambda: Path(__file__).parent / "guest_tests"
+for module in pytest_session, scenarios, wanted:
+    module.guest_tests_dir = lambda: Path(__file__).parent / "guest_tests"
 preparation.preflight = lambda *_: None
 preparation.resolve = lambda *_: IMAGE
 from harness.entry import main

@@ -25,13 +25,15 @@ config
 observe
 introspect
 machine
-ending carried claims selection
+ending carried claims selected
+selection
 pytest_options
 pytest_fixtures
 accounts
 results
 pytest_plugin
 campaign selfcheck doctor
+benchmark
 kselftest session
 commands
 cli

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.campaign.session import scenario_lines
+from harness.campaign.scenarios import scenario_lines
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.log.troubles import KernelTroubles

@@ -206,10 +206,10 @@ def test_nothing_left_is_no_success(scenarios: pytest.Pytester) -> None:
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
-def test_an_unknown_scenario_is_a_usage_error_that_lists_the_known(scenarios: pytest.Pytester) -> None:
+def test_an_unknown_scenario_is_a_usage_error_that_tells_what_comes_close(scenarios: pytest.Pytester) -> None:
     result = pytest_run(scenarios, "--hugepfn-scenario=frok")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: no scenario 'frok'; there are: any, fork, thp"])
+    result.stderr.fnmatch_lines(["ERROR: no scenario 'frok'; did you mean 'fork'? hugepfn list names them all"])
     result.assert_outcomes()
 
 
@@ -768,6 +768,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
     assert results == [
         {
             "scenario": "fork",
+            "file": str(next(pytester.path.glob("test_*.py"))),
             "level": None,
             "outcome": "passed",
             "reason": "",

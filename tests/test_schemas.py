@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from harness.campaign import bench
+from harness.benchmark import bench
 from harness.machine.machine import Origin
 from harness.pagetable import Bits
 from harness.pagetable.observation import LEVEL_LABELS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.campaign.session import scenario_lines
+from harness.campaign.scenarios import scenario_lines
 from harness.selection import ledger_of
 
 ROOT = Path(__file__).resolve().parents[1]

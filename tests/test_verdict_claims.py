@@ -53,6 +53,7 @@ def test_the_documented_object() -> None:
         "results": [
             {
                 "scenario": "fork",
+                "file": "",
                 "level": "pud",
                 "outcome": "failed",
                 "reason": "",

@@ -111,8 +111,8 @@ def test_every_case_is_in_the_table() -> None:
 #: Calls that wait without a deadline of their own: (file below harness/, call), and who ends the wait.
 UNLIMITED = {
     ("host/cache.py", "fcntl.flock(descriptor, fcntl.LOCK_EX)"): "a thread's, for cache.flock(), which has a deadline",
-    ("campaign/bench.py", "end.recv(65536)"): "the end of the rival's QEMU, which has a deadline",
-    ("campaign/bench.py", "process.wait()"): "SIGKILL, just before",
+    ("benchmark/bench.py", "end.recv(65536)"): "the end of the rival's QEMU, which has a deadline",
+    ("benchmark/bench.py", "process.wait()"): "SIGKILL, just before",
     ("campaign/kernels.py", "child.wait()"): "ended_after(); SIGKILL, just before",
     ("host/process.py", "process.wait()"): "ended_after()",
     ("qemu/accel.py", "process.wait()"): "SIGKILL, just before",

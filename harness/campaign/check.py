@@ -13,13 +13,13 @@ from dataclasses import replace
 
 from harness.campaign.event_stream import RunEvent
 from harness.campaign.kernels import RunOptions, run_kernel
+from harness.campaign.wanted import choose
 from harness.errors import KERNELS_FAULT, ExitCode, KernelBuildError
 from harness.events import Event, Say
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
-from harness.levels import level_label
 from harness.machine.vm import VM
-from harness.pagetable import Level
+from harness.selected import Selected
 from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.table import TROUBLE
 
@@ -54,16 +54,14 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
     return BisectVerdict.GOOD, f"{len(results)} of {len(results)} passed"
 
 
-def check(tree: str, case: str, options: RunOptions, say: Say) -> tuple[BisectVerdict, str]:
-    """Build what is checked out in a tree, boot it, and run one scenario.
+def check(tree: str, word: Selected, options: RunOptions, say: Say) -> tuple[BisectVerdict, str]:
+    """Build what is checked out in a tree, boot it, and run a test.
 
-    :param case: ``SCENARIO`` or ``SCENARIO:LEVEL``.
-    :raises UsageError: no such tree or scenario.
+    :raises UsageError: no such tree or test.
     :raises MachineryError: the machinery failed, which says nothing about the commit.
     """
-    scenario, _, level = case.partition(":")
-    levels = (Level.from_label(level_label(level)).label,) if level else options.levels
     spec = BuiltSource.parse(tree).spec
+    choose([word], options.levels)
     try:
         image = Kernel.parse(spec).resolve(say)
     except KernelBuildError as error:
@@ -73,13 +71,12 @@ def check(tree: str, case: str, options: RunOptions, say: Say) -> tuple[BisectVe
     except KERNELS_FAULT as error:
         return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
     config = replace(options.config, modules=None)  # those of another kernel; ours has its own beside it
-    asked = replace(options, config=config, levels=levels)
 
     def show(event: RunEvent) -> None:
         if isinstance(event, Event):
             say(event)
 
-    run = run_kernel(str(image.image), [scenario], asked, show)
+    run = run_kernel(str(image.image), [word], replace(options, config=config), show)
     if trouble := run.context.get(TROUBLE):
         return BisectVerdict.BROKEN, str(trouble)
     return judge(run.results)

@@ -17,6 +17,7 @@ from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, compare_page
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
+from harness.selected import Selected
 from harness.verdict import Run
 from harness.verdict.differences import (
     SCHEMA,
@@ -29,13 +30,13 @@ from harness.verdict.differences import (
     lasting,
     unknown_cases,
 )
-from harness.verdict.table import TROUBLE, Case, Column
+from harness.verdict.table import TROUBLE, Case, Column, labels
 
 
 def run_compare(
     before: str,
     after: str,
-    scenarios: Sequence[str],
+    tests: Sequence[Selected],
     options: RunOptions,
     confirm: int,
     json_file: Path | None,
@@ -49,18 +50,18 @@ def run_compare(
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: a kernel could not be run at all.
     """
-    prepare(scenarios, options, json_file, page.file)
+    prepare(tests, options, json_file, page.file)
     specs = tuple(Kernel.parse(word).spec for word in (before, after))
     with Live() as live:
         check_kernels(specs, options, live)
         sides: tuple[list[Run], list[Run]] = ([], [])
-        _run_both(specs, scenarios, options, live, sides)
+        _run_both(specs, tests, options, live, sides)
         rounds = [compare_runs(sides[0][0], sides[1][0])]
         for number in range(confirm):
             if not (again := lasting(rounds)[0]):
                 break
             live.line(f"running again what differs ({number + 1} of {confirm})")
-            _run_both(specs, sorted({one.case.scenario for one in again}), options, live, sides)
+            _run_both(specs, [_again(one.case) for one in again], options, live, sides)
             # Compare each new run with all runs of the other side, including its new one.
             rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
             rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
@@ -95,15 +96,20 @@ def page_of(
     return compare_page(request, columns, differences, unknown, printed)
 
 
+def _again(case: Case) -> Selected:
+    """What runs a case again."""
+    return Selected(Path(case.file) if case.file else None, case.scenario, case.level)
+
+
 def _run_both(
     specs: tuple[str, ...],
-    scenarios: Sequence[str],
+    tests: Sequence[Selected],
     options: RunOptions,
     live: Live,
     sides: tuple[list[Run], list[Run]],
 ) -> None:
     for spec, side in zip(specs, sides, strict=True):
-        run = follow(spec, scenarios, options, live, spec)
+        run = follow(spec, tests, options, live, spec)
         if run.context.get(TROUBLE):
             raise MachineryError(f"{spec}: {run.context[TROUBLE]}")
         side.append(run)
@@ -126,7 +132,10 @@ def to_json(
         "after": dict(runs[1].context),
         "cases": [one.to_json() for one in differences],
         "unstable": [one.to_json() for one in passing],
-        "unknown": [{"scenario": c.scenario, "level": c.level, "reason": why} for c, why in unknown.items()],
+        "unknown": [
+            {"scenario": case.scenario, "file": case.file, "level": case.level, "reason": why}
+            for case, why in unknown.items()
+        ],
     }
 
 
@@ -147,16 +156,17 @@ def report_lines(
         kernel = run.context.get("kernel")
         release = kernel.get("release") if isinstance(kernel, dict) else None
         yield Text(f"{name}  {spec}" + (f": Linux {release}" if release else ""), style="bold")
+    shown = labels([case for run in runs for case in Column("", (run,)).by_case[0]])
     for one in differences:
-        yield Text(f"\n{one.case}", style="bold cyan").append(_outcomes(one), style="not bold default")
+        yield Text(f"\n{shown[one.case]}", style="bold cyan").append(_outcomes(one), style="not bold default")
         yield from case_lines(one, most)
     if passing:
         yield Text("\nDiffers from time to time on one kernel, so not counted:", style="dim")
     for one in passing:
-        yield Text(f"  {one.case}: {_summary(one)}", style="dim")
+        yield Text(f"  {shown[one.case]}: {_summary(one)}", style="dim")
     for case, reason in unknown.items():
-        yield Text(f"not compared: {case}: {reason.partition(chr(10))[0]}", style="bold magenta")
-    cases = len({result.scenario + str(result.level) for result in runs[0].results})
+        yield Text(f"not compared: {shown[case]}: {reason.partition(chr(10))[0]}", style="bold magenta")
+    cases = len(Column("", (runs[0],)).by_case[0])
     words = f"{len(differences)} of {cases} cases differ" if differences else f"the same in {cases} cases"
     yield Text(f"\n{words}", style="bold")
 

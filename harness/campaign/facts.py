@@ -27,10 +27,10 @@ from rich.console import Console
 
 from harness.archive.versions import is_exact, upstream_of
 from harness.campaign.facts_text import Grid, Known, changes, fill, matrix_document, mended_command
-from harness.campaign.kernels import ALL_STOCK, RunOptions, choose_kernels, expected_cases
+from harness.campaign.kernels import ALL_STOCK, RunOptions, choose_kernels
 from harness.campaign.matrix import as_json, check_kernels, follow, print_table, summary
 from harness.campaign.progress import Live
-from harness.campaign.session import scenario_lines
+from harness.campaign.wanted import choose
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.outputs import write_text
@@ -168,7 +168,7 @@ def judged_again(results: RunsByKernel, ledger: Sequence[KnownBug], facts: Facts
         new = tuple(replace(run, results=tuple(again(one, version) for one in run.results)) for run in runs)
         columns.append(Column(spec, new))
     columns.sort(key=lambda column: version_key(version_of(column)))
-    return Table.of(columns, expected_cases((), (), [(line.name, line.levels) for line in scenario_lines()]))
+    return Table.of(columns, choose(()).cases)
 
 
 def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: RunsByKernel, offline: bool) -> RunsByKernel:

@@ -21,8 +21,9 @@ from harness.events import Say
 from harness.guest.compiler import guest_tests_dir
 from harness.host.process import FOLLOW_TIMEOUT_S, ended_after, guarded
 from harness.kernel import Kernel, Stock, available
+from harness.selected import Selected
 from harness.verdict import Run, exit_code
-from harness.verdict.table import TROUBLE, Case
+from harness.verdict.table import TROUBLE
 
 ALL_STOCK = "all-stock"
 _GRACE_S = 10.0  # for a child that was asked to end, which ends its QEMUs and removes their RAM
@@ -31,7 +32,7 @@ _WORDS_MAX = 2000
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is asked of a run besides kernel and scenarios."""
+    """What is asked of a run besides kernel and tests."""
 
     config: MachineConfig = DEFAULT
     levels: tuple[str, ...] = ()  # empty: all
@@ -99,21 +100,21 @@ def choose_kernels(words: Sequence[str], say: Say) -> Kernels:
 
 
 def run_kernel(
-    spec: str, scenarios: Sequence[str], options: RunOptions, say: Callable[[RunEvent], None] = lambda _event: None
+    spec: str, tests: Sequence[Selected], options: RunOptions, say: Callable[[RunEvent], None] = lambda _event: None
 ) -> Run:
-    """Run scenarios on one kernel, in a child process that ends when we do.
+    """Run tests on one kernel, in a child process that ends when we do.
 
     Never fails because of the kernel: a run without results has the reason in its context, under
     :data:`harness.verdict.table.TROUBLE`.
 
-    :param scenarios: their names; empty for all.
+    :param tests: empty for every scenario.
     :param say: called with every event of the run, as it happens.
     :raises KeyboardInterrupt: the run was interrupted; the child has ended.
     """
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
         results = Path(folder) / "results.json"
         argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), "run", "--quiet"]
-        argv += ["--json", os.fspath(results), *options.argv(spec), *scenarios]
+        argv += ["--json", os.fspath(results), *options.argv(spec), *map(str, tests)]
         with (Path(folder) / "stderr").open("w+") as stderr:
             status, message = _run_child(argv, stderr.fileno(), say)
             if status == ExitCode.INTERRUPTED:
@@ -185,24 +186,3 @@ def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Ru
     elif not trouble and status != exit_code(run.results, strict=strict):  # there are results, but not all
         trouble = f"the run ended with exit status {status}: {words or 'it said nothing'}"
     return Run(run.results, {**run.context, TROUBLE: trouble}) if trouble else run
-
-
-def expected_cases(scenarios: Sequence[str], levels: Sequence[str], known: Sequence[tuple[str, str]]) -> list[Case]:
-    """The rows of a selection.
-
-    :param known: each scenario with its levels, as ``"pte pmd pud"``.
-    :raises UsageError: there is no such scenario, or none with this level.
-    """
-    names = {name for name, _ in known}
-    for name in scenarios:
-        if name not in names:
-            raise UsageError(f"no scenario {name!r}; there are: {', '.join(sorted(names))}")
-    all_cases = [Case(name, level) for name, own in known for level in (own.split() or (None,))]
-    found = [
-        case
-        for case in all_cases
-        if (not scenarios or case.scenario in scenarios) and (not levels or case.level in (*levels, None))
-    ]
-    if not found:
-        raise UsageError(f"no scenario of these has the level {' or '.join(levels)}")
-    return found

@@ -14,14 +14,15 @@ from rich.text import Text
 
 from harness.campaign import mail
 from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted
-from harness.campaign.kernels import RunOptions, choose_kernels, expected_cases, run_kernel
+from harness.campaign.kernels import RunOptions, choose_kernels, run_kernel
 from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, matrix_page
-from harness.campaign.session import scenario_lines
+from harness.campaign.wanted import choose
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.machine import preparation
 from harness.outputs import check_writable, write_text
 from harness.qemu.accel import tell_why_tcg
+from harness.selected import Selected
 from harness.verdict import Outcome, Run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
 
@@ -44,7 +45,7 @@ _MEANING = {
 
 def run_matrix(
     kernels: Sequence[str],
-    scenarios: Sequence[str],
+    tests: Sequence[Selected],
     options: RunOptions,
     repeat: int,
     json_file: Path | None,
@@ -57,7 +58,7 @@ def run_matrix(
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: QEMU is missing, or the mirror cannot be reached.
     """
-    expected = prepare(scenarios, options, json_file, page.file)
+    expected = prepare(tests, options, json_file, page.file)
     interrupted = False
     with Live() as live:
         chosen = choose_kernels(kernels, live.say)
@@ -71,7 +72,7 @@ def run_matrix(
             for number in range(repeat):
                 for spec in chosen.specs:
                     name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
-                    run = follow(spec, scenarios, options, live, name)
+                    run = follow(spec, tests, options, live, name)
                     runs[spec].append(run)  # before it is reported, since the reader may then interrupt
                     live.line(summary(run, name))
         except KeyboardInterrupt:
@@ -99,10 +100,10 @@ def page_of(request: PageRequest, table: Table, missing: Mapping[str, str], repe
 
 
 def prepare(
-    scenarios: Sequence[str], options: RunOptions, json_file: Path | None, html_file: Path | None
+    tests: Sequence[Selected], options: RunOptions, json_file: Path | None, html_file: Path | None
 ) -> list[Case]:
     """Check everything that may be wrong before an hour is spent on it, and return the requested rows."""
-    expected = expected_cases(scenarios, options.levels, [(line[0], line[1]) for line in scenario_lines()])
+    expected = choose(tests, options.levels).cases
     check_writable({"--json": json_file, "--html": html_file})
     return expected
 
@@ -123,7 +124,7 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
     tell_why_tcg(why_tcg, live.say)  # so no child tells it again
 
 
-def follow(spec: str, scenarios: Sequence[str], options: RunOptions, live: Live, name: str) -> Run:
+def follow(spec: str, tests: Sequence[Selected], options: RunOptions, live: Live, name: str) -> Run:
     """Run one kernel and show its progress; :func:`summary` reports its end."""
     live.now(name)
 
@@ -136,7 +137,7 @@ def follow(spec: str, scenarios: Sequence[str], options: RunOptions, live: Live,
             case _:
                 live.say(event)
 
-    return run_kernel(spec, scenarios, options, show)
+    return run_kernel(spec, tests, options, show)
 
 
 def summary(run: Run, name: str) -> str:
@@ -170,7 +171,7 @@ def report_lines(table: Table, missing: Mapping[str, str], repeat: int, width: i
     for note, number in table.notes.items():
         yield Text(f"{number:>3}  {note}")
     for case, column, cell in table.flakes:
-        yield Text(f"flake: {case} on {column.spec}: {cell.note}", style=STYLE[Mark.FLAKE])
+        yield Text(f"flake: {table.labels[case]} on {column.spec}: {cell.note}", style=STYLE[Mark.FLAKE])
     for series, why in missing.items():
         yield Text(f"not available: {series}: {why}")
     words = [f"{table.counts[mark]} {mark.value}" for mark in Mark if table.counts[mark]]
@@ -185,7 +186,7 @@ def table_lines(table: Table, width: int | None) -> Iterator[Text]:
 
     :param width: width of the terminal in characters; None for a single block.
     """
-    names = [str(case) for case in table.cases]
+    names = [table.labels[case] for case in table.cases]
     first = max(map(len, names), default=0)
     texts = [[_cell_text(table, row[number]) for row in table.cells] for number in range(len(table.columns))]
     widths = [max([len(column.label), *map(len, cells)]) for column, cells in zip(table.columns, texts, strict=True)]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.campaign.mail import narrow
-from harness.campaign.session import scenario_lines
+from harness.campaign.scenarios import scenario_lines
 from harness.pagetable import Kind, Layout, Level, bit_positions
 from harness.verdict import ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
@@ -139,7 +139,7 @@ def compare_page(
         "about": f"{len(wanted)} of {len(whole.cases)} cases differ.",
         "cases": [{**case, **_told(wanted[one])} for one, case in zip(table.cases, _cases(table), strict=True)],
         "cells": [_compared_cells(strings, table, row) for row in table.cells],
-        "lists": [["Not compared", [f"{case}: {why}" for case, why in unknown.items()]]],
+        "lists": [["Not compared", [f"{whole.labels[case]}: {why}" for case, why in unknown.items()]]],
     }
     title = " against ".join(one.column.label for one in columns)
     return _page(title, request, data, columns, table, printed, strings)
@@ -208,16 +208,17 @@ def _bit_names(level: Level, layout: Layout) -> list[str]:
 
 
 def _cases(table: Table) -> list[dict[str, Any]]:
-    claims = {line[0]: line[2] for line in scenario_lines()}
+    claims = {line.name: line.claim for line in scenario_lines()}
     return [
         {
-            "name": ":".join(filter(None, (case.scenario, case.level, str(case.turn + 1) if case.turn else ""))),
-            "title": str(case),
+            "name": name.replace(" ", ":"),
+            "title": name,
             "scenario": case.scenario,
             "level": case.level,
-            "claim": claims.get(case.scenario, ""),
+            "file": case.file,
+            "claim": "" if case.file else claims.get(case.scenario, ""),
         }
-        for case in table.cases
+        for case, name in table.labels.items()
     ]
 
 

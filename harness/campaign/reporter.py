@@ -16,6 +16,7 @@ from harness.ending import explain
 from harness.verdict import Claim, Outcome, ScenarioResult, words
 from harness.verdict.entries import HEADINGS, Row, rows, signed
 from harness.verdict.json_fields import JsonObject
+from harness.verdict.table import Case, labels
 
 _STYLE = {
     Outcome.PASSED: "green",
@@ -80,6 +81,11 @@ class RunReporter(SessionReporter):
         self._by_test: dict[str, ScenarioResult] = {}
         self._misused: set[str] = set()  # tests that cannot run with the given options
         self._said_context = False
+        self._labels: dict[Case, str] = {}
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """The tests that will run: of two with one name, the file is shown."""
+        self._labels = labels(cases)
 
     @property
     def results(self) -> list[ScenarioResult]:
@@ -109,7 +115,7 @@ class RunReporter(SessionReporter):
     def _plain(self, report: pytest.TestReport, result: ScenarioResult) -> None:
         """Report a test that uses no machine."""
         style = _STYLE[result.outcome]
-        self.console.print(Text(f"{result.scenario}: {result.outcome.value}", style=style), soft_wrap=True)
+        self.console.print(Text(f"{self._label(result)}: {result.outcome.value}", style=style), soft_wrap=True)
         if report.failed:
             self.console.print(report.longreprtext, highlight=False, markup=False)
 
@@ -126,8 +132,12 @@ class RunReporter(SessionReporter):
             soft_wrap=True,
         )
 
+    def _label(self, result: ScenarioResult) -> str:
+        case = Case(result.scenario, result.level, file=result.file)
+        return self._labels.get(case, str(case))
+
     def _result(self, result: ScenarioResult, report: pytest.TestReport) -> None:
-        name = f"{result.scenario} {result.level or ''}".strip()
+        name = self._label(result)
         if self.entries and result.observations:
             self.console.print(f"\n[bold]{escape(name)}[/bold]")
             for line in entry_lines(rows(result.observations)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,9 +37,10 @@ from harness.kernel.build.slot import git, git_environment
 from harness.machine import preparation
 from harness.printable import printable
 from harness.qemu.accel import tell_why_tcg
+from harness.selected import Selected
 from harness.verdict import Outcome
 from harness.verdict.series import Change, changes, difference_of, steady
-from harness.verdict.table import Column, Table
+from harness.verdict.table import Case, Column, Table
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class PatchStep:
 def run_series(
     tree: str,
     what: str | Path,
-    scenarios: Sequence[str],
+    tests: Sequence[Selected],
     options: RunOptions,
     json_file: Path | None,
     page: PageRequest,
@@ -66,7 +67,7 @@ def run_series(
     :returns: CLAIM_FAILED if something changes; else MACHINERY if a step has not said everything that it could.
     :raises UsageError: no such tree, range, mbox or scenario.
     """
-    expected = prepare(scenarios, options, json_file, page.file)
+    expected = prepare(tests, options, json_file, page.file)
     columns = []
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
         steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
@@ -74,7 +75,7 @@ def run_series(
             tell_why_tcg(preparation.preflight(options.machine(steps[0].spec), live.say), live.say)
             for step in steps:
                 name = f"{step.name} {step.subject}".strip()
-                run = follow(step.spec, scenarios, options, live, name)
+                run = follow(step.spec, tests, options, live, name)
                 columns.append(Column(step.name, (run,)))
                 live.line(summary(run, name))
     table = Table.of(columns, expected)
@@ -108,7 +109,9 @@ def page_of(
         else:
             columns.append(PageColumn(column, step.name, options.words(step.spec), subject=step.subject))
     found = changes(table)
-    told = [PageChange(one.case, one.step, _change_line(steps, one).plain, one.after.note) for one in found]
+    told = [
+        PageChange(one.case, one.step, _change_line(steps, one, table.labels).plain, one.after.note) for one in found
+    ]
     printed = (line.plain for line in _report_lines(steps, table, found, mail.COLUMNS, mail.MOST))
     return series_page(request, columns, table, told, printed)
 
@@ -189,16 +192,16 @@ def change_lines(
     :param most: how many lines of entries for each change; None for all of them.
     """
     for change in found:
-        line = _change_line(steps, change)
+        line = _change_line(steps, change, table.labels)
         yield line.append(f": {change.after.note}") if change.after.note else line
         if (difference := difference_of(table, change)) is not None:
             yield from case_lines(difference, most)
 
 
-def _change_line(steps: Sequence[PatchStep], change: Change) -> Text:
+def _change_line(steps: Sequence[PatchStep], change: Change, names: Mapping[Case, str]) -> Text:
     step, last = steps[change.step], steps[change.since]
     between = f" (the patches after {last.name} have no result)" if change.step - change.since > 1 else ""
-    line = Text(f"{change.case}: {change.before.word} -> ")
+    line = Text(f"{names[change.case]}: {change.before.word} -> ")
     line.append(change.after.word, style=STYLE[change.after.mark])
     return line.append(f" at {step.name} {step.subject}{between}")
 
@@ -206,6 +209,7 @@ def _change_line(steps: Sequence[PatchStep], change: Change) -> Text:
 def _change_json(steps: Sequence[PatchStep], change: Change) -> dict[str, Any]:
     return {
         "scenario": change.case.scenario,
+        "file": change.case.file,
         "level": change.case.level,
         "step": steps[change.step].name,
         "subject": steps[change.step].subject,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import config_options, level_option, scenarios_argument
+from harness.commands.options import config_options, level_option, tests_argument
 from harness.commands.sessions import (
     client_of,
     client_unless_new,
@@ -33,6 +33,7 @@ from harness.events import Note
 if TYPE_CHECKING:
     from harness.guest.job import ExitStatus
     from harness.guest.sshd import SshAddress
+    from harness.selected import Selected
     from harness.session.session import Session
 
 _SIGNALLED = 128  # a shell adds this to the number of a signal
@@ -189,17 +190,17 @@ def _fresh(config: MachineConfig) -> Iterator[Session]:
 
 
 @click.command()
-@scenarios_argument
+@tests_argument
 @session_option
 @level_option
 @click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
-def rerun(scenarios: tuple[str, ...], session: str | None, levels: Sequence[str], quiet: bool) -> None:
-    """Run scenarios in a session with their current files.
+def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str], quiet: bool) -> None:
+    """Run tests in a session with their current files.
 
     There is no boot, and only changed programs are compiled and sent, so this is the quickest way to try a change of a
-    scenario. The machine keeps everything that earlier runs did to it; `hugepfn run` takes a new one for each test.
+    test. The machine keeps everything that earlier runs did to it; `hugepfn run` takes a new one for each test.
 
-    SCENARIO is a name from `hugepfn list`, or the path of a test file of your own:
+    TEST is as for `hugepfn run`:
 
     \b
         hugepfn start --kernel debian:6.12
@@ -208,12 +209,11 @@ def rerun(scenarios: tuple[str, ...], session: str | None, levels: Sequence[str]
     """
     width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
     sys.stdout.flush()
-    wanted = tuple(str(Path(name).absolute()) if name.endswith(".py") else name for name in scenarios)
     status = client_of(session).call(
         "rerun",
         descriptors=[1],
         timeout_s=None,
-        scenarios=wanted,
+        words=words,
         levels=tuple(levels),
         entries=not quiet,
         width=width,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,13 +13,16 @@ from harness.commands.options import (
     page_request,
     report_options,
     run_options,
-    scenarios_argument,
+    tests_argument,
 )
 from harness.config import MachineConfig
 
+if TYPE_CHECKING:
+    from harness.selected import Selected
+
 
 @click.command()
-@scenarios_argument
+@tests_argument
 @click.option(
     *("--kernel", "-k", "kernels"),
     multiple=True,
@@ -30,21 +33,21 @@ from harness.config import MachineConfig
 @campaign_options
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
 @report_options("the table and every run")
-def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
-    """Run scenarios on many kernels, and print a table.
+def matrix(words: tuple[Selected, ...], kernels: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
+    """Run tests on many kernels, and print a table.
 
     With --repeat, a cell whose repeats differ is a flake. The exit status is that of `hugepfn run`.
     """
     from harness.campaign.matrix import run_matrix
 
     files = options["json_file"], page_request(options)
-    sys.exit(run_matrix(kernels, scenarios, run_options(config, options), options["repeat"], *files))
+    sys.exit(run_matrix(kernels, words, run_options(config, options), options["repeat"], *files))
 
 
 @click.command()
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
-@scenarios_argument
+@tests_argument
 @campaign_options
 @click.option(
     "--confirm",
@@ -55,12 +58,12 @@ def matrix(scenarios: tuple[str, ...], kernels: tuple[str, ...], config: Machine
 )
 @mail_option
 @report_options("the differences")
-def compare(before: str, after: str, scenarios: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
-    """Run scenarios on kernels A and B, and show what differs.
+def compare(before: str, after: str, words: tuple[Selected, ...], config: MachineConfig, **options: Any) -> None:
+    """Run tests on kernels A and B, and show what differs.
 
     The exit status is 0 if nothing differs, 1 if something does, and otherwise that of `hugepfn run`.
     """
     from harness.campaign.compare import run_compare
 
     files = options["json_file"], page_request(options)
-    sys.exit(run_compare(before, after, scenarios, run_options(config, options), options["confirm"], *files))
+    sys.exit(run_compare(before, after, words, run_options(config, options), options["confirm"], *files))

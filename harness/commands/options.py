@@ -14,6 +14,7 @@ import click
 
 from harness.config import MachineConfig, default_of, name_of, option_of
 from harness.levels import PAGE_SIZES, level_label
+from harness.selected import Selected
 
 if TYPE_CHECKING:
     from harness.campaign.kernels import RunOptions
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 F = TypeVar("F", bound=Callable[..., Any])
 
-scenarios_argument = click.argument("scenarios", nargs=-1, metavar="[SCENARIO...]")
+
+class _TestWord(click.ParamType[Any]):
+    """A word that selects tests, as a :class:`Selected`."""
+
+    name = "TEST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Selected:  # noqa: ARG002
+        """Read it; what cannot be read is refused with our own words."""
+        return value if isinstance(value, Selected) else Selected.parse(value)
+
+
+TEST = _TestWord()
+tests_argument = click.argument("words", nargs=-1, metavar="[TEST...]", type=TEST)
 
 
 class _LevelChoice(click.Choice[str]):

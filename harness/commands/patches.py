@@ -5,27 +5,31 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.commands.options import (
     FILE,
+    TEST,
     campaign_options,
     mail_option,
     page_request,
     report_options,
     run_options,
-    scenarios_argument,
+    tests_argument,
 )
 from harness.config import MachineConfig
 from harness.events import Sparing
+
+if TYPE_CHECKING:
+    from harness.selected import Selected
 
 
 @click.command()
 @click.argument("tree")
 @click.argument("revisions", metavar="[BASE..TIP]", required=False)
-@scenarios_argument
+@tests_argument
 @click.option("--mbox", type=FILE, help="the patches, instead of BASE..TIP")
 @click.option(
     "--b4", "message_id", metavar="MSGID", help="a mail of the series, which b4 fetches, instead of BASE..TIP"
@@ -36,7 +40,7 @@ from harness.events import Sparing
 def series(
     tree: str,
     revisions: str | None,
-    scenarios: tuple[str, ...],
+    words: tuple[Selected, ...],
     mbox: Path | None,
     message_id: str | None,
     config: MachineConfig,
@@ -62,31 +66,32 @@ def series(
         if revisions is None or ".." not in revisions:
             raise click.UsageError("give BASE..TIP, --mbox FILE or --b4 MSGID")
     elif revisions is not None:
-        scenarios = (revisions, *scenarios)  # with patches from elsewhere, this argument is a scenario
+        words = (TEST.convert(revisions, None, None), *words)  # with patches from elsewhere, this argument is a test
     files = options["json_file"], page_request(options)
     with tempfile.TemporaryDirectory(prefix="hugepfn-b4-") as folder:
         patches = mbox if message_id is None else fetch(message_id, Path(folder))
-        sys.exit(run_series(tree, patches or str(revisions), scenarios, run_options(config, options), *files))
+        sys.exit(run_series(tree, patches or str(revisions), words, run_options(config, options), *files))
 
 
 @click.command()
 @click.argument("tree")
-@click.argument("case", metavar="SCENARIO[:LEVEL]")
+@click.argument("word", metavar="TEST", type=TEST)
 @campaign_options
-def check(tree: str, case: str, config: MachineConfig, **options: Any) -> None:
+def check(tree: str, word: Selected, config: MachineConfig, **options: Any) -> None:
     """Run one step of a bisection.
 
     \b
         git bisect run hugepfn check . fork:pud
 
-    Builds the tree checked out in TREE, boots it and runs the scenario. The exit status is the one that git expects:
+    Builds the tree checked out in TREE, boots it and runs the test, which is named as for `hugepfn run`. The exit
+    status is the one that git expects:
     0 good, 1 bad, 125 cannot tell (it does not build or boot, or a precondition is not met), 128 the machinery failed,
     and git stops.
     """
     from harness.campaign.check import check as step
 
     verdict, reason = step(
-        tree, case, run_options(config, options), Sparing(lambda line: click.echo(f"hugepfn: {line}", err=True))
+        tree, word, run_options(config, options), Sparing(lambda line: click.echo(f"hugepfn: {line}", err=True))
     )
     click.echo(f"{verdict.name.lower().replace('_', ' ')}: {reason}")
     sys.exit(verdict)

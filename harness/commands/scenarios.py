@@ -30,7 +30,7 @@ def list_scenarios(patterns: Sequence[str], levels: Sequence[str], functions: Se
     from rich.console import Console
     from rich.markup import escape
 
-    from harness.campaign.session import scenario_lines
+    from harness.campaign.scenarios import scenario_lines
 
     lines = [
         line

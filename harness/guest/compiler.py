@@ -11,22 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import CompileError, MachineryError, UsageError
+from harness.errors import CompileError, MachineryError, UsageError, did_you_mean
 from harness.host import cache
 from harness.host.cache_key import key_of
 from harness.host.packages import find_command, how_to_install
 
-#: C11 with our warnings. Static, so that the guest needs no loader; small, because it is sent to the guest.
-CFLAGS = (
-    "-std=c11",
-    "-D_GNU_SOURCE",
-    "-O2",
-    "-g",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-static",
-)
+_LOG = logging.getLogger("hugepfn.cache")
+#: Static, so that the guest needs no loader. _GNU_SOURCE as the kernel's selftests have it (tools/testing/selftests/
+#: lib.mk): empty, so that a program may begin with `#define _GNU_SOURCE` too.
+_CFLAGS = ("-D_GNU_SOURCE=", "-O2", "-g", "-Wall", "-Wextra", "-static")
+OUR_CFLAGS = (*_CFLAGS, "-std=c11", "-Werror")
+#: For programs of the user's, in the C of the kernel: GNU C11, in which a warning is no error.
+USERS_CFLAGS = (*_CFLAGS, "-std=gnu11")
 _COMPILE_TIMEOUT_S = 120
 #: Matches "error:" and "fatal error:" of gcc, "Error:" of as, and errors of ld, but not "error" in a file name.
 _ERROR = re.compile(r"\berror: |undefined reference", re.IGNORECASE)
@@ -53,7 +49,7 @@ def guest_tests_dir() -> Path:
 def find_source(name: str, search: tuple[Path, ...] = ()) -> Path:
     """The C file of a program: a path, or a name that is searched for in ``search`` and then among the scenarios.
 
-    :raises UsageError: there is no such program; lists the existing ones.
+    :raises UsageError: there is none; says what comes close, and where it was looked for.
     """
     if name.endswith(".c"):
         path = Path(name)
@@ -65,8 +61,8 @@ def find_source(name: str, search: tuple[Path, ...] = ()) -> Path:
         if (path := folder / f"{name}.c").is_file():
             return path.resolve()
     known = sorted({path.stem for folder in folders for path in folder.glob("*.c")})
-    expected = f"one of: {', '.join(known)}" if known else "the path of a C file"
-    raise UsageError(f"there is no guest program {name!r}; expected {expected}")
+    places = " and ".join(map(str, folders))
+    raise UsageError(f"no guest program {name!r}{did_you_mean(name, known)} it would be {name}.c in {places}")
 
 
 @functools.cache
@@ -96,15 +92,16 @@ def forget_library() -> None:
 def compile_program(source: Path) -> Program:
     """Compile one C file with the guest library (``#include "lib/hugepfn.h"`` or ``"hugepfn.h"``).
 
-    The result is cached by the content of the source, the headers beside it, the library, the flags and
-    the compiler.
+    One of the user's may warn; ours may not. The result is cached by the content of the source, the headers beside it,
+    the library, the flags and the compiler.
 
     :raises CompileError: with the compiler's first error.
     """
     library_files, library_digest = _library()
     own_headers = b"".join(header.read_bytes() for header in sorted(source.parent.glob("*.h")))
     parts = {"source": source.read_bytes(), "headers": own_headers, "library": library_digest}
-    return _compile(source.stem, (source, *library_files), parts)
+    flags = OUR_CFLAGS if source.parent == guest_tests_dir() else USERS_CFLAGS
+    return _compile(source.stem, (source, *library_files), parts, flags)
 
 
 def compile_init() -> Program:
@@ -119,19 +116,19 @@ def compile_init() -> Program:
         folder: b"\0".join(part for file in members for part in (file.name.encode(), file.read_bytes()))
         for folder, members in named.items()
     }
-    return _compile("init", [file for file in files if file.suffix == ".c"], parts)
+    return _compile("init", [file for file in files if file.suffix == ".c"], parts, OUR_CFLAGS)
 
 
-def _compile(name: str, files: Sequence[Path], parts: Mapping[str, bytes]) -> Program:
+def _compile(name: str, files: Sequence[Path], parts: Mapping[str, bytes], flags: Sequence[str]) -> Program:
     """Compile C files to one program, once for the same ``parts``, flags and compiler."""
     compiler, identity = _compiler()
-    keyed = {**parts, "flags": " ".join(CFLAGS).encode(), "compiler": identity.encode()}
+    keyed = {**parts, "flags": " ".join(flags).encode(), "compiler": identity.encode()}
     key = key_of(f"program {name}", keyed)
 
     def build(folder: Path) -> None:
         elf = folder / f"{name}.debug"
         includes = [f"-I{guest_tests_dir()}", f"-I{guest_tests_dir() / 'lib'}"]
-        _call([compiler, *CFLAGS, *includes, *map(str, files), "-o", str(elf)], f"{name}.c")
+        _call([compiler, *flags, *includes, *map(str, files), "-o", str(elf)], f"{name}.c")
         _call(["strip", "-o", str(folder / name), str(elf)], f"{name}.c")
 
     folder = cache.obtain("programs", f"{name}-{key}", build)
@@ -149,6 +146,8 @@ def _call(argv: list[str], what: str) -> None:
         ) from None
     except subprocess.TimeoutExpired:
         raise CompileError(f"{what}: {argv[0]} took more than {_COMPILE_TIMEOUT_S} s") from None
+    if done.stderr.strip() and not done.returncode:
+        _LOG.info("%s: the compiler warns: %s", what, done.stderr.strip())
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if _ERROR.search(line)]
         first = (errors or done.stderr.splitlines() or ["no message"])[0]

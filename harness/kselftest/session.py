@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from harness.archive.versions import series_of
-from harness.campaign.session import run_pytest, told
+from harness.campaign.pytest_session import run_pytest, told
 from harness.config import MachineConfig
 from harness.errors import ExitCode, UsageError
 from harness.events import Note

@@ -25,6 +25,7 @@ from harness.outputs import Output
 from harness.pagetable import Walk
 from harness.qemu.end_error import GAVE_UP
 from harness.qemu.spec import Root
+from harness.selected import Selected
 from harness.session.outlet import Outlet
 from harness.session.state import Halt, HaltCause, MachineState, halt_words
 
@@ -106,14 +107,14 @@ class Session:
 
     def rerun(
         self,
-        scenarios: Sequence[str],
+        words: Sequence[Selected],
         levels: Sequence[str],
         entries: bool,
         stdout: int,
         width: int | None,
         stopping: Stopping,
     ) -> ExitCode:
-        """Run scenarios on this machine with their current files.
+        """Run tests on this machine with their current files.
 
         :param stopping: ends the run after the current test.
         :param width: width of the caller's terminal; None if it has none.
@@ -130,7 +131,7 @@ class Session:
         with self._turn, Output(os.dup(stdout)) as file:
             self._check_runs()
             console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)
-            status = rerun_session(pytest, RunReporter(console, entries), scenarios, levels, self.vm, stopping)
+            status = rerun_session(pytest, RunReporter(console, entries), words, levels, self.vm, stopping)
             if file.lost and status is not ExitCode.CLAIM_FAILED:
                 raise MachineryError(f"standard output cannot be written: {file.lost}; it is not complete")
             return status

@@ -120,6 +120,7 @@ class ScenarioResult:
     """One scenario at one page-table level on one kernel."""
 
     scenario: str
+    """The name of the test without ``test_``, with its class and with its parameters other than the level."""
     level: str | None
     """"pte", "pmd" or "pud"; None for a scenario that knows no levels."""
     outcome: Outcome
@@ -143,6 +144,8 @@ class ScenarioResult:
     """For KNOWN_BUG: those that explain its failures."""
     fixed_bugs: tuple[BugFixed, ...] = ()
     returned_bugs: tuple[BugReturned, ...] = ()
+    file: str = ""
+    """The file of a test of the user's own; "" for hugepfn's scenarios."""
 
     @property
     def broken(self) -> tuple[Violation, ...]:
@@ -161,6 +164,7 @@ class ScenarioResult:
         """This result as an object of schema hugepfn-run."""
         return {
             "scenario": self.scenario,
+            "file": self.file,
             "level": self.level,
             "outcome": self.outcome.value,
             "reason": self.reason,
@@ -188,6 +192,7 @@ class ScenarioResult:
         data = as_object(value, "a result")
         return cls(
             scenario=value_of(data, "scenario", str),
+            file=str(data.get("file", "")),  # files before it had only hugepfn's scenarios
             level=None if data.get("level") is None else value_of(data, "level", str),
             outcome=member(data, "outcome", Outcome),
             reason=value_of(data, "reason", str),

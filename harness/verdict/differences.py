@@ -87,7 +87,7 @@ class CaseDifference:
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
         case = {"scenario": self.case.scenario, "level": self.case.level, "turn": self.case.turn}
-        return {**case, "differences": [one.to_json() for one in self.differences]}
+        return {**case, "file": self.case.file, "differences": [one.to_json() for one in self.differences]}
 
 
 def compare_runs(before: Run, after: Run) -> tuple[CaseDifference, ...]:

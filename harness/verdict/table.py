@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import functools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.errors import ExitCode
@@ -40,10 +40,28 @@ class Case:
     scenario: str
     level: str | None
     turn: int = 0  # 0 for the first result of that name in a run, 1 for the second
+    file: str = ""  # of a test of the user's own; "" for hugepfn's scenarios
 
     def __str__(self) -> str:
         again = f"({self.turn + 1})" if self.turn else ""
         return " ".join(word for word in (self.scenario, self.level, again) if word)
+
+
+def labels(cases: Iterable[Case]) -> dict[Case, str]:
+    """What each row is called: its name, and where two files have a test of this name, enough of the file's path."""
+    files: dict[str, set[str]] = {}
+    for case in cases:
+        files.setdefault(str(case), set()).add(case.file)
+    return {case: _label(case, files[str(case)]) for case in cases}
+
+
+def _label(case: Case, files: Collection[str]) -> str:
+    if len(files) == 1 or not case.file:
+        return str(case)
+    parts = case.file.split("/")
+    others = [file.split("/") for file in files if file != case.file]
+    count = next(n for n in range(1, len(parts) + 1) if all(parts[-n:] != other[-n:] for other in others))
+    return f"{case} ({'/'.join(parts[-count:])})"
 
 
 @dataclass(frozen=True)
@@ -120,10 +138,15 @@ class Table:
                 found |= dict.fromkeys(results)
         # The expected rows come first, in their order; the others are sorted by name, since xdist's order is random.
         order = {case: number for number, case in enumerate(expected)}
-        first = {case.scenario: number for number, case in reversed([*enumerate(found)])}
+        first = {(case.file, case.scenario): number for number, case in reversed([*enumerate(found)])}
         cases = sorted(
             found or expected,
-            key=lambda case: (order.get(case, len(order)), first.get(case.scenario, 0), _level_rank(case), case.turn),
+            key=lambda case: (
+                order.get(case, len(order)),
+                first.get((case.file, case.scenario), 0),
+                _level_rank(case),
+                case.turn,
+            ),
         )
         cells = tuple(tuple(_cell(column, case) for column in columns) for case in cases)
         return cls(tuple(columns), tuple(cases), cells)
@@ -136,6 +159,11 @@ class Table:
         """The table with only the rows of some cases."""
         kept = [(case, row) for case, row in self.rows() if case in cases]
         return Table(self.columns, tuple(case for case, _ in kept), tuple(row for _, row in kept))
+
+    @functools.cached_property
+    def labels(self) -> Mapping[Case, str]:
+        """What each row is called."""
+        return labels(self.cases)
 
     @functools.cached_property
     def notes(self) -> Mapping[str, int]:
@@ -180,6 +208,7 @@ class Table:
             "rows": [
                 {
                     "scenario": case.scenario,
+                    "file": case.file,
                     "level": case.level,
                     "turn": case.turn,
                     "cells": [
@@ -192,11 +221,11 @@ class Table:
 
 
 def _cases(run: Run) -> Iterator[tuple[Case, ScenarioResult]]:
-    seen: Counter[tuple[str, str | None]] = Counter()
+    seen: Counter[Case] = Counter()
     for result in run.results:
-        key = result.scenario, result.level
-        yield Case(*key, seen[key]), result
-        seen[key] += 1
+        case = Case(result.scenario, result.level, file=result.file)
+        yield replace(case, turn=seen[case]), result
+        seen[case] += 1
 
 
 def _level_rank(case: Case) -> int:

@@ -30,6 +30,7 @@ from rich.table import Table
 from harness.campaign.building import build_shown
 from harness.campaign.kernels import RunOptions, run_kernel
 from harness.errors import HugepfnError
+from harness.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult, words
 from harness.verdict.table import TROUBLE
 
@@ -126,9 +127,9 @@ def main(names: tuple[str, ...], kernel: str, no_base: bool) -> None:
         console.print(f"{kernel} unmutated: {len(base.results)} cases, {words or 'nothing failed'}", soft_wrap=True)
     for mutant in mutants(names):
         begin = time.monotonic()
-        scenarios = sorted({killer.scenario for killer in mutant.killers})
+        tests = [Selected(None, name) for name in sorted({killer.scenario for killer in mutant.killers})]
         levels = tuple(sorted({killer.level for killer in mutant.killers if killer.level}))
-        run = run_kernel(mutant.kernel(kernel), scenarios, RunOptions(levels=levels))
+        run = run_kernel(mutant.kernel(kernel), tests, RunOptions(levels=levels))
         what, by = verdict(mutant, run)
         bad += what != "killed"
         row = (mutant.path.stem, mutant.what, what, by, f"{time.monotonic() - begin:.0f}")

@@ -1,0 +1,49 @@
+"""hugepfn's scenarios as ``hugepfn list`` shows them, read from their source: nothing is imported for it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import kernel_functions
+from harness.guest.compiler import guest_tests_dir
+
+
+class ScenarioLine(NamedTuple):
+    """The line of ``hugepfn list`` about one scenario."""
+
+    name: str
+    levels: str  # "pte pmd pud"; empty for a scenario without levels
+    claim: str  # the first line of the docstring
+    decided_by: tuple[str, ...]  # the kernel functions: "mm/memory.c copy_pte_range()"
+    file: Path
+
+
+def scenario_lines() -> list[ScenarioLine]:
+    """Every scenario, read from the source."""
+    found = []
+    for path in sorted(guest_tests_dir().glob("test_*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                claim = (ast.get_docstring(node) or "").splitlines()[:1]
+                name = node.name.removeprefix("test_")
+                levels = " ".join(ast.literal_eval(argument) for argument in _marked(node, "levels"))
+                decided_by = tuple(map(str, _functions(_marked(node, "decided_by"))))
+                found.append(ScenarioLine(name, levels, "".join(claim), decided_by, path))
+    return found
+
+
+def _functions(arguments: Iterable[ast.expr]) -> Iterator[kernel_functions.KernelFunction]:
+    """The functions that ``fn.NAME`` and the tables ``fn.NAME_BY`` of harness/kernel_functions.py stand for."""
+    for argument in arguments:
+        value = getattr(kernel_functions, ast.unparse(argument).removeprefix("fn."))
+        yield from dict.fromkeys(value.values()) if isinstance(value, Mapping) else (value,)
+
+
+def _marked(test: ast.FunctionDef, marker: str) -> list[ast.expr]:
+    for decorator in test.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith(f"mark.{marker}"):
+            return decorator.args
+    return []

@@ -1,0 +1,131 @@
+"""Which tests a command runs: its words are checked here, before anything is fetched, built or booted."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from harness.campaign.pytest_session import place_args, run_pytest
+from harness.campaign.reporter import SessionReporter
+from harness.campaign.scenarios import scenario_lines
+from harness.errors import UsageError
+from harness.guest.compiler import guest_tests_dir
+from harness.selected import Selected, check_selects
+from harness.selection import own_file, selected_by
+from harness.verdict.table import Case
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The tests that were asked for."""
+
+    words: tuple[Selected, ...]
+    """As they were asked for; empty for every scenario."""
+    levels: tuple[str, ...]
+    """Only these levels, and the tests that have none; empty for all."""
+    tests: tuple[Selected, ...]
+    """Every single test that this comes to."""
+
+    @property
+    def cases(self) -> list[Case]:
+        """The rows of a table of them."""
+        return list(dict.fromkeys(Case(one.scenario, one.level, file=own_file(one.file)) for one in self.tests))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Their files, each once."""
+        return tuple(dict.fromkeys(one.file for one in self.tests if one.file is not None))
+
+    def pytest_args(self) -> list[str]:
+        """The arguments with which pytest collects them and nothing else."""
+        files = self.files if self.words else (guest_tests_dir(),)
+        places = {one.scenario: one.file for one in self.tests if own_file(one.file) == ""}
+        located = [one if one.file else replace(one, file=places.get(one.scenario)) for one in self.words]
+        return [
+            *map(str, files),
+            *place_args(self.files),
+            *(f"--hugepfn-level={level}" for level in self.levels),
+            *(f"--hugepfn-scenario={one}" for one in located),
+        ]
+
+
+def choose(words: Sequence[Selected], levels: Sequence[str] = ()) -> Wanted:
+    """Find the tests that words select.
+
+    :param words: empty for every scenario.
+    :raises UsageError: a word selects nothing, or none of the tests has one of the levels.
+    :raises MachineryError: a test file of the user's cannot be read.
+    """
+    own = list(dict.fromkeys(word.file for word in words if word.file is not None))
+    scenarios = list(_scenarios())
+    # A word without a file means a scenario of ours, whatever the user's tests are called.
+    ours, others = [one for one in words if one.file is None], [one for one in words if one.file is not None]
+    check_selects(ours, scenarios)
+    _check_helpers({file.parent for file in own})
+    theirs = _collect(own) if own else []
+    check_selects(others, theirs)
+    selected = [
+        *(one for one in scenarios if not words or any(word.matches(one) for word in ours)),
+        *(one for one in theirs if any(word.matches(one) for word in others)),
+    ]
+    kept = [one for one in selected if not levels or one.level in (*levels, None)]
+    if not kept:
+        raise UsageError(f"none of these tests has the level {' or '.join(levels)}")
+    return Wanted(tuple(words), tuple(levels), tuple(kept))
+
+
+def _scenarios() -> Iterator[Selected]:
+    for line in scenario_lines():
+        yield from (Selected(line.file, line.name, level) for level in line.levels.split() or (None,))
+
+
+class _Collector(SessionReporter):
+    """Notes the tests that pytest finds."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.tests: list[Selected] = []
+        self.misused = ""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection_modifyitems(self) -> Iterator[None]:
+        """A marker with a wrong value is one line of ours, not of pytest's."""
+        try:
+            return (yield)
+        except pytest.UsageError as error:
+            self.misused = str(error)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """All of them are known."""
+        self.tests = [selected_by(item) for item in session.items]
+
+
+def _collect(files: Sequence[Path]) -> list[Selected]:
+    """The tests in the user's own files, as pytest itself finds them: in classes, imported, generated."""
+    collector = _Collector()
+    args = [*map(str, files), *place_args(files), "--collect-only"]
+    status = run_pytest(pytest, collector, args, [])
+    if collector.misused:
+        raise UsageError(collector.misused)
+    if status == pytest.ExitCode.USAGE_ERROR:
+        raise UsageError(f"the tests in {', '.join(map(str, files))} cannot be read: pytest's message is above")
+    return collector.tests
+
+
+def _check_helpers(folders: set[Path]) -> None:
+    """Refuse two helper modules of one name: a test would get the one that another test imported."""
+    found: dict[str, Path] = {}
+    for folder in sorted(folders):
+        for path in folder.glob("*.py"):
+            if path.name.startswith("test_") or path.name in ("conftest.py", "__init__.py"):
+                continue
+            if path.name in found:
+                raise UsageError(
+                    f"{found[path.name]} and {path} have the same module name; run the tests beside them one at a time"
+                )
+            found[path.name] = path
