@@ -170,5 +170,5 @@ def test_a_file_that_a_guest_may_lack_is_empty_only_if_it_is_not_there() -> None
 
 def test_kallsyms_that_is_none() -> None:
     assert kernel_symbols(b"ffffffff81000000 T _text\n") == [(0xFFFFFFFF81000000, b"_text", b"T")]
-    with pytest.raises(ProtocolError, match="a line that begins with no address"):
+    with pytest.raises(ProtocolError, match="a line without an address"):
         kernel_symbols(b"here T _text\n")

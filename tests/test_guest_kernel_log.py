@@ -198,7 +198,7 @@ def test_a_kernel_that_drops_our_line_hides_its_end() -> None:
 def test_a_log_that_was_not_read_to_the_end_is_not_called_clean() -> None:
     machine = Machine()
     watch = machine.begin()
-    assert "not read to the end of fork" in watch.gap
+    assert "not read up to the end of fork" in watch.gap
 
 
 def test_last_words_of_a_program_that_hangs() -> None:
@@ -264,7 +264,7 @@ def test_records_of_the_run_that_are_not_kept_are_a_gap(monkeypatch: pytest.Monk
     asyncio.run(watch.settle())
     lost = machine.qemu.log.lost_since(LogMark(1))
     assert 800 < lost < 1000
-    assert f"the kernel's log has a gap of {lost} records" in watch.gap
+    assert f"the kernel log has a gap of {lost} records" in watch.gap
     assert watch.log.splitlines()[0] == f"hugepfn: {lost} lines of the kernel log were dropped here, to keep the newest"
 
 
@@ -277,7 +277,7 @@ def test_what_only_the_console_had_and_is_not_kept_is_a_gap(monkeypatch: pytest.
     assert "lines of the console were dropped here" in watch.log
     asyncio.run(watch.settle())
     assert "gap of" in watch.gap
-    assert machine.watch("next").gap == "the kernel's log was not read to the end of next"
+    assert machine.watch("next").gap == "the kernel log was not read up to the end of next"
 
 
 def test_a_line_that_is_longer_than_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def test_a_path_that_gdb_takes_for_a_host_is_refused(tmp_path: Path) -> None:
     sockets = PrivateFolder()
     sockets.use(tmp_path / "a:1")
     vm: Any = SimpleNamespace(sockets=sockets)
-    with pytest.raises(UsageError, match=r"gdb takes .*a:1/gdb for a host and a port"):
+    with pytest.raises(UsageError, match=r"gdb would take .*a:1/gdb for a host and a port"):
         start_stub(vm, Processes(vm))
 
 

@@ -53,7 +53,7 @@ SAYS: dict[str, tuple[str, ExitStatus | Exception]] = {
     "xfail": ("TAP version 13\n1..1\nok 1 # XFAIL not yet\n", ExitStatus(2, None)),
     "tap12": ("1..1\nok 1 first\n", ExitStatus(0, None)),
     "plain": ("it works\n", ExitStatus(0, None)),
-    "hang": ("TAP version 13\n1..2\nok 1 first\n", DeadlineError("nothing within 5 s; it said last: 'ok 1 first'")),
+    "hang": ("TAP version 13\n1..2\nok 1 first\n", DeadlineError("nothing within 5 s; its last line was 'ok 1 first'")),
     "dies": ("TAP version 13\n1..2\nok 1 first\n", KernelDied("the kernel died: BUG: unable to handle page fault")),
     "warns": (GOOD, ExitStatus(0, None)),
     "gap": (GOOD, ExitStatus(0, None)),
@@ -178,7 +178,7 @@ def test_each_point_is_reported_beside_its_program(session: Session) -> None:
         ("xfail", "xfailed", {"not yet": "xfailed"}, "not yet"),
         ("tap12", "passed", {"first": "passed"}, "mm::tap12: passed"),
         ("plain", "passed", {}, "it reports no points: by its exit status"),
-        ("hang", "failed", {"first": "passed"}, "it said last: 'ok 1 first'"),
+        ("hang", "failed", {"first": "passed"}, "its last line was 'ok 1 first'"),
         ("dies", "failed", {"first": "passed"}, "BUG: unable to handle page fault"),
         ("warns", "failed", {"first": "passed", "second": "passed"}, "the kernel log: WARNING: mm/memory.c:1"),
         ("numa", "skipped", {}, "apt-get install libnuma-dev"),
@@ -322,7 +322,7 @@ def test_programs_that_are_asked_for(session: Session) -> None:
     found = session.collection()
     assert commands_of(found, []) == list(SAYS)
     assert commands_of(found, ["good", "good -v", "good"]) == ["good", "good -v"]
-    with pytest.raises(UsageError, match=r"mm of debsrc:6.12 has no test 'soft'; there are: good, mixed,"):
+    with pytest.raises(UsageError, match=r"mm of debsrc:6.12 has no test 'soft'; expected one of: good, mixed,"):
         commands_of(found, ["soft"])
     with pytest.raises(UsageError, match=r"run.sh is a shell script"):
         commands_of(found, ["run.sh"])
@@ -344,5 +344,5 @@ def test_the_source_that_fits_a_kernel(kernel: str, release: str, sources: list[
 
 
 def test_of_a_kernel_by_path_the_source_has_to_be_said() -> None:
-    with pytest.raises(UsageError, match="--source tree:PATH or debsrc:VERSION"):
+    with pytest.raises(UsageError, match="--source tree:PATH or --source debsrc:VERSION"):
         recipes_of(Kernel.parse("./bzImage"), IMAGE, None)

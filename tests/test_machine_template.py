@@ -84,7 +84,7 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
 )
 def test_what_is_not_what_was_saved_is_refused(saved: Path, change: Callable[[Path], object]) -> None:
     change(saved)
-    with pytest.raises(MachineryError, match=r"^the template key is not what was saved$"):
+    with pytest.raises(MachineryError, match=r"^the template key has changed since it was saved$"):
         load(saved)
 
 
@@ -106,7 +106,7 @@ def test_the_content_is_checked_once_in_a_process(saved: Path) -> None:
     saved.mkdir()
     fill(saved)
     (saved / "state").write_bytes(b"other")
-    with pytest.raises(MachineryError, match="not what was saved"):
+    with pytest.raises(MachineryError, match="has changed since it was saved"):
         load(saved)
 
 
@@ -155,16 +155,16 @@ def test_one_that_is_spoilt_is_made_again_once() -> None:
     template_module._verified.clear()  # another process
     said: list[str] = []
     assert obtain("one", build, Sparing(said.append)).state.read_bytes() == b"registers"
-    assert said == ["the template one is not what was saved; making it again"]
+    assert said == ["the template one has changed since it was saved; building it again"]
 
     def build_badly(folder: Path) -> None:
         fill(folder)
         (folder / "state").write_bytes(b"other")
 
     said.clear()
-    with pytest.raises(MachineryError, match="the template two is not what was saved"):
+    with pytest.raises(MachineryError, match="the template two has changed since it was saved"):
         obtain("two", build_badly, Sparing(said.append))
-    assert said == ["the template two is not what was saved; making it again"], "and not for ever"
+    assert said == ["the template two has changed since it was saved; building it again"], "and not for ever"
 
 
 def test_a_booted_machine_is_saved_while_it_stands_still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_template_that_was_thrown_away_for_room_is_checked_again(
     finally:
         ram.close()
     (saved / "state").write_bytes(b"other")
-    with pytest.raises(MachineryError, match="not what was saved"):
+    with pytest.raises(MachineryError, match="has changed since it was saved"):
         load(saved)
 
 

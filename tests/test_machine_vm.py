@@ -136,7 +136,7 @@ def coming_back(monkeypatch: pytest.MonkeyPatch, folder: Path, refused: int) -> 
 def test_a_template_that_qemu_refuses_is_made_again_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     vm, happened = coming_back(monkeypatch, tmp_path, 1)
     vm._clone()
-    said = "QEMU 11.1.3 does not restore it: Unknown ramblock; making it again"
+    said = "QEMU 11.1.3 does not restore it: Unknown ramblock; building it again"
     assert happened == ["clone", f"discard {tmp_path.name}", said, "clone"]
     vm, happened = coming_back(monkeypatch, tmp_path, 2)
     with pytest.raises(MachineryError, match="Unknown ramblock"):
@@ -156,7 +156,7 @@ def test_what_a_program_says_before_it_is_known_to_run_is_kept_up_to_a_limit(mon
     for _ in range(2):
         vm.programs.receive(b"x" * 50)
     with pytest.raises(
-        ProtocolError, match=r"says 101 bytes, expected one line \(at most 100 bytes\) until it is registe"
+        ProtocolError, match=r"sent 101 bytes, expected one line \(at most 100 bytes\) until it is registe"
     ):
         vm.programs.receive(b"x")
 

@@ -374,7 +374,7 @@ def test_leaves_in_bulk(machine: Start) -> None:
         run.leaf_arrays("parent", "bar")
     run.until("mapped")
     assert [column.tolist() for column in run.leaf_arrays("parent", "bar")] == [[BAR_VADDR], [SOUND], [Level.PUD]]
-    with pytest.raises(UsageError, match="no process 'child' with a mapping 'bar'"):
+    with pytest.raises(UsageError, match="no registered process 'child' has a mapping 'bar'"):
         run.leaf_arrays("child", "bar")
 
 
@@ -477,7 +477,7 @@ def test_saved_dirty_decides_whether_a_shadow_stack_is_looked_for(machine: Start
 def test_check_wants_the_log_to_the_end(machine: Start) -> None:
     fork = forks(machine)
     run = fork.run()
-    with pytest.raises(MachineryError, match="the kernel's log was not read to the end of fork"):
+    with pytest.raises(MachineryError, match="the kernel log was not read up to the end of fork"):
         run.check()
     run.finish()
     run.check()
@@ -536,7 +536,7 @@ def test_events_that_nobody_takes_are_bounded(machine: Start, monkeypatch: pytes
     monkeypatch.setattr(bounds, "EVENTS_MAX", 2)
     run.receive(b"gone 78\ngo")
     run.receive(b"ne 79\n")
-    with pytest.raises(ProtocolError, match="events: 2 lines have come, and nobody waits for one"):
+    with pytest.raises(ProtocolError, match="events: 2 lines were received before a wait for one"):
         run.receive(b"gone 80\n")
 
 

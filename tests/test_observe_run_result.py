@@ -94,5 +94,7 @@ def test_what_is_no_number_of_faults(word: str) -> None:
 
 
 def test_an_access_that_was_given_up_hangs() -> None:
-    with pytest.raises(ClaimFailed, match="a hang before checkpoint 'written': write was given up after 10,000 faults"):
+    with pytest.raises(
+        ClaimFailed, match="a hang before checkpoint 'written': write was abandoned after 10,000 faults"
+    ):
         result("# value write-faults=-1\n").faults("write-faults", "written")

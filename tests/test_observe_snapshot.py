@@ -71,7 +71,7 @@ def test_what_is_not_mapped_shows_the_walk_to_the_nearest_gap_before_it() -> Non
 def test_an_empty_top_level_hints_at_a_process_that_has_exited() -> None:
     parent = stop("bar", view(), hole(0, table=False))["parent"]
     with pytest.raises(
-        ClaimFailed, match="nothing is mapped anywhere near, as if it had exited: let it wait at a gate"
+        ClaimFailed, match="nothing is mapped near it, so the process has probably exited; let it wait at a gate"
     ):
         parent.leaf("bar")
 
@@ -85,7 +85,7 @@ def test_tables_that_cannot_be_walked_say_why() -> None:
 def test_a_bar_by_its_name() -> None:
     at = stop("bar", view())
     assert (at.bar("bar"), at.bar("bar0")) == (BAR, ORDINARY)
-    with pytest.raises(UsageError, match=r"the device has no 'bar3'; it has \['bar0', 'bar'\]"):
+    with pytest.raises(UsageError, match=r"the device has no 'bar3'; expected one of \['bar0', 'bar'\]"):
         at.bar("bar3")
 
 

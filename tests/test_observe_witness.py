@@ -390,7 +390,7 @@ def test_wrong_names_list_the_right_ones() -> None:
     at = Family().witness.snapshot("forked", 77)
     assert "child" in at
     assert "grandchild" not in at
-    with pytest.raises(UsageError, match=r"no process 'grandchild' at 'forked'; there are \['child', 'parent'\]"):
+    with pytest.raises(UsageError, match=r"no process 'grandchild' at 'forked'; expected one of \['child', 'parent'\]"):
         at["grandchild"]
     with pytest.raises(UsageError, match=r"child has no mapping 'rab' at 'forked'; it has \['bar'\]"):
         at["child"].leaf("rab")
@@ -443,7 +443,7 @@ def test_the_pagemap_words_and_the_holes_of_a_run_are_counted(monkeypatch: pytes
     witness.note(MappingEvent("empty", 77, 0x7F8000000000, 4 * PAGE, 3, "ram", 0))
     for _ in range(5):
         witness.note(PagemapEvent("empty", 77, (1, 1)))
-    with pytest.raises(ProtocolError, match="said more than 10 words of pagemap; declare less"):
+    with pytest.raises(ProtocolError, match="sent more than 10 pagemap words; declare less"):
         witness.note(PagemapEvent("empty", 77, (1,)))
     for _ in range(3):  # a leaf of each process, and the hole
         witness.snapshot("again", 77)
@@ -466,7 +466,7 @@ def test_mappings_and_processes_are_counted() -> None:
     for number in range(bounds.MAPPINGS_MAX):
         witness.note(mapping(77, f"m{number}", 0x7F0000000000 + number * PAGE, PAGE))
     witness.note(mapping(77, "m0", 0x7F0000000000, PAGE))  # declared anew
-    with pytest.raises(ProtocolError, match="pid 77 has more than 256 mappings"):
+    with pytest.raises(ProtocolError, match="pid 77 declared a mapping, expected at most 256"):
         witness.note(mapping(77, "one-more", 0x7E0000000000, PAGE))
     process = witness.processes[77]
     for pid in range(1000, 1000 + bounds.PROCESSES_MAX - 1):
@@ -518,7 +518,7 @@ def test_a_bar_without_an_address_now(regions: list[dict[str, object]]) -> None:
 
 @pytest.mark.parametrize("devices", [[], None, [{"bus": 0, "devices": []}]])
 def test_no_device(devices: object) -> None:
-    with pytest.raises(ProtocolError, match="no device in slot 5"):
+    with pytest.raises(ProtocolError, match="expected a device in slot 5"):
         bars_from_pci(devices, 5)
 
 

@@ -43,7 +43,7 @@ ERRORS = {
     "session-silent": r"MachineryError: the session one .* nothing within 0.5 s; `hugepfn stop -s one` ends it",
     "session-stop": r"ended",
     "session-stop-no-socket": r"ended",
-    "session-start": r"MachineryError: the session's process has said nothing for 0.5 s",
+    "session-start": r"MachineryError: the session's process reported nothing for 0.5 s",
     "ssh-channel": r"MachineryError: cut off: Channel (closed|is not open)",  # the second: a busy host asks too late
 }
 # Of those that have one only: they end by themselves.
@@ -123,6 +123,7 @@ UNLIMITED = {
     ("guest/agent.py", "self._room.wait()"): "Qemu.expect(), of whoever waits for the frame; quit() cancels the rest",
     ("guest/kernel_log.py", "self._spoken.wait()"): "Qemu.expect()",
     ("qemu/process.py", "self._resumed.wait()"): "Qemu.expect()",
+    ("outputs.py", "capture.get()"): "text that rich has already captured",
     ("qemu/process.py", "self._ended.result()"): "it is done",
     ("qemu/process.py", "self._failure.result()"): "it is done",
     ("qemu/process.py", "task.result()"): "it is done",

@@ -31,8 +31,8 @@ def drgn_program(vm: LiveKernel, facts: KernelFacts) -> Any:
     said = facts.optional(_VMCOREINFO).split()
     if len(said) != 2:
         raise PremiseNotMet(
-            f"{vm.ready['release']} has no {_VMCOREINFO}, from which drgn learns where the kernel's page table is: "
-            "CONFIG_CRASH_DUMP=y gives it"
+            f"{vm.ready['release']} has no {_VMCOREINFO}, which drgn needs to find the kernel's page table; "
+            "build the kernel with CONFIG_CRASH_DUMP=y"
         )
     kallsyms, vmlinux, btf = facts.kallsyms, facts.vmlinux, facts.btf
     memory = vm.memory

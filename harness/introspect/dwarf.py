@@ -17,7 +17,7 @@ def import_drgn() -> Any:
     try:
         import drgn
     except ImportError:
-        raise PremiseNotMet("drgn is not installed: pip install 'hugepfn[drgn]'") from None
+        raise PremiseNotMet("drgn is not installed; run: pip install 'hugepfn[drgn]'") from None
     return drgn
 
 
@@ -31,7 +31,7 @@ def dwarf_offset(vmlinux: Path) -> Callable[[str], int]:
     module = program.extra_module(str(vmlinux), create=True)
     module.try_file(vmlinux, force=True)
     if module.wants_debug_file():
-        raise PremiseNotMet(f"drgn finds no debug information in {vmlinux}")
+        raise PremiseNotMet(f"{vmlinux} has no debug information that drgn can read")
 
     def offset(path: str) -> int:
         name, _, member = path.partition(".")

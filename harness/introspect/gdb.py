@@ -59,8 +59,8 @@ def start_stub(vm: LiveKernel, processes: Processes) -> GdbStub:
     socket = vm.sockets.socket("gdb")
     if ":" in str(socket):
         raise UsageError(
-            f"gdb takes {socket} for a host and a port, as it has a colon in it; "
-            "set HUGEPFN_RUNTIME_DIR (for a session) or TMPDIR to a folder that has none"
+            f"gdb would take {socket} for a host and a port, because it contains a colon; "
+            "set HUGEPFN_RUNTIME_DIR (for a session) or TMPDIR to a folder without one"
         )
     facts = processes.facts
     text = None
@@ -70,14 +70,14 @@ def start_stub(vm: LiveKernel, processes: Processes) -> GdbStub:
         processes.learn()
     symbols, offset, note = None, 0, ""
     if text is None:
-        note = "no symbols: the kernel has no kallsyms to say where it is; CONFIG_KALLSYMS=y gives them"
+        note = "gdb has no symbols, because the kernel has no kallsyms; build it with CONFIG_KALLSYMS=y"
     elif facts.vmlinux is not None:
         symbols, offset = facts.vmlinux.path, text - facts.vmlinux.symbols["_text"]
     else:
         symbols, offset = _names_only(facts, text), text - _LINKED_AT
         note = (
-            f"no vmlinux of {vm.ready['release']} is on this host: gdb has the names that kallsyms has, no types and "
-            "no lines; a kernel built by hugepfn has its vmlinux, and so has a distribution's debug package"
+            f"no vmlinux of {vm.ready['release']} was found, so gdb has only the names in kallsyms, without types and "
+            "line numbers; kernels that hugepfn builds have a vmlinux, and so do the debug packages of distributions"
         )
     vm.on_loop(_listen(vm.qemu, socket))
     return GdbStub(socket, symbols, text, offset, note)
@@ -113,7 +113,7 @@ async def _listen(qemu: Qemu, socket: Path) -> None:
         command = f'gdbserver "unix:{where},server=on,wait=off"'
         said = await qemu.execute("human-monitor-command", {"command-line": command})
     if await _channel(qemu) is None or not socket.is_socket():
-        raise MachineryError(f"QEMU does not wait for gdb on {socket}: {str(said).strip()!r}")
+        raise MachineryError(f"QEMU cannot wait for gdb on {socket}: {str(said).strip()!r}")
 
 
 async def gdb_is_attached(qemu: Qemu) -> bool:

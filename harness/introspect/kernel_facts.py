@@ -25,8 +25,8 @@ from harness.kernel.vmlinux import Vmlinux, find_vmlinux
 FUNCTION_LETTERS = b"tTwW"
 _BTF_PATH = "/sys/kernel/btf/vmlinux"
 _ADVICE = (
-    "`hugepfn build` leaves one with the kernels it builds, a kernel with CONFIG_DEBUG_INFO_BTF=y says itself where "
-    "things are, as stock ones do, and so does DWARF in a vmlinux (CONFIG_DEBUG_INFO_DWARF5=y), with drgn to read it: "
+    "use a kernel that `hugepfn build` has built, or one with CONFIG_DEBUG_INFO_BTF=y, as stock kernels have, or give "
+    "it a vmlinux with DWARF (CONFIG_DEBUG_INFO_DWARF5=y) and install drgn: "
     "pip install 'hugepfn[drgn]'"
 )
 
@@ -75,8 +75,8 @@ class KernelFacts:
         if text is not None and self.vmlinux is not None and symbol in self.vmlinux.symbols:
             return text + self.vmlinux.symbols[symbol] - self.vmlinux.symbols["_text"]
         raise PremiseNotMet(
-            f"{self._vm.ready['release']}: where {symbol} is, neither /proc/kallsyms says (CONFIG_KALLSYMS, and "
-            "CONFIG_KALLSYMS_ALL for data) nor a vmlinux with symbols"
+            f"{self._vm.ready['release']}: the address of {symbol} is neither in /proc/kallsyms (CONFIG_KALLSYMS, and "
+            "CONFIG_KALLSYMS_ALL for data) nor in a vmlinux with symbols"
         )
 
     @functools.cached_property
@@ -94,16 +94,18 @@ class KernelFacts:
             return TaskOffsets.of(self.btf.offset)
         kernel = self._vm.known_kernel
         if kernel is None:
-            raise PremiseNotMet(f"{self._vm.ready['release']} has no BTF, and its files are no longer here; {_ADVICE}")
+            raise PremiseNotMet(f"{self._vm.ready['release']} has no BTF, and its files have been removed; {_ADVICE}")
         built = find_offsets(kernel, self.build_id)
         if built is not None and not built.problem:
             return TaskOffsets.of(built.bytes_to.__getitem__)
         if self.vmlinux is not None and self.vmlinux.has_dwarf:
             return TaskOffsets.of(dwarf_offset(self.vmlinux.path))
-        left = f"no {OFFSETS_FILE} of its build is beside it"
+        left = f"there is no {OFFSETS_FILE} beside it"
         if built is not None:
-            left = f"its build could not tell ({built.problem}; remove {kernel.image.parent} to have it built again)"
-        raise PremiseNotMet(f"{kernel.spec} has no BTF, {left}, and no vmlinux with DWARF is known; {_ADVICE}")
+            left = (
+                f"its build did not find the offsets ({built.problem}; remove {kernel.image.parent} to build it again)"
+            )
+        raise PremiseNotMet(f"{kernel.spec} has no BTF, {left}, and no vmlinux with DWARF was found; {_ADVICE}")
 
     def optional(self, path: str) -> bytes:
         """A file of the guest, empty where there is none."""
@@ -133,7 +135,7 @@ def kernel_symbols(kallsyms: bytes) -> list[tuple[int, bytes, bytes]]:
     try:
         return sorted((int(row[0], 16), row[2], row[1]) for row in rows if len(row) == 3 and row[1] not in b"aA")
     except ValueError as error:
-        raise ProtocolError(f"/proc/kallsyms has a line that begins with no address: {error}") from None
+        raise ProtocolError(f"/proc/kallsyms has a line without an address: {error}") from None
 
 
 def address_in(kallsyms: bytes, symbol: str) -> int | None:

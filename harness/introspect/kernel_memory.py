@@ -93,7 +93,7 @@ def prove_kernel_memory(
                 return kernel
     raise MachineryError(
         f"no vCPU's page tables lead to init_task at {first.vaddr:#x} with the name {_FIRST_TASK.decode()!r} and "
-        "pid 0: the kernel's symbols or types are not those of the kernel that runs"
+        "pid 0: the symbols or types belong to another kernel than the running one"
     )
 
 

@@ -142,7 +142,9 @@ class Processes:
                 vmas, elsewhere = count_vmas(parse_maps(printable(before)), entries, process.layout)
                 return ProcessVmas(process, vmas, elsewhere)
             before = after
-        raise MachineryError(f"the VMAs of process {process} changed in each of {_TRIES} looks: stop it first")
+        raise MachineryError(
+            f"the VMAs of process {process} changed during each of {_TRIES} attempts to read them; stop it first"
+        )
 
     def _maps(self, pid: int) -> bytes:
         self.root(pid)  # says it better than a missing file does

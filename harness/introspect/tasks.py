@@ -85,7 +85,9 @@ class Tasks:
                     return thread
         with_memory = [str(task) for task in leaders if task.mm]
         more = f" and {len(with_memory) - _SHOWN} more" if len(with_memory) > _SHOWN else ""
-        raise UsageError(f"no process {pid} in the guest; there are {', '.join(with_memory[:_SHOWN])}{more}")
+        raise UsageError(
+            f"there is no process {pid} in the guest; expected one of {', '.join(with_memory[:_SHOWN])}{more}"
+        )
 
     def root(self, task: Task) -> int:
         """Physical address of the root of a task's page tables; with page-table isolation the kernel's copy.
@@ -94,7 +96,7 @@ class Tasks:
         :raises MachineryError: what mm->pgd says does not map the kernel: it is no root.
         """
         if not task.mm:
-            why = "a kernel thread" if task.kernel_thread else "exiting, or dead and not yet waited for"
+            why = "a kernel thread" if task.kernel_thread else "exiting, or a zombie"
             raise UsageError(f"process {task} has no page tables of its own (its mm is NULL): it is {why}")
         pgd = self._kernel.u64(task.mm + self._offsets.pgd)
         root = self._kernel.paddr(pgd)
@@ -110,7 +112,7 @@ class Tasks:
                 return
             yield link - offset
             link = self._kernel.u64(link)
-        raise MachineryError(f"the list at {head:#x} in the guest's kernel has no end")
+        raise MachineryError(f"the list at {head:#x} in the guest's kernel does not end")
 
     def _task(self, vaddr: int) -> Task:
         kernel, at = self._kernel, self._offsets

@@ -56,4 +56,4 @@ class PlainRun:
 
     def _heard(self) -> str:
         lines = self.output.strip().splitlines()
-        return f"it said last: {lines[-1].strip()[:_LINE_MAX]!r}" if lines else "it said nothing"
+        return f"its last line was {lines[-1].strip()[:_LINE_MAX]!r}" if lines else "it printed nothing"

@@ -38,7 +38,7 @@ def parse_selectors(words: Sequence[str]) -> dict[str, list[str]]:
         name, colon, program = word.partition(":")
         if not name or (colon and not program.strip()):
             raise UsageError(
-                f"{word!r} is not understood; expected COLLECTION or COLLECTION:TEST, such as mm:soft-dirty"
+                f"{word!r} is not a selftest; expected COLLECTION or COLLECTION:TEST, such as mm:soft-dirty"
             )
         found.setdefault(name, []).append(program.strip())
     return {name: [] if "" in programs else list(dict.fromkeys(programs)) for name, programs in found.items()}
@@ -56,12 +56,10 @@ def commands_of(found: Collection, asked: Sequence[str]) -> list[str]:
     for one in asked:
         name = one.split()[0]
         if name in found.scripts:
-            raise UsageError(
-                f"{found.name}:{name} is a shell script, and the guest has no shell for it; name a program"
-            )
+            raise UsageError(f"{found.name}:{name} is a shell script, which the guest cannot run; name a program")
         if name not in found.programs:
             there = ", ".join(found.programs) or "none at all"
-            raise UsageError(f"{found.name} of {found.spec} has no test {name!r}; there are: {there}")
+            raise UsageError(f"{found.name} of {found.spec} has no test {name!r}; expected one of: {there}")
         commands += [one] if one != name else [c for c in known if c.split()[0] == name] or [name]
     return list(dict.fromkeys(commands)) if asked else known
 
@@ -83,7 +81,9 @@ def recipes_of(kernel: Kernel, image: KernelImage, asked: str | None) -> list[Re
         assert release is not None, "open_image() found a release"
         versions = dict.fromkeys((release[0], series_of(release[0])))
         return [Recipe(DebsrcOrigin(version)) for version in versions]
-    raise UsageError(f"the source of {kernel.spec} is not known; say which with --source tree:PATH or debsrc:VERSION")
+    raise UsageError(
+        f"the source of {kernel.spec} is not known; give it with --source tree:PATH or --source debsrc:VERSION"
+    )
 
 
 def run_kselftest(
@@ -118,7 +118,7 @@ def run_kselftest(
     if status == pytest.ExitCode.USAGE_ERROR:
         return ExitCode.USAGE
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise UsageError("nothing was run: no test is left of those that were asked for")
+        raise UsageError("nothing was run, because none of the requested tests can be run")
     reporter.verdict()
     code = ExitCode.CLAIM_FAILED if runner.failed else ExitCode.OK
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not reporter.troubles:
@@ -134,15 +134,17 @@ def _wanted(
     if image.config is None:
         reporter.live.say(
             Note(
-                f"the configuration of {image.spec} is not known, so neither is what selftests/{found.name} will miss; "
+                f"the configuration of {image.spec} is not known, so it may lack what selftests/{found.name} needs; "
                 f"put it beside the image, as config-{image.release}"
             )
         )
     elif lacking := found.lacking(image.config):
-        reporter.live.say(Note(f"this kernel is without what selftests/{found.name} wants of it: {', '.join(lacking)}"))
+        reporter.live.say(Note(f"this kernel lacks what selftests/{found.name} needs: {', '.join(lacking)}"))
     left = [*found.scripts, *(program for program in found.programs if not _named(program, commands))]
     if left and not asked:
-        reporter.live.say(Note(f"not run of {found.name}, scripts and what no script runs as it is: {', '.join(left)}"))
+        reporter.live.say(
+            Note(f"not run of {found.name}, because they are scripts or need arguments: {', '.join(left)}")
+        )
     return found, commands
 
 
@@ -159,7 +161,7 @@ def _available(recipes: Sequence[Recipe], reporter: KselftestReporter) -> Recipe
         try:
             source_tree(recipe, reporter.live.say)
         except UsageError as error:
-            reporter.live.say(Note(f"{error}; taking {recipes[-1].spec}"))
+            reporter.live.say(Note(f"{error}; using {recipes[-1].spec}"))
         else:
             return recipe
     return recipes[-1]

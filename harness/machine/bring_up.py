@@ -58,7 +58,7 @@ async def boot(
     agent = Agent(qemu)
     try:
         if timing.first_line_s is not None:
-            await qemu.expect(qemu.log.first_line(), timing.first_line_s, "the kernel's first words")
+            await qemu.expect(qemu.log.first_line(), timing.first_line_s, "the kernel's first output")
         ready = await agent.ready(timing.boot_s or _BOOT_TIMEOUT_S[spec.accel])
         kernel.check_unchanged()
     except KernelError as error:
@@ -128,7 +128,7 @@ async def _restore(
         refused = isinstance(error, QemuRefused | RestoreError | OSError)  # OSError: another hugepfn has pruned it
         if not (refused or ended_by_itself):
             raise  # a QEMU that is stopped, killed or gets no CPU says nothing about what was saved
-        raise RestoreError(f"QEMU {qemu.binary.version} does not restore {state.parent.name}: {error}") from error
+        raise RestoreError(f"QEMU {qemu.binary.version} cannot restore {state.parent.name}: {error}") from error
     agent = Agent(qemu, first_id, Channel(ready["channel"]))
     qemu.log_from = qemu.log.mark()  # what the template's life had to say is over
     qemu.pump(agent.channel.events, on_event)

@@ -56,7 +56,7 @@ class LiveMachine:
         """Waits for a machine to come up, on a loop of its own; what does not come up is ended."""
         self._loop = LoopThread("hugepfn-machine")
         try:
-            with timed(_LOG, "the machine's start", level=logging.INFO):
+            with timed(_LOG, "starting the machine", level=logging.INFO):
                 self._machine = self.on_loop(coming_up)
         except BaseException:
             self.close()
@@ -129,7 +129,7 @@ class LiveMachine:
         said = str(self.on_loop(self.qemu.execute("human-monitor-command", {"command-line": f"xp /1gx {paddr:#x}"})))
         _, _, word = said.strip().partition(": ")
         if not 0 <= offset < self.bar.size_bytes or not word.startswith("0x"):
-            raise MachineryError(f"QEMU does not read BAR 2 at {offset:#x}: {said.strip()!r}")
+            raise MachineryError(f"QEMU cannot read BAR 2 at {offset:#x}: {said.strip()!r}")
         return int(word, 16)
 
     @property

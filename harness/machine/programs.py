@@ -71,9 +71,9 @@ class Programs:
         :raises MachineryError: the guest did not survive the one before.
         """
         if self._run is not None:
-            raise UsageError(f"{self._run.program} still runs; leave its `with` block first")
+            raise UsageError(f"{self._run.program} is still running; leave its `with` block first")
         if self._broken:
-            raise MachineryError("the guest did not survive the program before; boot another VM")
+            raise MachineryError("the guest did not survive the previous program; boot another VM")
 
     def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
         """Compiles a program if needed, sends it over if needed, and starts it."""
@@ -104,7 +104,7 @@ class Programs:
             self._early += data
             if len(self._early) > bounds.EARLY_MAX_BYTES:
                 raise ProtocolError(
-                    f"events: a program that is just being started says {len(self._early)} bytes, expected one line "
+                    f"events: a program that is being started sent {len(self._early)} bytes, expected one line "
                     f"(at most {bounds.EARLY_MAX_BYTES} bytes) until it is registered; use hp_start() to start it"
                 )
 

@@ -113,7 +113,7 @@ def obtain(key: str, build: Callable[[Path], None], say: Say) -> Template:
         except MachineryError as error:
             if last:
                 raise
-            say(Note(f"{error}; making it again"))
+            say(Note(f"{error}; building it again"))
             discard(folder)
     raise AssertionError
 
@@ -140,7 +140,7 @@ def load(folder: Path) -> Template:
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
         if folder not in _verified and _digest(folder) != meta["digest"]:
-            raise MachineryError(f"the template {folder.name} is not what was saved")
+            raise MachineryError(f"the template {folder.name} has changed since it was saved")
         capabilities = Capabilities.from_json(meta["capabilities"])
         log = SavedLog.read(folder)
         template = Template(folder, meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), capabilities, log)

@@ -117,7 +117,7 @@ class VM(LiveMachine):
 
         Only if it prints under TCG is that KVM's fault, and remembered.
         """
-        reason = f"guest code ran, but not a kernel: {what}"
+        reason = f"KVM ran the test guest, but not a kernel: {what}"
         self._say(Note(f"using TCG, because KVM does not run this kernel: {reason}"))
         try:
             self._come_up(Accel.TCG)
@@ -156,7 +156,7 @@ class VM(LiveMachine):
         if missed := capabilities.bar_misses:
             device = stand_in(self.spec.device, missed)
             why = what_is_missed(self.spec.device, missed)
-            self._say(Note(f"{device.value} stands in for {self.spec.device.value}: {why}"))
+            self._say(Note(f"using {device.value} instead of {self.spec.device.value}: {why}"))
             self.config = replace(self.config, device=device.value)
             self.spec = replace(self.spec, device=device)
         return bool(capabilities.bar_misses)
@@ -175,7 +175,7 @@ class VM(LiveMachine):
                 discard(template.folder)
                 if last:
                     raise
-                self._say(Note(f"{error}; making it again"))
+                self._say(Note(f"{error}; building it again"))
         self._know(template.capabilities)
 
     def _timing(self) -> Timing:
@@ -195,7 +195,7 @@ class VM(LiveMachine):
 
     def _template(self) -> Template:
         def build(folder: Path) -> None:
-            self._say(Note(f"booting {self.kernel.release} once, to clone it from now on"))
+            self._say(Note(f"booting {self.kernel.release} once; from now on it will be cloned"))
             with contextlib.closing(VM(self.kernel, self.config, say=self._say, clone=False)) as original:
                 original.kernel, original.spec = self.kernel, self.spec
                 original._boot(original._timing())  # a KVM that does not run it is told to start()
@@ -206,7 +206,7 @@ class VM(LiveMachine):
     def save(self, folder: Path) -> None:
         """Makes a template of this machine, in an empty folder. The machine stands still afterwards."""
         if not isinstance(self.qemu.ram, SharedRam):
-            raise UsageError("only a machine that booted can be made a template")
+            raise UsageError("only a booted machine can become a template; expected no clone")
         capabilities = self.caps
         self.on_loop(save_template(self.machine, folder, capabilities))
 

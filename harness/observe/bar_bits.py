@@ -60,11 +60,11 @@ def stand_in(device: Device, missed: Bits) -> Device:
     if device is Device.NVME:
         raise CannotKnow(f"cannot know: {said}, and only nvme has reset and power states; use --accel tcg")
     if device is Device.SHMEM:
-        raise MachineryError(f"{said}, although RAM is behind it: no entry read here means anything; use --accel tcg")
+        raise MachineryError(f"{said}, although RAM is behind it, so no entry can be trusted; use --accel tcg")
     return Device.SHMEM
 
 
 def what_is_missed(device: Device, missed: Bits) -> str:
     """In words, for messages."""
     names = " and ".join(missed.names())
-    return f"under KVM this host does not set {names} in an entry of {device.value}'s BAR as an access should"
+    return f"under KVM on this host, an access does not set {names} in an entry of {device.value}'s BAR"

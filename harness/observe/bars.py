@@ -23,7 +23,7 @@ def bars_from_pci(devices: object, slot: int) -> tuple[Region, ...]:
         if device["slot"] == slot
     ]
     if not there:
-        raise ProtocolError(f"QEMU's query-pci shows no device in slot {slot}")
+        raise ProtocolError(f"QEMU's query-pci: expected a device in slot {slot}")
     found = [
         Region(bar_name(int(bar["bar"])), int(bar["address"]), int(bar["size"]))
         for device in there
@@ -47,6 +47,6 @@ def bars_from_sysfs(resource: str) -> tuple[Region, ...]:
             found.append(Region(bar_name(number), start, last - start + 1))
     if bar_name(TESTED_BAR) not in (bar.name for bar in found):
         raise ProtocolError(
-            f"neither QEMU nor the guest has an address for BAR {TESTED_BAR}: the guest says {resource!r}"
+            f"neither QEMU nor the guest has an address for BAR {TESTED_BAR}: the guest's sysfs shows {resource!r}"
         )
     return tuple(found)

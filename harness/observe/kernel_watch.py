@@ -76,10 +76,10 @@ class KernelWatch:
         """Why "no complaint" cannot be said; empty where all of the log was read."""
         if lost := self._qemu.log.lost_since(self._start):
             return (
-                f"the kernel's log has a gap of {lost} records, and a complaint may be among them: log less while "
-                f"{self._program} runs, or boot with --append log_buf_len=16M"
+                f"the kernel log has a gap of {lost} records, and a complaint may be among them: log less while "
+                f"{self._program} is running, or boot with --append log_buf_len=16M"
             )
-        return "" if self.settled else f"the kernel's log was not read to the end of {self._program}"
+        return "" if self.settled else f"the kernel log was not read up to the end of {self._program}"
 
     async def settle(self) -> None:
         """Reads the log up to now, and the taint. What the kernel said last is said by then.

@@ -189,7 +189,7 @@ class GuestRun:
         for line in self._lines.feed(data):
             event = parse_event(line)
             if self._events.qsize() == bounds.EVENTS_MAX:
-                raise ProtocolError(f"events: {bounds.EVENTS_MAX} lines have come, and nobody waits for one")
+                raise ProtocolError(f"events: {bounds.EVENTS_MAX} lines were received before a wait for one")
             self._events.put_nowait(event)
 
     async def _until(self, checkpoint: str) -> Snapshot:

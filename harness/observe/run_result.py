@@ -49,7 +49,7 @@ class RunResult:
         count = int(said)
         if count < 0:
             raise ClaimFailed(
-                f"a hang before checkpoint {before!r}: {name.removesuffix('-faults')} was given up after 10,000 faults"
+                f"a hang before checkpoint {before!r}: {name.removesuffix('-faults')} was abandoned after 10,000 faults"
             )
         return count
 

@@ -72,7 +72,9 @@ class ProcessView:
             before = [walk for walk in self.holes.get(mapping, ()) if walk.vaddr <= view.declared.vaddr + offset]
             way = f": {view.broken}" if view.broken else f"\n{before[-1]}" if before else ""
             if before and len(before[-1].path) == 1:
-                way += "\nnothing is mapped anywhere near, as if it had exited: let it wait at a gate (hp_gate)"
+                way += (
+                    "\nnothing is mapped near it, so the process has probably exited; let it wait at a gate (hp_gate)"
+                )
             raise ClaimFailed(f"{self.name} has no entry for {mapping}+{offset:#x} at {self.checkpoint!r}{way}")
         return found
 
@@ -97,7 +99,9 @@ class Snapshot:
 
     def __getitem__(self, name: str) -> ProcessView:
         if name not in self.processes:
-            raise UsageError(f"no process {name!r} at {self.checkpoint!r}; there are {sorted(self.processes)}")
+            raise UsageError(
+                f"there is no process {name!r} at {self.checkpoint!r}; expected one of {sorted(self.processes)}"
+            )
         return self.processes[name]
 
     def bar(self, name: str) -> Region:
@@ -108,7 +112,7 @@ class Snapshot:
         for bar in self.bars:
             if bar.name == name:
                 return bar
-        raise UsageError(f"the device has no {name!r}; it has {[bar.name for bar in self.bars]}")
+        raise UsageError(f"the device has no {name!r}; expected one of {[bar.name for bar in self.bars]}")
 
     def __contains__(self, name: object) -> bool:
         return name in self.processes

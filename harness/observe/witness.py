@@ -97,7 +97,7 @@ class Witness:
 
     def _declare(self, process: Process, mapping: MappingEvent) -> None:
         if mapping.name not in process.mappings and len(process.mappings) == bounds.MAPPINGS_MAX:
-            raise ProtocolError(f"events: pid {process.pid} has more than {bounds.MAPPINGS_MAX} mappings")
+            raise ProtocolError(f"events: pid {process.pid} declared a mapping, expected at most {bounds.MAPPINGS_MAX}")
         if mapping.backing != ORDINARY:
             bar = next((bar for bar in self._bars if bar.name == mapping.backing), None)
             size = bar.size_bytes if bar is not None else 0
@@ -121,7 +121,7 @@ class Witness:
         self._words_left -= len(words)
         if self._words_left < 0:
             raise ProtocolError(
-                f"events: all processes of this run have said more than {bounds.PAGEMAP_RUN_MAX} words of pagemap; "
+                f"events: the processes of this run sent more than {bounds.PAGEMAP_RUN_MAX} pagemap words; "
                 "declare less with hp_map(), or use fewer checkpoints"
             )
         process.pagemap[name] = words
@@ -182,8 +182,8 @@ class Witness:
             await self._qemu.resume()
             if not deadline.left_s and not deadline.extend():
                 raise DeadlineError(
-                    f"process {event.name} (pid {event.pid}) said it waits to be registered, "
-                    f"but no vCPU had its page tables at any stop for {deadline.timeout_s:g} s"
+                    f"process {event.name} (pid {event.pid}) waits to be registered, "
+                    f"but no vCPU had its page tables loaded at any stop within {deadline.timeout_s:g} s"
                 )
 
     def _root_of(self, registers: ControlRegisters, event: WaitEvent) -> int | None:
@@ -215,7 +215,7 @@ class Witness:
         process = self._process(event.pid)
         if not self._holds_nonce(process.root, process.five_level, event):
             raise ProtocolError(
-                f"{process.name} (pid {event.pid}) waits at {event.name!r}, but the tables it registered with do not "
+                f"{process.name} (pid {event.pid}) waits at {event.name!r}, but the tables of its registration do not "
                 "lead to its release word: did it exec, or exit without hp_reap()?"
             )
         return process
@@ -259,7 +259,7 @@ class Witness:
                 layout = self._layout_for(process.five_level)
                 end = declared.vaddr + declared.size_bytes
                 return walk_arrays(self._memory, process.root, declared.vaddr, end, layout)
-        raise UsageError(f"no process {name!r} with a mapping {mapping!r} is registered")
+        raise UsageError(f"no registered process {name!r} has a mapping {mapping!r}")
 
     def _counted(self, found: Iterable[T], mapping: str, check: Callable[[], None]) -> Iterator[T]:
         for one in found:

@@ -49,9 +49,9 @@ class SessionClient:
                 handshake.prove(connection, key)
         except BlockingIOError as error:
             self._check_runs()
-            raise self._silent(f"nothing within {handshake.TIMEOUT_S} s") from error
+            raise self._silent(f"it sent nothing within {handshake.TIMEOUT_S} s") from error
         except (OSError, EOFError, AuthenticationError) as error:
-            raise self._silent(getattr(error, "strerror", None) or str(error) or "it hung up") from error
+            raise self._silent(getattr(error, "strerror", None) or str(error) or "it closed the connection") from error
         with connection:
             try:
                 yield connection
@@ -67,7 +67,7 @@ class SessionClient:
     def _check_runs(self) -> None:
         """:raises MachineryError: the session's process is stopped."""
         if _is_stopped(self.about.pid):
-            raise self._silent(f"its process is stopped (`kill -CONT {self.about.pid}` lets it go on)")
+            raise self._silent(f"its process is stopped (continue it with `kill -CONT {self.about.pid}`)")
 
     def call(
         self,
@@ -94,14 +94,14 @@ class SessionClient:
         try:
             while True:
                 if not connection.poll(timeout_s):
-                    raise self._silent(f"nothing within {timeout_s:g} s")
+                    raise self._silent(f"it sent nothing within {timeout_s:g} s")
                 if not isinstance(said := connection.recv(), Event):
                     break
                 say(said)
         except (EOFError, ConnectionError):
             raise MachineryError(f"the session {self.about.name} ended meanwhile") from None
         except BlockingIOError:
-            raise self._silent("its answer breaks off") from None
+            raise self._silent("its answer is incomplete") from None
         if isinstance(said, wire.RemoteFailure):
             raise wire.RemoteError(said)
         return said.value
@@ -131,7 +131,7 @@ class SessionClient:
                 if _ended(end, _END_TIMEOUT_S):
                     registry.sessions()  # this removes what it left behind
                     return
-            raise MachineryError(f"the session {self.about.name} (pid {pid}) does not end, not even by SIGKILL")
+            raise MachineryError(f"the session {self.about.name} (pid {pid}) did not end, even after SIGKILL")
         finally:
             os.close(end)
 

@@ -76,8 +76,8 @@ class Outlet:
             self._changed.notify_all()
         if self._unread_bytes > UNREAD_MAX_BYTES:
             raise ProtocolError(
-                f"agent: {self._unread_bytes} bytes of a job's output wait for their reader; at {HELD_BYTES} the guest "
-                f"was told to keep the rest, so {UNREAD_MAX_BYTES} at most were expected; start another machine"
+                f"agent: {self._unread_bytes} bytes of a job's output are unread; at {HELD_BYTES} bytes the guest "
+                f"was told to keep the rest, so expected at most {UNREAD_MAX_BYTES}; start another machine"
             )
 
     @property

@@ -87,7 +87,7 @@ def claim(name: str) -> Iterator[Path]:
             f"{stem!r} is not a session name; expected at most {_NAME_MAX} letters, digits, '.', '_' and '-'"
         )
     if len(os.fsencode(folder_of(f"{stem}-999") / SOCKET)) > _SOCKET_PATH_MAX:
-        raise UsageError(f"a socket's path below {root()} is too long; set HUGEPFN_RUNTIME_DIR to a shorter one")
+        raise UsageError(f"a socket's path in {root()} is too long; set HUGEPFN_RUNTIME_DIR to a shorter path")
     with cache.room_errors(root()):
         root().mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_owner()

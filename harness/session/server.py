@@ -188,7 +188,7 @@ class Server:
         """Lend the serial line to one user, until they leave or the shell ends."""
         connection = caller.connection
         if not self._shell_taken.acquire(blocking=False):
-            raise UsageError("somebody is at this session's shell; `hugepfn ssh` opens another")
+            raise UsageError("this session's shell is in use; `hugepfn ssh` opens another one")
         try:
             self._session.check_runs()
             self._session.prepare_for_people()

@@ -88,7 +88,7 @@ class Session:
                     signals.put(None)
         for error in broken:
             if error.errno != errno.EPIPE:
-                raise MachineryError(f"{words[0]}: its output cannot be written: {error.strerror}; it got SIGPIPE")
+                raise MachineryError(f"{words[0]}: its output cannot be written: {error.strerror}; it was sent SIGPIPE")
         return ended
 
     def _words(self, argv: Sequence[str], program: str | None) -> list[str]:
@@ -125,9 +125,7 @@ class Session:
         from harness.campaign.reporter import RunReporter
 
         if self.vm.known_kernel is None:
-            raise UsageError(
-                "the kernel of this kept machine is no longer here, or was built anew, so nothing can be claimed of it"
-            )
+            raise UsageError("the kernel of this kept machine was removed or rebuilt, so claims cannot be checked")
         with self._turn, Output(os.dup(stdout)) as file:
             self._check_runs()
             console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)

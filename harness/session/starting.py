@@ -73,7 +73,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 def _until_ready(control: Connection, say: Say) -> About:
     while True:
         if not control.poll(_SILENCE_TIMEOUT_S):
-            raise MachineryError(f"the session's process has said nothing for {_SILENCE_TIMEOUT_S:g} s; it was ended")
+            raise MachineryError(
+                f"the session's process reported nothing for {_SILENCE_TIMEOUT_S:g} s, so it was ended"
+            )
         match control.recv():
             case event if isinstance(event, Event):
                 say(event)

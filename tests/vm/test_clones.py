@@ -82,7 +82,7 @@ def test_a_template_that_is_not_what_was_saved_is_made_again(own_cache: Path) ->
     templates._verified.clear()
     with VM(image, say=Sparing(said.append)) as vm:
         assert vm.get("/proc/sys/kernel/tainted") == b"0\n"
-    assert any("is not what was saved; making it again" in line for line in said)
+    assert any("has changed since it was saved; building it again" in line for line in said)
     assert own_cache.exists()
 
 

@@ -411,7 +411,7 @@ def test_a_shell_that_is_left_is_entered_again_and_ends_by_exit(live: Live) -> N
         shell.sendline("variable=kept")
         shell.expect("guest# ")
         with pexpect.spawn(*_argv(live.argv("shell", "-s", "one")), encoding="utf-8", env=live.environment()) as other:
-            other.expect("somebody is at this session's shell", timeout=60)
+            other.expect("this session's shell is in use", timeout=60)
             other.expect(pexpect.EOF, timeout=60)
     with _shell(live, "-s", "one") as again:
         again.sendline("echo $variable")
