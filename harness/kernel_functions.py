@@ -315,3 +315,9 @@ SPLIT_BY: Mapping[Level, KernelFunction] = {
     Level.PMD: __split_huge_pmd_locked,
     Level.PUD: __split_huge_pud_locked,
 }
+
+
+def every_function() -> set[KernelFunction]:
+    """The functions of this module, and what they are called elsewhere."""
+    named = {value for value in globals().values() if isinstance(value, KernelFunction)}
+    return named | {function.elsewhere for function in named if function.elsewhere is not None}

@@ -121,9 +121,14 @@ def held_against_ledger(
 
 def context_of(config: MachineConfig, image: KernelImage | None, machine: VM | None) -> dict[str, object]:
     """What a test ran on, as far as it came."""
-    described: dict[str, object] = {"spec": config.kernel, "release": None, "config_hash": None}
+    described: dict[str, object] = {"spec": config.kernel, "release": None, "config_hash": None, "tree": None}
     if image is not None:
-        described = {"spec": image.spec, "release": image.release, "config_hash": image.config_hash}
+        described = {
+            "spec": image.spec,
+            "release": image.release,
+            "config_hash": image.config_hash,
+            "tree": image.tree,
+        }
     booted = machine is not None and machine.running
     return {
         "kernel": described,

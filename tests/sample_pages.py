@@ -40,7 +40,7 @@ def comparison(before: Column, after: Column, request: PageRequest = PLAIN) -> s
     specs, runs = (before.spec, after.spec), (before.runs[0], after.runs[0])
     found = compare_runs(*runs)
     printed = [line.plain for line in compare.report_lines(specs, runs, found, (), {})]
-    return compare.page_of(request, specs, runs, found, {}, printed, RunOptions())
+    return compare.page_of(request, specs, runs, (found, ()), {}, printed, RunOptions())
 
 
 def kernel(spec: str, *, broken: bool = False) -> Column:

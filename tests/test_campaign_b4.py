@@ -10,6 +10,7 @@ import pytest
 from harness import cli
 from harness.campaign import series
 from harness.campaign.b4 import fetch
+from harness.campaign.report import PageRequest
 from harness.campaign.series import steps_of_mbox
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.selected import Selected
@@ -47,14 +48,17 @@ def test_the_command(b4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     said(b4, f"cat {SERIES}")
     seen: list[object] = []
 
-    def run_series(tree: str, patches: Path, tests: tuple[Selected, ...], *_: object) -> ExitCode:
-        seen.extend((tree, patches.read_bytes(), tests))
+    def run_series(
+        tree: str, patches: Path, tests: tuple[Selected, ...], _options: object, _json: object, page: PageRequest
+    ) -> ExitCode:
+        seen.extend((tree, patches.read_bytes(), tests, page.patches))
         return ExitCode.OK
 
     monkeypatch.setattr(series, "run_series", run_series)
     with pytest.raises(SystemExit) as ended:
         cli.main(["series", "debsrc:6.12", "fork", "--b4", MAIL])
-    assert (ended.value.code, seen) == (0, ["debsrc:6.12", SERIES.read_bytes(), (Selected(None, "fork"),)])
+    tests = (Selected(None, "fork"),)
+    assert (ended.value.code, seen) == (0, ["debsrc:6.12", SERIES.read_bytes(), tests, ("--b4", MAIL)])
     assert list(tmp_path.parent.glob("hugepfn-b4-*")) == []
 
 

@@ -123,6 +123,16 @@ def test_the_page_has_the_commands_that_made_it_and_that_run_a_case_again(
     assert '"before":["run"],"after":["--kernel=debian:6.1","--smp=2","--append=a b"]' in page
 
 
+@pytest.mark.parametrize("command", [MATRIX, COMPARE])
+def test_an_address_that_is_none_leaves_nothing_behind(
+    hugepfn: Command, suite: Suite, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    done = hugepfn(*command, "--html", str(tmp_path / "out.html"), "--source-url", "elixir")
+    assert (done.status, suite.asked, list(tmp_path.iterdir())) == (2, [], [])
+    assert len(done.err.splitlines()) == 1
+    assert "--source-url 'elixir'; expected an address such as https://" in done.err
+
+
 def test_a_kernel_that_comes_to_nothing_does_not_stop_the_next(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
     suite.answers = {"debian:6.1": [Run((), {TROUBLE: "QEMU is gone"})], "debian:6.12": [P]}
     file = tmp_path / "out.json"

@@ -81,6 +81,16 @@ def test_the_steps_of_an_mbox_without_its_cover_letter(tree: Path, tmp_path: Pat
     assert "+3\n" in Path(two).read_text()
 
 
+def test_a_patch_that_is_no_mail_is_named_by_its_file(tree: Path, tmp_path: Path) -> None:
+    patch = tmp_path / "fix.patch"
+    patch.write_text("mm: some words\n\n" + git(tree, "diff", "main~1"))
+    (tmp_path / "p").mkdir()
+    assert [step.subject for step in steps_of_mbox("debsrc:6.12", patch, tmp_path / "p")] == [
+        "debsrc:6.12",
+        "fix.patch",
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "From: a@example.org\n\nno patch\n"])
 def test_an_mbox_without_a_patch(tmp_path: Path, text: str) -> None:
     mbox = tmp_path / "m"

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from harness import kernel_functions
-from harness.kernel_functions import KernelFunction
+from harness.kernel.definitions import definition_line
+from harness.kernel_functions import KernelFunction, every_function
 from harness.selection import ledger_of
 from harness.verdict.seen import series_of
-from tests.kernel_source import Source, Table, defines, every_function
+from tests.kernel_source import Source, Table
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = sorted((ROOT / "guest_tests").glob("test_*.py"))
@@ -145,7 +146,9 @@ int unfinished(void
     "name", ["one_line", "pte_wrprotect", "raw_copy", "pointer", "oldest", "msync", "nothing", "compat"]
 )
 def test_a_definition_is_found(name: str) -> None:
-    assert defines(SOURCE, name)
+    line = definition_line(SOURCE, name)
+    assert line is not None
+    assert name in SOURCE.splitlines()[line - 1]
 
 
 @pytest.mark.parametrize(
@@ -156,4 +159,4 @@ def test_a_definition_is_found(name: str) -> None:
     ],
 )
 def test_what_is_no_definition_is_not_found(name: str) -> None:
-    assert not defines(SOURCE, name)
+    assert definition_line(SOURCE, name) is None

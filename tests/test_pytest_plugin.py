@@ -754,7 +754,12 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
     assert data == {
         "schema": "hugepfn-run",
         "version": 2,
-        "kernel": {"spec": "debian:6.12", "release": "6.12.117-cloud-amd64", "config_hash": IMAGE.config_hash},
+        "kernel": {
+            "spec": "debian:6.12",
+            "release": "6.12.117-cloud-amd64",
+            "config_hash": IMAGE.config_hash,
+            "tree": None,
+        },
         "accel": "tcg",
         "qemu": "8.2.1",
         "origin": "boot",

@@ -250,6 +250,17 @@ def test_a_series_names_the_patch_and_a_command_that_exists(browser: Browser, wi
     assert browser.one(".again").text == "hugepfn run fork --level pud --kernel=debsrc:6.12"
 
 
+@KINDS
+def test_a_kernel_function_is_a_link_to_its_source(browser: Browser, kind: str) -> None:
+    browser.open(kind, OPENED[kind])
+    if kind == "matrix":
+        browser.one("dialog summary").click()
+    link = browser.all("dialog .claims a")[-1]
+    assert link.text == "mm/huge_memory.c copy_huge_pud()"
+    assert link.get_attribute("href") == "https://elixir.bootlin.com/linux/v6.12.118/A/ident/copy_huge_pud"
+    assert link.get_attribute("rel") == "noopener noreferrer"
+
+
 # --- what runs -----------------------------------------------------------------------------------
 
 

@@ -30,7 +30,9 @@ from harness.verdict.differences import (
     lasting,
     unknown_cases,
 )
-from harness.verdict.table import TROUBLE, Case, Column, labels
+from harness.verdict.table import TROUBLE, Case, Column, Table, labels
+
+_UNSTABLE = "Differs from time to time on one kernel"
 
 
 def run_compare(
@@ -76,7 +78,7 @@ def run_compare(
     lost = write_files(
         live.line,
         (json_file, as_json(to_json(runs, differences, passing, unknown))),
-        (page.file, lambda: page_of(page, specs, runs, differences, unknown, short, options)),
+        (page.file, lambda: page_of(page, specs, runs, (differences, passing), unknown, short, options)),
     )
     return (ExitCode.CLAIM_FAILED if differences else ExitCode.OK).without(unknown or lost)
 
@@ -85,15 +87,24 @@ def page_of(
     request: PageRequest,
     specs: Sequence[str],
     runs: tuple[Run, Run],
-    differences: Sequence[CaseDifference],
+    rounds: tuple[Sequence[CaseDifference], Sequence[CaseDifference]],
     unknown: Mapping[Case, str],
     printed: Sequence[str],
     options: RunOptions,
 ) -> str:
-    """The page of ``--html``."""
+    """The page of ``--html``.
+
+    :param rounds: what differs in all rounds, and what only in some.
+    """
     sides = zip(specs, runs, strict=True)
     columns = [PageColumn(Column(spec, (run,)), spec, options.words(spec)) for spec, run in sides]
-    return compare_page(request, columns, differences, unknown, printed)
+    differences, passing = rounds
+    shown = Table.of([one.column for one in columns]).labels
+    lists = [
+        (f"{_UNSTABLE}, so not counted", [f"{shown[one.case]}: {_summary(one)}" for one in passing]),
+        ("Not compared", [f"{shown[case]}: {why}" for case, why in unknown.items()]),
+    ]
+    return compare_page(request, columns, differences, lists, printed)
 
 
 def _again(case: Case) -> Selected:
@@ -161,7 +172,7 @@ def report_lines(
         yield Text(f"\n{shown[one.case]}", style="bold cyan").append(_outcomes(one), style="not bold default")
         yield from case_lines(one, most)
     if passing:
-        yield Text("\nDiffers from time to time on one kernel, so not counted:", style="dim")
+        yield Text(f"\n{_UNSTABLE}, so not counted:", style="dim")
     for one in passing:
         yield Text(f"  {shown[one.case]}: {_summary(one)}", style="dim")
     for case, reason in unknown.items():

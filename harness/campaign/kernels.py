@@ -176,7 +176,7 @@ def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Ru
     try:
         run = Run.from_json(json.loads(results.read_text()))
     except (OSError, ValueError, HugepfnError):
-        run = Run((), {"kernel": {"spec": spec, "release": None, "config_hash": None}})
+        run = Run((), {"kernel": {"spec": spec, "release": None, "config_hash": None, "tree": None}})
         trouble = words or "no results"
     if not run.results and not trouble:
         trouble = words or "nothing was run"

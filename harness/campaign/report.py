@@ -12,7 +12,7 @@ import html
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.campaign.mail import narrow
 from harness.campaign.scenarios import scenario_lines
+from harness.campaign.sources import ELIXIR, SourceSite, functions_of
 from harness.pagetable import Kind, Layout, Level, bit_positions
 from harness.verdict import ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
@@ -53,6 +54,8 @@ class PageRequest:
     file: Path | None = None
     command: str = "hugepfn"  # the command line that made it
     mail: bool = False  # what is printed is for a mail
+    site: SourceSite = ELIXIR  # where kernel functions link to
+    patches: tuple[str, ...] = ()  # the option that names the patches of a series, where that is not --mbox
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,13 @@ def compare_page(
     request: PageRequest,
     columns: Sequence[PageColumn],
     differences: Sequence[CaseDifference],
-    unknown: Mapping[Case, str],
+    lists: Sequence[tuple[str, Sequence[str]]],
     printed: Iterable[str],
 ) -> str:
     """The page of ``hugepfn compare --html``: only the cases that differ.
 
     :param columns: A and B, each with one run.
-    :param unknown: cases that could not be compared, with the reason.
+    :param lists: what else there is to say: headings with lines, which are shown where there are any.
     """
     whole = Table.of([one.column for one in columns])
     wanted = {one.case: one for one in differences}
@@ -139,7 +142,7 @@ def compare_page(
         "about": f"{len(wanted)} of {len(whole.cases)} cases differ.",
         "cases": [{**case, **_told(wanted[one])} for one, case in zip(table.cases, _cases(table), strict=True)],
         "cells": [_compared_cells(strings, table, row) for row in table.cells],
-        "lists": [["Not compared", [f"{whole.labels[case]}: {why}" for case, why in unknown.items()]]],
+        "lists": lists,
     }
     title = " against ".join(one.column.label for one in columns)
     return _page(title, request, data, columns, table, printed, strings)
@@ -180,7 +183,7 @@ def _told(one: CaseDifference) -> dict[str, Any]:
     return {"differs": differs, "entries": entries}
 
 
-def _column(one: PageColumn) -> dict[str, Any]:
+def _column(one: PageColumn, site: SourceSite) -> dict[str, Any]:
     column, context = one.column, one.column.context
     kernel = context.get("kernel") or {}
     told = {key: context.get(key) for key in ("accel", "qemu", "smp")}
@@ -197,8 +200,13 @@ def _column(one: PageColumn) -> dict[str, Any]:
         **told,
         "trouble": column.trouble,
         "bits": {level.label: _bit_names(level, layout) for level in LEVELS},
-        "functions": {},
+        "functions": functions_of(kernel, _functions(column), site),
     }
+
+
+def _functions(column: Column) -> Iterator[str]:
+    """What the claims say decides them."""
+    return (claim.kernel_function for run in column.runs for result in run.results for claim in result.claims)
 
 
 def _bit_names(level: Level, layout: Layout) -> list[str]:
@@ -279,7 +287,7 @@ def _page(
     script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
     stamped = {
         **data,
-        "columns": [_column(one) for one in columns],
+        "columns": [_column(one, request.site) for one in columns],
         "notes": list(table.notes),
         "version": version,
         "command": request.command,

@@ -104,7 +104,7 @@ def page_of(
     columns = []
     for step, column in zip(steps, table.columns, strict=True):
         if isinstance(what, Path) and step is not steps[0]:  # its kernel is made of temporary files
-            again = ("series", tree, "--mbox", os.fspath(what))
+            again = ("series", tree, *(request.patches or ("--mbox", os.fspath(what))))
             columns.append(PageColumn(column, step.name, options.words(None), again, subject=step.subject))
         else:
             columns.append(PageColumn(column, step.name, options.words(step.spec), subject=step.subject))
@@ -154,7 +154,7 @@ def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[PatchStep]:
     for number, patch in enumerate(found, start=1):
         file = folder / f"{number:04}.patch"
         file.write_bytes(patch.diff)
-        subject = re.sub(r"^\[[^]]*\]\s*", "", patch.subject) or file.name
+        subject = re.sub(r"^\[[^]]*\]\s*", "", patch.subject) or patch.name
         steps.append(PatchStep(f"{number}/{len(found)}", subject, f"{steps[-1].spec}+{file}"))
     return steps
 

@@ -138,7 +138,13 @@ def report_options(what: str) -> Callable[[F], F]:
     """
     json_option = click.option("--json", "json_file", type=FILE, help=f"write {what} there")
     html_option = click.option("--html", "html_file", type=FILE, help="write one self-contained page there")
-    return lambda command: json_option(html_option(command))
+    url_option = click.option(
+        "--source-url",
+        metavar="URL",
+        help="where kernel functions link to in the page: the base of an Elixir site, or an address with {version}, "
+        "{file}, {line} and {function}  [default: https://elixir.bootlin.com/linux]",
+    )
+    return lambda command: json_option(html_option(url_option(command)))
 
 
 mail_option = click.option(
@@ -149,8 +155,10 @@ mail_option = click.option(
 def page_request(options: dict[str, Any]) -> PageRequest:
     """What was asked of the page, of the options of :func:`report_options`."""
     from harness.campaign.report import PageRequest
+    from harness.campaign.sources import ELIXIR, SourceSite
 
-    return PageRequest(options["html_file"], shlex.join(["hugepfn", *sys.argv[1:]]), options.get("mail", False))
+    site = ELIXIR if options["source_url"] is None else SourceSite(options["source_url"])
+    return PageRequest(options["html_file"], shlex.join(["hugepfn", *sys.argv[1:]]), options.get("mail", False), site)
 
 
 def run_options(config: MachineConfig, options: dict[str, Any]) -> RunOptions:

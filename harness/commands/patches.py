@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,12 @@ def series(
             raise click.UsageError("give BASE..TIP, --mbox FILE or --b4 MSGID")
     elif revisions is not None:
         words = (TEST.convert(revisions, None, None), *words)  # with patches from elsewhere, this argument is a test
-    files = options["json_file"], page_request(options)
+    page = page_request(options)
+    if message_id is not None:
+        page = replace(page, patches=("--b4", message_id))
     with tempfile.TemporaryDirectory(prefix="hugepfn-b4-") as folder:
         patches = mbox if message_id is None else fetch(message_id, Path(folder))
+        files = options["json_file"], page
         sys.exit(run_series(tree, patches or str(revisions), words, run_options(config, options), *files))
 
 

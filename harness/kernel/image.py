@@ -63,6 +63,7 @@ class KernelImage:
     modules_dir: Path | None  # .../lib/modules/RELEASE, absolute; None if no modules were given
     config: Kconfig | None  # None if it was not found beside the image
     stamp: Stamp | None = None  # of the image when it was opened
+    tree: str | None = None  # id of the git tree of its source, which the slot has; None unless it was built here
 
     @property
     def config_hash(self) -> str | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from harness import kernel_functions
+from harness.campaign.sources import ELIXIR, functions_of
 from harness.kernel import Kernel
 from harness.machine.vm import VM
 
@@ -40,6 +43,10 @@ def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: C
     assert image.config.is_builtin("ARCH_SUPPORTS_HUGE_PFNMAP")
     assert not image.config.is_set("NET"), "the minimal kernel has grown"
     assert image.modules_dir is None
+    said = str(kernel_functions.copy_huge_pud)
+    context = {"spec": image.spec, "release": image.release, "tree": image.tree}
+    shown, _ = functions_of(context, [said], ELIXIR)[said]
+    assert re.fullmatch(r"mm/huge_memory\.c:\d+ copy_huge_pud\(\)", shown)
 
 
 def test_a_kernel_of_ours_has_each_vcpu_and_split_page_table_locks() -> None:

@@ -44,8 +44,8 @@ const quoted = (word) => (/^[\w@%+=:,./~-]+$/.test(word) ? word : `'${word.repla
 /** A command's words; a line ends only between them, not at the hyphens of an option. */
 const drawCommand = (words) => el("code", {}, words.flatMap((word, number) => [number ? " " : "", el("span", {}, word)]));
 
-/** A long spec, which a line may end in after + and /. */
-const breakable = (words) => words.split(/(?<=[+/])/).flatMap((piece, number) => [number ? el("wbr") : null, piece]);
+/** A long name, which a line may end in after +, / and _. */
+const breakable = (words) => words.split(/(?<=[+/_])/).flatMap((piece, number) => [number ? el("wbr") : null, piece]);
 
 const COMPLAINT = /\b(BUG|WARNING|Oops|panic|general protection|Call Trace|Bad page|bad p[mu]d|stall)\b/i;
 const MARKS = { passed: "ok", failed: "BROKEN", known_bug: "known bug" };

@@ -54,7 +54,7 @@ function drawTable() {
   data.cases.forEach((one, row) => {
     links.push([]);
     body.append(el("tr", {}, el("th", { scope: "row", title: one.claim },
-      one.scenario, el("span", { class: "level" }, one.title.slice(one.scenario.length))),
+      breakable(one.scenario), el("span", { class: "level" }, one.title.slice(one.scenario.length))),
       data.cells[row].map((cell, number) => drawCell(cell, row, number)), comparing ? told(one) : null));
   });
   table.append(body);

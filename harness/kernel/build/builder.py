@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import UsageError
@@ -82,7 +83,7 @@ def build(recipe: Recipe, say: Say | None = None, offline: bool = False) -> Kern
     )
     entry = cache.obtain(_KIND, name, job.run, say, BUILD_TIMEOUT_S, what=f"builds {recipe.spec}")
     cache.prune(_KIND, _KEPT)
-    return open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config")
+    return replace(open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config"), tree=tree)
 
 
 def source_tree(recipe: Recipe, say: Say | None = None, offline: bool = False) -> str:

@@ -189,6 +189,11 @@ class Slot:
                 found.append(os.path.normpath(os.path.join(os.path.dirname(path), target)))  # noqa: PTH118, PTH120
         return found
 
+    def text(self, tree: str, path: str) -> str:
+        """A file of a tree; "" if it is not in there."""
+        answer = git("cat-file", "blob", f"{tree}:{path}", env=self.environment(), check=False)
+        return answer.stdout.decode(errors="replace") if answer.status == 0 else ""
+
     def export(self, tree: str, paths: Sequence[str], folder: Path) -> None:
         """Write files and folders of a tree into another folder."""
         with self._scratch_index() as index:
