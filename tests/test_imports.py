@@ -29,7 +29,7 @@ ending carried claims selected
 selection
 pytest_options
 pytest_fixtures
-accounts
+accounts source_links
 results
 pytest_plugin
 campaign selfcheck doctor

@@ -20,8 +20,8 @@ from typing import Any
 
 from harness.campaign.mail import narrow
 from harness.campaign.scenarios import scenario_lines
-from harness.campaign.sources import ELIXIR, SourceSite, functions_of
 from harness.pagetable import Kind, Layout, Level, bit_positions
+from harness.source_links import ELIXIR, SourceSite, functions_of
 from harness.verdict import ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.differences import CaseDifference, What, folded

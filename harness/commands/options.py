@@ -155,7 +155,7 @@ mail_option = click.option(
 def page_request(options: dict[str, Any]) -> PageRequest:
     """What was asked of the page, of the options of :func:`report_options`."""
     from harness.campaign.report import PageRequest
-    from harness.campaign.sources import ELIXIR, SourceSite
+    from harness.source_links import ELIXIR, SourceSite
 
     site = ELIXIR if options["source_url"] is None else SourceSite(options["source_url"])
     return PageRequest(options["html_file"], shlex.join(["hugepfn", *sys.argv[1:]]), options.get("mail", False), site)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from harness import kernel_functions
-from harness.campaign.sources import ELIXIR, functions_of
 from harness.kernel import Kernel
 from harness.machine.vm import VM
+from harness.source_links import ELIXIR, functions_of
 
 from .conftest import ROOT, Command
 
