@@ -85,12 +85,12 @@ def cli() -> None:
 @click.option(
     "--events", type=click.Path(path_type=Path), help="write there what happens, as it happens: docs/events.md"
 )
-@click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
+@click.option("--quiet", "-q", is_flag=True, help="one line per case")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
 def run(words: tuple[Selected, ...], config: MachineConfig, events: Path | None, **options: object) -> None:
     """Run tests on a kernel, and print every entry.
 
-    The entries are those at every checkpoint.
+    The entries are those at every checkpoint; what failed comes first. Without TEST, only tests that fail show them.
 
     TEST is a scenario (`hugepfn list` names them; without TEST, all of them), optionally at one level: fork, fork:pud.
     Or it is a test file of your own, optionally with one of its tests and a level: ./mine/test_mine.py::test_mine:pud.
@@ -104,7 +104,8 @@ def run(words: tuple[Selected, ...], config: MachineConfig, events: Path | None,
     from harness.campaign.session import run_session
 
     # Of this stream, since pytest takes sys.stdout while a test runs.
-    reporter = RunReporter(Console(file=sys.stdout, highlight=False), entries=not options["quiet"])
+    console = Console(file=sys.stdout, highlight=False)
+    reporter = RunReporter(console, quiet=bool(options["quiet"]), details=bool(words))
     with event_stream.writing(events) as say:
         sys.exit(run_session(pytest, reporter, words, config, options, say))
 

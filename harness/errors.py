@@ -159,6 +159,33 @@ class ClaimFailed(HugepfnError, AssertionError):
     exit_code = ExitCode.CLAIM_FAILED
 
 
+class NoEntry(ClaimFailed):
+    """Nothing is mapped where an entry was asked for.
+
+    :ivar offset: in bytes from the start of the mapping.
+    """
+
+    def __init__(self, message: str, *, checkpoint: str, process: str, mapping: str, offset: int) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
+        self.process = process
+        self.mapping = mapping
+        self.offset = offset
+
+
+class GivenUp(ClaimFailed):
+    """An access of a guest program did not end, and was given up.
+
+    :ivar access: what the program calls it.
+    :ivar checkpoint: the one that follows it.
+    """
+
+    def __init__(self, message: str, *, access: str, checkpoint: str) -> None:
+        super().__init__(message)
+        self.access = access
+        self.checkpoint = checkpoint
+
+
 class RunBroken(ClaimFailed):
     """A program's run broke an invariant, or the kernel complained: the run has both as values."""
 

@@ -17,11 +17,11 @@ from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.observe.probe import probe_image
 from harness.pagetable import NO_BITS, Bits, Level
+from harness.pytest_failures import compared, history_of
 from harness.pytest_options import config_of, say_of, unmet
 from harness.qemu.spec import Root
 from harness.selection import level_of, scenario_of, wanted_waivers
 from harness.verdict.capabilities import Capabilities
-from harness.verdict.entries import as_text, rows
 
 MACHINE = pytest.StashKey[VM]()  # of a test
 CLAIMS = pytest.StashKey[Claims]()  # of a test
@@ -132,7 +132,12 @@ def caps(vm: VM) -> Capabilities:
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Claims:
     """``with claim("what holds", by=FUNCTION): assert ...``, see :class:`harness.claims.Claims`."""
-    claims = Claims(lambda: _last_entries(request.node), lambda: _failed(request.node), lambda: _early(request.node))
+    claims = Claims(
+        lambda: history_of(request.node.stash.get(MACHINE, None)),
+        lambda: _failed(request.node),
+        lambda: _early(request.node),
+        lambda: compared(request.config),
+    )
     request.node.stash[CLAIMS] = claims
     return claims
 
@@ -163,13 +168,3 @@ def _keep(item: pytest.Item, machine: VM) -> None:
         say_of(item.config)(Note(f"the machine of {item.name} is not kept: {error}"))
     else:
         say_of(item.config)(Note(f"kept the machine of {item.name}; look inside with: hugepfn shell --kept {name}"))
-
-
-def _last_entries(item: pytest.Item) -> str:
-    """The entries at the last two stops, for the message of a broken claim."""
-    machine = item.stash.get(MACHINE, None)
-    if machine is None or not machine.runs:
-        return ""
-    observations = [one for at in machine.runs[-1].snapshots for one in at.observations()]
-    stops = list(dict.fromkeys(one.checkpoint for one in observations))[-2:]
-    return as_text([row for row in rows(observations) if row.checkpoint in stops])

@@ -15,12 +15,14 @@ import pytest
 
 from harness import logs
 from harness.accounts import Accounts
+from harness.assertion.source import source_of
 from harness.carried import Carried, Crossing, carry
 from harness.claims import Claims
 from harness.errors import CannotKnow, HugepfnError, PremiseNotMet, UsageError
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
+from harness.pytest_failures import pytest_assertrepr_compare, told
 from harness.pytest_fixtures import CLAIMS as _CLAIMS
 from harness.pytest_fixtures import MACHINE as _MACHINE
 from harness.pytest_fixtures import caps, claim, kernel, live_vm, vm
@@ -53,7 +55,7 @@ from harness.verdict import Outcome, ScenarioResult, words
 
 #: Hooks and fixtures that live beside this module, which is the plugin's entry point.
 __all__ = ["caps", "claim", "kernel", "live_vm", "vm"]
-__all__ += ["pytest_addoption", "pytest_collection_modifyitems", "pytest_generate_tests"]
+__all__ += ["pytest_addoption", "pytest_assertrepr_compare", "pytest_collection_modifyitems", "pytest_generate_tests"]
 
 _VERBOSITY = "hugepfn_verbosity"
 
@@ -148,10 +150,10 @@ def pytest_runtest_makereport(
     item.user_properties += [(WAIVED_PROPERTY, told) for told in words.waived(result)]  # the teardown's report has them
     wished = item.get_closest_marker("machine") is not None
     carry(report, Carried(result, _context(item), isinstance(error, UsageError), wished))
-    if isinstance(error, HugepfnError) and not isinstance(error, AssertionError):
-        # Our own words need no traceback; what was broken before belongs to it.
-        told = item.stash[_CLAIMS].verdict if _CLAIMS in item.stash else ""
-        report.longrepr = f"{type(error).__name__}: {error}" + (f"\n{told}" if told else "")
+    if result.outcome is Outcome.FAILED:  # our own words need no traceback
+        report.longrepr = "\n".join(words.failed(result))
+    elif isinstance(error, HugepfnError):
+        report.longrepr = f"{type(error).__name__}: {error}\n  {source_of(error)}"
     return report
 
 
@@ -162,6 +164,8 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     called = runs if report.when == "call" else []  # the end of a teardown is no verdict on them
     made = list(claims.made)
     outcome, reason = outcome_of(error, report), reason_of(claims, error)
+    if outcome is Outcome.FAILED and error is not None and reason:
+        reason = told(error, item, machine, claims) or reason
     if wrong := [one for run in runs for one in run.uncalibrated]:
         # What was read is not what the tables hold, so nothing that was claimed of it is known.
         if outcome is Outcome.FAILED and isinstance(error, AssertionError | pytest.fail.Exception):

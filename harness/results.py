@@ -94,7 +94,7 @@ def failures_of(claims: Claims, machine: VM | None, error: BaseException | None)
         for troubles in (run.kernel_troubles() for run in runs):
             seen += [Failure(FailureKind.KERNEL_LOG, line) for line in troubles.complaints]
             seen += [Failure(FailureKind.TAINT, str(troubles.taint.name))] if troubles.taint else []
-    broken = [Failure(FailureKind.CLAIM, claim.message, claim.name) for claim in claims.broken]
+    broken = [Failure(FailureKind.CLAIM, said, claim.name) for claim, said in claims.broken_as_said]
     told = error in (None, claims.failure, claims.ended_by) or (isinstance(error, RunBroken) and bool(seen))
     if not told and isinstance(error, KernelError | AssertionError):
         broken.append(Failure(FailureKind.END, str(error)))

@@ -25,9 +25,11 @@ config
 observe
 introspect
 machine
+assertion
 ending carried claims selected
 selection
 pytest_options
+pytest_failures
 pytest_fixtures
 accounts source_links
 results

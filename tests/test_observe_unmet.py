@@ -93,7 +93,7 @@ def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, kno
     ("usage", "misused"), [([True], True), ([True, True], True), ([True, False], False), ([], False)]
 )
 def test_only_what_was_asked_for_is_wrong(usage: list[bool], misused: bool) -> None:
-    reporter = RunReporter(Console(quiet=True), entries=False)
+    reporter = RunReporter(Console(quiet=True), quiet=True)
     context = {"kernel": {"release": None}}
     for number, wrong in enumerate(usage):
         result = ScenarioResult("fork", "pud", Outcome.ERROR, "pass --modules DIR")

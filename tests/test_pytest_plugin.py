@@ -19,7 +19,6 @@ from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import preparation
 from harness.machine.machine import Origin
 from harness.observe.probe import probe_image
-from harness.pagetable import Observation
 from harness.pytest_fixtures import BOOT_ATTEMPTS
 from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device, Root
@@ -29,6 +28,7 @@ from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.log.troubles import KernelTroubles
 from tests import schemas
+from tests.hand_made_stop import DIRTY, leaf, stop
 
 pytest_plugins = ["pytester"]
 
@@ -287,7 +287,7 @@ def test_whose_fault_it_is(pytester: pytest.Pytester) -> None:
     assert (reasons["good"], reasons["premise"], reasons["died"]) == ("", "no THP", "Oops: 0000")
     assert reasons["machinery"] == reasons["setup"] == "QEMU is gone"
     assert reasons["wrong"].startswith("arithmetic")
-    result.stdout.fnmatch_lines(["KernelDied: Oops: 0000"])
+    result.stdout.fnmatch_lines(["Oops: 0000"])
     result.stdout.no_fnmatch_line('*raise KernelDied("Oops*')
 
 
@@ -336,7 +336,7 @@ def test_all_claims_are_made_and_the_test_fails_at_its_end(pytester: pytest.Pyte
     )
     result = pytest_run(pytester, "-s")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*the end was reached*", "*D is kept [[]copy_huge_pud()[]]: moved*"])
+    result.stdout.fnmatch_lines(["*the end was reached*", "BROKEN D is kept [[]copy_huge_pud()[]]", "*moved: *"])
     (one,) = written(pytester)["results"]
     assert one["outcome"] == "failed"
     assert [(claim["name"], claim["outcome"], claim["kernel_function"]) for claim in one["claims"]] == [
@@ -513,7 +513,9 @@ IMAGE = KernelImage(
     modules_dir=None,
     config=Kconfig("CONFIG_ARCH_SUPPORTS_PMD_PFNMAP=y\n"),
 )
-SEEN = Observation("forked", "child", "bar", 0, "pmd", 0x8E7, ("P", "W", "U", "A", "D"), "bar+0x0", None)
+STOP = stop("forked", child=leaf(DIRTY))
+(SEEN,) = STOP.observations()
+HELD = {"outcome": "passed", "message": "", "mismatch": None}  # a claim, in JSON
 
 
 class FakeVM:
@@ -537,12 +539,13 @@ class FakeVM:
 
     def run(self, *, violation: str = "", trouble: str = "", gap: str = "", uncalibrated: str = "") -> None:
         """As if a program had been run."""
-        stop = SimpleNamespace(observations=lambda: (SEEN,))
         violations = [Violation(Invariant.BAR_PFN, "forked", "parent", "bar", violation)] if violation else []
         troubles = KernelTroubles((trouble,) if trouble else (), gap=gap)
         self.runs.append(
             SimpleNamespace(
-                snapshots=[stop],
+                snapshots=[STOP],
+                hung=None,
+                ended=None,
                 violations=violations,
                 broken=[one for one in violations if one.invariant not in self.waived],
                 uncalibrated=[uncalibrated] if uncalibrated else [],
@@ -779,8 +782,8 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "reason": "",
             "cannot_know": False,
             "claims": [
-                {"kind": "scenario", "name": "holds", "outcome": "passed", "kernel_function": "f()", "message": ""},
-                {"kind": "invariants", "name": "", "outcome": "passed", "kernel_function": "", "message": ""},
+                {**HELD, "kind": "scenario", "name": "holds", "kernel_function": "f()", "checkpoint": "forked"},
+                {**HELD, "kind": "invariants", "name": "", "kernel_function": "", "checkpoint": ""},
             ],
             "stops": 1,
             "violations": [],
@@ -890,4 +893,4 @@ def test_a_broken_claim_shows_the_entries(pytester: pytest.Pytester) -> None:
     pytest_run(pytester)
     message = written(pytester)["results"][0]["claims"][0]["message"]
     assert message.startswith("dirty")
-    assert "child      bar+0x0 pmd 0x00000000000008e7 P W U A D bar+0x0" in message
+    assert message.endswith(f"  forked  child  bar+0x0  pmd  {SEEN.raw:#018x}  P W U PCD A D PSE SPECIAL NX")

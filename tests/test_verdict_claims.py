@@ -26,8 +26,13 @@ from harness.verdict.claims import (
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.log.taint import Taint
 from harness.verdict.log.troubles import Excused, KernelTroubles
+from harness.verdict.mismatch import EntrySeen, Mismatch, Place, Subject
 
-CLAIM = Claim("child keeps D", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1")
+LOST = EntrySeen("pud", 0x4000000000008A7, ("P", "W"), Place("forked", "child", "bar", 0))
+MISMATCH = Mismatch(Subject.BITS, "D", "1", "0", LOST, None, frozenset({"-D"}), note="mine")
+CLAIM = Claim(
+    *("child keeps D", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1"), checkpoint="forked", mismatch=MISMATCH
+)
 SEEN = Observation("forked", "child", "bar", 0, "pud", 0x8E7, ("P", "W"), "bar+0x0", None)
 RESULT = ScenarioResult(
     *("fork", "pud", Outcome.FAILED, "", (CLAIM,), (SEEN,), ("[ 1.0] BUG",)),
@@ -65,6 +70,26 @@ def test_the_documented_object() -> None:
                         "outcome": "failed",
                         "kernel_function": "copy_huge_pud",
                         "message": "D=0 SAVED_DIRTY=1",
+                        "checkpoint": "forked",
+                        "mismatch": {
+                            "subject": "bits",
+                            "name": "D",
+                            "expected": "1",
+                            "got": "0",
+                            "entry": {
+                                "level": "pud",
+                                "raw": "0x04000000000008a7",
+                                "bits": ["P", "W"],
+                                "place": {"checkpoint": "forked", "process": "child", "mapping": "bar", "offset": 0},
+                                "count": 1,
+                            },
+                            "reference": None,
+                            "wrong": ["-D"],
+                            "since": "",
+                            "after": "",
+                            "before": "",
+                            "note": "mine",
+                        },
                     }
                 ],
                 "stops": 3,

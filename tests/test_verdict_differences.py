@@ -69,11 +69,13 @@ def test_a_pfn_inside_the_bar_is_compared() -> None:
 
 def test_a_claim_whose_outcome_differs_is_named_with_its_function() -> None:
     broken = Claim(CLAIM.name, Outcome.FAILED, CLAIM.kernel_function, "D=0")
-    (one,) = compare_runs(run(), run(claims=(broken,), outcome=Outcome.FAILED, reason="1 claims do not hold"))
+    (one,) = compare_runs(run(), run(claims=(broken,), outcome=Outcome.FAILED))
     assert [(d.name, d.kernel_function, d.before, d.after) for d in one.of(What.CLAIM)] == [
         ("the child keeps D", "copy_huge_pud()", "passed", "failed")
     ]
-    assert [(d.before, d.after) for d in one.of(What.OUTCOME)] == [("passed", "failed: 1 claims do not hold")]
+    assert [(d.before, d.after) for d in one.of(What.OUTCOME)] == [
+        ("passed", "failed: 1 claim does not hold: the child keeps D [copy_huge_pud()]")
+    ]
 
 
 def test_a_claim_that_only_one_kernel_is_held_to() -> None:

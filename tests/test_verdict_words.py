@@ -145,7 +145,7 @@ RETURNED = (BugReturned("HP-3", "6.12.118", date(2026, 11, 26)),)
         (replace(PASSED, outcome=Outcome.FAILED, reason="killed by SIGBUS", claims=(OWN, BROKEN)), "killed by SIGBUS"),
         (
             replace(PASSED, outcome=Outcome.FAILED, claims=(replace(OWN, outcome=Outcome.FAILED), BROKEN)),
-            "1 claims do not hold",
+            "1 claim does not hold: W is kept [f()]",
         ),
         (
             replace(PASSED, outcome=Outcome.FAILED, reason="killed by SIGBUS", returned_bugs=RETURNED),

@@ -306,6 +306,7 @@ void checkpoint(const char *name)
 {
 	check_name(name);
 	log_checkpoint(name);
+	ktap_note("checkpoint %s", name); /* so that it is known when a value was reported */
 	tell_pagemaps();
 	spin("checkpoint", name, getppid());
 }

@@ -13,7 +13,7 @@ from harness.accounts import accounts_of, keep_worse
 from harness.campaign.progress import Live
 from harness.carried import carried_by
 from harness.ending import explain
-from harness.verdict import Claim, Outcome, ScenarioResult, words
+from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult, words
 from harness.verdict.entries import HEADINGS, Row, rows, signed
 from harness.verdict.json_fields import JsonObject
 from harness.verdict.table import Case, labels
@@ -73,11 +73,19 @@ class SessionReporter:
 
 
 class RunReporter(SessionReporter):
-    """The reporter of ``hugepfn run``."""
+    """The reporter of ``hugepfn run``.
 
-    def __init__(self, console: Console, entries: bool = True) -> None:
+    A case that failed says first what is wrong, then shows its entries and its claims. A case that did not is one line,
+    and its entries and claims come after all cases, so that they push no failure out of sight.
+
+    :param quiet: one line per case, and nothing else.
+    :param details: show the entries and claims of the cases that did not fail.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False, details: bool = True) -> None:
         super().__init__(console)
-        self.entries = entries
+        self.quiet = quiet
+        self.details = details
         self._by_test: dict[str, ScenarioResult] = {}
         self._misused: set[str] = set()  # tests that cannot run with the given options
         self._said_context = False
@@ -106,7 +114,7 @@ class RunReporter(SessionReporter):
             self._plain(report, carried.result)
         else:
             self._context(carried.context)
-            self._result(carried.result, report)
+            self._result(carried.result, report.longreprtext)
         self._misused.discard(report.nodeid)
         if carried.misused:
             self._misused.add(report.nodeid)
@@ -136,32 +144,55 @@ class RunReporter(SessionReporter):
         case = Case(result.scenario, result.level, file=result.file)
         return self._labels.get(case, str(case))
 
-    def _result(self, result: ScenarioResult, report: pytest.TestReport) -> None:
-        name = self._label(result)
-        if self.entries and result.observations:
-            self.console.print(f"\n[bold]{escape(name)}[/bold]")
+    def _result(self, result: ScenarioResult, longrepr: str = "") -> None:
+        first, *rest = (
+            words.failed(result) if result.outcome is Outcome.FAILED else words.reason(result).splitlines() or [""]
+        )
+        verdict = Text(f"{self._label(result)}: {result.outcome.value}", style=_STYLE[result.outcome])
+        if self.quiet and result.outcome is Outcome.FAILED:
+            first = words.failure(result).partition("\n")[0]
+        self.console.print(verdict.append(f": {first}" if first else "", style="default"), soft_wrap=True)
+        if self.quiet:
+            return
+        for line in rest:
+            text = Text(f"  {line}")
+            text.highlight_regex(f"^  {words.BROKEN}", _STYLE[Outcome.FAILED])
+            self.console.print(text, soft_wrap=True)
+        if result.outcome is Outcome.ERROR and not first:
+            self.console.print(longrepr, highlight=False, markup=False)
+        if result.outcome in (Outcome.FAILED, Outcome.ERROR):
+            self._details(result)
+
+    def _details(self, result: ScenarioResult) -> None:
+        """The entries and the claims of a case."""
+        if result.observations:
+            self.console.print(f"\n[bold]{escape(self._label(result))}[/bold]")
             for line in entry_lines(rows(result.observations)):
                 self.console.print(line, soft_wrap=True)
         for told_claim in words.claims(result):
             self.console.print(_claim_line(*told_claim), highlight=False, soft_wrap=True)
         for told in words.waived(result):
             self.console.print(Text("  waived  ", style="yellow").append(told, style="default"), soft_wrap=True)
-        verdict = Text(f"{name}: {result.outcome.value}", style=_STYLE[result.outcome])
-        if reason := words.reason(result):
-            verdict.append(f": {reason}", style="default")
-        self.console.print(verdict, soft_wrap=True)
-        if result.outcome is Outcome.ERROR and not reason:
-            self.console.print(report.longreprtext, highlight=False, markup=False)
+
+    def replay(self, run: Run) -> None:
+        """Print a run that was recorded."""
+        self._context(run.context)
+        for number, result in enumerate(run.results):
+            self._result(result)
+            self._by_test[str(number)] = result
+        self.verdict()
 
     def verdict(self) -> None:
-        """Print the last line."""
-        counts = {outcome: sum(one.outcome is outcome for one in self.results) for outcome in Outcome}
-        words = ", ".join(f"{count} {outcome.value}" for outcome, count in counts.items() if count)
-        claims = [claim for one in self.results for claim in one.claims]
-        held = sum(claim.outcome is Outcome.PASSED for claim in claims)
-        self.console.print(
-            f"\n[bold]{words or 'nothing ran'}[/bold]; {held} of {len(claims)} claims hold", highlight=False
-        )
+        """Print the details of what did not fail, the broken claims by name, and the last line."""
+        for result in self.results:
+            if self.details and not self.quiet and result.outcome not in (Outcome.FAILED, Outcome.ERROR):
+                self._details(result)
+        self.console.print()
+        for line in words.broken(self.results) if not self.quiet else ():
+            self.console.print(
+                Text("  BROKEN ", style=_STYLE[Outcome.FAILED]).append(line, style="default"), soft_wrap=True
+            )
+        self.console.print(Text(words.totals(self.results), style="bold"), soft_wrap=True)
         if self.not_run:
             self.console.print(self.not_run, highlight=False, markup=False, soft_wrap=True)
 
@@ -209,11 +240,10 @@ def _bits(row: Row) -> Text:
 
 
 def _claim_line(claim: Claim, name: str, message: str) -> Text:
+    """One claim; what broke it was said before, if its case failed."""
     mark = {Outcome.PASSED: "  ok    ", Outcome.FAILED: "  BROKEN"}.get(claim.outcome, f"  {claim.outcome.value}")
     line = Text(mark, style=_STYLE[claim.outcome])
-    line.append(f" {name}", style="default")
-    if claim.kernel_function:
-        line.append(f"  [{claim.kernel_function}]", style="dim")
-    if message:
+    line.append(f" {words.decided(name, claim.kernel_function)}", style="default")
+    if message and (claim.outcome is not Outcome.FAILED or claim.kind is ClaimKind.INVARIANTS):
         line.append("\n" + "\n".join(f"         {part}" for part in message.splitlines()), style="default")
     return line

@@ -193,7 +193,7 @@ def _fresh(config: MachineConfig) -> Iterator[Session]:
 @tests_argument
 @session_option
 @level_option
-@click.option("--quiet", "-q", is_flag=True, help="claims and verdicts only, no entries")
+@click.option("--quiet", "-q", is_flag=True, help="one line per case")
 def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str], quiet: bool) -> None:
     """Run tests in a session with their current files.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import signal
@@ -54,6 +55,7 @@ class GuestRun:
         self.vm = vm
         self.job = job
         self.snapshots: list[Snapshot] = []
+        self.hung: Snapshot | None = None  # what the tables held when a deadline passed
         self.violations: list[Violation] = []
         self._witness = witness
         self._timeout_s = timeout_s
@@ -72,6 +74,11 @@ class GuestRun:
     def result(self) -> RunResult:
         """How the program ended; lets it run to its end first."""
         return self.finish()
+
+    @property
+    def ended(self) -> RunResult | None:
+        """How the program ended; None before that is known."""
+        return self._result
 
     # --- what the test says ----------------------------------------------------------------------
 
@@ -154,7 +161,7 @@ class GuestRun:
         if self.uncalibrated:
             raise MachineryError(words.uncalibrated(self.uncalibrated[0]))
         troubles = self.kernel_troubles()
-        found = [*map(str, self.broken), *words.troubles(troubles)]
+        found = [*words.violated(self.broken), *words.troubles(troubles)]
         if found:
             more = f"\n... and {len(found) - 8} more" if len(found) > 8 else ""
             raise RunBroken("\n".join(found[:8]) + more)
@@ -253,6 +260,9 @@ class GuestRun:
             await self.vm.qemu.expect(both, deadline, what)
         except DeadlineError:
             last_words = await self._kernel.last_words()
+            with contextlib.suppress(HugepfnError):  # the deadline is the error
+                await self._witness.stop()
+                self.hung = self._witness.snapshot("(hangs)", 0)
             raise DeadlineError(
                 f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {last_words}"
             ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from harness.errors import ClaimFailed, ProtocolError
+from harness.errors import GivenUp, ProtocolError
 from harness.guest import bounds
 from harness.guest.job import ExitStatus
 from harness.verdict import KtapOutcome, Report
@@ -14,9 +14,10 @@ from harness.verdict import KtapOutcome, Report
 SKIP_STATUS = 4
 _COUNT = re.compile(r"-?[0-9]{1,9}")
 _VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
+_CHECKPOINT = re.compile(r"^# checkpoint (\S+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RunResult:
     """How a guest program ended: what it reported (KTAP), how it exited, what it printed."""
 
@@ -24,6 +25,9 @@ class RunResult:
     exit: ExitStatus
     stdout: str
     stderr: str
+
+    def __repr__(self) -> str:
+        return f"<{self.reason or 'passed'}, reported {self.values or 'nothing'}>"
 
     @property
     def passed(self) -> bool:
@@ -35,12 +39,20 @@ class RunResult:
         """What it measured and said with ktap_value(), by name; the last word on each."""
         return dict(_VALUE.findall(self.stdout))
 
+    def checkpoints_around(self, name: str) -> tuple[str, str]:
+        """The checkpoints before and after it reported a value for the last time; "" if there was none."""
+        found = [one.start() for one in _VALUE.finditer(self.stdout) if one[1] == name]
+        if not found:
+            return "", ""
+        passed, to_come = (_CHECKPOINT.findall(part) for part in (self.stdout[: found[-1]], self.stdout[found[-1] :]))
+        return passed[-1] if passed else "", to_come[0] if to_come else ""
+
     def faults(self, name: str, before: str) -> int:
         """How many faults an access took, by hp_write_faults() or hp_read_faults() and ktap_value().
 
         :param name: of the value.
         :param before: the checkpoint that follows the access, for the message.
-        :raises ClaimFailed: the access was given up: it hangs.
+        :raises GivenUp: the access was given up: it hangs.
         :raises ProtocolError: the program said no such number.
         """
         said = self.values.get(name, "")
@@ -48,8 +60,11 @@ class RunResult:
             raise ProtocolError(f"the program's value {name} is {bounds.shown(said)}, expected a number of faults")
         count = int(said)
         if count < 0:
-            raise ClaimFailed(
-                f"a hang before checkpoint {before!r}: {name.removesuffix('-faults')} was abandoned after 10,000 faults"
+            access = name.removesuffix("-faults")
+            raise GivenUp(
+                f"a hang before checkpoint {before!r}: {access} was abandoned after 10,000 faults",
+                access=access,
+                checkpoint=before,
             )
         return count
 

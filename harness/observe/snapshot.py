@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from harness.errors import ClaimFailed, UsageError
+from harness.errors import NoEntry, UsageError
 from harness.guest.protocol import MappingEvent
 from harness.pagetable import PAGE_SIZE_BYTES, Leaf, Observation, PagemapWord, Region, Walk, relative_pfn
 
@@ -64,7 +64,7 @@ class ProcessView:
     def leaf(self, mapping: str, offset: int = 0) -> Leaf:
         """The leaf at byte ``offset`` of a mapping.
 
-        :raises ClaimFailed: nothing is mapped there; the message shows how far the walk came.
+        :raises NoEntry: nothing is mapped there; the message shows how far the walk came.
         """
         found = self.find_leaf(mapping, offset)
         if found is None:
@@ -75,7 +75,13 @@ class ProcessView:
                 way += (
                     "\nnothing is mapped near it, so the process has probably exited; let it wait at a gate (hp_gate)"
                 )
-            raise ClaimFailed(f"{self.name} has no entry for {mapping}+{offset:#x} at {self.checkpoint!r}{way}")
+            raise NoEntry(
+                f"{self.name} has no entry for {mapping}+{offset:#x} at {self.checkpoint!r}{way}",
+                checkpoint=self.checkpoint,
+                process=self.name,
+                mapping=mapping,
+                offset=offset,
+            )
         return found
 
     def leaves(self, mapping: str) -> tuple[Leaf, ...]:

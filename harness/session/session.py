@@ -129,7 +129,7 @@ class Session:
         with self._turn, Output(os.dup(stdout)) as file:
             self._check_runs()
             console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)
-            status = rerun_session(pytest, RunReporter(console, entries), words, levels, self.vm, stopping)
+            status = rerun_session(pytest, RunReporter(console, quiet=not entries), words, levels, self.vm, stopping)
             if file.lost and status is not ExitCode.CLAIM_FAILED:
                 raise MachineryError(f"standard output cannot be written: {file.lost}; it is not complete")
             return status

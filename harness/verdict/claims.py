@@ -19,6 +19,7 @@ from harness.pagetable import Observation
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.json_fields import JsonObject, as_object, day, member, objects, strings, value_of
 from harness.verdict.log.troubles import KernelTroubles
+from harness.verdict.mismatch import Mismatch
 
 SCHEMA = "hugepfn-run"
 VERSION = 2
@@ -56,8 +57,12 @@ class Claim:
     kernel_function: str
     """The function of the kernel that decides it, such as "copy_huge_pud"."""
     message: str = ""
-    """What was seen instead, with both entries; "" where it held."""
+    """What was seen instead, with both entries, in words; "" where it held."""
     kind: ClaimKind = ClaimKind.SCENARIO
+    checkpoint: str = ""
+    """The last one that the program had reached when the claim was made; "" if it had reached none."""
+    mismatch: Mismatch | None = None
+    """What was seen instead, as a value; None where it held, or where that is not known."""
 
     @property
     def key(self) -> tuple[ClaimKind, str]:
@@ -72,6 +77,8 @@ class Claim:
             "outcome": self.outcome.value,
             "kernel_function": self.kernel_function,
             "message": self.message,
+            "checkpoint": self.checkpoint,
+            "mismatch": self.mismatch.to_json() if self.mismatch is not None else None,
         }
 
     @classmethod
@@ -87,6 +94,8 @@ class Claim:
             kernel_function=value_of(data, "kernel_function", str),
             message=value_of(data, "message", str),
             kind=member(data, "kind", ClaimKind),
+            checkpoint=str(data.get("checkpoint") or ""),
+            mismatch=Mismatch.from_json(data["mismatch"]) if data.get("mismatch") is not None else None,
         )
 
 

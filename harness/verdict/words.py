@@ -5,8 +5,9 @@ What a result is, its values say: :mod:`harness.verdict.claims`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from harness.verdict.causes import Cause, causes
 from harness.verdict.claims import Claim, ClaimKind, Outcome, ScenarioResult
 from harness.verdict.invariants import Violation
 from harness.verdict.log.taint import describe as describe_taint
@@ -15,6 +16,8 @@ from harness.verdict.log.troubles import KernelTroubles
 EARLY_BIT = "cannot know: under KVM the CPU may set A ahead of any access (SDM volume 3, 4.8; APM volume 2, 5.4.2)"
 NOT_RUN = "cannot know: it was not run"
 NO_RESULT = "cannot know: the run has no result of it"
+BROKEN = "BROKEN"
+BEFORE_PROGRAM = "before the scenario's program began, while the kernel was probed"
 _INVARIANTS = "the invariants held at {stops}, and the kernel log has no complaint"
 
 
@@ -39,22 +42,91 @@ def invariants(stops: int | None = None) -> str:
 
 
 def claims(result: ScenarioResult) -> tuple[tuple[Claim, str, str], ...]:
-    """Each claim of a result with its name and its message."""
-    return tuple((one, *_claim(result, one)) for one in result.claims)
+    """Each claim of a result with its name and its message; of one that follows from another, that name."""
+    first = {id(one): cause.claim for cause in causes(result.claims) for one in cause.followers}
+    return tuple((one, *_claim(result, one, first.get(id(one)))) for one in result.claims)
 
 
-def _claim(result: ScenarioResult, claim: Claim) -> tuple[str, str]:
+def _claim(result: ScenarioResult, claim: Claim, first: Claim | None) -> tuple[str, str]:
     if claim.kind is ClaimKind.INVARIANTS:
         return invariants(result.stops), "\n".join(_held(result))
+    if first is not None:
+        return claim.name, f"for the same entry as: {first.name}"
     return claim.name, EARLY_BIT if claim.outcome is Outcome.SKIPPED else claim.message
 
 
 def _held(result: ScenarioResult) -> Iterator[str]:
-    broken = [*map(str, result.broken), *(line for seen in result.kernel for line in troubles(seen))]
+    broken = [*violated(result.broken), *(line for seen in result.kernel for line in troubles(seen))]
     yield from broken
     if not broken:
         yield from (seen.gap for seen in result.kernel if seen.gap)
     yield from (f"not the kernel's fault: {one.line} ({one.why})" for seen in result.kernel for one in seen.excused)
+
+
+def violated(violations: Sequence[Violation]) -> list[str]:
+    """What violates the invariants, one line for all entries of one mapping at one stop."""
+    found: dict[tuple[object, ...], list[Violation]] = {}
+    for one in violations:
+        found.setdefault((one.invariant, one.checkpoint, one.process, one.mapping), []).append(one)
+    return [f"{first}" + (f" (and {len(rest)} more there)" if rest else "") for first, *rest in found.values()]
+
+
+def number_of(outcome: Outcome, count: int) -> str:
+    """``3 failed``, ``1 known bug``."""
+    if outcome is Outcome.KNOWN_BUG:
+        return "1 known bug" if count == 1 else f"{count} known bugs"
+    if outcome is Outcome.ERROR:
+        return "1 error" if count == 1 else f"{count} errors"
+    return f"{count} {outcome.value}"
+
+
+def claims_hold(held: int, made: int) -> str:
+    """``1 of 1 claim holds``, ``59 of 60 claims hold``."""
+    return f"{held} of {made} {'claim' if made == 1 else 'claims'} {'holds' if held == 1 else 'hold'}"
+
+
+def decided(name: str, kernel_function: str) -> str:
+    """A claim with the function that decides it."""
+    return f"{name} [{kernel_function}]" if kernel_function else name
+
+
+def on_the_way_to(name: str, kernel_function: str) -> str:
+    """The claim at which a test would have arrived next."""
+    return f"  the next claim would be: {decided(name, kernel_function)}"
+
+
+def decided_by(functions: Sequence[str]) -> str:
+    """The functions that a scenario is about."""
+    return f"  decided by {', '.join(functions)}"
+
+
+def told(made: Sequence[Claim]) -> list[str]:
+    """The causes of broken claims: for each the first claim, the function that decides it, and what was seen."""
+    lines = []
+    for number, cause in enumerate(causes(made)):
+        shown = cause.claim.message.splitlines()
+        if number and cause.claim.mismatch is not None and cause.claim.mismatch.entry is None:
+            shown = shown[:1]
+        lines.append(f"{BROKEN} {decided(cause.claim.name, cause.kernel_function)}")
+        lines += [f"{' ' * len(BROKEN)} {line}" for line in shown]
+        if cause.followers:
+            many = f"{len(cause.followers)} more claims" if len(cause.followers) > 1 else "1 more claim"
+            lines.append(f"{' ' * len(BROKEN)} and {many} of the same entry")
+    return lines
+
+
+def failed(result: ScenarioResult) -> list[str]:
+    """A failure in words: the first line says what kind it is, the others what was seen."""
+    found = causes(result.claims)
+    ended = [] if any(cause.claim.message == result.reason for cause in found) else result.reason.splitlines()
+    counted = [_count(found)] if found else []
+    lines = [*counted, *told(result.claims), *ended, *returned(result)]
+    return lines or list(_held(result)) or [result.outcome.value]
+
+
+def _count(found: Sequence[Cause]) -> str:
+    count = sum(1 + len(cause.followers) for cause in found)
+    return f"{count} claim does not hold" if count == 1 else f"{count} claims do not hold"
 
 
 def broken_claims(result: ScenarioResult) -> list[str]:
@@ -72,7 +144,11 @@ def _reason(result: ScenarioResult) -> str:
         return "; ".join(f"known bug {bug.id}: {bug.title}" for bug in result.known_bugs)
     if result.fixed_bugs:
         return "fixed here: " + ", ".join(f"{bug.id} ({bug.version} had it)" for bug in result.fixed_bugs)
-    return f"{result.failed_by_claims} claims do not hold" if result.failed_by_claims else result.reason
+    found = causes(result.claims) if result.outcome is Outcome.FAILED else ()
+    if not found:
+        return result.reason
+    lead = decided(found[0].claim.name, found[0].kernel_function)
+    return "; ".join(filter(None, (f"{_count(found)}{', first' * (_count(found)[:2] != '1 ')}: {lead}", result.reason)))
 
 
 def returned(result: ScenarioResult) -> list[str]:
@@ -83,11 +159,39 @@ def returned(result: ScenarioResult) -> list[str]:
     ]
 
 
+def broken(results: Sequence[ScenarioResult]) -> list[str]:
+    """Every broken claim of the cases that failed, by its case and its name."""
+    found = []
+    for result in results:
+        if result.outcome is not Outcome.FAILED:
+            continue
+        case = f"{result.scenario} {result.level or ''}".strip()
+        names = [decided(name, one.kernel_function) for one, name, _ in claims(result) if one.outcome is Outcome.FAILED]
+        found += [f"{case}: {name}" for name in names or result.reason.splitlines()[:1]]
+    return found
+
+
+def totals(results: Sequence[ScenarioResult]) -> str:
+    """How many cases came out how, and how many claims hold; that known bugs are no failures, where that decides."""
+    counts = {outcome: sum(one.outcome is outcome for one in results) for outcome in Outcome}
+    cases = ", ".join(number_of(outcome, count) for outcome, count in counts.items() if count) or "nothing ran"
+    made = [claim for one in results for claim in one.claims]
+    held = claims_hold(sum(claim.outcome is Outcome.PASSED for claim in made), len(made))
+    only = counts[Outcome.KNOWN_BUG] and not counts[Outcome.FAILED] and not counts[Outcome.ERROR]
+    return f"{cases}; {held}" + (f"; {known_bugs_are_no_failures(counts[Outcome.KNOWN_BUG])}" if only else "")
+
+
+def known_bugs_are_no_failures(count: int) -> str:
+    """Why the exit status is 0 where known bugs were seen."""
+    return "a known bug does not count as a failure" if count == 1 else "known bugs do not count as failures"
+
+
 def failure(result: ScenarioResult) -> str:
     """The reason of a failure, with everything that a table's footnote needs in the first line."""
-    first, newline, rest = _reason(result).partition("\n")
-    said = ": ".join(filter(None, (first, "; ".join(broken_claims(result)))))
-    return "; ".join(filter(None, (said, *returned(result)))) + newline + rest
+    first, newline, rest = (_reason(result) or "; ".join(broken_claims(result))).partition("\n")
+    found = causes(result.claims)
+    seen = found[0].claim.message.partition("\n")[0] if found else ""
+    return "; ".join(filter(None, (first, seen, *returned(result)))) + newline + rest
 
 
 def errors(result: ScenarioResult) -> str:

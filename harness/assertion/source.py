@@ -1,0 +1,141 @@
+"""What the source of a test says: the statement that failed, and what its expressions are about."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import traceback
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from harness.assertion.evaluate import Names, NotKnown, evaluate, names_in
+from harness.assertion.history import neighbours
+from harness.observe.snapshot import ProcessView
+from harness.pagetable import Leaf
+from harness.verdict.mismatch import Place
+
+_HARNESS = Path(__file__).resolve().parents[1]
+_PART = {"cache": "PAT index"}
+_TEXT_MAX = 100
+_LOOKS = ("leaf", "find_leaf", "leaves")
+
+
+class _Unknown:
+    """Stands for a value that cannot be had."""
+
+
+UNKNOWN = _Unknown()
+
+
+def value_of(node: ast.expr, names: Names, default: Any = UNKNOWN) -> Any:
+    """The value of an expression, or the default where it cannot be had."""
+    try:
+        return evaluate(node, names)
+    except NotKnown:
+        return default
+
+
+def is_leaf(value: Any) -> bool:
+    """A leaf, or several."""
+    return isinstance(value, Leaf) or (
+        isinstance(value, tuple | list) and bool(value) and all(isinstance(one, Leaf) for one in value)
+    )
+
+
+def failed_assert(trace: TracebackType | None) -> tuple[ast.Assert, Names] | None:
+    """The assert statement that ended a traceback, and what its names stand for."""
+    last = list(traceback.walk_tb(trace))[-1:]
+    for frame, line in last:
+        for node in ast.walk(_tree(frame)):
+            if isinstance(node, ast.Assert) and node.lineno <= line <= (node.end_lineno or node.lineno):
+                return node, names_in(frame)
+    return None
+
+
+def next_claim(error: BaseException, claims: object) -> tuple[str, str] | None:
+    """The claim that follows the statement at which an error ended a test: its name, and what decides it.
+
+    :param claims: what the test makes its claims with.
+    """
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if _is_ours(frame.f_code.co_filename):
+            continue
+        names, function = names_in(frame), _function_at(_tree(frame), line)
+        blocks = [node for node in ast.walk(function) if isinstance(node, ast.With) and node.lineno > line]
+        for call in (node.items[0].context_expr for node in sorted(blocks, key=lambda node: node.lineno)):
+            if isinstance(call, ast.Call) and call.args and value_of(call.func, names) is claims:
+                named = [one.value for one in call.keywords if one.arg == "by"]
+                by = str(value_of((call.args[1:2] or named)[0], names, "")) if call.args[1:] or named else ""
+                return str(value_of(call.args[0], names, ast.unparse(call.args[0]))), by
+    return None
+
+
+def _function_at(tree: ast.Module, line: int) -> ast.AST:
+    """The innermost function that has a line."""
+    functions = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)]
+    around: list[ast.AST] = [one for one in functions if one.lineno <= line <= (one.end_lineno or line)]
+    return (around or [tree])[-1]
+
+
+def _tree(frame: FrameType) -> ast.Module:
+    """The source of a frame's file; empty where it cannot be read."""
+    linecache.checkcache(frame.f_code.co_filename)
+    try:
+        return ast.parse("".join(linecache.getlines(frame.f_code.co_filename)))
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+def _is_ours(filename: str) -> bool:
+    return _HARNESS in Path(filename).parents
+
+
+def source_of(error: BaseException) -> str:
+    """File and line of the test's statement that failed, and the statement."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_ours(frame.filename)] or frames
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}" if own else ""
+
+
+def looked_at(node: ast.expr, names: Names) -> Place | None:
+    """Where ``process.leaf(mapping, offset)`` and the like look."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in _LOOKS:
+            view = value_of(call.func.value, names)
+            arguments = [value_of(one, names) for one in (*call.args, *(one.value for one in call.keywords))]
+            if isinstance(view, ProcessView) and arguments and UNKNOWN not in arguments:
+                return Place(view.checkpoint, view.name, *(str(arguments[0]), int((*arguments, 0)[1])))
+    return None
+
+
+def count_of(node: ast.expr, names: Names) -> int:
+    """Of how many equal neighbours an expression about several leaves speaks."""
+    if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
+        leaves = value_of(node.generators[0].iter, names)
+        return neighbours(leaves) if leaves is not UNKNOWN and is_leaf(leaves) else 1
+    return 1
+
+
+def part_name(node: ast.expr) -> str:
+    """The name of what is compared: ``level`` of ``read.level``, and of ``[leaf.level for leaf in leaves]``."""
+    match node:
+        case ast.Attribute(attr=name):
+            return _PART.get(name, name)
+        case ast.ListComp(elt=ast.Attribute(attr=name)) | ast.SetComp(elt=ast.Attribute(attr=name)):
+            return _PART.get(name, name)
+    text = ast.unparse(node)
+    return text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}..."
+
+
+def reported(node: ast.expr, names: Names) -> str:
+    """The name of the program's value that an expression reads; "" if it reads none."""
+    for part in ast.walk(node):
+        match part:
+            case ast.Call(func=ast.Attribute(attr="faults"), args=[name, *_]):
+                return str(value_of(name, names, ""))
+            case ast.Subscript(value=owner, slice=index):
+                values, key = value_of(owner, names), value_of(index, names)
+                if isinstance(values, dict) and isinstance(key, str):
+                    return key
+    return ""
