@@ -149,3 +149,23 @@ def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
     follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.PASSED)
     assert run_series(str(tree), "main~2..main", [FORK], RunOptions(), None, PageRequest()) == ExitCode.MACHINERY
     assert "the same at every step: 1 pass" in capsys.readouterr().out
+
+
+def test_why_a_test_is_an_error_at_every_step_is_told(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follow_steps(monkeypatch, Outcome.ERROR, Outcome.ERROR, Outcome.ERROR)
+    assert run_series(str(tree), "main~2..main", [FORK], RunOptions(), None, PageRequest()) == ExitCode.MACHINERY
+    assert "\nfork pud: error: " in capsys.readouterr().out
+
+
+def test_a_mail_has_the_changes_without_the_table(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follow_steps(monkeypatch, Outcome.PASSED, Outcome.PASSED, Outcome.FAILED)
+    request = PageRequest(command="hugepfn series . main~2..main fork --mail", mail=True)
+    assert run_series(str(tree), "main~2..main", [FORK], RunOptions(), None, request) == ExitCode.CLAIM_FAILED
+    said = capsys.readouterr().out
+    assert "\nfork pud: pass -> FAIL at 2/2 mm: change 3" in said
+    assert "3 kernels" not in said
+    assert "\n\nTo run it again:\n  hugepfn series . 'main~2..main' fork --mail\n" in said

@@ -40,7 +40,7 @@ from harness.qemu.accel import tell_why_tcg
 from harness.selected import Selected
 from harness.verdict import Outcome
 from harness.verdict.series import Change, changes, difference_of, steady
-from harness.verdict.table import Case, Column, Table
+from harness.verdict.table import Case, Column, Mark, Table
 
 
 @dataclass(frozen=True)
@@ -174,12 +174,18 @@ def _report_lines(
         yield Text(f"{step.name:>6}  {step.subject}")
     yield Text()
     changing = table.only([change.case for change in found])
-    if changing.cases:
+    if changing.cases and most is None:  # a mail has the lines below
         yield from report_lines(changing, {}, 1, width)
     yield from change_lines(steps, table, found, most)
     for step, column in zip(steps, table.columns, strict=True):
         if column.trouble:
             yield Text(f"{step.name} {step.subject}: {column.trouble}", style="bold red")
+    changed = {change.case for change in found}
+    for case, row in table.rows():
+        if case not in changed and row and row[-1].mark is Mark.ERROR and not table.columns[-1].trouble:
+            yield Text(
+                f"{table.labels[case]}: {row[-1].word}: {row[-1].reason.partition(chr(10))[0]}", style="bold magenta"
+            )
     marks = ", ".join(f"{count} {mark.value}" for mark, count in steady(table).most_common())
     yield Text(f"the same at every step: {marks or 'nothing'}", style="bold")
 
