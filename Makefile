@@ -2,6 +2,7 @@
 # make test   run every test, including those that boot kernels
 # make check  run the linter, the type checker and the tests that need no QEMU
 # make docs   build the site from docs/ (build/docs/index.html); warnings are errors, and no network is needed
+# make pictures  draw the terminal of README.md anew (docs/pictures/run.svg)
 # make bench  measure performance as ratios; both sides of a ratio come from the same run
 # make facts  measure every stock kernel, update the documents, and show what changed (20 minutes)
 # make kernel-functions  look the kernel functions of the claims up in Debian's sources (downloads 150 MB for each series)
@@ -10,7 +11,7 @@
 # make container-steps  run the steps of the Containerfile in a debootstrap; needs root, downloads 500 MB
 # make long-tests  run a bisection and a patch series with kernels that are really built (half an hour)
 # make compat      test QEMU 7.2 to 11, four file systems and two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests docs bench facts kernel-functions mutants mutation long-tests compat container-steps setup test-setup clean
+.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
 # A file or pipe that was never closed is an error. Python reports it when the object is garbage-collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
@@ -37,6 +38,9 @@ host-tests:
 docs: test-setup
 	@$(PYTHON) -m sphinx -b html -W --keep-going -q docs build/docs
 	@echo "docs: build/docs/index.html"
+
+pictures: test-setup
+	PYTHONPATH=. $(PYTHON) docs/terminal_picture.py
 
 bench: setup
 	@.venv/bin/hugepfn bench

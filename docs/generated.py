@@ -1,7 +1,7 @@
 """The parts of pages that are made from the code: each function returns Markdown.
 
 A page has ``<!-- generated: NAME -->`` where the piece with that name belongs. The header of guest programs, fixtures,
-markers, options and exit statuses are documented where they are defined, and nowhere else.
+markers and options are documented where they are defined, and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from harness import pytest_fixtures
-from harness.errors import ExitCode
 from harness.pytest_options import MARKERS, pytest_addoption
 
 HEADER = Path(__file__).resolve().parents[1] / "guest_tests" / "lib" / "hugepfn.h"
@@ -96,15 +95,9 @@ def pytest_options() -> str:
     return "\n".join(["| option | meaning |", "|---|---|", *options.rows])
 
 
-def exit_statuses() -> str:
-    """A table of the exit statuses."""
-    return "\n".join(["| status | meaning |", "|---|---|", *(f"| {one.value} | {one.meaning} |" for one in ExitCode)])
-
-
 PIECES: Mapping[str, Callable[[], str]] = {
     "guest-header": guest_header,
     "fixtures": fixtures,
     "markers": markers,
     "pytest-options": pytest_options,
-    "exit-statuses": exit_statuses,
 }

@@ -142,6 +142,7 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "guest_tests" / "known_bugs.toml").write_text(LIST)
     (tmp_path / "guest_tests" / "known_bugs_seen.toml").write_text(f'[kernels]\n"{OLD}" = "x"\n')
     (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs" / "tutorial.md").write_text("nothing measured\n")
     (tmp_path / "CHANGELOG.md").write_text("- <!-- facts:begin count -->none<!-- facts:end -->: faults\n")
     (tmp_path / "docs" / "truth.md").write_text("<!-- facts:begin seen --><!-- facts:end -->\n")
     (tmp_path / "docs" / "matrix.md").write_text(f"```\n          {OLD}\nfork pud  ?\n\n```\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.cli import cli
 from harness.commands.options import config_options
 from harness.config import DEFAULT, MachineConfig, name_of, option_of, table, variable_of
 from harness.errors import UsageError
@@ -20,6 +22,8 @@ from harness.qemu.spec import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = [one.name for one in fields(MachineConfig)]
+#: Between our own processes, and between host and guest.
+INTERNAL = {"HUGEPFN_LOG", "HUGEPFN_EVENTS_FD", "HUGEPFN_ONE_STREAM"}
 NOTHING: Mapping[str, str | bool | None] = dict.fromkeys(ALL)
 
 
@@ -260,3 +264,21 @@ def test_the_document_has_the_table() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     shown = text.partition("<!-- config:begin -->\n")[2].partition("<!-- config:end -->")[0]
     assert shown == "".join(f"{line}\n" for line in table()), "print it anew: python -m harness.config"
+
+
+def test_the_document_has_every_variable() -> None:
+    """Those of the table are generated; another one that the sources read has to be written down by hand."""
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    sources = [path.read_text() for path in (ROOT / "harness").rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r'"(HUGEPFN_[A-Z_]+)"', source)}
+    assert {name for name in named - INTERNAL if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize(("shell", "word"), [("bash", "COMPREPLY"), ("zsh", "compdef"), ("fish", "complete")])
+def test_a_shell_gets_its_completion(shell: str, word: str) -> None:
+    done = CliRunner().invoke(cli, [], prog_name="hugepfn", env={"_HUGEPFN_COMPLETE": f"{shell}_source"})
+    assert word in done.output
+    assert f"_HUGEPFN_COMPLETE={shell}_source" in (ROOT / "docs" / "configuration.md").read_text()
+    words = {"COMP_WORDS": "hugepfn run --ke", "COMP_CWORD": "2" if shell != "fish" else "--ke"}
+    done = CliRunner().invoke(cli, [], prog_name="hugepfn", env={"_HUGEPFN_COMPLETE": f"{shell}_complete", **words})
+    assert "--kernel" in done.output

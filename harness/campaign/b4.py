@@ -11,7 +11,7 @@ from harness.host.packages import find_command
 from harness.host.process import check_room, run
 
 _TIMEOUT_S = 300.0
-_WORDS_MAX = 300
+_WORDS_MAX = 120
 
 
 def fetch(message_id: str, folder: Path) -> Path:

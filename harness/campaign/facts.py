@@ -42,7 +42,7 @@ from harness.verdict.known_bugs import KnownBug, judge
 from harness.verdict.seen import Facts, Measured, Sightings, dump_facts, version_key
 from harness.verdict.table import Column, Mark, Table
 
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/truth.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/truth.md", "docs/tutorial.md")
 _UNSURE = {Mark.FAIL, Mark.ERROR, Mark.FLAKE, Mark.UNKNOWN}
 _HIDING = _UNSURE | {Mark.BUG}  # another bug, which may have ended the scenario before this one showed
 

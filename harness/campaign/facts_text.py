@@ -101,7 +101,7 @@ def fill(text: str, known: Known, where: str) -> str:
 
 
 def _sample(known: Known, old: str) -> str:
-    """The first line of the run that README shows; its entries do not change with the kernel of the day."""
+    """The first line of the run that the tutorial shows; its entries do not change with the kernel of the day."""
     version = next((one for one in known.facts.kernels if series_of(one) == _SAMPLE_SERIES), None)
     measured = known.facts.measured
     if version is None or measured is None:
