@@ -29,10 +29,13 @@ class Carried:
     """What was asked for is the error."""
     wished: bool = False
     """The test had another machine than was asked for."""
+    no_kernel: bool = False
+    """There is no kernel to test: it does not build, or it does not boot."""
 
     def to_json(self) -> dict[str, Any]:
         """This value as a JSON object."""
-        rest = {"context": self.context, "misused": self.misused, "wished": self.wished}
+        rest: dict[str, Any] = {"context": self.context, "misused": self.misused, "wished": self.wished}
+        rest["no_kernel"] = self.no_kernel
         return {"result": self.result.to_json(), **rest}
 
     @classmethod
@@ -47,6 +50,7 @@ class Carried:
             context=None if data["context"] is None else as_object(data["context"], "the context"),
             misused=value_of(data, "misused", bool),
             wished=value_of(data, "wished", bool),
+            no_kernel=value_of(data, "no_kernel", bool),
         )
 
 

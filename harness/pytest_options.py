@@ -53,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="keep the machine of a failed test, for `hugepfn shell --kept NAME`",
     )
+    add("--hugepfn-bisect", action="store_true", help="end with the exit status that `git bisect run` expects")
     add("--hugepfn-strict", action="store_true", help="a precondition that is not met fails the test")
 
 

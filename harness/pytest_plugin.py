@@ -7,6 +7,7 @@ anything is booted where the kernel's files tell.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,10 @@ import pytest
 from harness import logs
 from harness.accounts import Accounts
 from harness.assertion.source import source_of
+from harness.bisect_results import BISECT, BisectResults
 from harness.carried import Carried, Crossing, carry
 from harness.claims import Claims
-from harness.errors import CannotKnow, HugepfnError, PremiseNotMet, UsageError
+from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, KernelBuildError, PremiseNotMet, UsageError
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
@@ -52,6 +54,7 @@ from harness.selection import (
     scenario_of,
 )
 from harness.verdict import Outcome, ScenarioResult, words
+from harness.verdict.bisect import BisectVerdict
 
 #: Hooks and fixtures that live beside this module, which is the plugin's entry point.
 __all__ = ["caps", "claim", "kernel", "live_vm", "vm"]
@@ -74,11 +77,32 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Results(config, accounts), "hugepfn-results")
         if not hasattr(config, "workerinput"):  # the last to come is asked first
             config.pluginmanager.register(accounts, "hugepfn-accounts")
+            if config.getoption("hugepfn_bisect"):
+                config.pluginmanager.register(BisectResults(), BISECT)
     if not hasattr(config, "workerinput"):
         try:
             check_writable({"--hugepfn-json": config.getoption("hugepfn_json")})
         except HugepfnError as error:
             raise pytest.UsageError(str(error)) from error
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """With --hugepfn-bisect, the exit status of the session is the one that git expects."""
+    if not config.getoption("hugepfn_bisect"):
+        return (yield)
+    try:
+        ended = yield
+    except pytest.UsageError as error:
+        verdict, reason = BisectVerdict.BROKEN, str(error)
+    else:
+        found = config.pluginmanager.get_plugin(BISECT)
+        results = found if isinstance(found, BisectResults) else BisectResults()
+        verdict, reason = results.verdict(ended)
+    line = f"{verdict.name.lower().replace('_', ' ')}: {reason}".splitlines()[0]
+    with past_capture(config):
+        print(f"hugepfn: {line}", file=sys.stderr)
+    return int(verdict)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -149,7 +173,8 @@ def pytest_runtest_makereport(
     report.sections += [("hugepfn", line) for line in words.returned(result)]
     item.user_properties += [(WAIVED_PROPERTY, told) for told in words.waived(result)]  # the teardown's report has them
     wished = item.get_closest_marker("machine") is not None
-    carry(report, Carried(result, _context(item), isinstance(error, UsageError), wished))
+    no_kernel = call.when == "setup" and isinstance(error, (KernelBuildError, *KERNELS_FAULT))
+    carry(report, Carried(result, _context(item), isinstance(error, UsageError), wished, no_kernel))
     if result.outcome is Outcome.FAILED:  # our own words need no traceback
         report.longrepr = "\n".join(words.failed(result))
     elif isinstance(error, HugepfnError):

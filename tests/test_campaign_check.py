@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.campaign.check import BisectVerdict, judge
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
 from harness.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict.bisect import BisectVerdict, judge
 from harness.verdict.table import TROUBLE
 
 

@@ -32,6 +32,7 @@ pytest_options
 pytest_failures
 pytest_fixtures
 accounts source_links
+bisect_results
 results
 pytest_plugin
 campaign selfcheck doctor

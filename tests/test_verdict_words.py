@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.campaign.check import judge
 from harness.campaign.facts import sightings
 from harness.errors import ExitCode
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult, words
+from harness.verdict.bisect import judge
 from harness.verdict.claims import BugFixed, BugReturned, BugSeen
 from harness.verdict.differences import What, compare_runs
 from harness.verdict.invariants import Invariant, Violation

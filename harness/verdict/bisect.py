@@ -1,0 +1,45 @@
+"""The verdict on a commit, for ``git bisect run``. Pure.
+
+git takes 0 as good, 125 as "cannot tell", every other status from 1 to 127 as bad, and stops at 128 and above
+(git-bisect(1)). So everything that is not about the commit has to end with 128 or more: a failing tool must not call a
+commit bad.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from harness.errors import ExitCode
+from harness.verdict import words
+from harness.verdict.claims import Outcome, ScenarioResult
+
+
+class BisectVerdict(enum.IntEnum):
+    """The verdict on a commit, as the exit status that git expects."""
+
+    GOOD = ExitCode.OK
+    BAD = ExitCode.CLAIM_FAILED
+    CANNOT_TELL = ExitCode.CANNOT_TELL
+    BROKEN = ExitCode.STOP
+
+
+def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
+    """The verdict on a commit from its results, and the reason.
+
+    A known bug is bad, because whoever bisects wants to know where it came from. A skip means that a precondition is
+    not met, and says nothing about the commit.
+    """
+    by_outcome = {outcome: [one for one in results if one.outcome is outcome] for outcome in Outcome}
+    for outcome, step in (
+        (Outcome.ERROR, BisectVerdict.BROKEN),
+        (Outcome.FAILED, BisectVerdict.BAD),
+        (Outcome.KNOWN_BUG, BisectVerdict.BAD),
+        (Outcome.SKIPPED, BisectVerdict.CANNOT_TELL),
+    ):
+        if by_outcome[outcome]:
+            one = by_outcome[outcome][0]
+            return step, f"{one.scenario} {one.level or ''}".strip() + f": {outcome.value}: {words.reason(one)}"
+    if not results:
+        return BisectVerdict.BROKEN, "nothing was run"
+    return BisectVerdict.GOOD, f"{len(results)} of {len(results)} passed"
