@@ -6,10 +6,12 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from harness.guest.compiler import guest_tests_dir
 from tests import schemas
 
 from . import bisect_tree
@@ -27,9 +29,17 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_git_bisect_finds_the_commit(tree: Path, hugepfn: Command) -> None:
-    check = " ".join(shlex.quote(word) for word in hugepfn.argv("check"))
-    script = f"git bisect start HEAD v0 && git bisect run {check} . fork:pud"
+@pytest.mark.parametrize("by", ["check", "pytest"])
+def test_git_bisect_finds_the_commit(tree: Path, hugepfn: Command, by: str) -> None:
+    words = [*hugepfn.argv("check"), ".", "fork:pud"]
+    if by == "pytest":
+        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hugepfn-bisect"]
+        words += [
+            "--hugepfn-kernel=tree:.",
+            "--hugepfn-scenario=fork:pud",
+            os.fspath(guest_tests_dir() / "test_fork.py"),
+        ]
+    script = f"git bisect start HEAD v0 && git bisect run {shlex.join(words)}"
     done = subprocess.run(
         ["sh", "-ec", script],
         cwd=tree,
