@@ -52,7 +52,9 @@ def test_a_kernel_without_types_says_what_is_missing(tmp_path: Path) -> None:
     alone = tmp_path / "vmlinux"  # without what its build left beside it
     shutil.copyfile(built[0], alone)
     with VM(Kernel.image(alone)) as vm:
-        with pytest.raises(PremiseNotMet, match=r"no BTF, no offsets\.json .* no vmlinux with DWARF.*`hugepfn build`"):
+        with pytest.raises(
+            PremiseNotMet, match=r"no BTF, there is no offsets\.json .* no vmlinux with DWARF .*`hugepfn build`"
+        ):
             vm.process_root(1)
         with pytest.raises(PremiseNotMet, match="no /sys/kernel/vmcoreinfo"):
             vm.drgn()
