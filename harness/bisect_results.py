@@ -25,7 +25,8 @@ class BisectResults:
         if (carried := carried_by(report)) is not None:
             keep_worse(self._by_test, report.nodeid, carried.result)
             if carried.no_kernel:
-                self._no_kernel = self._no_kernel or carried.result.reason.partition("\n")[0]
+                lines = carried.result.reason.splitlines()[:2]  # the second is the compiler's first
+                self._no_kernel = self._no_kernel or " ".join(line.strip() for line in lines)
 
     def verdict(self, ended: object) -> tuple[BisectVerdict, str]:
         """The verdict and its reason.
