@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,7 @@ def test_skip_reasons_of_the_whole() -> None:
         (["1..2", "ok 1 x"], "not ok # TODO", C),
     ],
 )
-@pytest.mark.parametrize("indent", ["  ", "    ", "# "])
+@pytest.mark.parametrize("indent", ["  ", "    ", "\t", "\t\t", " \t", "# "])
 def test_a_test_is_no_better_than_its_subtests(
     inner: list[str], verdict: str, outcome: KtapOutcome, indent: str
 ) -> None:
@@ -198,9 +199,68 @@ def test_a_test_that_gives_up_may_leave_its_plan_undone() -> None:
     assert report.outcome is S
 
 
-def test_old_kunit_without_inner_version_lines() -> None:
-    report = tap("1..1", "    # Subtest: suite", "    1..1", "    ok 1 - x", "ok 1 - suite")
+@pytest.mark.parametrize("indent", ["    ", "\t"])
+def test_old_kunit_without_inner_version_lines(indent: str) -> None:
+    report = tap("1..1", f"{indent}# Subtest: suite", f"{indent}1..1", f"{indent}ok 1 - x", "ok 1 - suite")
     assert tree(report.tests) == [("suite", P, [("x", P)])]
+
+
+@pytest.mark.parametrize("indent", ["  ", "\t"])
+def test_a_plan_alone_opens_a_level(indent: str) -> None:
+    report = tap("1..1", f"{indent}1..2", f"{indent}ok 1 x", f"{indent}not ok 2 y", "ok 1 a")
+    assert tree(report.tests) == [("a", F, [("x", P), ("y", F)])]
+    deeper = tap("1..1", f"{indent}1..1", f"{indent * 2}1..1", f"{indent * 2}not ok 1 y", f"{indent}ok 1 x", "ok 1 a")
+    assert tree(deeper.tests) == [("a", F, [("x", F, [("y", F)])])]
+    skipped = tap("1..1", f"{indent}1..0 # SKIP no vfio", "ok 1 a # SKIP")
+    assert skipped.outcome is S
+
+
+def test_a_plan_at_an_indentation_between_two_levels_belongs_to_neither() -> None:
+    lines = ["\t# Subtest: s", "\t1..1", "\t\t# Subtest: t", "\t\t1..1", "\t 1..5", "\t\tok 1 x", "\tok 1 t", "ok 1 s"]
+    report = tap("1..1", *lines)
+    assert tree(report.tests) == [("s", P, [("t", P, [("x", P)])])]
+
+
+def test_plans_alone_nest_no_deeper_than_the_limit() -> None:
+    report = tap("1..1", *(" " * depth + "1..1" for depth in range(1, 500)), "ok 1 a")
+    depth, tests = 0, report.tests
+    while tests:
+        depth, tests = depth + 1, tests[0].subtests
+    assert 1 < depth <= MAX_DEPTH
+
+
+def counts(tests: tuple[Test, ...]) -> Counter[KtapOutcome]:
+    """The outcomes of the tests that have no subtests, as kunit counts them.
+
+    But kunit counts a crash for each test that never came; here that is one test, and a problem that has the number.
+    """
+    total: Counter[KtapOutcome] = Counter()
+    for test in tests:
+        total += counts(test.subtests) if test.subtests else Counter([test.outcome])
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "outcome"),
+    [
+        ("printk_time", {P: 4}, P),
+        ("printk_caller", {P: 3}, P),
+        ("interrupted", {P: 4}, P),
+        ("nested", {P: 5}, P),
+        ("failure", {P: 2, F: 1}, F),
+        ("panic", {P: 3, C: 1}, C),
+        ("skipped", {P: 2, S: 1}, P),
+        ("all_skipped", {S: 3}, S),
+        ("pound_signs", {P: 3}, P),
+        ("attributes", {P: 1}, P),
+        ("no_plan", {P: 2}, C),
+    ],
+)
+def test_the_cases_of_kunit_give_its_counts(name: str, expected: dict[KtapOutcome, int], outcome: KtapOutcome) -> None:
+    report = read(f"kunit_cases/{name}.ktap")
+    assert counts(report.tests) == expected
+    assert report.outcome is outcome
+    assert not any(line.strip().startswith(("ok ", "not ok ")) for line in report.diagnostics)
 
 
 def test_three_levels() -> None:
@@ -255,7 +315,9 @@ words = st.sampled_from(
         "[    1.000000] vfio: hello",
     ]
 )  # fmt: skip
-lines_of_ktap = st.builds(lambda indent, word: indent + word, st.sampled_from(["", "  ", "    ", "# ", "# # "]), words)
+lines_of_ktap = st.builds(
+    lambda indent, word: indent + word, st.sampled_from(["", "  ", "    ", "\t", "# ", "# # "]), words
+)
 reports = st.lists(lines_of_ktap, max_size=25).map("\n".join)
 
 

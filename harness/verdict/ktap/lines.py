@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 
 # Numbers have at most nine digits: longer ones are noise, and int() rejects numbers with thousands of digits.
-_VERSION = re.compile(r"(?P<indent>(?:# | )*)(?P<what>K?TAP) version (?P<version>\d{1,9})\s*$")
-_PLAN = re.compile(r"1\.\.(?P<count>\d{1,9})\s*(?:#\s*(?P<comment>.*))?$")
+_VERSION = re.compile(r"(?P<indent>(?:# |[ \t])*)(?P<what>K?TAP) version (?P<version>\d{1,9})\s*$")
+_PLAN = re.compile(r"(?P<indent>[ \t]*)1\.\.(?P<count>\d{1,9})\s*(?:#\s*(?P<comment>.*))?$")
 _RESULT = re.compile(r"(?P<verdict>ok|not ok) (?P<number>\d{1,9})(?=\s|$)\s*(?P<rest>.*)$")
 _BAIL_OUT = re.compile(r"Bail out!\s*(?P<reason>.*)$")
-_SUBTEST = re.compile(r"(?P<indent> *)# Subtest: (?P<name>.*)$")
+_SUBTEST = re.compile(r"(?P<indent>[ \t]*)# Subtest: (?P<name>.*)$")
 _PROGRAM = re.compile(r"# selftests: (?P<name>.*)$")
 _COMMENT_START = re.compile(r"(?:^|\s)(?<!\\)#\s*")
 _DIRECTIVE = re.compile(r"(?P<word>SKIP|TODO|XFAIL)\b:?\s*(?P<reason>.*)$", re.IGNORECASE)
@@ -34,6 +34,8 @@ class Version:
 class Plan:
     """``1..4`` or ``1..0 # SKIP reason``."""
 
+    indent: str
+    """Not empty: the plan of a level inside, which had neither a version line nor a ``# Subtest``."""
     count: int
     reason: str
 
@@ -89,7 +91,7 @@ def classify(text: str) -> Line | None:
         return _result(match)
     if match := _PLAN.match(text):
         skip = _DIRECTIVE.match(match["comment"] or "")
-        return Plan(int(match["count"]), (skip["reason"] if skip else match["comment"] or "").strip())
+        return Plan(match["indent"], int(match["count"]), (skip["reason"] if skip else match["comment"] or "").strip())
     if match := _BAIL_OUT.match(text):
         return BailOut(match["reason"].strip())
     if match := _SUBTEST.match(text):

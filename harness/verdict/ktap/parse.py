@@ -3,8 +3,8 @@
 A test is CRASHED until a line says otherwise, and a report without a plan never passes: silence is not success. Nothing
 here raises for any text; :attr:`Report.problems` lists what is wrong with a report.
 
-Levels are distinguished by the prefix of their lines: blanks (kunit), or "# " (the kselftest runner, which puts it
-in front of everything that a program prints).
+Levels are distinguished by the prefix of their lines: blanks or tabs (kunit), or "# " (the kselftest runner, which
+puts it in front of everything that a program prints).
 """
 
 from __future__ import annotations
@@ -141,7 +141,10 @@ class _Reader:
         return True
 
     def _plan(self, level: KtapLevel, plan: Plan) -> None:
-        if level.planned is None:
+        if plan.indent:
+            if level is self.stack[-1] and len(self.stack) < MAX_DEPTH:
+                self.stack.append(KtapLevel(level.prefix + plan.indent, planned=plan.count, plan_reason=plan.reason))
+        elif level.planned is None:
             level.planned, level.plan_reason = plan.count, plan.reason
         else:
             self._problem(level, "a second plan", breaks=plan.count != level.planned)
