@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.verdict.log.complaint_kinds import RULES, ComplaintKind, classify
+from harness.verdict.log.complaint_kinds import RULES, TRIGGERS, ComplaintKind, classify
 from harness.verdict.log.lines import message, split
 
 K = ComplaintKind
@@ -75,6 +75,11 @@ def test_the_rule_and_its_near_miss(index: int) -> None:
     assert found is None or found.kind is not kind
 
 
+@pytest.mark.parametrize("line", [line for _, line, _ in ROWS])
+def test_a_line_that_a_rule_matches_contains_a_trigger(line: str) -> None:
+    assert any(trigger in line for trigger in TRIGGERS)
+
+
 @pytest.mark.parametrize("index", range(len(ROWS)))
 def test_a_quoted_line_is_no_complaint(index: int) -> None:
     assert classify(f"hugepfn: note: {ROWS[index][1]}") is None
@@ -88,6 +93,8 @@ def test_a_quoted_line_is_no_complaint(index: int) -> None:
         ("general protection fault: 0000 [#3] SMP PTI", K.OOPS),
         ("WARNING: possible circular locking dependency detected", K.LOCKDEP),
         ("WARNING: at copy_huge_pud+0x1/0x2, CPU#3: fork/85", K.WARNING),
+        ("WARNING: mm/memory.c:123 at f+0x1/0x2, CPU#0: fork/85 ", K.WARNING),
+        ("WARNING: mm/memory.c:123 at 0x0, CPU#0: my, CPU#1: x/85 \t", K.WARNING),
         ("WARNING: [a && b] mm/memory.c:123 at f+0x1/0x2 [vfio], CPU#0: kworker/0:1/9", K.WARNING),
         ("rcu: INFO: rcu_preempt self-detected stall on CPU", K.RCU_STALL),
         ("rcu: INFO: rcu_sched detected expedited stalls on CPUs/tasks: { 1-... }", K.RCU_STALL),
@@ -101,6 +108,7 @@ def test_further_forms(line: str, kind: ComplaintKind) -> None:
     rule = classify(line)
     assert rule is not None
     assert rule.kind is kind
+    assert any(trigger in line for trigger in TRIGGERS)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +116,11 @@ def test_further_forms(line: str, kind: ComplaintKind) -> None:
     [
         "traps: fork[85] general protection fault ip:401c12 sp:7ffd0 error:0",
         "[Firmware Bug]: the BIOS has corrupted hw-PMU resources",
+        "WARNING: mm/memory.c:123 at f+0x1/0x2, CPU#0: fork",
+        "WARNING: mm/memory.c:123 at f+0x1/0x2, CPU#0: fork/85 and so on",
+        "WARNING: mm/memory.c:123 f+0x1/0x2, CPU#0: fork/85",
+        "WARNING: mm/memory.c: at f+0x1/0x2, CPU#0: fork/85",
+        "WARNING: mm/memory.c:123 at f+0x1/0x2, CPU#x: fork/85",
         "WARNING: stack recursion on stack type 4",
         "Out of memory handler installed",
         "FAULT_INJECTION: forcing a failure.",
@@ -134,6 +147,22 @@ def test_what_is_no_complaint(line: str) -> None:
 def test_prefix_of_printk(line: str, prefix: str) -> None:
     assert split(line) == (prefix, "x")
     assert message(line + "\r") == "x"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("guest login: [    1.000000] x", "x"),
+        ("** 12 printk messages dropped ** [    1.000000][   T12] x", "x"),
+        ("$ [    1.000000] a: [    2.000000] x", "a: [    2.000000] x"),
+        ("[    1.000000] a: [    2.000000] x", "a: [    2.000000] x"),
+        ("a: [    1.0] x", "a: [    1.0] x"),
+        (" " * 200 + "[    1.000000] x", "x"),
+        (" " * 201 + "[    1.000000] x", " " * 201 + "[    1.000000] x"),
+    ],
+)
+def test_text_before_the_timestamp(line: str, text: str) -> None:
+    assert message(line) == text
 
 
 @pytest.mark.parametrize("line", ["[ BUG: x ]", "[vfio] 1.0", " [    0.000000] x", "[    0.000000]x"])

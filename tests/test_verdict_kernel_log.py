@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.verdict import ComplaintKind, Scanner, scan
-from harness.verdict.log.complaints import MAX_BLOCK_LINES
+from harness.verdict.log.complaint_kinds import classify
+from harness.verdict.log.complaints import MAX_BLOCK_LINES, MAX_COMPLAINTS, MAX_LINE_CHARS
 
 DATA = Path(__file__).parent / "data" / "verdict"
 LOGS = sorted(path.name for path in DATA.glob("*.log"))
@@ -137,6 +141,92 @@ def test_a_block_that_nothing_closes_ends() -> None:
     text = "BUG: sleeping function called from invalid context\n" + "noise\n" * 1000
     (complaint,) = scan(text)
     assert complaint.excerpt.count("\n") + 1 == MAX_BLOCK_LINES
+
+
+@contextmanager
+def at_most(cpu_s: float) -> Iterator[None]:
+    """Fail if the block uses more CPU time; a busy host does not matter."""
+
+    def too_much(*_: object) -> None:
+        raise AssertionError(f"more than {cpu_s} s of CPU time")
+
+    before = signal.signal(signal.SIGPROF, too_much)
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "WARNING: " + "a:1 at b, CPU#1: c/1 " * 190,
+        "WARNING: " + "a:1 at b, CPU#1: c/1 " * 190 + "x",
+        "WARNING: " + "a:1 at b, CPU#1: c/1 " * 10_000,
+        "WARNING: at b, CPU#" + "1" * 4000,
+        "WARNING: a:" + "1" * 4000,
+        "WARNING: at b, CPU#1: c/1" + " " * 4000 + "x",
+        "[" * 4000,
+        "\\x1b[" * 1000 + "BUG",
+        "kernel BUG at " + ":1" * 2000,
+        "INFO: task " + ":1 blocked" * 400,
+        "UBSAN: " + "a in" * 1000,
+    ],
+)
+def test_no_line_takes_long(line: str) -> None:
+    with at_most(10):
+        scan(f"{line}\n" * 10)
+
+
+@pytest.mark.parametrize(("end", "found"), [("", True), ("x", False)])
+def test_a_warning_is_matched_in_linear_time(end: str, found: bool) -> None:
+    with at_most(10):
+        assert (classify("WARNING: " + "a:1 at b, CPU#1: c/1 " * 3000 + end) is not None) is found
+
+
+def test_a_log_without_a_newline_is_read_in_linear_time() -> None:
+    scanner = Scanner()
+    with at_most(10):
+        for _ in range(200_000):
+            scanner.feed("BUG: no end " * 4)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 100_000])
+def test_a_line_is_cut_at_the_limit(size: int) -> None:
+    text = "BUG: " + "x" * (MAX_LINE_CHARS + 100) + "\nBUG: y\n" + "BUG: " + "z" * (MAX_LINE_CHARS - 5)
+    scanner = Scanner()
+    for start in range(0, len(text), size):
+        scanner.feed(text[start : start + size])
+    scanner.finish()
+    first, second, third = scanner.complaints
+    assert first.line == first.excerpt == "BUG: " + "x" * (MAX_LINE_CHARS - 5)
+    assert (second.line, second.number) == ("BUG: y", 2)
+    assert len(third.line) == MAX_LINE_CHARS
+
+
+def test_a_flood_of_complaints_does_not_fill_the_memory_or_hide_a_fatal_one() -> None:
+    scanner = Scanner()
+    told = scanner.feed("BUG: x\n" * (MAX_COMPLAINTS + 5) + "more of the last\n")
+    assert len(told) == len(scanner.complaints) == MAX_COMPLAINTS
+    assert scanner.complaints[-1].excerpt == "BUG: x"
+    assert scanner.feed("BUG: y\n") == []
+    panic, *others = scanner.feed("Kernel panic - not syncing: a\nits stack\nKernel panic - not syncing: b\n")
+    assert (panic.line, others) == ("Kernel panic - not syncing: a", [])
+    assert scanner.fatal is not None
+    assert scanner.fatal.excerpt == "Kernel panic - not syncing: a\nits stack"
+
+
+def test_lines_are_counted_whether_they_are_looked_at_or_not() -> None:
+    text = "a\n\nb\nBUG: x\n</TASK>\nc\nd BUG\ne\nBUG: Bad rss-counter state mm:1\nf\nBUG: z\n"
+    assert [one.number for one in scan(text)] == [4, 9, 11]
+    assert [one.number for one in scan("BUG: x\n" + text)] == [1, 5, 10, 12]
+
+
+def test_text_before_the_timestamp_does_not_hide_a_complaint() -> None:
+    (complaint,) = scan("guest login: [    1.000000] BUG: Bad rss-counter state mm:1\r\n")
+    assert complaint.line == "BUG: Bad rss-counter state mm:1"
 
 
 def test_fatal_kinds() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from harness.verdict.log.complaint_kinds import ComplaintKind, Rule, classify
+from harness.verdict.log.complaint_kinds import TRIGGERS, ComplaintKind, Rule, classify
 from harness.verdict.log.lines import message
 
 MAX_BLOCK_LINES = 120
@@ -19,7 +19,15 @@ MAX_BLOCK_LINES = 120
 MAX_LEAD_LINES = 16
 """So many lines between "cut here" and the first line proper belong to it: the text of a WARN() of older kernels."""
 
+MAX_LINE_CHARS = 4096
+"""What a line has beyond this is dropped: printk's longest record has a quarter of it (PRINTKRB_RECORD_MAX)."""
+
+MAX_COMPLAINTS = 1000
+"""So many complaints are kept, and the first fatal one: a guest must not fill the host's memory."""
+
 _CUT_HERE = re.compile(r"-+\[ cut here \]-+$")
+_LITERALS = (*TRIGGERS, "[ cut here ]", "hugepfn: checkpoint ")
+"""A line without any of these begins nothing."""
 _RIP = re.compile(r"RIP: 0010:([\w.]+)\+0x")
 _FRAME = re.compile(r"(\? )?([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
 _FRAMES = 8
@@ -97,6 +105,24 @@ class _Block:
         return Complaint(self.rule.kind, self.line, "\n".join(self.lines), self.after, self.number)
 
 
+class _Hits:
+    """Where the literals that can begin a block are in a text; every literal reads the text once."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._next = [(self._find(literal, 0), literal) for literal in _LITERALS]
+
+    def after(self, start: int) -> int:
+        """The first position from `start` on, which never decreases; the length of the text if there is none."""
+        if min(self._next)[0] < start:
+            self._next = [(at if at >= start else self._find(one, start), one) for at, one in self._next]
+        return min(self._next)[0]
+
+    def _find(self, literal: str, start: int) -> int:
+        found = self._text.find(literal, start)
+        return len(self._text) if found < 0 else found
+
+
 class Scanner:
     """Scan a log that arrives in pieces.
 
@@ -132,10 +158,12 @@ class Scanner:
 
         :returns: the complaints whose first line ended in this piece.
         """
-        *lines, self._partial = (self._partial + chunk).split("\n")
         known = len(self._blocks)
-        for line in lines:
-            self._take(line.rstrip("\r"))
+        whole, newline, rest = chunk.rpartition("\n")
+        if newline:
+            self._take_lines(self._partial + whole + newline)
+            self._partial = ""
+        self._partial = (self._partial + rest)[:MAX_LINE_CHARS]
         return [block.freeze() for block in self._blocks[known:]]
 
     def finish(self) -> list[Complaint]:
@@ -145,9 +173,31 @@ class Scanner:
         """
         return self.feed("\n") if self._partial else []
 
-    def _take(self, line: str) -> None:
+    def _take_lines(self, text: str) -> None:
+        """Take complete lines. Outside of a block, those that cannot begin one are only counted.
+
+        :param text: ends with a newline.
+        """
+        hits = _Hits(text)
+        start = 0
+        while start < len(text):
+            hit = hits.after(start)
+            if self._open is None and self._lead is None:
+                first = text.rfind("\n", start, hit) + 1 or start
+                self._number += text.count("\n", start, first)
+                start = first
+                if start == len(text):
+                    return
+            end = text.index("\n", start)
+            self._take(text[start : min(end, start + MAX_LINE_CHARS)].rstrip("\r"), may_begin=hit < end)
+            start = end + 1
+
+    def _take(self, line: str, *, may_begin: bool) -> None:
         self._number += 1
         text = message(line)
+        if not may_begin:
+            self._continue(line, text)
+            return
         if _CUT_HERE.match(text):
             self._open = None
             self._lead = [line]
@@ -157,7 +207,11 @@ class Scanner:
         rule = classify(text)
         if rule is not None and not self._continues(rule, text):
             self._begin(rule, line, text)
-        elif self._open is not None:
+        else:
+            self._continue(line, text)
+
+    def _continue(self, line: str, text: str) -> None:
+        if self._open is not None:
             self._extend(self._open, line, text)
         elif self._lead is not None:
             self._lead.append(line)
@@ -168,6 +222,9 @@ class Scanner:
         block = _Block(rule, text, self._number, self._checkpoint, [*(self._lead or ()), line])
         block.died = _DIE_COUNTER.match(text) is not None
         self._lead = None
+        if len(self._blocks) >= MAX_COMPLAINTS and (not rule.kind.fatal or self.fatal):
+            self._open = None
+            return
         self._blocks.append(block)
         self._open = None if rule.end is None else block
 

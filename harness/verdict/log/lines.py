@@ -13,6 +13,9 @@ PREFIX = re.compile(
 )
 """Matches at the start of every line, empty where printk put nothing (kernel/printk/printk.c)."""
 
+_LATE_STAMP = re.compile(r".{0,200}?\[ *\d+\.\d{6}\](?:\[ *[TC]\d+\])? ")
+"""A timestamp behind other text: a login prompt, or "printk messages dropped"."""
+
 
 def split(line: str) -> tuple[str, str]:
     """Split a line of a log into printk's prefix ("" if there is none) and the message."""
@@ -22,5 +25,9 @@ def split(line: str) -> tuple[str, str]:
 
 
 def message(line: str) -> str:
-    """The message of a line of a kernel log: no priority, timestamp or carriage return."""
-    return split(line.rstrip("\r"))[1]
+    """The message of a line of a kernel log: no priority, timestamp or carriage return, and no text before these."""
+    line = line.rstrip("\r")
+    prefix, text = split(line)
+    if not prefix and (late := _LATE_STAMP.match(line)):
+        return line[late.end() :]
+    return text
