@@ -360,7 +360,7 @@ def test_a_qemu_that_is_stopped_is_not_the_kernels_fault(image: KernelImage) -> 
             os.kill(vm.qemu.pid, signal.SIGSTOP)
             guest.until("written")
 
-    with VM(image) as vm, pytest.raises(MachineryError, match=rf"QEMU \(pid {vm.qemu.pid}\) is stopped, by SIGSTOP"):
+    with VM(image) as vm, pytest.raises(MachineryError, match=rf"QEMU \(pid {vm.qemu.pid}\) was stopped by SIGSTOP"):
         stopped_on_the_way(vm)
 
 

@@ -78,7 +78,7 @@ def test_what_6_12_does_otherwise_than_6_1(hugepfn: Command, tmp_path: Path) -> 
     seen = [one["entry"] for one in cases["calibrate_anon", "pte"] if one["what"] == "entry"]
     assert {(tuple(one["appeared"]), tuple(one["vanished"])) for one in seen} == {(("SAVED_DIRTY",), ("D",))}
     assert "filled" not in {one["checkpoint"] for one in seen}, "before clear_refs both have W=1 D=1"
-    assert "parent memory+0x0 x15 +SAVED_DIRTY -D" in done.stdout
+    assert "  parent at cleaned, memory+0x0 x15: pte " in done.stdout
     assert "calibrate_anon pte" in files[1].read_text()
 
 

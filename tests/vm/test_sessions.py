@@ -469,4 +469,4 @@ def test_nobody_to_talk_to(tmp_path: Path) -> None:
     for args in (("ssh",), ("rerun", "fork"), ("log",), ("stop",), ("exec", "-s", "x", "true")):
         done = command(*args)
         assert done.returncode == 2, args
-        assert "no session is running; start one with" in done.stderr
+        assert "; start one with `hugepfn start`" in done.stderr
