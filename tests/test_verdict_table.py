@@ -11,7 +11,7 @@ import pytest
 from harness.errors import ExitCode
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.claims import BugFixed, BugReturned, BugSeen
-from harness.verdict.table import TROUBLE, Case, Column, Mark, Table
+from harness.verdict.table import TROUBLE, Case, Column, Mark, Table, labels
 
 PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
 FIXED = ScenarioResult(
@@ -173,3 +173,15 @@ def test_cases_that_nobody_expected_stand_by_scenario_as_they_were_found() -> No
     found = [result("zap", "pud"), result("fork", "pud"), result("zap", "pte"), result("fork", "pte")]
     rows = [str(case) for case in Table.of([column("debian:6.1", *found)]).cases]
     assert rows == ["zap pte", "zap pud", "fork pte", "fork pud"]
+
+
+def test_a_row_has_as_much_of_its_file_as_tells_it_apart() -> None:
+    alone = Case("alone", "pud", file="/a/test_mine.py")
+    ours = Case("mine", "pud")
+    first, second = (Case("mine", "pud", file=f"/home/{who}/tests/test_mine.py") for who in "ab")
+    assert labels([alone, ours, first, second]) == {
+        alone: "alone pud",
+        ours: "mine pud",
+        first: "mine pud (a/tests/test_mine.py)",
+        second: "mine pud (b/tests/test_mine.py)",
+    }
