@@ -1,22 +1,29 @@
-"""A failed assertion of a test, as pytest tells it: the words of both sides, and what a test outside of claims says."""
+"""How pytest shows a failed test: both sides of a comparison, what ended the test, and no source of hugepfn itself."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
+from types import TracebackType
 
 import pytest
 
 from harness.assertion.explain import explain
 from harness.assertion.history import History
-from harness.assertion.source import next_claim, source_of
+from harness.assertion.source import is_library, is_ours, next_claim, source_of
 from harness.claims import Claims
-from harness.errors import KernelError, RunBroken
+from harness.ending import explain as explain_in_one_line
+from harness.errors import HugepfnError, KernelError, RunBroken
 from harness.machine.vm import VM
 from harness.pagetable import Bits, Entry, Leaf
 from harness.verdict import mismatch_words, words
 
 _ROWS_MAX = 4
 _COMPARED = pytest.StashKey[tuple[object, object]]()
+
+#: In a session's stash: show hugepfn's own frames, as hugepfn's own tests want and as ``--full-trace`` does.
+OWN_FRAMES_SHOWN = pytest.StashKey[bool]()
+_HIDDEN = ("hugepfn", "hugepfn's own frames are hidden; --full-trace shows them")
 
 
 def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
@@ -55,7 +62,7 @@ def told(error: BaseException, item: pytest.Item, machine: VM | None, claims: Cl
     if isinstance(error, AssertionError) and not isinstance(error, RunBroken):
         mismatch = explain(error, history_of(machine), compared(item.config))
         shown = mismatch_words.lines(mismatch) if mismatch is not None else str(error).splitlines()
-        return "\n".join([*shown, f"  {source_of(error)}", *_decided(item)])
+        return "\n".join([*shown, *_statement(error), *_decided(item)])
     if machine is None or not machine.runs:
         return (
             "\n".join([str(error), f"  {words.BEFORE_PROGRAM}", *_decided(item)])
@@ -68,6 +75,73 @@ def told(error: BaseException, item: pytest.Item, machine: VM | None, claims: Cl
     by = [words.on_the_way_to(*following)] if following is not None else _decided(item)
     last = mismatch_words.entry_lines(history_of(machine).last(_ROWS_MAX))
     return "\n".join([*str(error).splitlines(), *(f"  {line}" for line in last), *by])
+
+
+def hide_own_frames(config: pytest.Config, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Leave only the test's frames in the traceback that pytest shows, and in those of the errors that led to it.
+
+    The error keeps its own traceback: :mod:`harness.assertion` reads it.
+    """
+    if _own_frames_shown(config):
+        return
+    visible = _visible(excinfo.value.__traceback__)
+    excinfo.traceback = type(excinfo.traceback)(visible if visible is not None else ())
+    error, seen = excinfo.value, {id(excinfo.value)}
+    while (before := error.__cause__ or error.__context__) is not None and id(before) not in seen:
+        before.__traceback__ = _visible(before.__traceback__)
+        error = before
+        seen.add(id(error))
+
+
+def show_without_own_source(item: pytest.Item, error: BaseException, report: pytest.TestReport) -> None:
+    """Replace what pytest shows of an error that hugepfn's code raised, unless its own frames are to be shown."""
+    if _own_frames_shown(item.config):
+        return
+    if isinstance(error, HugepfnError):
+        report.longrepr = in_short(error, item)
+    elif report.failed and _ends_in_own_frame(error):
+        if not source_of(error):  # one of our fixtures, before the test began
+            report.longrepr = explain_in_one_line(error)
+        else:
+            report.sections.append(_HIDDEN)
+
+
+def in_short(error: HugepfnError, item: pytest.Item) -> str:
+    """What an error says, and the statement of the test at which it was raised."""
+    if isinstance(error, AssertionError) and not isinstance(error, RunBroken):
+        return told(error, item, None, Claims())
+    return "\n".join([f"{type(error).__name__}: {error}", *_statement(error)])
+
+
+def _own_frames_shown(config: pytest.Config) -> bool:
+    return bool(config.getoption("fulltrace", False)) or config.stash.get(OWN_FRAMES_SHOWN, False)
+
+
+def _statement(error: BaseException) -> list[str]:
+    return [f"  {source}"] if (source := source_of(error)) else []
+
+
+def _visible(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without frames of hugepfn, and without frames of a library that hugepfn called."""
+    kept, below_ours = [], False
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        below_ours = below_ours or is_ours(filename)
+        if not is_ours(filename) and not (below_ours and is_library(filename)):
+            kept.append(trace)
+        trace = trace.tb_next
+    found: TracebackType | None = None
+    for one in reversed(kept):
+        found = TracebackType(found, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return found
+
+
+def _ends_in_own_frame(error: BaseException) -> bool:
+    """Whether an error was raised by hugepfn, or by a library that hugepfn called."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    while files and is_library(files[-1]):
+        files.pop()
+    return bool(files) and is_ours(files[-1])
 
 
 def _decided(item: pytest.Item) -> list[str]:

@@ -16,7 +16,6 @@ import pytest
 
 from harness import logs
 from harness.accounts import Accounts
-from harness.assertion.source import source_of
 from harness.bisect_results import BISECT, BisectResults
 from harness.carried import Carried, Crossing, carry
 from harness.claims import Claims
@@ -24,7 +23,13 @@ from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, KernelBuildE
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
-from harness.pytest_failures import pytest_assertrepr_compare, told
+from harness.pytest_failures import (
+    hide_own_frames,
+    in_short,
+    pytest_assertrepr_compare,
+    show_without_own_source,
+    told,
+)
 from harness.pytest_fixtures import CLAIMS as _CLAIMS
 from harness.pytest_fixtures import MACHINE as _MACHINE
 from harness.pytest_fixtures import caps, claim, kernel, live_vm, vm
@@ -155,7 +160,9 @@ def _fail_if_broken(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Puts the result where the report carries it: past xdist to whoever writes the file."""
+    """Attach the result to the report, which takes it past xdist to whoever writes the file."""
+    if call.excinfo is not None:
+        hide_own_frames(item.config, call.excinfo)
     report = yield
     error = call.excinfo.value if call.excinfo else None
     if call.when != "call" and error is None:
@@ -166,6 +173,8 @@ def pytest_runtest_makereport(
             scenario_of(item), level_of(item), outcome_of(error, report), told, file=own_file(item.path)
         )
         carry(report, Carried(plain))
+        if error is not None:
+            show_without_own_source(item, error, report)
         return report
     result = _result(item, error, report)
     if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
@@ -178,7 +187,9 @@ def pytest_runtest_makereport(
     if result.outcome is Outcome.FAILED:  # our own words need no traceback
         report.longrepr = "\n".join(words.failed(result))
     elif isinstance(error, HugepfnError):
-        report.longrepr = f"{type(error).__name__}: {error}\n  {source_of(error)}"
+        report.longrepr = in_short(error, item)
+    elif error is not None:
+        show_without_own_source(item, error, report)
     return report
 
 

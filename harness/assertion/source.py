@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import sysconfig
 import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -16,6 +17,7 @@ from harness.pagetable import Leaf
 from harness.verdict.mismatch import Place
 
 _HARNESS = Path(__file__).resolve().parents[1]
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 _PART = {"cache": "PAT index"}
 _TEXT_MAX = 100
 _LOOKS = ("leaf", "find_leaf", "leaves")
@@ -59,7 +61,7 @@ def next_claim(error: BaseException, claims: object) -> tuple[str, str] | None:
     :param claims: what the test makes its claims with.
     """
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if _is_ours(frame.f_code.co_filename):
+        if is_ours(frame.f_code.co_filename):
             continue
         names, function = names_in(frame), _function_at(_tree(frame), line)
         blocks = [node for node in ast.walk(function) if isinstance(node, ast.With) and node.lineno > line]
@@ -87,14 +89,20 @@ def _tree(frame: FrameType) -> ast.Module:
         return ast.Module([], [])
 
 
-def _is_ours(filename: str) -> bool:
+def is_ours(filename: str) -> bool:
+    """Whether a source file is part of hugepfn."""
     return _HARNESS in Path(filename).parents
 
 
+def is_library(filename: str) -> bool:
+    """Whether a source file is part of Python or of an installed package."""
+    return filename.startswith(_LIBRARIES)
+
+
 def source_of(error: BaseException) -> str:
-    """File and line of the test's statement that failed, and the statement."""
+    """File and line of the test's statement that failed, and the statement; "" if the error comes from no test."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_ours(frame.filename)] or frames
+    own = [frame for frame in frames if not is_ours(frame.filename) and not is_library(frame.filename)]
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
