@@ -1,4 +1,4 @@
-"""The memory type of a BAR: the same at every level, after every change of rights, and in a child."""
+"""The memory type of a BAR: the same at every level, after every change of protection, and in a child."""
 
 import pytest
 
@@ -30,15 +30,15 @@ def test_cache_bits(vm: VM, claim: Claims) -> None:
         with claim("the BAR is mapped at three levels at once", fn.vfio_pci_core_mmap):
             assert [leaf.level for leaf in touched] == list(LEVELS)
             assert len({leaf.pfn for leaf in touched}) == 1
-        with claim("all three are uncached-minus, and differ in PSE alone", fn.vfio_pci_core_mmap):
+        with claim("all three are uncached-minus, and differ only in PSE", fn.vfio_pci_core_mmap):
             assert [leaf.cache for leaf in touched] == [UC_MINUS] * 3
             assert [leaf.bits & ~Bits.PSE for leaf in touched] == [touched[0].bits] * 3
         written = three(guest.until("one-written")["parent"])
-        with claim("a write through one sets D there, and in none of the others", fn.CPU):
+        with claim("a write through one sets the dirty bit there, and in none of the others", fn.CPU):
             assert [leaf.dirty for leaf in written] == [False, True, False]
         for step in ("readonly", "none", "writable"):
             leaves = three(guest.until(step)["parent"])
-            with claim(f"{step}: all three are still there, and uncached-minus", fn.pgprot_modify):
+            with claim(f"{step}: all three are still mapped, and uncached-minus", fn.pgprot_modify):
                 assert [leaf.level for leaf in leaves] == list(LEVELS)
                 assert [leaf.cache for leaf in leaves] == [UC_MINUS] * 3
         forked = guest.until("forked")
@@ -47,6 +47,6 @@ def test_cache_bits(vm: VM, claim: Claims) -> None:
                 assert [leaf.level for leaf in three(process)] == list(LEVELS)
                 assert [leaf.cache for leaf in three(process)] == [UC_MINUS] * 3
         child = three(guest.until("child-readonly")["child"])
-        with claim("the child's, set read-only, are as well", fn.pgprot_modify):
+        with claim("the child's leaves, set read-only, are uncached-minus as well", fn.pgprot_modify):
             assert [leaf.cache for leaf in child] == [UC_MINUS] * 3
             assert not any(leaf.write for leaf in child)

@@ -1,4 +1,4 @@
-"""Ordinary memory: both witnesses see the same thing. What the walk says of a pfnmap rests on this."""
+"""Ordinary memory: both witnesses see the same thing. What the walk says about a pfnmap rests on this."""
 
 import pytest
 
@@ -41,12 +41,12 @@ def _calibrate(vm: VM, claim: Claims, memory: str, level: Level, pages: int) -> 
 
         at = guest.until("cleaned")
         if vm.caps.soft_dirty:
-            with claim("after clear_refs 4 nothing is soft-dirty, to walk and pagemap", fn.clear_refs_write):
+            with claim("after clear_refs 4 walk and pagemap show nothing soft-dirty", fn.clear_refs_write):
                 assert not any(leaf.soft_dirty for leaf in at["parent"].leaves("memory"))
                 _soft_dirty_agrees(at["parent"])
         at = guest.until("rewritten")
         if vm.caps.soft_dirty:
-            with claim("a write makes its entry soft-dirty, to walk and pagemap", fn.wp_page_reuse):
+            with claim("after a write walk and pagemap show its entry soft-dirty", fn.wp_page_reuse):
                 assert at["parent"].leaf("memory", 4096).soft_dirty
                 _soft_dirty_agrees(at["parent"])
         with claim("the rewritten page is still the same page", fn.pagemap_read):
@@ -60,7 +60,7 @@ def _calibrate(vm: VM, claim: Claims, memory: str, level: Level, pages: int) -> 
         with claim("walk and pagemap agree after the child's write", fn.pagemap_read):
             _agree(at["child"])
             _agree(at["parent"])
-        with claim("the child's written page is its own, or the shared one", fn.do_wp_page):
+        with claim("the page that the child wrote is its own, or the shared one", fn.do_wp_page):
             same = at["child"].mapping("memory").pagemap[0].pfn == at["parent"].mapping("memory").pagemap[0].pfn
             assert same == (memory == "shmem")
         with claim("the program passed", ""):
@@ -73,7 +73,7 @@ def _calibrate(vm: VM, claim: Claims, memory: str, level: Level, pages: int) -> 
 def test_calibrate_anon(vm: VM, claim: Claims) -> None:
     """Anonymous 4K pages: walk and pagemap agree; after fork a page is read-only in parent and child."""
     forked = _calibrate(vm, claim, "anon", Level.PTE, 15)
-    with claim("after fork every page is W=0 in parent and child", fn.copy_pte_range):
+    with claim("after fork every page is read-only in parent and child", fn.copy_pte_range):
         for process in forked:
             leaves = process.leaves("memory")
             assert len(leaves) == 15
@@ -87,7 +87,7 @@ def test_calibrate_thp(vm: VM, claim: Claims) -> None:
     if vm.caps.why_no_thp:
         raise PremiseNotMet(vm.caps.why_no_thp)
     forked = _calibrate(vm, claim, "thp", Level.PMD, 512)
-    with claim("after fork the huge page is W=0 in parent and child", fn.copy_huge_pmd):
+    with claim("after fork the huge page is read-only in parent and child", fn.copy_huge_pmd):
         for process in forked:
             assert process.leaf("memory").level is Level.PMD
             assert not process.leaf("memory").write

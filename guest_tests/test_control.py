@@ -1,4 +1,4 @@
-"""The control group: on ordinary memory of every sort the walk and the kernel's own account are the same thing."""
+"""The control group: on every kind of ordinary memory the walk and the kernel's own account agree."""
 
 import itertools
 from collections import Counter
@@ -81,7 +81,7 @@ def _share(vm: VM, claim: Claims, memory: str) -> None:
             with claim(f"walk and pagemap agree on present, pfn and file or shared: {when}", fn.pagemap_read):
                 _agree(at, file_or_shared=shared)
             with claim(
-                f"pagemap's exclusive pages are those that one process maps, by the walk: {when}", fn.pagemap_read
+                f"pagemap's exclusive pages are those that only one process maps, by the walk: {when}", fn.pagemap_read
             ):
                 _exclusive(at)
             return at
@@ -121,7 +121,7 @@ def _share(vm: VM, claim: Claims, memory: str) -> None:
                 assert not set(_pfns(at["child"])) & set(_pfns(at["parent"]))
 
         at = look("parent-written", "after the parent's write")
-        with claim("the parent, alone with its page, writes to that very page", broken_by):
+        with claim("the parent writes to the page that it had, without a copy", broken_by):
             assert _pfns(at["parent"]) == _pfns(filled["parent"])
             assert at["parent"].leaf("memory").write
         at = look("exited", "after the child's end")
@@ -137,14 +137,14 @@ def _need_thp(vm: VM) -> None:
 @pytest.mark.levels("pte")
 @pytest.mark.decided_by(fn.copy_pte_range, fn.do_wp_page)
 def test_control_share_anon(vm: VM, claim: Claims) -> None:
-    """Anonymous pages and fork: shared read-only, then each writer's own; pagemap's bits agree with the walk."""
+    """Anonymous pages and fork: shared read-only, then copied for each writer; pagemap's bits agree with the walk."""
     _share(vm, claim, "anon")
 
 
 @pytest.mark.levels("pmd")
 @pytest.mark.decided_by(fn.copy_huge_pmd, fn.do_huge_pmd_wp_page)
 def test_control_share_thp(vm: VM, claim: Claims) -> None:
-    """A transparent huge page and fork: the writer's is split, page by page its own; pagemap's bits agree."""
+    """A transparent huge page and fork: the writer's is split, and copied page by page; pagemap's bits agree."""
     _need_thp(vm)
     _share(vm, claim, "thp")
 
@@ -185,21 +185,23 @@ def _uffd(vm: VM, claim: Claims, memory: str) -> None:
     torn_down = memory == "shmem-thp"
     with vm.run("control", f"--memory={memory}", "--case=uffd") as guest:
         filled = guest.until("filled")["parent"]
-        with claim(f"the memory is mapped as {_level(memory).label}, and nothing of it is protected", fn.pagemap_read):
+        with claim(f"the memory is mapped as {_level(memory).label}, and none of it is protected", fn.pagemap_read):
             assert {leaf.level for leaf in filled.leaves("memory")} == {_level(memory)}
             assert not any(word.uffd_wp for word in filled.pagemap("memory"))
             assert not any(leaf.uffd_wp or not leaf.write for leaf in filled.leaves("memory"))
 
         at = guest.until("protected")
         process = at["parent"]
-        with claim("every page is protected, to pagemap", fn.mwriteprotect_range):
+        with claim("pagemap shows every page protected", fn.mwriteprotect_range):
             assert all(word.uffd_wp for word in process.pagemap("memory"))
         if torn_down:
-            with claim("the pmd of a file is torn down to markers", fn.change_protection):
+            with claim("the pmd of a file is replaced by markers", fn.change_protection):
                 assert process.leaves("memory") == ()
                 assert [way.terminal.swap for way in process.holes["memory"]] == [True]
         else:
-            with claim("every entry has UFFD_WP and no W, at the level it had", fn.mwriteprotect_range):
+            with claim(
+                "every entry has UFFD_WP set and its write bit clear, at the level it had", fn.mwriteprotect_range
+            ):
                 assert {leaf.level for leaf in process.leaves("memory")} == {_level(memory)}
                 assert all(leaf.uffd_wp and not leaf.write for leaf in process.leaves("memory"))
                 assert _pfns(process) == _pfns(filled)
@@ -207,15 +209,15 @@ def _uffd(vm: VM, claim: Claims, memory: str) -> None:
             _agree(at, file_or_shared=shared)
 
         at = guest.until("released")
-        with claim("what was let go, and nothing else, is not protected", fn.mwriteprotect_range):
+        with claim("what was released, and nothing else, is not protected", fn.mwriteprotect_range):
             for number, (word, leaf, _) in enumerate(_pages(at["parent"])):
                 assert word.uffd_wp == (number not in released), f"page {number}: {word}"
                 assert leaf is None or leaf.uffd_wp == (number not in released), f"page {number}: {leaf}"
-        with claim("walk and pagemap agree on every bit: let go", fn.pagemap_read):
+        with claim("walk and pagemap agree on every bit: released", fn.pagemap_read):
             _agree(at, file_or_shared=shared)
 
         at = guest.until("written")
-        with claim("a write to what was let go has the same page, writable", fn.do_wp_page):
+        with claim("a write to what was released keeps the page, and makes it writable", fn.do_wp_page):
             leaf = at["parent"].leaf("memory", 3 * PAGE_BYTES)
             assert leaf.write
             assert leaf.dirty
@@ -234,7 +236,7 @@ def test_control_uffd_anon(vm: VM, claim: Claims) -> None:
 @pytest.mark.levels("pmd")
 @pytest.mark.decided_by(fn.mwriteprotect_range, fn.change_huge_pmd)
 def test_control_uffd_thp(vm: VM, claim: Claims) -> None:
-    """userfaultfd protects a transparent huge page whole, and splits it to let go of one page."""
+    """userfaultfd protects a transparent huge page whole, and splits it to release one page."""
     _need_thp(vm)
     _uffd(vm, claim, "thp")
 
@@ -249,7 +251,7 @@ def test_control_uffd_shmem(vm: VM, claim: Claims) -> None:
 @pytest.mark.levels("pmd")
 @pytest.mark.decided_by(fn.change_protection, fn.handle_pte_marker)
 def test_control_uffd_shmem_thp(vm: VM, claim: Claims) -> None:
-    """userfaultfd protects a huge page of a shared file by tearing its pmd down to 512 markers."""
+    """userfaultfd protects a huge page of a shared file by replacing its pmd with 512 markers."""
     _need_thp(vm)
     _uffd(vm, claim, "shmem-thp")
 
@@ -297,21 +299,21 @@ def _scan(vm: VM, claim: Claims, memory: str) -> None:
                 assert not leaf.write
 
         at = guest.until("cleaned")
-        with claim("after clear_refs 4 nothing is writable or soft-dirty, to the walk", fn.clear_refs_write):
+        with claim("after clear_refs 4 the walk shows nothing writable or soft-dirty", fn.clear_refs_write):
             assert not any(leaf.write or leaf.soft_dirty for leaf in at["parent"].leaves("memory"))
-        with claim("after clear_refs 4 nothing is soft-dirty, to pagemap", fn.clear_refs_write):
+        with claim("after clear_refs 4 pagemap shows nothing soft-dirty", fn.clear_refs_write):
             assert not any(word.soft_dirty for word in at["parent"].pagemap("memory"))
 
         at = guest.until("protected")
         with claim("PM_SCAN_WP_MATCHING protects every entry, at the level it had", fn.pagemap_scan_pmd_entry):
             assert {leaf.level for leaf in at["parent"].leaves("memory")} == {_level(memory)}
             assert all(leaf.uffd_wp and not leaf.write for leaf in at["parent"].leaves("memory"))
-        with claim("PM_SCAN_WP_MATCHING protects every page that is there, to pagemap", fn.pagemap_scan_pmd_entry):
+        with claim("after PM_SCAN_WP_MATCHING pagemap shows every present page protected", fn.pagemap_scan_pmd_entry):
             assert all(word.uffd_wp for word in at["parent"].pagemap("memory") if word.present)
         hole_protected = single and at["parent"].pagemap("memory")[0].uffd_wp
 
         at = guest.until("rewritten")
-        with claim("a write takes UFFD_WP off its page, and the page is the same", fn.do_wp_page):
+        with claim("a write clears UFFD_WP of its page, and the page is the same", fn.do_wp_page):
             word, found, pfn = _pages(at["parent"])[5]
             assert found is not None
             assert found.write
@@ -320,7 +322,7 @@ def _scan(vm: VM, claim: Claims, memory: str) -> None:
             assert not word.uffd_wp
             assert pfn == _pfns(filled["parent"])[5]
         if memory != "shmem-thp":  # that is split by zapping, and comes back whole
-            with claim("a write takes UFFD_WP off no other page", fn.do_wp_page):
+            with claim("a write clears UFFD_WP of no other page", fn.do_wp_page):
                 words = at["parent"].pagemap("memory")
                 assert [number for number, word in enumerate(words) if word.present and not word.uffd_wp] == [5]
         with claim("walk and pagemap agree on every bit: rewritten", fn.pagemap_read):
@@ -328,14 +330,15 @@ def _scan(vm: VM, claim: Claims, memory: str) -> None:
 
         values = guest.result.values
         # Of memory that nobody registered, kernels differ on WRITTEN (7.3 has it not), and nothing says which is right.
-        with claim("a scan of what was written tells its categories", fn.pagemap_scan_pmd_entry):
+        with claim("a scan of what was written reports its categories", fn.pagemap_scan_pmd_entry):
             assert values["filled"].replace("WRITTEN+", "") == _present(memory, "SOFT_DIRTY").replace("WRITTEN+", "")
         with claim("a scan after clear_refs 4 has no SOFT_DIRTY", fn.pagemap_scan_pmd_entry):
             assert values["cleaned"].replace("WRITTEN+", "") == _present(memory).replace("WRITTEN+", "")
         with claim("a scan after registration has WPALLOWED", fn.pagemap_scan_pmd_entry):
             assert values["registered"] == _present(memory, "WPALLOWED")
         with claim(
-            "the scan that protects has all that it protects, a hole where it protects that", fn.pagemap_scan_pmd_entry
+            "the scan that protects reports all that it protects, a hole included where it protects one",
+            fn.pagemap_scan_pmd_entry,
         ):
             hole = f"{_scanned('0-1', 'WPALLOWED', 'WRITTEN')}," if hole_protected else ""
             assert values["protecting"] == hole + _present(memory, "WPALLOWED")
@@ -391,7 +394,7 @@ def test_control_split_thp(vm: VM, claim: Claims) -> None:
             assert [leaf.level for leaf in filled.leaves("memory")] == [Level.PMD]
 
         at = guest.until("moved")
-        with claim("mremap to a 2M-aligned place moves the pmd as it is, and marks it soft-dirty", move):
+        with claim("mremap to a 2M-aligned address moves the pmd as it is, and marks it soft-dirty", move):
             assert at["parent"].leaf("memory").level is Level.PMD
             before, after = filled.leaf("memory"), at["parent"].leaf("memory")  # reclaim may age it meanwhile
             assert (after.pfn, after.bits | Bits.A) == (
@@ -406,7 +409,7 @@ def test_control_split_thp(vm: VM, claim: Claims) -> None:
         with claim("mprotect of a part splits the pmd into 512 entries of the same pages", split):
             assert {leaf.level for leaf in at["parent"].leaves("memory")} == {Level.PTE}
             assert _pfns(at["parent"]) == _pfns(filled)
-        with claim("W is where the area still has it", fn.change_pte_range):
+        with claim("the write bit is set where the VMA is writable", fn.change_pte_range):
             writable = [leaf.write for leaf in at["parent"].leaves("memory")]
             assert [(write, len(list(run))) for write, run in itertools.groupby(writable)] == [
                 (True, 64),
@@ -417,7 +420,7 @@ def test_control_split_thp(vm: VM, claim: Claims) -> None:
             _agree(at, file_or_shared=False)
 
         at = guest.until("unmapped")
-        with claim("munmap of a part takes away that part's entries and no other", fn.zap_pte_range):
+        with claim("munmap of a part removes that part's entries and no other", fn.zap_pte_range):
             expected = [None if 256 <= number < 384 else pfn for number, pfn in enumerate(_pfns(filled))]
             assert _pfns(at["parent"]) == expected
         with claim("walk and pagemap agree on every bit: unmapped", fn.pagemap_read):

@@ -1,4 +1,4 @@
-"""What becomes of mappings when the device loses its memory, is reset, sleeps, or loses its file; and of its data."""
+"""What happens to mappings and data when the device's memory is off, or it is reset, asleep, or its file closed."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def highest(vm: VM) -> Level:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.vfio_basic_config_write, fn.vfio_pci_mmap_huge_fault)
 def test_device_memory_off(vm: VM, level: Level, claim: Claims) -> None:
-    """Turning the device's memory off takes the leaf from parent and child; on again, an access makes a fresh one."""
+    """Turning the device's memory off zaps the leaf of parent and child; on again, an access faults in a fresh one."""
     with vm.run("device", "--case=memory", f"--level={level.label}") as guest:
         held = guest.until("held")
         before = held["parent"].leaf("bar")
@@ -53,9 +53,9 @@ def test_device_memory_off(vm: VM, level: Level, claim: Claims) -> None:
             assert holds(held["parent"], level)
             assert holds(held["child"], level)
         at = guest.until("off")
-        with claim("memory off takes the leaf from the process that turned it off", fn.vfio_pci_zap_bars):
+        with claim("memory off zaps the leaf of the process that turned it off", fn.vfio_pci_zap_bars):
             assert at["parent"].find_leaf("bar") is None
-        with claim("memory off takes the leaf from the child as well", TAKEN_BY[level]):
+        with claim("memory off zaps the child's leaf as well", TAKEN_BY[level]):
             assert at["child"].find_leaf("bar") is None
         at = guest.until("refused")
         with claim("an access while the memory is off makes no entry", fn.vfio_pci_mmap_huge_fault):
@@ -64,23 +64,23 @@ def test_device_memory_off(vm: VM, level: Level, claim: Claims) -> None:
         with claim("turning the memory on brings no entry back by itself", fn.vfio_basic_config_write):
             assert holders(at, "bar") == []
         at = guest.until("read")
-        with claim("a read makes a fresh leaf: same level and pfn, young and clean", fn.INSERTED_BY[level]):
+        with claim("a read faults in a fresh leaf: same level and pfn, young and clean", fn.INSERTED_BY[level]):
             again = at["parent"].leaf("bar")
             assert is_fresh(again, before)
             assert again.bits == before.bits & ~Bits.D
-        with claim("the parent's access gives the child nothing", fn.INSERTED_BY[level]):
+        with claim("the parent's access maps nothing in the child", fn.INSERTED_BY[level]):
             assert at["child"].find_leaf("bar") is None
         at = guest.until("written")
-        with claim("the child's write makes the child's own leaf again, dirty", fn.INSERTED_BY[level]):
+        with claim("the child's write faults in the child's own leaf again, dirty", fn.INSERTED_BY[level]):
             child = at["child"].leaf("bar")
             assert child.dirty
             assert (child.level, child.pfn) == (before.level, before.pfn)
         with claim("the child's write leaves the parent's fresh leaf clean", fn.CPU):
             assert not at["parent"].leaf("bar").kernel_dirty
         for who in ("parent", "child"):
-            with claim(f"memory off: the {who}'s read is SIGBUS, BUS_ADRERR, at the address itself", fn.do_sigbus):
+            with claim(f"memory off: the {who}'s read gets SIGBUS, BUS_ADRERR, at the address itself", fn.do_sigbus):
                 assert guest.result.values[f"{who}-read"] == REFUSED
-            with claim(f"memory off: the {who}'s write is SIGBUS, BUS_ADRERR, at the address itself", fn.do_sigbus):
+            with claim(f"memory off: the {who}'s write gets SIGBUS, BUS_ADRERR, at the address itself", fn.do_sigbus):
                 assert guest.result.values[f"{who}-write"] == REFUSED
         with claim("memory on: the child's write takes one fault", fn.handle_mm_fault):
             assert guest.result.values["child-faults-on"] == "1"
@@ -89,59 +89,59 @@ def test_device_memory_off(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.vfio_pci_mmap_huge_fault)
 def test_device_memory_off_readonly(vm: VM, level: Level, claim: Claims) -> None:
-    """A read-only leaf that is revoked comes back read-only, and the old one's dirt does not."""
+    """A read-only leaf that is revoked comes back read-only, without the dirty bit of the old one."""
     with vm.run("device", "--case=readonly", f"--level={level.label}") as guest:
         before = guest.until("readonly")["parent"].leaf("bar")
-        with claim("before: a read-only leaf that keeps its dirt", fn.pte_wrprotect):
+        with claim("before: a read-only leaf that keeps its dirty bit", fn.pte_wrprotect):
             assert before.level is level
             assert not before.write
             assert before.kernel_dirty
         after = guest.until("read")["parent"].leaf("bar")
-        with claim("the fresh leaf is read-only, as its vma is", fn.INSERTED_BY[level]):
+        with claim("the fresh leaf is read-only, as its VMA is", fn.INSERTED_BY[level]):
             assert not after.write
-        with claim("the fresh leaf has no dirt, neither D nor SAVED_DIRTY", fn.INSERTED_BY[level]):
+        with claim("the fresh leaf is clean, by D and by SAVED_DIRTY", fn.INSERTED_BY[level]):
             assert is_fresh(after, before)
             assert not after.saved_dirty
         writable = guest.until("writable")["parent"].leaf("bar")
         with claim("made writable, the fresh leaf is writable and clean", fn.change_protection):
             assert writable.write
             assert writable.entry.bits == after.bits | Bits.W
-        with claim("a write to the fresh leaf while it is read-only is SIGSEGV", fn.access_error):
+        with claim("a write to the fresh leaf while it is read-only gets SIGSEGV", fn.access_error):
             assert guest.result.values["readonly-write"] == "SEGV code 2 at the address"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.vfio_basic_config_write, fn.vfio_pci_mmap_huge_fault)
 def test_device_fork_while_off(vm: VM, level: Level, claim: Claims) -> None:
-    """A child forked while the memory is off inherits no leaf; it can turn the memory on for everybody."""
+    """A child forked while the memory is off inherits no leaf; it can turn the memory on for all processes."""
     with vm.run("device", "--case=fork-off", f"--level={level.label}") as guest:
         at = guest.until("off")
         with claim("neither parent nor child has a leaf", fn.vfio_pci_zap_bars):
             assert holders(at, "bar") == []
             assert "child" in at
         at = guest.until("child-on")
-        with claim("the child turns the memory on by the descriptor it inherited", fn.vfio_basic_config_write):
+        with claim("the child turns the memory on through the descriptor it inherited", fn.vfio_basic_config_write):
             child = at["child"].leaf("bar")
             assert (child.level, child.young, child.dirty, child.write) == (level, True, False, True)
-        with claim("that gives the parent nothing yet", fn.INSERTED_BY[level]):
+        with claim("that maps nothing in the parent yet", fn.INSERTED_BY[level]):
             assert at["parent"].find_leaf("bar") is None
         at = guest.until("later")
-        with claim("the parent's own write makes its leaf", fn.INSERTED_BY[level]):
+        with claim("the parent's own write faults in its leaf", fn.INSERTED_BY[level]):
             assert holds(at["parent"], level)
             assert at["parent"].leaf("bar").pfn == child.pfn
-        with claim("a child forked then has the leaf at once, writable", fn.COPIED_BY[level]):
+        with claim("a child forked after that has the leaf at once, writable", fn.COPIED_BY[level]):
             assert at["later"].leaf("bar").level is level
             assert at["later"].leaf("bar").write
-        with claim("the child's read while the memory is off is SIGBUS", fn.do_sigbus):
+        with claim("the child's read while the memory is off gets SIGBUS", fn.do_sigbus):
             assert guest.result.values["child-read"] == REFUSED
-        with claim("the child's write while the memory is off is SIGBUS", fn.do_sigbus):
+        with claim("the child's write while the memory is off gets SIGBUS", fn.do_sigbus):
             assert guest.result.values["child-write"] == REFUSED
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.unmap_mapping_range)
 def test_device_memory_off_everywhere(vm: VM, level: Level, claim: Claims) -> None:
-    """Memory off takes every entry: of four processes, and of two mappings of one memory by different levels."""
+    """Memory off zaps every entry: of four processes, and of two mappings of the same memory at different levels."""
     who = ["parent", "child", "grandchild", "sibling"]
     with vm.run("device", "--case=many", f"--level={level.label}") as guest:
         held = guest.until("held")
@@ -161,55 +161,55 @@ def test_device_memory_off_everywhere(vm: VM, level: Level, claim: Claims) -> No
         with claim("each mapping has its own level again", fn.INSERTED_BY[level]):
             assert holds(at["parent"], level)
             assert at["parent"].leaf("low").level is Level.PTE
-        with claim("nobody else has anything yet", fn.INSERTED_BY[level]):
+        with claim("no other process has an entry yet", fn.INSERTED_BY[level]):
             assert holders(at, "bar", "low") == ["parent bar", "parent low"]
 
 
 @pytest.mark.levels("pmd", "pud")
 @pytest.mark.decided_by(fn.__handle_mm_fault, fn.zap_pte_range)
 def test_device_memory_off_keeps_tables(vm: VM, level: Level, claim: Claims) -> None:
-    """Revocation empties tables and leaves them: where 4K entries were, no larger leaf comes back."""
+    """Revocation empties page tables but does not free them: where 4K entries were, no larger leaf comes back."""
     decided_by = fn.__handle_mm_fault
     with vm.run("device", "--case=tables", f"--level={level.label}") as guest:
         small = guest.until("small")["parent"].leaf("bar")
-        with claim("without huge pages the first touch is a 4K entry", fn.__thp_vma_allowable_orders):
+        with claim("without huge pages the first touch faults in a 4K entry", fn.__thp_vma_allowable_orders):
             assert small.level is Level.PTE
-        with claim("memory off takes it", TAKEN_BY[Level.PTE]):
+        with claim("memory off zaps it", TAKEN_BY[Level.PTE]):
             assert not guest.until("off")["parent"].leaves("bar")
         at = guest.until("again")["parent"]
-        with claim("with huge pages allowed again, it is a 4K entry as before: its table is still there", decided_by):
+        with claim(
+            "with huge pages allowed again, it is a 4K entry as before: its page table is still there", decided_by
+        ):
             assert at.leaf("bar").level is Level.PTE
             assert at.leaf("bar").pfn == small.pfn
         last = at.mapping("bar").declared.size_bytes - 8
-        with claim("elsewhere in the vma: the largest leaf for which no table is in the way", decided_by):
+        with claim("elsewhere in the VMA: the largest leaf for which no page table is in the way", decided_by):
             assert at.leaf("bar", last).level is (Level.PMD if level is Level.PUD else Level.PTE)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault, fn.vfio_pci_zap_bars)
 def test_device_two_bars(vm: VM, level: Level, claim: Claims) -> None:
-    """BAR 0 and BAR 2 mapped at once: each has its own pfns, and memory off takes both."""
+    """BAR 0 and BAR 2 mapped at once: each has its own pfns, and memory off zaps both."""
     registers = next((bar for bar in vm.bars if bar.name == "bar0"), None)
     if registers is None or registers.size_bytes % 4096:
         raise PremiseNotMet("the device has no BAR 0 of whole pages")
     with vm.run("device", "--case=bars", f"--level={level.label}") as guest:
         at = guest.until("both")
         for process in at:
-            with claim(
-                f"the {process.name}'s page of BAR 0 is where BAR 0 is, by a 4K entry", fn.vfio_pci_mmap_huge_fault
-            ):
+            with claim(f"the {process.name}'s 4K entry of BAR 0 has BAR 0's pfn", fn.vfio_pci_mmap_huge_fault):
                 assert process.leaf("registers").level is Level.PTE
                 assert process.leaf("registers").pfn == registers.start_paddr >> 12
-            with claim(f"the {process.name}'s leaf of BAR 2 is where BAR 2 is", fn.vfio_pci_mmap_huge_fault):
+            with claim(f"the {process.name}'s leaf of BAR 2 has BAR 2's pfn", fn.vfio_pci_mmap_huge_fault):
                 assert process.leaf("bar").level is level
                 assert process.leaf("bar").pfn == vm.bar.start_paddr >> 12
-        with claim("D is each entry's own", fn.CPU):
+        with claim("each entry has its own dirty bit", fn.CPU):
             assert [at["parent"].leaf(name).dirty for name in ("registers", "bar")] == [False, True]
             assert at["child"].leaf("registers").dirty
         with claim("both BARs have the same cache bits", fn.vfio_pci_core_mmap):
             assert at["parent"].leaf("registers").cache == at["parent"].leaf("bar").cache
         held = at
-        with claim("memory off takes both, in parent and child", fn.vfio_pci_zap_bars):
+        with claim("memory off zaps both, in parent and child", fn.vfio_pci_zap_bars):
             assert holders(guest.until("off"), "registers", "bar") == []
         with claim("an access to either while off makes no entry", fn.vfio_pci_mmap_huge_fault):
             assert holders(guest.until("refused"), "registers", "bar") == []
@@ -218,7 +218,7 @@ def test_device_two_bars(vm: VM, level: Level, claim: Claims) -> None:
             with claim(f"memory on: {name} is read through a fresh entry", fn.vfio_pci_mmap_huge_fault):
                 assert is_fresh(at["parent"].leaf(name), held["parent"].leaf(name))
         for which in ("child", "child-registers"):
-            with claim(f"{which}: access while off is SIGBUS", fn.do_sigbus):
+            with claim(f"{which}: access while off gets SIGBUS", fn.do_sigbus):
                 assert guest.result.values[f"{which}-read"] == REFUSED
                 assert guest.result.values[f"{which}-write"] == REFUSED
 
@@ -226,18 +226,18 @@ def test_device_two_bars(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_mmap_huge_fault)
 def test_device_mapped_twice(vm: VM, level: Level, claim: Claims) -> None:
-    """One memory mapped twice in a process, as a leaf and as 4K entries: same pfn, and nothing else in common."""
+    """The same memory mapped twice in a process, as a leaf and as 4K entries: same pfn, and nothing else in common."""
     with vm.run("device", "--case=twice", f"--level={level.label}") as guest:
         at = guest.until("written")["parent"]
         written = at.leaf("bar")
-        with claim("a write through one mapping makes nothing in the other", fn.handle_mm_fault):
+        with claim("a write through one mapping maps nothing in the other", fn.handle_mm_fault):
             assert written.level is level
             assert not at.leaves("low")
         at = guest.until("read")["parent"]
-        with claim("the other mapping has 4K entries of the same pfn", fn.vfio_pci_mmap_huge_fault):
+        with claim("the other mapping has 4K entries with the same pfn", fn.vfio_pci_mmap_huge_fault):
             assert at.leaf("low").level is Level.PTE
             assert at.leaf("low").pfn == written.pfn
-        with claim("its entry is clean: D is of an entry, not of the memory", fn.CPU):
+        with claim("its entry is clean: the dirty bit belongs to an entry, not to the memory", fn.CPU):
             assert not at.leaf("low").dirty
             assert at.leaf("bar").dirty
         with claim("unmapping one leaves the other as it was", fn.unmap_page_range):
@@ -261,18 +261,18 @@ def test_device_data(vm: VM, level: Level, claim: Claims) -> None:
             assert writer.leaf(f"as-{level.label}").dirty
         at = guest.until("child-written")
         for each in levels:
-            with claim(f"the view by {each.label} has a leaf of its level, of the same pfn", fn.INSERTED_BY[each]):
+            with claim(f"the mapping by {each.label} has a leaf of its level, with the same pfn", fn.INSERTED_BY[each]):
                 leaf = at["parent"].leaf(f"as-{each.label}")
                 assert leaf.level is each
                 assert leaf.pfn == vm.bar.start_paddr >> 12
-        with claim("RAM behind the BAR is mapped uncached-minus all the same, at every level", fn.vfio_pci_core_mmap):
+        with claim("RAM behind the BAR is mapped uncached-minus too, at every level", fn.vfio_pci_core_mmap):
             assert {at["parent"].leaf(f"as-{each.label}").cache for each in levels} == {UC_MINUS}
-        with claim("reading through the other levels made nothing dirty there", fn.CPU):
+        with claim("reading through the other levels set no dirty bit there", fn.CPU):
             others = [each for each in levels if each is not level]
             assert not any(at["parent"].leaf(f"as-{each.label}").dirty for each in others)
         with claim("the child's writes are in the device's memory", fn.COPIED_BY[level]):
             assert [vm.bar_word(4096 * page) for page in range(4)] == [0x2000, 0x2001, 0x2002, 0x2003]
-        with claim("the data outlives revocation: it is the device's", fn.vfio_pci_zap_bars):
+        with claim("the data outlives revocation: it belongs to the device", fn.vfio_pci_zap_bars):
             assert guest.until("read")["parent"].find_leaf(f"as-{level.label}") is not None
             assert guest.result.values["revoked-saw"] == second
         with claim("the child reads what the parent wrote, through the leaf it got at fork", fn.COPIED_BY[level]):
@@ -287,7 +287,7 @@ def test_device_data(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.mmap_region, fn.vfio_group_fops_open)
 def test_device_closed_while_mapped(vm: VM, level: Level, claim: Claims) -> None:
-    """A mapping outlives every descriptor of its device: the vma holds the file, and the file the device."""
+    """A mapping outlives every descriptor of its device: the VMA holds the file, and the file holds the device."""
     opened_by = fn.vfio_group_fops_open
     with vm.run("device", "--case=closed", f"--level={level.label}") as guest:
         written = guest.until("written")["parent"].leaf("bar")
@@ -296,10 +296,10 @@ def test_device_closed_while_mapped(vm: VM, level: Level, claim: Claims) -> None
             assert at.leaf("bar").entry == written.entry
             assert written.level is level
         at = guest.until("touched")["parent"]
-        with claim("what was not touched yet is still mapped by a fault", fn.vfio_pci_mmap_huge_fault):
+        with claim("what was not touched yet can still be faulted in", fn.vfio_pci_mmap_huge_fault):
             second = at.leaf("second")
             assert (second.level, second.dirty) == (level, True)
-        with claim("and is the BAR's next memory", fn.vfio_pci_mmap_huge_fault):
+        with claim("what is faulted in is the BAR's next memory", fn.vfio_pci_mmap_huge_fault):
             assert second.pfn == written.pfn + at.mapping("second").declared.offset_bytes // 4096
         at = guest.until("unmapped")["parent"]
         with claim("once unmapped, the device can be opened, mapped and read again", opened_by):
@@ -307,32 +307,32 @@ def test_device_closed_while_mapped(vm: VM, level: Level, claim: Claims) -> None
             assert is_fresh(again, written)
         with claim("while it is mapped, the group cannot be opened a second time", opened_by):
             assert guest.result.values["open-while-mapped"] == "EBUSY"
-        with claim("one of two mappings is enough for that", opened_by):
+        with claim("one of two mappings is enough to keep the group busy", opened_by):
             assert guest.result.values["open-half-mapped"] == "EBUSY"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.vfio_group_fops_open)
 def test_device_passed_on(vm: VM, level: Level, claim: Claims) -> None:
-    """Two processes map one device, the second by a descriptor passed on: a leaf each, and one switch for both."""
+    """Two processes map one device, the second through a passed descriptor: a leaf each, and memory off zaps both."""
     with vm.run("device", "--case=passed", f"--level={level.label}") as guest:
         at = guest.until("both")
         parent, other = at["parent"].leaf("bar"), at["other"].leaf("bar")
-        with claim("both have a leaf of the level, of the same pfn", fn.INSERTED_BY[level]):
+        with claim("both have a leaf of the level, with the same pfn", fn.INSERTED_BY[level]):
             assert (parent.level, other.level) == (level, level)
             assert parent.pfn == other.pfn
-        with claim("each has its own D", fn.CPU):
+        with claim("each has its own dirty bit", fn.CPU):
             assert [parent.dirty, other.dirty] == [False, True]
-        with claim("memory off takes the leaf from both", fn.vfio_pci_zap_bars):
+        with claim("memory off zaps the leaf of both", fn.vfio_pci_zap_bars):
             assert holders(guest.until("off"), "bar") == []
         at = guest.until("back")
-        with claim("the second turns it on again, for itself", fn.vfio_basic_config_write):
+        with claim("the second process turns it on again, and has a fresh leaf", fn.vfio_basic_config_write):
             assert is_fresh(at["other"].leaf("bar"), other)
-        with claim("the first has nothing until it looks", fn.INSERTED_BY[level]):
+        with claim("the first process has no leaf until its own access", fn.INSERTED_BY[level]):
             assert at["parent"].find_leaf("bar") is None
         with claim("a group that is open cannot be opened by a second process", fn.vfio_group_fops_open):
             assert guest.result.values["second-open"] == "EBUSY"
-        with claim("the second's access while off is SIGBUS", fn.do_sigbus):
+        with claim("the second process's access while off gets SIGBUS", fn.do_sigbus):
             assert guest.result.values["other-read"] == REFUSED
             assert guest.result.values["other-write"] == REFUSED
 
@@ -340,14 +340,14 @@ def test_device_passed_on(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_ioctl_reset, fn.vfio_pci_ioctl_get_pci_hot_reset_info)
 def test_device_reset_refused(vm: VM, level: Level, claim: Claims) -> None:
-    """A reset that the device does not have is refused, and takes nothing from anybody."""
+    """A reset that the device does not support is refused, and zaps nothing."""
     with vm.run("device", "--case=no-reset", f"--level={level.label}") as guest:
         written = guest.until("written")["parent"].leaf("bar")
         refused = guest.until("refused")["parent"].leaf("bar")
         with claim("the leaf is as it was", fn.vfio_pci_ioctl_reset):
             assert written.level is level
             assert refused.entry == written.entry
-        with claim("VFIO_DEVICE_RESET is EINVAL", fn.vfio_pci_ioctl_reset):
+        with claim("VFIO_DEVICE_RESET fails with EINVAL", fn.vfio_pci_ioctl_reset):
             assert guest.result.values["reset"] == "EINVAL"
         with claim("there is no bus to reset: ENODEV", fn.vfio_pci_ioctl_pci_hot_reset):
             assert guest.result.values["hot-reset-info"] == "ENODEV"
@@ -357,23 +357,23 @@ def test_device_reset_refused(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vfio_pci_runtime_pm_entry, fn.vfio_pci_mmap_huge_fault)
 def test_device_low_power(vm: VM, level: Level, claim: Claims) -> None:
-    """Low power on request takes the leaf from parent and child, and an access does not wake the device."""
+    """Low power on request zaps the leaf of parent and child, and an access does not wake the device."""
     with vm.run("device", "--case=low-power", f"--level={level.label}") as guest:
         held = guest.until("written")
         before = held["parent"].leaf("bar")
         with claim("parent and child hold a dirty leaf", fn.INSERTED_BY[level]):
             assert holds(held["parent"], level)
             assert holds(held["child"], level)
-        with claim("low power takes the leaf from both", fn.vfio_pci_runtime_pm_entry):
+        with claim("low power zaps the leaf of both", fn.vfio_pci_runtime_pm_entry):
             assert holders(guest.until("asleep"), "bar") == []
         with claim("an access makes no entry", fn.vfio_pci_mmap_huge_fault):
             assert holders(guest.until("refused"), "bar") == []
         with claim("waking brings no entry back by itself", fn.vfio_pci_runtime_pm_exit):
             assert holders(guest.until("awake"), "bar") == []
-        with claim("awake, a read makes a fresh leaf", fn.INSERTED_BY[level]):
+        with claim("awake, a read faults in a fresh leaf", fn.INSERTED_BY[level]):
             assert is_fresh(guest.until("read")["parent"].leaf("bar"), before)
         for who in ("parent", "child"):
-            with claim(f"the {who}'s access is SIGBUS", fn.do_sigbus):
+            with claim(f"the {who}'s access gets SIGBUS", fn.do_sigbus):
                 assert guest.result.values[f"{who}-read"] == REFUSED
                 assert guest.result.values[f"{who}-write"] == REFUSED
 
@@ -381,7 +381,7 @@ def test_device_low_power(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.machine(device="nvme")
 @pytest.mark.decided_by(fn.vfio_pci_ioctl_reset, fn.vfio_pci_zap_bars)
 def test_device_reset(vm: VM, claim: Claims) -> None:
-    """A reset takes every leaf, of every level, in parent and child; an access makes a fresh one at once."""
+    """A reset zaps every leaf, of every level, in parent and child; an access faults in a fresh one at once."""
     top = highest(vm)
     with vm.run("device", "--case=reset", f"--top={top.label}") as guest:
         written, lost, back = (guest.until(name) for name in ("written", "lost", "back"))
@@ -391,13 +391,13 @@ def test_device_reset(vm: VM, claim: Claims) -> None:
 @pytest.mark.machine(device="nvme")
 @pytest.mark.decided_by(fn.vfio_lock_and_set_power_state, fn.vfio_pci_zap_bars)
 def test_device_d3hot(vm: VM, claim: Claims) -> None:
-    """D3hot takes every leaf, of every level, in parent and child; an access is SIGBUS until D0, and fresh then."""
+    """D3hot zaps every leaf, of every level, in parent and child; until D0 an access gets SIGBUS, then a fresh leaf."""
     top = highest(vm)
     with vm.run("device", "--case=sleep", f"--top={top.label}") as guest:
         written, lost, back = (guest.until(name) for name in ("written", "lost", "back"))
         _lost_and_back(claim, top, (written, lost, back), fn.vfio_lock_and_set_power_state)
         for who in ("child", *(level.label for level in Level if level <= top)):
-            with claim(f"in D3hot an access is SIGBUS: {who}", fn.__vfio_pci_memory_enabled):
+            with claim(f"in D3hot an access gets SIGBUS: {who}", fn.__vfio_pci_memory_enabled):
                 assert guest.result.values[f"{who}-read"] == REFUSED
                 assert guest.result.values[f"{who}-write"] == REFUSED
 

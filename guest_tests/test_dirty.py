@@ -1,4 +1,4 @@
-"""Those who track pages, and a pfnmap that has none: its entries stay as they are, and every write completes."""
+"""Page tracking and a pfnmap, which has no pages to track: its entries stay as they are, and every write completes."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def _written(guest: GuestRun, claim: Claims, before: Leaf) -> Snapshot | None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.clear_refs_write, fn.clear_refs_test_walk)
 def test_dirty_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
-    """clear_refs 1, 2 and 3 leave a pfnmap's entry alone, and its child's: A and D stay set."""
+    """clear_refs 1, 2 and 3 leave a pfnmap's entry alone, and its child's: accessed and dirty bits stay set."""
     with vm.run("dirty", f"--level={level.label}", "--case=referenced") as guest:
         before = guest.until("before")
         with claim("parent and child have written: their leaves are young and dirty", fn.clear_refs_write):
@@ -77,7 +77,7 @@ def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
     _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty") as guest:
         before = guest.until("before")
-        with claim("a new area is soft-dirty as a whole, to pagemap, in parent and child", fn.pagemap_pte_hole):
+        with claim("pagemap shows a new VMA soft-dirty as a whole, in parent and child", fn.pagemap_pte_hole):
             for process in before:
                 assert all(word.soft_dirty for word in process.pagemap("bar"))
 
@@ -95,7 +95,7 @@ def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
             assert not at["parent"].pagemap("control")[0].soft_dirty
 
         at = guest.until("rewritten")
-        with claim("a write after that is seen by nobody: entry and bit 55 stay as they were", fn.pagemap_pte_hole):
+        with claim("a write after that is not tracked: entry and bit 55 stay as they were", fn.pagemap_pte_hole):
             assert at["parent"].leaf("bar").entry == before["parent"].leaf("bar").entry
             assert not any(word.soft_dirty for word in at["parent"].pagemap("bar"))
         with claim("a write to the anonymous page is seen by walk and pagemap", fn.wp_page_copy):
@@ -108,12 +108,12 @@ def test_dirty_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vma_set_page_prot, fn.wp_pfn_shared, fn.wp_huge_pmd, fn.wp_huge_pud)
 def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
-    """An entry that is made after clear_refs 4 is read-only, and the write that it waits for completes."""
+    """An entry that is made after clear_refs 4 is read-only to catch the first write, and that write completes."""
     _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-first") as guest:
         read = guest.until("read")["parent"].leaf("bar")
         with claim(
-            "a first read after clear_refs 4 maps the leaf read-only, to see the first write", fn.vma_set_page_prot
+            "a first read after clear_refs 4 maps the leaf read-only, to catch the first write", fn.vma_set_page_prot
         ):
             assert read.level is level
             assert not read.write
@@ -127,11 +127,11 @@ def test_dirty_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vma_set_page_prot, fn.wp_pfn_shared, fn.wp_huge_pmd, fn.wp_huge_pud)
 def test_dirty_soft_dirty_mprotect(vm: VM, level: Level, claim: Claims) -> None:
-    """After clear_refs 4, a leaf set read-only and writable again waits for a write, and the write completes."""
+    """After clear_refs 4, a leaf set read-only and writable again stays read-only to catch a write, which completes."""
     _need_soft_dirty(vm)
     with vm.run("dirty", f"--level={level.label}", "--case=soft-dirty-mprotect") as guest:
         back = guest.until("back")["parent"].leaf("bar")
-        with claim("mprotect to writable leaves the leaf read-only, to see the first write", fn.vma_set_page_prot):
+        with claim("mprotect to writable leaves the leaf read-only, to catch the first write", fn.vma_set_page_prot):
             assert back.level is level
             assert not back.write
         _written(guest, claim, back)
@@ -149,11 +149,11 @@ def test_dirty_pagemap_scan(vm: VM, level: Level, claim: Claims) -> None:
         with claim("no scan changed the entry, the write-protecting one included", fn.pagemap_scan_test_walk):
             assert after.leaf("bar").entry == before.entry
         values = guest.result.values
-        with claim("a scan for any category, or none, has no range", fn.pagemap_scan_test_walk):
+        with claim("a scan for any category, or none, reports no range", fn.pagemap_scan_test_walk):
             assert values["all"] == "none"
-        with claim("a scan for present pages has no range", fn.pagemap_scan_test_walk):
+        with claim("a scan for present pages reports no range", fn.pagemap_scan_test_walk):
             assert values["present"] == "none"
-        with claim("PM_SCAN_WP_MATCHING has no range", fn.pagemap_scan_test_walk):
+        with claim("PM_SCAN_WP_MATCHING reports no range", fn.pagemap_scan_test_walk):
             assert values["protect"] == "none"
         with claim("PM_SCAN_CHECK_WPASYNC is refused: EPERM", fn.pagemap_scan_test_walk):
             assert values["check"] == "EPERM"
@@ -166,39 +166,39 @@ def test_dirty_pagemap_scan(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.userfaultfd_register)
 def test_dirty_uffd_register(vm: VM, level: Level, claim: Claims) -> None:
-    """userfaultfd registers no pfnmap, for whatever it is to watch: EINVAL, and the entry stays as it was."""
+    """userfaultfd registers no pfnmap, in any mode: EINVAL, and the entry stays as it was."""
     with vm.run("dirty", f"--level={level.label}", "--case=uffd") as guest:
         before = guest.until("before")["parent"].leaf("bar")
         after = guest.until("after")["parent"].leaf("bar")
-        with claim("the entry is as it was, and a write needed nothing", fn.userfaultfd_register):
+        with claim("the entry is as it was, also after a write", fn.userfaultfd_register):
             assert after.entry == before.entry
         values = guest.result.values
         for mode in ("wp", "missing", "minor"):
             with claim(f"UFFDIO_REGISTER for {mode.upper()} is refused: EINVAL", fn.userfaultfd_register):
                 assert values[mode] == "EINVAL"
-        with claim("UFFDIO_REGISTER for WP takes an anonymous page", fn.userfaultfd_register):
+        with claim("UFFDIO_REGISTER for WP accepts an anonymous page", fn.userfaultfd_register):
             assert values["control"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.userfaultfd_register)
 def test_dirty_uffd_register_async(vm: VM, level: Level, claim: Claims) -> None:
-    """userfaultfd registers no pfnmap for asynchronous WP either, which it takes for any memory with pages: EINVAL."""
+    """userfaultfd registers no pfnmap for asynchronous WP either, which it accepts for memory with pages: EINVAL."""
     with vm.run("dirty", f"--level={level.label}", "--case=uffd-async") as guest:
         before = guest.until("before")["parent"].leaf("bar")
         after = guest.until("after")["parent"].leaf("bar")
-        with claim("the entry is as it was, and a write needed nothing", fn.userfaultfd_register):
+        with claim("the entry is as it was, also after a write", fn.userfaultfd_register):
             assert after.entry == before.entry
         with claim("UFFDIO_REGISTER for asynchronous WP is refused: EINVAL", fn.userfaultfd_register):
             assert guest.result.values["wp"] == "EINVAL"
-        with claim("UFFDIO_REGISTER for asynchronous WP takes an anonymous page", fn.userfaultfd_register):
+        with claim("UFFDIO_REGISTER for asynchronous WP accepts an anonymous page", fn.userfaultfd_register):
             assert guest.result.values["control"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.change_protection, fn.handle_pte_marker)
 def test_dirty_uffd_protect(vm: VM, level: Level, claim: Claims) -> None:
-    """Where userfaultfd does take a pfnmap for asynchronous WP, a write to what it protects completes."""
+    """Where userfaultfd does accept a pfnmap for asynchronous WP, a write to what it protects completes."""
     protect, marker = fn.change_protection, fn.handle_pte_marker
     with vm.run("dirty", f"--level={level.label}", "--case=uffd-protect") as guest:
         before = guest.until("before")["parent"].leaf("bar")

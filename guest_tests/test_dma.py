@@ -16,7 +16,7 @@ TIMEOUT_S = 60.0
 @pytest.mark.levels("pmd", "pud")
 @pytest.mark.decided_by(fn.follow_fault_pfn, fn.follow_pfnmap_start)
 def test_map_dma_whole_leaf(vm: VM, level: Level, claim: Claims) -> None:
-    """VFIO_IOMMU_MAP_DMA takes a leaf as a whole, at a cost that does not grow with its pages, and changes no entry."""
+    """VFIO_IOMMU_MAP_DMA maps a leaf as a whole, at a cost that does not grow with its pages, and changes no entry."""
     with vm.run("dma", f"--level={level.label}", timeout_s=TIMEOUT_S) as guest:
         before = guest.until("before")["parent"]
         with claim("one leaf of the level, and pte leaves of the BAR's first pages", fn.follow_fault_pfn):
@@ -28,5 +28,5 @@ def test_map_dma_whole_leaf(vm: VM, level: Level, claim: Claims) -> None:
                 assert [leaf.entry for leaf in after.leaves(name)] == [leaf.entry for leaf in before.leaves(name)]
         values = guest.result.values
         page_by_page_ns = int(values["paged-ns"]) * (level.size_bytes // 4096) // int(values["paged-pages"])
-        with claim(f"the leaf costs less than 1/{AT_LEAST_CHEAPER} of its pages one by one", fn.vaddr_get_pfns):
+        with claim(f"the leaf costs less than 1/{AT_LEAST_CHEAPER} of its pages mapped one by one", fn.vaddr_get_pfns):
             assert int(values["leaf-ns"]) * AT_LEAST_CHEAPER < page_by_page_ns

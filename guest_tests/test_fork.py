@@ -1,4 +1,4 @@
-"""fork() and a shared pfnmap: parent and child keep a writable leaf, and nobody's dirty bit is moved."""
+"""fork() and a shared pfnmap: parent and child keep a writable leaf, and no dirty bit moves to SAVED_DIRTY."""
 
 import pytest
 
@@ -14,7 +14,7 @@ UC_MINUS = 2
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork(vm: VM, level: Level, claim: Claims) -> None:
-    """fork() copies the leaf of a shared pfnmap as it is: writable in parent and child, no dirty bit moved."""
+    """fork() copies the leaf of a shared pfnmap: writable in parent and child, no dirty bit moved to SAVED_DIRTY."""
     copied_by, early = fn.COPIED_BY[level], vm.caps.early
     with vm.run("fork", f"--level={level.label}") as guest:
         read = guest.until("read")["parent"].leaf("bar")
@@ -29,7 +29,7 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
             assert read.cache == UC_MINUS
 
         written = guest.until("written")["parent"].leaf("bar")
-        with claim("a first write sets D and nothing else", fn.CPU):
+        with claim("a first write sets the dirty bit and nothing else", fn.CPU):
             assert written.bits ^ read.bits == Bits.D
             assert written.pfn == read.pfn
 
@@ -48,16 +48,16 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
             with claim("the child's pte is clean", copied_by):
                 assert not at["child"].leaf("bar").kernel_dirty
         else:
-            with claim(f"the child's {level.label} keeps D", copied_by):
+            with claim(f"the child's {level.label} keeps its dirty bit", copied_by):
                 assert at["child"].leaf("bar").dirty
         if vm.caps.saved_dirty:
-            with claim("no dirty bit went to SAVED_DIRTY", copied_by):
+            with claim("no dirty bit moved to SAVED_DIRTY", copied_by):
                 for process in at:
                     assert Bits.SAVED_DIRTY not in process.leaf("bar").bits
 
         forked = at
         at = guest.until("child-written")
-        with claim("the child's write sets its own A and D, in the same leaf", fn.CPU):
+        with claim("the child's write sets its own accessed and dirty bits, in the same leaf", fn.CPU):
             child = at["child"].leaf("bar")
             assert child.young
             assert child.dirty
@@ -70,10 +70,10 @@ def test_fork(vm: VM, level: Level, claim: Claims) -> None:
             assert at["parent"].leaf("bar").entry == written.entry
 
         at = guest.until("grandchild-forked")
-        with claim("the grandchild has of the child what the child had of the parent", copied_by):
+        with claim("the grandchild has the same copy as the child had", copied_by):
             assert at["grandchild"].leaf("bar").entry | early == forked["child"].leaf("bar").entry | early
         at = guest.until("grandchild-written")
-        with claim("the grandchild's write sets its own A and D", fn.CPU):
+        with claim("the grandchild's write sets its own accessed and dirty bits", fn.CPU):
             assert at["grandchild"].leaf("bar").entry == child.entry
 
         at = guest.until("exited")

@@ -1,4 +1,4 @@
-"""fork() after something was done to a part of a leaf: the rights of each part's vma, and no more, in every process."""
+"""fork() after a change to a part of a leaf: every process has the rights of each part's VMA, and no more."""
 
 import pytest
 
@@ -44,12 +44,12 @@ def _zaps_new_vma(vm: VM) -> bool:
 def _dontfork(vm: VM, guest: GuestRun, level: Level, claim: Claims) -> None:
     written = guest.until("written-first")["parent"].leaves("bar")
     at = guest.until("parted")
-    with claim("two vmas share no leaf", fn.vma_adjust_trans_huge):
+    with claim("two VMAs share no leaf", fn.vma_adjust_trans_huge):
         low_end = at["parent"].mapping("low").end
         stays = [leaf for leaf in written if level is Level.PTE and (not _zaps_new_vma(vm) or leaf.vaddr < low_end)]
         assert _parts(at["parent"]) == [leaf.vaddr for leaf in stays]
     at = guest.until("forked")
-    with claim("the child has no leaf where it has no vma", fn.COPIED_BY[level]):
+    with claim("the child has no leaf where it has no VMA", fn.COPIED_BY[level]):
         assert not at["child"].leaves("low")
     with claim("the child has a copy of the other part's leaves", fn.COPIED_BY[level]):
         assert [leaf.pfn for leaf in at["child"].leaves("high")] == [leaf.pfn for leaf in at["parent"].leaves("high")]
@@ -67,7 +67,7 @@ def _dontfork(vm: VM, guest: GuestRun, level: Level, claim: Claims) -> None:
         for part in ("low", "high"):
             assert at["parent"].leaf(part).dirty
             assert guest.result.values[f"parent-{part}"] == NO_SIGNAL
-    with claim("a write where the child has no vma is SIGSEGV, nothing mapped", fn.dup_mmap):
+    with claim("a write where the child has no VMA gets SIGSEGV, SEGV_MAPERR", fn.dup_mmap):
         assert guest.result.values["child-low"] == SEGV_MAPERR
     with claim("the child may write the other part", fn.dup_mmap):
         assert guest.result.values["child-high"] == NO_SIGNAL
@@ -78,7 +78,7 @@ def _dontfork(vm: VM, guest: GuestRun, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.COPIED_BY)
 def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
-    """MADV_DONTFORK of half a leaf: the child has the other half, and nothing where it has no vma."""
+    """MADV_DONTFORK of half a leaf: the child has the other half, and nothing where it has no VMA."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_part", timeout_s=TIMEOUT_S) as guest:
         _dontfork(vm, guest, level, claim)
 
@@ -86,7 +86,7 @@ def test_fork_dontfork_part(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.COPIED_BY)
 def test_fork_dontfork_page(vm: VM, level: Level, claim: Claims) -> None:
-    """MADV_DONTFORK of one page of a leaf: the child has the rest, and nothing where it has no vma."""
+    """MADV_DONTFORK of one page of a leaf: the child has the rest, and nothing where it has no VMA."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork_page", timeout_s=TIMEOUT_S) as guest:
         _dontfork(vm, guest, level, claim)
 
@@ -95,7 +95,8 @@ def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:
     """What a read-only low part and a writable high part come to, from the checkpoint "forked" on."""
     at = guest.until("child-tried")
     with claim(
-        "the child's write maps the writable part again, as large as fits, with its own D", fn.vfio_pci_mmap_huge_fault
+        "the child's write maps the writable part again, as large as fits, with its own dirty bit",
+        fn.vfio_pci_mmap_huge_fault,
     ):
         high = at["child"].leaf("high")
         assert high.level is BELOW[level]
@@ -106,7 +107,7 @@ def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:
             assert not any(leaf.write for leaf in process.leaves("low"))
     guest.until("parent-tried")
     for who in ("child", "parent"):
-        with claim(f"the {who} may write the one part only", fn.handle_mm_fault):
+        with claim(f"the {who} may write only the writable part", fn.handle_mm_fault):
             assert guest.result.values[f"{who}-low"] == SEGV_ACCERR
             assert guest.result.values[f"{who}-high"] == NO_SIGNAL
 
@@ -119,12 +120,12 @@ def test_fork_mprotect_part(vm: VM, level: Level, claim: Claims) -> None:
         guest.until("written-first")
         at = guest.until("parted")
         if level is Level.PTE:
-            with claim("each page has the rights of its own vma", SPLIT_BY[level]):
+            with claim("each page has the rights of its own VMA", SPLIT_BY[level]):
                 assert [leaf.write for leaf in at["parent"].leaves("low")] == [False, False]
                 high = [] if _zaps_new_vma(vm) else [True, True]
                 assert [leaf.write for leaf in at["parent"].leaves("high")] == high
         else:
-            with claim("the leaf is gone, for device memory is not split", SPLIT_BY[level]):
+            with claim("the leaf is gone, because device memory is not split", SPLIT_BY[level]):
                 assert not _parts(at["parent"])
         forked = guest.until("forked")
         with claim("the child has what the parent has", fn.COPIED_BY[level]):
@@ -148,7 +149,7 @@ def test_fork_mprotect_part_touched(vm: VM, level: Level, claim: Claims) -> None
         at = guest.until("touched")
         low, high = at["parent"].leaf("low"), at["parent"].leaf("high")
         with claim(
-            "each half is mapped again, as large as fits, with the rights of its vma", fn.vfio_pci_mmap_huge_fault
+            "each half is mapped again, as large as fits, with the rights of its VMA", fn.vfio_pci_mmap_huge_fault
         ):
             assert (low.level, high.level) == (below, below)
             assert (low.write, high.write) == (False, True)
@@ -159,7 +160,9 @@ def test_fork_mprotect_part_touched(vm: VM, level: Level, claim: Claims) -> None
                 assert (child.level, child.pfn, child.write) == (below, leaf.pfn, leaf.write)
         with claim("the child's leaves are old", fn.COPIED_BY[below], clear=Bits.A):
             assert not any(at["child"].leaf(part).young for part in ("low", "high"))
-        sentence = "the child's pte is clean" if below is Level.PTE else f"the child's {below.label} keeps D"
+        sentence = (
+            "the child's pte is clean" if below is Level.PTE else f"the child's {below.label} keeps its dirty bit"
+        )
         with claim(sentence, fn.COPIED_BY[below]):
             assert at["child"].leaf("high").kernel_dirty is (below is not Level.PTE)
         with claim("fork() leaves the parent's entries as they were", fn.COPIED_BY[below]):

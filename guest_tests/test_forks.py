@@ -1,4 +1,4 @@
-"""fork() of a shared pfnmap after other things were done to it, with many children, and in another order."""
+"""fork() of a shared pfnmap after other operations on it, with many children, and in another order."""
 
 import pytest
 
@@ -40,7 +40,9 @@ def test_fork_many(vm: VM, level: Level, claim: Claims) -> None:
         with claim("twelve forks leave the parent's entry as it was", fn.COPIED_BY[level]):
             assert at["parent"].leaf("bar").entry == written
         at = guest.until("written")
-        with claim("every child's write set A and D in its own leaf, and nobody else's changed", fn.CPU):
+        with claim(
+            "every child's write sets the accessed and dirty bits in its own leaf, and changes no other", fn.CPU
+        ):
             for process in at:
                 assert process.leaf("bar").entry == written
         at = guest.until("exited")
@@ -50,7 +52,7 @@ def test_fork_many(vm: VM, level: Level, claim: Claims) -> None:
         values = guest.result.values
         with claim("no child's write faults", fn.COPIED_BY[level]):
             assert [values[f"faults-{number}"] for number in range(12)] == ["0"] * 12
-        with claim("the parent's tables are as many as before", fn.unmap_page_range):
+        with claim("the parent has as many page tables as before", fn.unmap_page_range):
             assert values["tables-after"] == values["tables-before"]
 
 
@@ -70,7 +72,7 @@ def test_fork_untouched(vm: VM, level: Level, claim: Claims) -> None:
             assert child.write
             assert child.young
             assert not child.kernel_dirty
-        with claim("the child's fault is the child's alone", fn.FAULTED_BY[level]):
+        with claim("the child's fault maps nothing in the parent", fn.FAULTED_BY[level]):
             assert not at["parent"].leaves("bar")
         at = guest.until("parent-read")
         with claim("the parent's own fault makes the same entry", fn.FAULTED_BY[level]):
@@ -80,19 +82,19 @@ def test_fork_untouched(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork_child_first(vm: VM, level: Level, claim: Claims) -> None:
-    """After a mere read and fork(), the child writes first: the dirt is its own, and the parent's write is too."""
+    """After only a read and fork(), the child writes first: each write sets the writer's own dirty bit alone."""
     with vm.run("forks", f"--level={level.label}", "--case=child_first") as guest:
         read = guest.until("read")["parent"].leaf("bar").entry
         at = guest.until("forked")
         with claim("the child has its copy of the clean leaf", fn.COPIED_BY[level]):
             _holds_copy(at["child"], read, level, vm.caps.early)
         at = guest.until("child-written")
-        with claim("the child's write sets its own A and D", fn.CPU):
+        with claim("the child's write sets its own accessed and dirty bits", fn.CPU):
             assert at["child"].leaf("bar").bits == read.bits | Bits.A | Bits.D
         with claim("the parent's entry is still clean", fn.CPU):
             assert at["parent"].leaf("bar").entry == read
         at = guest.until("parent-written")
-        with claim("the parent's write sets its own D", fn.CPU):
+        with claim("the parent's write sets its own dirty bit", fn.CPU):
             assert at["parent"].leaf("bar").bits ^ read.bits == Bits.D
         for who in ("child", "parent"):
             with claim(f"the {who} writes without a fault", fn.COPIED_BY[level]):
@@ -102,7 +104,7 @@ def test_fork_child_first(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.unmap_page_range, fn.COPIED_BY)
 def test_fork_parent_exits(vm: VM, level: Level, claim: Claims) -> None:
-    """A process whose parent exits first, and which is adopted, keeps its leaf."""
+    """A process whose parent exits first, and which is reparented, keeps its leaf."""
     early = vm.caps.early
     with vm.run("forks", f"--level={level.label}", "--case=parent_exits") as guest:
         at = guest.until("forked")
@@ -110,7 +112,7 @@ def test_fork_parent_exits(vm: VM, level: Level, claim: Claims) -> None:
         with claim("the grandchild has the child's leaf", fn.COPIED_BY[level]):
             assert grandchild | early == at["child"].leaf("bar").entry | early
         at = guest.until("child-exited")
-        with claim("its parent's end leaves the grandchild's entry as it was", fn.unmap_page_range):
+        with claim("its parent's exit leaves the grandchild's entry as it was", fn.unmap_page_range):
             assert "child" not in at
             assert at["grandchild"].leaf("bar").entry | early == grandchild | early
             assert at["parent"].leaf("bar").entry == parent
@@ -118,17 +120,17 @@ def test_fork_parent_exits(vm: VM, level: Level, claim: Claims) -> None:
         with claim("the orphan may still write", fn.COPIED_BY[level]):
             assert at["grandchild"].leaf("bar").bits == grandchild.bits | Bits.A | Bits.D
             assert guest.result.values["grandchild-write-faults"] == "0"
-        with claim("it was adopted", fn.find_new_reaper):
+        with claim("it was reparented", fn.find_new_reaper):
             assert guest.result.values["adopted"] == guest.result.values["parent"]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.COPIED_BY)
 def test_fork_readonly(vm: VM, level: Level, claim: Claims) -> None:
-    """fork() of a dirty leaf that was made read-only: the child may not write; its dirt is as fork() leaves it."""
+    """fork() of a dirty leaf that was made read-only: the child may not write, and a huge leaf keeps its dirty bit."""
     with vm.run("forks", f"--level={level.label}", "--case=readonly") as guest:
         readonly = guest.until("readonly")["parent"].leaf("bar").entry
-        with claim("mprotect() takes W and keeps the dirt", fn.CHANGED_BY[level]):
+        with claim("mprotect() clears the write bit and keeps the dirty bit", fn.CHANGED_BY[level]):
             assert not readonly.write
             assert readonly.kernel_dirty
         at = guest.until("forked")
@@ -136,15 +138,19 @@ def test_fork_readonly(vm: VM, level: Level, claim: Claims) -> None:
             assert at["parent"].leaf("bar").entry == readonly
         with claim("the child's entry is not writable", fn.COPIED_BY[level]):
             assert not at["child"].leaf("bar").write
-        sentence = "the child's pte is clean" if level is Level.PTE else f"the child's {level.label} is as dirty"
+        sentence = (
+            "the child's pte is clean"
+            if level is Level.PTE
+            else f"the child's {level.label} is as dirty as the parent's"
+        )
         with claim(sentence, fn.COPIED_BY[level]):
             assert at["child"].leaf("bar").kernel_dirty is (readonly.kernel_dirty and level is not Level.PTE)
         with claim("the child has its copy of the read-only leaf", fn.COPIED_BY[level]):
             _holds_copy(at["child"], readonly, level, vm.caps.early)
         tried = guest.until("tried")
-        with claim("a refused write leaves the child's entry as it was, but for A of the read", fn.CPU):
+        with claim("a refused write leaves the child's entry as it was, but for the accessed bit of the read", fn.CPU):
             assert tried["child"].leaf("bar").bits == at["child"].leaf("bar").bits | Bits.A
-        with claim("the child may read, and not write", fn.access_error):
+        with claim("the child may read, but not write", fn.access_error):
             assert guest.result.values["child-write"] == SEGV_ACCERR
             assert guest.result.values["child-read"] == NO_SIGNAL
 
@@ -152,25 +158,29 @@ def test_fork_readonly(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.CHANGED_BY)
 def test_fork_readonly_writable(vm: VM, level: Level, claim: Claims) -> None:
-    """Read-only, fork(), writable again in the child and then in the parent: each has its W, and its own dirt, back."""
+    """Read-only, fork(), writable again in the child, then in the parent: each regains its write and dirty bit."""
     with vm.run("forks", f"--level={level.label}", "--case=readonly_writable") as guest:
         readonly = guest.until("readonly")["parent"].leaf("bar").entry
         forked = guest.until("forked")["child"].leaf("bar").entry
         at = guest.until("child-writable")
         with claim("the child's entry is writable again", fn.CHANGED_BY[level]):
             assert at["child"].leaf("bar").write
-        sentence = "no dirt was inherited, none comes back" if level is Level.PTE else "the inherited dirt is D again"
+        sentence = (
+            "no dirty bit was inherited, none comes back"
+            if level is Level.PTE
+            else "the inherited dirty bit is D again"
+        )
         with claim(sentence, fn.CHANGED_BY[level]):
             child = at["child"].leaf("bar")
             assert child.dirty is forked.kernel_dirty
             assert not child.saved_dirty
-        with claim("the child's mprotect is nothing to the parent", fn.CHANGED_BY[level]):
+        with claim("the child's mprotect leaves the parent's entry as it was", fn.CHANGED_BY[level]):
             assert at["parent"].leaf("bar").entry == readonly
         at = guest.until("child-written")
-        with claim("the child's write sets its A and D", fn.CPU):
+        with claim("the child's write sets its accessed and dirty bits", fn.CPU):
             assert at["child"].leaf("bar").bits == child.bits | Bits.A | Bits.D
         at = guest.until("parent-writable")
-        with claim("the parent's entry is writable again, and dirty by D alone", fn.CHANGED_BY[level]):
+        with claim("the parent's entry is writable again, and dirty by D, not by SAVED_DIRTY", fn.CHANGED_BY[level]):
             parent = at["parent"].leaf("bar")
             assert parent.write
             assert parent.dirty
@@ -182,13 +192,13 @@ def test_fork_readonly_writable(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.dup_mmap, fn.madvise_vma_behavior)
 def test_fork_dontfork(vm: VM, level: Level, claim: Claims) -> None:
-    """After MADV_DONTFORK the child has neither vma nor leaf, and MADV_DOFORK is refused: it is device memory."""
+    """After MADV_DONTFORK the child has neither VMA nor leaf, and MADV_DOFORK is refused: it is device memory."""
     with vm.run("forks", f"--level={level.label}", "--case=dontfork") as guest:
         written = guest.until("written-first")["parent"].leaf("bar").entry
         at = guest.until("forked")
         with claim("the child has no leaf", fn.dup_mmap):
             assert not at["child"].leaves("bar")
-        with claim("the child has no vma: a read is SIGSEGV, nothing mapped", fn.dup_mmap):
+        with claim("the child has no VMA: a read gets SIGSEGV, SEGV_MAPERR", fn.dup_mmap):
             assert guest.result.values["child-read"] == SEGV_MAPERR
         with claim("the parent's entry is as it was", fn.dup_mmap):
             assert at["parent"].leaf("bar").entry == written
@@ -199,7 +209,7 @@ def test_fork_dontfork(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.madvise_vma_behavior)
 def test_fork_wipeonfork(vm: VM, level: Level, claim: Claims) -> None:
-    """MADV_WIPEONFORK is refused, for it is no anonymous memory; fork() copies the leaf all the same."""
+    """MADV_WIPEONFORK is refused, since this is not anonymous memory; fork() still copies the leaf."""
     with vm.run("forks", f"--level={level.label}", "--case=wipeonfork") as guest:
         written = guest.until("written-first")["parent"].leaf("bar").entry
         at = guest.until("forked")

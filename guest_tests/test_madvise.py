@@ -1,4 +1,4 @@
-"""Advice, locks, syncs and seals on a pfnmap: whether taken or refused, the entry stays as it is."""
+"""Advice, locks, syncs and seals on a pfnmap: whether accepted or refused, the entry stays as it is."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ def _advise(vm: VM, level: Level, claim: Claims, group: str, answers: Mapping[st
     """Each call ends as it must, and leaves a written leaf as it is."""
     with vm.run("madvise", f"--level={level.label}", f"--group={group}", timeout_s=20.0) as guest:
         before = guest.until("before")["parent"].leaf("bar")
-        with claim(f"the mapping begins as {level.label}, dirty", fn.vfio_pci_mmap_huge_fault):
+        with claim(f"the mapping begins as a dirty {level.label}", fn.vfio_pci_mmap_huge_fault):
             assert before.level is level
             assert before.dirty
         for name, (_, by) in answers.items():
@@ -28,7 +28,7 @@ def _advise(vm: VM, level: Level, claim: Claims, group: str, answers: Mapping[st
             with claim(f"{name}: the entry stays as it is", by):
                 assert at.leaf("bar").entry == before.entry
         _ended(claim, guest.result.values, answers)
-        with claim("a write needs no fault after all that", next(iter(answers.values()))[1]):
+        with claim("a write needs no fault after all of this", next(iter(answers.values()))[1]):
             assert guest.result.values["write-faults"] == "0"
 
 
@@ -41,7 +41,7 @@ def _makes_none(vm: VM, level: Level, claim: Claims, group: str, answers: Mappin
             at = guest.until(name)["parent"]
             with claim(f"{name}: no entry is made", by):
                 assert at.leaves("bar") == ()
-        with claim("the first write needs its fault after all that", fn.vfio_pci_mmap_huge_fault):
+        with claim("the first write still needs its fault after all of this", fn.vfio_pci_mmap_huge_fault):
             assert guest.result.values["write-faults"] == "1"
 
 
@@ -120,7 +120,7 @@ def test_madvise_poison(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.madvise_vma_behavior, fn.madvise_willneed)
 def test_madvise_accepted(vm: VM, level: Level, claim: Claims) -> None:
-    """MADV_RANDOM, SEQUENTIAL, NORMAL, WILLNEED, DONTDUMP, KEEPONFORK and DONTFORK are taken; the leaf stays."""
+    """MADV_RANDOM, SEQUENTIAL, NORMAL, WILLNEED, DONTDUMP, KEEPONFORK and DONTFORK are accepted; the leaf stays."""
     taken = ("random", "sequential", "normal", "willneed", "dontdump", "keeponfork", "dontfork")
     _advise(vm, level, claim, "accepted", dict.fromkeys(taken, ("0", fn.madvise_vma_behavior)))
 
@@ -128,7 +128,7 @@ def test_madvise_accepted(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.hugepage_madvise, fn.ksm_madvise)
 def test_madvise_huge(vm: VM, level: Level, claim: Claims) -> None:
-    """MADV_NOHUGEPAGE, HUGEPAGE, MERGEABLE and UNMERGEABLE are taken, and a leaf that is there stays as large."""
+    """MADV_NOHUGEPAGE, HUGEPAGE, MERGEABLE and UNMERGEABLE are accepted, and an existing leaf keeps its size."""
     huge = ("0" if _is_built_in(vm, "TRANSPARENT_HUGEPAGE") else "EINVAL", fn.hugepage_madvise)
     same = ("0" if _is_built_in(vm, "KSM") else "EINVAL", fn.ksm_madvise)
     answers = {"nohugepage": huge, "hugepage": huge, "mergeable": same, "unmergeable": same}
@@ -138,7 +138,7 @@ def test_madvise_huge(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.mlock_fixup, fn.populate_vma_page_range)
 def test_mlock(vm: VM, level: Level, claim: Claims) -> None:
-    """mlock(), mlock2(), mlockall() and their opposites are taken, change no leaf and make none."""
+    """mlock(), mlock2(), mlockall() and their opposites are accepted, change no leaf and make none."""
     calls = ("mlock", "munlock", "mlock-onfault", "munlock-again", "mlockall", "munlockall", "mlock-last")
     answers = dict.fromkeys(calls, ("0", fn.mlock_fixup))
     _advise(vm, level, claim, "lock", answers)
@@ -148,7 +148,7 @@ def test_mlock(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.msync, fn.vfs_fsync_range)
 def test_msync(vm: VM, level: Level, claim: Claims) -> None:
-    """msync(): MS_ASYNC and MS_INVALIDATE do nothing, MS_SYNC is EINVAL (no fsync); no dirty bit is cleaned."""
+    """msync(): MS_ASYNC and MS_INVALIDATE do nothing, MS_SYNC fails with EINVAL (no fsync); no dirty bit is cleared."""
     answers = {
         "async": ("0", fn.msync),
         "sync": ("EINVAL", fn.vfs_fsync_range),
@@ -160,7 +160,7 @@ def test_msync(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.do_mseal)
 def test_mseal(vm: VM, level: Level, claim: Claims) -> None:
-    """mseal(): munmap(), mremap(), mprotect() and mmap() over a sealed pfnmap are EPERM, and its leaf stays."""
+    """mseal(): munmap(), mremap(), mprotect() and mmap() over a sealed pfnmap fail with EPERM, and its leaf stays."""
     by = fn.do_mseal
     refused = ("munmap", "munmap-part", "mremap", "mprotect", "mmap-fixed")
     answers: dict[str, Answer] = {"mseal": ("0", by)}

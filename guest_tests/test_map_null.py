@@ -34,7 +34,7 @@ def _allowed(vm: VM, at: Snapshot, vaddr: int) -> Level:
 
 @pytest.mark.decided_by(fn.__get_unmapped_area, fn.__thp_get_unmapped_area, fn.vfio_pci_mmap_huge_fault)
 def test_map_null(vm: VM, claim: Claims) -> None:
-    """A BAR mapped where the kernel likes gets the largest leaves that fit there, whatever its size and offset."""
+    """A BAR mapped where the kernel chooses gets the largest leaves that fit there, whatever its size and offset."""
     aligns: bool | None = None
     for name, (length, offset) in AREAS.items():
         with vm.run("map_null", f"--length={length:x}", f"--offset={offset:x}") as guest:
@@ -50,11 +50,11 @@ def test_map_null(vm: VM, claim: Claims) -> None:
                     assert at["parent"].leaf("bar", where).level is _allowed(vm, at, declared.vaddr + where)
             count, congruent = (int(guest.result.values[key]) for key in ("count", "congruent-2m"))
             with claim(
-                f"{name}: every address is congruent with the offset modulo 2M, or but by chance none",
+                f"{name}: every address is congruent with the offset modulo 2M, or none is except by chance",
                 fn.__get_unmapped_area,
             ):
                 assert congruent == count or congruent <= 2
             # The first mapping is the probe: nothing else tells whether this kernel aligns what a device file maps.
             aligns = congruent == count if aligns is None else aligns
-            with claim(f"{name}: it is placed as 2M at the BAR's start is, by its offset", fn.__thp_get_unmapped_area):
+            with claim(f"{name}: it is aligned to its offset if 2M at the BAR's start is", fn.__thp_get_unmapped_area):
                 assert (congruent == count) is aligns

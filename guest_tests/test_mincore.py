@@ -20,7 +20,7 @@ ANSWERS = {"0*3": 0, "1*3": 1}
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.walk_page_test, fn.mincore_pte_range)
 def test_mincore(vm: VM, level: Level, claim: Claims) -> None:
-    """mincore() says the same of a leaf's pages at every level, and changes no entry."""
+    """mincore() gives the same answer for a leaf's pages at every level, and changes no entry."""
     by = WALKED_BY[level]
     with vm.run("mincore", f"--level={level.label}") as guest:
         before = guest.until("before")["parent"]
@@ -30,21 +30,23 @@ def test_mincore(vm: VM, level: Level, claim: Claims) -> None:
         with claim("no entry changes", by):
             assert [leaf.entry for leaf in at.leaves("bar")] == [leaf.entry for leaf in before.leaves("bar")]
         values = guest.result.values
-        with claim("of anonymous memory, the written page is in core and the other is not", by):
+        with claim("in anonymous memory, the written page is in core and the other is not", by):
             assert values["anon-vector"] == "1*1 0*1"
-        with claim("of 4K entries of a BAR, it says one thing: not in core, or, where it looks at them, in core", by):
+        with claim(
+            "for 4K entries of a BAR it gives one answer: not in core, or, where it looks at the entries, in core", by
+        ):
             assert values["pages-vector"] in ANSWERS
-        with claim("of every page of a leaf, it says what it says of a 4K entry", by):
+        with claim("for every page of a leaf it gives the answer for a 4K entry", by):
             assert values["errno"] == "0"
             assert values["vector"] == f"{ANSWERS.get(values['pages-vector'])}*{PAGES[level]}"
-        with claim("a write needs no fault after it", by):
+        with claim("a write still needs no fault", by):
             assert values["write-faults"] == "0"
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.mincore_unmapped_range)
 def test_mincore_untouched(vm: VM, level: Level, claim: Claims) -> None:
-    """mincore() says of a pfnmap that nobody touched that nothing is in core, and makes no entry."""
+    """mincore() of an untouched pfnmap says that nothing is in core, and makes no entry."""
     by = fn.mincore_unmapped_range
     with vm.run("mincore", f"--level={level.label}", "--touch=0") as guest:
         at = guest.until("asked")["parent"]
@@ -53,5 +55,5 @@ def test_mincore_untouched(vm: VM, level: Level, claim: Claims) -> None:
         with claim("no page is in core", by):
             assert guest.result.values["errno"] == "0"
             assert guest.result.values["vector"] == f"0*{PAGES[level]}"
-        with claim("the first write needs its fault after it", by):
+        with claim("the first write still needs its fault", by):
             assert guest.result.values["write-faults"] == "1"

@@ -33,14 +33,16 @@ def set_aside(vm: VM, bits: Bits) -> Bits:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_readonly(vm: VM, level: Level, claim: Claims) -> None:
-    """A dirty leaf set read-only loses W and keeps its dirt aside; writable again it is the entry that it was."""
+    """A dirty leaf set read-only loses its write bit, not its dirty bit; writable again it is the entry that it was."""
     with vm.run("mprotect", f"--level={level.label}", steps("write@0", "ro", "try-write@8", "rw", "write@10")) as guest:
         written = guest.until("write@0")["parent"].leaf("bar")
         readonly = guest.until("ro")["parent"].leaf("bar")
         with claim("read-only: still the same leaf, of the same level", fn.CHANGED_BY[level]):
             assert readonly.level is level
             assert readonly.pfn == written.pfn
-        with claim("read-only: W is clear, the dirt is kept, and no other bit changes", MODIFIED_BY[level]):
+        with claim(
+            "read-only: the write bit is clear, the dirty bit is kept, and no other bit changes", MODIFIED_BY[level]
+        ):
             assert readonly.bits == set_aside(vm, written.bits)
             assert readonly.kernel_dirty
         refused = guest.until("try-write@8")["parent"].leaf("bar")
@@ -50,9 +52,9 @@ def test_mprotect_readonly(vm: VM, level: Level, claim: Claims) -> None:
         with claim("writable again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == written.entry
         again = guest.until("write@10")["parent"].leaf("bar")
-        with claim("the next write leaves it so", fn.CPU):
+        with claim("the next write leaves it as it is", fn.CPU):
             assert again.entry == written.entry
-        with claim("the refused write is SIGSEGV", fn.access_error):
+        with claim("the refused write gets SIGSEGV", fn.access_error):
             assert guest.result.values["try-write@8"] == ACCERR.format(8)
         with claim("the write after it takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["write@10"] == "0"
@@ -65,14 +67,14 @@ def test_mprotect_clean(vm: VM, level: Level, claim: Claims) -> None:
     with vm.run("mprotect", f"--level={level.label}", steps("read@0", "ro", "rw", "write@8")) as guest:
         read = guest.until("read@0")["parent"].leaf("bar")
         readonly = guest.until("ro")["parent"].leaf("bar")
-        with claim("read-only: W is clear, and no other bit changes", MODIFIED_BY[level]):
+        with claim("read-only: the write bit is clear, and no other bit changes", MODIFIED_BY[level]):
             assert readonly.bits == read.bits & ~Bits.W
             assert readonly.pfn == read.pfn
         back = guest.until("rw")["parent"].leaf("bar")
         with claim("writable again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == read.entry
         written = guest.until("write@8")["parent"].leaf("bar")
-        with claim("a write sets D and nothing else", fn.CPU):
+        with claim("a write sets the dirty bit and nothing else", fn.CPU):
             assert written.bits == read.bits | Bits.D
         with claim("the write takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["write@8"] == "0"
@@ -86,11 +88,16 @@ def test_mprotect_none(vm: VM, level: Level, claim: Claims) -> None:
     with vm.run("mprotect", f"--level={level.label}", steps(*words)) as guest:
         written = guest.until("write@0")["parent"].leaf("bar")
         none = guest.until("none")["parent"].leaf("bar")
-        with claim("PROT_NONE: still a leaf of the level, with P clear and PROTNONE set", fn.CHANGED_BY[level]):
+        with claim(
+            "PROT_NONE: still a leaf of the level, with the present bit clear and PROTNONE set", fn.CHANGED_BY[level]
+        ):
             assert none.level is level
             assert not none.hardware_present
             assert none.protnone
-        with claim("PROT_NONE: W, U and NX are clear, the dirt is kept, and no other bit changes", MODIFIED_BY[level]):
+        with claim(
+            "PROT_NONE: the write, user and NX bits are clear, the dirty bit is kept, and no other bit changes",
+            MODIFIED_BY[level],
+        ):
             hidden = set_aside(vm, written.bits) & ~(Bits.P | Bits.U | Bits.NX)
             assert none.bits == hidden | Bits.PROTNONE
         with claim("PROT_NONE: the pfn is the same, and stored inverted", MODIFIED_BY[level]):
@@ -104,7 +111,7 @@ def test_mprotect_none(vm: VM, level: Level, claim: Claims) -> None:
         back = guest.until("rw")["parent"].leaf("bar")
         with claim("back again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == written.entry
-        with claim("read and write of it are SIGSEGV", fn.access_error):
+        with claim("a read and a write of it get SIGSEGV", fn.access_error):
             assert guest.result.values["try-read@8"] == ACCERR.format(8)
             assert guest.result.values["try-write@10"] == ACCERR.format(0x10)
         with claim("the write after it takes no fault", fn.CHANGED_BY[level]):
@@ -120,13 +127,13 @@ def test_mprotect_none_to_readonly(vm: VM, level: Level, claim: Claims) -> None:
         written = guest.until("write@0")["parent"].leaf("bar")
         readonly = guest.until("ro")["parent"].leaf("bar")
         none = guest.until("none")["parent"].leaf("bar")
-        with claim("PROT_NONE after read-only keeps the dirt", MODIFIED_BY[level]):
+        with claim("PROT_NONE after read-only keeps the dirty bit", MODIFIED_BY[level]):
             assert none.protnone
             assert none.kernel_dirty
         back = guest.until("ro")["parent"].leaf("bar")
         with claim("read-only after PROT_NONE is the entry that it was read-only before", MODIFIED_BY[level]):
             assert back.entry == readonly.entry
-        with claim("writable after all that is the entry that was written", MODIFIED_BY[level]):
+        with claim("writable again: the entry that was written", MODIFIED_BY[level]):
             assert guest.until("rw")["parent"].leaf("bar").entry == written.entry
         with claim("a read of the read-only leaf takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["read@8"] == "0"
@@ -135,21 +142,23 @@ def test_mprotect_none_to_readonly(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.mprotect_fixup, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_untouched(vm: VM, level: Level, claim: Claims) -> None:
-    """mprotect() before the first touch maps nothing; the touch then brings a leaf with the rights of that moment."""
+    """mprotect() before the first touch maps nothing; the touch then faults in a leaf with the present rights."""
     words = ("none", "try-read@0", "ro", "read@8", "rw", "write@10")
     with vm.run("mprotect", f"--level={level.label}", steps(*words)) as guest:
         for step in ("none", "try-read@0", "ro"):
             with claim(f"nothing is mapped after {step.partition('@')[0]}", fn.mprotect_fixup):
                 assert guest.until(step)["parent"].leaves("bar") == ()
         read = guest.until("read@8")["parent"].leaf("bar")
-        with claim(f"the touch of the read-only mapping brings a {level.label} with W=0", fn.vfio_pci_mmap_huge_fault):
+        with claim(
+            f"the touch of the read-only mapping faults in a read-only {level.label}", fn.vfio_pci_mmap_huge_fault
+        ):
             assert read.level is level
             assert not read.write
             assert not read.kernel_dirty
         back = guest.until("rw")["parent"].leaf("bar")
-        with claim("writable again: W is set, and no other bit changes", MODIFIED_BY[level]):
+        with claim("writable again: the write bit is set, and no other bit changes", MODIFIED_BY[level]):
             assert back.bits == read.bits | Bits.W
-        with claim("an access while it is PROT_NONE is SIGSEGV", fn.access_error):
+        with claim("an access while it is PROT_NONE gets SIGSEGV", fn.access_error):
             assert guest.result.values["try-read@0"] == ACCERR.format(0)
         with claim("the write after it takes no fault", fn.CHANGED_BY[level]):
             assert guest.result.values["write@10"] == "0"
@@ -158,7 +167,7 @@ def test_mprotect_untouched(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_exec(vm: VM, level: Level, claim: Claims) -> None:
-    """PROT_EXEC clears NX and brings it back; where the device's file may not be executed, EACCES, and no change."""
+    """PROT_EXEC clears NX, and PROT_WRITE sets it again; where the device's file is noexec, EACCES and no change."""
     words = ("read@0", "map-exec", "rx", "rw", "write@8")
     with vm.run("mprotect", f"--level={level.label}", steps(*words)) as guest:
         read = guest.until("read@0")["parent"].leaf("bar")
@@ -166,13 +175,13 @@ def test_mprotect_exec(vm: VM, level: Level, claim: Claims) -> None:
         back = guest.until("rw")["parent"].leaf("bar")
         values = guest.result.values
         refused = values["map-exec"] == "EPERM"  # the file system of the device's file is noexec
-        with claim("mprotect() allows what mmap() does", fn.do_mprotect_pkey):
+        with claim("mprotect() allows what mmap() allows", fn.do_mprotect_pkey):
             assert values["rx"] == ("EACCES" if refused else "0")
         if refused:
             with claim("a refused PROT_EXEC changes nothing", fn.do_mprotect_pkey):
                 assert executable.entry == read.entry
         else:
-            with claim("executable: NX and W are clear, and no other bit changes", MODIFIED_BY[level]):
+            with claim("executable: NX and the write bit are clear, and no other bit changes", MODIFIED_BY[level]):
                 assert executable.bits == read.bits & ~(Bits.W | Bits.NX)
         with claim("back again: the entry that was there before", MODIFIED_BY[level]):
             assert back.entry == read.entry
@@ -183,7 +192,7 @@ def test_mprotect_exec(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.CHANGED_BY)
 def test_mprotect_one_leaf(vm: VM, level: Level, claim: Claims) -> None:
-    """mprotect() of one leaf of two cuts the vma between them: that leaf changes, the other stays as it is."""
+    """mprotect() of one of two leaves splits the VMA between them: that leaf changes, the other stays as it is."""
     size = level.size_bytes
     words = ("write@0", f"write@{size:x}", "part-ro", f"try-write@{size:x}", "part-rw", f"write@{size + 8:x}")
     with vm.run(
@@ -193,19 +202,21 @@ def test_mprotect_one_leaf(vm: VM, level: Level, claim: Claims) -> None:
         low, high = before.leaf("bar"), before.leaf("bar", size)
         parted = guest.until("part-ro")["parent"]
         if zapped := has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"):
-            with claim("the driver zaps the vma that the cut makes, to see it fault", fn.vfio_pci_mmap_open):
+            with claim("the driver zaps the VMA that the split makes, to see it fault", fn.vfio_pci_mmap_open):
                 assert parted.leaves("bar-before") == ()
         else:
             with claim("the other leaf's entry does not change", fn.CHANGED_BY[level]):
                 assert parted.leaf("bar-before").entry == low.entry
-        with claim("that leaf: W is clear, the dirt is kept, and no other bit changes", MODIFIED_BY[level]):
+        with claim(
+            "that leaf: the write bit is clear, the dirty bit is kept, and no other bit changes", MODIFIED_BY[level]
+        ):
             part = parted.leaf("bar-part")
             assert part.level is level
             assert part.bits == set_aside(vm, high.bits)
         whole = guest.until("part-rw")["parent"]
-        with claim("writable again: what is there is what it was", MODIFIED_BY[level]):
+        with claim("writable again: every entry is what it was", MODIFIED_BY[level]):
             assert [leaf.entry for leaf in whole.leaves("bar")] == [high.entry] if zapped else [low.entry, high.entry]
-        with claim("the refused write is SIGSEGV, the one after it takes no fault", fn.access_error):
+        with claim("the refused write gets SIGSEGV, the one after it takes no fault", fn.access_error):
             assert guest.result.values[words[3]] == ACCERR.format(size)
             assert guest.result.values[words[5]] == "0"
 
@@ -213,14 +224,14 @@ def test_mprotect_one_leaf(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte")
 @pytest.mark.decided_by(fn.change_pte_range)
 def test_mprotect_memory(vm: VM, claim: Claims) -> None:
-    """The control: an anonymous 4K page keeps its dirt through read-only and back as well."""
+    """The control: an anonymous 4K page keeps its dirty bit through read-only and back as well."""
     _memory(vm, Level.PTE, claim)
 
 
 @pytest.mark.levels("pmd")
 @pytest.mark.decided_by(fn.change_huge_pmd)
 def test_mprotect_thp(vm: VM, claim: Claims) -> None:
-    """The control: a transparent huge page keeps its dirt through read-only and back as well."""
+    """The control: a transparent huge page keeps its dirty bit through read-only and back as well."""
     _memory(vm, Level.PMD, claim)
 
 
@@ -231,7 +242,10 @@ def _memory(vm: VM, level: Level, claim: Claims) -> None:
         if written.level is not level:
             raise PremiseNotMet(f"the kernel gave no huge page, but {written}")
         readonly = guest.until("ro")["parent"].leaf("memory")
-        with claim("read-only: W is clear, the dirt is kept, and no other bit but A changes", MODIFIED_BY[level]):
+        with claim(
+            "read-only: the write bit is clear, the dirty bit is kept, and no other bit but the accessed bit changes",
+            MODIFIED_BY[level],
+        ):
             assert readonly.bits | Bits.A == set_aside(vm, written.bits) | Bits.A  # reclaim may clear A at any time
             assert readonly.pfn == written.pfn
         back = guest.until("rw")["parent"].leaf("memory")
@@ -243,5 +257,5 @@ def _memory(vm: VM, level: Level, claim: Claims) -> None:
             assert again.pfn == written.pfn
             assert again.write
             assert again.dirty
-        with claim("the refused write is SIGSEGV", fn.access_error):
+        with claim("the refused write gets SIGSEGV", fn.access_error):
             assert guest.result.values["try-write@8"] == ACCERR.format(8)

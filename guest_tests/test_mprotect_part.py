@@ -1,4 +1,4 @@
-"""mprotect() of a part of a leaf: the leaf goes, and what comes back fits the vmas that the cut made."""
+"""mprotect() of a part of a leaf: the leaf is zapped, and what comes back fits the VMAs that the split made."""
 
 from dataclasses import dataclass
 
@@ -37,13 +37,13 @@ def _part(vm: VM, level: Level, claim: Claims, start: int, end: int, touches: li
     with vm.run("mprotect", f"--level={level.label}", part, "--steps=" + ",".join(words)) as guest:
         assert guest.until(words[0])["parent"].leaf(WHOLE).level is level
         cut = guest.until(words[1])["parent"]
-        with claim(f"the {level.label} is gone, from both sides of the cut", fn.SPLIT_BY[level]):
+        with claim(f"the {level.label} is gone, from both sides of the split", fn.SPLIT_BY[level]):
             assert [leaf for vma in (BEFORE, PART, AFTER) if vma in cut.mappings for leaf in cut.leaves(vma)] == []
         touched = guest.until(reads[-1])["parent"]
         for touch in allowed:
-            with claim(f"a touch at {touch.at:#x} brings a {touch.level.label}", fn.vfio_pci_mmap_huge_fault):
+            with claim(f"a touch at {touch.at:#x} faults in a {touch.level.label}", fn.vfio_pci_mmap_huge_fault):
                 assert _leaf(touched, touch).level is touch.level
-        with claim("what comes back is clean, and writable where its vma is", fn.vfio_pci_mmap_huge_fault):
+        with claim("what comes back is clean, and writable where its VMA is", fn.vfio_pci_mmap_huge_fault):
             for touch in allowed:
                 leaf = _leaf(touched, touch)
                 assert not leaf.kernel_dirty
@@ -59,13 +59,13 @@ def _part(vm: VM, level: Level, claim: Claims, start: int, end: int, touches: li
             for touch in allowed:
                 assert back.leaf(WHOLE, touch.at).bits == _leaf(touched, touch).bits | Bits.W
         written = guest.until(write)["parent"].leaf(WHOLE, inside.at)
-        with claim("a write there is made in a leaf of the level that the cut left", fn.__handle_mm_fault):
+        with claim("a write there uses a leaf of the level that the split left", fn.__handle_mm_fault):
             assert written.level is inside.level
             assert written.dirty
         values = guest.result.values
-        with claim("the part refuses what its rights forbid, by SIGSEGV", fn.access_error):
+        with claim("what the part's rights forbid gets SIGSEGV", fn.access_error):
             assert values[refused] == f"SEGV 2 {inside.at + 8:x}"
-        with claim("one fault a leaf that came back, and none for the write to one", fn.__handle_mm_fault):
+        with claim("one fault per leaf that came back, and no other", fn.__handle_mm_fault):
             assert [values[read] for read in reads] == ["1"] * len(reads)
             assert values[write] == ("1" if rights == "none" else "0")
 
@@ -109,7 +109,7 @@ def test_mprotect_middle_part(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pud")
 @pytest.mark.decided_by(fn.SPLIT_BY, fn.vfio_pci_mmap_huge_fault)
 def test_mprotect_unaligned_part(vm: VM, level: Level, claim: Claims) -> None:
-    """A part of a pud that starts and ends between 2M boundaries: 4K leaves beside the cuts, 2M ones further away."""
+    """A part of a pud that starts and ends between 2M boundaries: 4K leaves next to the splits, 2M leaves elsewhere."""
     start, end = 2 * MIB + PAGE, 6 * MIB + 2 * PAGE
     touches = [
         Touch(0, BEFORE, Level.PMD),
@@ -134,19 +134,19 @@ def test_mprotect_some_pages(vm: VM, level: Level, claim: Claims) -> None:
         entries = [leaf.entry for leaf in guest.until("read@3000")["parent"].leaves(WHOLE)]
         cut = guest.until("part-ro")["parent"]
         if zapped := has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"):
-            with claim("the driver zaps the vmas that the cuts make, to see them fault", fn.vfio_pci_mmap_open):
+            with claim("the driver zaps the VMAs that the splits make, to see them fault", fn.vfio_pci_mmap_open):
                 assert cut.leaves(BEFORE) == cut.leaves(AFTER) == ()
         else:
             with claim("the neighbours' entries do not change", fn.change_pte_range):
                 assert cut.leaf(BEFORE).entry == entries[0]
                 assert cut.leaf(AFTER).entry == entries[3]
-        with claim("the clean page's entry loses W, the dirty one's keeps its dirt as well", fn.change_pte_range):
+        with claim("both entries lose the write bit, and the dirty one keeps its dirty bit", fn.change_pte_range):
             clean, dirty = cut.leaves(PART)
             assert clean.bits == entries[1].bits & ~Bits.W
             aside = Bits.SAVED_DIRTY if vm.caps.saved_dirty else Bits.D
             assert dirty.bits == entries[2].bits & ~(Bits.W | Bits.D) | aside
         back = guest.until("part-rw")["parent"]
-        with claim("with the same rights again what is there is what it was", fn.change_pte_range):
+        with claim("with the same rights again every entry is what it was", fn.change_pte_range):
             assert [leaf.entry for leaf in back.leaves(WHOLE)] == (entries[1:3] if zapped else entries)
         last = guest.until("read@0")["parent"]
         with claim("the first page can be touched again", fn.change_pte_range):

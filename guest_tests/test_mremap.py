@@ -1,4 +1,4 @@
-"""mremap(): entries go along, or are dropped and come back; nothing stays behind, no dirt of a moved entry is lost."""
+"""mremap(): entries move along with their dirty bits, or are zapped and come back; nothing stays behind."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def _went_along(leaf: Leaf, before: Leaf) -> None:
 def _nothing_stays(claim: Claims, process: ProcessView, values: dict[str, str], by: fn.KernelFunction) -> None:
     with claim("no entry is left at the old address", by):
         assert process.leaves("old") == ()
-    with claim("access to the old address is SIGSEGV at once: no CPU remembers it", by):
+    with claim("access to the old address gets SIGSEGV at once: the TLB was flushed", by):
         assert values["old-read"] == "SEGV"
 
 
@@ -41,34 +41,34 @@ def _kept(
     """Moves whose entries go along. :param soft_dirty: what the move makes of that bit; None: not known."""
     with vm.run("mremap", f"--level={level.label}", f"--case={case}", *options, timeout_s=20.0) as guest:
         before = guest.until("written")["parent"].leaf("bar")
-        with claim(f"the mapping begins as {level.label}, dirty", fn.vfio_pci_mmap_huge_fault):
+        with claim(f"the mapping begins as a dirty {level.label}", fn.vfio_pci_mmap_huge_fault):
             assert before.level is level
             assert before.dirty
         if case == "readonly":
             before = guest.until("readonly")["parent"].leaf("bar")
         forked = guest.until("forked")["child"].leaf("bar") if "--child=1" in options else None
         at = guest.until("moved")
-        with claim("the entry goes along, bit by bit", by):
+        with claim("the entry moves along, bit by bit", by):
             _went_along(at["parent"].leaf("moved"), before)
-        with claim("its dirt goes along", by):
+        with claim("its dirty bit moves along", by):
             assert at["parent"].leaf("moved").kernel_dirty == before.kernel_dirty
         if soft_dirty is not None and vm.caps.soft_dirty:
             with claim(f"the move makes the entry {'' if soft_dirty else 'not '}soft-dirty", by):
                 assert at["parent"].leaf("moved").soft_dirty == soft_dirty
         if forked is not None:
-            with claim("the child keeps its own where it was", by):
+            with claim("the child's entry stays where it was", by):
                 assert at["child"].leaf("bar").entry | vm.caps.early == forked.entry | vm.caps.early
             child = guest.until("child-written")["child"].leaf("bar")
             with claim("the child writes there as before", fn.CPU):
                 assert child.bits & ~(Bits.A | Bits.D) == forked.bits & ~(Bits.A | Bits.D)
                 assert child.dirty
         used = guest.until("used")["parent"]
-        with claim("use at the new address changes nothing", by):
+        with claim("an access at the new address changes nothing", by):
             assert at["parent"].leaf("moved").entry == used.leaf("moved").entry
         if case == "readonly":
             back = guest.until("back")["parent"].leaf("moved")
             # Whether mprotect() keeps the dirt is another scenario's claim; here, what it left is not lost.
-            with claim("the moved entry is as dirty as it was, once it may be written again", fn.pte_mkwrite):
+            with claim("writable again, the moved entry is as dirty as it was", fn.pte_mkwrite):
                 assert back.write
                 assert back.dirty == before.kernel_dirty
                 assert not back.saved_dirty
@@ -95,7 +95,7 @@ def _dropped(vm: VM, level: Level, claim: Claims, case: str, comes_back_as: Leve
             assert before.level is level
         moved = guest.until("moved")["parent"]
         names = [name for name in ("low", "moved", "high") if name in moved.mappings]
-        with claim("the leaf is dropped whole", by):
+        with claim("the whole leaf is zapped", by):
             assert [leaf for name in names for leaf in moved.leaves(name)] == []
         used = guest.until("used")["parent"]
         with claim(f"the new address comes back as {comes_back_as.label}, clean", fn.vfio_pci_mmap_huge_fault):
@@ -119,7 +119,7 @@ def _dropped(vm: VM, level: Level, claim: Claims, case: str, comes_back_as: Leve
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.move_ptes, fn.move_huge_pmd, fn.move_huge_pud)
 def test_mremap_leaf(vm: VM, level: Level, claim: Claims) -> None:
-    """mremap() to where a leaf of the same level fits takes the entry along, dirt and all; nothing stays behind."""
+    """mremap() to where a leaf of the same level fits moves the entry with its dirty bit; nothing stays behind."""
     _kept(vm, level, claim, "leaf", by=MOVED_BY[level], soft_dirty=None if level is Level.PUD else True)
 
 
@@ -133,14 +133,14 @@ def test_mremap_table(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pud")
 @pytest.mark.decided_by(fn.move_page_tables)
 def test_mremap_less(vm: VM, level: Level, claim: Claims) -> None:
-    """mremap() of a 1G leaf to where only 2M leaves fit drops it; 2M leaves come back."""
+    """mremap() of a 1G leaf to where only 2M leaves fit zaps it; 2M leaves come back."""
     _dropped(vm, level, claim, "less", Level.PMD)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.move_page_tables, fn.move_ptes)
 def test_mremap_page(vm: VM, level: Level, claim: Claims) -> None:
-    """mremap() to where only pages fit: a page's entry goes along, a leaf is dropped and comes back as pages."""
+    """mremap() to where only pages fit: a page's entry moves along, a larger leaf is zapped and comes back as pages."""
     if level is Level.PTE:
         _kept(vm, level, claim, "page", by=MOVED_BY[level], soft_dirty=True)
     else:
@@ -150,24 +150,24 @@ def test_mremap_page(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.move_page_tables)
 def test_mremap_part(vm: VM, level: Level, claim: Claims) -> None:
-    """mremap() of part of a leaf: a page's entry goes along, a leaf is dropped, and all of it can be used on."""
+    """mremap() of part of a leaf: a page's entry moves along, a larger leaf is zapped, and all of it stays usable."""
     if level is Level.PTE:
         with vm.run("mremap", "--level=pte", "--case=part", timeout_s=20.0) as guest:
             written = guest.until("written")["parent"]
             at = guest.until("moved")["parent"]
             offset = at.mapping("moved").declared.offset_bytes
-            with claim("the entry goes along, bit by bit", MOVED_BY[level]):
+            with claim("the entry moves along, bit by bit", MOVED_BY[level]):
                 _went_along(at.leaf("moved"), written.leaf("bar", offset))
             with claim("what stayed before it keeps its entries", MOVED_BY[level]):
                 assert at.leaf("low").entry == written.leaf("bar").entry
             last = at.mapping("high").declared.size_bytes - 4096
             if has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"):  # 6.1
-                with claim("vfio-pci empties the vma that the split made", fn.vfio_pci_mmap_open):
+                with claim("vfio-pci zaps the VMA that the split made", fn.vfio_pci_mmap_open):
                     assert at.leaves("high") == ()
             else:
                 with claim("what stayed behind it keeps its entries", MOVED_BY[level]):
                     assert at.leaf("high", last).entry == written.leaf("bar", offset + 4096 + last).entry
-            with claim("all that stayed can be used", fn.vfio_pci_mmap_huge_fault):
+            with claim("all that stayed is usable", fn.vfio_pci_mmap_huge_fault):
                 used = guest.until("used")["parent"]
                 assert used.leaf("low").pfn == written.leaf("bar").pfn
                 assert used.leaf("high", last).covers(used.mapping("high").end - 1)
@@ -181,7 +181,7 @@ def test_mremap_part(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.move_ptes, fn.move_huge_pmd, fn.move_huge_pud)
 def test_mremap_readonly(vm: VM, level: Level, claim: Claims) -> None:
-    """mremap() of a read-only leaf that was written: no right to write is won, and no saved dirt is lost."""
+    """mremap() of a read-only leaf that was written: no right to write is gained, and no saved dirty bit is lost."""
     _kept(vm, level, claim, "readonly", by=MOVED_BY[level], soft_dirty=None)
 
 
@@ -211,10 +211,10 @@ def test_mremap_shrink(vm: VM, level: Level, claim: Claims) -> None:
             with claim("what is left keeps its entries", by):
                 assert at.leaf("moved").entry == written.entry
         else:
-            with claim("a leaf that lost a part is gone whole", by):
+            with claim("a leaf that lost a part is zapped as a whole", by):
                 assert at.leaves("moved") == ()
         used = guest.until("used")["parent"]
-        with claim("what is left can be used, at the largest level that fits", fn.vfio_pci_mmap_huge_fault):
+        with claim("what is left is usable, at the largest level that fits", fn.vfio_pci_mmap_huge_fault):
             expected = LOWER.get(level, Level.PTE)
             assert {leaf.level for leaf in used.leaves("moved")} == {expected}
             last = used.mapping("moved").declared.size_bytes - 4096
@@ -229,7 +229,7 @@ def test_mremap_shrink(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vma_to_resize, fn.mremap_to)
 def test_mremap_refused(vm: VM, level: Level, claim: Claims) -> None:
-    """mremap() refuses to grow, to copy, to keep the old or to overlap, and the leaf stays as it is."""
+    """mremap() refuses to grow, to copy, to keep the old mapping or to overlap, and the leaf stays as it is."""
     refusals = {
         "grow": ("EFAULT", fn.vma_to_resize),
         "grow-maymove": ("EFAULT", fn.vma_to_resize),
@@ -249,5 +249,5 @@ def test_mremap_refused(vm: VM, level: Level, claim: Claims) -> None:
         for name, (error, by) in refusals.items():
             with claim(f"{name}: {error}", by):
                 assert guest.result.values[name] == error
-        with claim("a write needs no fault after all that", fn.vma_to_resize):
+        with claim("a write needs no fault after all of this", fn.vma_to_resize):
             assert guest.result.values["write-faults"] == "0"

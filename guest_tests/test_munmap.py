@@ -1,4 +1,4 @@
-"""munmap() of all and of part of a leaf: the hole is empty, the rest is used on, another process keeps its own."""
+"""munmap() of all and of part of a leaf: the hole is empty, the rest stays usable, another process keeps its own."""
 
 import pytest
 
@@ -73,13 +73,13 @@ def _munmap(vm: VM, level: Level, claim: Claims, case: str, *options: str) -> Sn
         emptied = _emptied_by_open(vm, parent)
         kept = [] if level is not Level.PTE else ["low"] if emptied else _rest(parent)
         if emptied:
-            with claim("vfio-pci empties the vma that the split made", fn.vfio_pci_mmap_open):
+            with claim("vfio-pci zaps the VMA that the split made", fn.vfio_pci_mmap_open):
                 assert parent.leaves("high") == ()
         if level is Level.PTE:
             with claim("the rest keeps its entries", zapped_by):
                 _is_as_it_was(parent, kept, written)
         else:
-            with claim("a leaf that lost a part is gone whole", zapped_by):
+            with claim("a leaf that lost a part is zapped as a whole", zapped_by):
                 assert [leaf for name in _rest(parent) for leaf in parent.leaves(name)] == []
         if "--child=1" in options:
             _child_keeps(claim, written, unmapped, guest.until("child-written"), level)
@@ -94,7 +94,8 @@ def _munmap(vm: VM, level: Level, claim: Claims, case: str, *options: str) -> Sn
                     _refaulted(at, name, first)
         if over:
             with claim(
-                "what was put there has entries of its own, at the largest level that fits", fn.vfio_pci_mmap_huge_fault
+                "what was mapped there has entries of its own, at the largest level that fits",
+                fn.vfio_pci_mmap_huge_fault,
             ):
                 _refaulted(at, "over", first)
         else:
@@ -109,7 +110,7 @@ def _munmap(vm: VM, level: Level, claim: Claims, case: str, *options: str) -> Sn
         with claim("the program passed", zapped_by):
             assert guest.result.passed, guest.result.reason
         if not over:
-            with claim("access to either end of the hole is SIGSEGV, nothing mapped", fn.handle_mm_fault):
+            with claim("access to either end of the hole gets SIGSEGV, SEGV_MAPERR", fn.handle_mm_fault):
                 assert guest.result.values["hole-first"] == NO_MAPPING
                 assert guest.result.values["hole-last"] == NO_MAPPING
         if "--child=1" in options:
@@ -126,11 +127,11 @@ def _child_keeps(claim: Claims, written: ProcessView, at: Snapshot, later: Snaps
         assert child.level is level
         assert child.pfn == before.pfn
         assert child.write
-    with claim("the child's write sets A and D in that leaf", fn.CPU):
+    with claim("the child's write sets the accessed and dirty bits in that leaf", fn.CPU):
         child = later["child"].leaf("bar", offset)
         assert child.bits == before.bits
         assert child.pfn == before.pfn
-    with claim("the child's write gives the parent no entry", ZAPPED_BY[level]):
+    with claim("the child's write maps nothing in the parent", ZAPPED_BY[level]):
         assert later["parent"].leaves("hole") == ()
 
 
@@ -158,21 +159,21 @@ def test_munmap_end(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pud")
 @pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.mm_find_pmd)
 def test_munmap_page(vm: VM, level: Level, claim: Claims) -> None:
-    """munmap() of one page of a 1G leaf: the leaf goes, its 2M neighbourhood comes back as pages, the rest as 2M."""
+    """munmap() of one page of a 1G leaf: it is zapped, the 2M around the page come back as pages, the rest as 2M."""
     _munmap(vm, level, claim, "page")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vma_adjust_trans_huge, fn.zap_pte_range)
 def test_munmap_across(vm: VM, level: Level, claim: Claims) -> None:
-    """munmap() of eight pages across two leaves: both go, aligned or not, and nothing reaches into the hole again."""
+    """munmap() of eight pages across two leaves: both are zapped, and nothing reaches into the hole again."""
     _munmap(vm, level, claim, "across")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.unmap_page_range, fn.free_pgd_range)
 def test_munmap_whole(vm: VM, level: Level, claim: Claims) -> None:
-    """munmap() of everything: no entry, no page table is left, and access is SIGSEGV."""
+    """munmap() of everything: no entry and no page table is left, and access gets SIGSEGV."""
     _munmap(vm, level, claim, "whole")
 
 
@@ -186,14 +187,14 @@ def test_munmap_child_keeps(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.mlock_fixup, fn.unmap_page_range)
 def test_munmap_locked(vm: VM, level: Level, claim: Claims) -> None:
-    """munmap() of part of a mapping that was mlock()ed: as of one that was not."""
+    """munmap() of part of a mapping that was mlock()ed does what it does to one that was not."""
     _munmap(vm, level, claim, "middle", "--lock=1")
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.unmap_page_range, fn.vfio_pci_mmap_huge_fault)
 def test_mmap_over(vm: VM, level: Level, claim: Claims) -> None:
-    """mmap(MAP_FIXED) of another part of the BAR into a leaf: the leaf goes, old and new come back with their pfns."""
+    """mmap(MAP_FIXED) of another part of the BAR into a leaf: it is zapped, old and new come back with their pfns."""
     _munmap(vm, level, claim, "over")
 
 

@@ -1,4 +1,4 @@
-"""A thread that reads what the kernel tells of a process's memory, against one that changes its mapping of a BAR."""
+"""A thread that reads what the kernel reports about a process's memory, against one that changes a BAR's mapping."""
 
 import pytest
 
@@ -31,13 +31,13 @@ def _against(
         with vm.run("reader_race", *words, timeout_s=TIMEOUT_S) as guest:
             at = guest.until("raced")["parent"]
             pair = f"{reader} against {actor}"
-            with claim(f"{pair}: one leaf a place is left, of the level", fn.INSERTED_BY[level]):
+            with claim(f"{pair}: one leaf per place is left, of the level", fn.INSERTED_BY[level]):
                 assert {leaf.level for leaf in at.leaves("bar")} == {level}
                 assert len(at.leaves("bar")) == 1 or level is Level.PTE
             values = guest.result.values
             with claim(f"{pair}: no call fails because another thread reads", by):
                 assert values["refusal"] == "none"
-            with claim(f"{pair}: no table is left over", fn.free_pgtables):
+            with claim(f"{pair}: no page table is leaked", fn.free_pgtables):
                 assert values["tables-kib"] == "0"
 
 
@@ -45,7 +45,7 @@ def _against(
 @TWO_CPUS
 @pytest.mark.decided_by(fn.pagemap_read, fn.walk_page_test)
 def test_reader_race_pagemap(vm: VM, level: Level, claim: Claims) -> None:
-    """/proc/PID/pagemap is read while the mapping faults, is mapped for the device and is forked."""
+    """/proc/PID/pagemap is read while the BAR is faulted in, mapped for DMA and forked."""
     _against(vm, level, claim, "pagemap")
 
 
@@ -53,7 +53,7 @@ def test_reader_race_pagemap(vm: VM, level: Level, claim: Claims) -> None:
 @TWO_CPUS
 @pytest.mark.decided_by(fn.pagemap_scan_test_walk)
 def test_reader_race_scan(vm: VM, level: Level, claim: Claims) -> None:
-    """PAGEMAP_SCAN walks the mapping while it faults, is mapped for the device and is forked."""
+    """PAGEMAP_SCAN walks the mapping while the BAR is faulted in, mapped for DMA and forked."""
     if not vm.caps.pagemap_scan:
         raise PremiseNotMet("this kernel has no PAGEMAP_SCAN")
     _against(vm, level, claim, "scan")
@@ -63,7 +63,7 @@ def test_reader_race_scan(vm: VM, level: Level, claim: Claims) -> None:
 @TWO_CPUS
 @pytest.mark.decided_by(fn.clear_refs_test_walk)
 def test_reader_race_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
-    """/proc/PID/clear_refs is written while the mapping faults, is mapped for the device and is forked."""
+    """/proc/PID/clear_refs is written while the BAR is faulted in, mapped for DMA and forked."""
     _against(vm, level, claim, "clear-refs")
 
 
@@ -71,7 +71,7 @@ def test_reader_race_clear_refs(vm: VM, level: Level, claim: Claims) -> None:
 @TWO_CPUS
 @pytest.mark.decided_by(fn.show_smap, fn.walk_pud_range)
 def test_reader_race_smaps(vm: VM, level: Level, claim: Claims) -> None:
-    """/proc/PID/smaps is read while the mapping faults, is mapped for the device and is forked."""
+    """/proc/PID/smaps is read while the BAR is faulted in, mapped for DMA and forked."""
     _against(vm, level, claim, "smaps")
 
 
@@ -79,7 +79,7 @@ def test_reader_race_smaps(vm: VM, level: Level, claim: Claims) -> None:
 @TWO_CPUS
 @pytest.mark.decided_by(fn.show_smaps_rollup, fn.walk_pud_range)
 def test_reader_race_smaps_rollup(vm: VM, level: Level, claim: Claims) -> None:
-    """/proc/PID/smaps_rollup is read while the mapping faults, is mapped for the device and is forked."""
+    """/proc/PID/smaps_rollup is read while the BAR is faulted in, mapped for DMA and forked."""
     _against(vm, level, claim, "smaps-rollup")
 
 
@@ -87,7 +87,7 @@ def test_reader_race_smaps_rollup(vm: VM, level: Level, claim: Claims) -> None:
 @TWO_CPUS
 @pytest.mark.decided_by(fn.show_numa_map, fn.walk_pud_range)
 def test_reader_race_numa_maps(vm: VM, level: Level, claim: Claims) -> None:
-    """/proc/PID/numa_maps is read while the mapping faults, is mapped for the device and is forked."""
+    """/proc/PID/numa_maps is read while the BAR is faulted in, mapped for DMA and forked."""
     _against(vm, level, claim, "numa-maps")
 
 
@@ -95,7 +95,7 @@ def test_reader_race_numa_maps(vm: VM, level: Level, claim: Claims) -> None:
 @TWO_CPUS
 @pytest.mark.decided_by(fn.move_page_tables, fn.walk_pud_range)
 def test_reader_race_mremap(vm: VM, level: Level, claim: Claims) -> None:
-    """Each of pagemap, clear_refs, PAGEMAP_SCAN, smaps, smaps_rollup and numa_maps, while the mapping moves."""
+    """pagemap, clear_refs, PAGEMAP_SCAN, smaps, smaps_rollup and numa_maps are each used while the BAR is remapped."""
     _all_against(vm, level, claim, MREMAP)
 
 
@@ -103,7 +103,7 @@ def test_reader_race_mremap(vm: VM, level: Level, claim: Claims) -> None:
 @TWO_CPUS
 @pytest.mark.decided_by(fn.vfio_pci_zap_bars, fn.walk_pud_range)
 def test_reader_race_revoke(vm: VM, level: Level, claim: Claims) -> None:
-    """Each of pagemap, clear_refs, PAGEMAP_SCAN, smaps, smaps_rollup and numa_maps, while the device revokes it."""
+    """pagemap, clear_refs, PAGEMAP_SCAN, smaps, smaps_rollup and numa_maps are each used while the BAR is revoked."""
     _all_against(vm, level, claim, REVOKE)
 
 

@@ -15,17 +15,17 @@ def _reader(
     """Runs one reader; claims what it got, and that no entry changed. Returns all that it said."""
     with vm.run("readers", f"--level={level.label}", f"--case={case}", *options) as guest:
         before = guest.until("before")
-        with claim("parent and child have a leaf of their own, young and dirty", by):
+        with claim("parent and child each have their own leaf, young and dirty", by):
             for name in ("parent", "child"):
                 assert before[name].leaf("bar").level is level
                 assert before[name].leaf("bar").young
                 assert before[name].leaf("bar").dirty
         after = guest.until("after")
         for name in ("parent", "child"):
-            with claim(f"the {name}'s entry is as it was before the reader came", by):
+            with claim(f"the {name}'s entry is as it was before the reader ran", by):
                 assert after[name].leaf("bar").entry == before[name].leaf("bar").entry
         again = guest.until("again")
-        with claim("the parent's next write has the same leaf, at the same level", by):
+        with claim("the parent's next write uses the same leaf, at the same level", by):
             assert again["parent"].leaf("bar").entry == before["parent"].leaf("bar").entry
         values = guest.result.values
         for what, value in expected.items():
@@ -78,7 +78,7 @@ def test_readers_process_vm(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.ptrace_access_vm, fn.__access_remote_vm)
 def test_readers_ptrace(vm: VM, level: Level, claim: Claims) -> None:
-    """PTRACE_PEEKDATA and POKEDATA of a pfnmap: EIO, since vfio-pci's areas have no access method."""
+    """PTRACE_PEEKDATA and POKEDATA of a pfnmap: EIO, since vfio-pci's VMAs have no access method."""
     expected = {"peek": "EIO", "poke": "EIO", "control": "ok"}
     _reader(vm, level, claim, "ptrace", expected, fn.__access_remote_vm)
 
@@ -86,7 +86,7 @@ def test_readers_ptrace(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.mem_rw, fn.__access_remote_vm)
 def test_readers_mem(vm: VM, level: Level, claim: Claims) -> None:
-    """Reading and writing /proc/PID/mem where it is a pfnmap: EIO."""
+    """Reading and writing a pfnmap through /proc/PID/mem: EIO."""
     expected = {"read": "EIO", "write": "EIO", "control": "ok"}
     _reader(vm, level, claim, "mem", expected, fn.__access_remote_vm)
 
@@ -119,14 +119,14 @@ def test_readers_write(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.vma_dump_size)
 def test_readers_core(vm: VM, level: Level, claim: Claims) -> None:
-    """A core dump holds no byte of a pfnmap, and dumping one process leaves the others' entries alone."""
+    """A core dump contains no byte of a pfnmap, and dumping one process leaves the others' entries alone."""
     _reader(vm, level, claim, "core", {"bytes": "0", "control": "4096"}, fn.vma_dump_size)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.do_pages_stat_array)
 def test_readers_move_pages(vm: VM, level: Level, claim: Claims) -> None:
-    """move_pages asks on which node a page of a pfnmap is: no page is there."""
+    """move_pages() that asks for the node of a page of a pfnmap gets the answer that there is no page."""
     by = fn.do_pages_stat_array
     # follow_page(), which folio_walk_start() replaced there in 6.12, said EFAULT of a special entry.
     walks_folios = b" folio_walk_start\n" in vm.get("/proc/kallsyms")
@@ -137,38 +137,38 @@ def test_readers_move_pages(vm: VM, level: Level, claim: Claims) -> None:
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.lookup_node, fn.check_vma_flags)
 def test_readers_mempolicy(vm: VM, level: Level, claim: Claims) -> None:
-    """get_mempolicy asks on which node a page of a pfnmap is: EFAULT; what the area's policy is: an answer."""
+    """get_mempolicy() gets EFAULT for the node of a page of a pfnmap, and an answer for the policy of its VMA."""
     _reader(vm, level, claim, "mempolicy", {"node": "EFAULT", "policy": "ok", "control": "ok"}, fn.check_vma_flags)
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.follow_fault_pfn, fn.follow_pfnmap_start)
 def test_readers_map_dma(vm: VM, level: Level, claim: Claims) -> None:
-    """VFIO_IOMMU_MAP_DMA maps the BAR for the device, from the middle of a leaf too, and unmaps it whole."""
+    """VFIO_IOMMU_MAP_DMA maps the BAR for DMA, from the middle of a leaf too, and UNMAP_DMA unmaps all of it."""
     by = fn.follow_fault_pfn
     values = _reader(vm, level, claim, "map-dma", {"map": "ok", "control": "ok", "control-unmapped": "4096"}, by)
-    with claim("VFIO_IOMMU_UNMAP_DMA takes back all that was mapped", fn.vfio_dma_do_unmap):
+    with claim("VFIO_IOMMU_UNMAP_DMA unmaps all that was mapped", fn.vfio_dma_do_unmap):
         assert values["unmapped"] == values["size"]
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.follow_fault_pfn, fn.fixup_user_fault)
 def test_readers_map_dma_untouched(vm: VM, level: Level, claim: Claims) -> None:
-    """VFIO_IOMMU_MAP_DMA of a BAR that nobody touched makes its leaf, as a first write would."""
+    """VFIO_IOMMU_MAP_DMA of an untouched BAR faults in its leaf, as a first write would."""
     by = fn.follow_fault_pfn
     with vm.run("readers", f"--level={level.label}", "--case=map-dma", "--untouched=1") as guest:
         at = guest.until("before")
         with claim("nothing is mapped before", by):
             assert at["parent"].leaves("bar") == ()
         made = guest.until("after")["parent"]
-        with claim(f"the {level.label} is made, writable", by):
+        with claim(f"a writable {level.label} is faulted in", by):
             assert made.leaf("bar").level is level
             assert made.leaf("bar").write
-        with claim("the device's mapping leaves the leaf clean: the process has not written", by):
+        with claim("mapping for DMA leaves the leaf clean: the process has not written", by):
             assert not made.leaf("bar").kernel_dirty
         written = guest.until("again")["parent"].leaf("bar")
-        with claim("the process's own write has that leaf, dirty", fn.CPU):
+        with claim("the process's own write uses that leaf and sets its dirty bit", fn.CPU):
             assert written.dirty
             assert written.pfn == made.leaf("bar").pfn
-        with claim("the BAR was mapped for the device", by):
+        with claim("the BAR was mapped for DMA", by):
             assert guest.result.values["map"] == "ok"

@@ -50,7 +50,7 @@ def kernel(spec: str, *, broken: bool = False) -> Column:
         *(observation(DIRTY, WRITTEN, at, process="parent") for at in ("written", "forked")),
         *(observation(bits, raw, at) for at in ("forked", "child-written")),
     )
-    keeps = Claim("the child's pud keeps D", Outcome.PASSED, "mm/huge_memory.c copy_huge_pud()")
+    keeps = Claim("the child's pud keeps its dirty bit", Outcome.PASSED, "mm/huge_memory.c copy_huge_pud()")
     lost = Claim(keeps.name, Outcome.FAILED, keeps.kernel_function, f"D is clear: {'a long word ' * 12}{EVIL}")
     bug = "[    4.125] BUG: Bad page map in process fork  pte:8000000100000297 pmd:0010a067, and more that is long"
     log = ("[    4.000] hugepfn: checkpoint forked", bug if broken else "[    4.100] all is well", EVIL)

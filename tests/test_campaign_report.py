@@ -71,13 +71,13 @@ def test_nothing_in_the_data_ends_the_script_or_becomes_a_tag() -> None:
 
 
 def test_a_cell_has_claims_log_and_entries_with_what_changed() -> None:
-    claim = Claim("keeps D", Outcome.FAILED, "copy_huge_pud()", "D=0")
+    claim = Claim("keeps its dirty bit", Outcome.FAILED, "copy_huge_pud()", "D=0")
     run = run_of(observation("P W", 0x83), observation("P W D", 0xC3, "written"), claims=(claim,), log=("[ 1.0] BUG",))
     page = Page(whole_page(Table.of([Column("debian:6.12", (run,))])))
     ((cell,),) = page.data["cells"]
     strings = page.data["strings"]
     assert [[strings[n] for n in one] for one in cell["runs"][0]["claims"]] == [
-        ["keeps D", "failed", "copy_huge_pud()", "D=0"]
+        ["keeps its dirty bit", "failed", "copy_huge_pud()", "D=0"]
     ]
     assert [strings[n] for n in cell["runs"][0]["log"]] == ["[ 1.0] BUG"]
     assert first_row(page)["changed"] == "0" * 16

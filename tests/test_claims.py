@@ -19,9 +19,9 @@ BY = "mm/huge_memory.c copy_huge_pud()"
 
 def test_a_claim_that_holds() -> None:
     claims = Claims()
-    with claims("the child keeps D", BY):
+    with claims("the child keeps its dirty bit", BY):
         assert claims.made == [], "not before its block has ended"
-    assert claims.made == [Claim("the child keeps D", Outcome.PASSED, BY)]
+    assert claims.made == [Claim("the child keeps its dirty bit", Outcome.PASSED, BY)]
     assert claims.broken == []
     claims.raise_if_broken()
 

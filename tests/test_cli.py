@@ -101,7 +101,7 @@ def test_list_names_each_scenario_with_its_levels_and_its_claim(hugepfn: Command
         for function in decided_by.split(", "):
             assert DECIDED_BY.fullmatch(function.strip()), f"{name} is decided by {function!r}"
     assert scenarios["fork"][0] == "pte pmd pud"
-    assert scenarios["fork"][1].startswith("fork() copies the leaf of a shared pfnmap as it is")
+    assert scenarios["fork"][1].startswith("fork() copies the leaf of a shared pfnmap")
     assert scenarios["calibrate_thp"][0] == "pmd"
     cases = sum(len(levels.split()) or 1 for levels, _ in scenarios.values())
     assert total == f"{len(scenarios)} scenarios, {cases} cases"

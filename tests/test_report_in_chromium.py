@@ -371,7 +371,7 @@ def test_a_cell_is_copied_as_text(browser: Browser, kind: str, width: int) -> No
     browser.open(kind, OPENED[kind].replace(GOOD, BAD.replace("+", "%2B")), width=width)
     text = browser.copied("dialog .copy")
     assert max(map(len, text.split("\n"))) <= COLUMNS
-    assert "the child's pud keeps D" in text
+    assert "the child's pud keeps its dirty bit" in text
     assert "mm/huge_memory.c copy_huge_pud()" in text
     assert "child bar+0x0 pud 0x8400000100000285" in text
     assert "BUG: Bad page map" in text

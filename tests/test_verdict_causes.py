@@ -23,7 +23,7 @@ def broken(name: str, wrong: str, checkpoint: str, process: str = "child", by: s
 
 
 FIRST = broken("the child's entry is writable", "-W", "forked")
-LATER = broken("the child's write sets its own A and D", "-W", "child-written", by=CPU)
+LATER = broken("the child's write sets its own accessed and dirty bits", "-W", "child-written", by=CPU)
 
 
 def test_the_same_entry_and_difference_follow_from_the_first() -> None:
@@ -46,7 +46,7 @@ def test_what_the_first_shows_to_have_changed_follows_from_it() -> None:
     assert FIRST.mismatch.entry is not None
     entry = replace(FIRST.mismatch.entry, bits=("P", "U", "A"))
     first = replace(FIRST, mismatch=replace(FIRST.mismatch, entry=entry))
-    assert len(causes([first, broken("the child keeps D", "-D", "forked")])) == 1
+    assert len(causes([first, broken("the child keeps its dirty bit", "-D", "forked")])) == 1
 
 
 def test_a_comparison_with_what_was_wrong_follows_as_well() -> None:
@@ -81,7 +81,7 @@ def test_the_words_lead_with_the_first_and_count_the_others() -> None:
     ]
     assert words.broken([result])[:2] == [
         f"fork pmd: the child's entry is writable [{COPY}]",
-        f"fork pmd: the child's write sets its own A and D [{CPU}]",
+        f"fork pmd: the child's write sets its own accessed and dirty bits [{CPU}]",
     ]
 
 

@@ -31,7 +31,9 @@ from harness.verdict.mismatch import EntrySeen, Mismatch, Place, Subject
 LOST = EntrySeen("pud", 0x4000000000008A7, ("P", "W"), Place("forked", "child", "bar", 0))
 MISMATCH = Mismatch(Subject.BITS, "D", "1", "0", LOST, None, frozenset({"-D"}), note="mine")
 CLAIM = Claim(
-    *("child keeps D", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1"), checkpoint="forked", mismatch=MISMATCH
+    *("child keeps its dirty bit", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1"),
+    checkpoint="forked",
+    mismatch=MISMATCH,
 )
 SEEN = Observation("forked", "child", "bar", 0, "pud", 0x8E7, ("P", "W"), "bar+0x0", None)
 RESULT = ScenarioResult(
@@ -66,7 +68,7 @@ def test_the_documented_object() -> None:
                 "claims": [
                     {
                         "kind": "scenario",
-                        "name": "child keeps D",
+                        "name": "child keeps its dirty bit",
                         "outcome": "failed",
                         "kernel_function": "copy_huge_pud",
                         "message": "D=0 SAVED_DIRTY=1",

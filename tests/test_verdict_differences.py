@@ -11,7 +11,7 @@ from harness.pagetable import Observation
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
 from harness.verdict.differences import What, compare_runs, folded, lasting, unknown_cases
 
-CLAIM = Claim("the child keeps D", Outcome.PASSED, "copy_huge_pud()")
+CLAIM = Claim("the child keeps its dirty bit", Outcome.PASSED, "copy_huge_pud()")
 
 
 def seen(bits: str, *, checkpoint: str = "forked", level: str = "pud", raw: int = 0x87, **more: Any) -> Observation:
@@ -71,15 +71,15 @@ def test_a_claim_whose_outcome_differs_is_named_with_its_function() -> None:
     broken = Claim(CLAIM.name, Outcome.FAILED, CLAIM.kernel_function, "D=0")
     (one,) = compare_runs(run(), run(claims=(broken,), outcome=Outcome.FAILED))
     assert [(d.name, d.kernel_function, d.before, d.after) for d in one.of(What.CLAIM)] == [
-        ("the child keeps D", "copy_huge_pud()", "passed", "failed")
+        ("the child keeps its dirty bit", "copy_huge_pud()", "passed", "failed")
     ]
     assert [(d.before, d.after) for d in one.of(What.OUTCOME)] == [
-        ("passed", "failed: 1 claim does not hold: the child keeps D [copy_huge_pud()]")
+        ("passed", "failed: 1 claim does not hold: the child keeps its dirty bit [copy_huge_pud()]")
     ]
 
 
 def test_a_claim_that_only_one_kernel_is_held_to() -> None:
-    assert told(run(claims=()), run()) == [("claim", "the child keeps D", "not claimed", "passed")]
+    assert told(run(claims=()), run()) == [("claim", "the child keeps its dirty bit", "not claimed", "passed")]
 
 
 def test_the_number_of_stops_is_not_part_of_a_claim() -> None:

@@ -17,7 +17,7 @@ PASSED = ScenarioResult("fork", "pud", Outcome.PASSED)
 FIXED = ScenarioResult(
     "fork", "pud", Outcome.PASSED, fixed_bugs=(BugFixed("HP-1", "6.12.9"), BugFixed("HP-2", "6.12.8"))
 )
-BROKEN = Claim("the child keeps D", Outcome.FAILED, "copy_huge_pud()", "D=0")
+BROKEN = Claim("the child keeps its dirty bit", Outcome.FAILED, "copy_huge_pud()", "D=0")
 
 
 def result(scenario: str, level: str | None, outcome: Outcome = Outcome.PASSED, reason: str = "") -> ScenarioResult:
@@ -47,7 +47,7 @@ def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
         (
             ScenarioResult("fork", "pud", Outcome.FAILED, "", (BROKEN,)),
             "FAIL",
-            "1 claim does not hold: the child keeps D [copy_huge_pud()]; D=0",
+            "1 claim does not hold: the child keeps its dirty bit [copy_huge_pud()]; D=0",
         ),
         (
             ScenarioResult(
@@ -55,10 +55,10 @@ def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
                 returned_bugs=(BugReturned("HP-1", "6.12.118", date(2026, 11, 26)),),
             ),
             "FAIL",
-            "1 claim does not hold: the child keeps D [copy_huge_pud()]; D=0; "
+            "1 claim does not hold: the child keeps its dirty bit [copy_huge_pud()]; D=0; "
             "this looks like HP-1, but 6.12.118 was measured without HP-1 on 2026-11-26",
         ),
-        (ScenarioResult("fork", "pud", Outcome.PASSED, "", (BROKEN,)), "FAIL", "the child keeps D; D=0"),
+        (ScenarioResult("fork", "pud", Outcome.PASSED, "", (BROKEN,)), "FAIL", "the child keeps its dirty bit; D=0"),
     ],
 )
 def test_a_cell_says_what_became_of_it(one: ScenarioResult, word: str, note: str) -> None:

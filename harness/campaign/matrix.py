@@ -25,6 +25,7 @@ from harness.qemu.accel import tell_why_tcg
 from harness.selected import Selected
 from harness.verdict import Outcome, Run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
+from harness.verdict.words import number_of
 
 STYLE = {
     Mark.PASS: "green",
@@ -143,8 +144,8 @@ def follow(spec: str, tests: Sequence[Selected], options: RunOptions, live: Live
 def summary(run: Run, name: str) -> str:
     """One run, in one line."""
     counts = Counter(result.outcome for result in run.results)
-    words = ", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome])
-    return f"{name}: " + "; ".join(filter(None, (words, str(run.context.get(TROUBLE, "")))))
+    numbers = ", ".join(number_of(outcome, counts[outcome]) for outcome in Outcome if counts[outcome])
+    return f"{name}: " + "; ".join(filter(None, (numbers, str(run.context.get(TROUBLE, "")))))
 
 
 def print_table(console: Console, table: Table, missing: Mapping[str, str], repeat: int = 1) -> None:

@@ -123,7 +123,9 @@ class RunReporter(SessionReporter):
     def _plain(self, report: pytest.TestReport, result: ScenarioResult) -> None:
         """Report a test that uses no machine."""
         style = _STYLE[result.outcome]
-        self.console.print(Text(f"{self._label(result)}: {result.outcome.value}", style=style), soft_wrap=True)
+        self.console.print(
+            Text(f"{self._label(result)}: {words.of_outcome(result.outcome)}", style=style), soft_wrap=True
+        )
         if report.failed:
             self.console.print(report.longreprtext, highlight=False, markup=False)
 
@@ -148,7 +150,7 @@ class RunReporter(SessionReporter):
         first, *rest = (
             words.failed(result) if result.outcome is Outcome.FAILED else words.reason(result).splitlines() or [""]
         )
-        verdict = Text(f"{self._label(result)}: {result.outcome.value}", style=_STYLE[result.outcome])
+        verdict = Text(f"{self._label(result)}: {words.of_outcome(result.outcome)}", style=_STYLE[result.outcome])
         if self.quiet and result.outcome is Outcome.FAILED:
             first = words.failure(result).partition("\n")[0]
         self.console.print(verdict.append(f": {first}" if first else "", style="default"), soft_wrap=True)
@@ -241,7 +243,9 @@ def _bits(row: Row) -> Text:
 
 def _claim_line(claim: Claim, name: str, message: str) -> Text:
     """One claim; what broke it was said before, if its case failed."""
-    mark = {Outcome.PASSED: "  ok    ", Outcome.FAILED: "  BROKEN"}.get(claim.outcome, f"  {claim.outcome.value}")
+    mark = {Outcome.PASSED: "  ok    ", Outcome.FAILED: "  BROKEN"}.get(
+        claim.outcome, f"  {words.of_outcome(claim.outcome)}"
+    )
     line = Text(mark, style=_STYLE[claim.outcome])
     line.append(f" {words.decided(name, claim.kernel_function)}", style="default")
     if message and (claim.outcome is not Outcome.FAILED or claim.kind is ClaimKind.INVARIANTS):

@@ -39,7 +39,10 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
     ):
         if by_outcome[outcome]:
             one = by_outcome[outcome][0]
-            return step, f"{one.scenario} {one.level or ''}".strip() + f": {outcome.value}: {words.reason(one)}"
+            return (
+                step,
+                f"{one.scenario} {one.level or ''}".strip() + f": {words.of_outcome(outcome)}: {words.reason(one)}",
+            )
     if not results:
         return BisectVerdict.BROKEN, "nothing was run"
     return BisectVerdict.GOOD, f"{len(results)} of {len(results)} passed"

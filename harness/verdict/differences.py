@@ -179,7 +179,7 @@ def _differences(
 def _said(result: ScenarioResult | None) -> str:
     if result is None:
         return NOTHING
-    return ": ".join(filter(None, (result.outcome.value, words.reason(result).strip().partition("\n")[0])))
+    return ": ".join(filter(None, (words.of_outcome(result.outcome), words.reason(result).strip().partition("\n")[0])))
 
 
 def _why(result: ScenarioResult, names: Iterable[str]) -> tuple[object, ...]:
@@ -214,7 +214,7 @@ def _claims(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
 
 
 def _outcome(outcome: Outcome | None) -> str:
-    return NOT_CLAIMED if outcome is None else outcome.value
+    return NOT_CLAIMED if outcome is None else words.of_outcome(outcome)
 
 
 def _claims_by_key(result: ScenarioResult) -> dict[_Key, Claim]:

@@ -80,6 +80,11 @@ def number_of(outcome: Outcome, count: int) -> str:
     return f"{count} {outcome.value}"
 
 
+def of_outcome(outcome: Outcome) -> str:
+    """``failed``, ``known bug``."""
+    return outcome.value.replace("_", " ")
+
+
 def claims_hold(held: int, made: int) -> str:
     """``1 of 1 claim holds``, ``59 of 60 claims hold``."""
     return f"{held} of {made} {'claim' if made == 1 else 'claims'} {'holds' if held == 1 else 'hold'}"
@@ -121,7 +126,7 @@ def failed(result: ScenarioResult) -> list[str]:
     ended = [] if any(cause.claim.message == result.reason for cause in found) else result.reason.splitlines()
     counted = [_count(found)] if found else []
     lines = [*counted, *told(result.claims), *ended, *returned(result)]
-    return lines or list(_held(result)) or [result.outcome.value]
+    return lines or list(_held(result)) or [of_outcome(result.outcome)]
 
 
 def _count(found: Sequence[Cause]) -> str:
