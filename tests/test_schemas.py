@@ -5,6 +5,8 @@ Real outputs are checked where tests make them: ``grep -rn schemas.check tests``
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from harness.verdict.differences import What
 from harness.verdict.table import Mark
 from tests import schemas
 
+ROOT = Path(__file__).resolve().parents[1]
 RUN: dict[str, Any] = {"schema": "hugepfn-run", "version": claims.VERSION, "results": []}
 RUN |= {"kernel": {"spec": "debian:6.12", "release": None, "config_hash": None}}
 
@@ -42,6 +45,18 @@ def test_the_words_are_those_of_the_code() -> None:
     cells = matrix["properties"]["rows"]["items"]["properties"]["cells"]["items"]
     assert cells["properties"]["mark"]["enum"] == [one.value for one in Mark]
     assert compare["$defs"]["difference"]["properties"]["what"]["enum"] == [one.value for one in What]
+
+
+def test_the_page_names_every_key() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+
+    def keys(one: Any) -> Iterator[str]:
+        if isinstance(one, dict):
+            yield from one.get("properties", {})
+        for part in one.values() if isinstance(one, dict) else one if isinstance(one, list) else ():
+            yield from keys(part)
+
+    assert {key for one in schemas.SCHEMAS.values() for key in keys(one) if f"`{key}`" not in page} == set()
 
 
 def test_every_key_has_a_meaning_or_a_name_that_says_it() -> None:

@@ -71,30 +71,49 @@ LEAF_LABELS = tuple(level.label for level in LEAF_LEVELS)
 
 
 class Bits(enum.Flag):
-    """The meanings of an entry's bits, independent of their positions.
+    """The meanings of an entry's bits, independent of their positions: ``Bits.SAVED_DIRTY in entry.bits``.
 
-    This is a Flag and not an IntFlag on purpose: ``entry.raw & Bits.NX`` would be a silent mistake, and is a TypeError
-    here. Use ``Bits.SAVED_DIRTY in entry.bits`` instead.
+    Source: _PAGE_BIT_* in arch/x86/include/asm/pgtable_types.h; Intel SDM volume 3 section 4.5.
     """
 
-    P = enum.auto()  # the CPU may use the entry
-    W = enum.auto()  # writable
-    U = enum.auto()  # reachable from user mode
-    PWT = enum.auto()  # cache: write-through
-    PCD = enum.auto()  # cache: disabled
-    A = enum.auto()  # accessed, set by the CPU
-    D = enum.auto()  # dirty, set by the CPU
-    PSE = enum.auto()  # a pmd or pud that is a leaf
-    PAT = enum.auto()  # cache: bit 7 of a pte, bit 12 (PAT_LARGE) of a huge leaf
-    G = enum.auto()  # global, if P is set
-    PROTNONE = enum.auto()  # mapped with PROT_NONE, or a NUMA hint, if P is clear
-    SPECIAL = enum.auto()  # no struct page behind it: pfnmap
-    UFFD_WP = enum.auto()  # write-protected by userfaultfd
-    SOFT_DIRTY = enum.auto()  # written since /proc/PID/clear_refs 4
-    DEVMAP = enum.auto()  # ZONE_DEVICE page (until 6.16)
-    SAVED_DIRTY = enum.auto()  # dirty, kept here while W is clear (since 6.6)
-    NOPTISHADOW = enum.auto()  # root table only: no copy for the PTI user root
-    NX = enum.auto()  # not executable
+    # A Flag and not an IntFlag, so that the mistake ``entry.raw & Bits.NX`` is a TypeError.
+
+    P = enum.auto()
+    """present: the CPU may use the entry"""
+    W = enum.auto()
+    """writable"""
+    U = enum.auto()
+    """reachable from user mode"""
+    PWT = enum.auto()
+    """cache: write-through"""
+    PCD = enum.auto()
+    """cache: disabled"""
+    A = enum.auto()
+    """accessed, set by the CPU"""
+    D = enum.auto()
+    """dirty, set by the CPU"""
+    PSE = enum.auto()
+    """a pmd or pud that is a leaf"""
+    PAT = enum.auto()
+    """cache: bit 7 of a pte, bit 12 (PAT_LARGE) of a huge leaf"""
+    G = enum.auto()
+    """global, if P is set"""
+    PROTNONE = enum.auto()
+    """mapped with PROT_NONE, or a NUMA hint, if P is clear"""
+    SPECIAL = enum.auto()
+    """no struct page behind it: pfnmap"""
+    UFFD_WP = enum.auto()
+    """write-protected by userfaultfd"""
+    SOFT_DIRTY = enum.auto()
+    """written since 4 was written to /proc/PID/clear_refs"""
+    DEVMAP = enum.auto()
+    """ZONE_DEVICE page (until 6.16)"""
+    SAVED_DIRTY = enum.auto()
+    """dirty, kept here while W is clear (since 6.6)"""
+    NOPTISHADOW = enum.auto()
+    """root table only: no copy for the PTI user root"""
+    NX = enum.auto()
+    """not executable"""
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the bits that are set, from the lowest to the highest position."""
@@ -118,7 +137,7 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Layout:
-    """Which software bits a kernel has, and how deep its tables are.
+    """The software bits that a kernel has, and the depth of its page tables.
 
     Probe it (kernel configuration, CR4, a dirty page made read-only); do not derive it from a version number.
 

@@ -123,7 +123,7 @@ def diff(before: Iterable[Observation], after: Iterable[Observation]) -> list[En
 
 
 def by_key(observations: Iterable[Observation]) -> dict[Key, Observation]:
-    """Each observation by its key, in order."""
+    """Return each observation by its key, in order."""
     seen: Counter[Key] = Counter()
     result: dict[Key, Observation] = {}
     for one in observations:

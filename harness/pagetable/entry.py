@@ -50,14 +50,19 @@ def kind_of(raw: int, level: Level) -> Kind:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Entry:
-    """A page-table entry.
+    """A page-table entry of any kind: leaf, table, hole, or swap entry.
+
+    Source: Intel SDM volume 3 section 4.5; arch/x86/include/asm/pgtable.h.
 
     :raises UsageError: raw is not a 64-bit word.
     """
 
-    raw: int  # the 64-bit word, as in memory
-    level: Level  # of the table that it is in
-    layout: Layout  # of the kernel that wrote it
+    raw: int
+    """The 64-bit word, as in memory."""
+    level: Level
+    """Of the table that contains the entry."""
+    layout: Layout
+    """Of the kernel that wrote the entry."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.raw < 1 << 64:

@@ -64,15 +64,24 @@ class Observation:
     :raises UsageError: a level or a bit has a name that does not exist, or a number is out of range.
     """
 
-    checkpoint: str  # the name that the guest program gave it
-    process: str  # "parent", "child", "grandchild" or any other name
-    mapping: str  # name of the mapping, "bar"
-    offset: int  # bytes from the start of the mapping
-    level: str  # "pte", "pmd", "pud"; "none" if there is no leaf
-    raw: int  # the 64-bit entry at which the walk ended
-    bits: tuple[str, ...]  # names of the bits that are set, in bit order; empty if there is no leaf
-    pfn: str  # region and byte offset, "bar+0x0"; "" if there is no leaf
-    pagemap: int | None  # the pagemap word of this page, None if it was not read
+    checkpoint: str
+    """The name that the guest program gave it."""
+    process: str
+    """"parent", "child", "grandchild" or any other name."""
+    mapping: str
+    """The name of the mapping, "bar"."""
+    offset: int
+    """In bytes, from the start of the mapping."""
+    level: str
+    """"pte", "pmd", "pud"; "none" if there is no leaf."""
+    raw: int
+    """The 64-bit entry at which the walk ended."""
+    bits: tuple[str, ...]
+    """Names of the bits that are set, in bit order; empty if there is no leaf."""
+    pfn: str
+    """Region and offset in bytes, "bar+0x0"; "" if there is no leaf."""
+    pagemap: int | None
+    """The pagemap word of this page; None if it was not read."""
 
     def __post_init__(self) -> None:
         if self.level not in LEVEL_LABELS:
@@ -144,7 +153,7 @@ class Observation:
 
     @property
     def place(self) -> str:
-        """The pfn as two runs can compare it: ordinary memory, of which any frame is as good, is only ``"ram"``."""
+        """The pfn in a form that two runs can compare: any frame of ordinary memory is just ``"ram"``."""
         return ORDINARY_MEMORY if self.pfn.startswith(f"{ORDINARY_MEMORY}+") else self.pfn
 
     def __str__(self) -> str:
@@ -152,7 +161,7 @@ class Observation:
 
 
 def comparable(observations: Iterable[Observation]) -> list[tuple[object, ...]]:
-    """The part that two machines with one kernel have in common: everything except the frames of ordinary memory."""
+    """Return what two machines with one kernel have in common: everything except the frames of ordinary memory."""
     return [
         (o.checkpoint, o.process, o.mapping, o.offset, o.level, o.bits, o.place, o.pagemap is None)
         for o in observations

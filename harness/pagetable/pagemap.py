@@ -1,6 +1,6 @@
 """The words of /proc/PID/pagemap, which is the guest's own view of a page and one of the two witnesses.
 
-pagemap skips VM_PFNMAP VMAs, so a pfnmap appears as a hole: all zero except bit 55, which there comes from
+pagemap skips VMAs with VM_PFNMAP, so a pfnmap appears as a hole: all zero except bit 55, which then comes from
 VM_SOFTDIRTY.
 
 Source: Documentation/admin-guide/mm/pagemap.rst; pte_to_pagemap_entry() and the PM_* masks in fs/proc/task_mmu.c.
@@ -36,12 +36,13 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class PagemapWord:
-    """The pagemap word of one 4096-byte page.
+    """The pagemap word of one 4096-byte page (Documentation/admin-guide/mm/pagemap.rst).
 
     :raises UsageError: raw is not a 64-bit word.
     """
 
-    raw: int  # the word as it was read
+    raw: int
+    """The 64-bit word, as the guest read it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.raw < 1 << 64:
@@ -52,37 +53,37 @@ class PagemapWord:
 
     @property
     def present(self) -> bool:
-        """A page is mapped."""
+        """Bit 63: a page is mapped."""
         return self._has(PRESENT_BIT)
 
     @property
     def swapped(self) -> bool:
-        """A swap, migration or marker entry is there."""
+        """Bit 62: a swap, migration or marker entry."""
         return self._has(SWAPPED_BIT)
 
     @property
     def file_or_shared(self) -> bool:
-        """A file page or shared anonymous memory (since 3.5)."""
+        """Bit 61: a page of a file, or shared anonymous memory (since 3.5)."""
         return self._has(FILE_OR_SHARED_BIT)
 
     @property
     def guard(self) -> bool:
-        """A guard region made by MADV_GUARD_INSTALL (since 6.15)."""
+        """Bit 58: a guard region made by MADV_GUARD_INSTALL (since 6.15)."""
         return self._has(GUARD_BIT)
 
     @property
     def uffd_wp(self) -> bool:
-        """Write-protected by userfaultfd (since 5.13)."""
+        """Bit 57: write-protected by userfaultfd (since 5.13)."""
         return self._has(UFFD_WP_BIT)
 
     @property
     def exclusive(self) -> bool:
-        """Mapped exactly once (since 4.2)."""
+        """Bit 56: mapped exactly once (since 4.2)."""
         return self._has(EXCLUSIVE_BIT)
 
     @property
     def soft_dirty(self) -> bool:
-        """Written since clear_refs 4, or its whole VMA counts as written (VM_SOFTDIRTY)."""
+        """Bit 55: written since 4 was written to clear_refs, or the whole VMA counts as written (VM_SOFTDIRTY)."""
         return self._has(SOFT_DIRTY_BIT)
 
     @property
@@ -92,17 +93,17 @@ class PagemapWord:
 
     @property
     def pfn(self) -> int | None:
-        """Page frame number, None if no page is present. It is 0 for a reader without CAP_SYS_ADMIN."""
+        """Page frame number (4 KiB units); None if no page is present. A reader without CAP_SYS_ADMIN gets 0."""
         return self.raw & FRAME_MASK if self.present else None
 
     @property
     def swap_type(self) -> int | None:
-        """Number of the swap area, None if not swapped."""
+        """Number of the swap area; None if not swapped."""
         return self.raw & SWAP_TYPE_MASK if self.swapped else None
 
     @property
     def swap_offset(self) -> int | None:
-        """Slot in the swap area, None if not swapped."""
+        """Slot in the swap area; None if not swapped."""
         return (self.raw & FRAME_MASK) >> SWAP_OFFSET_SHIFT if self.swapped else None
 
     def names(self) -> tuple[str, ...]:

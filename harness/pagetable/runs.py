@@ -1,4 +1,7 @@
-"""A range of a process's page tables for display: equal neighbours are joined into runs, and changes are marked."""
+"""A range of a process's page tables for display: equal neighbours are joined into runs, and changes are marked.
+
+"The last look" is the previous time that the same range was read.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class EntryRun:
     count: int  # of entries
     entry: Entry  # the first entry
     consecutive: bool  # each leaf's pfn follows the one before it
-    before: Entry | None  # the entry at vaddr at the last look, if it was a different one
+    before: Entry | None  # the entry at vaddr at the last look; None if it was the same
 
     @property
     def appeared(self) -> Bits:
@@ -48,7 +51,7 @@ class _Columns(NamedTuple):
 
 
 def leaf_mask(entries: LeafArrays) -> BoolArray:
-    """Return for each entry whether it is a leaf, bool[n]: of the entries that :func:`entry_arrays` returned."""
+    """Return for each entry of :func:`entry_arrays` whether it is a leaf, bool[n]."""
     small = (entries.level == Level.PTE) & ((entries.raw & np.uint64(PRESENT | PROTNONE)) != 0)
     huge = np.isin(entries.level, [int(level) for level in HUGE_LEVELS]) & ((entries.raw & np.uint64(PSE)) != 0)
     result: BoolArray = small | huge
@@ -90,7 +93,7 @@ def runs(
 
 
 def _alike(columns: Sequence[U64Array | BoolArray]) -> Iterator[tuple[int, int]]:
-    """The stretches in which no column changes: the first index of each, and one past its last."""
+    """Yield each stretch in which no column changes: its first index, and one past its last."""
     breaks = np.zeros(len(columns[0]) - 1, np.bool_)
     for column in columns:
         breaks |= column[1:] != column[:-1]
@@ -102,11 +105,11 @@ def _entry(entries: LeafArrays, index: int, layout: Layout) -> Entry:
 
 
 class _LastLook(NamedTuple):
-    """What an earlier look at the same range says of each entry of this one."""
+    """What the last look at the same range found for each entry of this one."""
 
     entries: LeafArrays
-    at: NDArray[np.intp]  # the index of the entry that covered the same first byte then
-    changed: BoolArray  # it was different
+    at: NDArray[np.intp]  # index of the entry that covered the same first byte
+    changed: BoolArray  # whether it was different
     columns: tuple[U64Array | BoolArray, ...]  # neighbours that differ in one of these changed differently
 
     @classmethod
@@ -119,7 +122,7 @@ class _LastLook(NamedTuple):
         return cls(previous, at, changed, (*old, moved, changed))
 
     def before(self, index: int, layout: Layout) -> Entry | None:
-        """The entry that was there, if it was a different one."""
+        """Return the entry at the last look; None if it was the same."""
         return _entry(self.entries, int(self.at[index]), layout) if self.changed[index] else None
 
 
@@ -134,15 +137,17 @@ def _columns(entries: LeafArrays) -> _Columns:
 
 
 def _index_in(entries: LeafArrays, previous: LeafArrays) -> NDArray[np.intp]:
-    """For each entry, the index of the entry that covered its first byte at the last look."""
+    """Return for each entry the index of the entry that covered its first byte at the last look."""
     at = np.searchsorted(previous.vaddr, entries.vaddr, side="right") - 1
     if not len(previous.vaddr) or int(at[0]) < 0:
-        raise UsageError(f"the last look did not reach {int(entries.vaddr[0]):#x}: compare looks at the same range")
+        raise UsageError(
+            f"the last look does not include {int(entries.vaddr[0]):#x}; compare two looks at the same range"
+        )
     return at.astype(np.intp)
 
 
 def _moved(entries: LeafArrays, previous: LeafArrays, at: NDArray[np.intp]) -> BoolArray:
-    """Whether a leaf mapped another frame, or a swap entry was different, at the last look."""
+    """Return for each entry whether the leaf mapped another frame, or the swap entry differed, at the last look."""
     offset = (entries.vaddr - previous.vaddr[at]) >> np.uint64(PAGE_SHIFT)
     both = leaf_mask(entries) & leaf_mask(previous)[at]
     neither = ~leaf_mask(entries) & ~hole_mask(entries)

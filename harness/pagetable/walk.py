@@ -29,10 +29,16 @@ def root_paddr(cr3: int, *, pti: bool = False) -> int:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Leaf:
-    """An entry that maps memory, and its address. Claims are about leaves."""
+    """An entry that maps memory, and its virtual address. Claims are about leaves.
 
-    entry: Entry  # a leaf of level pte, pmd or pud
-    vaddr: int  # of the first byte that the entry maps, a multiple of size_bytes
+    ``write``, ``dirty``, ``young`` and so on are single bits of the word. ``kernel_write`` and ``kernel_dirty`` are the
+    kernel's predicates, which on x86 look at more than one bit (Documentation/mm/arch_pgtable_helpers.rst).
+    """
+
+    entry: Entry
+    """The entry, of level pte, pmd or pud."""
+    vaddr: int
+    """Virtual address of the first byte that the entry maps, a multiple of size_bytes."""
 
     @property
     def level(self) -> Level:
@@ -51,27 +57,27 @@ class Leaf:
 
     @property
     def pfn(self) -> int:
-        """Page frame number of the first page."""
+        """Page frame number (4 KiB units) of the first page; see :attr:`Entry.pfn`."""
         return self.entry.pfn
 
     @property
     def size_bytes(self) -> int:
-        """4096, 2 MiB or 1 GiB."""
+        """Bytes that the leaf maps: 4096, 2 MiB or 1 GiB."""
         return self.entry.size_bytes
 
     @property
     def present(self) -> bool:
-        """Always true for a leaf; bit P alone is hardware_present."""
+        """Always true for a leaf, also for one with PROT_NONE; bit P alone is hardware_present."""
         return self.entry.present
 
     @property
     def hardware_present(self) -> bool:
-        """Bit P."""
+        """Bit P: the CPU may use the entry."""
         return self.entry.hardware_present
 
     @property
     def protnone(self) -> bool:
-        """P clear and PROTNONE set."""
+        """P is clear and PROTNONE is set: pte_protnone()."""
         return self.entry.protnone
 
     @property
@@ -86,57 +92,57 @@ class Leaf:
 
     @property
     def young(self) -> bool:
-        """Bit A."""
+        """Bit A, accessed: pte_young()."""
         return self.entry.young
 
     @property
     def dirty(self) -> bool:
-        """Bit D."""
+        """Bit D alone; kernel_dirty is pte_dirty()."""
         return self.entry.dirty
 
     @property
     def saved_dirty(self) -> bool:
-        """Bit SAVED_DIRTY."""
+        """Bit SAVED_DIRTY: the dirty bit of an entry with W=0 (since 6.6)."""
         return self.entry.saved_dirty
 
     @property
     def special(self) -> bool:
-        """Bit SPECIAL."""
+        """Bit SPECIAL: pte_special(), pmd_special(), pud_special()."""
         return self.entry.special
 
     @property
     def soft_dirty(self) -> bool:
-        """Bit SOFT_DIRTY."""
+        """Bit SOFT_DIRTY: pte_soft_dirty()."""
         return self.entry.soft_dirty
 
     @property
     def uffd_wp(self) -> bool:
-        """Bit UFFD_WP."""
+        """Bit UFFD_WP: pte_uffd_wp()."""
         return self.entry.uffd_wp
 
     @property
     def nx(self) -> bool:
-        """Bit NX."""
+        """Bit NX: not executable."""
         return self.entry.nx
 
     @property
     def cache(self) -> int:
-        """PAT index, 0 to 7."""
+        """PAT index, 0 to 7 (4 * PAT + 2 * PCD + PWT, SDM volume 3 section 4.9.2), comparable across levels."""
         return self.entry.cache
 
     @property
     def kernel_write(self) -> bool:
-        """pte_write() and similar."""
+        """pte_write(), pmd_write(), pud_write(): W, or W=0 with D=1 if the kernel has shadow stacks."""
         return self.entry.kernel_write
 
     @property
     def kernel_dirty(self) -> bool:
-        """pte_dirty() and similar."""
+        """pte_dirty(), pmd_dirty(), pud_dirty(): D or SAVED_DIRTY."""
         return self.entry.kernel_dirty
 
     @property
     def shadow_stack_shape(self) -> bool:
-        """W=0 and D=1."""
+        """W=0 and D=1, which the CPU takes for a shadow stack (SDM volume 3 section 4.6)."""
         return self.entry.shadow_stack_shape
 
     def covers(self, vaddr: int) -> bool:
@@ -144,7 +150,7 @@ class Leaf:
         return 0 <= vaddr - self.vaddr < self.size_bytes
 
     def paddr_at(self, vaddr: int) -> int:
-        """Return the physical address behind a virtual one.
+        """Return the physical address that a virtual address maps to.
 
         :raises UsageError: the leaf does not map vaddr.
         """
@@ -153,7 +159,7 @@ class Leaf:
         return (self.pfn << PAGE_SHIFT) + (vaddr - self.vaddr)
 
     def pfn_at(self, vaddr: int) -> int:
-        """Return the page frame number behind a virtual address.
+        """Return the page frame number (4 KiB units) that a virtual address maps to.
 
         :raises UsageError: the leaf does not map vaddr.
         """
@@ -168,10 +174,12 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The path of a walk from the root to its last entry."""
+    """The path of a walk from the root table to the entry that decides for an address."""
 
-    vaddr: int  # the address that was looked up
-    path: tuple[Entry, ...]  # one entry per level, root first; never empty
+    vaddr: int
+    """The virtual address that was looked up."""
+    path: tuple[Entry, ...]
+    """One entry per level, root first; never empty."""
 
     @property
     def terminal(self) -> Entry:
@@ -219,7 +227,7 @@ def walk(memory: Memory, root: int, vaddr: int, layout: Layout) -> Walk:
 
 
 def translate(memory: Memory, root: int, vaddr: int, layout: Layout) -> int:
-    """Return the physical address behind a virtual one, for reading or writing guest memory from the host.
+    """Return the physical address that a virtual address maps to, for access to guest memory from the host.
 
     A PROT_NONE page has one too. The address may lie outside RAM, in a BAR.
 
@@ -228,7 +236,7 @@ def translate(memory: Memory, root: int, vaddr: int, layout: Layout) -> int:
     """
     way = walk(memory, root, vaddr, layout)
     if way.leaf is None:
-        raise WalkError(f"nothing is mapped at {vaddr:#x}: expected a leaf, the walk ended without one\n{way}")
+        raise WalkError(f"nothing is mapped at {vaddr:#x}: expected a leaf, but the walk ended without one\n{way}")
     return way.leaf.paddr_at(vaddr)
 
 
