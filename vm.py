@@ -1,4 +1,4 @@
-"""hugepfn's front door: the names a test author imports, and ``python vm.py`` is the command ``hugepfn``."""
+"""The names that a test imports from hugepfn. ``python vm.py`` is the command ``hugepfn``."""
 
 if __name__ == "__main__":  # before the imports below, so that Ctrl-C is one line from here on
     from harness.entry import main
@@ -12,7 +12,7 @@ from harness.machine.vm import VM
 from harness.observe.run import GuestRun
 from harness.observe.run_result import RunResult
 from harness.observe.snapshot import ProcessView, Snapshot
-from harness.pagetable import Bits, Leaf, Level, Observation, PagemapWord
+from harness.pagetable import Bits, Entry, Leaf, Level, Observation, PagemapWord
 
 __all__ = [
     "VM",
@@ -20,6 +20,7 @@ __all__ = [
     "BootError",
     "ClaimFailed",
     "Claims",
+    "Entry",
     "GuestRun",
     "HugepfnError",
     "Kernel",

@@ -145,9 +145,9 @@ def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("said", ["", "many", "1e9", "9" * 5000, "\u0663"])
 def test_a_number_of_faults_that_is_none(said: str) -> None:
     result = RunResult(parse_ktap(""), ExitStatus(0, None), f"# value read-faults={said}\n", "")
-    with pytest.raises(ProtocolError, match=r"the program's value read-faults is .*, expected a number of faults"):
+    with pytest.raises(ProtocolError, match=r"the program's value read-faults is .*; expected a number of faults"):
         result.faults("read-faults", "read")
-    with pytest.raises(ProtocolError, match="the program's value other is '', expected"):
+    with pytest.raises(ProtocolError, match="the program's value other is ''; expected"):
         result.faults("other", "read")
 
 

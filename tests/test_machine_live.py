@@ -211,7 +211,7 @@ def test_a_word_of_the_bar_is_read_by_qemu(up: Up) -> None:
 )
 def test_what_is_no_word_of_the_bar(up: Up, offset: int, answer: str) -> None:
     up.qemu.answer = answer
-    with pytest.raises(MachineryError, match=f"QEMU cannot read BAR 2 at {offset:#x}"):
+    with pytest.raises(MachineryError, match=f"QEMU cannot read BAR 2 at offset {offset:#x}"):
         up.live.bar_word(offset)
 
 

@@ -106,7 +106,7 @@ def test_where_the_dirty_bit_of_a_read_only_page_went(raw: int, config: str | No
     ],
 )
 def test_a_kernel_that_does_neither_is_broken(raw: int, config: str | None, expected: str) -> None:
-    with pytest.raises(ClaimFailed, match=f"set read-only by mprotect.*expected {expected}, got "):
+    with pytest.raises(ClaimFailed, match=f"made read-only by mprotect.*expected {expected}, got "):
         probed(raw, config=config)
 
 

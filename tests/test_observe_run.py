@@ -355,7 +355,7 @@ def test_tables_that_take_too_long_to_read(machine: Start, monkeypatch: pytest.M
 def test_looking_again_lets_the_kernel_run_and_the_program_wait(machine: Start) -> None:
     fork = machine(REGISTERS, MAPS, "pagemap bar 77 80000000000000*2", "checkpoint mapped", "checkpoint forked")
     run = fork.run()
-    with pytest.raises(UsageError, match="fork is at no checkpoint; call until"):
+    with pytest.raises(UsageError, match="fork is not at a checkpoint; call until"):
         run.look_again()
     first = run.until("mapped")
     assert len(first["parent"].pagemap("bar")) == 2
@@ -370,7 +370,7 @@ def test_looking_again_lets_the_kernel_run_and_the_program_wait(machine: Start) 
 
 def test_leaves_in_bulk(machine: Start) -> None:
     run = forks(machine).run()
-    with pytest.raises(UsageError, match="fork is at no checkpoint; call until"):
+    with pytest.raises(UsageError, match="fork is not at a checkpoint; call until"):
         run.leaf_arrays("parent", "bar")
     run.until("mapped")
     assert [column.tolist() for column in run.leaf_arrays("parent", "bar")] == [[BAR_VADDR], [SOUND], [Level.PUD]]
@@ -387,7 +387,7 @@ def test_a_program_that_is_killed_at_a_checkpoint(machine: Start) -> None:
     assert fork.running
     assert run.finish().reason == "killed by SIGTERM"
     assert fork.steps == ["checkpoint forked"], "it was not released"
-    with pytest.raises(UsageError, match="at no checkpoint"):
+    with pytest.raises(UsageError, match="not at a checkpoint"):
         run.look_again()
 
 

@@ -91,7 +91,7 @@ def test_a_number_of_faults(word: str, count: int) -> None:
 @pytest.mark.parametrize("word", ["", "1 ", "x", "1" * 10, "--1", "1.0"])
 def test_what_is_no_number_of_faults(word: str) -> None:
     for said in (f"# value write-faults={word}\n", "# value other=1\n"):
-        with pytest.raises(ProtocolError, match=r"value write-faults is '.*', expected a number of faults"):
+        with pytest.raises(ProtocolError, match=r"value write-faults is '.*'; expected a number of faults"):
             result(said).faults("write-faults", "written")
 
 

@@ -85,7 +85,7 @@ def test_tables_that_cannot_be_walked_say_why() -> None:
 def test_a_bar_by_its_name() -> None:
     at = stop("bar", view())
     assert (at.bar("bar"), at.bar("bar0")) == (BAR, ORDINARY)
-    with pytest.raises(UsageError, match=r"the device has no 'bar3'; expected one of \['bar0', 'bar'\]"):
+    with pytest.raises(UsageError, match=r"the device has no BAR 'bar3'; expected one of \['bar0', 'bar'\]"):
         at.bar("bar3")
 
 

@@ -1,7 +1,7 @@
-"""A kernel's BTF as drgn types, for kernels without debug information. drgn itself (0.3) does not read it.
+"""A kernel's BTF as drgn types, for kernels without debug information. drgn itself (0.3) cannot read BTF.
 
-BTF has the types of functions and per-CPU variables, and of no other variable: those that drgn's helpers start from are
-named here.
+BTF has the types of functions and of per-CPU variables, but of no other variable. The types of those that drgn's
+helpers start from are listed here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BOOL, _CHAR, _SIGNED = 4, 2, 1  # BTF_INT_ENCODING
 
 
 class BtfTypes:
-    """Finders for a :class:`drgn.Program`. Types are made when they are asked for."""
+    """Finders for a :class:`drgn.Program`. A type is made on first use."""
 
     def __init__(self, drgn: Any, program: Any, btf: Btf) -> None:
         self._drgn = drgn
@@ -44,7 +44,7 @@ class BtfTypes:
         }
 
     def find_type(self, _program: Any, kinds: Any, name: str, filename: str | None) -> Any:
-        """drgn's type finder: a type by name, None where BTF has none."""
+        """drgn's type finder: return a type by name; None if BTF has none."""
         if filename:
             return None
         for kind, wanted in self._by_kind.items():
@@ -55,7 +55,7 @@ class BtfTypes:
         return None
 
     def find_object(self, program: Any, name: str, flags: Any, filename: str | None) -> Any:
-        """drgn's object finder: a variable or function whose type is known and that has a symbol; else None."""
+        """drgn's object finder: return a variable or function that has a known type and a symbol; otherwise None."""
         wanted = self._drgn.FindObjectFlags
         if filename:
             return None
@@ -74,7 +74,7 @@ class BtfTypes:
 
     @functools.cached_property
     def _ids(self) -> tuple[dict[tuple[BtfKind, str], int], dict[str, int]]:
-        """The id of each named type, the first of its name, and of the enum that each constant is of."""
+        """The id of the first type with each name, and the id of the enum that has each constant."""
         named: dict[tuple[BtfKind, str], int] = {}
         constants: dict[str, int] = {}
         for type_id in range(1, len(self._btf)):
@@ -88,7 +88,7 @@ class BtfTypes:
         return named, constants
 
     def _declared(self, name: str, kind: BtfKind) -> Any:
-        """The type of a variable or function; None where BTF does not know it."""
+        """Return the type of a variable or function; None if BTF does not have it."""
         type_id = self._find(name, kind)
         return None if type_id is None else self.make(self._btf.record(type_id).size_or_type)
 
@@ -97,7 +97,7 @@ class BtfTypes:
         return next((named[kind, name] for kind in kinds if (kind, name) in named), None)
 
     def make(self, type_id: int) -> Any:
-        """The type with this id."""
+        """Return the type with this id."""
         if type_id not in self._made:
             self._made[type_id] = self._make(type_id) if type_id else self._program.void_type()
         return self._made[type_id]
@@ -140,7 +140,7 @@ class BtfTypes:
         if record.kind in (BtfKind.ENUM, BtfKind.ENUM64):
             return self._enum(record)
         if record.kind is not BtfKind.INT:
-            raise BtfError(f"{record.name or 'an anonymous type'} of kind {record.kind.name} is no C type")
+            raise BtfError(f"{record.name or 'an anonymous type'} of kind {record.kind.name} is not a C type")
         encoding = self._btf.words(record, 1)[0] >> 24
         if encoding & _BOOL:
             return program.bool_type(record.name, size_bytes)
@@ -165,7 +165,7 @@ class BtfTypes:
         parameters, variadic = [], False
         for index in range(record.count):
             name, type_id = self._btf.words(record, 2, index)
-            if type_id == 0 and name == 0:  # the dots
+            if type_id == 0 and name == 0:  # "..."
                 variadic = True
                 continue
             parameters.append(self._drgn.TypeParameter(self.make(type_id), self._btf.name(name) or None))
@@ -184,7 +184,7 @@ class BtfTypes:
         return make(record.name or None, record.size_or_type, tuple(members))
 
     def _later(self, member: Member) -> Callable[[], Any]:
-        """A member's type is made when somebody asks: structs point to each other."""
+        """Return a function that makes a member's type on first use, because structs point to each other."""
 
         def made() -> Any:
             found = self.make(member.type_id)
@@ -196,5 +196,5 @@ class BtfTypes:
 
 
 def _enum_words(record: Record) -> int:
-    """32-bit words of each constant: its name and its value."""
+    """Return the number of 32-bit words per constant: its name and its value."""
     return 3 if record.kind is BtfKind.ENUM64 else 2

@@ -1,4 +1,4 @@
-"""drgn on a live guest: its RAM, its symbols, its types."""
+"""drgn on a running guest: its RAM, its symbols, its types."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _VMCOREINFO = "/sys/kernel/vmcoreinfo"
 
 
 def drgn_program(vm: LiveKernel, facts: KernelFacts) -> Any:
-    """A :class:`drgn.Program` on the guest's RAM. Read through it inside ``vm.paused()`` or at a checkpoint.
+    """Return a :class:`drgn.Program` on the guest's RAM. Read through it inside ``vm.paused()`` or at a checkpoint.
 
-    Types come from the DWARF of a vmlinux, if there is one for this kernel, else from the kernel's BTF; symbols from
-    kallsyms. What is not there, drgn misses by name (LookupError).
+    Types come from the DWARF of a vmlinux, if there is one for this kernel, otherwise from the kernel's BTF; symbols
+    come from kallsyms. For a name that none of them has, drgn raises LookupError.
 
-    :raises PremiseNotMet: drgn is not installed, or the kernel has no vmcoreinfo: drgn finds no page table without.
+    :raises PremiseNotMet: drgn is not installed, or the kernel has no vmcoreinfo, which drgn needs for its page table.
     """
     drgn = import_drgn()
     said = facts.optional(_VMCOREINFO).split()
@@ -56,21 +56,21 @@ def drgn_program(vm: LiveKernel, facts: KernelFacts) -> Any:
 
 
 def read_physical(memory: Memory, paddr: int, count: int) -> bytes:
-    """Any bytes of guest RAM, read by whole pages."""
+    """Return any bytes of guest RAM, which are read in whole pages."""
     first = paddr & -PAGE_SIZE_BYTES
     pages = memory.tables(np.arange(first, paddr + count, PAGE_SIZE_BYTES, dtype=np.uint64))
     return pages.tobytes()[paddr - first : paddr - first + count]
 
 
 def note_data(note: bytes) -> bytes:
-    """What an ELF note holds: the text of vmcoreinfo."""
+    """Return the contents of an ELF note: the text of vmcoreinfo."""
     name_bytes, data_bytes, _ = struct.unpack_from("<III", note)
     start = 12 + (name_bytes + 3 & ~3)
     return note[start : start + data_bytes]
 
 
 class KallsymsFinder:
-    """drgn's symbol finder over kallsyms, without modules. How long a symbol is, it does not say: up to the next."""
+    """drgn's symbol finder over kallsyms, without modules. A symbol extends to the next one: kallsyms has no sizes."""
 
     def __init__(self, drgn: Any, kallsyms: bytes) -> None:
         self._drgn = drgn
@@ -80,7 +80,7 @@ class KallsymsFinder:
             self._by_name.setdefault(name, []).append(index)
 
     def __call__(self, _program: Any, name: str | None, address: int | None, one: bool) -> list[Any]:
-        """Those with a name, or around an address, or both."""
+        """Return the symbols with a name, or at an address, or both."""
         if name is not None:
             indices = self._by_name.get(name.encode(), [])
         elif address is not None:

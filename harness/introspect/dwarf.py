@@ -1,4 +1,4 @@
-"""Offsets out of DWARF, read by drgn where it is installed."""
+"""Offsets of struct members from DWARF, read by drgn if it is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.errors import PremiseNotMet
 
 
 def import_drgn() -> Any:
-    """The module; it has no type stubs that would help where it is not installed.
+    """Import drgn, untyped, because mypy must also work where it is not installed.
 
     :raises PremiseNotMet: it is not installed.
     """
@@ -22,16 +22,19 @@ def import_drgn() -> Any:
 
 
 def dwarf_offset(vmlinux: Path) -> Callable[[str], int]:
-    """What tells the byte offset of ``"task_struct.mm"`` by a vmlinux's DWARF.
+    """Return a function that finds the byte offset of ``"task_struct.mm"`` in the DWARF of a vmlinux.
 
-    :raises PremiseNotMet: drgn is not installed, or does not understand the file; when called: there is no such member.
+    :raises PremiseNotMet: drgn is not installed, or cannot read the file. The function raises it if there is no such
+        member.
     """
     drgn = import_drgn()
     program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
     module = program.extra_module(str(vmlinux), create=True)
     module.try_file(vmlinux, force=True)
     if module.wants_debug_file():
-        raise PremiseNotMet(f"{vmlinux} has no debug information that drgn can read")
+        raise PremiseNotMet(
+            f"{vmlinux} has no debug information that drgn can read; build it with CONFIG_DEBUG_INFO_DWARF5=y"
+        )
 
     def offset(path: str) -> int:
         name, _, member = path.partition(".")

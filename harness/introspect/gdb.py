@@ -1,10 +1,10 @@
 """gdb on a running guest: QEMU's own stub on a Unix socket, and the command that attaches with the right symbols.
 
-The stub asks nobody for a password, and passes gdb's ``monitor`` commands on to QEMU, which run programs on this host.
-So it listens in a folder that only this user can enter, and never on a port (docs/security.md).
+The stub has no password, and passes gdb's ``monitor`` commands on to QEMU, which can run programs on this host. So it
+listens in a folder that only this user can enter, and never on a port (docs/security.md).
 
-While gdb holds the guest, walks read it as at any stop. While gdb lets it run, a stop from here looks to gdb like an
-interrupt: leave one of the two alone.
+While gdb has stopped the guest, its tables can be walked. While gdb lets it run, a stop by hugepfn looks like an
+interrupt to gdb: use one of the two at a time.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from harness.introspect.processes import Processes
 from harness.kernel.elf import symbols_as_elf
 from harness.qemu.process import Qemu
 
-_LINKED_AT = 0xFFFFFFFF81000000  # where _text is without KASLR (__START_KERNEL, CONFIG_PHYSICAL_START of 16 MiB)
+_LINKED_AT = 0xFFFFFFFF81000000  # vaddr of _text without KASLR (__START_KERNEL, CONFIG_PHYSICAL_START of 16 MiB)
 
 
 @dataclass(frozen=True, slots=True)
 class GdbStub:
-    """Where gdb finds the guest, which stands still until gdb lets it go."""
+    """How gdb finds the guest, which stands still until gdb continues it."""
 
     socket: Path
     symbols: Path | None  # a vmlinux of exactly this kernel, or the names that kallsyms has
-    text: int | None  # vaddr of the kernel's _text now; None: the kernel does not tell
-    offset: int  # bytes that KASLR moved it from where symbols has it
-    note: str  # what is missing, and what would help; empty where nothing is
+    text: int | None  # vaddr of the kernel's _text now; None if the kernel does not tell
+    offset: int  # bytes by which KASLR moved it from its address in symbols
+    note: str  # what is missing, and what would help; "" if nothing is
 
     @property
     def argv(self) -> list[str]:
-        """The command that attaches."""
+        """The command that attaches gdb, as a list of words."""
         words = ["gdb", "-ex", "set architecture i386:x86-64"]
         if self.symbols is not None:
             words += ["-ex", f"symbol-file -o {self.offset:#x} {_for_gdb(self.symbols)}"]
@@ -45,15 +45,15 @@ class GdbStub:
 
     @property
     def command(self) -> str:
-        """The same, to paste into a shell."""
+        """The command that attaches gdb, to paste into a shell."""
         return shlex.join(self.argv)
 
 
 def start_stub(vm: LiveKernel, processes: Processes) -> GdbStub:
-    """Stops the guest and lets gdb come.
+    """Stop the guest and wait for gdb.
 
-    :raises UsageError: the machine stands still, and what the kernel says of itself was never asked for; or the
-        socket's path is none that gdb takes.
+    :raises UsageError: the machine stands still, and the kernel's addresses are not known yet; or gdb cannot use the
+        path of the socket.
     :raises MachineryError: QEMU does not open the socket.
     """
     socket = vm.sockets.socket("gdb")
@@ -66,7 +66,7 @@ def start_stub(vm: LiveKernel, processes: Processes) -> GdbStub:
     text = None
     with contextlib.suppress(PremiseNotMet):
         text = facts.address("_text")
-    with contextlib.suppress(PremiseNotMet):  # then there are no walks, but there is gdb
+    with contextlib.suppress(PremiseNotMet):  # walks are not possible then, but gdb is
         processes.learn()
     symbols, offset, note = None, 0, ""
     if text is None:
@@ -84,18 +84,18 @@ def start_stub(vm: LiveKernel, processes: Processes) -> GdbStub:
 
 
 def _for_gdb(path: Path) -> str:
-    """A file's name as a word of gdb's command line."""
+    """Quote a file's name for gdb's command line."""
     return '"' + str(path).replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
 def _names_only(facts: KernelFacts, text: int) -> Path:
-    """A file with the kernel's names at the addresses that they have without KASLR, from the cache."""
+    """Return a file, from the cache, with the kernel's symbols at their addresses without KASLR."""
 
     def build(folder: Path) -> None:
         functions: dict[str, int] = {}
         data: dict[str, int] = {}
         for address, name, letter in kernel_symbols(facts.kallsyms):
-            if address >= text:  # below are per-CPU offsets
+            if address >= text:  # lower ones are per-CPU offsets
                 (functions if letter in FUNCTION_LETTERS else data)[name.decode()] = address - text + _LINKED_AT
         (folder / "kallsyms.elf").write_bytes(symbols_as_elf(functions, data))
 
@@ -104,7 +104,7 @@ def _names_only(facts: KernelFacts, text: int) -> Path:
 
 
 async def _listen(qemu: Qemu, socket: Path) -> None:
-    """Opens the stub, unless it is open already."""
+    """Open the stub, unless it is open."""
     await qemu.follow_stops()
     await qemu.stop()
     said: object = ""
@@ -113,11 +113,11 @@ async def _listen(qemu: Qemu, socket: Path) -> None:
         command = f'gdbserver "unix:{where},server=on,wait=off"'
         said = await qemu.execute("human-monitor-command", {"command-line": command})
     if await _channel(qemu) is None or not socket.is_socket():
-        raise MachineryError(f"QEMU cannot wait for gdb on {socket}: {str(said).strip()!r}")
+        raise MachineryError(f"QEMU cannot open {socket} for gdb: {str(said).strip()!r}")
 
 
 async def gdb_is_attached(qemu: Qemu) -> bool:
-    """Whether gdb is connected to the stub."""
+    """Return whether gdb is connected to the stub."""
     channel = await _channel(qemu)
     return channel is not None and not channel.startswith(
         "disconnected:"
@@ -125,7 +125,7 @@ async def gdb_is_attached(qemu: Qemu) -> bool:
 
 
 async def _channel(qemu: Qemu) -> str | None:
-    """Where the stub listens; None where it does not. QEMU calls its channel "gdb" (gdbstub.c, gdbserver_start())."""
+    """Return where the stub listens; None if it does not. Its chardev is "gdb" (gdbstub.c, gdbserver_start())."""
     channels = await qemu.execute("query-chardev")
     found = [str(one["filename"]) for one in (channels if isinstance(channels, list) else ()) if one["label"] == "gdb"]
     return found[0] if found else None

@@ -1,7 +1,7 @@
-"""What has to be known of a running kernel before its tasks can be found: addresses from kallsyms, offsets from BTF.
+"""What must be known of a running kernel before its tasks can be found: addresses from kallsyms, offsets from BTF.
 
-Both are the kernel's own words about itself. Where one is missing, what its build left stands in for it: a vmlinux with
-symbols, offsets beside it (harness/kernel/build/offsets.py), DWARF.
+Both come from the kernel itself. If one is missing, the files of its build are used instead: a vmlinux with symbols,
+the offsets beside it (harness/kernel/build/offsets.py), DWARF.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.kernel.elf import build_id
 from harness.kernel.offsets import OFFSETS_FILE, find_offsets
 from harness.kernel.vmlinux import Vmlinux, find_vmlinux
 
-#: nm(1): code, weak symbols included, which in a kernel are code.
+#: Letters of nm(1) for code, including weak symbols, which in a kernel are code.
 FUNCTION_LETTERS = b"tTwW"
 _BTF_PATH = "/sys/kernel/btf/vmlinux"
 _ADVICE = (
@@ -32,30 +32,30 @@ _ADVICE = (
 
 
 class KernelFacts:
-    """Facts about the kernel of one VM, each asked for once. The VM must run when they are first wanted."""
+    """Facts about the kernel of one VM, each read once. The VM must run when a fact is first used."""
 
     def __init__(self, vm: LiveKernel) -> None:
         self._vm = vm
 
     @functools.cached_property
     def kallsyms(self) -> bytes:
-        """/proc/kallsyms; empty where the kernel has none (CONFIG_KALLSYMS)."""
+        """/proc/kallsyms; empty if the kernel has none (CONFIG_KALLSYMS)."""
         return self.optional("/proc/kallsyms")
 
     @functools.cached_property
     def build_id(self) -> bytes | None:
-        """Of the kernel that runs."""
+        """The build id of the running kernel; None if it has none."""
         return build_id(self.optional("/sys/kernel/notes"))
 
     @functools.cached_property
     def vmlinux(self) -> Vmlinux | None:
-        """The file with this kernel's symbols, None where there is none on this host."""
+        """The file with this kernel's symbols; None if this host has none."""
         kernel = self._vm.known_kernel
         return find_vmlinux(kernel, self.build_id) if kernel is not None else None
 
     @functools.cached_property
     def btf(self) -> Btf | None:
-        """Its types, None where it does not tell them. From the cache, if this build was met before."""
+        """The kernel's types; None if it has no BTF. From the cache, if this build was seen before."""
         if self.build_id is None:
             data = self.optional(_BTF_PATH)
         else:
@@ -64,7 +64,7 @@ class KernelFacts:
         return Btf(data) if data else None
 
     def address(self, symbol: str) -> int:
-        """Where a symbol of the kernel itself is now, KASLR included.
+        """Return the virtual address of a symbol of the kernel itself, KASLR included.
 
         :raises PremiseNotMet: neither kallsyms nor a vmlinux has it.
         """
@@ -81,14 +81,14 @@ class KernelFacts:
 
     @functools.cached_property
     def init_task(self) -> int:
-        """Where the first task is."""
+        """Virtual address of the first task, init_task."""
         return self.address("init_task")
 
     @functools.cached_property
     def offsets(self) -> TaskOffsets:
-        """Where in its structs the kernel keeps what leads to a process's tables.
+        """Offsets of the struct members that lead to the page tables of a process.
 
-        :raises PremiseNotMet: it does not tell, nor does what its build left, or a vmlinux with DWARF.
+        :raises PremiseNotMet: neither the kernel's BTF, nor the files of its build, nor a vmlinux with DWARF has them.
         """
         if self.btf is not None:
             return TaskOffsets.of(self.btf.offset)
@@ -108,7 +108,7 @@ class KernelFacts:
         raise PremiseNotMet(f"{kernel.spec} has no BTF, {left}, and no vmlinux with DWARF was found; {_ADVICE}")
 
     def optional(self, path: str) -> bytes:
-        """A file of the guest, empty where there is none."""
+        """Return a file of the guest; empty if there is none."""
         return _optional(self._vm, path)
 
 
@@ -117,7 +117,7 @@ def _write_btf(vm: LiveKernel, folder: Path) -> None:
 
 
 def _optional(vm: LiveKernel, path: str) -> bytes:
-    """A file of the guest; empty where there is none."""
+    """Return a file of the guest; empty if there is none."""
     try:
         return vm.get(path)
     except AgentRefused as error:
@@ -127,9 +127,9 @@ def _optional(vm: LiveKernel, path: str) -> bytes:
 
 
 def kernel_symbols(kallsyms: bytes) -> list[tuple[int, bytes, bytes]]:
-    """Address, name and letter (nm(1)) of the kernel's own symbols, no modules, no absolute numbers; sorted.
+    """Return address, name and letter (nm(1)) of the kernel's own symbols, sorted; no modules, no absolute symbols.
 
-    :raises ProtocolError: a line is not of /proc/kallsyms.
+    :raises ProtocolError: a line has another form.
     """
     rows = (line.split() for line in kallsyms.splitlines())
     try:
@@ -139,6 +139,6 @@ def kernel_symbols(kallsyms: bytes) -> list[tuple[int, bytes, bytes]]:
 
 
 def address_in(kallsyms: bytes, symbol: str) -> int | None:
-    """Where a symbol is by /proc/kallsyms; None where it is not there, or kptr_restrict hides it."""
+    """Return the address of a symbol in /proc/kallsyms; None if it is not listed, or kptr_restrict hides it."""
     found = re.search(rb"^([0-9a-f]{16}) [A-Za-z] " + re.escape(symbol.encode()) + rb"$", kallsyms, re.MULTILINE)
     return (int(found[1], 16) or None) if found else None

@@ -1,4 +1,4 @@
-"""Memory of the guest's kernel, read on the host while the machine stands still, through a root that is proven."""
+"""Memory of the guest's kernel, read on the host while the machine stands still, through a root that was verified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FIRST_TASK = b"swapper"
 
 
 class KernelMemory:
-    """Kernel virtual addresses of one stop: translations are kept, so do not use it after the machine ran.
+    """Kernel memory at one stop, by virtual address. Translations are cached, so do not use it after the machine ran.
 
     :param memory: guest RAM.
     :param root: physical address of a root table that maps the kernel.
@@ -30,7 +30,7 @@ class KernelMemory:
         self._pages: dict[int, int] = {}
 
     def paddr(self, vaddr: int) -> int:
-        """The physical address behind a kernel virtual one.
+        """Return the physical address that a kernel virtual address maps to.
 
         :raises WalkError: nothing is mapped there.
         """
@@ -41,28 +41,28 @@ class KernelMemory:
         return self._pages[page] + inside
 
     def maps_the_same(self, root: int, vaddr: int) -> bool:
-        """Whether another root leads from a kernel address to the same memory: every process maps the kernel."""
+        """Return whether another root maps a kernel address to the same memory, as the root of every process does."""
         try:
             return translate(self._memory, root, vaddr, self.layout) == self.paddr(vaddr)
         except (WalkError, UsageError):
             return False
 
     def u64(self, vaddr: int) -> int:
-        """The 8-byte word at an 8-byte-aligned address: a pointer, a long."""
+        """Return the 8-byte word at an 8-byte-aligned virtual address: a pointer, a long."""
         return self._memory.read_u64(self.paddr(vaddr))
 
     def u32(self, vaddr: int) -> int:
-        """The 4-byte word at a 4-byte-aligned address: an int."""
+        """Return the 4-byte word at a 4-byte-aligned virtual address: an int."""
         return self.u64(vaddr & ~7) >> (vaddr % 8 * 8) & 0xFFFFFFFF
 
     def read(self, vaddr: int, size_bytes: int) -> bytes:
-        """Any bytes."""
+        """Return the bytes at any virtual address."""
         first, end = vaddr & ~7, vaddr + size_bytes
         words = b"".join(self.u64(at).to_bytes(8, "little") for at in range(first, end, 8))
         return words[vaddr - first : end - first]
 
     def text(self, vaddr: int, size_bytes: int) -> str:
-        """A C string in an array of this size."""
+        """Return the C string in an array of this size."""
         return printable(self.read(vaddr, size_bytes).partition(b"\0")[0])
 
 
@@ -78,12 +78,12 @@ class FirstTask:
 def prove_kernel_memory(
     memory: Memory, registers: Iterable[ControlRegisters], layout: Layout, first: FirstTask
 ) -> KernelMemory:
-    """Kernel memory through the first vCPU's root that leads to init_task, with its name and pid 0.
+    """Return kernel memory through the first vCPU's root that leads to init_task, with its name and pid 0.
 
-    With page-table isolation a vCPU in user mode has the user's copy of a root in CR3, which does not map init_task;
-    the kernel's copy is beside it. A vCPU that never started has none.
+    With page-table isolation, a vCPU in user mode has the user's copy of a root in CR3, which does not map init_task;
+    the kernel's copy is next to it. A vCPU that was never started has none.
 
-    :raises MachineryError: no vCPU's root does: then what is known of this kernel is wrong, and nothing is read.
+    :raises MachineryError: no vCPU's root leads to init_task, so what is known of this kernel is wrong.
     """
     for one in registers:
         deep = dataclasses.replace(layout, five_level=one.five_level)
@@ -101,5 +101,5 @@ def _is_first_task(kernel: KernelMemory, first: FirstTask) -> bool:
     try:
         name = kernel.read(first.vaddr + first.comm_offset, len(_FIRST_TASK))
         return name == _FIRST_TASK and kernel.u32(first.vaddr + first.pid_offset) == 0
-    except (WalkError, UsageError):  # nothing there, or no address of this vCPU: it has fewer levels
+    except (WalkError, UsageError):  # nothing is mapped, or this vCPU has fewer levels, and no such address
         return False

@@ -1,4 +1,4 @@
-"""What looking into a running kernel needs of a machine, and no more. :class:`harness.machine.vm.VM` has it."""
+"""What this room needs of a machine to look into a running kernel. :class:`harness.machine.vm.VM` has it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class LiveKernel(Protocol):
-    """A running kernel: its files, its memory, and a way to make it stand still."""
+    """A running kernel: its files, its memory, and a way to stop it for a moment."""
 
     @property
     def known_kernel(self) -> KernelImage | None:
-        """The kernel's files; None of a kept machine whose kernel is gone since, or was built anew."""
+        """The kernel's files; None for a kept machine whose kernel was removed or built again."""
 
     @property
     def ready(self) -> Mapping[str, str]:
@@ -29,11 +29,11 @@ class LiveKernel(Protocol):
 
     @property
     def layout(self) -> Layout:
-        """The layout of its page-table entries; right once :attr:`caps` was asked for."""
+        """The layout of its page-table entries; correct after the first use of :attr:`caps`."""
 
     @property
     def caps(self) -> Capabilities:
-        """What this kernel can do; probed when first asked for."""
+        """What this kernel can do, probed on first use."""
 
     @property
     def qemu(self) -> Qemu:
@@ -48,10 +48,10 @@ class LiveKernel(Protocol):
         """A folder for sockets that only this user can enter."""
 
     def paused(self) -> AbstractContextManager[None]:
-        """A block during which no vCPU runs."""
+        """A block in which no vCPU runs."""
 
     def get(self, path: str) -> bytes:
-        """Reads a file of the guest, /proc and /sys included."""
+        """Return the contents of a file of the guest, /proc and /sys included."""
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the machine's event loop."""
+        """Run a coroutine on the machine's event loop."""

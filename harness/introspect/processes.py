@@ -1,4 +1,4 @@
-"""Any process of a running guest, without its help: its page tables, found through the kernel's own structures."""
+"""The page tables of any process of a running guest, found through the kernel's own structures, without its help."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class ProcessRoot:
-    """A process of the guest and where its page tables start."""
+    """A process of the guest, and where its page tables start."""
 
     pid: int
-    tgid: int  # the process that a thread is of
+    tgid: int  # of the process that the thread belongs to
     name: str  # comm
-    paddr: int  # of the root table; with page-table isolation the kernel's copy
+    paddr: int  # of the root table; with page-table isolation, of the kernel's copy
     layout: Layout
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class ProcessRoot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RangeWalk:
-    """Everything in a range of a process's page tables, at one stop."""
+    """All leaves, holes and swap entries in a range of a process's page tables, at one stop."""
 
     process: ProcessRoot
     start: int  # vaddr
@@ -45,14 +45,17 @@ class RangeWalk:
 
     @property
     def leaves(self) -> list[Leaf]:
-        """Its leaves."""
+        """The leaves in the range, in ascending order of address."""
         found = only(self.entries, leaf_mask(self.entries))
         layout = self.process.layout
         columns = zip(found.vaddr.tolist(), found.raw.tolist(), found.level.tolist(), strict=True)
         return [Leaf(Entry(raw, Level(level), layout), vaddr) for vaddr, raw, level in columns]
 
     def runs(self, previous: RangeWalk | None = None) -> Iterator[EntryRun]:
-        """Neighbours that are alike as one, holes included; with what changed since another look at the same range."""
+        """Yield runs of equal neighbours, holes included.
+
+        :param previous: an earlier walk of the same range; each run then has the entry that it had there.
+        """
         old = None if previous is None else previous.entries
         return runs(self.entries, self.process.layout, self.start, self.end, old)
 
@@ -63,46 +66,49 @@ class ProcessVmas:
 
     process: ProcessRoot
     vmas: tuple[Vma, ...]
-    elsewhere: int  # leaves that lie in no VMA: there should be none
+    elsewhere: int  # number of leaves outside all VMAs; 0 in a sound kernel
 
 
 class Processes:
-    """The processes of one VM. Everything that is told together was read at one stop."""
+    """The processes of one VM. What one method returns was read at one stop."""
 
     def __init__(self, vm: LiveKernel) -> None:
         self._vm = vm
         self.facts = KernelFacts(vm)
 
     def learn(self) -> None:
-        """Asks the running guest for all that the other methods need to know, so that they work at a stop as well.
+        """Ask the running guest for all that the other methods need, so that they also work while it stands still.
 
-        :raises PremiseNotMet: the kernel does not tell, see :class:`KernelFacts`.
+        :raises PremiseNotMet: the kernel does not tell its addresses or offsets, see :class:`KernelFacts`.
         :raises UsageError: the machine stands still, and was not asked before.
         """
-        self._vm.caps  # noqa: B018 - the layout comes from there
+        self._vm.caps  # noqa: B018 - the probe gives the layout
         self.facts.init_task  # noqa: B018
         self.facts.offsets  # noqa: B018
 
     def list(self) -> tuple[Task, ...]:
-        """Every process, kernel threads included."""
+        """Return every process, kernel threads included (for_each_process() of include/linux/sched/signal.h)."""
         self.learn()
         with self._vm.paused():
             _, tasks = self._tasks()
             return tuple(tasks)
 
     def root(self, pid: int) -> ProcessRoot:
-        """Where a process's page tables start, or a thread's. It does not change while the process lives, but at exec.
+        """Return where the page tables of a process start (mm->pgd). Only exec changes it while the process lives.
 
-        :raises UsageError: there is no such process, or it has no memory: a kernel thread, a zombie.
-        :raises MachineryError: the kernel's structures do not make sense.
+        :param pid: of a process or a thread, in the guest's first pid namespace.
+        :raises UsageError: there is no such process, or it has no page tables of its own: a kernel thread, a zombie.
+        :raises PremiseNotMet: the kernel does not tell its addresses or offsets, see :class:`KernelFacts`.
+        :raises MachineryError: the kernel's structures make no sense.
         """
         self.learn()
         with self._vm.paused():
             return self._root(pid)
 
     def walk(self, pid: int, vaddr: int) -> Walk:
-        """The way from the root of a process to what decides about one address, the kernel's half included.
+        """Return the walk from the root of a process to the entry that decides for one address.
 
+        :param vaddr: in the user's or the kernel's half.
         :raises UsageError: as :meth:`root`; or the address is not canonical.
         """
         self.learn()
@@ -111,7 +117,7 @@ class Processes:
             return walk(self._vm.memory, process.paddr, vaddr, process.layout)
 
     def walk_range(self, pid: int, start: int, end: int) -> RangeWalk:
-        """Everything in [start, end) of a process: leaves, holes, swap entries.
+        """Return all leaves, holes and swap entries in [start, end) of a process.
 
         :raises UsageError: as :meth:`root`; or the range is not canonical, or ends before it starts.
         """
@@ -122,14 +128,14 @@ class Processes:
             return RangeWalk(process, start, end, entries)
 
     def vmas(self, pid: int) -> ProcessVmas:
-        """The VMAs of a process and what is in each.
+        """Return the VMAs of a process, and what its page tables have in each.
 
-        /proc/PID/maps can only be read while the guest runs, the tables only while it stands still: so it is read
-        before and after, and what is told was the same both times. smaps and numa_maps are not read, they change the
+        /proc/PID/maps can only be read while the guest runs, and the tables only while it stands still. So maps is read
+        before and after, and must be the same. smaps and numa_maps are not read, because reading them changes the
         tables.
 
         :raises UsageError: as :meth:`root`; or the machine stands still.
-        :raises MachineryError: the VMAs changed every time.
+        :raises MachineryError: the VMAs changed during every attempt.
         """
         before = self._maps(pid)
         for _ in range(_TRIES):
@@ -143,11 +149,12 @@ class Processes:
                 return ProcessVmas(process, vmas, elsewhere)
             before = after
         raise MachineryError(
-            f"the VMAs of process {process} changed during each of {_TRIES} attempts to read them; stop it first"
+            f"the VMAs of process {process} changed during each of {_TRIES} attempts to read them; stop the process "
+            "first, for instance with SIGSTOP"
         )
 
     def _maps(self, pid: int) -> bytes:
-        self.root(pid)  # says it better than a missing file does
+        self.root(pid)  # its error says more than that of a missing file
         return self._vm.get(f"/proc/{pid}/maps")
 
     def _root(self, pid: int) -> ProcessRoot:
@@ -156,7 +163,7 @@ class Processes:
         return ProcessRoot(task.pid, task.tgid, task.name, tasks.root(task), kernel.layout)
 
     def _tasks(self) -> tuple[KernelMemory, Tasks]:
-        """The tasks at this stop."""
+        """Return the tasks at this stop."""
         vm, facts = self._vm, self.facts
         said = vm.on_loop(vm.qemu.execute("human-monitor-command", {"command-line": "info registers -a"}))
         first = first_task(facts.init_task, facts.offsets)

@@ -1,7 +1,8 @@
 """The processes of a guest, found in its kernel's own list of tasks.
 
 Source: include/linux/sched.h (struct task_struct), include/linux/mm_types.h (struct mm_struct), for_each_process() and
-for_each_thread() of include/linux/sched/signal.h. All is read at one stop, so no lock is needed: the lists are RCU's.
+for_each_thread() of include/linux/sched/signal.h. Everything is read at one stop, so no lock is needed: the lists are
+protected by RCU.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class TaskOffsets:
 
     @classmethod
     def of(cls, offset: Callable[[str], int]) -> TaskOffsets:
-        """Asks for each: ``offset("task_struct.mm")``."""
+        """Make them from a function that returns each: ``offset("task_struct.mm")``."""
         return cls(**{member.partition(".")[2]: offset(member) for member in TASK_MEMBERS})
 
 
@@ -65,14 +66,14 @@ class Tasks:
         self._offsets = offsets
 
     def __iter__(self) -> Iterator[Task]:
-        """Every process, kernel threads included, without their further threads."""
+        """Yield every process, kernel threads included, but only the first thread of each."""
         for vaddr in self._list(self._init_task + self._offsets.tasks, self._offsets.tasks):
             yield self._task(vaddr)
 
     def find(self, pid: int) -> Task:
-        """The task with a pid, a thread's too.
+        """Return the task with this pid, which may be a thread's.
 
-        :raises UsageError: there is none; names some that there are.
+        :raises UsageError: there is none; names some that exist.
         """
         leaders = list(self)
         for task in leaders:
@@ -90,10 +91,10 @@ class Tasks:
         )
 
     def root(self, task: Task) -> int:
-        """Physical address of the root of a task's page tables; with page-table isolation the kernel's copy.
+        """Return the physical address of a task's root table; with page-table isolation, that of the kernel's copy.
 
-        :raises UsageError: it has no memory of its own.
-        :raises MachineryError: what mm->pgd says does not map the kernel: it is no root.
+        :raises UsageError: it has no page tables of its own.
+        :raises MachineryError: the table at mm->pgd does not map the kernel, so it is not a root.
         """
         if not task.mm:
             why = "a kernel thread" if task.kernel_thread else "exiting, or a zombie"
@@ -105,7 +106,7 @@ class Tasks:
         return root
 
     def _list(self, head: int, offset: int) -> Iterator[int]:
-        """The structs on a ``list_head``, whose links lie at an offset in them; the one that is the head itself not."""
+        """Yield the structs on a ``list_head``, without the head; ``offset`` is that of the links in a struct."""
         link = self._kernel.u64(head)
         for _ in range(_MAX_TASKS):
             if link == head:
@@ -127,5 +128,5 @@ class Tasks:
 
 
 def first_task(init_task: int, offsets: TaskOffsets) -> FirstTask:
-    """What the first task is recognised by."""
+    """Return what is needed to recognise the first task."""
     return FirstTask(init_task, offsets.comm, offsets.pid)

@@ -28,16 +28,16 @@ class VmaLine:
 
 @dataclass(frozen=True, slots=True)
 class Vma:
-    """A VMA, and how many entries of each sort its page tables have."""
+    """A VMA, and the number of entries of each kind that its page tables have."""
 
     line: VmaLine
     leaves: Mapping[Level, int]  # pte, pmd, pud
     swapped: int  # entries that are neither empty nor present: swap, migration, markers
-    bits: Mapping[Bits, int]  # leaves that have each bit; bits that none has are left out
+    bits: Mapping[Bits, int]  # number of leaves with each bit; bits that no leaf has are left out
 
 
 def parse_maps(text: str) -> tuple[VmaLine, ...]:
-    """The user's VMAs; [vsyscall], which lies in the kernel's half, is none.
+    """Return the VMAs in /proc/PID/maps, without [vsyscall], which lies in the kernel's half.
 
     :raises ProtocolError: a line is not of /proc/PID/maps.
     """
@@ -46,7 +46,7 @@ def parse_maps(text: str) -> tuple[VmaLine, ...]:
         match = _LINE.fullmatch(line)
         if match is None:
             raise ProtocolError(
-                f"/proc/PID/maps has the line {line!r}, expected 'START-END PERMS OFFSET DEV INODE NAME'"
+                f"/proc/PID/maps has the line {line!r}; expected 'START-END PERMS OFFSET DEV INODE NAME'"
             )
         start, end, perms, offset, name = match.groups()
         if not int(start, 16) >> 63:
@@ -55,7 +55,7 @@ def parse_maps(text: str) -> tuple[VmaLine, ...]:
 
 
 def count_vmas(lines: Iterable[VmaLine], entries: LeafArrays, layout: Layout) -> tuple[tuple[Vma, ...], int]:
-    """What is in each VMA, and how many leaves lie in none of them.
+    """Return what is in each VMA, and the number of leaves that lie in none of them.
 
     :param entries: of the whole user half, see :func:`harness.pagetable.entry_arrays`.
     """
@@ -81,7 +81,7 @@ def count_vmas(lines: Iterable[VmaLine], entries: LeafArrays, layout: Layout) ->
 
 
 def _slice(entries: LeafArrays, line: VmaLine) -> tuple[int, int]:
-    """Which of the entries start in a VMA."""
+    """Return the first and last index (exclusive) of the entries that start in a VMA."""
     edges = np.array([line.start, line.end], np.uint64)
     first, last = np.searchsorted(entries.vaddr, edges).tolist()
     return first, last

@@ -41,25 +41,25 @@ _ATTRIBUTE = "hugepfn"  # of a report
 
 
 class Verdict(enum.Enum):
-    """What became of a point or a program."""
+    """The verdict on a point or a program."""
 
     PASSED = "passed"
     FAILED = "failed"
     SKIPPED = "skipped"
     XFAILED = "xfailed"
-    ERROR = "error"  # the machinery failed, which says nothing about the program or the kernel
+    ERROR = "error"  # the machinery failed: nothing is known about the program or the kernel
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a report says of a point or a program."""
+    """What a report says about a point or a program."""
 
     verdict: Verdict
     reason: str = ""
 
 
 def told_by(report: pytest.TestReport) -> Told | None:
-    """What a report says; None for one that nobody shows, such as a set-up that worked."""
+    """Return what a report says; None for one that is not shown, such as a successful setup."""
     found = getattr(report, _ATTRIBUTE, None)
     return found if isinstance(found, Told) else None
 
@@ -116,7 +116,7 @@ class SelftestItem(pytest.Item):
         self.runner = runner
         self.points: list[Point] = []
         self.unplaced: list[str] = []
-        self.note = ""  # what else is to be said of a pass
+        self.note = ""  # a remark about a pass
         self._elf: Path | None = None
 
     def setup(self) -> None:
@@ -154,7 +154,7 @@ class SelftestItem(pytest.Item):
         try:
             end = run.finish(timeout_s)
             status, ended = end.status, str(end)
-        except KernelError as error_:  # the kernel is dead or silent; what was reported by then counts
+        except KernelError as error_:  # the kernel is dead or does not answer; what was reported until then counts
             error, ended = error_, str(error_)
         report = parse_ktap(run.output, headless=True)
         self.points = points(report)
@@ -206,7 +206,7 @@ class KselftestPlugin:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Find out whose fault a failure is; our own errors need no traceback."""
+        """Decide whether the kernel or the machinery failed. hugepfn's own errors need no traceback."""
         report = yield
         error = call.excinfo.value if call.excinfo else None
         if report.failed and isinstance(error, HugepfnError):

@@ -18,7 +18,7 @@ _ONE_STREAM = {"HUGEPFN_ONE_STREAM": "1"}  # guest_tests/lib/agent/spawn.c
 
 
 class PlainRun:
-    """A program and what it says; both can be read whatever ended it.
+    """A program and its output, which can be read however the program ended.
 
     :param path: where it is in the guest.
     """
@@ -31,13 +31,14 @@ class PlainRun:
 
     @property
     def output(self) -> str:
-        """What it has said so far, on standard output and error."""
+        """What it has printed so far, on standard output and error."""
         return printable(bytes(self.job.stdout))
 
     def finish(self, timeout_s: float) -> ExitStatus:
-        """Waits for its end, and for everything that the kernel had to say by then.
+        """Wait for its end, and read the kernel log up to then.
 
-        :raises DeadlineError: it did not end; says what was heard last.
+        :param timeout_s: seconds that it may take.
+        :raises DeadlineError: it did not end in time; the message has its last line.
         :raises KernelDied: the kernel died first.
         """
         return self.vm.on_loop(self._finish(timeout_s))

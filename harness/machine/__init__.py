@@ -1,1 +1,1 @@
-"""A machine that runs: booted, cloned or brought back, and the facade over all that can be done with it."""
+"""A running machine: booted, cloned or restored, and the facade over all that can be done with it."""

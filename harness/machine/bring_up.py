@@ -1,4 +1,4 @@
-"""Brings a machine up: by a boot, as a clone of a template, or as a kept machine that comes back."""
+"""Bring a machine up: by a boot, as a clone of a template, or as a kept machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.qemu.spec import BAR_BDF, BAR_SLOT, Accel, MachineSpec
 
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
 
-#: What PID 1 complains with (guest_tests/lib/init/complain.c); the panic that follows may push it out of the tail.
+#: How PID 1 begins a complaint (guest_tests/lib/init/complain.c). The panic that follows may push it out of the tail.
 _INIT = "hugepfn init: "
 
 
@@ -33,7 +33,7 @@ class Timing:
     """How long a boot may take, in seconds."""
 
     boot_s: float | None = None
-    first_line_s: float | None = None  # None: not looked at
+    first_line_s: float | None = None  # until the kernel's first output; None: no such deadline
 
 
 async def boot(
@@ -45,10 +45,10 @@ async def boot(
     started: Callable[[Qemu], None],
     timing: Timing,
 ) -> Machine:
-    """Boots.
+    """Boot a machine.
 
-    :param on_event: gets what comes through the events channel.
-    :param started: gets the QEMU as soon as there is one, so that somebody can end it whatever happens next.
+    :param on_event: called with what arrives on the events channel.
+    :param started: called with QEMU as soon as it exists, so that the caller can end it whatever happens next.
     :raises BootError: the kernel did not reach the agent.
     :raises MachineryError: the kernel's file was replaced meanwhile.
     """
@@ -71,7 +71,7 @@ async def boot(
         ) from error
     qemu.pump(agent.channel.events, on_event)
     bars = bars_from_pci(await qemu.execute("query-pci"), BAR_SLOT)
-    if not bars:  # it sleeps
+    if not bars:  # the device is in D3hot
         bars = bars_from_sysfs(printable(await agent.get(f"/sys/bus/pci/devices/{BAR_BDF}/resource")))
     return Machine(qemu, agent, ready, bars, Origin.BOOT)
 
@@ -83,9 +83,9 @@ async def clone(
     on_event: Callable[[bytes], None],
     started: Callable[[Qemu], None],
 ) -> Machine:
-    """Brings a template back to life; its RAM file is mapped privately and stays as it is.
+    """Start a clone of a template, whose RAM file is mapped privately and does not change.
 
-    :raises MachineryError: QEMU does not take it.
+    :raises MachineryError: QEMU cannot restore it.
     """
     qemu = Qemu(spec, binary, PrivateRam(template.ram))
     started(qemu)
@@ -100,9 +100,9 @@ async def revive(
     on_event: Callable[[bytes], None],
     started: Callable[[Qemu], None],
 ) -> Machine:
-    """Brings back a machine that was saved whole.
+    """Restore a machine that was saved with its RAM.
 
-    :raises MachineryError: QEMU does not take it.
+    :raises MachineryError: QEMU cannot restore it.
     """
     qemu = Qemu(kept.spec, binary, SharedRam(kept.spec.memory_mib, ram_dir))
     started(qemu)
@@ -118,19 +118,19 @@ async def _restore(
     ready: Mapping[str, str],
     first_id: int = 1,
 ) -> Agent:
-    """Starts QEMU with a saved state and lets it run. RAM that is private to it comes from its file."""
+    """Start QEMU with a saved state and let it run. Private RAM is read from its file."""
     qemu.log.restore(log)
     await qemu.start(incoming=True)
     try:
         await restore_state(qemu, state, with_ram=qemu.ram.share)
     except (HugepfnError, OSError) as error:
         ended_by_itself = qemu.exit_status is not None and qemu.exit_status >= 0
-        refused = isinstance(error, QemuRefused | RestoreError | OSError)  # OSError: another hugepfn has pruned it
+        refused = isinstance(error, QemuRefused | RestoreError | OSError)  # OSError: another hugepfn has removed it
         if not (refused or ended_by_itself):
-            raise  # a QEMU that is stopped, killed or gets no CPU says nothing about what was saved
+            raise  # a QEMU that is stopped, killed or gets no CPU time says nothing about the saved state
         raise RestoreError(f"QEMU {qemu.binary.version} cannot restore {state.parent.name}: {error}") from error
     agent = Agent(qemu, first_id, Channel(ready["channel"]))
-    qemu.log_from = qemu.log.mark()  # what the template's life had to say is over
+    qemu.log_from = qemu.log.mark()  # the log before this is the template's
     qemu.pump(agent.channel.events, on_event)
     await qemu.execute("cont")
     return agent

@@ -1,4 +1,4 @@
-"""Machines kept at a failure: saved whole, RAM included, and brought back as often as one likes."""
+"""Machines kept at a failure: saved with their RAM, and restored as often as you like."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class Kept:
 
     folder: Path
     spec: MachineSpec
-    kernel: str  # what was asked for, "debian:6.12"
-    kernel_key: str  # of what it was then, see :attr:`harness.kernel.image.KernelImage.key`
+    kernel: str  # as requested, "debian:6.12"
+    kernel_key: str  # of the image that was booted, see :attr:`harness.kernel.image.KernelImage.key`
     modules: Path | None  # the kernel's, absolute
     why: str
     ready: Mapping[str, str]
     bars: tuple[Region, ...]
     capabilities: Capabilities | None  # None: it was not probed yet
-    next_id: int  # of the agent's requests: its jobs are still there
+    next_id: int  # of the agent's requests, whose jobs still exist
     log: SavedLog
 
     @property
     def asked(self) -> Kernel:
-        """The kernel that was asked for: a path with the modules that came with it, if they are still there."""
+        """The requested kernel; for a path, with the modules that were given, if they still exist."""
         kernel = Kernel.parse(self.kernel)
         given = isinstance(kernel.source, ImageSource) and self.modules is not None and self.modules.is_dir()
         return Kernel.image(self.kernel, self.modules) if given else kernel
@@ -54,7 +54,7 @@ class Kept:
 
 
 async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Saves a machine into an empty folder. It stands still afterwards, until somebody lets it go on."""
+    """Save a machine into an empty folder. The machine stands still afterwards."""
     await qemu.stop()
     await save_state(qemu, folder / "state", with_ram=True)
     spec = asdict(qemu.spec)
@@ -67,20 +67,20 @@ async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def find(name: str) -> Kept:
-    """A kept machine by its name.
+    """Return a kept machine by its name.
 
-    :raises UsageError: there is none; says which there are.
+    :raises UsageError: there is none, or another version of hugepfn kept it; names the existing ones.
     """
     try:
         return _load(_folder(name))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the kept machine {name} was kept by another version of hugepfn; `hugepfn kept --rm {name}` deletes it"
+            f"the machine {name} was kept by another version of hugepfn; `hugepfn kept --rm {name}` removes it"
         ) from error
 
 
 def everything() -> list[tuple[str, Kept | None]]:
-    """Every kept machine by its name; None for one that cannot be read: of another version."""
+    """Return every kept machine by its name; None for one of another version, which cannot be read."""
     found: list[tuple[str, Kept | None]] = []
     for folder in cache.entries(KIND):
         try:
@@ -91,9 +91,9 @@ def everything() -> list[tuple[str, Kept | None]]:
 
 
 def remove(name: str) -> int:
-    """Throws a kept machine away; what runs of it goes on.
+    """Remove a kept machine. Machines that were restored from it go on.
 
-    :returns: how many bytes it took.
+    :returns: the bytes that it took.
     :raises UsageError: there is none.
     """
     folder = _folder(name)
@@ -122,7 +122,7 @@ def _load(folder: Path) -> Kept:
             "accel": Accel(plain["accel"]),
             "device": Device(plain["device"]),
             "append": tuple(plain["append"]),
-            "root": Root.INITRAMFS,  # no other is kept
+            "root": Root.INITRAMFS,  # a machine with another root cannot be kept
             "modules": None,
         }
     )

@@ -1,4 +1,4 @@
-"""A machine that runs, as a value: what booted, or came back from a template or a kept machine."""
+"""A running machine as a value: it booted, or was restored from a template or a kept machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Origin(enum.Enum):
 
     BOOT = "boot"
     CLONE = "clone"
-    KEPT = "kept"  # saved whole at a failure, and brought back
+    KEPT = "kept"  # saved with its RAM at a failure, and restored
 
 
 @dataclass(frozen=True)
 class Machine:
-    """QEMU, the agent in it, and what both said about the guest."""
+    """QEMU, the agent in it, and what both reported about the guest."""
 
     qemu: Qemu
     agent: Agent

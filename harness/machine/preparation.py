@@ -1,4 +1,4 @@
-"""What a configuration comes to on this host: its kernel, whether a machine can run at all, and the machine's spec."""
+"""From a configuration to a machine on this host: its kernel, whether any machine can run, and the machine's spec."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from harness.qemu.hostroot import choose_root, root_modules
 from harness.qemu.ram import find_room
 from harness.qemu.spec import Accel, Device, MachineSpec, Root
 
-#: QEMU 7.2's TCG now and then leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
-#: double fault in kmalloc (docs/decisions/machines.md). Without the instruction the kernel's allocator takes its other
+#: QEMU 7.2's TCG sometimes leaves a pointer in EFLAGS when an interrupt follows CMPXCHG16B, and the guest dies of a
+#: double fault in kmalloc (docs/decisions/machines.md). Without the instruction, the kernel's allocator takes its other
 #: path.
 _TCG_CPU = "max,cx16=off"
 
 
 def kernel_of(config: MachineConfig) -> Kernel:
-    """The kernel that was asked for, or the default one.
+    """Return the requested kernel, or the default one.
 
     :raises UsageError: the spec does not name a kernel.
     """
@@ -27,14 +27,14 @@ def kernel_of(config: MachineConfig) -> Kernel:
 
 
 def resolve(config: MachineConfig, say: Say) -> KernelImage:
-    """Gets the kernel onto this machine."""
+    """Get the kernel onto this host."""
     return kernel_of(config).resolve(say)
 
 
 def check_guest(config: MachineConfig, kernel: KernelImage) -> None:
-    """Whether this kernel can have the guest that is asked for.
+    """Check that this kernel and this host can have the requested guest.
 
-    :raises UsageError: it cannot; names what its configuration lacks.
+    :raises UsageError: the kernel cannot; names what its configuration lacks.
     :raises MachineryError: this host cannot.
     """
     if config.guest == "host":
@@ -42,11 +42,11 @@ def check_guest(config: MachineConfig, kernel: KernelImage) -> None:
 
 
 def preflight(config: MachineConfig, say: Say) -> str:
-    """Looks at what every machine needs, before the first is built: one error instead of one per test.
+    """Check what every machine needs before the first one is built, so that there is one error instead of one per test.
 
     :returns: why KVM is not used, for :func:`harness.qemu.accel.tell_why_tcg`.
     :raises MachineryError: QEMU, the accelerator or room for RAM is missing.
-    :raises UsageError: QEMU has no such CPU.
+    :raises UsageError: QEMU does not have the requested CPU model.
     """
     binary = find_qemu(config.qemu)
     if config.cpu not in ("max", "host"):
@@ -57,7 +57,7 @@ def preflight(config: MachineConfig, say: Say) -> str:
 
 
 def machine_spec(config: MachineConfig, kernel: KernelImage, accel: Accel) -> MachineSpec:
-    """The machine that a configuration comes to."""
+    """Return the spec of the machine that a configuration describes."""
     vmlinux = unpacked(kernel) if config.pvh else None
     root = choose_root(kernel) if config.guest == "host" else Root.INITRAMFS
     return MachineSpec(

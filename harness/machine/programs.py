@@ -1,4 +1,4 @@
-"""The guest programs of one machine: sent, started and heard, one at a time."""
+"""The guest programs of one machine: compiled, sent and started, one at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from harness.pagetable import Region
 from harness.qemu.deadline import check_runs
 from harness.verdict import parse_taint
 
-_INTERRUPTED_S = 0.5  # after Ctrl-C nobody waits for a guest to clean up
+_INTERRUPTED_S = 0.5  # after Ctrl-C the user does not want to wait for a guest that cleans up
 
 
 class ProgramHost(RunOwner, Protocol):
-    """What programs need of their machine, and no more. :class:`harness.machine.vm.VM` has it."""
+    """What programs need of their machine. :class:`harness.machine.vm.VM` has it."""
 
     @property
     def bars(self) -> tuple[Region, ...]:
@@ -30,9 +30,9 @@ class ProgramHost(RunOwner, Protocol):
 
 
 class Programs:
-    """What runs in a machine.
+    """The programs of a machine.
 
-    :param search: folders in which programs are looked for before the scenarios.
+    :param search: folders in which programs are searched before those of the scenarios.
     """
 
     def __init__(self, host: ProgramHost, search: Sequence[Path]) -> None:
@@ -44,16 +44,16 @@ class Programs:
         self._broken = False
 
     def add_search(self, folder: Path) -> None:
-        """Looks for programs in one more folder, before the others."""
+        """Search one more folder for programs, before the others."""
         self._search = (folder, *(other for other in self._search if other != folder))
 
     def push_all(self) -> None:
-        """Sends every scenario's program over: for people, who find them in PATH."""
+        """Send the programs of all scenarios to the guest, for people, who find them in PATH."""
         for source in sorted(guest_tests_dir().glob("*.c")):
             self.push(source.stem)
 
     def push(self, program: str | Path) -> str:
-        """Sends a program over, unless this build of it is there; returns its path in the guest.
+        """Send a program to the guest, unless it has this build of it, and return its path there.
 
         :raises CompileError: it does not compile.
         """
@@ -65,10 +65,10 @@ class Programs:
         return path
 
     def check_idle(self) -> None:
-        """Whether a program can be started.
+        """Check that a program can be started.
 
         :raises UsageError: another one still runs.
-        :raises MachineryError: the guest did not survive the one before.
+        :raises MachineryError: the guest did not survive the previous one.
         """
         if self._run is not None:
             raise UsageError(f"{self._run.program} is still running; leave its `with` block first")
@@ -76,7 +76,7 @@ class Programs:
             raise MachineryError("the guest did not survive the previous program; boot another VM")
 
     def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
-        """Compiles a program if needed, sends it over if needed, and starts it."""
+        """Compile a program and send it, if that is necessary, and start it."""
         path = self.push(program)
         return self._host.on_loop(self._launch([path, *args], timeout_s))
 
@@ -87,7 +87,7 @@ class Programs:
         )
         witness = Witness(host.qemu, host.bars, host.layout)
         job_started = asyncio.ensure_future(host.agent.run(argv))
-        # The program may speak before the agent says that it runs: keep what comes.
+        # The program may send events before the agent reports that it runs: keep them.
         self._early = early = bytearray()
         job = await job_started
         run = GuestRun(host, job, witness, timeout_s, kernel)
@@ -97,7 +97,7 @@ class Programs:
         return run
 
     def receive(self, data: bytes) -> None:
-        """What came through the events channel."""
+        """Take what arrived on the events channel."""
         if self._run is not None:
             self._run.receive(data)
         elif self._early is not None:
@@ -114,7 +114,7 @@ class Programs:
             self._run = None
 
     def abandon(self, run: EndingRun, error: BaseException) -> None:
-        """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
+        """The run ended with an error: end its processes, or give the guest up if it no longer answers."""
         if self._broken:
             return
         interrupted = isinstance(error, KeyboardInterrupt)

@@ -1,8 +1,9 @@
-"""Templates: a booted machine on disk, from which clones come back in a tenth of a second.
+"""Templates: booted machines on disk, from which clones start in a tenth of a second.
 
-A template is the machine's RAM (a sparse file) and its device state (QEMU's migration stream with x-ignore-shared, so
-without the RAM), made once the agent answered and the kernel was probed. Its key is everything that went in; its
-content is checked before the first use in a process; whatever is wrong with it, it is thrown away and made again.
+A template consists of the machine's RAM (a sparse file) and its device state (QEMU's migration stream with
+x-ignore-shared, so without the RAM). It is made when the agent has answered and the kernel was probed. Its key is
+computed from everything that it depends on. Its content is checked before the first use in each process; a template
+that is damaged is removed and made again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from harness.verdict.capabilities import Capabilities
 
 KIND = "templates"
 _FORMAT = 6
-_KEPT = 24  # seven kernels, each as it is, with two vCPUs and with another device; 120 MB each
+_KEPT = 24  # seven kernels, each with one vCPU, with two, and with another device; 120 MB each
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _verified: set[Path] = set()
 
@@ -46,23 +47,23 @@ class Template:
 
     folder: Path
     ready: Mapping[str, str]
-    bars: tuple[Region, ...]  # asked of QEMU at boot: an idle device has its memory off, and then shows no address
+    bars: tuple[Region, ...]  # as QEMU reported at boot: an idle device has its memory off, and shows no address
     capabilities: Capabilities
     log: SavedLog  # until the machine was saved
 
     @property
     def ram(self) -> Path:
-        """Guest RAM; offset is physical address."""
+        """The file with guest RAM; an offset in it is a physical address."""
         return self.folder / "ram"
 
     @property
     def state(self) -> Path:
-        """Everything else."""
+        """The file with everything else: QEMU's migration stream."""
         return self.folder / "state"
 
 
 def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
-    """Everything that a template depends on, as one name."""
+    """Return the key of a template: a hash of everything that it depends on."""
     status = Path(binary.path).stat()
     parts = {
         "format": str(_FORMAT),
@@ -78,17 +79,17 @@ def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
 
 
 def _host_kvm() -> str:
-    """What a guest sees of the host through KVM: its CPU, its kernel and how KVM's modules are set."""
+    """Return what a guest sees of the host through KVM: CPU, kernel, and the parameters of KVM's modules."""
     wanted = ("model name", "stepping", "microcode", "flags")
     lines = [line for line in _CPUINFO.read_text().split("\n\n")[0].splitlines() if line.startswith(wanted)]
     for path in sorted(_MODULES.glob("kvm*/parameters/*")):
-        with contextlib.suppress(OSError):  # some are only for root
+        with contextlib.suppress(OSError):  # only root can read some of them
             lines.append(f"{path.relative_to(_MODULES)}={path.read_text().strip()}")
     return "\n".join([platform.release(), *lines])
 
 
 async def save_template(machine: Machine, folder: Path, capabilities: Capabilities) -> None:
-    """Makes a template of a machine that booted, in an empty folder. The machine stands still afterwards.
+    """Make a template of a machine that booted, in an empty folder. The machine stands still afterwards.
 
     :raises MachineryError: QEMU cannot save it.
     """
@@ -101,10 +102,10 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
 
 
 def obtain(key: str, build: Callable[[Path], None], say: Say) -> Template:
-    """The template of a machine; one that is not what was saved is made again.
+    """Return the template of a machine. One that has changed since it was saved is made again.
 
-    :param build: makes it, in an empty folder.
-    :raises MachineryError: it can be made, but not be read.
+    :param build: makes it in an empty folder.
+    :raises MachineryError: it was made, and cannot be read.
     """
     for last in (False, True):
         folder = cache.obtain(KIND, key, build, say)
@@ -121,7 +122,7 @@ def obtain(key: str, build: Callable[[Path], None], say: Say) -> Template:
 def write_meta(
     folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: SavedLog
 ) -> None:
-    """Seals a template: what clones need to know, and what its content must be."""
+    """Complete a template with what clones need to know, and with the checksum of its content."""
     meta = {
         "ready": dict(ready),
         "bars": [asdict(bar) for bar in bars],
@@ -133,9 +134,9 @@ def write_meta(
 
 
 def load(folder: Path) -> Template:
-    """Opens a template, and checks its content the first time in this process.
+    """Open a template, and check its content the first time in this process.
 
-    :raises MachineryError: it is not what was saved.
+    :raises MachineryError: it has changed since it was saved, or cannot be read.
     """
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
@@ -151,13 +152,13 @@ def load(folder: Path) -> Template:
 
 
 def discard(folder: Path) -> None:
-    """Throws a template away. Clones that run keep what they mapped."""
+    """Remove a template. Clones that run keep what they have mapped."""
     _verified.discard(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(folder: Path) -> str:
-    """CRC of the state and of the parts of RAM that hold data, with their places. Against accidents, not attacks."""
+    """Return a CRC of the state and of RAM, without holes. It detects accidents, not attacks."""
     crc = zlib.crc32((folder / "state").read_bytes())
     with (folder / "ram").open("rb") as file:
         crc = zlib.crc32(str(os.fstat(file.fileno()).st_size).encode(), crc)
@@ -165,7 +166,7 @@ def _digest(folder: Path) -> str:
             file.seek(start)
             while start < end:
                 chunk = file.read(min(end - start, 1 << 22))
-                if not chunk.strip(b"\0"):  # a hole on one file system is zeroes on another
+                if not chunk.strip(b"\0"):  # a hole on one file system is zeros on another
                     start += len(chunk)
                     continue
                 crc = zlib.crc32(chunk, zlib.crc32(str(start).encode(), crc))

@@ -1,4 +1,4 @@
-"""A kernel that runs: boot it, run guest programs in it, look at it, end it."""
+"""A running kernel: boot it, run guest programs in it, read its page tables, end it."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ from harness.qemu.spec import Accel, MachineSpec
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant
 
-#: A kernel that KVM really runs has printed something long before this.
+#: A kernel that KVM runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
 #: With four vCPUs, QEMU's TCG breaks about one boot in forty. Three failures in a row have another cause.
 _BOOTS_MAX = 3
 
 
 class VM(LiveMachine):
-    """One booted kernel. A context: what leaves the block leaves nothing behind.
+    """One booted kernel. Use it in a ``with`` statement: the machine ends with the block.
 
-    :param kernel: what to boot, instead of the configuration's; a spec such as ``"debian:6.12"`` will do.
-    :param config: the machine; none for the default one. Neither the environment nor a pyproject.toml is read.
-    :param search: folders in which guest programs are looked for before the scenarios.
-    :param say: gets lines of progress.
+    :param kernel: the kernel to boot, or its spec such as ``"debian:6.12"``; by default the one of ``config``.
+    :param config: the machine; by default the default machine. Neither the environment nor a pyproject.toml is read.
+    :param search: folders in which guest programs are searched before those of the scenarios.
+    :param say: called with each event of progress, see docs/events.md.
     :param fields: fields of :class:`MachineConfig` that differ from ``config``: ``smp=4, append=["pti=on"]``.
     """
 
@@ -78,8 +78,8 @@ class VM(LiveMachine):
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
         self.runs: list[GuestRun] = []
-        self.waived: Mapping[Invariant, str] = {}  # what need not hold, and why (@pytest.mark.waive)
-        self.on_failure: Callable[[VM], None] | None = None  # called while a failed run's processes are still there
+        self.waived: Mapping[Invariant, str] = {}  # invariants that need not hold, and why (@pytest.mark.waive)
+        self.on_failure: Callable[[VM], None] | None = None  # called while the processes of a failed run still wait
         self.kernel: KernelImage
         self.spec: MachineSpec
         self.layout = Layout.MODERN
@@ -87,10 +87,11 @@ class VM(LiveMachine):
     # --- life ------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Comes up: as a clone of a template, which is made first if need be, or by a boot of its own.
+        """Bring the machine up: as a clone of a template, which is made first if there is none, or by a boot.
 
-        :raises BootError: the kernel did not reach the agent.
-        :raises MachineryError: QEMU, the kernel's files or this host are not what is needed.
+        :raises BootError: the kernel did not reach the agent, hugepfn's PID 1.
+        :raises UsageError: there is no such kernel.
+        :raises MachineryError: QEMU, the files of the kernel, or this host failed.
         """
         binary = find_qemu(self.config.qemu)
         accel, why_tcg = choose_accel(self.config.accel, binary, self.config.cpu)
@@ -113,9 +114,9 @@ class VM(LiveMachine):
         return (asked or kernel_of(self.config)).resolve(self._say)
 
     def _fall_back(self, binary: QemuBinary, what: str) -> None:
-        """The kernel printed nothing under KVM, or KVM failed to run it.
+        """Use TCG, because the kernel printed nothing under KVM, or KVM failed to run it.
 
-        Only if it prints under TCG is that KVM's fault, and remembered.
+        If the kernel prints something under TCG, the fault is KVM's, and is remembered.
         """
         reason = f"KVM ran the test guest, but not a kernel: {what}"
         self._say(Note(f"using TCG, because KVM does not run this kernel: {reason}"))
@@ -128,7 +129,7 @@ class VM(LiveMachine):
         remember_lie(binary, self.config.cpu, reason)
 
     def _come_up(self, accel: Accel) -> None:
-        """Comes up with the device that was asked for, or with the one that stands in for it."""
+        """Come up with the requested device, or with the one that stands in for it."""
         self.spec = machine_spec(self.config, self.kernel, accel)
         if self.config.clone and not self.spec.why_not_saved:
             self._clone()
@@ -142,14 +143,14 @@ class VM(LiveMachine):
         try:
             another = self._stands_in(self.caps)
         finally:
-            if another:  # or nothing can be said here at all
+            if another:  # otherwise nothing can be known on this host
                 self.close()
                 self._capabilities, self.programs = None, Programs(self, self._search)
         if another:
             self._come_up(accel)
 
     def _stands_in(self, capabilities: Capabilities) -> bool:
-        """Whether another device has to be taken, since nothing can be said of this one's entries; takes it.
+        """Return whether another device has to be used, because the CPU misses bits in entries of this one; use it.
 
         :raises MachineryError: there is no other.
         """
@@ -162,7 +163,7 @@ class VM(LiveMachine):
         return bool(capabilities.bar_misses)
 
     def _clone(self) -> None:
-        """Comes back from the template. One that QEMU refuses is made anew, once."""
+        """Restore the template. One that QEMU refuses is built again, once."""
         for last in (False, True):
             template = self._template()
             if self._stands_in(template.capabilities):
@@ -198,22 +199,23 @@ class VM(LiveMachine):
             self._say(Note(f"booting {self.kernel.release} once; from now on it will be cloned"))
             with contextlib.closing(VM(self.kernel, self.config, say=self._say, clone=False)) as original:
                 original.kernel, original.spec = self.kernel, self.spec
-                original._boot(original._timing())  # a KVM that does not run it is told to start()
+                original._boot(original._timing())  # start() hears of a KVM that does not run it
                 original.save(folder)
 
         return obtain(template_key(self.spec, self.kernel.key, find_qemu(self.config.qemu)), build, self._say)
 
     def save(self, folder: Path) -> None:
-        """Makes a template of this machine, in an empty folder. The machine stands still afterwards."""
+        """Make a template of this machine, in an empty folder. The machine stands still afterwards."""
         if not isinstance(self.qemu.ram, SharedRam):
-            raise UsageError("only a booted machine can become a template; expected no clone")
+            raise UsageError("a clone cannot become a template; expected a machine that booted (clone=False)")
         capabilities = self.caps
         self.on_loop(save_template(self.machine, folder, capabilities))
 
     def keep(self, name: str, why: str) -> None:
-        """Saves this machine whole, under a name for ``hugepfn shell --kept NAME``. It goes on as it was.
+        """Save this machine with its RAM, for ``hugepfn shell --kept NAME`` and :meth:`revive`. It then goes on.
 
-        :raises UsageError: QEMU cannot save a machine like it.
+        :param why: what it is kept for, which ``hugepfn kept`` shows.
+        :raises UsageError: QEMU cannot save a machine of this kind.
         """
         if self.spec.why_not_saved:
             raise UsageError(self.spec.why_not_saved)
@@ -234,16 +236,18 @@ class VM(LiveMachine):
 
     @classmethod
     def revive(cls, name: str, qemu: str | None = None, ram_dir: Path | None = None) -> VM:
-        """A machine that :meth:`keep` saved, running again. Close it.
+        """Return a machine that :meth:`keep` saved, running again. Close it.
 
-        :param qemu: see :class:`MachineConfig`; so is ``ram_dir``.
+        :param qemu: as in :class:`MachineConfig`, like ``ram_dir``.
+        :raises UsageError: there is no kept machine with this name.
+        :raises RestoreError: QEMU cannot restore it.
         """
         saved = kept.find(name)
         vm = cls(saved.kernel, qemu=qemu, ram_dir=ram_dir)
         vm.spec = saved.spec
-        with contextlib.suppress(HugepfnError):  # gone since; the machine runs all the same
+        with contextlib.suppress(HugepfnError):  # the kernel's files are gone; the machine runs without them
             kernel = saved.asked.resolve(offline=True)
-            if kernel.key == saved.kernel_key:  # not built anew since: its symbols are of no use then
+            if kernel.key == saved.kernel_key:  # otherwise it was built again, and its symbols do not fit
                 vm.kernel = kernel
         vm._use(revive(saved, find_qemu(qemu), ram_dir, vm.programs.receive, vm._started))
         if saved.capabilities is not None:
@@ -261,20 +265,23 @@ class VM(LiveMachine):
     # --- running programs ------------------------------------------------------------------------
 
     def run(self, program: str | Path, *args: str, timeout_s: float = 30.0) -> GuestRun:
-        """Compiles a guest program if needed, sends it over if needed, and starts it.
+        """Compile a guest program, send it to the guest and start it. Nothing is done again that was done before.
 
-        :param program: the name of a scenario's C file, or the path of one's own.
-        :param timeout_s: how long each :meth:`GuestRun.until` may take, and the end.
-        :raises CompileError: it does not compile.
+        :param program: the name of a C file, of a scenario or in ``search`` (beside the test); or the path of a file.
+        :param args: the program's arguments.
+        :param timeout_s: seconds that each :meth:`GuestRun.until` may take, and the end of the program.
+        :returns: the running program, for a ``with`` statement.
+        :raises CompileError: it does not compile; the message has the compiler's first error.
+        :raises UsageError: another program is still running.
         """
         self.programs.check_idle()
-        self.caps  # noqa: B018 - the layout comes from there, and has to be known before the first walk
+        self.caps  # noqa: B018 - the probe gives the layout, which the first walk needs
         run = self.launch(program, args, timeout_s)
         self.runs.append(run)
         return run
 
     def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
-        """Starts a guest program as :meth:`run` does, but neither probes the kernel first nor keeps the run."""
+        """Start a guest program as :meth:`run` does, but neither probe the kernel first nor keep the run."""
         return self.programs.launch(program, args, timeout_s)
 
     def forget(self, run: EndingRun) -> None:
@@ -282,7 +289,7 @@ class VM(LiveMachine):
         self.programs.forget(run)
 
     def abandon(self, run: EndingRun, error: BaseException) -> None:
-        """The run ended by an error: end its processes, or give the guest up if it no longer answers."""
+        """The run ended with an error: end its processes, or give the guest up if it no longer answers."""
         self.programs.forget(run)
         if self.on_failure is not None and not isinstance(error, PremiseNotMet | UsageError | KeyboardInterrupt):
             self.on_failure(self)
@@ -290,7 +297,7 @@ class VM(LiveMachine):
 
     @property
     def known_kernel(self) -> KernelImage | None:
-        """The kernel's files; None of a kept machine whose kernel is gone since, or was built anew."""
+        """The kernel's files; None for a kept machine whose kernel was removed or built again."""
         return getattr(self, "kernel", None)
 
     # --- looking ---------------------------------------------------------------------------------
@@ -315,25 +322,28 @@ class VM(LiveMachine):
         return self._capabilities is not None
 
     def drgn(self) -> Any:
-        """A drgn.Program on the guest's RAM; needs the extra ``drgn``. See :func:`drgn_program`."""
+        """Return a drgn.Program on the guest's RAM. Read through it inside :meth:`paused` or at a checkpoint.
+
+        :raises PremiseNotMet: drgn is not installed (the extra ``drgn``), or the kernel has no vmcoreinfo.
+        """
         return drgn_program(self, self.processes.facts)
 
     def gdb(self) -> GdbStub:
-        """Stops the guest and waits for gdb on a Unix socket; ``.command`` attaches it. See :class:`GdbStub`."""
+        """Stop the guest and wait for gdb on a Unix socket; ``command`` of the result attaches it."""
         return start_stub(self, self.processes)
 
     def process_root(self, pid: int) -> ProcessRoot:
-        """Where the page tables of any process start, by the kernel's own structures: see :meth:`Processes.root`."""
+        """Return where the page tables of any process start (mm->pgd); see :meth:`Processes.root`."""
         return self.processes.root(pid)
 
     def walk(self, pid: int, vaddr: int) -> Walk:
-        """The way from the root of any process to one address: see :meth:`Processes.walk`."""
+        """Return the walk from the root of any process to one address; see :meth:`Processes.walk`."""
         return self.processes.walk(pid, vaddr)
 
     def walk_range(self, pid: int, start: int, end: int) -> RangeWalk:
-        """Everything in [start, end) of any process: see :meth:`Processes.walk_range`."""
+        """Return all entries in [start, end) of any process; see :meth:`Processes.walk_range`."""
         return self.processes.walk_range(pid, start, end)
 
     def vmas(self, pid: int) -> ProcessVmas:
-        """The VMAs of any process and what its tables have in each: see :meth:`Processes.vmas`."""
+        """Return the VMAs of any process, and what its page tables have in each; see :meth:`Processes.vmas`."""
         return self.processes.vmas(pid)

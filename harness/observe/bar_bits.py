@@ -1,4 +1,4 @@
-"""Whether the CPU sets A and D in entries of the BAR, and what to do where it does not.
+"""Whether the CPU sets A and D in entries of the BAR, and what to do if it does not.
 
 TCG walks the guest's tables at every access that is not in its TLB, and sets both (QEMU, target/i386/tcg/sysemu/
 excp_helper.c mmu_translate()). Under KVM a BAR without memory behind it is never mapped in the second-level tables:
@@ -21,10 +21,10 @@ _TIMEOUT_S = 30.0
 
 
 def probe_bar(vm: ProbedMachine) -> Bits | None:
-    """Reads and writes one page of the BAR (bar_bits.c), and looks whether the CPU set A, and then D.
+    """Read and write one page of the BAR (bar_bits.c), and check whether the CPU sets A, and then D.
 
-    :returns: those of A and D that it does not set as an access to RAM does; None where that cannot be told: there is
-        no BAR, or the kernel makes no sound entry of it, which is for the scenarios to say.
+    :returns: those of A and D that it does not set as it would for RAM; None if that is not known: there is no BAR, or
+        the kernel makes no sound entry for it, which the scenarios will report.
     :raises MachineryError: the walk and pagemap disagree, or the agent does not answer.
     """
     try:
@@ -36,10 +36,9 @@ def probe_bar(vm: ProbedMachine) -> Bits | None:
 
 
 def misses(copied: Leaf, read: Leaf, written: Leaf) -> Bits:
-    """Which of A and D the CPU does not set as it should: A by a read, D by a write and by nothing else.
+    """Return which of A and D the CPU does not set as it should: A by a read, D by a write and by nothing else.
 
-    What the kernel did to the entry is not held against the CPU: only a bit that an access should have set counts, and
-    a D that came with a read.
+    Changes by the kernel do not count: only a bit that an access should have set, and a D that came with a read.
     """
     found = NO_BITS
     if not read.young or not written.young:
@@ -50,11 +49,11 @@ def misses(copied: Leaf, read: Leaf, written: Leaf) -> Bits:
 
 
 def stand_in(device: Device, missed: Bits) -> Device:
-    """The device to take instead of one in whose BAR's entries the CPU does not set all bits.
+    """Return the device to use instead of one for whose BAR the CPU does not set all bits.
 
-    :param missed: those, of :func:`misses`.
-    :raises CannotKnow: nothing can stand in for it.
-    :raises MachineryError: it has RAM behind its BAR already: nothing can be said of any kernel here.
+    :param missed: the result of :func:`misses`.
+    :raises CannotKnow: no other device has what this one has.
+    :raises MachineryError: it already has RAM behind its BAR, so no kernel can be tested here.
     """
     said = what_is_missed(device, missed)
     if device is Device.NVME:
@@ -65,6 +64,6 @@ def stand_in(device: Device, missed: Bits) -> Device:
 
 
 def what_is_missed(device: Device, missed: Bits) -> str:
-    """In words, for messages."""
+    """Return the words for messages."""
     names = " and ".join(missed.names())
     return f"under KVM on this host, an access does not set {names} in an entry of {device.value}'s BAR"

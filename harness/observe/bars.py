@@ -1,4 +1,4 @@
-"""Where the BARs of the device under test are, as QEMU or the guest's kernel says."""
+"""Where the BARs of the device under test are, from QEMU or from the guest's kernel."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _IORESOURCE_MEM = 0x200  # include/linux/ioport.h
 
 
 def bars_from_pci(devices: object, slot: int) -> tuple[Region, ...]:
-    """Where a device's memory BARs are, out of QMP's ``query-pci``: BAR 2 is "bar", another "bar0".
+    """Return a device's memory BARs from QMP's ``query-pci``: BAR 2 is "bar", BAR 0 is "bar0".
 
-    :returns: nothing where BAR 2 has no address now: the device's memory is off, or (QEMU 10 and later) it is in D3hot.
-    :raises ProtocolError: the device is not there.
+    :returns: empty if BAR 2 has no address now: the device's memory is off, or (QEMU 10 and later) it is in D3hot.
+    :raises ProtocolError: there is no such device.
     """
     there = [
         device
@@ -34,9 +34,9 @@ def bars_from_pci(devices: object, slot: int) -> tuple[Region, ...]:
 
 
 def bars_from_sysfs(resource: str) -> tuple[Region, ...]:
-    """The same out of the guest's ``/sys/bus/pci/devices/BDF/resource``, right whatever state the device is in.
+    """Return them from the guest's ``/sys/bus/pci/devices/BDF/resource``, which is right in any state of the device.
 
-    A line per resource, the six BARs first: first byte, last byte, flags (drivers/pci/pci-sysfs.c resource_show()).
+    One line per resource, the six BARs first: first byte, last byte, flags (drivers/pci/pci-sysfs.c resource_show()).
 
     :raises ProtocolError: BAR 2 is not memory with an address.
     """

@@ -1,4 +1,4 @@
-"""What the kernel itself finds wrong while a program runs: its log's complaints, its taint."""
+"""What the kernel itself finds wrong while a program runs: complaints in its log, and its taint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LAST_WORDS_TIMEOUT_S = 5.0
 
 
 class KernelWatch:
-    """Begins where the log ends now, see :meth:`begin`."""
+    """The kernel's log and taint since a program began; made by :meth:`begin`."""
 
     def __init__(self, qemu: Qemu, agent: Agent, boot_taint: Taint, program: str) -> None:
         self._qemu = qemu
@@ -33,14 +33,14 @@ class KernelWatch:
         self._boot_taint = boot_taint
         self._program = program
         self._start, self._stood_s = qemu.begin_run()
-        self.taint = Taint(0)  # that the kernel got since it booted, but for what means no harm
-        self.settled = False  # the log was read to the program's end
+        self.taint = Taint(0)  # since the boot, without the harmless bits
+        self.settled = False  # whether the log was read up to the program's end
 
     @classmethod
     async def begin(cls, qemu: Qemu, agent: Agent, boot_taint: Taint, program: str) -> Self:
-        """What the kernel has said by now is not about the program.
+        """Start watching: what the log has by now is not about the program.
 
-        :param boot_taint: what the kernel was tainted with when it came up.
+        :param boot_taint: the taint of the kernel when it had booted.
         :raises MachineryError: the log cannot be read, see :func:`read_log`.
         """
         await read_log(agent, f"before {program}", _LOG_TIMEOUT_S)
@@ -48,15 +48,15 @@ class KernelWatch:
 
     @property
     def log(self) -> str:
-        """The kernel's log since, as far as it was read or the console shows it."""
+        """The kernel log since then, as far as it was read or the console shows it."""
         return self._qemu.log.since(self._start)
 
     def complaints(self) -> tuple[Complaint, ...]:
-        """What the log complains about."""
+        """Return the complaints in the log."""
         return scan(self.log)
 
     def troubles(self) -> KernelTroubles:
-        """Complaints and taint, and what is not held against the kernel."""
+        """Return complaints and taint, and the complaints that are not held against the kernel."""
         told = [(one, self._excuse(one)) for one in self.complaints()]
         taint = self.taint
         if any(one.kind is ComplaintKind.SOFT_LOCKUP and why for one, why in told):
@@ -73,7 +73,7 @@ class KernelWatch:
 
     @property
     def gap(self) -> str:
-        """Why "no complaint" cannot be said; empty where all of the log was read."""
+        """Why "no complaint" cannot be said; "" if the whole log was read."""
         if lost := self._qemu.log.lost_since(self._start):
             return (
                 f"the kernel log has a gap of {lost} records, and a complaint may be among them: log less while "
@@ -82,7 +82,7 @@ class KernelWatch:
         return "" if self.settled else f"the kernel log was not read up to the end of {self._program}"
 
     async def settle(self) -> None:
-        """Reads the log up to now, and the taint. What the kernel said last is said by then.
+        """Read the log up to now, and the taint.
 
         :raises MachineryError: the log cannot be read.
         """
@@ -92,7 +92,7 @@ class KernelWatch:
         self.settled = True
 
     async def last_words(self) -> str:
-        """Of a program that came to no end: the log's last complaint, the whole log's if the agent still answers."""
+        """Return the last complaint in the log for a program that did not end; read the log if the agent answers."""
         try:
             await read_log(self._agent, f"{self._program} does not end", _LAST_WORDS_TIMEOUT_S)
         except HugepfnError:

@@ -1,4 +1,4 @@
-"""What a run needs of its machine, and its machine of the run: two Protocols, so that neither imports the other."""
+"""What a run needs of its machine, and the machine of its run: two Protocols, so that neither imports the other."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ T = TypeVar("T")
 
 
 class EndingRun(Protocol):
-    """A run that comes to an end. :class:`harness.observe.run.GuestRun` is one."""
+    """A run that ends. :class:`harness.observe.run.GuestRun` is one."""
 
     @property
     def program(self) -> str:
-        """Its name."""
+        """The name of the program."""
 
     async def end(self) -> None:
-        """Ends the program after an error, as far as the guest still answers."""
+        """End the program after an error, if the guest still answers."""
 
 
 class RunOwner(Protocol):
-    """What a run needs of its machine, and no more. :class:`harness.machine.vm.VM` has it."""
+    """What a run needs of its machine. :class:`harness.machine.vm.VM` has it."""
 
     @property
     def qemu(self) -> Qemu:
@@ -35,7 +35,7 @@ class RunOwner(Protocol):
 
     @property
     def agent(self) -> Agent:
-        """PID 1 of the guest."""
+        """The agent, which is PID 1 of the guest."""
 
     @property
     def ready(self) -> Mapping[str, str]:
@@ -43,7 +43,7 @@ class RunOwner(Protocol):
 
     @property
     def known_kernel(self) -> KernelImage | None:
-        """What was booted, if its files are still there."""
+        """The kernel that was booted; None if its files no longer exist."""
 
     @property
     def layout(self) -> Layout:
@@ -58,10 +58,10 @@ class RunOwner(Protocol):
         """The invariants that need not hold, and why."""
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine on the machine's event loop."""
+        """Run a coroutine on the machine's event loop."""
 
     def forget(self, run: EndingRun) -> None:
         """The run is over."""
 
     def abandon(self, run: EndingRun, error: BaseException) -> None:
-        """The run ended by an error: ends its processes, or gives the guest up."""
+        """The run ended with an error: end its processes, or give the guest up."""

@@ -1,4 +1,4 @@
-"""Finding out what a kernel can do: its configuration, a module's symbols, a try in the guest (caps.c)."""
+"""Find out what a kernel can do: from its configuration, a module's symbols, and trials in the guest (caps.c)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ SAVED_DIRTY_BIT = 58
 
 
 def probe(vm: ProbedMachine) -> Capabilities:
-    """Runs caps.c in the guest and looks at the kernel's files.
+    """Run caps.c in the guest, and read the kernel's files.
 
     :raises MachineryError: the probe itself does not work on this kernel.
+    :raises ClaimFailed: the dirty bit of a page that was made read-only is where no sound kernel keeps it.
     """
     run = vm.launch("caps", (), 30.0)
     with run:
@@ -43,29 +44,29 @@ def probe(vm: ProbedMachine) -> Capabilities:
         five_level=five_level,
         kvm_clock=said.get("kvm_clock") == "1",
         early=early,
-        bar_misses=(probe_bar(vm) or NO_BITS) if early else NO_BITS,  # TCG sets A and D, whatever is behind the BAR
+        bar_misses=(probe_bar(vm) or NO_BITS) if early else NO_BITS,  # TCG always sets A and D
     )
 
 
 def _has_saved_dirty(leaf: Leaf, kernel: KernelImage) -> bool:
-    """Where the dirty bit of a page set read-only went. Only the two ways that a sound kernel has are an answer.
+    """Return whether the dirty bit of a page that was made read-only moved to SAVED_DIRTY.
 
-    The symbol X86_USER_SHADOW_STACK came with SAVED_DIRTY (6.6); a configuration that knows it is the second source.
+    The symbol X86_USER_SHADOW_STACK came with SAVED_DIRTY (6.6), so a configuration that knows it is a second source.
 
-    :raises ClaimFailed: the page is still writable, lost its dirt, or kept D on a kernel that has SAVED_DIRTY.
+    :raises ClaimFailed: the page is still writable, lost its dirty bit, or kept D on a kernel that has SAVED_DIRTY.
     """
     moved = not leaf.dirty and bool(leaf.raw >> SAVED_DIRTY_BIT & 1)
     stayed = leaf.dirty and not leaf.raw >> SAVED_DIRTY_BIT & 1
     known = kernel.config is not None and "CONFIG_X86_USER_SHADOW_STACK" in kernel.config.text
     if leaf.write or not (moved or stayed) or (stayed and known):
         expected = "W=0, D=0, SAVED_DIRTY=1" if known else "W=0, and either D or SAVED_DIRTY"
-        raise ClaimFailed(f"a dirty anonymous page set read-only by mprotect(): expected {expected}, got {leaf}")
+        raise ClaimFailed(f"a dirty anonymous page made read-only by mprotect(): expected {expected}, got {leaf}")
     return moved
 
 
 @functools.cache
 def probe_image(kernel: KernelImage) -> ImageCapabilities:
-    """What the kernel's configuration and its vfio module tell, without a boot."""
+    """Return what the kernel's configuration and its vfio module show, without a boot."""
     config = kernel.config
     levels = None
     if config is not None:

@@ -1,4 +1,4 @@
-"""What a probe of a new kernel needs of a machine, and no more. :class:`harness.machine.vm.VM` has it."""
+"""What a probe of a new kernel needs of a machine. :class:`harness.machine.vm.VM` has it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from harness.qemu.spec import MachineSpec
 
 
 class ProbedMachine(Protocol):
-    """A machine whose kernel is not known yet: it can run a program, and it has files."""
+    """A machine whose kernel was not probed yet: it can run a program, and it has files."""
 
     @property
     def kernel(self) -> KernelImage:
-        """What was booted."""
+        """The kernel that was booted."""
 
     @property
     def spec(self) -> MachineSpec:
-        """The machine that was built."""
+        """The spec of the machine."""
 
     @property
     def ready(self) -> Mapping[str, str]:
         """What the guest reported when it came up."""
 
     def get(self, path: str) -> bytes:
-        """Reads a file of the guest, /proc and /sys included."""
+        """Return the contents of a file of the guest, /proc and /sys included."""
 
     def launch(self, program: str | Path, args: Sequence[str], timeout_s: float) -> GuestRun:
-        """Starts a guest program without asking for the kernel's capabilities first."""
+        """Start a guest program without a probe of the kernel."""

@@ -45,17 +45,18 @@ _LOG = logging.getLogger("hugepfn.run")
 
 
 class GuestRun:
-    """A guest program while it runs. Use it as a context: its end is checked when the block ends.
+    """A guest program while it runs. :meth:`VM.run` returns it; use it in a ``with`` statement.
 
-    Nothing of the program moves past a checkpoint unless :meth:`until`, :meth:`finish` or the end of the block
-    lets it.
+    No process of the program goes past a checkpoint until you call :meth:`until` or :meth:`finish`, or the block ends.
+    At the end of the block the program runs to its end, and :meth:`check` is called. The end of the block raises
+    PremiseNotMet if the program was skipped, and GuestProgramError if it did not pass.
     """
 
     def __init__(self, vm: RunOwner, job: Job, witness: Witness, timeout_s: float, kernel: KernelWatch) -> None:
         self.vm = vm
         self.job = job
         self.snapshots: list[Snapshot] = []
-        self.hung: Snapshot | None = None  # what the tables held when a deadline passed
+        self.hung: Snapshot | None = None  # the tables when a deadline passed
         self.violations: list[Violation] = []
         self._witness = witness
         self._timeout_s = timeout_s
@@ -67,12 +68,12 @@ class GuestRun:
 
     @property
     def program(self) -> str:
-        """Its name."""
+        """The name of the program."""
         return self.job.argv[0].rsplit("/", 1)[-1]
 
     @property
     def result(self) -> RunResult:
-        """How the program ended; lets it run to its end first."""
+        """How the program ended; see :meth:`finish`, which this calls."""
         return self.finish()
 
     @property
@@ -83,49 +84,55 @@ class GuestRun:
     # --- what the test says ----------------------------------------------------------------------
 
     def until(self, checkpoint: str) -> Snapshot:
-        """Lets the program run to a checkpoint; the machine stands still there until the next call.
+        """Let the program run to a checkpoint. The machine then stands still until the next call.
 
-        Checkpoints on the way are observed and checked as well, and left.
+        The checkpoints on the way are observed and checked, too.
 
-        :raises GuestProgramError: the program ended first; says how.
-        :raises KernelDied: the kernel died first, with its first complaint.
-        :raises DeadlineError: neither happened within the run's ``timeout_s``.
+        :raises GuestProgramError: the program ended first; the message says how.
+        :raises KernelDied: the kernel died first; the message has its first complaint.
+        :raises DeadlineError: neither happened within the run's ``timeout_s`` seconds.
+        :raises MachineryError: QEMU or the agent failed, or the program broke the protocol (ProtocolError).
         """
         return self.vm.on_loop(self._until(checkpoint))
 
     def look_again(self) -> Snapshot:
-        """At a checkpoint: lets the machine run for a moment, the program still waiting, and looks once more.
+        """At a checkpoint, let the machine run for a moment while the program waits, and read the tables again.
 
-        For what the kernel does behind a program's back (khugepaged, reclaim, an interrupt).
+        This shows what the kernel does by itself (khugepaged, reclaim, an interrupt).
 
-        :raises UsageError: the program is at no checkpoint.
+        :raises UsageError: the program is not at a checkpoint.
         """
         if self._held is None:
-            raise UsageError(f"{self.program} is at no checkpoint; call until() first")
+            raise UsageError(f"{self.program} is not at a checkpoint; call until() first")
         return self.vm.on_loop(self._look_again(self._held))
 
     def leaf_arrays(self, process: str, mapping: str) -> LeafArrays:
-        """At a checkpoint: the leaves of a mapping as numpy columns, for a gigabyte of them.
+        """At a checkpoint, return the leaves of a mapping as numpy arrays: fast even for a gigabyte of 4 KiB pages.
 
-        :raises UsageError: the program is at no checkpoint, or has no such process or mapping.
+        :returns: ``vaddr`` (uint64[n]), ``raw`` (uint64[n]) and ``level`` (uint8[n]), in ascending order of vaddr.
+        :raises UsageError: the program is not at a checkpoint, or has no such process or mapping.
         """
         if self._held is None:
-            raise UsageError(f"{self.program} is at no checkpoint; call until() first")
+            raise UsageError(f"{self.program} is not at a checkpoint; call until() first")
         return self._witness.leaf_arrays(process, mapping)
 
     def finish(self) -> RunResult:
-        """Lets the program run to its end, all its checkpoints included."""
+        """Let the program run through its remaining checkpoints to its end, and return how it ended.
+
+        :raises KernelDied: the kernel died first.
+        :raises DeadlineError: the program did not end within the run's ``timeout_s`` seconds.
+        """
         if self._result is None:
             self._result = self.vm.on_loop(self._finish())
         return self._result
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Ends the program by a signal, wherever it is."""
+        """End the program with a signal, wherever it is."""
         self.vm.on_loop(self._kill(number))
 
     @property
     def uncalibrated(self) -> list[Violation]:
-        """Where the two witnesses disagree on the page that every run maps for that: then nothing else is believed."""
+        """Disagreements of the two witnesses about the page that every run maps for this. One makes all else void."""
         return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
 
     @property
@@ -135,27 +142,27 @@ class GuestRun:
 
     @property
     def log(self) -> str:
-        """The kernel's log since the run began."""
+        """The kernel log since the run began."""
         return self._kernel.log
 
     @property
     def taint(self) -> Taint:
-        """What the kernel got since it booted, but for what means no harm."""
+        """The taint that the kernel got since it booted, without the harmless bits."""
         return self._kernel.taint
 
     def complaints(self) -> tuple[Complaint, ...]:
-        """What the kernel log complains about since the run began."""
+        """Return the complaints in the kernel log since the run began."""
         return self._kernel.complaints()
 
     def kernel_troubles(self) -> KernelTroubles:
-        """What the kernel itself found wrong: its log's complaints, its taint."""
+        """Return what the kernel itself found wrong: the complaints in its log, and its taint."""
         return self._kernel.troubles()
 
     def check(self) -> None:
-        """Holds the run against what must hold at every stop, and against the kernel log.
+        """Check the invariants of every stop, and the kernel log.
 
-        :raises MachineryError: the two witnesses disagree on ordinary memory: nothing else can be believed; or a part
-            of the kernel log is lost, and nothing else went wrong.
+        :raises MachineryError: the two witnesses disagree on ordinary memory, so nothing else can be believed; or a
+            part of the kernel log is lost, and nothing else went wrong.
         :raises RunBroken: an invariant does not hold, or the kernel complained.
         """
         if self.uncalibrated:
@@ -192,7 +199,7 @@ class GuestRun:
     # --- on the machine's loop -------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Bytes of the events channel."""
+        """Take bytes of the events channel."""
         for line in self._lines.feed(data):
             event = parse_event(line)
             if self._events.qsize() == bounds.EVENTS_MAX:
@@ -223,11 +230,11 @@ class GuestRun:
         return await self._collect()
 
     async def _next(self, deadline: Deadline, what: str) -> Snapshot | None:
-        """Lets the program go and waits for its next checkpoint; None once it has ended."""
+        """Let the program go and wait for its next checkpoint; None once it has ended."""
         try:
             return await self._go_on(deadline, what)
         except MachineryError as error:
-            if await self.vm.qemu.has_ended():  # and its memory with it: nothing that was read there means anything
+            if await self.vm.qemu.has_ended():  # its memory is gone, so what was read there means nothing
                 raise self.vm.qemu.end_error(f"waiting for {what}: ") from error
             raise
 
@@ -250,7 +257,7 @@ class GuestRun:
                 return snapshot
 
     async def _event(self, deadline: Deadline, what: str) -> Event | None:
-        """The next event; None when the program has exited and said everything."""
+        """Return the next event; None when the program has exited and no event is left."""
         if not self._events.empty():
             return self._events.get_nowait()
         getting = asyncio.ensure_future(self._events.get())
@@ -277,7 +284,7 @@ class GuestRun:
 
     async def _look_again(self, held: WaitEvent) -> Snapshot:
         await self.vm.qemu.resume()
-        self._witness.forget_pagemap()  # read before the checkpoint, so older than what is looked at now
+        self._witness.forget_pagemap()  # it was read before the checkpoint, so it is older than the tables now
         return await self._stop_at(held)
 
     async def _stop_at(self, event: WaitEvent) -> Snapshot:
@@ -299,19 +306,19 @@ class GuestRun:
         return snapshot
 
     def _read(self, event: WaitEvent, check: Callable[[], None]) -> tuple[Snapshot, list[Violation]]:
-        """What a stop shows, and what does not hold there. In a thread of its own."""
+        """Return what a stop shows, and the violations there. Called in a thread."""
         snapshot = self._witness.snapshot(event.name, event.pid, check)
         return snapshot, violations_at(snapshot, self.vm.layout.saved_dirty)
 
     async def let_go(self) -> None:
-        """Leaves the checkpoint at which the program is held, if it is."""
+        """Leave the checkpoint at which the program is held, if there is one."""
         if self._held is not None:
             held, self._held = self._held, None
             self._witness.release(held)
             await self.vm.qemu.resume()
 
     def _unmet(self, result: RunResult) -> HugepfnError:
-        """Why a program was skipped; an error where the kernel came without what it needs."""
+        """Return why a program was skipped; an error if the kernel was given without the modules that it needs."""
         kernel = self.vm.known_kernel
         if result.lacks_device and kernel is not None:
             for module in self.vm.ready["missing"].split():
@@ -330,7 +337,7 @@ class GuestRun:
         await self.vm.agent.kill(self.job, number)
 
     async def end(self) -> None:
-        """Ends the program after an error, as far as the guest still answers."""
+        """End the program after an error, if the guest still answers."""
         if not self.job.exited.done():
             await self._kill(signal.SIGKILL)
             await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")

@@ -22,25 +22,29 @@ class RunResult:
     """How a guest program ended: what it reported (KTAP), how it exited, what it printed."""
 
     report: Report
+    """Its KTAP (Documentation/dev-tools/ktap.rst)."""
     exit: ExitStatus
+    """Its exit status, or the signal that killed it."""
     stdout: str
+    """Everything on standard output, KTAP included."""
     stderr: str
+    """Everything on standard error."""
 
     def __repr__(self) -> str:
         return f"<{self.reason or 'passed'}, reported {self.values or 'nothing'}>"
 
     @property
     def passed(self) -> bool:
-        """Every planned test was reported and passed, and the program exited with 0."""
+        """Whether every planned test was reported and passed, and the program exited with 0."""
         return self.report.outcome is KtapOutcome.PASSED and self.exit.ok
 
     @property
     def values(self) -> dict[str, str]:
-        """What it measured and said with ktap_value(), by name; the last word on each."""
+        """What the program reported with ktap_value(), by name; the last value of each."""
         return dict(_VALUE.findall(self.stdout))
 
     def checkpoints_around(self, name: str) -> tuple[str, str]:
-        """The checkpoints before and after it reported a value for the last time; "" if there was none."""
+        """Return the checkpoints before and after the last report of a value; "" if there was none."""
         found = [one.start() for one in _VALUE.finditer(self.stdout) if one[1] == name]
         if not found:
             return "", ""
@@ -48,16 +52,16 @@ class RunResult:
         return passed[-1] if passed else "", to_come[0] if to_come else ""
 
     def faults(self, name: str, before: str) -> int:
-        """How many faults an access took, by hp_write_faults() or hp_read_faults() and ktap_value().
+        """Return the number of faults that an access took: hp_write_faults() or hp_read_faults(), and ktap_value().
 
-        :param name: of the value.
+        :param name: the name of the value.
         :param before: the checkpoint that follows the access, for the message.
-        :raises GivenUp: the access was given up: it hangs.
-        :raises ProtocolError: the program said no such number.
+        :raises GivenUp: the access did not end: it hangs.
+        :raises ProtocolError: the program did not report such a number.
         """
         said = self.values.get(name, "")
         if not _COUNT.fullmatch(said):
-            raise ProtocolError(f"the program's value {name} is {bounds.shown(said)}, expected a number of faults")
+            raise ProtocolError(f"the program's value {name} is {bounds.shown(said)}; expected a number of faults")
         count = int(said)
         if count < 0:
             access = name.removesuffix("-faults")
@@ -70,17 +74,17 @@ class RunResult:
 
     @property
     def skipped(self) -> bool:
-        """The program said that its precondition is not met."""
+        """Whether the program reported that its precondition is not met."""
         return self.report.outcome is KtapOutcome.SKIPPED and self.exit.status in (0, SKIP_STATUS)
 
     @property
     def lacks_device(self) -> bool:
-        """It was skipped because there is no device for it in this guest (guest_tests/lib/vfio.c no_device())."""
+        """Whether it was skipped because this guest has no device for it (guest_tests/lib/vfio.c no_device())."""
         return self.skipped and self.values.get("lacks") == "device"
 
     @property
     def reason(self) -> str:
-        """Why it did not pass, in one line; empty where it did."""
+        """Why it did not pass, in one line; "" if it passed."""
         if self.passed:
             return ""
         if self.exit.signal is not None:

@@ -1,4 +1,4 @@
-"""What both witnesses saw at one stop: every process of the run, every mapping it named, as values that stay."""
+"""What both witnesses saw at one stop, as frozen values: every process of the run, every mapping that it declared."""
 
 from __future__ import annotations
 
@@ -9,47 +9,56 @@ from harness.errors import NoEntry, UsageError
 from harness.guest.protocol import MappingEvent
 from harness.pagetable import PAGE_SIZE_BYTES, Leaf, Observation, PagemapWord, Region, Walk, relative_pfn
 
-#: The page that guest_tests/lib/checkpoint.c maps so that every stop calibrates the walk; no scenario's business.
+#: The page that guest_tests/lib/checkpoint.c maps, by which every stop calibrates the walk. Scenarios ignore it.
 CALIBRATION_MAPPING = "calibration"
 
 
 @dataclass(frozen=True, slots=True)
 class MappingView:
-    """One mapping of one process: what the guest said of it, the leaves found there, the pagemap words read."""
+    """One mapping of one process: its declaration by the guest program, its leaves, and its pagemap words."""
 
     declared: MappingEvent
-    leaves: tuple[Leaf, ...]  # by address; holes are left out
-    pagemap: tuple[PagemapWord, ...]  # one a page from the start; empty where the guest read none
-    broken: str = ""  # why the tables cannot be walked, where they cannot
+    """``vaddr``, ``size_bytes``, protection and backing, as the guest program declared them with hp_map()."""
+    leaves: tuple[Leaf, ...]
+    """In ascending order of address; holes are left out."""
+    pagemap: tuple[PagemapWord, ...]
+    """One word per 4096-byte page from the start of the mapping; empty if the guest read none."""
+    broken: str = ""
+    """Why the page tables cannot be walked; "" if they can."""
 
     @property
     def end(self) -> int:
-        """First address after the mapping."""
+        """First virtual address after the mapping."""
         return self.declared.vaddr + self.declared.size_bytes
 
     def leaf_at(self, offset: int) -> Leaf | None:
-        """The leaf that maps byte ``offset`` of the mapping, None for a hole."""
+        """Return the leaf that maps byte ``offset`` of the mapping; None for a hole."""
         vaddr = self.declared.vaddr + offset
         return next((leaf for leaf in self.leaves if leaf.covers(vaddr)), None)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ProcessView:
-    """One process at one stop."""
+    """One process at one stop: ``at["child"]`` of a :class:`Snapshot`."""
 
     name: str
+    """"parent", "child", or the name that the guest program gave it."""
     pid: int
+    """In the guest."""
     checkpoint: str
+    """At which the run was stopped."""
     mappings: Mapping[str, MappingView]
-    holes: Mapping[str, tuple[Walk, ...]]  # of each mapping: the walk to the first byte of every gap between leaves
+    """By the names that the guest program gave them."""
+    holes: Mapping[str, tuple[Walk, ...]]
+    """For each mapping, the walk to the first byte of every gap between leaves."""
 
     def __repr__(self) -> str:
         return f"<{self.name} (pid {self.pid}) at {self.checkpoint!r}>"
 
     def mapping(self, name: str) -> MappingView:
-        """A mapping that the program named.
+        """Return a mapping by its name.
 
-        :raises UsageError: it named none so; says which there are.
+        :raises UsageError: the process has no such mapping; names those that it has.
         """
         if name not in self.mappings:
             raise UsageError(
@@ -58,13 +67,18 @@ class ProcessView:
         return self.mappings[name]
 
     def find_leaf(self, mapping: str, offset: int = 0) -> Leaf | None:
-        """The leaf at byte ``offset`` of a mapping, None for a hole."""
+        """Return the leaf that maps byte ``offset`` of a mapping; None for a hole.
+
+        :raises UsageError: the process has no such mapping.
+        """
         return self.mapping(mapping).leaf_at(offset)
 
     def leaf(self, mapping: str, offset: int = 0) -> Leaf:
-        """The leaf at byte ``offset`` of a mapping.
+        """Return the leaf that maps byte ``offset`` of a mapping.
 
-        :raises NoEntry: nothing is mapped there; the message shows how far the walk came.
+        :raises NoEntry: nothing is mapped there; the message shows the walk up to the hole. It is an AssertionError, so
+            a claim that asks for the leaf is broken.
+        :raises UsageError: the process has no such mapping.
         """
         found = self.find_leaf(mapping, offset)
         if found is None:
@@ -85,23 +99,38 @@ class ProcessView:
         return found
 
     def leaves(self, mapping: str) -> tuple[Leaf, ...]:
-        """All leaves of a mapping, by address."""
+        """Return all leaves of a mapping, in ascending order of address.
+
+        :raises UsageError: the process has no such mapping.
+        """
         return self.mapping(mapping).leaves
 
     def pagemap(self, mapping: str) -> tuple[PagemapWord, ...]:
-        """The pagemap words that the guest read for a mapping, one a page from its start."""
+        """Return the pagemap words that the guest read for a mapping, one per 4096-byte page from its start.
+
+        :raises UsageError: the process has no such mapping.
+        """
         return self.mapping(mapping).pagemap
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Every registered process of a run at one stop. ``at["child"]`` is a process by its name."""
+    """Every registered process of a run at one stop, as :meth:`GuestRun.until` returns it.
+
+    ``at["child"]`` is a process by its name (UsageError if there is none), ``"child" in at`` asks for it, and iteration
+    yields the processes.
+    """
 
     checkpoint: str
-    pid: int  # of the process that is at the checkpoint
+    """The name of the checkpoint."""
+    pid: int
+    """Of the process that is at the checkpoint."""
     processes: Mapping[str, ProcessView]
+    """By name."""
     bars: tuple[Region, ...]
-    stopped_s: float = 0.0  # how long the machine stood still, in seconds of the host
+    """Where the memory BARs of the device are."""
+    stopped_s: float = 0.0
+    """How long the machine stood still, in seconds of the host."""
 
     def __getitem__(self, name: str) -> ProcessView:
         if name not in self.processes:
@@ -111,14 +140,14 @@ class Snapshot:
         return self.processes[name]
 
     def bar(self, name: str) -> Region:
-        """A BAR of the device by its name.
+        """Return a BAR of the device by its name: "bar" (BAR 2), "bar0", ...
 
-        :raises UsageError: the device has no such BAR, or it is no memory.
+        :raises UsageError: the device has no such BAR, or it is not memory.
         """
         for bar in self.bars:
             if bar.name == name:
                 return bar
-        raise UsageError(f"the device has no {name!r}; expected one of {[bar.name for bar in self.bars]}")
+        raise UsageError(f"the device has no BAR {name!r}; expected one of {[bar.name for bar in self.bars]}")
 
     def __contains__(self, name: object) -> bool:
         return name in self.processes
@@ -127,7 +156,7 @@ class Snapshot:
         return iter(self.processes.values())
 
     def observations(self) -> tuple[Observation, ...]:
-        """Everything seen, relative to mappings and to the BAR, so that two kernels' runs can be compared."""
+        """Return every leaf and hole, relative to its mapping and to the BAR, so that two runs can be compared."""
         return tuple(
             row
             for process in self

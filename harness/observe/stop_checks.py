@@ -1,4 +1,4 @@
-"""What must hold at every stop of a run, held against what was seen there."""
+"""Check what was seen at a stop against the invariants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.verdict.invariants import (
 
 
 def violations_at(at: Snapshot, saved_dirty: bool) -> list[Violation]:
-    """What does not hold at a stop.
+    """Return what violates an invariant at a stop.
 
     :param saved_dirty: the kernel has SAVED_DIRTY, see :func:`pfnmap_violations`.
     """
@@ -44,8 +44,8 @@ def _of_mapping(
 ) -> Iterator[Violation]:
     if view.broken:
         yield Violation.of(Invariant.WALKABLE, area, view.broken)
-    # Another process may run on between the guest's reading of its pagemap and the stop. The page
-    # that is mapped for calibration, nobody touches again.
+    # Another process may run between the guest's read of its pagemap and the stop. Nothing touches the page of the
+    # calibration again.
     settled = process.pid == at.pid or area.mapping == CALIBRATION_MAPPING
     if area.bar_paddr is not None:
         yield from pfnmap_violations(area, view.leaves, view.pagemap, saved_dirty)

@@ -1,9 +1,9 @@
-"""The host's witness: finds a process's page tables, walks them, and lets the process go.
+"""The host's witness: finds the page tables of a process, walks them, and lets the process go.
 
-A waiting process has told the address of its release word and the value it holds (guest_tests/lib/checkpoint.c).
-That value is like no other in the machine, so a root through which the word is found is this process's root: no
-help from the kernel, no trust in what CR3 happens to be. The root is looked for once, when a process registers;
-it does not change while the process lives.
+A waiting process has reported the address of its release word and the value in it (guest_tests/lib/checkpoint.c). That
+value is unique in the machine, so a root through which the word is found is the root of this process. This needs no
+help from the kernel, and no trust in the current CR3. The root is searched once, when the process registers; it does
+not change while the process lives.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RELEASED = 0
 
 @dataclass
 class Process:
-    """A registered process: its tables and what it said about itself."""
+    """A registered process: its root table, and what it reported."""
 
     name: str
     pid: int
@@ -80,7 +80,7 @@ class Witness:
         return self._qemu.ram.memory
 
     def note(self, event: Event) -> None:
-        """Takes in what needs no stop."""
+        """Record an event that needs no stop."""
         match event:
             case MappingEvent(name=name, pid=pid):
                 self._declare(self._process(pid), event)
@@ -97,14 +97,14 @@ class Witness:
 
     def _declare(self, process: Process, mapping: MappingEvent) -> None:
         if mapping.name not in process.mappings and len(process.mappings) == bounds.MAPPINGS_MAX:
-            raise ProtocolError(f"events: pid {process.pid} declared a mapping, expected at most {bounds.MAPPINGS_MAX}")
+            raise ProtocolError(f"events: pid {process.pid} declared more than {bounds.MAPPINGS_MAX} mappings")
         if mapping.backing != ORDINARY:
             bar = next((bar for bar in self._bars if bar.name == mapping.backing), None)
             size = bar.size_bytes if bar is not None else 0
             if mapping.offset_bytes + mapping.size_bytes > size:
                 raise ProtocolError(
-                    f"events: mapping {mapping.name} of pid {process.pid} ends {mapping.backing}+"
-                    f"{mapping.offset_bytes + mapping.size_bytes:#x}, and {mapping.backing} has {size:#x} bytes"
+                    f"events: mapping {mapping.name} of pid {process.pid} ends at {mapping.backing}+"
+                    f"{mapping.offset_bytes + mapping.size_bytes:#x}, but {mapping.backing} has {size:#x} bytes"
                 )
         process.mappings[mapping.name] = mapping
         process.pagemap.pop(mapping.name, None)
@@ -127,7 +127,7 @@ class Witness:
         process.pagemap[name] = words
 
     def _check_new(self, event: WaitEvent) -> None:
-        """:raises ProtocolError: this process's pid or name is another's, or there are too many."""
+        """:raises ProtocolError: another process has this pid or name, or there are too many processes."""
         for known in self.processes.values():
             if known.pid == event.pid:
                 raise ProtocolError(
@@ -147,22 +147,22 @@ class Witness:
         return self.processes[pid]
 
     async def stop(self) -> None:
-        """Stops every vCPU."""
+        """Stop every vCPU."""
         self._stopped_at = time.perf_counter()
         await self._qemu.stop()
 
     def forget_pagemap(self) -> None:
-        """What the guest read of pagemap is old."""
+        """Discard the pagemap words, which are older than the tables."""
         for process in self.processes.values():
             process.pagemap.clear()
 
     async def register(self, event: WaitEvent, deadline: Deadline) -> Process:
-        """Finds the root of a process that waits to be registered, with the machine stopped when it returns.
+        """Find the root of a process that waits to be registered. The machine is stopped when this returns.
 
-        When the process is on no vCPU just then, the machine runs on for the time of a few commands.
+        If the process is not on a vCPU at a stop, the machine runs for the time of a few commands.
 
-        :raises DeadlineError: it never was on a vCPU when the machine was stopped.
-        :raises ProtocolError: its pid or its name is another's.
+        :raises DeadlineError: the process was never on a vCPU when the machine was stopped.
+        :raises ProtocolError: another process has its pid or its name.
         """
         self._check_new(event)
         while True:
@@ -187,11 +187,11 @@ class Witness:
                 )
 
     def _root_of(self, registers: ControlRegisters, event: WaitEvent) -> int | None:
-        """The kernel's root of the process, if this vCPU's CR3 leads to its release word."""
+        """Return the kernel's root of the process if this vCPU's CR3 leads to its release word."""
         root = root_paddr(registers.cr3)
         if not self._holds_nonce(root, registers.five_level, event):
             return None
-        # With page-table isolation bit 12 picks the user's copy of the root; both lead to user memory.
+        # With page-table isolation, bit 12 selects the user's copy of the root; both map user memory.
         kernel_root = root_paddr(registers.cr3, pti=True)
         if kernel_root != root and self._holds_nonce(kernel_root, registers.five_level, event):
             return kernel_root
@@ -201,16 +201,16 @@ class Witness:
         try:
             paddr = translate(self._memory, root, event.release_vaddr, self._layout_for(five_level))
             return self._memory.read_u64(paddr) == event.nonce
-        except (WalkError, UsageError):  # nothing there, or no address of this vCPU: it has fewer levels
+        except (WalkError, UsageError):  # nothing is mapped, or this vCPU has fewer levels, and no such address
             return False
 
     def _layout_for(self, five_level: bool) -> Layout:
         return dataclasses.replace(self._layout, five_level=five_level)
 
     def verify(self, event: WaitEvent) -> Process:
-        """The process that is at a checkpoint, once its own tables have led to its release word.
+        """Return the process that is at a checkpoint, after a check that its tables lead to its release word.
 
-        :raises ProtocolError: they do not: the process has other tables now (exec?), or never registered.
+        :raises ProtocolError: they do not, because the process has other tables now (exec?); or it never registered.
         """
         process = self._process(event.pid)
         if not self._holds_nonce(process.root, process.five_level, event):
@@ -221,7 +221,7 @@ class Witness:
         return process
 
     def release(self, event: WaitEvent) -> None:
-        """Lets a waiting process go, by writing its release word. The machine must be stopped.
+        """Let a waiting process go by writing its release word. The machine must be stopped.
 
         :raises ProtocolError: the word is in a page that another process may share.
         """
@@ -234,9 +234,9 @@ class Witness:
         self.forget_pagemap()
 
     def snapshot(self, checkpoint: str, pid: int, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Walks every mapping of every registered process. The machine must be stopped.
+        """Walk every mapping of every registered process. The machine must be stopped.
 
-        :param check: called for each leaf; it may raise to end this.
+        :param check: called for each leaf; it may raise to end the walk.
         :raises ProtocolError: there are more leaves and holes than all stops of a run may have.
         """
         views = {process.name: self._view(process, checkpoint, check) for process in self.processes.values()}
@@ -244,12 +244,12 @@ class Witness:
 
     @property
     def declared(self) -> str:
-        """How much there is to walk at a stop, in words."""
+        """What is walked at a stop, in words: the number of mappings, and their size."""
         mappings = [mapping for process in self.processes.values() for mapping in process.mappings.values()]
         return f"{len(mappings)} mappings of {sum(one.size_bytes for one in mappings) >> 20} MiB"
 
     def leaf_arrays(self, name: str, mapping: str) -> LeafArrays:
-        """The leaves of one mapping in bulk. The machine must be stopped.
+        """Return the leaves of one mapping as arrays. The machine must be stopped.
 
         :raises UsageError: there is no such process or mapping.
         """
@@ -285,7 +285,7 @@ class Witness:
                 gaps = _gaps(leaves, declared.vaddr, end)
                 walks = (walk(self._memory, process.root, vaddr, layout) for vaddr in gaps)
                 holes[name] = tuple(self._counted(walks, name, check))
-            except WalkError as error:  # the root is this process's, so these tables are what the kernel made
+            except WalkError as error:  # the root was verified, so the kernel made these tables
                 broken = str(error)
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
             mappings[name] = MappingView(declared, leaves, words, broken)
@@ -293,7 +293,7 @@ class Witness:
 
 
 def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:
-    """First address of every gap between leaves."""
+    """Yield the first address of every gap between leaves."""
     for leaf in leaves:
         if start < leaf.vaddr:
             yield start
@@ -303,5 +303,5 @@ def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:
 
 
 def needs_registration(event: WaitEvent) -> bool:
-    """Whether the process waits to be registered, rather than at a checkpoint."""
+    """Return whether the process waits to be registered, rather than at a checkpoint."""
     return event.where is Where.REGISTERING

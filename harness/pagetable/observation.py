@@ -43,8 +43,10 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
 class Region:
     """A named piece of the guest-physical address space: a BAR."""
 
-    name: str  # as it appears before the "+" in Observation.pfn
-    start_paddr: int  # of its first byte
+    name: str
+    """"bar", as it appears before the "+" in :attr:`Observation.pfn`."""
+    start_paddr: int
+    """Guest-physical address of its first byte."""
     size_bytes: int
 
 
