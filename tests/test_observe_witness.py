@@ -456,7 +456,7 @@ def test_a_mapping_ends_where_its_bar_ends() -> None:
     witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", 1 << 30))
     with pytest.raises(ProtocolError, match=r"bar of pid 77 ends at bar\+0x80001000, but bar has 0x80000000 bytes"):
         witness.note(MappingEvent("bar", 77, BAR_VADDR, 1 << 30, 3, "bar", (1 << 30) + PAGE))
-    with pytest.raises(ProtocolError, match="and bar3 has 0x0 bytes"):
+    with pytest.raises(ProtocolError, match="but bar3 has 0x0 bytes"):
         witness.note(MappingEvent("bar", 77, BAR_VADDR, PAGE, 3, "bar3", 0))
 
 
