@@ -177,7 +177,7 @@ def test_each_point_is_reported_beside_its_program(session: Session) -> None:
         ("skip", "skipped", {}, "no hugetlb"),
         ("xfail", "xfailed", {"not yet": "xfailed"}, "not yet"),
         ("tap12", "passed", {"first": "passed"}, "mm::tap12: passed"),
-        ("plain", "passed", {}, "it reports no points: by its exit status"),
+        ("plain", "passed", {}, "by its exit status; it reports no test points"),
         ("hang", "failed", {"first": "passed"}, "its last line was 'ok 1 first'"),
         ("dies", "failed", {"first": "passed"}, "BUG: unable to handle page fault"),
         ("warns", "failed", {"first": "passed", "second": "passed"}, "the kernel log: WARNING: mm/memory.c:1"),

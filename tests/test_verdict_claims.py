@@ -177,9 +177,7 @@ def test_a_file_of_an_older_version_says_to_run_again() -> None:
     data = Run((RESULT,)).to_json() | {"version": 1}
     with pytest.raises(UsageError) as refused:
         Run.from_json(data)
-    assert str(refused.value) == (
-        "the file is hugepfn-run version 1, this hugepfn reads version 2; run again with --json"
-    )
+    assert str(refused.value) == ("the file has hugepfn-run version 1; expected version 2: run again with --json")
 
 
 @pytest.mark.parametrize(
@@ -188,18 +186,24 @@ def test_a_file_of_an_older_version_says_to_run_again() -> None:
         ({"schema": "other"}, "schema 'other'"),
         ({"version": 3}, "version 3"),
         ({"version": True}, "version True"),
-        ({"results": "none"}, "'results' is 'none', list was expected"),
+        ({"results": "none"}, "'results' is 'none'; expected list"),
         ({"results": [1]}, "a result is int"),
         ({"results": [{}]}, "'scenario' is missing"),
-        ({"results": [RESULT.to_json() | {"outcome": "great"}]}, "one of passed, failed, skipped, known_bug, error"),
+        (
+            {"results": [RESULT.to_json() | {"outcome": "great"}]},
+            "expected one of: passed, failed, skipped, known_bug, error",
+        ),
         ({"results": [RESULT.to_json() | {"level": 3}]}, "'level' is 3"),
         ({"results": [RESULT.to_json() | {"claims": [None]}]}, "a claim is NoneType"),
         ({"results": [RESULT.to_json() | {"observations": ["x"]}]}, "expected an object, got str"),
-        ({"results": [RESULT.to_json() | {"waived": [{"invariant": "bar"}]}]}, "'invariant' is 'bar', one of walkable"),
+        (
+            {"results": [RESULT.to_json() | {"waived": [{"invariant": "bar"}]}]},
+            "'invariant' is 'bar'; expected one of: walkable",
+        ),
         ({"results": [RESULT.to_json() | {"violations": ["x"]}]}, "an entry of 'violations' is str"),
         (
             {"results": [RESULT.to_json() | {"returned_bugs": [{"id": "HP-3", "version": "6.12.1", "date": "today"}]}]},
-            "'date' is 'today', a day such as 2026-11-26 was expected",
+            "'date' is 'today'; expected a day such as 2026-11-26",
         ),
     ],
 )
@@ -210,7 +214,7 @@ def test_what_is_no_run_says_what_was_expected(change: dict[str, Any], match: st
 
 @pytest.mark.parametrize("value", [None, [], "x", 1])
 def test_a_file_that_is_no_object(value: object) -> None:
-    with pytest.raises(UsageError, match="a JSON object was expected"):
+    with pytest.raises(UsageError, match="expected a JSON object"):
         Run.from_json(value)
 
 

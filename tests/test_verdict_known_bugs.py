@@ -182,7 +182,7 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
         ('claim = "the rest .*"', "", "a symptom has 'message' and one of .*: it has none of them"),
         ('claim = "the rest .*"', 'claim = "x"\nin = "end"', "a symptom has 'message' and one of .*: it has claim, in"),
         ('claim = "the rest .*"', 'in = "log"', "'in' is 'log', one of kernel log, taint, end was expected"),
-        ('claim = "the rest .*"', 'invariant = "bar"', "'invariant' is 'bar', one of walkable, special"),
+        ('claim = "the rest .*"', 'invariant = "bar"', "'invariant' is 'bar'; expected one of: walkable, special"),
         ("[[bug]]", "[[bug]", "no TOML"),
     ],
 )

@@ -91,7 +91,7 @@ def test_versions(version: str) -> None:
         (["not ok 1 a"], F, "no plan"),
         (["1..1", "ok 1 a", "ok 2 b"], F, "more tests than the 1"),
         (["1..0", "ok 1 a"], F, "more tests than the 0"),
-        (["1..2", "ok 2 b", "ok 1 a"], P, "test number 2, 1 was expected"),
+        (["1..2", "ok 2 b", "ok 1 a"], P, "test number 2; expected 1"),
         (["1..2", "ok 1 a", "ok 1 a"], C, "test number 1 again"),
         (["1..2", "ok 1 a", "ok 2 b", "ok 2 b"], F, "test number 2 again"),
         (["1..1", "1..1", "ok 1 a"], P, "a second plan"),
@@ -354,7 +354,7 @@ def test_the_same_report_passes_whole() -> None:
 
 def test_a_problem_names_its_line() -> None:
     report = tap("1..3", "ok 1 a", "# x", "ok 1 a", "ok 3 b")
-    assert report.problems[:2] == ("line 5: test number 1 again", "line 6: test number 3, 2 was expected")
+    assert report.problems[:2] == ("line 5: test number 1 again", "line 6: test number 3; expected 2")
     assert report.outcome is C
 
 

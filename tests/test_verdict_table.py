@@ -140,7 +140,7 @@ def test_repeats_that_differ_in_the_bug_alone_are_a_flake() -> None:
 
 def test_a_repeat_that_lost_a_result_is_a_flake_too() -> None:
     table = Table.of([Column("a", (Run((PASSED,)), Run(())))])
-    assert table.cells[0][0].note == "1 of 2 pass, 1 of 2 ?: cannot know: the run has no result of it"
+    assert table.cells[0][0].note == "1 of 2 pass, 1 of 2 ?: cannot know: the run has no result for it"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Turns evidence into verdicts: text in, values out; no I/O, no printing."""
+"""Turn evidence into verdicts. Pure: text in, values out; no I/O, no printing."""
 
 from __future__ import annotations
 

@@ -25,10 +25,10 @@ class BisectVerdict(enum.IntEnum):
 
 
 def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
-    """The verdict on a commit from its results, and the reason.
+    """Return the verdict on a commit from its results, and the reason.
 
-    A known bug is bad, because whoever bisects wants to know where it came from. A skip means that a precondition is
-    not met, and says nothing about the commit.
+    A known bug is bad, because a bisection looks for the commit that introduced it. A skip means that a precondition is
+    not met, which says nothing about the commit.
     """
     by_outcome = {outcome: [one for one in results if one.outcome is outcome] for outcome in Outcome}
     for outcome, step in (

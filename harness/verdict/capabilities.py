@@ -17,14 +17,17 @@ HUGE_FAULT_SYMBOL = "vfio_pci_mmap_huge_fault"
 
 @dataclass(frozen=True, slots=True)
 class ImageCapabilities:
-    """What the kernel's own files show without a boot; ``None`` if they do not show it."""
+    """What the kernel's own files show without a boot; a field is None if they do not show it."""
 
-    huge_fault: bool | None  # the kernel defines HUGE_FAULT_SYMBOL
-    pfnmap_levels: frozenset[Level] | None  # by the kernel's configuration
-    devmap: bool | None  # CONFIG_ARCH_HAS_PTE_DEVMAP, by the configuration
+    huge_fault: bool | None
+    """The kernel defines vfio_pci_mmap_huge_fault() (drivers/vfio/pci/vfio_pci_core.c)."""
+    pfnmap_levels: frozenset[Level] | None
+    """The levels that a leaf of a pfnmap can have, by the configuration."""
+    devmap: bool | None
+    """CONFIG_ARCH_HAS_PTE_DEVMAP, by the configuration."""
 
     def why_not(self, level: Level) -> str:
-        """Why a pfnmap cannot have a leaf of this level on this kernel; empty if it can, as far as is known."""
+        """Return why a pfnmap cannot have a leaf of this level on this kernel; "" if it can, as far as is known."""
         if level is Level.PTE:
             return ""
         reasons = []
@@ -37,38 +40,48 @@ class ImageCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The image's capabilities, and those that trials in the guest have shown."""
+    """What the kernel can do: the fixture ``caps``. Probed, never derived from a version."""
 
     image: ImageCapabilities
-    saved_dirty: bool  # by a walk: making a dirty page read-only moves D to SAVED_DIRTY
-    soft_dirty: bool  # bit 55 of a fresh anonymous page's pagemap word
-    pagemap_scan: bool  # the PAGEMAP_SCAN ioctl works
-    guard_regions: bool  # madvise(MADV_GUARD_INSTALL) works
-    thp: str  # /sys/kernel/mm/transparent_hugepage/enabled, the selected word; "" if there is no such file
-    five_level: bool  # CR4.LA57
-    kvm_clock: bool = False  # it has kvm-clock, by which KVM reports that the guest was stopped
-    early: Bits = NO_BITS  # bits that the CPU may set without an access: A under KVM
-    bar_misses: Bits = NO_BITS  # bits that the CPU leaves clear in entries of the BAR (harness/observe/bar_bits.py)
+    """What the kernel's own files show."""
+    saved_dirty: bool
+    """Making a dirty page read-only moves its dirty bit to SAVED_DIRTY."""
+    soft_dirty: bool
+    """Bit 55 of the pagemap word of a fresh anonymous page is set."""
+    pagemap_scan: bool
+    """The PAGEMAP_SCAN ioctl works."""
+    guard_regions: bool
+    """madvise(MADV_GUARD_INSTALL) works."""
+    thp: str
+    """The selected word of /sys/kernel/mm/transparent_hugepage/enabled; "" if there is no such file."""
+    five_level: bool
+    """CR4.LA57: page tables have five levels."""
+    kvm_clock: bool = False
+    """The guest has kvm-clock, by which KVM reports that the guest was stopped."""
+    early: Bits = NO_BITS
+    """Bits that the CPU may set without an access: A under KVM."""
+    bar_misses: Bits = NO_BITS
+    """Bits that the CPU leaves clear in entries of the BAR (harness/observe/bar_bits.py)."""
 
     def why_not(self, level: Level) -> str:
-        """See :meth:`ImageCapabilities.why_not`."""
+        """Return why a pfnmap cannot have a leaf of this level on this kernel; "" if it can, as far as is known."""
         return self.image.why_not(level)
 
     @property
     def fault_fills_vma(self) -> bool:
-        """One fault maps a BAR's whole VMA, as vfio_pci_mmap_fault() did before there was a huge fault handler."""
+        """One fault maps the whole VMA of a BAR, as vfio_pci_mmap_fault() did before there was a huge_fault handler."""
         return self.image.huge_fault is False
 
     @property
     def why_no_thp(self) -> str:
-        """Why anonymous memory cannot have transparent huge pages; empty if it can, even if only with MADV_HUGEPAGE."""
+        """Why anonymous memory cannot have transparent huge pages; "" if it can, also if only with MADV_HUGEPAGE."""
         if self.thp and self.thp != "never":
             return ""
         return f"transparent huge pages are off in this kernel ({self.thp or 'not built in'})"
 
     @property
     def layout(self) -> Layout:
-        """The layout of this kernel's entries."""
+        """The layout of this kernel's page-table entries."""
         devmap_bit = None if self.image.devmap is False else 57 if self.saved_dirty else 58
         return Layout(saved_dirty=self.saved_dirty, devmap_bit=devmap_bit, five_level=self.five_level)
 
@@ -88,7 +101,7 @@ class Capabilities:
         return cls(image=image, early=_bits(data["early"]), bar_misses=_bits(data["bar_misses"]), **own)
 
     def to_json(self) -> dict[str, object]:
-        """The capabilities as an object for the report."""
+        """Return the capabilities as an object of schema hugepfn-run."""
         levels = self.image.pfnmap_levels
         return {
             "saved_dirty": self.saved_dirty,

@@ -1,4 +1,4 @@
-"""Broken claims by what broke them: one cause turns many claims red, and only the first tells something new. Pure."""
+"""Group broken claims by their cause, because one cause breaks many claims. Pure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Cause:
     claim: Claim
     followers: tuple[Claim, ...]
     kernel_function: str
-    """What decided it: where the entry was already wrong at an earlier stop, what decides there."""
+    """What decided it; if the entry was already wrong at an earlier stop, what decides there."""
 
 
 def causes(claims: Sequence[Claim]) -> tuple[Cause, ...]:
-    """The causes of the broken claims of a test, in order.
+    """Return the causes of the broken claims of a test, in order.
 
     A claim follows from an earlier one about the same entry (process, mapping and offset) if everything that it finds
-    wrong was wrong there, or if the entry that it compares with is the one that was wrong.
+    wrong was already wrong there, or if it compares with the entry that was wrong.
     """
     groups: list[list[Claim]] = []
     for claim in claims:
@@ -50,7 +50,7 @@ def _follows(claim: Claim, first: Claim) -> bool:
 
 
 def _decided(claim: Claim, claims: Sequence[Claim]) -> str:
-    """The function that decides at the stop at which the entry went wrong."""
+    """Return the function that decides at the stop at which the entry became wrong."""
     since = claim.mismatch.since if claim.mismatch is not None else ""
     if not since:
         return claim.kernel_function

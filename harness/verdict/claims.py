@@ -1,6 +1,6 @@
 """Results as values, as ``--json`` writes them, and the exit status that follows from them.
 
-docs/results.md describes the file. Words for people are made of these values where they are shown
+docs/results.md describes the file. Words for people are made from these values where they are shown
 (:mod:`harness.verdict.words`).
 
 A reader ignores keys that it does not know. A change that would mislead such a reader increases the version.
@@ -32,7 +32,7 @@ class Outcome(enum.Enum):
     FAILED = "failed"
     SKIPPED = "skipped"
     KNOWN_BUG = "known_bug"
-    """It failed in the way that the ledger of known bugs says; no reason to fail the run."""
+    """It failed as the list of known bugs says, which does not fail the run."""
     ERROR = "error"
     """The machinery failed: nothing is known about the kernel."""
 
@@ -41,9 +41,9 @@ class ClaimKind(enum.Enum):
     """What a claim is about."""
 
     SCENARIO = "scenario"
-    """A statement of the test, which the test names."""
+    """A statement that the test makes and names."""
     INVARIANTS = "invariants"
-    """What must hold at every stop, and that the kernel log has no complaint. It has no name of its own."""
+    """The invariants hold at every stop, and the kernel log has no complaint. This claim has no name."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +51,26 @@ class Claim:
     """A statement about page-table entries, and whether it holds on the kernel."""
 
     name: str
-    """In the words of the test; "" for another kind."""
+    """In the words of the test; "" for the other kind."""
     outcome: Outcome
-    """SKIPPED: it does not hold, and that may be the CPU's doing."""
+    """SKIPPED: it does not hold, but the CPU may be the reason."""
     kernel_function: str
-    """The function of the kernel that decides it, such as "copy_huge_pud"."""
+    """What decides it: "mm/huge_memory.c copy_huge_pud()", or other words for what is not a kernel function."""
     message: str = ""
-    """What was seen instead, with both entries, in words; "" where it held."""
+    """What was seen instead, with both entries, in words; "" if it holds."""
     kind: ClaimKind = ClaimKind.SCENARIO
     checkpoint: str = ""
-    """The last one that the program had reached when the claim was made; "" if it had reached none."""
+    """The last checkpoint that the program had reached; "" if it had reached none."""
     mismatch: Mismatch | None = None
-    """What was seen instead, as a value; None where it held, or where that is not known."""
+    """What was seen instead, as a value; None if it holds, or if that is not known."""
 
     @property
     def key(self) -> tuple[ClaimKind, str]:
-        """What tells it from the other claims of its scenario, on every kernel."""
+        """What identifies it among the claims of its scenario, on every kernel."""
         return self.kind, self.name
 
     def to_json(self) -> dict[str, Any]:
-        """This claim as an object of schema hugepfn-run."""
+        """Return this claim as an object of schema hugepfn-run."""
         return {
             "kind": self.kind.value,
             "name": self.name,
@@ -83,7 +83,7 @@ class Claim:
 
     @classmethod
     def from_json(cls, value: object) -> Claim:
-        """Read a claim back.
+        """Read what :meth:`to_json` wrote.
 
         :raises UsageError: value has another form.
         """
@@ -117,7 +117,7 @@ class BugFixed:
 
 @dataclass(frozen=True)
 class BugReturned:
-    """A known bug whose symptom shows, and the measurement that did not find it: of this version or an older one."""
+    """A known bug whose symptom shows, and the measurement of this or an older version that did not find it."""
 
     id: str
     version: str
@@ -131,26 +131,26 @@ class ScenarioResult:
     scenario: str
     """The name of the test without ``test_``, with its class and with its parameters other than the level."""
     level: str | None
-    """"pte", "pmd" or "pud"; None for a scenario that knows no levels."""
+    """"pte", "pmd" or "pud"; None for a scenario without levels."""
     outcome: Outcome
     reason: str = ""
-    """Why it was skipped, or what ended it, in the words of the error; "" if that is told by the other values."""
+    """Why it was skipped, or the error that ended it, in words; "" if the other values tell it."""
     claims: tuple[Claim, ...] = ()
     observations: tuple[Observation, ...] = ()
     log: tuple[str, ...] = ()
-    """The kernel's log from the first guest program on, a line each; of a boot that failed, its last lines."""
+    """The kernel log since the first guest program started, one string per line; the last lines of a failed boot."""
     waived: tuple[tuple[Invariant, str], ...] = ()
-    """Invariants that need not hold in this test, each with the test's reason."""
+    """Invariants that need not hold in this test, each with the reason that the test gives."""
     cannot_know: bool = False
     """It was skipped because this machine cannot show what it is about."""
     stops: int = 0
-    """At how many stops the invariants were checked."""
+    """The number of stops at which the invariants were checked."""
     violations: tuple[Violation, ...] = ()
-    """Of every invariant, those that were waived included."""
+    """Of all invariants, including those that the test waived."""
     kernel: tuple[KernelTroubles, ...] = ()
     """What the kernel itself found wrong, once per program that ran."""
     known_bugs: tuple[BugSeen, ...] = ()
-    """For KNOWN_BUG: those that explain its failures."""
+    """For KNOWN_BUG: the bugs that explain the failures."""
     fixed_bugs: tuple[BugFixed, ...] = ()
     returned_bugs: tuple[BugReturned, ...] = ()
     file: str = ""
@@ -164,13 +164,13 @@ class ScenarioResult:
 
     @property
     def failed_by_claims(self) -> int:
-        """How many of its own claims failed it; 0 if something else ended it."""
+        """The number of broken claims, if they alone made it fail; otherwise 0."""
         if self.outcome is not Outcome.FAILED or self.reason:
             return 0
         return sum(one.kind is ClaimKind.SCENARIO and one.outcome is Outcome.FAILED for one in self.claims)
 
     def to_json(self) -> dict[str, Any]:
-        """This result as an object of schema hugepfn-run."""
+        """Return this result as an object of schema hugepfn-run."""
         return {
             "scenario": self.scenario,
             "file": self.file,
@@ -194,14 +194,14 @@ class ScenarioResult:
 
     @classmethod
     def from_json(cls, value: object) -> ScenarioResult:
-        """Read a result back.
+        """Read what :meth:`to_json` wrote.
 
         :raises UsageError: value has another form.
         """
         data = as_object(value, "a result")
         return cls(
             scenario=value_of(data, "scenario", str),
-            file=str(data.get("file", "")),  # files before it had only hugepfn's scenarios
+            file=str(data.get("file", "")),  # older files have only hugepfn's scenarios
             level=None if data.get("level") is None else value_of(data, "level", str),
             outcome=member(data, "outcome", Outcome),
             reason=value_of(data, "reason", str),
@@ -224,14 +224,14 @@ class ScenarioResult:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that one run found: the whole ``--json`` file."""
+    """The results of one run: the whole ``--json`` file."""
 
     results: tuple[ScenarioResult, ...]
     context: JsonObject = field(default_factory=dict)
-    """What was run on, as further keys of the file's object: kernel, accel, qemu. JSON-able."""
+    """What the tests ran on, as further keys of the file's object (kernel, accel, qemu), in types that JSON has."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object of the file, ready for :func:`json.dump`."""
+        """Return the object of the file, ready for :func:`json.dump`."""
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -241,17 +241,17 @@ class Run:
 
     @classmethod
     def from_json(cls, value: object) -> Run:
-        """Read a file's object back, as :func:`json.load` returned it.
+        """Read the object of a file, as :func:`json.load` returned it.
 
         :raises UsageError: value is not a hugepfn-run object, or has another version.
         """
         data = as_object(value, "the file")
         schema, version = data.get("schema"), data.get("version")
         if schema != SCHEMA:
-            raise UsageError(f"the file has schema {schema!r}, {SCHEMA!r} was expected; was it written by --json?")
+            raise UsageError(f"the file has schema {schema!r}; expected {SCHEMA!r}, as `hugepfn run --json` writes it")
         if version != VERSION or isinstance(version, bool):
             raise UsageError(
-                f"the file is {SCHEMA} version {version!r}, this hugepfn reads version {VERSION}; run again with --json"
+                f"the file has {SCHEMA} version {version!r}; expected version {VERSION}: run again with --json"
             )
         return cls(
             results=tuple(ScenarioResult.from_json(result) for result in value_of(data, "results", list)),
@@ -260,7 +260,7 @@ class Run:
 
 
 def exit_code(results: Iterable[ScenarioResult], *, strict: bool = False) -> ExitCode:
-    """The exit status of a run; a claim counts as much as its scenario.
+    """Return the exit status of a run; a claim counts as much as its scenario.
 
     :param strict: count a skip, of a scenario or of one claim, as a failure.
     :returns: CLAIM_FAILED if anything failed, else MACHINERY if there was an error, else OK; USAGE if there are no

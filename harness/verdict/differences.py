@@ -1,6 +1,6 @@
 """The differences between two kernels that ran the same suite. Pure.
 
-Answers that may vary between two runs of the same kernel do not count: the frames of ordinary memory
+What may vary between two runs of the same kernel does not count: the frames of ordinary memory
 (:mod:`harness.pagetable.changes`), addresses and pids in a message, and the kernel's own name. The rest may still be
 a race, so a caller may run again what differs (:func:`lasting`).
 """
@@ -50,7 +50,7 @@ class Difference:
     before: str  # the first kernel's answer: an outcome, a reason, a level with its bits
     after: str
     kernel_function: str = ""  # that decides the claim
-    change: EntryChange | None = None  # of an entry
+    change: EntryChange | None = None  # for an entry
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -58,7 +58,7 @@ class Difference:
         return self.what, self.name, self.change.key if self.change else None
 
     def to_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return this difference as an object of schema hugepfn-compare."""
         data: dict[str, Any] = {"what": self.what.value, "name": self.name}
         data |= {"before": self.before, "after": self.after, "kernel_function": self.kernel_function}
         if self.change is not None:
@@ -85,7 +85,7 @@ class CaseDifference:
         return tuple(one for one in self.differences if one.what is what)
 
     def to_json(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """Return this case as an object of schema hugepfn-compare."""
         case = {"scenario": self.case.scenario, "level": self.case.level, "turn": self.case.turn}
         return {**case, "file": self.case.file, "differences": [one.to_json() for one in self.differences]}
 
@@ -104,7 +104,7 @@ def compare_runs(before: Run, after: Run) -> tuple[CaseDifference, ...]:
 
 
 def unknown_cases(*runs: Run) -> dict[Case, str]:
-    """Cases that are an error on at least one side, and why."""
+    """Return the cases that are an error on at least one side, each with the reason."""
     found: dict[Case, str] = {}
     for run in runs:
         for case, result in Column("", (run,)).by_case[0].items():
@@ -116,7 +116,7 @@ def unknown_cases(*runs: Run) -> dict[Case, str]:
 def lasting(
     rounds: Sequence[tuple[CaseDifference, ...]],
 ) -> tuple[tuple[CaseDifference, ...], tuple[CaseDifference, ...]]:
-    """Split several comparisons of the same two kernels: what differs in all of them, and what only in some.
+    """Split several comparisons of the same two kernels into what differs in all of them, and what only in some.
 
     :param rounds: the first covers everything; later ones may cover only the cases that differed in it.
     """
@@ -132,7 +132,7 @@ def lasting(
 
 
 def folded(differences: Iterable[Difference]) -> Iterator[tuple[Difference, int]]:
-    """Join neighbouring entries that differ in the same way: the first of them and their number."""
+    """Yield neighbouring entries that differ in the same way as one: the first of them, and their number."""
     group: list[Difference] = []
     for one in differences:
         if group and not _continues(group[-1], one):
@@ -144,14 +144,14 @@ def folded(differences: Iterable[Difference]) -> Iterator[tuple[Difference, int]
 
 
 def _names(run: Run) -> tuple[str, ...]:
-    """The names of the kernel under test, longest first."""
+    """Return the names of the kernel under test, longest first."""
     kernel = run.context.get("kernel")
     names = [str(kernel[key]) for key in ("spec", "release") if kernel.get(key)] if isinstance(kernel, dict) else []
     return tuple(sorted(names, key=len, reverse=True))
 
 
 def _sets_accessed_early(run: Run) -> bool:
-    """Whether the CPU may set A before any access, so that A says nothing about the kernel."""
+    """Return whether the CPU may set A before any access, so that A says nothing about the kernel."""
     return Bits.A.name in ((run.context.get("capabilities") or {}).get("early") or ())
 
 
@@ -171,7 +171,7 @@ def _differences(
     elif _why(one, names[0]) != _why(other, names[1]):
         yield Difference(What.REASON, "", *said)
     if one is None or other is None or Outcome.SKIPPED in (one.outcome, other.outcome):
-        return  # this side lacks the whole scenario: the outcome shows it
+        return  # one side has no results for the scenario: the outcome shows that
     yield from _claims(one, other)
     yield from _entries(one, other, early=early)
 
@@ -183,7 +183,7 @@ def _said(result: ScenarioResult | None) -> str:
 
 
 def _why(result: ScenarioResult, names: Iterable[str]) -> tuple[object, ...]:
-    """Why the outcome is what it is, without what varies between two runs or two kernels."""
+    """Return the reason for the outcome, without what varies between two runs or two kernels."""
     if result.known_bugs:
         return result.known_bugs
     return result.fixed_bugs, result.returned_bugs, result.failed_by_claims, _stable(result.reason, names)
@@ -206,7 +206,7 @@ def _claims(one: ScenarioResult, other: ScenarioResult) -> Iterator[Difference]:
         before, after = (side[key].outcome if key in side else None for side in (first, second))
         ended = [side.outcome for side, said in ((one, before), (other, after)) if said is None]
         if Outcome.FAILED in ended and one.outcome is not other.outcome:
-            continue  # it was never reached: the outcome shows it
+            continue  # the test ended before this claim: the outcome shows that
         if before is not after and Outcome.SKIPPED not in (before, after):  # nothing is known about that side
             name = words.invariants() if key[0] is ClaimKind.INVARIANTS else key[1]
             function = (first.get(key) or second[key]).kernel_function
@@ -245,7 +245,7 @@ def _answer(seen: Observation | None) -> str:
 
 
 def _continues(last: Difference, one: Difference) -> bool:
-    """Whether ``one`` is the next entry and differs in the same way as the last."""
+    """Return whether ``one`` is the next entry after ``last`` and differs in the same way."""
     if last.change is None or one.change is None:
         return False
     answers = [

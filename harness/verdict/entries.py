@@ -44,10 +44,10 @@ class _Seen(NamedTuple):  # one per page: cheaper than a dataclass
 
 
 def rows(observations: Iterable[Observation], against: Iterable[Observation] | None = None) -> list[Row]:
-    """The table of one run, in order.
+    """Return the table of one run, in order.
 
-    :param against: another run of the same program; changes are shown relative to it instead of the previous stop. The
-        frames of ordinary memory may differ between two runs.
+    :param against: another run of the same program. Changes are then shown relative to it instead of the previous stop,
+        except for frames of ordinary memory, which may differ between two runs.
     """
     found = []
     for group in _groups(_compared(observations) if against is None else _against(observations, against)):
@@ -115,7 +115,7 @@ def _continues(before: _Seen, seen: _Seen) -> bool:
 
 
 def _identity(seen: _Seen) -> tuple[object, ...]:
-    """What neighbours in one row have in common, including their change, so that the first one hides no other."""
+    """Return what neighbours in one row have in common. It includes their change, so that no change is hidden."""
     one = seen.one
     kind = one.checkpoint, one.process, one.mapping, one.level, one.bits, _pagemap(one.pagemap)
     return *kind, seen.appeared, seen.vanished
@@ -130,7 +130,7 @@ def _pagemap(word: int | None) -> str:
 
 
 def as_text(table: Sequence[Row]) -> str:
-    """The table as plain columns, for messages."""
+    """Return the table as plain columns, for messages."""
     lines = []
     for row in table:
         bits = " ".join(sign + name for sign, name in signed(row.bits, row.appeared, row.vanished))
@@ -141,11 +141,11 @@ def as_text(table: Sequence[Row]) -> str:
 
 
 def signed(now: Iterable[str], appeared: Collection[str], vanished: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The bits of an entry as every output shows them: ``W``, ``+D`` for a bit that was set, ``-A`` for a cleared one.
+    """Yield the bits of an entry as every output shows them: ``W``, ``+D`` for a bit that was set, ``-A`` for cleared.
 
-    Pipes, logs and mails have no colour, so the sign alone has to distinguish a set bit from a cleared one.
+    Pipes, logs and mails have no colour, so the sign alone must distinguish a set bit from a cleared one.
 
-    :returns: sign (``""``, ``"+"`` or ``"-"``) and name: first the bits that are set, then those that were cleared.
+    :returns: sign (``""``, ``"+"`` or ``"-"``) and name; first the bits that are set, then those that were cleared.
     """
     yield from (("+" if name in appeared else "", name) for name in now)
     yield from (("-", name) for name in vanished)

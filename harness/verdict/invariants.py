@@ -34,19 +34,19 @@ class Invariant(enum.Enum):
 
     @property
     def id(self) -> str:
-        """Its name in JSON, which stays if the words change: "bar_pfn"."""
+        """Its name in JSON, "bar_pfn", which does not change with the words."""
         return self.name.lower()
 
     @classmethod
     def of(cls, data: JsonObject) -> Self:
-        """The invariant that the object of a result names.
+        """Return the invariant that an object of a result names.
 
         :raises UsageError: there is no such invariant.
         """
         word = value_of(data, "invariant", str)
         found = next((one for one in cls if one.id == word), None)
         if found is None:
-            raise UsageError(f"'invariant' is {word!r}, one of {', '.join(one.id for one in cls)} was expected")
+            raise UsageError(f"'invariant' is {word!r}; expected one of: {', '.join(one.id for one in cls)}")
         return found
 
 
@@ -63,7 +63,7 @@ class Area:
     checkpoint: str = ""
 
     def at(self, leaf: Leaf) -> str:
-        """The name of a leaf's place in the mapping, for messages."""
+        """Return the place of a leaf in the mapping, and its entry, for messages."""
         offset = max(leaf.vaddr, self.start) - self.start
         return f"{self.process} {self.mapping}+{offset:#x}: {leaf.entry}"
 
@@ -80,11 +80,11 @@ class Violation:
 
     @classmethod
     def of(cls, invariant: Invariant, area: Area, message: str) -> Self:
-        """A violation somewhere in a mapping."""
+        """Make a violation from a mapping."""
         return cls(invariant, area.checkpoint, area.process, area.mapping, message)
 
     def to_json(self) -> dict[str, str]:
-        """This violation as an object of schema hugepfn-run."""
+        """Return this violation as an object of schema hugepfn-run."""
         place = {"checkpoint": self.checkpoint, "process": self.process, "mapping": self.mapping}
         return {"invariant": self.invariant.id, **place, "message": self.message}
 

@@ -16,50 +16,49 @@ _E = TypeVar("_E", bound=enum.Enum)
 
 
 def as_object(value: object, what: str) -> dict[str, Any]:
-    """A JSON object.
+    """Return a JSON object. Like the other functions here, it raises UsageError if the value is something else.
 
     :param what: its name in the message.
-    :raises UsageError: the value is something else; so do the other functions here.
     """
     if not isinstance(value, Mapping):
-        raise UsageError(f"{what} is {type(value).__name__}, a JSON object was expected; was it written by --json?")
+        raise UsageError(f"{what} is {type(value).__name__}; expected a JSON object, as --json writes it")
     return dict(value)
 
 
 def value_of(data: JsonObject, key: str, kind: type[_T]) -> _T:
-    """A value of this type."""
+    """Return the value of a key, which must have this type."""
     if key not in data:
-        raise UsageError(f"{key!r} is missing; the object has {', '.join(sorted(data)) or 'nothing'}")
+        raise UsageError(f"{key!r} is missing; the object has: {', '.join(sorted(data)) or 'nothing'}")
     value = data[key]
     if not isinstance(value, kind):
-        raise UsageError(f"{key!r} is {value!r:.80}, {kind.__name__} was expected")
+        raise UsageError(f"{key!r} is {value!r:.80}; expected {kind.__name__}")
     return value
 
 
 def member(data: JsonObject, key: str, kind: type[_E]) -> _E:
-    """The member of an enumeration with this value."""
+    """Return the member of an enumeration whose value is under a key."""
     word = value_of(data, key, str)
     try:
         return kind(word)
     except ValueError:
         known = ", ".join(str(one.value) for one in kind)
-        raise UsageError(f"{key!r} is {word!r}, one of {known} was expected") from None
+        raise UsageError(f"{key!r} is {word!r}; expected one of: {known}") from None
 
 
 def objects(data: JsonObject, key: str) -> list[dict[str, Any]]:
-    """A list of objects."""
+    """Return the list of objects under a key."""
     return [as_object(one, f"an entry of {key!r}") for one in value_of(data, key, list)]
 
 
 def strings(data: JsonObject, *keys: str) -> tuple[str, ...]:
-    """Several texts."""
+    """Return the strings under several keys."""
     return tuple(value_of(data, key, str) for key in keys)
 
 
 def day(data: JsonObject) -> date:
-    """The day under "date"."""
+    """Return the day under "date"."""
     text = value_of(data, "date", str)
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"'date' is {text!r}, a day such as 2026-11-26 was expected") from None
+        raise UsageError(f"'date' is {text!r}; expected a day such as 2026-11-26") from None

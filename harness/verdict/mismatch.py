@@ -1,6 +1,6 @@
 """Why a claim does not hold, as a value: whose entry, which part of it, what was expected and what was found. Pure.
 
-The words are made in :mod:`harness.verdict.mismatch_words`.
+:mod:`harness.verdict.mismatch_words` makes the words.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class Subject(enum.Enum):
     BITS = "bits"
     """The named bits, or some of them."""
     PART = "part"
-    """A part that is no bit: level, pfn, PAT index."""
+    """A part that is not a bit: level, pfn, PAT index."""
     PRESENCE = "presence"
     """Whether there is an entry at all."""
     VALUE = "value"
-    """What the guest program reports: a count, an error, a signal."""
+    """A value that the guest program reports: a count, an error, a signal."""
     HANG = "hang"
     """Whether an access of the guest program ends."""
     OTHER = "other"
-    """Something else that two values were compared for."""
+    """Something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Place:
 
     @property
     def owner(self) -> tuple[str, str, int]:
-        """Process, mapping and offset: what stays the same from one checkpoint to the next."""
+        """Process, mapping and offset, which stay the same from one checkpoint to the next."""
         return self.process, self.mapping, self.offset
 
     def to_json(self) -> dict[str, Any]:
-        """This place as an object of schema hugepfn-run."""
+        """Return this place as an object of schema hugepfn-run."""
         where = {"checkpoint": self.checkpoint, "process": self.process}
         return {**where, "mapping": self.mapping, "offset": self.offset}
 
@@ -69,11 +69,11 @@ class EntrySeen:
     level: str  # "pte", "pmd", "pud"; "none" if there is no entry
     raw: int  # the 64-bit word
     bits: tuple[str, ...]  # names of the bits that are set
-    place: Place | None  # None if it is not known whose it is
-    count: int = 1  # how many equal neighbours it stands for
+    place: Place | None  # None if it is not known whose entry it is
+    count: int = 1  # of equal neighbours that it stands for
 
     def to_json(self) -> dict[str, Any]:
-        """This entry as an object of schema hugepfn-run."""
+        """Return this entry as an object of schema hugepfn-run."""
         place = self.place.to_json() if self.place is not None else None
         word = {"level": self.level, "raw": f"{self.raw:#018x}", "bits": list(self.bits)}
         return {**word, "place": place, "count": self.count}
@@ -101,7 +101,7 @@ class Mismatch:
 
     subject: Subject
     name: str
-    """What was compared, in the terms of the test: "D", "level", "write-faults"; "" for a whole entry."""
+    """What was compared, in the words of the test: "D", "level", "write-faults"; "" for a whole entry."""
     expected: str
     got: str
     entry: EntrySeen | None = None
@@ -111,17 +111,17 @@ class Mismatch:
     wrong: frozenset[str] = frozenset()
     """What differs, as signed names: "+SAVED_DIRTY", "-W", "level", "entry"."""
     since: str = ""
-    """The first checkpoint at which the entry was like this, if that is an earlier one than the claim's."""
+    """The first checkpoint at which the entry was like this, if that is before the claim's; otherwise ""."""
     after: str = ""
-    """Of a value: the last checkpoint before it was reported; "" if there was none, or it is not known."""
+    """For a value: the last checkpoint before it was reported; "" if there was none, or it is not known."""
     before: str = ""
-    """Of a value: the next checkpoint."""
+    """For a value: the first checkpoint after it was reported; "" if there was none, or it is not known."""
     note: str = ""
-    """What the test itself says of it."""
+    """The message of the test's own assert statement."""
 
     @property
     def change(self) -> frozenset[str]:
-        """All that tells the entry from its reference, as signed names."""
+        """All differences between the entry and its reference, as signed names."""
         if self.entry is None or self.reference is None:
             return self.wrong
         now, then = set(self.entry.bits), set(self.reference.bits)
@@ -129,7 +129,7 @@ class Mismatch:
         return self.wrong | found
 
     def to_json(self) -> dict[str, Any]:
-        """This mismatch as an object of schema hugepfn-run."""
+        """Return this mismatch as an object of schema hugepfn-run."""
         return {
             "subject": self.subject.value,
             "name": self.name,

@@ -15,7 +15,7 @@ _WORD_MAX = 200
 
 
 def word_of(value: object) -> str:
-    """A value as the field writes it: a bit is 0 or 1, a level "pmd", an entry its word in hex."""
+    """Return a value in the field's notation: a bit is 0 or 1, a level "pmd", an entry its word in hex."""
     match value:
         case bool():
             return str(int(value))
@@ -40,7 +40,7 @@ def word_of(value: object) -> str:
 
 
 def _many(texts: Sequence[str]) -> str:
-    """Several values, equal neighbours as one."""
+    """Join several values, with equal neighbours as one."""
     groups = [(text, len(list(group))) for text, group in groupby(texts)]
     told = [f"{text} x{count}" if count > 1 else text for text, count in groups[:_GROUPS_MAX]]
     more = [f"and {len(texts) - sum(count for _, count in groups[:_GROUPS_MAX])} more"] * (len(groups) > _GROUPS_MAX)
@@ -48,14 +48,14 @@ def _many(texts: Sequence[str]) -> str:
 
 
 def lines(mismatch: Mismatch) -> list[str]:
-    """Whose entry, what was expected and what was found; then the entry before and after, in columns."""
+    """Return whose entry it is, what was expected and what was found; then the entry before and after, in columns."""
     table = [one for one in (mismatch.reference, mismatch.entry) if one is not None and one.place is not None]
     note = [f"  {line}" for line in mismatch.note.splitlines()]
     return [headline(mismatch), *(f"  {line}" for line in entry_lines(table)), *note]
 
 
 def compared(op: str, left: Leaf | Entry | Bits, right: Leaf | Entry | Bits) -> list[str]:
-    """For pytest: two values of one kind, and the bits in which they differ."""
+    """Return, for pytest, two values of one kind and the bits in which they differ."""
     one, other = (side if isinstance(side, Bits) else side.bits for side in (left, right))
     added = [f"+{name}" for name in (one & ~other).names()]
     lost = [f"-{name}" for name in (other & ~one).names()]
@@ -67,7 +67,7 @@ def compared(op: str, left: Leaf | Entry | Bits, right: Leaf | Entry | Bits) -> 
 
 
 def headline(mismatch: Mismatch) -> str:
-    """``child bar+0x0 at 'forked', D: expected 0, got 1``."""
+    """Return ``child bar+0x0 at 'forked', D: expected 0, got 1``."""
     since = f" (so since {mismatch.since!r})" if mismatch.since else ""
     name = f", {mismatch.name}" if mismatch.name else ""
     compared = f"expected {mismatch.expected}, got {mismatch.got}"
@@ -84,7 +84,7 @@ def headline(mismatch: Mismatch) -> str:
 
 
 def _when(mismatch: Mismatch) -> str:
-    """Between which checkpoints a value was reported."""
+    """Return between which checkpoints a value was reported."""
     if mismatch.after and mismatch.before:
         return f" between {mismatch.after!r} and {mismatch.before!r}"
     when = [f" {word} {name!r}" for word, name in (("after", mismatch.after), ("before", mismatch.before)) if name]
@@ -92,12 +92,12 @@ def _when(mismatch: Mismatch) -> str:
 
 
 def where(place: Place) -> str:
-    """Whose entry."""
+    """Return whose entry it is: ``child bar+0x0 at 'forked'``."""
     return f"{place.process} {place.mapping}+{place.offset:#x} at {place.checkpoint!r}"
 
 
 def entry_lines(entries: Sequence[EntrySeen]) -> list[str]:
-    """Entries in columns; a bit is marked that the entry above has not got, and one that only the one above has."""
+    """Return entries in columns. A bit that the entry above does not have is marked, and so is one that only it has."""
     cells = []
     for above, one in zip((None, *entries), entries, strict=False):
         before = above.bits if above is not None else one.bits
@@ -114,6 +114,6 @@ def entry_lines(entries: Sequence[EntrySeen]) -> list[str]:
 
 
 def _in_order(wrong: Iterable[str]) -> Iterator[str]:
-    """Signed names in the order of the bits, then what is no bit."""
+    """Yield signed names in the order of the bits, then what is not a bit."""
     order = {name: number for number, name in enumerate(Bits.__members__)}
     yield from sorted(wrong, key=lambda word: (word[0] not in "+-", order.get(word[1:], 0), word))

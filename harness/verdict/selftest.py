@@ -1,9 +1,8 @@
-"""Results of a program of the kernel's selftests: its points one by one, and the verdict on the whole program.
+"""Results of a program of the kernel's selftests: its test points, and the verdict on the whole program.
 
-kunit's rules apply: a planned test that never reported has crashed, and a report without a plan never passes. The exit
-status counts in addition to the report (tools/testing/selftests/kselftest.h): 0 pass, 1 fail, 2 expected failure, 3
-unexpected pass, 4 skip. Only a program that prints no TAP at all is judged by its status alone, as kselftest's own
-runner does.
+The rules are kunit's: a planned test that never reported has crashed, and a report without a plan never passes. The
+exit status counts in addition to the report (tools/testing/selftests/kselftest.h): 0 pass, 1 fail, 2 expected failure,
+3 unexpected pass, 4 skip. Only a program that prints no TAP is judged by its status alone, as in kselftest's runner.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ class Point:
 
 
 def points(report: Report) -> list[Point]:
-    """The innermost tests of a report, each with a unique name.
+    """Return the innermost tests of a report, each with a unique name.
 
-    A repeated name (mkdirty has six equal ones) gets the text in which the program announced the test, and then a
+    A repeated name (mkdirty has six equal ones) is preceded by the text that announced the test, or followed by a
     number.
     """
     leaves = list(_leaves(report.tests, ""))
@@ -76,7 +75,7 @@ def judge(
 
     :param status: its exit status; None if a signal or the kernel's death ended it.
     :param ended: how it ended, in words: "signal SIGSEGV".
-    :param last_words: its last line, used as the reason of a skip that has no other.
+    :param last_words: its last line, which is the reason of a skip that has no other.
     :param troubles: the kernel's complaints while it ran.
     """
     bad = sum(point.outcome not in _FINE for point in points(report))
@@ -89,11 +88,11 @@ def judge(
     if faults or not complete:
         return Judgement(KtapOutcome.FAILED, "; ".join(dict.fromkeys(faults)) or report.outcome.value)
     if status == KSFT_SKIP or report.outcome is KtapOutcome.SKIPPED:
-        reasons = report.reason, _last_reason(report), last_words, "it says no reason"
+        reasons = report.reason, _last_reason(report), last_words, "it gives no reason"
         return Judgement(KtapOutcome.SKIPPED, next(filter(None, reasons)))
     if status == KSFT_XFAIL or report.outcome is KtapOutcome.TODO:
         return Judgement(KtapOutcome.TODO, _last_reason(report) or ended)
-    return Judgement(KtapOutcome.PASSED, "it reports no points: by its exit status" if report.silent else "")
+    return Judgement(KtapOutcome.PASSED, "by its exit status; it reports no test points" if report.silent else "")
 
 
 def _last_reason(report: Report) -> str:

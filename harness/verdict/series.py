@@ -25,7 +25,7 @@ class Change:
 
 
 def changes(table: Table) -> list[Change]:
-    """Every change along the table's columns, in their order. A column without a result is skipped."""
+    """Return every change along the columns of a table, in their order. A column without a result is skipped."""
     found = []
     for case, row in table.rows():
         last: tuple[int, Cell] | None = None
@@ -39,7 +39,7 @@ def changes(table: Table) -> list[Change]:
 
 
 def difference_of(table: Table, change: Change) -> CaseDifference | None:
-    """What differs between the two answers of a change: entries, claims, checkpoints. None if a side has no result."""
+    """Return what differs at a change: entries, claims, checkpoints; None if one side has no result."""
     sides = []
     for column, cell in ((change.since, change.before), (change.step, change.after)):
         result = next((one for one in cell.results if one is not None), None)
@@ -50,7 +50,7 @@ def difference_of(table: Table, change: Change) -> CaseDifference | None:
 
 
 def steady(table: Table) -> Counter[Mark]:
-    """The number of cases with the same answer at every step, by that answer."""
+    """Return the number of cases with the same answer at every step, by that answer."""
     changing = {change.case for change in changes(table)}
     return Counter(
         next((cell.mark for cell in row if cell.mark not in _SILENT), row[0].mark)
@@ -60,7 +60,7 @@ def steady(table: Table) -> Counter[Mark]:
 
 
 def _said(cell: Cell) -> tuple[object, ...]:
-    """What counts as the answer: the mark, the bugs, and which claims are broken."""
+    """Return what counts as the answer: the mark, the bugs, and the broken claims."""
     if cell.mark is not Mark.FAIL:
         return cell.mark, cell.listed
     claims = (claim for result in cell.results if result is not None for claim in result.claims)

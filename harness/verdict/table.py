@@ -1,4 +1,4 @@
-"""Many runs as one table, with a row per scenario and level and a column per kernel. Pure."""
+"""Many runs as one table, with a row per scenario and level, and a column per kernel. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.verdict.claims import Outcome, Run, ScenarioResult, exit_code
 SCHEMA = "hugepfn-matrix"
 VERSION = 2
 
-#: The key in a Run's context that says why results are missing: the child process that runs it failed.
+#: The key in a Run's context that says why results are missing, because the child process that ran it failed.
 TROUBLE = "trouble"
 
 
@@ -40,7 +40,7 @@ class Case:
     scenario: str
     level: str | None
     turn: int = 0  # 0 for the first result of that name in a run, 1 for the second
-    file: str = ""  # of a test of the user's own; "" for hugepfn's scenarios
+    file: str = ""  # the path of a user's own test; "" for hugepfn's scenarios
 
     def __str__(self) -> str:
         again = f"({self.turn + 1})" if self.turn else ""
@@ -48,7 +48,7 @@ class Case:
 
 
 def labels(cases: Iterable[Case]) -> dict[Case, str]:
-    """What each row is called: its name, and where two files have a test of this name, enough of the file's path."""
+    """Return the label of each row: its name and, if two files have a test of this name, enough of the file's path."""
     files: dict[str, set[str]] = {}
     for case in cases:
         files.setdefault(str(case), set()).add(case.file)
@@ -128,9 +128,9 @@ class Table:
 
     @classmethod
     def of(cls, columns: Sequence[Column], expected: Sequence[Case] = ()) -> Table:
-        """Make a table of the runs of some kernels.
+        """Make a table from the runs of some kernels.
 
-        :param expected: the rows to show if no kernel has any results.
+        :param expected: the rows to show if no kernel has results.
         """
         found: dict[Case, None] = {}
         for column in columns:
@@ -156,13 +156,13 @@ class Table:
         return zip(self.cases, self.cells, strict=True)
 
     def only(self, cases: Collection[Case]) -> Table:
-        """The table with only the rows of some cases."""
+        """Return the table with the rows of some cases only."""
         kept = [(case, row) for case, row in self.rows() if case in cases]
         return Table(self.columns, tuple(case for case, _ in kept), tuple(row for _, row in kept))
 
     @functools.cached_property
     def labels(self) -> Mapping[Case, str]:
-        """What each row is called."""
+        """The label of each row."""
         return labels(self.cases)
 
     @functools.cached_property
@@ -187,17 +187,17 @@ class Table:
 
     @property
     def counts(self) -> Counter[Mark]:
-        """How many cells have each mark."""
+        """The number of cells with each mark."""
         return Counter(cell.mark for row in self.cells for cell in row)
 
     def exit_code(self, *, strict: bool = False) -> ExitCode:
-        """The exit status of one run with all these results; a kernel without results is a failure of the machinery."""
+        """Return the exit status of a run with all these results; a kernel without results is an error."""
         results = [result for column in self.columns for run in column.runs for result in run.results]
         missing = [ScenarioResult("", None, Outcome.ERROR) for column in self.columns if column.trouble]
         return exit_code([*results, *missing], strict=strict)
 
     def to_json(self) -> dict[str, Any]:
-        """The object that ``hugepfn matrix --json`` writes: the table, and every run in full."""
+        """Return the object that ``hugepfn matrix --json`` writes: the table, and every run in full."""
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -264,7 +264,7 @@ def _judge(result: ScenarioResult | None, trouble: str) -> Cell:
 
 
 def _outcome(result: ScenarioResult) -> Outcome:
-    """A claim counts as much as the scenario it stands in, as in :func:`harness.verdict.claims.exit_code`."""
+    """Return the outcome with that of the claims, which count as in :func:`harness.verdict.claims.exit_code`."""
     if result.outcome is Outcome.PASSED:
         claims = {claim.outcome for claim in result.claims}
         return next((one for one in (Outcome.FAILED, Outcome.ERROR) if one in claims), Outcome.PASSED)

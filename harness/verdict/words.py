@@ -1,6 +1,6 @@
-"""The words for results, all in one place; whoever shows a result takes them from here. Nobody reads them back.
+"""All words that are made from results. Every output takes them from here, and no code reads them back.
 
-What a result is, its values say: :mod:`harness.verdict.claims`.
+The values are in :mod:`harness.verdict.claims`.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from harness.verdict.invariants import Violation
 from harness.verdict.log.taint import describe as describe_taint
 from harness.verdict.log.troubles import KernelTroubles
 
-EARLY_BIT = "cannot know: under KVM the CPU may set A ahead of any access (SDM volume 3, 4.8; APM volume 2, 5.4.2)"
+EARLY_BIT = "cannot know: under KVM the CPU may set A before any access (SDM volume 3, 4.8; APM volume 2, 5.4.2)"
 NOT_RUN = "cannot know: it was not run"
-NO_RESULT = "cannot know: the run has no result of it"
+NO_RESULT = "cannot know: the run has no result for it"
 BROKEN = "BROKEN"
 BEFORE_PROGRAM = "before the scenario's program began, while the kernel was probed"
 _INVARIANTS = "the invariants held at {stops}, and the kernel log has no complaint"
 
 
 def uncalibrated(violation: Violation) -> str:
-    """Why nothing that was read can be believed."""
+    """Return why nothing that was read can be believed."""
     return f"the walk and pagemap disagree, so the walk proves nothing: {violation}"
 
 
 def troubles(seen: KernelTroubles) -> list[str]:
-    """What is held against the kernel, one line each."""
+    """Return what the kernel itself found wrong, one line each."""
     lines = [f"the kernel log: {line}" for line in seen.complaints]
     return lines + ([f"the kernel is now tainted: {', '.join(describe_taint(seen.taint))}"] if seen.taint else [])
 
 
 def invariants(stops: int | None = None) -> str:
-    """The name of the claim that each scenario makes.
+    """Return the words for the claim that has no name: the invariants held.
 
-    :param stops: None for "every stop".
+    :param stops: the number of stops; None for "every stop".
     """
     many = "every stop" if stops is None else f"{stops} stop" if stops == 1 else f"{stops} stops"
     return _INVARIANTS.format(stops=many)
 
 
 def claims(result: ScenarioResult) -> tuple[tuple[Claim, str, str], ...]:
-    """Each claim of a result with its name and its message; of one that follows from another, that name."""
+    """Return each claim of a result with its name and message; a claim that follows from another names that one."""
     first = {id(one): cause.claim for cause in causes(result.claims) for one in cause.followers}
     return tuple((one, *_claim(result, one, first.get(id(one)))) for one in result.claims)
 
@@ -64,7 +64,7 @@ def _held(result: ScenarioResult) -> Iterator[str]:
 
 
 def violated(violations: Sequence[Violation]) -> list[str]:
-    """What violates the invariants, one line for all entries of one mapping at one stop."""
+    """Return the violations, one line for all entries of one mapping at one stop."""
     found: dict[tuple[object, ...], list[Violation]] = {}
     for one in violations:
         found.setdefault((one.invariant, one.checkpoint, one.process, one.mapping), []).append(one)
@@ -91,22 +91,22 @@ def claims_hold(held: int, made: int) -> str:
 
 
 def decided(name: str, kernel_function: str) -> str:
-    """A claim with the function that decides it."""
+    """Return a claim with the function that decides it: ``the child has D [mm/memory.c f()]``."""
     return f"{name} [{kernel_function}]" if kernel_function else name
 
 
 def on_the_way_to(name: str, kernel_function: str) -> str:
-    """The claim at which a test would have arrived next."""
+    """Return the line about the claim that a test would have made next."""
     return f"  the next claim would be: {decided(name, kernel_function)}"
 
 
 def decided_by(functions: Sequence[str]) -> str:
-    """The functions that a scenario is about."""
+    """Return the line about the functions that decide a scenario."""
     return f"  decided by {', '.join(functions)}"
 
 
 def told(made: Sequence[Claim]) -> list[str]:
-    """The causes of broken claims: for each the first claim, the function that decides it, and what was seen."""
+    """Return the causes of broken claims: for each the first claim, the function that decides it, and what was seen."""
     lines = []
     for number, cause in enumerate(causes(made)):
         shown = cause.claim.message.splitlines()
@@ -121,7 +121,7 @@ def told(made: Sequence[Claim]) -> list[str]:
 
 
 def failed(result: ScenarioResult) -> list[str]:
-    """A failure in words: the first line says what kind it is, the others what was seen."""
+    """Return a failure in words: the first line says what kind of failure it is, the others what was seen."""
     found = causes(result.claims)
     ended = [] if any(cause.claim.message == result.reason for cause in found) else result.reason.splitlines()
     counted = [_count(found)] if found else []
@@ -135,12 +135,12 @@ def _count(found: Sequence[Cause]) -> str:
 
 
 def broken_claims(result: ScenarioResult) -> list[str]:
-    """The names of the claims that do not hold."""
+    """Return the names of the claims that do not hold."""
     return [name for claim, name, _ in claims(result) if claim.outcome is Outcome.FAILED]
 
 
 def reason(result: ScenarioResult) -> str:
-    """Why the outcome is what it is; "" if the scenario simply passed."""
+    """Return the reason for the outcome; "" if the scenario simply passed."""
     return "\n".join(filter(None, (_reason(result), *returned(result))))
 
 
@@ -157,7 +157,7 @@ def _reason(result: ScenarioResult) -> str:
 
 
 def returned(result: ScenarioResult) -> list[str]:
-    """The known bugs whose symptoms a kernel shows that was measured without them, one line each."""
+    """Return the known bugs whose symptoms show although the kernel was measured without them, one line each."""
     return [
         f"this looks like {bug.id}, but {bug.version} was measured without {bug.id} on {bug.date}"
         for bug in result.returned_bugs
@@ -165,7 +165,7 @@ def returned(result: ScenarioResult) -> list[str]:
 
 
 def broken(results: Sequence[ScenarioResult]) -> list[str]:
-    """Every broken claim of the cases that failed, by its case and its name."""
+    """Return every broken claim of the cases that failed, with its case."""
     found = []
     for result in results:
         if result.outcome is not Outcome.FAILED:
@@ -177,7 +177,7 @@ def broken(results: Sequence[ScenarioResult]) -> list[str]:
 
 
 def totals(results: Sequence[ScenarioResult]) -> str:
-    """How many cases came out how, and how many claims hold; that known bugs are no failures, where that decides."""
+    """Return the last line: the numbers of outcomes and claims and, if it matters, that known bugs are not failures."""
     counts = {outcome: sum(one.outcome is outcome for one in results) for outcome in Outcome}
     cases = ", ".join(number_of(outcome, count) for outcome, count in counts.items() if count) or "nothing ran"
     made = [claim for one in results for claim in one.claims]
@@ -187,12 +187,12 @@ def totals(results: Sequence[ScenarioResult]) -> str:
 
 
 def known_bugs_are_no_failures(count: int) -> str:
-    """Why the exit status is 0 where known bugs were seen."""
+    """Return why the exit status is 0 although known bugs were seen."""
     return "a known bug does not count as a failure" if count == 1 else "known bugs do not count as failures"
 
 
 def failure(result: ScenarioResult) -> str:
-    """The reason of a failure, with everything that a table's footnote needs in the first line."""
+    """Return the reason for a failure; the first line has everything that the footnote of a table needs."""
     first, newline, rest = (_reason(result) or "; ".join(broken_claims(result))).partition("\n")
     found = causes(result.claims)
     seen = found[0].claim.message.partition("\n")[0] if found else ""
@@ -200,12 +200,12 @@ def failure(result: ScenarioResult) -> str:
 
 
 def errors(result: ScenarioResult) -> str:
-    """What is not known, if a scenario that passed has claims of which that is so."""
+    """Return what is not known, if a scenario that passed has claims that are errors."""
     return "; ".join(said or name for claim, name, said in claims(result) if claim.outcome is Outcome.ERROR)
 
 
 def waived(result: ScenarioResult) -> list[str]:
-    """What the test waived and why, and how often it did not hold; one line per invariant."""
+    """Return what the test waived and why, and how often it did not hold; one line per invariant."""
     told = []
     for invariant, why in result.waived:
         broken = [one for one in result.violations if one.invariant is invariant]

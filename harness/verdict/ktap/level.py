@@ -1,4 +1,4 @@
-"""One level of a KTAP report: its tests, what still waits for a result, and what is missing at the end.
+"""One level of a KTAP report: its tests, the lines that wait for a result, and what is missing at the end.
 
 :mod:`harness.verdict.ktap.parse` assigns lines to levels; this module interprets the lines of one level.
 """
@@ -23,7 +23,7 @@ class KtapOutcome(enum.Enum):
     CRASHED = "crashed"
     """It was started or planned, and never reported."""
     TODO = "todo"
-    """It failed as it was expected to (TODO, XFAIL): no reason to fail the whole."""
+    """It failed as expected (TODO, XFAIL), which does not fail the whole report."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Test:
     name: str
     outcome: KtapOutcome
     reason: str = ""
-    """What stood behind the "#" of its line: why it was skipped, how it failed."""
+    """What follows the "#" of its line: why it was skipped, how it failed."""
     diagnostics: tuple[str, ...] = ()
-    """Comments and foreign lines (the kernel's, say) since the result before."""
+    """Comments and other lines (for instance of the kernel) since the previous result."""
     subtests: tuple[Test, ...] = ()
     number: int = 0
-    """As printed; 0 where it never reported."""
+    """As printed; 0 if it never reported."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class KtapLevel:
     pending: list[str] = field(default_factory=list)
     """Diagnostics of the test that has not reported yet."""
     inner: list[KtapLevel] = field(default_factory=list)
-    """Levels that were read completely and wait for the result line of the test they belong to."""
+    """Levels that were read completely, and wait for the result line of their test."""
     upcoming: str = ""
     """The announced name of the test that has not reported yet."""
     problems: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class KtapLevel:
         return self.planned - sum(1 for number in self.numbers if 1 <= number <= self.planned)
 
     def outcome(self) -> KtapOutcome:
-        """The combined outcome of all tests of this level; it does not consider a missing plan."""
+        """Return the combined outcome of all tests of this level; a missing plan is not considered."""
         found = {test.outcome for test in self.tests}
         if KtapOutcome.CRASHED in found or self.missing():
             return KtapOutcome.CRASHED
@@ -82,12 +82,12 @@ class KtapLevel:
         return KtapOutcome.SKIPPED if found == {KtapOutcome.SKIPPED} else KtapOutcome.PASSED
 
     def skip_reasons(self) -> str:
-        """The reasons for skipped tests, each reason once."""
+        """Return the reasons of the skipped tests, each once."""
         return "; ".join(dict.fromkeys(test.reason for test in self.tests if test.reason))
 
 
 def _own_outcome(result: Result) -> KtapOutcome:
-    """The outcome of the line alone: SKIP counts with "ok" and with "not ok", and a TODO that works is a pass."""
+    """Return the outcome of the line alone: SKIP counts with "ok" and with "not ok", and a TODO that works passes."""
     if result.directive == "SKIP":
         return KtapOutcome.SKIPPED
     if result.directive == "XFAIL" or (result.directive == "TODO" and not result.ok):
@@ -107,8 +107,8 @@ def settle(level: KtapLevel, result: Result) -> None:
 
 
 def _worse(own: KtapOutcome, within: set[KtapOutcome]) -> KtapOutcome:
-    """The outcome of a test whose own line says one thing, and the levels inside it perhaps another."""
-    if KtapOutcome.CRASHED in within and own is not KtapOutcome.SKIPPED:  # one that skips gave up within its plan
+    """Return the outcome of a test from its own line and the levels inside it."""
+    if KtapOutcome.CRASHED in within and own is not KtapOutcome.SKIPPED:  # a skip may end in the middle of its plan
         return KtapOutcome.CRASHED
     if KtapOutcome.FAILED in within and own is not KtapOutcome.TODO:
         return KtapOutcome.FAILED
@@ -149,7 +149,7 @@ def close(level: KtapLevel) -> None:
     if level.inner or (missing and (level.pending or level.upcoming)):
         crash(level)
     if level.planned is None:
-        level.problems.append(f"no plan{where}: nobody can tell whether every test was seen")
+        level.problems.append(f"no plan{where}, so tests may be missing")
         return
     if missing:
         absent = (str(n) for n in range(1, level.planned + 1) if n not in level.numbers)

@@ -1,7 +1,7 @@
 """The kinds of KTAP lines, each as a value (Documentation/dev-tools/ktap.rst, TAP 13).
 
-There is no state here: the meaning of a line does not depend on its place. :mod:`harness.verdict.ktap.parse` finds
-out to which test it belongs.
+There is no state here: the kind of a line does not depend on its place. :mod:`harness.verdict.ktap.parse` finds out to
+which test it belongs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KNOWN_VERSIONS = frozenset({("KTAP", 1), ("TAP", 13), ("TAP", 14)})
 
 @dataclass(frozen=True)
 class Version:
-    """``KTAP version 1``: a level of results starts, at this indentation."""
+    """``KTAP version 1``: a level of results starts at this indentation."""
 
     indent: str
     known: bool
@@ -35,7 +35,7 @@ class Plan:
     """``1..4`` or ``1..0 # SKIP reason``."""
 
     indent: str
-    """Not empty: the plan of a level inside, which had neither a version line nor a ``# Subtest``."""
+    """Not empty for the plan of an inner level that has neither a version line nor a ``# Subtest``."""
     count: int
     reason: str
 
@@ -69,7 +69,7 @@ class Subtest:
 
 @dataclass(frozen=True)
 class SelftestHeader:
-    """``# selftests: mm: mkdirty``: the kselftest runner names the program it is about to start."""
+    """``# selftests: mm: mkdirty``: the kselftest runner names the program that it is about to start."""
 
     name: str
 

@@ -20,7 +20,7 @@ __all__ = ["MAX_DEPTH", "KtapOutcome", "Report", "Test", "parse"]
 
 _SILENT = "no KTAP or TAP version line: the program reported nothing"
 MAX_DEPTH = 32
-"""Levels below this one are not told apart: no kernel test nests a tenth of it."""
+"""Levels below this one are not distinguished. No kernel test has a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Report:
 
     tests: tuple[Test, ...]
     planned: int | None
-    """None: there was no plan."""
+    """The number in the plan; None if there was no plan."""
     problems: tuple[str, ...]
     outcome: KtapOutcome
     reason: str = ""
-    """Why the whole was skipped."""
+    """Why the whole report was skipped."""
     diagnostics: tuple[str, ...] = ()
     """Lines after the last result ("Totals: ...")."""
 
@@ -68,7 +68,7 @@ class _Reader:
         if not self._stamped:
             text = line
         elif not stamp:
-            # kunit prints through printk, so every line of such a report has a timestamp: this one is not part of it.
+            # kunit prints with printk(), so every line of its report has a timestamp. This line has none.
             self._stranger(text)
             return
         if found := grammar.version(text):
@@ -79,12 +79,12 @@ class _Reader:
                 return
         outermost = self.stack[0]
         if not text.startswith(outermost.prefix) and isinstance(grammar.classify(text), Result):
-            # Less indented than the outermost level: the beginning of the report was not kept.
+            # Less indented than the outermost level: the beginning of the report is missing.
             self._problem(outermost, f"a result outside the report: {text[:80]}", breaks=True)
         self._stranger(text)
 
     def finish(self) -> KtapLevel | None:
-        """The outermost level, all others closed; None if there was no version line."""
+        """Close all levels and return the outermost one; None if there was no version line."""
         if not self.stack:
             return None
         outermost = self.stack[0]
@@ -100,7 +100,7 @@ class _Reader:
     def _version(self, found: grammar.Version) -> None:
         outermost = self.stack[0]
         if not found.indent.startswith(outermost.prefix):
-            self._problem(outermost, "a version line outside the report it follows", breaks=True)
+            self._problem(outermost, "a version line outside the report", breaks=True)
             return
         parents = [
             level for level in self.stack if found.indent.startswith(level.prefix) and level.prefix != found.indent
@@ -114,13 +114,13 @@ class _Reader:
             return
         parent = parents[-1]
         if same is not None or self.stack[-1] is not parent:
-            # The test that owns this level never reported, and the next one has begun.
+            # The test of this level never reported, and the next one has begun.
             self._fold(parent)
             crash(parent)
         self._open(found.indent, found.known)
 
     def _known(self, level: KtapLevel, text: str) -> bool:
-        """Apply a line to a level; False if the line is not part of the protocol."""
+        """Apply a line to a level; return False if the line is not part of KTAP."""
         match grammar.classify(text):
             case Result() as result:
                 self._fold(level)
@@ -161,7 +161,7 @@ class _Reader:
         if result.number in level.numbers:
             self._problem(level, f"test number {result.number} again", breaks=True)
         elif result.number != level.last + 1:
-            self._problem(level, f"test number {result.number}, {level.last + 1} was expected")
+            self._problem(level, f"test number {result.number}; expected {level.last + 1}")
         level.numbers.add(result.number)
         level.last = result.number
         settle(level, result)
@@ -177,7 +177,7 @@ class _Reader:
             inner = self.stack.pop()
             outer = self.stack[-1]
             if outer is not level:
-                # The test between the two never reported: it crashed, and keeps what is known about it.
+                # The test between the two never reported, so it crashed; what is known about it is kept.
                 outer.inner.append(inner)
                 crash(outer)
             else:
