@@ -92,7 +92,7 @@ def keep_worse(by_test: dict[str, ScenarioResult], nodeid: str, result: Scenario
     if before is None:
         by_test[nodeid] = result
     elif before.outcome is not Outcome.FAILED:  # what the test itself showed stays: claims, observations, known bugs
-        by_test[nodeid] = replace(before, outcome=result.outcome, reason=result.reason)
+        by_test[nodeid] = replace(before, outcome=result.outcome, was=None, reason=result.reason)
 
 
 def accounts_of(config: Any) -> Accounts | None:

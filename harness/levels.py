@@ -5,6 +5,8 @@ Apart from :mod:`harness.pagetable`, which loads numpy, and ``--help`` does not 
 
 from __future__ import annotations
 
+from harness.errors import UsageError, did_you_mean
+
 PAGE_SIZES = {"pte": "4K", "pmd": "2M", "pud": "1G"}
 _LABELS = {size: label for label, size in PAGE_SIZES.items()}
 
@@ -12,3 +14,19 @@ _LABELS = {size: label for label, size in PAGE_SIZES.items()}
 def level_label(text: str) -> str:
     """The label of a level that somebody named: "pmd" for "2M"; what names no level is returned as it is."""
     return _LABELS.get(text.upper(), text)
+
+
+def is_level(text: str) -> bool:
+    """Whether somebody named a level."""
+    return level_label(text) in PAGE_SIZES
+
+
+def checked_level(word: str, level: str) -> str:
+    """The label of a level that is named in a word.
+
+    :raises UsageError: there is no such level; names what comes close.
+    """
+    if is_level(level):
+        return level_label(level)
+    close = did_you_mean(level, PAGE_SIZES)
+    raise UsageError(f"{word!r}: no page-table level {level!r}{close} the levels are {', '.join(PAGE_SIZES)}")

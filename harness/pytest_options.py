@@ -26,6 +26,12 @@ MARKERS = (
     "decided_by(*functions): the kernel's functions, of harness.kernel_functions",
 )
 
+EXPECT_HELP = (
+    "how a test or one of its claims is to end: TEST[:LEVEL][:CLAIM]=pass|fail|skip; what ends so does not count; "
+    "may be given again"
+)
+EXPECT_FILE_HELP = "a file of such expectations, one a line, comments from # on; may be given again"
+
 _CONFIG = pytest.StashKey[MachineConfig]()
 _SAY = pytest.StashKey[Say]()
 
@@ -54,6 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="keep the machine of a failed test, for `hugepfn shell --kept NAME`",
     )
     add("--hugepfn-bisect", action="store_true", help="end with the exit status that `git bisect run` expects")
+    add("--hugepfn-expect", metavar="TEST[:CLAIM]=OUTCOME", action="append", help=EXPECT_HELP)
+    add("--hugepfn-expect-file", metavar="FILE", type=Path, action="append", help=EXPECT_FILE_HELP)
     add("--hugepfn-strict", action="store_true", help="a precondition that is not met fails the test")
 
 

@@ -20,6 +20,7 @@ from harness.bisect_results import BISECT, BisectResults
 from harness.carried import Carried, Crossing, carry
 from harness.claims import Claims
 from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, KernelBuildError, PremiseNotMet, UsageError
+from harness.expected import ExpectedOutcomes, expected_of, read
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
@@ -60,6 +61,7 @@ from harness.selection import (
 )
 from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.bisect import BisectVerdict
+from harness.verdict.expected.judge import held
 
 #: Hooks and fixtures that live beside this module, which is the plugin's entry point.
 __all__ = ["caps", "claim", "kernel", "live_vm", "vm"]
@@ -76,6 +78,11 @@ def pytest_configure(config: pytest.Config) -> None:
         with past_capture(config):
             logs.show(verbosity)
     config_of(config)  # what is not valid is one line, and nothing is run
+    try:
+        said = read(config.getoption("hugepfn_expect") or (), config.getoption("hugepfn_expect_file") or ())
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.pluginmanager.register(ExpectedOutcomes(said), "hugepfn-expected")
     if not config.pluginmanager.has_plugin("hugepfn-results"):
         config.pluginmanager.register(Crossing(), "hugepfn-crossing")
         accounts = Accounts(lambda: context_of(config_of(config), None, None), config.rootpath)
@@ -172,18 +179,19 @@ def pytest_runtest_makereport(
         plain = ScenarioResult(
             scenario_of(item), level_of(item), outcome_of(error, report), told, file=own_file(item.path)
         )
+        plain = _held_against_expectations(item, plain, report)
         carry(report, Carried(plain))
         if error is not None:
             show_without_own_source(item, error, report)
+        _tell_pytest(plain, report)
         return report
-    result = _result(item, error, report)
-    if result.outcome is Outcome.KNOWN_BUG:  # to pytest, a failure that was expected
-        report.outcome, report.wasxfail = "skipped", words.reason(result)
+    result = _held_against_expectations(item, _result(item, error, report), report)
     report.sections += [("hugepfn", line) for line in words.returned(result)]
     item.user_properties += [(WAIVED_PROPERTY, told) for told in words.waived(result)]  # the teardown's report has them
     wished = item.get_closest_marker("machine") is not None
     no_kernel = call.when == "setup" and isinstance(error, (KernelBuildError, *KERNELS_FAULT))
     carry(report, Carried(result, _context(item), isinstance(error, UsageError), wished, no_kernel))
+    _tell_pytest(result, report)
     if result.outcome is Outcome.FAILED:  # our own words need no traceback
         report.longrepr = "\n".join(words.failed(result))
     elif isinstance(error, HugepfnError):
@@ -191,6 +199,20 @@ def pytest_runtest_makereport(
     elif error is not None:
         show_without_own_source(item, error, report)
     return report
+
+
+def _held_against_expectations(item: pytest.Item, result: ScenarioResult, report: pytest.TestReport) -> ScenarioResult:
+    """The end of a teardown is not what was expected to fail: the test has had its verdict."""
+    return result if report.when == "teardown" else held(result, expected_of(item))
+
+
+def _tell_pytest(result: ScenarioResult, report: pytest.TestReport) -> None:
+    """To pytest, a known bug and what was expected are a failure that was expected; an unmet expectation is one."""
+    if result.outcome in (Outcome.KNOWN_BUG, Outcome.EXPECTED):
+        expected = f"{words.outcome(result)}: " if result.was is not None else ""
+        report.outcome, report.wasxfail = "skipped", f"{expected}{words.reason(result)}"
+    elif any(one.unmet for one in result.expectations):
+        report.outcome, report.longrepr = "failed", "\n".join(words.failed(result))
 
 
 def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestReport) -> ScenarioResult:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from harness.errors import UsageError, did_you_mean
-from harness.levels import PAGE_SIZES, level_label
+from harness.levels import PAGE_SIZES, checked_level
 
 #: The name of a test file ends in .py, and nothing follows, or a colon.
 _WITH_FILE = re.compile(r"(?P<file>.+?\.py)(?:::(?P<test>.*?))?(?::(?P<level>[^:\]]*))?")
@@ -68,10 +68,7 @@ class Selected:
 
 
 def _checked(word: str, level: str | None) -> str | None:
-    if level is None or level_label(level) in PAGE_SIZES:
-        return None if level is None else level_label(level)
-    close = did_you_mean(level, PAGE_SIZES)
-    raise UsageError(f"{word!r}: no page-table level {level!r}{close} the levels are {', '.join(PAGE_SIZES)}")
+    return None if level is None else checked_level(word, level)
 
 
 def scenario_and_level(test: str) -> tuple[str, str | None]:
@@ -112,10 +109,10 @@ def _selects_nothing(word: Selected, known: Sequence[Selected]) -> str:
     if matched:
         levels = [*dict.fromkeys(test.level for test in matched if test.level is not None)]
         what = f"the level{'s' * (len(levels) > 1)} {', '.join(levels)} only" if levels else "no level"
-        return f"{_shown(word)}: this test has {what}"
+        return f"{shown(word)}: this test has {what}"
     if word.file is None:
         return f"no scenario {word.scenario!r}{did_you_mean(word.scenario, names)} hugepfn list names them all"
-    file = _shown(Selected(word.file))
+    file = shown(Selected(word.file))
     if not names:
         return f"{file} has no tests: a test is a function test_NAME that takes the fixture vm"
     some = ", ".join(map(_with_prefix, names[:_SHOWN_MAX])) + (", ..." if len(names) > _SHOWN_MAX else "")
@@ -123,7 +120,7 @@ def _selects_nothing(word: Selected, known: Sequence[Selected]) -> str:
     return f"{file} has no test {_with_prefix(word.scenario)!r}{close} it has {some}"
 
 
-def _shown(word: Selected) -> str:
+def shown(word: Selected) -> str:
     """The word, its path as short as it can be."""
     with contextlib.suppress(ValueError):
         return str(word if word.file is None else replace(word, file=word.file.relative_to(Path.cwd())))

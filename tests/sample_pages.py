@@ -39,8 +39,9 @@ def comparison(before: Column, after: Column, request: PageRequest = PLAIN) -> s
     """The page of a comparison of two columns with one run each."""
     specs, runs = (before.spec, after.spec), (before.runs[0], after.runs[0])
     found = compare_runs(*runs)
-    printed = [line.plain for line in compare.report_lines(specs, runs, found, (), {})]
-    return compare.page_of(request, specs, runs, (found, ()), {}, printed, RunOptions())
+    answer = compare.Comparison(specs, runs, found)
+    printed = [line.plain for line in compare.report_lines(answer)]
+    return compare.page_of(request, answer, found, printed, RunOptions())
 
 
 def kernel(spec: str, *, broken: bool = False) -> Column:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from harness import logs
 from harness.campaign import kernels
-from harness.campaign.compare import report_lines
+from harness.campaign.compare import Comparison, report_lines
 from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted, encode
 from harness.campaign.kernels import RunOptions, choose_kernels, run_kernel, takes_modules
 from harness.campaign.matrix import print_table, table_lines
@@ -253,7 +253,7 @@ def test_a_narrow_terminal_gets_the_columns_in_blocks() -> None:
 
 def test_what_differs_is_printed_with_both_entries() -> None:
     runs = (run_of(observation("P W D", 0xC3)), run_of(observation("P SAVED_DIRTY", 1 << 58 | 0x81)))
-    lines = [line.plain for line in report_lines(("debian:6.12", "./bzImage"), runs, compare_runs(*runs), (), {})]
+    lines = [line.plain for line in report_lines(Comparison(("debian:6.12", "./bzImage"), runs, compare_runs(*runs)))]
     assert lines == [
         "A  debian:6.12",
         "B  ./bzImage",

@@ -104,6 +104,31 @@ def test_the_exit_status_is_what_git_understands(
     assert words in "".join(capfd.readouterr())
 
 
+@pytest.mark.parametrize(
+    ("outcome", "said", "status", "words"),
+    [
+        (F, "fork=fail", 0, "good: 0 of 1 passed, 1 as expected"),
+        (K, "fork:pud=fail", 0, "good: 0 of 1 passed, 1 as expected"),
+        (
+            P,
+            "fork=fail",
+            1,
+            "bad: fork pud: failed: because of passed; 'fork=fail' is not met: expected it to fail",
+        ),
+        (S, "fork=fail", 125, "cannot tell: fork pud: skipped"),
+        (S, "fork=skip", 0, "good: 0 of 1 passed, 1 as expected"),
+        (F, "fork:a claim=fail", 1, "bad: fork pud: failed: because of failed"),
+        (F, "zap=fail", 128, "'zap=fail' is expected of no test that was selected; these were: fork"),
+    ],
+)
+def test_what_was_expected_is_good_and_what_did_not_happen_is_bad(
+    world: Callable[..., None], capfd: pytest.CaptureFixture[str], outcome: Outcome, said: str, status: int, words: str
+) -> None:
+    world(run=Run((result(outcome),)))
+    assert ended(["/tree", "fork:pud", "--expect", said]) == status
+    assert words in "".join(capfd.readouterr())
+
+
 @pytest.mark.parametrize("args", [[], ["/tree"], ["/tree", "fork:p4d"], ["/tree", "fork", "--smp=9"], ["--what"]])
 def test_bad_words_never_make_a_bad_commit(args: list[str]) -> None:
     assert ended(args) == 128

@@ -283,3 +283,73 @@ def test_only_what_differs_is_run_again(hugepfn: Command, suite: Suite) -> None:
     assert [scenarios for _, scenarios in suite.asked] == [(), (), ("fork:pud",), ("fork:pud",)]
     assert "  child at forked, bar+0x0: pud 0000000000000001 -> 0000000000000001 -D\n" in done.out
     assert "1 of 2 cases differ" in done.out
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said", "status", "words"),
+    [
+        (P, F, "fork:pud=fail", 0, "fork pud  pass 1  expected fail 2"),
+        (P, P, "fork:pud=fail", 1, "fork pud  FAIL 1  FAIL 1"),
+        (F, F, "fork:pud=fail", 0, "fork pud  expected fail 1  expected fail 1"),
+        (S, F, "fork=fail", 0, "fork pud  skip 1  expected fail 1"),
+        (S, S, "fork:1G=skip", 0, "fork pud  expected skip 1  expected skip 1"),
+        (E, F, "fork:pud=fail", 3, "fork pud  error 1  expected fail 1"),
+        (F, F, "fork:pud:a claim=fail", 1, "fork pud  FAIL 1  FAIL 1"),
+    ],
+)
+def test_a_table_with_an_expectation_for_every_kernel(
+    hugepfn: Command, suite: Suite, tmp_path: Path, first: Outcome, second: Outcome, said: str, status: int, words: str
+) -> None:
+    suite.answers = {"debian:6.1": [first], "debian:6.12": [second]}
+    files = ("--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html"))
+    done = hugepfn(*MATRIX, "--expect", said, *files)
+    if (first, second) == (P, F):
+        words, status = "fork pud  FAIL 1  expected fail 2", 1  # the first kernel does not meet it
+    assert (done.out.splitlines()[1], done.status) == (words, status)
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert schemas.check(data) == "hugepfn-matrix"
+    assert ("ends as it was expected to" in done.out) is ("expected" in words)
+    assert ('"mark":"EXPECTED"' in (tmp_path / "out.html").read_text()) is ("expected" in words)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said", "status", "last"),
+    [
+        (P, F, "fork:pud=fail", 0, "1 of 1 cases differ, as expected"),
+        (P, P, "fork:pud=fail", 1, "the same in 1 cases"),
+        (F, F, "fork:pud=fail", 0, "the same in 1 cases"),
+        (F, P, "fork:pud=fail", 1, "1 of 1 cases differ"),
+        (P, S, "fork=skip", 0, "1 of 1 cases differ, as expected"),
+        (P, F, "fork=skip", 1, "1 of 1 cases differ"),
+        (P, F, "fork:a claim=fail", 1, "1 of 1 cases differ"),
+    ],
+)
+def test_a_comparison_whose_second_kernel_changes_on_purpose(
+    hugepfn: Command, suite: Suite, tmp_path: Path, first: Outcome, second: Outcome, said: str, status: int, last: str
+) -> None:
+    suite.answers = {"debian:6.1": [first], "debian:6.12": [second]}
+    files = ("--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html"))
+    done = hugepfn(*COMPARE, "--expect", said, *files)
+    assert (done.out.splitlines()[-1], done.status) == (last, status)
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert schemas.check(data) == "hugepfn-compare"
+    assert data["same"] is (status == 0)
+    assert ("\nfork pud, as expected: passed -> " in done.out) is bool(data["expected"]) is ("as expected" in last)
+    assert ("Expected, but not so:\n  fork pud: '" in done.out) is bool(data["unmet"])
+    assert bool(data["cases"]) is (last == "1 of 1 cases differ")
+    page = (tmp_path / "out.html").read_text()
+    assert ("Expected, but not so" in page and "is not met" in page) or not data["unmet"]
+    if data["expected"]:
+        assert '"word":"expected ' in page
+        suite.answers = {"debian:6.1": [first], "debian:6.12": [second]}
+        assert "\nfork pud, as expected: passed -> " in hugepfn(*COMPARE, "--expect", said, "--mail").out
+
+
+@pytest.mark.parametrize("command", [MATRIX, COMPARE])
+def test_an_expectation_that_no_test_is_about_runs_nothing(
+    hugepfn: Command, suite: Suite, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "expected").write_text("# one\nfork:p4d=fail\n")
+    for words in (("--expect", "frok=fail"), ("--expect", "fork"), ("--expect-file", str(tmp_path / "expected"))):
+        done = hugepfn(*command, *words)
+        assert (done.status, suite.asked, len(done.err.splitlines())) == (2, [], 1)

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import replace
 
 from harness.campaign import mail
-from harness.campaign.compare import case_lines, report_lines
+from harness.campaign.compare import Comparison, case_lines, report_lines
 from harness.campaign.series import PatchStep, change_lines
 from harness.pagetable import Observation
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
@@ -30,7 +30,7 @@ def run(seen: Observation, entries: int = 1) -> Run:
 
 def test_the_mail_of_a_comparison() -> None:
     runs = run(GOOD), run(BAD)
-    lines = [line.plain for line in report_lines(("debsrc:6.12", "b"), runs, compare_runs(*runs), (), {})]
+    lines = [line.plain for line in report_lines(Comparison(("debsrc:6.12", "b"), runs, compare_runs(*runs)))]
     text = mail.mail(lines, runs[0], "hugepfn compare debsrc:6.12 b fork --mail").splitlines()
     assert text[3].startswith("fork pmd: passed -> failed: 1 claim does not hold: ")
     del text[4:6]  # its other lines

@@ -16,6 +16,7 @@ from harness.errors import ExitCode, UsageError
 from harness.machine import preparation
 from harness.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict.expected.expectation import Expectation
 from harness.verdict.table import TROUBLE
 from tests import schemas
 
@@ -169,3 +170,48 @@ def test_a_mail_has_the_changes_without_the_table(
     assert "\nfork pud: pass -> FAIL at 2/2 mm: change 3" in said
     assert "3 kernels" not in said
     assert "\n\nTo run it again:\n  hugepfn series . 'main~2..main' fork --mail\n" in said
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status", "words"),
+    [
+        ("PPF", 0, "fork pud: pass -> expected fail at 2/2 mm: change 3"),
+        ("PFF", 0, "fork pud: pass -> expected fail at 1/2 mm: change 2"),
+        ("PFP", 1, "fork pud: expected fail -> pass at 2/2 mm: change 3"),
+        ("PPP", 1, "fork pud at 2/2 mm: change 3: 'fork:pud=fail' is not met: expected it to fail, but it passed;"),
+        ("PFE", 3, "fork pud: pass -> expected fail at 1/2"),
+    ],
+)
+@pytest.mark.parametrize("mail", [False, True])
+def test_an_intended_change_is_not_red_and_is_told_as_such(
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcomes: str,
+    status: int,
+    words: str,
+    mail: bool,
+) -> None:
+    letters = {"P": Outcome.PASSED, "F": Outcome.FAILED, "E": Outcome.ERROR}
+    follow_steps(monkeypatch, *(letters[one] for one in outcomes))
+    options = RunOptions(expected=(Expectation.parse("fork:pud=fail"),))
+    files = tmp_path / "out.json", PageRequest(tmp_path / "out.html", mail=mail)
+    assert run_series(str(tree), "main~2..main", [FORK], options, *files) == status
+    assert words in " ".join(capsys.readouterr().out.split())
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert schemas.check(data) == "hugepfn-matrix"
+    assert [one["expected"] for one in data["changes"]] == {"PFP": [True, False], "PPP": []}.get(outcomes, [True])
+    assert [one["step"] for one in data["unmet"]] == (["2/2"] if outcomes.endswith("P") else [])
+    page = (tmp_path / "out.html").read_text()
+    assert '"word":"expected fail"' in page or outcomes == "PPP"
+    assert ("Expected, but not so" in page and "is not met" in page) or not data["unmet"]
+
+
+def test_an_expectation_of_no_case_is_refused_before_anything_is_built(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow_steps(monkeypatch)
+    options = RunOptions(expected=(Expectation.parse("frok=fail"),))
+    with pytest.raises(UsageError, match="is expected of no test that was selected; did you mean 'fork'"):
+        run_series(str(tree), "main~2..main", [FORK], options, None, PageRequest())

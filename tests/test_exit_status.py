@@ -279,3 +279,30 @@ def test_the_statuses_are_those_that_are_documented() -> None:
     assert ExitCode(3) is ExitCode.MACHINERY
     assert [code.without(True) for code in (ExitCode.OK, ExitCode.CLAIM_FAILED)] == [3, 1]
     assert ExitCode.OK.without(False) is ExitCode.OK
+
+
+# --- what was expected ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", ["", "-n 2"])
+@pytest.mark.parametrize(
+    ("said", "status", "words"),
+    [
+        ("fork:pmd=fail", 0, "3 passed, 1 expected; 3 of 4 claims hold; what was expected does not count as a failure"),
+        ("fork:2M:the child has D=fail", 0, "fork pmd: expected (failed): 1 claim does not hold: the child has D"),
+        (
+            "zap=fail",
+            1,
+            "  UNMET  zap: 'zap=fail' is not met: expected it to fail, but it passed; remove",
+        ),
+        (
+            "fork:pmd:the child has W=fail",
+            1,
+            "there is no claim of this name; did you mean 'the child has D'? ",
+        ),
+    ],
+)
+def test_what_was_expected_is_no_failure(shell: Shell, said: str, status: int, words: str, workers: str) -> None:
+    done = shell(f"hugepfn run {workers} --expect '{said}'", FAIL="pmd")
+    assert (done.status, done.err) == (status, "")
+    assert words in done.out

@@ -28,6 +28,7 @@ machine
 assertion
 ending carried claims selected
 selection
+expected
 pytest_options
 pytest_failures
 pytest_fixtures

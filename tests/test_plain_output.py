@@ -16,7 +16,7 @@ from rich.console import Console
 
 from harness import cli, doctor
 from harness.campaign import reporter as reporting
-from harness.campaign.compare import report_lines
+from harness.campaign.compare import Comparison, report_lines
 from harness.campaign.matrix import print_table
 from harness.campaign.reporter import RunReporter, entry_lines
 from harness.campaign.series import PatchStep, change_lines
@@ -170,7 +170,7 @@ def test_tables_of_several_kernels() -> None:
     steps = [PatchStep("base", "", "a"), PatchStep("1/1", "x", "b")]
     assert "fork pud: pass -> FAIL at 1/1 x" in rendered(printer(change_lines(steps, table, changes(table))))
     runs = (columns[0].runs[0], columns[1].runs[0])
-    lines = report_lines(("a", "b"), runs, compare_runs(*runs), (), {})
+    lines = report_lines(Comparison(("a", "b"), runs, compare_runs(*runs)))
     assert "parent at forked, bar+0x0: pud 0000000000000003 -> 0000000000000041 +D -W" in rendered(printer(lines))
 
 

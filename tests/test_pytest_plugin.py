@@ -894,3 +894,100 @@ def test_a_broken_claim_shows_the_entries(pytester: pytest.Pytester) -> None:
     message = written(pytester)["results"][0]["claims"][0]["message"]
     assert message.startswith("dirty")
     assert message.endswith(f"  forked  child  bar+0x0  pmd  {SEEN.raw:#018x}  P W U PCD A D PSE SPECIAL NX")
+
+
+# --- expectations --------------------------------------------------------------------------------
+
+EXPECTING = """
+    import pytest
+
+    @pytest.mark.levels("pte", "pmd")
+    def test_fork(vm, level, claim):
+        with claim("it holds"):
+            assert True
+        with claim("keeps D"):
+            assert level.label == "pte"
+
+    def test_any(vm): pass
+    def test_no(vm): pytest.skip("no THP")
+    def test_plain(): assert not 1
+"""
+
+
+@pytest.fixture
+def expecting(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(EXPECTING)
+    return pytester
+
+
+def test_what_is_expected_does_not_fail_the_session(expecting: pytest.Pytester) -> None:
+    (expecting.path / "said").write_text("# by the patch\nno=skip\n\nplain=fail\n")
+    said = ("--hugepfn-expect=fork:2M:keeps D=fail", "--hugepfn-expect-file=said", "--hugepfn-expect=any=pass")
+    result = pytest_run(expecting, *said, "--junitxml=out.xml", "-rx")
+    assert result.ret == 0
+    result.assert_outcomes(passed=2, xfailed=3)
+    result.stdout.fnmatch_lines(["XFAIL *test_fork[[]pmd[]]* - expected (failed): 1 claim does not hold: keeps D"])
+    found = {"fork pte": "passed", "fork pmd": "expected", "any": "passed", "no": "expected"}
+    assert outcomes(expecting) == found
+    (fork,) = [one for one in written(expecting)["results"] if (one["scenario"], one["level"]) == ("fork", "pmd")]
+    assert (fork["was"], [(one["outcome"], one["was"]) for one in fork["claims"]]) == (
+        *("failed", [("passed", None), ("expected", "failed")]),
+    )
+    assert fork["expectations"] == [
+        {
+            **{"test": "fork", "level": "pmd", "claim": "keeps D", "expected": "fail"},
+            **{"answer": "met", "found": "failed"},
+        }
+    ]
+    xml = (expecting.path / "out.xml").read_text()
+    assert 'type="pytest.xfail" message="expected (failed): 1 claim does not hold: keeps D"' in xml
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "fork:pte=fail",
+            "'fork:pte=fail' is not met: expected it to fail, but it passed; remove the expectation*",
+        ),
+        ("no=pass", "'no=pass' is not met: expected it to pass, but it was skipped; *"),
+        ("fork:pmd:keps D=fail", "*there is no claim of this name; did you mean 'keeps D'? *"),
+    ],
+)
+@pytest.mark.parametrize("bisect", [False, True])
+def test_what_does_not_happen_as_expected_fails_the_test(
+    expecting: pytest.Pytester, said: str, line: str, bisect: bool
+) -> None:
+    test = f"--hugepfn-scenario={said.partition('=')[0].replace(':keps D', '')}"
+    result = pytest_run(
+        expecting, test, f"--hugepfn-expect={said}", "--junitxml=out.xml", *(["--hugepfn-bisect"] * bisect)
+    )
+    assert result.ret == 1
+    result.assert_outcomes(failed=1, deselected=4)
+    result.stdout.fnmatch_lines([line])
+    assert "is not met" in (expecting.path / "out.xml").read_text()
+
+
+def test_what_is_expected_is_good_for_git(expecting: pytest.Pytester) -> None:
+    result = pytest_run(expecting, "--hugepfn-scenario=fork", "--hugepfn-expect=fork:pmd=fail", "--hugepfn-bisect")
+    assert result.ret == 0
+    result.stderr.fnmatch_lines(["hugepfn: good: 1 of 2 passed, 1 as expected"])
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "--hugepfn-expect=frok=fail",
+            "ERROR: 'frok=fail' is expected of no test that was selected; did you mean *",
+        ),
+        ("--hugepfn-expect=fork", "ERROR: 'fork': an expectation ends in =pass*"),
+        ("--hugepfn-expect-file=none", "ERROR: none cannot be read: No such file or directory"),
+    ],
+)
+def test_an_expectation_that_means_nothing_runs_nothing(expecting: pytest.Pytester, said: str, line: str) -> None:
+    result = pytest_run(expecting, said)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([line])
+    assert "passed" not in result.stdout.str()

@@ -63,6 +63,7 @@ def test_the_documented_object() -> None:
                 "file": "",
                 "level": "pud",
                 "outcome": "failed",
+                "was": None,
                 "reason": "",
                 "cannot_know": False,
                 "claims": [
@@ -92,6 +93,7 @@ def test_the_documented_object() -> None:
                             "before": "",
                             "note": "mine",
                         },
+                        "was": None,
                     }
                 ],
                 "stops": 3,
@@ -116,6 +118,7 @@ def test_the_documented_object() -> None:
                 "known_bugs": [{"id": "HP-1", "title": "W is lost"}],
                 "fixed_bugs": [{"id": "HP-2", "version": "6.12.117"}],
                 "returned_bugs": [{"id": "HP-3", "version": "6.12.118", "date": "2026-11-26"}],
+                "expectations": [],
                 "observations": [SEEN.to_json()],
                 "log": ["[ 1.0] BUG"],
             }
@@ -124,7 +127,7 @@ def test_the_documented_object() -> None:
 
 
 def test_outcomes_are_the_documented_words() -> None:
-    assert [one.value for one in Outcome] == ["passed", "failed", "skipped", "known_bug", "error"]
+    assert [one.value for one in Outcome] == ["passed", "failed", "skipped", "known_bug", "expected", "error"]
 
 
 texts = st.text(max_size=20)
@@ -191,7 +194,7 @@ def test_a_file_of_an_older_version_says_to_run_again() -> None:
         ({"results": [{}]}, "'scenario' is missing"),
         (
             {"results": [RESULT.to_json() | {"outcome": "great"}]},
-            "expected one of: passed, failed, skipped, known_bug, error",
+            "expected one of: passed, failed, skipped, known_bug, expected, error",
         ),
         ({"results": [RESULT.to_json() | {"level": 3}]}, "'level' is 3"),
         ({"results": [RESULT.to_json() | {"claims": [None]}]}, "a claim is NoneType"),

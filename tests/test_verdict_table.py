@@ -166,7 +166,7 @@ def test_the_json_has_the_table_and_every_run() -> None:
     assert Run.from_json(data["kernels"][0]["runs"][0]) == Run((PASSED,))
     (row,) = data["rows"]
     assert (row["scenario"], row["level"]) == ("fork", "pud")
-    assert row["cells"][1] == {"mark": "error", "bugs": [], "reason": "gone"}
+    assert row["cells"][1] == {"mark": "error", "was": None, "bugs": [], "reason": "gone"}
 
 
 def test_cases_that_nobody_expected_stand_by_scenario_as_they_were_found() -> None:

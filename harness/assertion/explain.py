@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from harness.assertion.evaluate import Names, NotKnown, bindings
-from harness.assertion.history import MISSING, History, absent, neighbours
+from harness.assertion.history import History, absent, neighbours
 from harness.assertion.source import UNKNOWN, count_of, failed_assert, is_leaf, looked_at, part_name, reported, value_of
 from harness.errors import GivenUp, NoEntry
 from harness.observe.run_result import RunResult
 from harness.pagetable import Bits, Entry, Leaf, PagemapWord
-from harness.verdict.mismatch import EntrySeen, Mismatch, Place, Subject
+from harness.verdict.mismatch import MISSING, EntrySeen, Mismatch, Place, Subject
 from harness.verdict.mismatch_words import word_of
 
 _BIT_OF = {

@@ -10,9 +10,6 @@ from harness.observe.snapshot import CALIBRATION_MAPPING, MappingView, ProcessVi
 from harness.pagetable import Entry, Leaf
 from harness.verdict.mismatch import EntrySeen, Mismatch, Place
 
-MISSING = "missing"
-"""In :attr:`Mismatch.wrong`: there is no entry."""
-
 
 def seen(one: Leaf | Entry, place: Place | None, count: int = 1) -> EntrySeen:
     """A leaf or an entry as a claim shows it."""

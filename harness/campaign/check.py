@@ -9,11 +9,13 @@ from harness.campaign.kernels import RunOptions, run_kernel
 from harness.campaign.wanted import choose
 from harness.errors import KERNELS_FAULT, KernelBuildError
 from harness.events import Event, Say
+from harness.expected import resolve
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
 from harness.machine.vm import VM
 from harness.selected import Selected
 from harness.verdict.bisect import BisectVerdict, judge
+from harness.verdict.expected.judge import held_run
 from harness.verdict.table import TROUBLE
 
 
@@ -24,7 +26,7 @@ def check(tree: str, word: Selected, options: RunOptions, say: Say) -> tuple[Bis
     :raises MachineryError: the machinery failed, which says nothing about the commit.
     """
     spec = BuiltSource.parse(tree).spec
-    choose([word], options.levels)
+    said = resolve(options.expected, choose([word], options.levels).tests, strict=options.strict)
     try:
         image = Kernel.parse(spec).resolve(say)
     except KernelBuildError as error:
@@ -42,4 +44,4 @@ def check(tree: str, word: Selected, options: RunOptions, say: Say) -> tuple[Bis
     run = run_kernel(str(image.image), [word], replace(options, config=config), show)
     if trouble := run.context.get(TROUBLE):
         return BisectVerdict.BROKEN, str(trouble)
-    return judge(run.results)
+    return judge(held_run(run, said).results)

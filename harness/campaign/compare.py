@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.campaign.report import PageColumn, PageRequest, compare_page
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
 from harness.selected import Selected
-from harness.verdict import Run
+from harness.verdict import Run, words
 from harness.verdict.differences import (
     SCHEMA,
     VERSION,
@@ -30,9 +31,31 @@ from harness.verdict.differences import (
     lasting,
     unknown_cases,
 )
+from harness.verdict.expected.judge import Unmet, held_along
+from harness.verdict.expected.split import split
 from harness.verdict.table import TROUBLE, Case, Column, Table, labels
 
 _UNSTABLE = "Differs from time to time on one kernel"
+_EXPECTED = "Differs as expected"
+_UNMET = "Expected, but not so"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answer: what differs, and what does not count."""
+
+    specs: tuple[str, ...]
+    runs: tuple[Run, Run]  # the second held against what was expected
+    counted: tuple[CaseDifference, ...]
+    expected: tuple[CaseDifference, ...] = ()
+    unmet: tuple[Unmet, ...] = ()
+    passing: tuple[CaseDifference, ...] = ()  # varies on one kernel
+    unknown: Mapping[Case, str] = field(default_factory=dict)  # not compared, and why
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs but what was expected, and all of that does."""
+        return not self.counted and not self.unmet
 
 
 def run_compare(
@@ -48,11 +71,12 @@ def run_compare(
 
     :param confirm: how often to run again what differs; an answer that varies on one kernel does not count as a
         difference.
-    :returns: OK if nothing differs, CLAIM_FAILED if something does, MACHINERY if that is not known.
+    :returns: OK if nothing differs but what was expected, CLAIM_FAILED if something does or what was expected does not
+        happen, MACHINERY if that is not known.
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: a kernel could not be run at all.
     """
-    prepare(tests, options, json_file, page.file)
+    _, said = prepare(tests, options, json_file, page.file)
     specs = tuple(Kernel.parse(word).spec for word in (before, after))
     with Live() as live:
         check_kernels(specs, options, live)
@@ -68,41 +92,42 @@ def run_compare(
             rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
             rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
     differences, passing = lasting(rounds)
-    unknown = unknown_cases(sides[0][0], sides[1][0])
-    runs = sides[0][0], sides[1][0]
-    short = [line.plain for line in report_lines(specs, runs, differences, passing, unknown, mail.MOST)]
+    found, unmet = held_along([Column(spec, (side[0],)) for spec, side in zip(specs, sides, strict=True)], said)
+    runs = found[0].runs[0], found[1].runs[0]
+    counted, expected = split(differences, found[1])
+    answer = Comparison(specs, runs, counted, expected, unmet, passing, unknown_cases(*runs))
+    short = [line.plain for line in report_lines(answer, mail.MOST)]
     if page.mail:
         print(mail.mail(short, runs[0], page.command))
     else:
-        print_lines(Console(highlight=False), report_lines(specs, runs, differences, passing, unknown))
+        print_lines(Console(highlight=False), report_lines(answer))
     lost = write_files(
         live.line,
-        (json_file, as_json(to_json(runs, differences, passing, unknown))),
-        (page.file, lambda: page_of(page, specs, runs, (differences, passing), unknown, short, options)),
+        (json_file, as_json(to_json(answer))),
+        (page.file, lambda: page_of(page, answer, differences, short, options)),
     )
-    return (ExitCode.CLAIM_FAILED if differences else ExitCode.OK).without(unknown or lost)
+    return (ExitCode.OK if answer.same else ExitCode.CLAIM_FAILED).without(answer.unknown or lost)
 
 
 def page_of(
     request: PageRequest,
-    specs: Sequence[str],
-    runs: tuple[Run, Run],
-    rounds: tuple[Sequence[CaseDifference], Sequence[CaseDifference]],
-    unknown: Mapping[Case, str],
+    answer: Comparison,
+    differences: Sequence[CaseDifference],
     printed: Sequence[str],
     options: RunOptions,
 ) -> str:
     """The page of ``--html``.
 
-    :param rounds: what differs in all rounds, and what only in some.
+    :param differences: those that count, and those that were expected.
     """
-    sides = zip(specs, runs, strict=True)
+    sides = zip(answer.specs, answer.runs, strict=True)
     columns = [PageColumn(Column(spec, (run,)), spec, options.words(spec)) for spec, run in sides]
-    differences, passing = rounds
     shown = Table.of([one.column for one in columns]).labels
     lists = [
-        (f"{_UNSTABLE}, so not counted", [f"{shown[one.case]}: {_summary(one)}" for one in passing]),
-        ("Not compared", [f"{shown[case]}: {why}" for case, why in unknown.items()]),
+        (_UNMET, [f"{shown[one.case]}: {line}" for one in answer.unmet for line in words.unmet(one.result)]),
+        (f"{_EXPECTED}, so not counted", [f"{shown[one.case]}: {_summary(one)}" for one in answer.expected]),
+        (f"{_UNSTABLE}, so not counted", [f"{shown[one.case]}: {_summary(one)}" for one in answer.passing]),
+        ("Not compared", [f"{shown[case]}: {why}" for case, why in answer.unknown.items()]),
     ]
     return compare_page(request, columns, differences, lists, printed)
 
@@ -127,59 +152,72 @@ def _run_both(
         live.line(summary(run, spec))
 
 
-def to_json(
-    runs: tuple[Run, Run],
-    differences: Sequence[CaseDifference],
-    passing: Sequence[CaseDifference],
-    unknown: Mapping[Case, str],
-) -> dict[str, Any]:
+def to_json(answer: Comparison) -> dict[str, Any]:
     """The object for ``hugepfn compare --json``."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "same": not differences,
-        "before": dict(runs[0].context),
-        "after": dict(runs[1].context),
-        "cases": [one.to_json() for one in differences],
-        "unstable": [one.to_json() for one in passing],
+        "same": answer.same,
+        "before": dict(answer.runs[0].context),
+        "after": dict(answer.runs[1].context),
+        "cases": [one.to_json() for one in answer.counted],
+        "expected": [one.to_json() for one in answer.expected],
+        "unmet": [unmet_json(one) for one in answer.unmet],
+        "unstable": [one.to_json() for one in answer.passing],
         "unknown": [
             {"scenario": case.scenario, "file": case.file, "level": case.level, "reason": why}
-            for case, why in unknown.items()
+            for case, why in answer.unknown.items()
         ],
     }
 
 
-def report_lines(
-    specs: Sequence[str],
-    runs: tuple[Run, Run],
-    differences: Sequence[CaseDifference],
-    passing: Sequence[CaseDifference],
-    unknown: Mapping[Case, str],
-    most: int | None = None,
-) -> Iterator[Text]:
+def unmet_json(one: Unmet) -> dict[str, Any]:
+    """An expectation that is not met, for ``--json``."""
+    case = {"scenario": one.case.scenario, "file": one.case.file, "level": one.case.level}
+    return {**case, "expectation": one.result.expectations[0].to_json(), "reason": words.unmet(one.result)[0]}
+
+
+def report_lines(answer: Comparison, most: int | None = None) -> Iterator[Text]:
     """The lines that the command prints.
 
     :param most: how many lines of entries for each case; None for all of them.
     """
     names = "AB"
-    for name, spec, run in zip(names, specs, runs, strict=True):
+    for name, spec, run in zip(names, answer.specs, answer.runs, strict=True):
         kernel = run.context.get("kernel")
         release = kernel.get("release") if isinstance(kernel, dict) else None
         yield Text(f"{name}  {spec}" + (f": Linux {release}" if release else ""), style="bold")
-    shown = labels([case for run in runs for case in Column("", (run,)).by_case[0]])
-    for one in differences:
+    shown = labels([case for run in answer.runs for case in Column("", (run,)).by_case[0]])
+    for one in answer.counted:
         yield Text(f"\n{shown[one.case]}", style="bold cyan").append(_outcomes(one), style="not bold default")
         yield from case_lines(one, most)
-    if passing:
+    for one in answer.expected:
+        yield Text(f"\n{shown[one.case]}, as expected", style="bold yellow").append(
+            _outcomes(one), style="not bold default"
+        )
+        yield from case_lines(one, most)
+    if answer.unmet:
+        yield Text(f"\n{_UNMET}:", style="bold red")
+    for missed in answer.unmet:
+        yield from (Text(f"  {shown.get(missed.case, missed.case)}: {line}") for line in words.unmet(missed.result))
+    if answer.passing:
         yield Text(f"\n{_UNSTABLE}, so not counted:", style="dim")
-    for one in passing:
+    for one in answer.passing:
         yield Text(f"  {shown[one.case]}: {_summary(one)}", style="dim")
-    for case, reason in unknown.items():
+    for case, reason in answer.unknown.items():
         yield Text(f"not compared: {shown[case]}: {reason.partition(chr(10))[0]}", style="bold magenta")
-    cases = len(Column("", (runs[0],)).by_case[0])
-    words = f"{len(differences)} of {cases} cases differ" if differences else f"the same in {cases} cases"
-    yield Text(f"\n{words}", style="bold")
+    yield Text(f"\n{_total(answer)}", style="bold")
+
+
+def _total(answer: Comparison) -> str:
+    cases = len(Column("", (answer.runs[0],)).by_case[0])
+    counted, expected = ({one.case for one in found} for found in (answer.counted, answer.expected))
+    if not counted | expected:
+        return f"the same in {cases} cases"
+    only = len(expected - counted)
+    also = "" if not only else ", as expected" if not counted else f", {only} of them only as expected"
+    return f"{len(counted | expected)} of {cases} cases differ{also}"
 
 
 def _outcomes(one: CaseDifference) -> str:

@@ -23,6 +23,7 @@ from harness.host.process import FOLLOW_TIMEOUT_S, ended_after, guarded
 from harness.kernel import Kernel, Stock, available
 from harness.selected import Selected
 from harness.verdict import Run, exit_code
+from harness.verdict.expected.expectation import Expectation
 from harness.verdict.table import TROUBLE
 
 ALL_STOCK = "all-stock"
@@ -38,6 +39,7 @@ class RunOptions:
     levels: tuple[str, ...] = ()  # empty: all
     workers: int = 1
     strict: bool = False
+    expected: tuple[Expectation, ...] = ()  # not of the run itself: whoever reads the results holds them against this
 
     def machine(self, spec: str) -> MachineConfig:
         """The machine for one kernel; the modules are those of kernels given by path."""

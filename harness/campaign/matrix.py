@@ -19,11 +19,13 @@ from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, matrix_page
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, MachineryError, UsageError
+from harness.expected import resolve
 from harness.machine import preparation
 from harness.outputs import check_writable, write_text
 from harness.qemu.accel import tell_why_tcg
 from harness.selected import Selected
 from harness.verdict import Outcome, Run
+from harness.verdict.expected.judge import Expectations, held_run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table
 from harness.verdict.words import number_of
 
@@ -31,6 +33,7 @@ STYLE = {
     Mark.PASS: "green",
     Mark.FIXED: "green",
     Mark.SKIP: "dim",
+    Mark.EXPECTED: "yellow",
     Mark.BUG: "yellow",
     Mark.UNKNOWN: "yellow",
     Mark.ERROR: "bold magenta",
@@ -39,6 +42,7 @@ STYLE = {
 }
 _MEANING = {
     Mark.FIXED: "passes, and an older kernel of its series had the known bug",
+    Mark.EXPECTED: "ends as it was expected to",
     Mark.UNKNOWN: "cannot know",
     Mark.FLAKE: "repeats differ",
 }
@@ -59,7 +63,7 @@ def run_matrix(
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: QEMU is missing, or the mirror cannot be reached.
     """
-    expected = prepare(tests, options, json_file, page.file)
+    expected, said = prepare(tests, options, json_file, page.file)
     interrupted = False
     with Live() as live:
         chosen = choose_kernels(kernels, live.say)
@@ -73,7 +77,7 @@ def run_matrix(
             for number in range(repeat):
                 for spec in chosen.specs:
                     name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
-                    run = follow(spec, tests, options, live, name)
+                    run = held_run(follow(spec, tests, options, live, name), said)
                     runs[spec].append(run)  # before it is reported, since the reader may then interrupt
                     live.line(summary(run, name))
         except KeyboardInterrupt:
@@ -102,11 +106,15 @@ def page_of(request: PageRequest, table: Table, missing: Mapping[str, str], repe
 
 def prepare(
     tests: Sequence[Selected], options: RunOptions, json_file: Path | None, html_file: Path | None
-) -> list[Case]:
-    """Check everything that may be wrong before an hour is spent on it, and return the requested rows."""
-    expected = choose(tests, options.levels).cases
+) -> tuple[list[Case], Expectations]:
+    """Check everything that may be wrong before an hour is spent on it.
+
+    :returns: the requested rows, and what is expected of them.
+    """
+    wanted = choose(tests, options.levels)
+    said = resolve(options.expected, wanted.tests, strict=options.strict)
     check_writable({"--json": json_file, "--html": html_file})
-    return expected
+    return wanted.cases, said
 
 
 def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None:

@@ -108,15 +108,19 @@ def series_page(
     table: Table,
     changes: Iterable[PageChange],
     printed: Iterable[str],
+    lists: Sequence[tuple[str, Sequence[str]]] = (),
 ) -> str:
-    """The page of ``hugepfn series --html``."""
+    """The page of ``hugepfn series --html``.
+
+    :param lists: what else there is to say, as for :func:`compare_page`.
+    """
     rows = {case: number for number, case in enumerate(table.cases)}
     patches = f"{len(columns) - 1} patches" if len(columns) != 2 else "1 patch"
     data = {
         "kind": "series",
         "about": f"{columns[0].subject or columns[0].name} and {patches}, {len(table.cases)} cases.",
         "changes": [[rows[one.case], one.column, one.words, one.reason] for one in changes],
-        "lists": [],
+        "lists": lists,
     }
     return _table_page("hugepfn: scenarios on a series of patches", request, data, columns, table, printed)
 
@@ -252,7 +256,7 @@ def _head(table: Table, cell: Cell) -> dict[str, Any]:
 def _result(strings: _Strings, result: ScenarioResult, against: ScenarioResult | None) -> dict[str, Any]:
     found = rows(result.observations, against.observations if against else None)
     return {
-        "outcome": result.outcome.value,
+        "outcome": words.outcome(result),
         "reason": strings(words.reason(result)),
         "claims": [
             [strings(text) for text in (name, one.outcome.value, one.kernel_function, message)]

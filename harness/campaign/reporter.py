@@ -23,6 +23,7 @@ _STYLE = {
     Outcome.FAILED: "bold red",
     Outcome.SKIPPED: "yellow",
     Outcome.KNOWN_BUG: "yellow",
+    Outcome.EXPECTED: "yellow",
     Outcome.ERROR: "bold magenta",
 }
 
@@ -123,9 +124,7 @@ class RunReporter(SessionReporter):
     def _plain(self, report: pytest.TestReport, result: ScenarioResult) -> None:
         """Report a test that uses no machine."""
         style = _STYLE[result.outcome]
-        self.console.print(
-            Text(f"{self._label(result)}: {words.of_outcome(result.outcome)}", style=style), soft_wrap=True
-        )
+        self.console.print(Text(f"{self._label(result)}: {words.outcome(result)}", style=style), soft_wrap=True)
         if report.failed:
             self.console.print(report.longreprtext, highlight=False, markup=False)
 
@@ -150,7 +149,7 @@ class RunReporter(SessionReporter):
         first, *rest = (
             words.failed(result) if result.outcome is Outcome.FAILED else words.reason(result).splitlines() or [""]
         )
-        verdict = Text(f"{self._label(result)}: {words.of_outcome(result.outcome)}", style=_STYLE[result.outcome])
+        verdict = Text(f"{self._label(result)}: {words.outcome(result)}", style=_STYLE[result.outcome])
         if self.quiet and result.outcome is Outcome.FAILED:
             first = words.failure(result).partition("\n")[0]
         self.console.print(verdict.append(f": {first}" if first else "", style="default"), soft_wrap=True)
@@ -194,6 +193,9 @@ class RunReporter(SessionReporter):
             self.console.print(
                 Text("  BROKEN ", style=_STYLE[Outcome.FAILED]).append(line, style="default"), soft_wrap=True
             )
+        for line in words.unmet_of(self.results) if not self.quiet else ():
+            mark = Text(f"  {words.UNMET:<{len(words.BROKEN)}} ", style=_STYLE[Outcome.FAILED])
+            self.console.print(mark.append(line, style="default"), soft_wrap=True)
         self.console.print(Text(words.totals(self.results), style="bold"), soft_wrap=True)
         if self.not_run:
             self.console.print(self.not_run, highlight=False, markup=False, soft_wrap=True)

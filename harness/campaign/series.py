@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.campaign import mail
-from harness.campaign.compare import case_lines
+from harness.campaign.compare import case_lines, unmet_json
 from harness.campaign.kernels import RunOptions
 from harness.campaign.matrix import (
     STYLE,
@@ -38,7 +38,8 @@ from harness.machine import preparation
 from harness.printable import printable
 from harness.qemu.accel import tell_why_tcg
 from harness.selected import Selected
-from harness.verdict import Outcome
+from harness.verdict import Outcome, words
+from harness.verdict.expected.judge import Unmet, held_along
 from harness.verdict.series import Change, changes, difference_of, steady
 from harness.verdict.table import Case, Column, Mark, Table
 
@@ -64,10 +65,11 @@ def run_series(
 
     :param tree: a git tree or a source folder, or ``debsrc:VERSION``.
     :param what: ``"BASE..TIP"`` of the git tree, or the path of an mbox of patches.
-    :returns: CLAIM_FAILED if something changes; else MACHINERY if a step has not said everything that it could.
+    :returns: CLAIM_FAILED if something changes that was not expected, or does not change as expected; else MACHINERY
+        if a step has not said everything that it could.
     :raises UsageError: no such tree, range, mbox or scenario.
     """
-    expected = prepare(tests, options, json_file, page.file)
+    expected, said = prepare(tests, options, json_file, page.file)
     columns = []
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
         steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
@@ -78,27 +80,36 @@ def run_series(
                 run = follow(step.spec, tests, options, live, name)
                 columns.append(Column(step.name, (run,)))
                 live.line(summary(run, name))
+    columns, unmet = held_along(columns, said)
     table = Table.of(columns, expected)
     found = changes(table)
     if page.mail:
-        lines = _report_lines(steps, table, found, mail.COLUMNS, mail.MOST)
+        lines = _report_lines(steps, table, found, unmet, mail.COLUMNS, mail.MOST)
         print(mail.mail((line.plain for line in lines), columns[-1].runs[0], page.command))
     else:
         console = Console(highlight=False)
-        print_lines(console, _report_lines(steps, table, found, width_of(console)))
+        print_lines(console, _report_lines(steps, table, found, unmet, width_of(console)))
     data = {"steps": [vars(step) for step in steps], "date": datetime.now(UTC).isoformat(timespec="seconds")}
     whole = {**table.to_json(), **data, "changes": [_change_json(steps, one) for one in found]}
+    whole["unmet"] = [{**unmet_json(one), "step": steps[one.column].name} for one in unmet]
     lost = write_files(
         live.line,
         (json_file, as_json(whole)),
-        (page.file, lambda: page_of(page, tree, what, steps, table, options)),
+        (page.file, lambda: page_of(page, tree, what, steps, table, options, unmet)),
     )
     unknown = [column for column in columns if column.trouble or _has_errors(column)]
-    return (ExitCode.CLAIM_FAILED if found else ExitCode.OK).without(lost or unknown)
+    changed = unmet or any(not one.expected for one in found)
+    return (ExitCode.CLAIM_FAILED if changed else ExitCode.OK).without(lost or unknown)
 
 
 def page_of(
-    request: PageRequest, tree: str, what: str | Path, steps: Sequence[PatchStep], table: Table, options: RunOptions
+    request: PageRequest,
+    tree: str,
+    what: str | Path,
+    steps: Sequence[PatchStep],
+    table: Table,
+    options: RunOptions,
+    unmet: Sequence[Unmet] = (),
 ) -> str:
     """The page of ``--html``. Each step has the command that runs it again."""
     columns = []
@@ -112,8 +123,9 @@ def page_of(
     told = [
         PageChange(one.case, one.step, _change_line(steps, one, table.labels).plain, one.after.note) for one in found
     ]
-    printed = (line.plain for line in _report_lines(steps, table, found, mail.COLUMNS, mail.MOST))
-    return series_page(request, columns, table, told, printed)
+    printed = (line.plain for line in _report_lines(steps, table, found, unmet, mail.COLUMNS, mail.MOST))
+    lists = [("Expected, but not so", [line.plain for line in _unmet_lines(steps, table, unmet)])]
+    return series_page(request, columns, table, told, printed, lists)
 
 
 def _has_errors(column: Column) -> bool:
@@ -168,7 +180,12 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def _report_lines(
-    steps: Sequence[PatchStep], table: Table, found: Sequence[Change], width: int | None, most: int | None = None
+    steps: Sequence[PatchStep],
+    table: Table,
+    found: Sequence[Change],
+    unmet: Sequence[Unmet],
+    width: int | None,
+    most: int | None = None,
 ) -> Iterator[Text]:
     for step in steps:
         yield Text(f"{step.name:>6}  {step.subject}")
@@ -177,6 +194,7 @@ def _report_lines(
     if changing.cases and most is None:  # a mail has the lines below
         yield from report_lines(changing, {}, 1, width)
     yield from change_lines(steps, table, found, most)
+    yield from _unmet_lines(steps, table, unmet)
     for step, column in zip(steps, table.columns, strict=True):
         if column.trouble:
             yield Text(f"{step.name} {step.subject}: {column.trouble}", style="bold red")
@@ -188,6 +206,14 @@ def _report_lines(
             )
     marks = ", ".join(f"{count} {mark.value}" for mark, count in steady(table).most_common())
     yield Text(f"the same at every step: {marks or 'nothing'}", style="bold")
+
+
+def _unmet_lines(steps: Sequence[PatchStep], table: Table, unmet: Sequence[Unmet]) -> Iterator[Text]:
+    for one in unmet:
+        name = table.labels.get(one.case, str(one.case))
+        step = steps[one.column]
+        for line in words.unmet(one.result):
+            yield Text(f"{name} at {step.name} {step.subject}: {line}", style="bold red")
 
 
 def change_lines(
@@ -219,6 +245,7 @@ def _change_json(steps: Sequence[PatchStep], change: Change) -> dict[str, Any]:
         "level": change.case.level,
         "step": steps[change.step].name,
         "subject": steps[change.step].subject,
+        "expected": change.expected,
         "before": change.before.word,
         "after": change.after.word,
         "reason": change.after.reason,

@@ -17,6 +17,7 @@ from harness.campaign.wanted import choose
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, UsageError
 from harness.events import Event, Note, Say
+from harness.expected import read, resolve
 from harness.guest.compiler import forget_library, guest_tests_dir
 from harness.machine import preparation
 from harness.machine.vm import VM
@@ -26,6 +27,7 @@ from harness.qemu.spec import Root
 from harness.results import EVERY_TEST
 from harness.selected import Selected
 from harness.verdict import exit_code
+from harness.verdict.expected.expectation import Expectation
 
 _OUTPUTS = {"json_file": "--hugepfn-json", "junit": "--junitxml"}
 
@@ -85,6 +87,8 @@ def run_session(
     :raises MachineryError: the kernel is not available.
     """
     wanted = choose(words, options["levels"])
+    expected = read(options["expected"], options["expect_files"])
+    resolve(expected, wanted.tests, strict=bool(options["strict"]))
     # Done here and not in a fixture, so that a missing kernel is one message instead of one error per test.
     check_writable({"--json": options["json_file"], "--junit": options["junit"]})
 
@@ -105,6 +109,7 @@ def run_session(
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
     args += ["-n", str(options["workers"]), "-p", "xdist"] if options["workers"] > 1 else []
     args += ["--hugepfn-strict"] if options["strict"] else []
+    args += [f"--hugepfn-expect={one}" for one in expected]
     args += options["pytest_args"]
     reporter.expect(wanted.cases)
     return _main(
@@ -124,6 +129,7 @@ def rerun_session(
     levels: Sequence[str],
     machine: VM,
     stopping: Stopping,
+    expected: Sequence[Expectation] = (),
 ) -> ExitCode:
     """Run tests with their current files on a machine that is already running.
 
@@ -131,9 +137,10 @@ def rerun_session(
     """
     _forget({guest_tests_dir(), *(word.file.parent for word in words if word.file is not None)})
     wanted = choose(words, levels)
+    resolve(expected, wanted.tests)
     reporter.expect(wanted.cases)
     # Nothing is captured, because the descriptors of this process are not the caller's.
-    args = [*wanted.pytest_args(), "--capture=no"]
+    args = [*wanted.pytest_args(), "--capture=no", *(f"--hugepfn-expect={one}" for one in expected)]
     # The environment was read when the machine was started.
     config = replace(
         DEFAULT,

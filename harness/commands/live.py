@@ -11,11 +11,11 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.options import config_options, level_option, tests_argument
+from harness.commands.options import config_options, expect_options, expectations, level_option, tests_argument
 from harness.commands.sessions import (
     client_of,
     client_unless_new,
@@ -193,8 +193,9 @@ def _fresh(config: MachineConfig) -> Iterator[Session]:
 @tests_argument
 @session_option
 @level_option
+@expect_options
 @click.option("--quiet", "-q", is_flag=True, help="one line per case")
-def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str], quiet: bool) -> None:
+def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str], quiet: bool, **options: Any) -> None:
     """Run tests in a session with their current files.
 
     There is no boot, and only changed programs are compiled and sent, so this is the quickest way to try a change of a
@@ -207,6 +208,8 @@ def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str
         hugepfn rerun fork --level pud
         hugepfn rerun ./test_mine.py
     """
+    from harness.expected import absolute
+
     width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
     sys.stdout.flush()
     status = client_of(session).call(
@@ -217,5 +220,6 @@ def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str
         levels=tuple(levels),
         entries=not quiet,
         width=width,
+        expected=absolute(expectations(options)),
     )
     sys.exit(int(status))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,6 +19,7 @@ from harness.selected import Selected
 if TYPE_CHECKING:
     from harness.campaign.kernels import RunOptions
     from harness.campaign.report import PageRequest
+    from harness.verdict.expected.expectation import Expectation
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,8 +52,26 @@ level_option = click.option(
     type=_LevelChoice(tuple(PAGE_SIZES)),
     help="only this level, also as 4K, 2M or 1G; may be repeated",
 )
+_EXPECT_OPTIONS = (
+    click.option(
+        "--expect",
+        "expected",
+        multiple=True,
+        metavar="TEST[:CLAIM]=OUTCOME",
+        help="how a test or one of its claims is to end: fork:pmd=fail, 'fork:pmd:NAME OF A CLAIM=fail', or =pass, "
+        "=skip; what ends so does not count; may be repeated",
+    ),
+    click.option(
+        "--expect-file",
+        "expect_files",
+        multiple=True,
+        type=FILE,
+        help="a file of such expectations, one a line, comments from # on; may be repeated",
+    ),
+)
 _SCENARIO_OPTIONS = (
     level_option,
+    *_EXPECT_OPTIONS,
     click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
     click.option("--strict", is_flag=True, help="a precondition that is not met fails"),
 )
@@ -126,6 +145,23 @@ def scenario_options(command: F) -> F:
     return _with(_SCENARIO_OPTIONS, command)
 
 
+def expect_options(command: F) -> F:
+    """Options that say how tests are expected to end."""
+    return _with(_EXPECT_OPTIONS, command)
+
+
+def expectations(options: Mapping[str, Any]) -> tuple[Expectation, ...]:
+    """What the options of :func:`expect_options` say.
+
+    :raises UsageError: one of them has another form, or a file cannot be read.
+    """
+    if not options["expected"] and not options["expect_files"]:
+        return ()
+    from harness.expected import read
+
+    return read(options["expected"], options["expect_files"])
+
+
 def campaign_options(command: F) -> F:
     """Options for running scenarios on several kernels: those of ``hugepfn run`` except the kernel and the output."""
     return scenario_options(config_options(without=["kernel"])(command))
@@ -165,4 +201,5 @@ def run_options(config: MachineConfig, options: dict[str, Any]) -> RunOptions:
     """The options of :func:`campaign_options` as a value."""
     from harness.campaign.kernels import RunOptions
 
-    return RunOptions(config, options["levels"], options["workers"], options["strict"])
+    expected = expectations(options)
+    return RunOptions(config, options["levels"], options["workers"], options["strict"], expected)

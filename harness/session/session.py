@@ -31,6 +31,7 @@ from harness.session.state import Halt, HaltCause, MachineState, halt_words
 
 if TYPE_CHECKING:
     from harness.guest.sshd import SshAddress
+    from harness.verdict.expected.expectation import Expectation
 
 _READ_BYTES = 64 << 10
 _TURN_TIMEOUT_S = 1.0  # a look takes less
@@ -113,6 +114,7 @@ class Session:
         stdout: int,
         width: int | None,
         stopping: Stopping,
+        expected: Sequence[Expectation] = (),
     ) -> ExitCode:
         """Run tests on this machine with their current files.
 
@@ -129,7 +131,8 @@ class Session:
         with self._turn, Output(os.dup(stdout)) as file:
             self._check_runs()
             console = Console(file=file, highlight=False, force_terminal=width is not None, width=width)
-            status = rerun_session(pytest, RunReporter(console, quiet=not entries), words, levels, self.vm, stopping)
+            reporter = RunReporter(console, quiet=not entries)
+            status = rerun_session(pytest, reporter, words, levels, self.vm, stopping, expected)
             if file.lost and status is not ExitCode.CLAIM_FAILED:
                 raise MachineryError(f"standard output cannot be written: {file.lost}; it is not complete")
             return status

@@ -28,7 +28,7 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
     """Return the verdict on a commit from its results, and the reason.
 
     A known bug is bad, because a bisection looks for the commit that introduced it. A skip means that a precondition is
-    not met, which says nothing about the commit.
+    not met, which says nothing about the commit. What ended as it was expected to is good.
     """
     by_outcome = {outcome: [one for one in results if one.outcome is outcome] for outcome in Outcome}
     for outcome, step in (
@@ -45,4 +45,6 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
             )
     if not results:
         return BisectVerdict.BROKEN, "nothing was run"
-    return BisectVerdict.GOOD, f"{len(results)} of {len(results)} passed"
+    expected = len(by_outcome[Outcome.EXPECTED])
+    also = f", {expected} as expected" if expected else ""
+    return BisectVerdict.GOOD, f"{len(by_outcome[Outcome.PASSED])} of {len(results)} passed{also}"

@@ -19,15 +19,18 @@ class Cause:
     """What decided it; if the entry was already wrong at an earlier stop, what decides there."""
 
 
+_BROKEN = (Outcome.FAILED, Outcome.KNOWN_BUG)
+
+
 def causes(claims: Sequence[Claim]) -> tuple[Cause, ...]:
-    """Return the causes of the broken claims of a test, in order.
+    """Return the causes of the broken claims of a test, in order; of those that were expected to break, none.
 
     A claim follows from an earlier one about the same entry (process, mapping and offset) if everything that it finds
     wrong was already wrong there, or if it compares with the entry that was wrong.
     """
     groups: list[list[Claim]] = []
     for claim in claims:
-        if claim.outcome not in (Outcome.FAILED, Outcome.KNOWN_BUG) or claim.kind is not ClaimKind.SCENARIO:
+        if claim.outcome not in _BROKEN or claim.kind is not ClaimKind.SCENARIO:
             continue
         cause = next((group for group in groups if _follows(claim, group[0])), None)
         if cause is None:
@@ -35,6 +38,12 @@ def causes(claims: Sequence[Claim]) -> tuple[Cause, ...]:
         else:
             cause.append(claim)
     return tuple(Cause(first, tuple(rest), _decided(first, claims)) for first, *rest in groups)
+
+
+def consequences(first: Claim, claims: Sequence[Claim]) -> tuple[Claim, ...]:
+    """The broken claims that follow from a broken one: those that it would have as its followers, were it a cause."""
+    later = claims[[one is first for one in claims].index(True) + 1 :]
+    return tuple(one for one in later if one.outcome in _BROKEN and _follows(one, first))
 
 
 def _follows(claim: Claim, first: Claim) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
 from harness.errors import ExitCode, UsageError
 from harness.pagetable import Observation
+from harness.verdict.expected.expectation import Expectation, ExpectationAnswer
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.json_fields import JsonObject, as_object, day, member, objects, strings, value_of
 from harness.verdict.log.troubles import KernelTroubles
@@ -33,6 +34,8 @@ class Outcome(enum.Enum):
     SKIPPED = "skipped"
     KNOWN_BUG = "known_bug"
     """It failed as the list of known bugs says, which does not fail the run."""
+    EXPECTED = "expected"
+    """It ended as ``--expect`` says, which would otherwise count as a failure or a skip."""
     ERROR = "error"
     """The machinery failed: nothing is known about the kernel."""
 
@@ -63,6 +66,13 @@ class Claim:
     """The last checkpoint that the program had reached; "" if it had reached none."""
     mismatch: Mismatch | None = None
     """What was seen instead, as a value; None if it holds, or if that is not known."""
+    was: Outcome | None = None
+    """For EXPECTED: the outcome without the expectation."""
+
+    @property
+    def found(self) -> Outcome:
+        """The outcome without any expectation."""
+        return self.was or self.outcome
 
     @property
     def key(self) -> tuple[ClaimKind, str]:
@@ -79,6 +89,7 @@ class Claim:
             "message": self.message,
             "checkpoint": self.checkpoint,
             "mismatch": self.mismatch.to_json() if self.mismatch is not None else None,
+            "was": self.was.value if self.was is not None else None,
         }
 
     @classmethod
@@ -96,6 +107,7 @@ class Claim:
             kind=member(data, "kind", ClaimKind),
             checkpoint=str(data.get("checkpoint") or ""),
             mismatch=Mismatch.from_json(data["mismatch"]) if data.get("mismatch") is not None else None,
+            was=_was(data),
         )
 
 
@@ -122,6 +134,36 @@ class BugReturned:
     id: str
     version: str
     date: date
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of an expectation in one case."""
+
+    said: Expectation
+    answer: ExpectationAnswer
+    found: Outcome | None
+    """How the case or the claim ended; None if the claim was not made."""
+
+    @property
+    def unmet(self) -> bool:
+        """Whether it fails the case."""
+        return self.answer in (ExpectationAnswer.UNMET, ExpectationAnswer.NO_CLAIM)
+
+    def to_json(self) -> dict[str, Any]:
+        """This answer as an object of schema hugepfn-run."""
+        found = self.found.value if self.found is not None else None
+        return {**self.said.to_json(), "answer": self.answer.value, "found": found}
+
+    @classmethod
+    def from_json(cls, value: object) -> Answered:
+        """Read an answer back.
+
+        :raises UsageError: value has another form.
+        """
+        data = as_object(value, "what became of an expectation")
+        found = None if data.get("found") is None else member(data, "found", Outcome)
+        return cls(Expectation.from_json(data), member(data, "answer", ExpectationAnswer), found)
 
 
 @dataclass(frozen=True)
@@ -155,6 +197,17 @@ class ScenarioResult:
     returned_bugs: tuple[BugReturned, ...] = ()
     file: str = ""
     """The file of a test of the user's own; "" for hugepfn's scenarios."""
+    was: Outcome | None = None
+    """For EXPECTED: the outcome without the expectation."""
+    expectations: tuple[Answered, ...] = ()
+    """What was expected of it, and what became of that. One that is unmet makes it FAILED."""
+
+    @property
+    def as_found(self) -> ScenarioResult:
+        """The result without any expectation; an unmet one is not taken back."""
+        claims = tuple(replace(one, outcome=one.found, was=None) for one in self.claims)
+        outcome = (self.was or Outcome.FAILED) if self.outcome is Outcome.EXPECTED else self.outcome
+        return replace(self, outcome=outcome, was=None, claims=claims, expectations=())
 
     @property
     def broken(self) -> tuple[Violation, ...]:
@@ -176,6 +229,7 @@ class ScenarioResult:
             "file": self.file,
             "level": self.level,
             "outcome": self.outcome.value,
+            "was": self.was.value if self.was is not None else None,
             "reason": self.reason,
             "cannot_know": self.cannot_know,
             "claims": [claim.to_json() for claim in self.claims],
@@ -188,6 +242,7 @@ class ScenarioResult:
             "returned_bugs": [
                 {"id": bug.id, "version": bug.version, "date": bug.date.isoformat()} for bug in self.returned_bugs
             ],
+            "expectations": [one.to_json() for one in self.expectations],
             "observations": [one.to_json() for one in self.observations],
             "log": list(self.log),
         }
@@ -204,6 +259,7 @@ class ScenarioResult:
             file=str(data.get("file", "")),  # older files have only hugepfn's scenarios
             level=None if data.get("level") is None else value_of(data, "level", str),
             outcome=member(data, "outcome", Outcome),
+            was=_was(data),
             reason=value_of(data, "reason", str),
             cannot_know=value_of(data, "cannot_know", bool),
             claims=tuple(Claim.from_json(claim) for claim in value_of(data, "claims", list)),
@@ -217,9 +273,14 @@ class ScenarioResult:
                 BugReturned(value_of(one, "id", str), value_of(one, "version", str), day(one))
                 for one in objects(data, "returned_bugs")
             ),
+            expectations=tuple(map(Answered.from_json, data.get("expectations") or ())),
             observations=tuple(map(Observation.from_json, value_of(data, "observations", list))),
             log=tuple(str(line) for line in value_of(data, "log", list)),
         )
+
+
+def _was(data: JsonObject) -> Outcome | None:
+    return None if data.get("was") is None else member(data, "was", Outcome)
 
 
 @dataclass(frozen=True)

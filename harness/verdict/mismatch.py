@@ -12,6 +12,9 @@ from typing import Any, Self
 from harness.errors import UsageError
 from harness.verdict.json_fields import JsonObject, as_object, member, strings, value_of
 
+MISSING = "missing"
+"""In :attr:`Mismatch.wrong`: there is no entry."""
+
 
 class Subject(enum.Enum):
     """What was compared."""
@@ -109,7 +112,7 @@ class Mismatch:
     reference: EntrySeen | None = None
     """The entry that it was compared with, or that was there at the stop before."""
     wrong: frozenset[str] = frozenset()
-    """What differs, as signed names: "+SAVED_DIRTY", "-W", "level", "entry"."""
+    """What differs, as signed names: "+SAVED_DIRTY", "-W", "level", "entry", "missing"."""
     since: str = ""
     """The first checkpoint at which the entry was like this, if that is before the claim's; otherwise ""."""
     after: str = ""

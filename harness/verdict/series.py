@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from harness.verdict.claims import Outcome, Run
+from harness.verdict.claims import ClaimKind, Outcome, Run
 from harness.verdict.differences import CaseDifference, compare_runs
 from harness.verdict.table import Case, Cell, Mark, Table
 
@@ -22,6 +22,11 @@ class Change:
     since: int  # index of the last column before it that has a result
     before: Cell
     after: Cell
+
+    @property
+    def expected(self) -> bool:
+        """Whether it is what was expected and nothing else: nothing that was broken before holds now."""
+        return self.after.mark is Mark.EXPECTED and _broken(self.before) <= _broken(self.after)
 
 
 def changes(table: Table) -> list[Change]:
@@ -45,7 +50,7 @@ def difference_of(table: Table, change: Change) -> CaseDifference | None:
         result = next((one for one in cell.results if one is not None), None)
         if result is None:
             return None
-        sides.append(Run((result,), table.columns[column].runs[0].context))
+        sides.append(Run((result.as_found,), table.columns[column].runs[0].context))
     return next(iter(compare_runs(*sides)), None)
 
 
@@ -60,8 +65,11 @@ def steady(table: Table) -> Counter[Mark]:
 
 
 def _said(cell: Cell) -> tuple[object, ...]:
-    """Return what counts as the answer: the mark, the bugs, and the broken claims."""
-    if cell.mark is not Mark.FAIL:
-        return cell.mark, cell.listed
+    """Return what counts as the answer, expected or not: the mark, the bugs, and the broken claims."""
+    mark = cell.was or cell.mark
+    return (mark, _broken(cell)) if mark is Mark.FAIL else (mark, cell.listed)
+
+
+def _broken(cell: Cell) -> frozenset[tuple[ClaimKind, str]]:
     claims = (claim for result in cell.results if result is not None for claim in result.claims)
-    return cell.mark, frozenset(claim.key for claim in claims if claim.outcome is Outcome.FAILED)
+    return frozenset(claim.key for claim in claims if claim.found is Outcome.FAILED)

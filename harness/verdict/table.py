@@ -26,6 +26,7 @@ class Mark(enum.Enum):
     PASS = "pass"
     FIXED = "pass*"  # passed, and an older kernel of its series had a known bug here
     SKIP = "skip"  # a precondition is not met
+    EXPECTED = "expected"  # it failed or was skipped, as was expected
     BUG = "bug"  # it failed as the list of known bugs says
     UNKNOWN = "?"  # cannot know: it cannot be observed here, or there is no result
     ERROR = "error"  # the machinery failed
@@ -72,10 +73,13 @@ class Cell:
     reason: str = ""  # "" if it simply passed
     listed: tuple[str, ...] = ()  # ids in the list of known bugs: those that it shows, or that are fixed here
     results: tuple[ScenarioResult | None, ...] = ()  # one per repeat; None if that run has none
+    was: Mark | None = None  # for EXPECTED: the mark without the expectation
 
     @property
     def word(self) -> str:
-        """The printed form: ``pass``, ``bug HP-001``, ``skip``."""
+        """The printed form: ``pass``, ``bug HP-001``, ``skip``, ``expected fail``."""
+        if self.was is not None:
+            return f"{self.mark.value} {self.was.value.lower()}"
         return " ".join([self.mark.value, *([", ".join(self.listed)] if self.mark is Mark.BUG and self.listed else [])])
 
     @property
@@ -212,7 +216,13 @@ class Table:
                     "level": case.level,
                     "turn": case.turn,
                     "cells": [
-                        {"mark": cell.mark.value, "bugs": list(cell.listed), "reason": cell.reason} for cell in row
+                        {
+                            "mark": cell.mark.value,
+                            "was": cell.was.value if cell.was is not None else None,
+                            "bugs": list(cell.listed),
+                            "reason": cell.reason,
+                        }
+                        for cell in row
                     ],
                 }
                 for case, row in self.rows()
@@ -237,12 +247,12 @@ def _cell(column: Column, case: Case) -> Cell:
     single = [_judge(result, column.trouble) for result in results]
     if not single:
         return Cell(Mark.UNKNOWN, words.NOT_RUN)
-    if len({(cell.mark, cell.listed) for cell in single}) > 1:
+    if len({(cell.mark, cell.was, cell.listed) for cell in single}) > 1:
         counts = Counter(cell.word for cell in single)
         said = ", ".join(f"{count} of {len(single)} {word}" for word, count in counts.most_common())
         why = next((cell.note for cell in single if cell.mark not in (Mark.PASS, Mark.FIXED) and cell.note), "")
         return Cell(Mark.FLAKE, f"{said}: {why}" if why else said, results=results)
-    return Cell(single[0].mark, single[0].reason, single[0].listed, results)
+    return replace(single[0], results=results)
 
 
 def _judge(result: ScenarioResult | None, trouble: str) -> Cell:
@@ -261,6 +271,9 @@ def _judge(result: ScenarioResult | None, trouble: str) -> Cell:
             return Cell(Mark.ERROR, reason or words.errors(result))
         case Outcome.FAILED:
             return Cell(Mark.FAIL, words.failure(result))
+        case Outcome.EXPECTED:
+            found = _judge(result.as_found, trouble)
+            return replace(found, mark=Mark.EXPECTED, was=found.mark)
 
 
 def _outcome(result: ScenarioResult) -> Outcome:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from harness.errors import did_you_mean
 from harness.verdict.causes import Cause, causes
-from harness.verdict.claims import Claim, ClaimKind, Outcome, ScenarioResult
+from harness.verdict.claims import Answered, Claim, ClaimKind, Outcome, ScenarioResult
+from harness.verdict.expected.expectation import ExpectationAnswer, Expected
 from harness.verdict.invariants import Violation
 from harness.verdict.log.taint import describe as describe_taint
 from harness.verdict.log.troubles import KernelTroubles
@@ -17,7 +19,16 @@ EARLY_BIT = "cannot know: under KVM the CPU may set A before any access (SDM vol
 NOT_RUN = "cannot know: it was not run"
 NO_RESULT = "cannot know: the run has no result for it"
 BROKEN = "BROKEN"
+UNMET = "UNMET"
 BEFORE_PROGRAM = "before the scenario's program began, while the kernel was probed"
+_ENDED = {
+    Outcome.PASSED: "passed",
+    Outcome.FAILED: "failed",
+    Outcome.SKIPPED: "was skipped",
+    Outcome.KNOWN_BUG: "has a known bug",
+    Outcome.ERROR: "is an error",
+    Outcome.EXPECTED: "failed",
+}
 _INVARIANTS = "the invariants held at {stops}, and the kernel log has no complaint"
 
 
@@ -43,8 +54,10 @@ def invariants(stops: int | None = None) -> str:
 
 def claims(result: ScenarioResult) -> tuple[tuple[Claim, str, str], ...]:
     """Return each claim of a result with its name and message; a claim that follows from another names that one."""
-    first = {id(one): cause.claim for cause in causes(result.claims) for one in cause.followers}
-    return tuple((one, *_claim(result, one, first.get(id(one)))) for one in result.claims)
+    found = result.as_found.claims  # a claim follows from another whether that was expected or not
+    first = {id(one): cause.claim for cause in causes(found) for one in cause.followers}
+    each = zip(result.claims, found, strict=True)
+    return tuple((one, *_claim(result, one, first.get(id(raw)))) for one, raw in each)
 
 
 def _claim(result: ScenarioResult, claim: Claim, first: Claim | None) -> tuple[str, str]:
@@ -83,6 +96,41 @@ def number_of(outcome: Outcome, count: int) -> str:
 def of_outcome(outcome: Outcome) -> str:
     """``failed``, ``known bug``."""
     return outcome.value.replace("_", " ")
+
+
+def outcome(result: ScenarioResult) -> str:
+    """The outcome; of one that was expected, with what it is without the expectation: ``expected (failed)``."""
+    return of_outcome(result.outcome) + (f" ({of_outcome(result.was)})" if result.was is not None else "")
+
+
+def unmet(result: ScenarioResult) -> list[str]:
+    """The expectations that a case does not meet: what was expected, what happened, and what to do; one line each."""
+    return [_unmet(result, one) for one in result.expectations if one.unmet]
+
+
+def _unmet(result: ScenarioResult, one: Answered) -> str:
+    said, what = one.said, "the claim" if one.said.claim else "it"
+    begin = f"{str(said)!r} is not met: expected {what} {_TO_END[said.outcome]}, but "
+    if one.answer is ExpectationAnswer.NO_CLAIM:
+        close = did_you_mean(said.claim, [claim.name for claim in result.claims if claim.name])
+        return f"{begin}there is no claim of this name{close} `hugepfn run {_case(result)}` prints them all"
+    held = one.found is Outcome.PASSED and bool(said.claim)
+    ended = "it holds" if held else f"it {_ENDED[one.found or Outcome.ERROR]}"
+    return f"{begin}{ended}; {_ADVICE[said.outcome]}"
+
+
+_TO_END = {Expected.PASS: "to pass", Expected.FAIL: "to fail", Expected.SKIP: "to be skipped"}
+_ADVICE = {
+    Expected.PASS: "remove the expectation if that may happen",
+    Expected.FAIL: "remove the expectation, or find out why the kernel does not do what was intended",
+    Expected.SKIP: "remove the expectation, or find out what has met the precondition",
+}
+
+
+def _case(result: ScenarioResult) -> str:
+    """The word that selects a case."""
+    place = f"{result.file}::test_{result.scenario}" if result.file else result.scenario
+    return ":".join(filter(None, (place, result.level)))
 
 
 def claims_hold(held: int, made: int) -> str:
@@ -125,7 +173,7 @@ def failed(result: ScenarioResult) -> list[str]:
     found = causes(result.claims)
     ended = [] if any(cause.claim.message == result.reason for cause in found) else result.reason.splitlines()
     counted = [_count(found)] if found else []
-    lines = [*counted, *told(result.claims), *ended, *returned(result)]
+    lines = [*counted, *told(result.claims), *ended, *returned(result), *unmet(result)]
     return lines or list(_held(result)) or [of_outcome(result.outcome)]
 
 
@@ -145,15 +193,18 @@ def reason(result: ScenarioResult) -> str:
 
 
 def _reason(result: ScenarioResult) -> str:
+    if result.outcome is Outcome.EXPECTED:
+        return _reason(result.as_found)
     if result.outcome is Outcome.KNOWN_BUG:
         return "; ".join(f"known bug {bug.id}: {bug.title}" for bug in result.known_bugs)
-    if result.fixed_bugs:
+    if result.fixed_bugs and result.outcome is not Outcome.FAILED:
         return "fixed here: " + ", ".join(f"{bug.id} ({bug.version} had it)" for bug in result.fixed_bugs)
     found = causes(result.claims) if result.outcome is Outcome.FAILED else ()
     if not found:
-        return result.reason
+        return "; ".join(filter(None, (result.reason, *unmet(result))))
     lead = decided(found[0].claim.name, found[0].kernel_function)
-    return "; ".join(filter(None, (f"{_count(found)}{', first' * (_count(found)[:2] != '1 ')}: {lead}", result.reason)))
+    count = f"{_count(found)}{', first' * (_count(found)[:2] != '1 ')}: {lead}"
+    return "; ".join(filter(None, (count, result.reason, *unmet(result))))
 
 
 def returned(result: ScenarioResult) -> list[str]:
@@ -176,14 +227,21 @@ def broken(results: Sequence[ScenarioResult]) -> list[str]:
     return found
 
 
+def unmet_of(results: Sequence[ScenarioResult]) -> list[str]:
+    """Every expectation that is not met, by its case."""
+    return [f"{one.scenario} {one.level or ''}".strip() + f": {line}" for one in results for line in unmet(one)]
+
+
 def totals(results: Sequence[ScenarioResult]) -> str:
     """Return the last line: the numbers of outcomes and claims and, if it matters, that known bugs are not failures."""
     counts = {outcome: sum(one.outcome is outcome for one in results) for outcome in Outcome}
     cases = ", ".join(number_of(outcome, count) for outcome, count in counts.items() if count) or "nothing ran"
     made = [claim for one in results for claim in one.claims]
     held = claims_hold(sum(claim.outcome is Outcome.PASSED for claim in made), len(made))
-    only = counts[Outcome.KNOWN_BUG] and not counts[Outcome.FAILED] and not counts[Outcome.ERROR]
-    return f"{cases}; {held}" + (f"; {known_bugs_are_no_failures(counts[Outcome.KNOWN_BUG])}" if only else "")
+    only = not counts[Outcome.FAILED] and not counts[Outcome.ERROR]
+    why = [known_bugs_are_no_failures(counts[Outcome.KNOWN_BUG])] if only and counts[Outcome.KNOWN_BUG] else []
+    why += ["what was expected does not count as a failure"] if only and counts[Outcome.EXPECTED] else []
+    return "; ".join([cases, held, *why])
 
 
 def known_bugs_are_no_failures(count: int) -> str:
@@ -193,6 +251,8 @@ def known_bugs_are_no_failures(count: int) -> str:
 
 def failure(result: ScenarioResult) -> str:
     """Return the reason for a failure; the first line has everything that the footnote of a table needs."""
+    if result.outcome is Outcome.EXPECTED:
+        return failure(result.as_found)
     first, newline, rest = (_reason(result) or "; ".join(broken_claims(result))).partition("\n")
     found = causes(result.claims)
     seen = found[0].claim.message.partition("\n")[0] if found else ""

@@ -48,4 +48,4 @@ const drawCommand = (words) => el("code", {}, words.flatMap((word, number) => [n
 const breakable = (words) => words.split(/(?<=[+/_])/).flatMap((piece, number) => [number ? el("wbr") : null, piece]);
 
 const COMPLAINT = /\b(BUG|WARNING|Oops|panic|general protection|Call Trace|Bad page|bad p[mu]d|stall)\b/i;
-const MARKS = { passed: "ok", failed: "BROKEN", known_bug: "known bug" };
+const MARKS = { passed: "ok", failed: "BROKEN", known_bug: "known bug", expected: "expected" };

@@ -5,7 +5,7 @@ const form = document.querySelector(".filters");
 const links = []; // [row][column]
 
 function countsOf(column) {
-  const counts = new Map(["PASS", "FIXED", "SKIP", "BUG", "UNKNOWN", "ERROR", "FLAKE", "FAIL"].map((mark) => [mark, 0]));
+  const counts = new Map(["PASS", "FIXED", "SKIP", "EXPECTED", "BUG", "UNKNOWN", "ERROR", "FLAKE", "FAIL"].map((mark) => [mark, 0]));
   for (const row of data.cells) counts.set(row[column].mark, counts.get(row[column].mark) + 1);
   const words = { FIXED: "pass*", UNKNOWN: "?", FAIL: "FAIL" };
   return [...counts].filter(([, count]) => count).map(([mark, count]) => `${count}\u00a0${words[mark] || mark.toLowerCase()}`).join(", ");
