@@ -515,7 +515,7 @@ IMAGE = KernelImage(
 )
 STOP = stop("forked", child=leaf(DIRTY))
 (SEEN,) = STOP.observations()
-HELD = {"outcome": "passed", "message": "", "mismatch": None}  # a claim, in JSON
+HELD = {"was": None, "outcome": "passed", "message": "", "mismatch": None}  # a claim, in JSON
 
 
 class FakeVM:
@@ -779,6 +779,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "file": str(next(pytester.path.glob("test_*.py"))),
             "level": None,
             "outcome": "passed",
+            "was": None,
             "reason": "",
             "cannot_know": False,
             "claims": [
@@ -792,6 +793,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "known_bugs": [],
             "fixed_bugs": [],
             "returned_bugs": [],
+            "expectations": [],
             "observations": [SEEN.to_json()],
             "log": ["line 0", "line 1", "line 2"],
         }

@@ -17,7 +17,7 @@ from harness.verdict.bisect import judge as bisected
 from harness.verdict.differences import What, compare_runs
 from harness.verdict.expected.expectation import Expectation, ExpectationAnswer, Expected
 from harness.verdict.expected.judge import held, held_along, held_run
-from harness.verdict.expected.split import split
+from harness.verdict.expected.split import split_differences
 from harness.verdict.series import changes
 from harness.verdict.table import Case, Column, Mark, Table
 from tests.sample_pages import DIRTY, SAVED, observation
@@ -335,7 +335,7 @@ def pair() -> tuple[Run, Run]:
 def test_the_differences_of_what_was_expected_do_not_count(said: str) -> None:
     one, other = pair()
     found, unmet = held_along([Column("A", (one,)), Column("B", (other,))], {FORK: (Expectation.parse(said),)})
-    counted, expected = split(compare_runs(one, other), found[1])
+    counted, expected = split_differences(compare_runs(one, other), found[1])
     assert (counted, unmet) == ((), ())
     assert [each.what for each in expected[0].differences] == [What.OUTCOME, What.CLAIM, What.ENTRY]
 
@@ -349,18 +349,20 @@ def test_other_bits_and_other_mappings_count() -> None:
         found, _ = held_along(
             [Column("A", (runs[0],)), Column("B", (runs[1],))], {FORK: (Expectation.parse("fork:keeps D=fail"),)}
         )
-        counted, expected = split(compare_runs(*runs), found[1])
+        counted, expected = split_differences(compare_runs(*runs), found[1])
         assert [each.what for each in counted[0].differences] == [What.ENTRY]
         assert [each.what for each in expected[0].differences] == [What.OUTCOME, What.CLAIM]
     after = replace(other.results[0], observations=(observation(SAVED.replace(" NX", ""), 2),))
     found, _ = held_along(
         [Column("A", (one,)), Column("B", (Run((after,)),))], {FORK: (Expectation.parse("fork:keeps D=fail"),)}
     )
-    assert [one.what for one in split(compare_runs(one, Run((after,))), found[1])[0][0].differences] == [What.ENTRY]
+    assert [one.what for one in split_differences(compare_runs(one, Run((after,))), found[1])[0][0].differences] == [
+        What.ENTRY
+    ]
 
 
 def test_without_an_expectation_everything_counts() -> None:
     one, other = pair()
     differences = compare_runs(one, other)
-    assert split(differences, Column("B", (other,))) == (differences, ())
+    assert split_differences(differences, Column("B", (other,))) == (differences, ())
     assert Expected("fail") is Expected.FAIL

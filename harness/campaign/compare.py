@@ -32,7 +32,7 @@ from harness.verdict.differences import (
     unknown_cases,
 )
 from harness.verdict.expected.judge import Unmet, held_along
-from harness.verdict.expected.split import split
+from harness.verdict.expected.split import split_differences
 from harness.verdict.table import TROUBLE, Case, Column, Table, labels
 
 _UNSTABLE = "Differs from time to time on one kernel"
@@ -94,7 +94,7 @@ def run_compare(
     differences, passing = lasting(rounds)
     found, unmet = held_along([Column(spec, (side[0],)) for spec, side in zip(specs, sides, strict=True)], said)
     runs = found[0].runs[0], found[1].runs[0]
-    counted, expected = split(differences, found[1])
+    counted, expected = split_differences(differences, found[1])
     answer = Comparison(specs, runs, counted, expected, unmet, passing, unknown_cases(*runs))
     short = [line.plain for line in report_lines(answer, mail.MOST)]
     if page.mail:

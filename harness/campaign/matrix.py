@@ -42,7 +42,7 @@ STYLE = {
 }
 _MEANING = {
     Mark.FIXED: "passes, and an older kernel of its series had the known bug",
-    Mark.EXPECTED: "ends as it was expected to",
+    Mark.EXPECTED: "fails or is skipped, as --expect says",
     Mark.UNKNOWN: "cannot know",
     Mark.FLAKE: "repeats differ",
 }

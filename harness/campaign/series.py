@@ -40,6 +40,7 @@ from harness.qemu.accel import tell_why_tcg
 from harness.selected import Selected
 from harness.verdict import Outcome, words
 from harness.verdict.expected.judge import Unmet, held_along
+from harness.verdict.expected.split import split_differences
 from harness.verdict.series import Change, changes, difference_of, steady
 from harness.verdict.table import Case, Column, Mark, Table
 
@@ -226,8 +227,14 @@ def change_lines(
     for change in found:
         line = _change_line(steps, change, table.labels)
         yield line.append(f": {change.after.note}") if change.after.note else line
-        if (difference := difference_of(table, change)) is not None:
-            yield from case_lines(difference, most)
+        one = difference_of(table, change)
+        counted, expected = split_differences([one] if one is not None else [], table.columns[change.step])
+        for each in counted:
+            yield from case_lines(each, most)
+        if counted and expected:
+            yield Text("  as expected:", style="yellow")
+        for each in expected:
+            yield from case_lines(each, most)
 
 
 def _change_line(steps: Sequence[PatchStep], change: Change, names: Mapping[Case, str]) -> Text:

@@ -12,7 +12,7 @@ from harness.verdict.mismatch import MISSING
 from harness.verdict.table import Column
 
 
-def split(
+def split_differences(
     differences: Iterable[CaseDifference], after: Column
 ) -> tuple[tuple[CaseDifference, ...], tuple[CaseDifference, ...]]:
     """Differences that count, and differences that were expected; a case may have both.
