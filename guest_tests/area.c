@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: a fault brings the largest leaf that holds the address, lies within the vma and has a physical address
+ * Invariant: a fault maps the largest leaf that contains the address, lies within the VMA and has a physical address
  * congruent with its virtual one; never a larger one, and never a smaller one.
  *
  * Maps --length bytes of the BAR from --offset, at an address that is --skew above a multiple of --align, reads one
- * word at each of --touch (offsets in the mapping, by commas) and counts the faults that each took. All in hexadecimal.
+ * word at each of --touch (offsets in the mapping, separated by commas) and counts the faults that each took. All
+ * numbers are hexadecimal.
  */
 #include <errno.h>
 #include <stdio.h>

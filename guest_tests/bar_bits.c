@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Which bits the CPU sets in an entry of the BAR. The child's entries are copied by fork(): no CPU has them in its TLB,
- * and fork() left A and D clear at pte.
+ * and fork() clears the accessed and dirty bits of a pte.
  *
  * Checkpoints, all of the child: copied, read, written
  */

@@ -2,7 +2,7 @@
 /*
  * Invariant: one BAR has one memory type, whatever the size of the leaf, whatever happened to it, in every process.
  *
- * The BAR's first gigabyte is mapped three times at once, so that a leaf of each level is there: "bar-pte", "bar-pmd",
+ * The BAR's first gigabyte is mapped three times at once, by a leaf of each level: "bar-pte", "bar-pmd" and
  * "bar-pud". Checkpoints, each with the three leaves: touched, readonly, none, writable, forked (and the child's).
  */
 #include <stdio.h>

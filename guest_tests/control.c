@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: on ordinary memory of every sort the walk and what the kernel tells of its pages are the same thing:
- * present, pfn, exclusive, file or shared, soft-dirty, write-protected by userfaultfd, the categories of PAGEMAP_SCAN.
+ * Invariant: on every kind of ordinary memory the walk agrees with what the kernel reports about its pages: present,
+ * pfn, exclusive, file or shared, soft-dirty, write-protected by userfaultfd, the categories of PAGEMAP_SCAN.
  *
  * --memory=anon|thp|shmem|shmem-thp|hugetlb|hugetlb-private: 16 single pages, or one leaf of 2 MiB.
  * --case=share: fork, and writes in child and parent.
  *     Checkpoints: filled, forked, child-written (page 0), child-owns (every page), parent-written (page 0), exited.
- * --case=uffd: userfaultfd protects everything, then lets go of page 3 (of all of it on hugetlbfs).
+ * --case=uffd: userfaultfd protects everything, then releases page 3 (on hugetlbfs all of it).
  *     Checkpoints: filled, protected, released, written (page 3).
  * --case=scan: PAGEMAP_SCAN, soft-dirty and asynchronous userfaultfd; of single pages, page 0 is a hole and page 1 the
  *     zero page. Checkpoints: filled, cleaned, protected, rewritten.
@@ -70,7 +70,7 @@ static int memory_file(void)
 static const struct kind {
 	const char *name;
 	bool huge;
-	int flags; /* of mmap(); without MAP_ANONYMOUS it is a file's */
+	int flags; /* of mmap(); without MAP_ANONYMOUS: of a file */
 } kinds[] = {
 	{ "anon", false, MAP_PRIVATE | MAP_ANONYMOUS },
 	{ "thp", true, MAP_PRIVATE | MAP_ANONYMOUS },
@@ -160,11 +160,11 @@ static void uffd(void)
 	checkpoint("protected");
 	errno = hugetlb ? hp_uffd_protect(fd, memory, length, false) : hp_uffd_protect(fd, at(3), KIB(4), false);
 	if (errno)
-		hp_die("UFFDIO_WRITEPROTECT, letting go");
+		hp_die("UFFDIO_WRITEPROTECT, release");
 	checkpoint("released");
 	hp_write(at(3), 2);
 	checkpoint("written");
-	ktap_ok(true, "written to what was let go");
+	ktap_ok(true, "written to what was released");
 }
 
 static void scan(void)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Invariant: what the device loses, every process loses at once. While its memory is off (or it is reset, or asleep),
- * nobody has an entry for it and an access is SIGBUS; afterwards an access makes a fresh entry, at the same place,
- * with nothing left of the old one's bits.
+ * no process has an entry for it and an access gets SIGBUS; afterwards an access faults in a fresh entry, at the same
+ * place, with none of the old entry's bits.
  *
- * One case a run, --case=NAME; the functions below say which checkpoints each has.
+ * One case per run, --case=NAME. The comment of each function below lists its checkpoints.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -49,7 +49,7 @@ static void tell_caught(const char *who, const char *what, struct hp_caught caug
 		ktap_value(name, "made");
 }
 
-/* Reads and writes where the device may be gone, and says how each ended: WHO-read, WHO-write. */
+/* Reads and writes where the device may be gone, and reports how each ended: WHO-read, WHO-write. */
 static void tell_accesses(const char *who, void *addr)
 {
 	tell_caught(who, "read", hp_try_read(addr, NULL), addr);
@@ -197,7 +197,7 @@ static int many(enum hp_level level)
 	return hp_reap(sibling) || hp_reap(child);
 }
 
-/* small, off, again: where 4K entries were, revocation leaves their table, and no larger leaf fits over it */
+/* small, off, again: where 4K entries were, revocation leaves the page table, and no larger leaf fits over it */
 static int tables(enum hp_level level)
 {
 	struct hp_bar bar = hp_bar_open(2);
@@ -353,7 +353,7 @@ static int open_group(void)
 static int closed(enum hp_level level)
 {
 	struct hp_bar bar = hp_bar_open(2);
-	/* Two leaves, and a mapping each, so that 6.1's fault, which fills a whole vma, leaves one to be made. */
+	/* Two leaves with a mapping each: a fault of 6.1 fills a whole VMA, and one leaf must be left to fault in. */
 	size_t length = mapped_length(level);
 	uint64_t *mapped = hp_bar_map(&bar, level, rw);
 	uint64_t *second = hp_bar_map_area(&bar, &(struct hp_bar_area){ .name = "second",
@@ -388,7 +388,7 @@ static int closed(enum hp_level level)
 	return 0;
 }
 
-/* A descriptor of another process, by its number there: no socket is needed, which a small kernel may not have. */
+/* Duplicates a descriptor of another process, by its number there: a small kernel may have no sockets. */
 static int take_fd(pid_t from, int fd)
 {
 	int pidfd = (int)syscall(SYS_pidfd_open, from, 0), taken = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
@@ -399,7 +399,7 @@ static int take_fd(pid_t from, int fd)
 	return taken;
 }
 
-/* both (other), off, back (other): two processes that are no copies of each other map one device */
+/* both (other), off, back (other): two processes that are not copies of each other map one device */
 static int passed(enum hp_level level)
 {
 	struct hp_bar bar;
@@ -453,7 +453,7 @@ static uint32_t device_flags(int device_fd)
 	return info.flags;
 }
 
-/* written, refused: a device that can neither be reset alone nor with its bus */
+/* written, refused: a device that can be reset neither alone nor with its bus */
 static int no_reset(enum hp_level level)
 {
 	struct vfio_pci_hot_reset_info info = { .argsz = sizeof(info) };
@@ -522,7 +522,7 @@ static int low_power(enum hp_level level)
 	return 0;
 }
 
-/* Offset in the configuration space of a capability, 0 where the device has not got it. */
+/* The offset of a capability in the configuration space, 0 if the device does not have it. */
 static uint8_t find_capability(int device_fd, uint64_t config, uint8_t wanted)
 {
 	uint8_t where = 0, word[2];
@@ -653,7 +653,7 @@ int main(int argc, char **argv)
 	hp_gate_init(&to_child);
 	hp_gate_init(&to_parent);
 	fine = !chosen->run(options.level);
-	ktap_plan(1); /* not before: a premise may fail in the middle of a case */
+	ktap_plan(1); /* not before: in the middle of a case a precondition may turn out not to be met */
 	ktap_ok(fine, "%s", chosen->name);
 	return ktap_finish();
 }

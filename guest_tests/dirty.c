@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: a pfnmap has no pages to track, so whoever tracks pages leaves its entries alone, and a write to it
- * always completes.
+ * Invariant: a pfnmap has no pages to track, so page tracking leaves its entries alone, and a write to it always
+ * completes.
  *
- * "control" is a page of ordinary memory: what is done to the BAR is seen to work there.
+ * "control" is a page of ordinary memory, which shows that what is done to the BAR works there.
  *
  * --case=referenced: clear_refs 1, 2, 3. Checkpoints: before, all, anon, file.
  * --case=soft-dirty: clear_refs 4, then a write. Checkpoints: before, cleaned, rewritten.
@@ -78,7 +78,7 @@ static void referenced(uint64_t *mapped)
 	hp_clear_refs(getpid(), "3");
 	checkpoint("file");
 	hp_gate_open(&end);
-	ktap_ok(hp_reap(child) == 0, "clear_refs 1, 2 and 3 were taken");
+	ktap_ok(hp_reap(child) == 0, "clear_refs 1, 2 and 3 were accepted");
 }
 
 static void soft_dirty(uint64_t *mapped)
@@ -141,7 +141,7 @@ static void scan(uint64_t *mapped)
 	ktap_ok(true, "scanned");
 }
 
-/* userfaultfd tracks by itself, as PAGEMAP_SCAN wants it (since 6.7); negative error number where it cannot. */
+/* A userfaultfd that tracks writes by itself, as PAGEMAP_SCAN needs (since 6.7); a negative error number on failure. */
 static int open_async(void)
 {
 	return hp_uffd_open(HP_UFFD_FEATURE_WP_ASYNC | HP_UFFD_FEATURE_WP_UNPOPULATED);
@@ -166,7 +166,7 @@ static void uffd(uint64_t *mapped)
 	ktap_ok(true, "registration was tried");
 }
 
-/* The descriptor stays open: where a registration was taken, letting go of it is already a change. */
+/* The descriptor stays open: where a registration was accepted, undoing it would be a change. */
 static void uffd_async(uint64_t *mapped)
 {
 	uint64_t *control = map_control();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: VFIO_IOMMU_MAP_DMA takes a leaf of a BAR as a whole: what it costs does not grow with the leaf's pages, no
- * entry changes, and VFIO_IOMMU_UNMAP_DMA takes back as much.
+ * Invariant: VFIO_IOMMU_MAP_DMA maps a leaf of a BAR as a whole: the cost does not grow with the leaf's pages, no entry
+ * changes, and VFIO_IOMMU_UNMAP_DMA unmaps as much.
  *
- * Measures the CPU time of mapping one leaf of --level for the device, and of as many pte leaves as "paged-pages" says:
- * the least of several tries of each, in nanoseconds.
+ * Measures the CPU time of mapping one leaf of --level for DMA, and of mapping "paged-pages" pte leaves: the minimum of
+ * several tries of each, in nanoseconds.
  *
  * Checkpoints: before, after.
  */
@@ -31,7 +31,7 @@ static uint64_t cpu_time_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Maps and unmaps LENGTH bytes from ADDR for the device; returns what the mapping took. */
+/* Maps and unmaps LENGTH bytes from ADDR for DMA; returns the CPU time of the mapping, in nanoseconds. */
 static uint64_t map_once(const char *name, void *addr, size_t length)
 {
 	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map),
@@ -49,7 +49,7 @@ static uint64_t map_once(const char *name, void *addr, size_t length)
 		hp_die("VFIO_IOMMU_UNMAP_DMA of the %s mapping", name);
 	if (undo.size != length) {
 		errno = 0;
-		hp_die("VFIO_IOMMU_UNMAP_DMA took back %llu bytes of %zu", (unsigned long long)undo.size, length);
+		hp_die("VFIO_IOMMU_UNMAP_DMA unmapped %llu bytes of %zu", (unsigned long long)undo.size, length);
 	}
 	return took;
 }
@@ -65,7 +65,7 @@ static void say_least(const char *name, void *addr, size_t length)
 	ktap_value(name, "%llu", (unsigned long long)least);
 }
 
-/* The BAR's first pages, one entry each: no larger leaf fits at an address that is not congruent. */
+/* The BAR's first pages, one entry for each: no larger leaf fits at an address that is not congruent. */
 static char *map_paged(void)
 {
 	char *paged = hp_bar_map_area(&bar, &(struct hp_bar_area){ .name = "paged",
@@ -95,6 +95,6 @@ int main(int argc, char **argv)
 	say_least("paged-ns", paged, PAGED_BYTES);
 	say_least("leaf-ns", mapped, length);
 	checkpoint("after");
-	ktap_ok(true, "mapped for the device, and taken back");
+	ktap_ok(true, "mapped for DMA, and unmapped");
 	return ktap_finish();
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: the first access to a pfnmap brings the whole leaf with the vma's rights, young and clean; a write
- * sets D and nothing else, in the CPU, without a fault; an access that the vma forbids changes nothing.
+ * Invariant: the first access to a pfnmap faults in the whole leaf with the VMA's rights, young and clean; a write sets
+ * the dirty bit and nothing else, by the CPU, without a fault; an access that the VMA forbids changes nothing.
  *
  * --case=read         mapped, read, read-again
  * --case=write        mapped, written
  * --case=read-write   mapped, read, written
- * --case=readonly     read, refused (a vma without PROT_WRITE)
+ * --case=readonly     read, refused (a VMA without PROT_WRITE)
  * --case=memory-off   refused, touched (the device's memory is off, then on again)
- * --case=sticky       small, same-table, other-table, again (tables are there already, so what fits is smaller)
+ * --case=sticky       small, same-table, other-table, again (page tables exist already, so only smaller leaves fit)
  */
 #include <stdio.h>
 #include <sys/mman.h>
@@ -95,8 +95,8 @@ static void memory_off(const struct hp_bar *bar, enum hp_level level)
 }
 
 /*
- * One page is touched while the vma may have no huge leaf; then it may have them again. At pud the next touches are
- * of the same pmd's pages and of another pmd's, and then everything is zapped, which leaves the tables.
+ * One page is touched while the VMA may have no huge leaves; then they are allowed again. At pud, a page of the same
+ * pmd and one of another pmd are touched next. Then everything is zapped, which leaves the page tables.
  */
 static void sticky(const struct hp_bar *bar, enum hp_level level)
 {

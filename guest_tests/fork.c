@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: fork() copies the leaf of a shared pfnmap as it is. Parent and child may both write, nobody's
- * dirty bit moves to a software bit, and no entry is ever write=0 && dirty=1.
+ * Invariant: fork() copies the leaf of a shared pfnmap. Parent and child may both write, no dirty bit moves to a
+ * software bit, and no entry is ever write=0 && dirty=1.
  *
- * Checkpoints, each with every living process in sight:
+ * Checkpoints, each of which shows every living process:
  *   read, written, forked, child-written, parent-written, grandchild-forked, grandchild-written, exited
  */
 #include <sys/mman.h>

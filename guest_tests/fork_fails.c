@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: a fork() that fails for lack of memory, wherever in it, leaves nothing: the parent's leaves are what they
- * were and need no fault, no page table and no PAT reservation is left over, and the next fork() works.
+ * Invariant: a fork() that runs out of memory at any of its allocations leaves nothing behind: the parent's leaves are
+ * what they were and need no fault, no page table and no PAT reservation is leaked, and the next fork() works.
  *
  * The n-th allocation of a fork() is made to fail (/proc/self/fail-nth, Documentation/fault-injection), for n from 1 on
- * until a fork() has fewer than n. Mapped are a leaf of each level up to --top, "as-pte", "as-pmd" and
+ * until a fork() makes fewer than n. The program maps a leaf of each level up to --level, "as-pte", "as-pmd" and
  * "as-pud", and the BAR's first pages once more through sysfs, "remapped", where remap_pfn_range() makes the entries
  * and reserves their memory type.
  *
@@ -65,7 +65,7 @@ static size_t slurp(const char *path, char *text, size_t size)
 	return length;
 }
 
-/* Allocations that may sleep and single pages fail as well, and none is told in the kernel's log. */
+/* Makes allocations that may sleep and single pages fail as well, without messages in the kernel log. */
 static void enable_failures(void)
 {
 	if (access("/proc/self/fail-nth", F_OK))
@@ -144,7 +144,7 @@ static long faults(void)
 	return usage.ru_minflt + usage.ru_majflt;
 }
 
-/* fork() with its NTH allocation failing: 0 or the error; HIT says whether there were so many. */
+/* fork() with its NTH allocation failing: 0 or the error; HIT tells whether it made so many. */
 static int fork_failing(int fd, int nth, bool *hit)
 {
 	char text[16];
@@ -181,7 +181,7 @@ static long all_tables_kib(void)
 	return strtol(at + strlen("PageTables:"), NULL, 10);
 }
 
-/* The most of what is counted after each fork that failed. */
+/* What the forks that failed left: the maximum of FAULTS and of the tables, the number of the others. */
 struct left {
 	long faults, tables_kib, pat_changes, failed, other_errors, all_tables_kib;
 };
@@ -240,7 +240,7 @@ int main(int argc, char **argv)
 	slurp(PAT_LIST, pat_before, sizeof(pat_before));
 	ktap_plan(1);
 	fd = open("/proc/self/fail-nth", O_RDWR | O_CLOEXEC);
-	fork_failing(fd, 0, &hit); /* whatever a fork() makes once is there */
+	fork_failing(fd, 0, &hit); /* makes what is allocated only by the first fork() */
 	touch_all();
 	checkpoint("before");
 	left = fail_each();

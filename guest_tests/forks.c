@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: whatever was done to a mapping before fork(), the child gets the rights that the vma has, of the very same
- * pages, and the parent's entries stay as they are.
+ * Invariant: whatever was done to a mapping before fork(), the child gets the rights of the VMA, for the same pages,
+ * and the parent's entries stay as they are.
  *
- * One case a run, --case=NAME; each says its checkpoints. The parts of a mapping are "low" and "high".
+ * One case per run, --case=NAME; the comment of each lists its checkpoints. The parts of a mapping are "low" and
+ * "high".
  */
 #include <errno.h>
 #include <signal.h>
@@ -30,7 +31,7 @@ static void protect(const char *name, char *start, size_t bytes, int prot)
 	hp_bar_name(name, start, bytes, prot, (uint64_t)(start - mapped));
 }
 
-/* The mapping is two from now on, "low" and "high". */
+/* From now on the mapping is two, "low" and "high". */
 static void halve(int low_prot)
 {
 	hp_unmap("bar");
@@ -151,7 +152,7 @@ static void parent_exits(void)
 	reap(child);
 	ktap_value("parent", "%d", getpid());
 	hp_gate_open(&go);
-	ktap_ok(wait(NULL) > 0, "the grandchild was adopted");
+	ktap_ok(wait(NULL) > 0, "the grandchild was reparented");
 }
 
 /* readonly, forked, tried; with BACK also: child-writable, child-written, parent-writable */
@@ -198,7 +199,7 @@ static void readonly_writable(void)
 	protected(true);
 }
 
-/* written-first, forked (in the child, who has tried) */
+/* written-first, forked (in the child, which has tried) */
 static void dontfork(void)
 {
 	pid_t child;
@@ -217,7 +218,7 @@ static void dontfork(void)
 	reap(child);
 }
 
-/* Where the child has no vma, it may map memory of its own, as malloc() does. */
+/* Where the child has no VMA, it may map memory of its own, as malloc() does. */
 static void map_own(void)
 {
 	hp_unmap("low");

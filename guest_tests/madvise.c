@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: advice about memory is not about a device. Whether the kernel takes it or refuses it, the entry of a
- * pfnmap stays as it is, whole, in place, dirty.
+ * Invariant: advice about memory does not apply to a device. Whether the kernel accepts or refuses it, the entry of a
+ * pfnmap stays as it is: same level, same pfn, dirty.
  *
  * --group=NAME of the table below; each call gets the whole mapping. The errno of CALL is the value CALL, and the
  * checkpoint after it is called CALL.
- * --touch=0: mapped with MAP_POPULATE, but not touched before the calls (of groups that might make entries).
+ * --touch=0: mapped with MAP_POPULATE, but not touched before the calls (for groups that might make entries).
  */
 #include <errno.h>
 #include <linux/mman.h>
@@ -95,7 +95,7 @@ static int map_over(void *at, int fd)
 
 static const struct call {
 	const char *group, *name;
-	int (*call)(void *at, int argument); /* 0, or not 0 and errno */
+	int (*call)(void *at, int argument); /* 0; on failure not 0, and errno */
 	int argument;
 } calls[] = {
 	{ "discard", "dontneed", advise, MADV_DONTNEED },

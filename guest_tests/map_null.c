@@ -3,9 +3,9 @@
  * Invariant: mmap(NULL, ...) of a BAR works whatever address the kernel picks, and the leaves are the largest that this
  * address allows.
  *
- * Maps --length bytes of the BAR from --offset (hexadecimal) where the kernel likes, COUNT times, and says how many of
- * the addresses are congruent with the offset modulo 2M and modulo 1G. The last mapping is "bar", and is read at its
- * start, at its first multiple of 2M and at its end: checkpoint "touched".
+ * Maps --length bytes of the BAR from --offset (hexadecimal) where the kernel chooses, COUNT times, and reports how
+ * many of the addresses are congruent with the offset modulo 2M and modulo 1G. The last mapping is "bar", and is
+ * read at its start, at its first multiple of 2M and at its end: checkpoint "touched".
  */
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -49,6 +49,6 @@ int main(int argc, char **argv)
 	hp_read((char *)(((uintptr_t)mapped + MIB(2) - 1) & ~(MIB(2) - 1)));
 	hp_read(mapped + length - 8);
 	checkpoint("touched");
-	ktap_ok(true, "mapped where the kernel likes, and touched");
+	ktap_ok(true, "mapped where the kernel chose, and touched");
 	return ktap_finish();
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: mincore() answers for every page of a pfnmap, the same whatever the level of its entries, and changes
+ * Invariant: mincore() gives the same answer for every page of a pfnmap, whatever the level of its entries, and changes
  * none of them.
  *
- * --touch=0: nothing is mapped when it is asked. The value "vector" is the bytes it gave, neighbours counted, and
- * "errno" what it returned; "anon-*" are the same of two anonymous pages, the first of them written; "pages-*" of
- * three 4K entries of the same BAR.
+ * --touch=0: nothing is mapped when mincore() is called. The value "vector" is the bytes that it returned, run-length
+ * encoded, and "errno" its error; "anon-*" are the same for two anonymous pages, the first of them written; "pages-*"
+ * for three 4K entries of the same BAR.
  *
  * Checkpoints: before, asked.
  */

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: mprotect() of a whole leaf changes its rights and nothing else: level, pfn, cache bits, A and the kernel's
- * idea of dirty stay, and back again means the entry that was. Of a part of a leaf, it leaves no leaf that spans both.
+ * Invariant: mprotect() of a whole leaf changes its rights and nothing else: level, pfn, cache bits, accessed bit and
+ * pte_dirty() stay, and the way back restores the entry. mprotect() of a part of a leaf leaves no leaf that spans both.
  *
- * Maps --leaves leaves of the level PROT_READ | PROT_WRITE and does --steps (by commas) one after the other, each with a
- * checkpoint and, where it measures something, a value, both named as the step is:
+ * Maps --leaves leaves of the level PROT_READ | PROT_WRITE and takes the --steps (separated by commas) in order. Each
+ * has a checkpoint and, where it measures something, a value, both named as the step is:
  *   read@OFF write@OFF           the faults that it took; OFF in hexadecimal
  *   try-read@OFF try-write@OFF   SIGNAL CODE OFFSET
- *   none ro rw rx                mprotect() of all; the errno
+ *   none ro rw rx                mprotect() of everything; the errno
  *   part-none part-ro part-rw    mprotect() of --part=FROM-TO; the errno. The rest is "bar-before" and "bar-after"
  *   map-exec                     mmap() of the BAR with PROT_EXEC; the errno
- * With --memory=anon it is anonymous memory instead, "memory", which at pmd may be a transparent huge page.
+ * With --memory=anon it maps anonymous memory instead, "memory", which at pmd may be a transparent huge page.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -25,7 +25,7 @@ static char *mapped;
 static bool anonymous;
 static size_t length, part_from, part_to;
 
-/* A vma of its own for the part, as long as its rights differ from those of its neighbours. */
+/* The part has a VMA of its own, as long as its rights differ from those of its neighbours. */
 static void name_parts(int prot)
 {
 	bool apart = prot != (PROT_READ | PROT_WRITE);

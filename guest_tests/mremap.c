@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: mremap() takes a mapping's entries along, or drops them so that the next access makes new ones: nothing
- * stays at the old address, no right is won, no dirty bit of a moved entry is lost, another process keeps its own.
+ * Invariant: mremap() moves a mapping's entries along, or zaps them so that the next access faults in new ones: nothing
+ * stays at the old address, no right is gained, no dirty bit of a moved entry is lost, another process keeps its own.
  *
  * --case=leaf       one leaf to an address that has the same offset in a leaf of its level
- * --case=table      a whole page table of such leaves (1 GiB of 2M leaves, 2 MiB of pages) to an address as aligned
+ * --case=table      a whole page table of such leaves (1 GiB of 2M leaves, 2 MiB of pages) to an aligned address
  * --case=less       one leaf to an address that is congruent modulo the next lower level only
  * --case=page       one leaf to an address that is congruent modulo 4 KiB only
  * --case=readonly   as leaf, after a write and mprotect(PROT_READ)
@@ -15,8 +15,8 @@
  * --case=refused    what has to be refused, each with its errno
  *
  * Mappings: "bar" before, "target" where something is in the way; then "moved", "old", where nothing may be, and of a
- * part also "low" and "high", what stayed. The access to the old address comes straight after mremap(): what the CPU
- * still remembers of it would be forgotten in a while.
+ * part also "low" and "high", what stayed. The old address is accessed right after mremap(): a stale TLB entry would
+ * not last long.
  *
  * Checkpoints: written, (readonly), (target), (forked), moved, (child-written), used, (back).
  */
@@ -67,7 +67,7 @@ static int shrink(char *base, size_t length)
 {
 	size_t left = length - length / 8;
 
-	hp_try_read(base + left, NULL); /* the CPU knows the address when it goes */
+	hp_try_read(base + left, NULL); /* the TLB has the address when it goes */
 	if (mremap(base, length, left, 0) != base)
 		hp_die("mremap to fewer bytes");
 	ktap_value("old-read", "%s", hp_signal_name(hp_try_read(base + left, NULL).signal));
@@ -89,7 +89,7 @@ static const struct mremap {
 	bool part;                                 /* only a part in the middle of the leaf moves */
 	bool readonly;                             /* when it moves */
 	bool over;                                 /* another mapping is where it goes */
-	size_t skew_units, skew_pages;             /* where it goes: so far from an aligned address */
+	size_t skew_units, skew_pages;             /* where it goes: the distance from an aligned address */
 } cases[] = {
 	{ .name = "leaf" },
 	{ .name = "table", .table = true },
@@ -156,7 +156,7 @@ int main(int argc, char **argv)
 	const struct mremap *chosen = hp_choose(&options, "case", "leaf", cases);
 	struct place place = make_place(options.level, chosen);
 	struct hp_bar bar = hp_bar_open(2);
-	/* A table of 2M leaves needs an offset at which no 1G leaf fits; a table of pages, a vma that wants none larger. */
+	/* A table of 2M leaves needs an offset at which no 1G leaf fits; a table of pages, a VMA without huge ones. */
 	uint64_t offset = options.level == HP_PMD && chosen->table ? MIB(2) : 0;
 	char *base = hp_bar_map_area(&bar, &(struct hp_bar_area){ .offset = offset,
 								  .length = place.length,
@@ -201,7 +201,7 @@ int main(int argc, char **argv)
 		checkpoint("forked");
 	}
 
-	hp_try_read(base + place.first, NULL); /* the CPU knows the address when it goes */
+	hp_try_read(base + place.first, NULL); /* the TLB has the address when it goes */
 	if (mremap(base + place.first, place.moved, place.moved, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
 		hp_die("mremap");
 	ktap_value("old-read", "%s", hp_signal_name(hp_try_read(base + place.first, NULL).signal));

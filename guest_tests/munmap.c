@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: munmap() takes away what it was asked for and nothing else. No entry is left in the hole, no entry of the
- * rest reaches into it, another process keeps what it has; the rest can still be used, at the largest level that fits.
+ * Invariant: munmap() removes what it was asked to remove and nothing else. No entry is left in the hole, no entry of
+ * the rest reaches into it, another process keeps what it has; the rest stays usable, at the largest level that fits.
  *
  * --case=start|middle|end  one page of sixteen, one page of a 2M leaf, 2M of a 1G leaf
  * --case=page              one page of a 1G leaf
@@ -12,7 +12,7 @@
  * --lock=1                 mlock()s the mapping first
  * --child=1                fork()s a child first, which keeps all of it and writes into the place of the parent's hole
  *
- * Mappings: "bar" before; then "low" and "high", what is left, "hole", where nothing may be, "over", what was put there.
+ * Mappings: "bar" before; then "low" and "high", what is left, "hole", where nothing may be, "over", what replaces it.
  * Checkpoints: read, written, unmapped, child-written (with a child), refaulted, gone.
  */
 #include <stdio.h>
@@ -112,7 +112,7 @@ static _Noreturn void child_main(char *at, const struct hp_gate *go)
 	_exit(0);
 }
 
-/* Another part of the BAR where the hole would be: one that is congruent, so that the largest leaf may come. */
+/* Another part of the BAR where the hole would be: one that is congruent, so that the largest leaf fits. */
 static void map_over(const struct hp_bar *bar, char *base, const struct plan *plan, bool remap)
 {
 	size_t length = plan->hole.end - plan->hole.start;
@@ -134,7 +134,7 @@ int main(int argc, char **argv)
 	struct plan plan = make_plan(options.level, chosen);
 	struct hp_bar bar = hp_bar_open(2);
 	struct hp_gate go;
-	long before = (hp_page_table_kib(0), hp_page_table_kib(0)); /* once for what this touches first */
+	long before = (hp_page_table_kib(0), hp_page_table_kib(0)); /* the first faults in what it uses itself */
 	char *base = hp_bar_map_area(&bar, &(struct hp_bar_area){ .length = plan.length,
 								  .align = hp_leaf_size(options.level),
 								  .skew = plan.skew,
@@ -164,13 +164,13 @@ int main(int argc, char **argv)
 		map_over(&bar, base, &plan, chosen->remap);
 	else if (munmap(base + plan.hole.start, plan.hole.end - plan.hole.start))
 		hp_die("munmap");
-	if (!chosen->over) { /* at once: what the CPU still remembers would be forgotten in a while */
+	if (!chosen->over) { /* at once: a stale TLB entry would not last long */
 		refused_at("first", base + plan.hole.start);
 		refused_at("last", base + plan.hole.end - PAGE);
 	}
 	hp_unmap("bar");
 	name_rest(&plan, base);
-	if (!chosen->over) /* nothing of it may be there, so no rights and no matter which pfn */
+	if (!chosen->over) /* no entry may be there: no rights, and the pfn does not matter */
 		hp_bar_name("hole", base + plan.hole.start, plan.hole.end - plan.hole.start, PROT_NONE, plan.hole.start);
 	checkpoint("unmapped");
 	if (child) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: who forbids huge pages for a vma or a process gets 4K leaves and no others; a setting that is about
- * transparent huge pages of memory is obeyed for a pfnmap as the kernel itself says in smaps (THPeligible).
+ * Invariant: a VMA or a process for which huge pages are disabled gets only 4K leaves; the setting for transparent huge
+ * pages applies to a pfnmap if, and only if, the kernel itself says so in smaps (THPeligible).
  *
  * --case=nohugepage   small, more                  MADV_NOHUGEPAGE before the first touch
- * --case=part         large, parted, touched       MADV_NOHUGEPAGE for the first half of a leaf that is there
+ * --case=part         large, parted, touched       MADV_NOHUGEPAGE for the first half of an existing leaf
  * --case=process      disabled, enabled            PR_SET_THP_DISABLE, and off again
- * --case=setting      touched                      transparent_hugepage/enabled: a vma for each word
+ * --case=setting      touched                      transparent_hugepage/enabled: a VMA for each word
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -81,7 +81,7 @@ static void process(const struct hp_bar *bar, enum hp_level level)
 	ktap_ok(true, "touched while disabled and after");
 }
 
-/* The number that smaps gives for the vma at ADDR as THPeligible; -1 where it has none. */
+/* THPeligible in smaps of the VMA at ADDR; -1 if it is not there. */
 static int thp_eligible(const void *addr)
 {
 	char line[512], start[32];

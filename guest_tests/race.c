@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Invariant: two threads of one process, on two CPUs, that fault on, unmap, protect, fork and revoke one mapping at once
- * leave it in a state that one of their orders would have: one leaf a place, its own page, the rights of the vma, and
- * not one table more.
+ * leave it in a state that one of the possible orders leaves: one leaf per place, of the right page, with the rights of
+ * the VMA, and no page table more than before.
  *
- * One case a run, --case=NAME: main() and one more thread for so many rounds, then the thread is joined, and "raced"
- * shows what they left; further checkpoints are told with each case.
+ * One case per run, --case=NAME: main() and one more thread run for --rounds rounds, then the thread is joined, and
+ * "raced" shows what they left; further checkpoints are listed with each case.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -35,14 +35,14 @@ static void map_again(void)
 		hp_die("mmap");
 }
 
-/* Both threads leave it at once, or nearly: the closer, the better the race. */
+/* Both threads return at almost the same time: the closer, the better the race. */
 static void meet(int *turn)
 {
 	*turn += 2;
 	atomic_fetch_add(&arrived, 1);
 	for (long spins = 0; atomic_load(&arrived) < *turn; spins++)
 		if (spins % 4096 == 4095)
-			sched_yield(); /* the other has no CPU */
+			sched_yield(); /* the other thread is not on a CPU */
 		else
 			__builtin_ia32_pause();
 }
@@ -93,7 +93,7 @@ static void say_accesses(void)
 	ktap_value("others", "%ld", others);
 }
 
-/* Waits until an access that began after this call has ended so: the second to be counted, for one may be under way. */
+/* Waits for an access that begins after this call: the second that is counted, since one may be under way. */
 static void one_more(atomic_long *count)
 {
 	long enough = *count + 2;
@@ -216,7 +216,7 @@ static void race_munmap(long rounds)
 	say_accesses();
 }
 
-/* --- memory: the device goes off and on under the other thread; off at "raced", on at "again" ------------------- */
+/* --- memory: the device goes off and on during the accesses; off at "raced", on at "again" ------------------- */
 
 static void race_memory(long rounds)
 {
@@ -243,7 +243,7 @@ static void race_memory(long rounds)
 	say_accesses();
 }
 
-/* --- mprotect: rights go and come under the other thread's writes; read-only at "raced", writable at "again" ----- */
+/* --- mprotect: rights change during the other thread's writes; read-only at "raced", writable at "again" ----- */
 
 static void protect(int prot)
 {
@@ -271,7 +271,7 @@ static void race_mprotect(long rounds)
 			one_more(&refusals);
 		protect(RW);
 	}
-	map_again(); /* clean, so that the dirt at the end is that of the writes before the last mprotect */
+	map_again(); /* a clean leaf: the dirty bit at the end comes from the writes before the last mprotect */
 	one_more(&values);
 	protect(PROT_READ);
 	one_more(&refusals);
@@ -306,7 +306,7 @@ int main(int argc, char **argv)
 	mapped = hp_bar_map(&bar, options.level, RW);
 	length = options.level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(options.level);
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		ktap_skip_all("one CPU: nothing races");
+		ktap_skip_all("only one CPU: no race is possible");
 	ktap_plan(1);
 	hp_write(mapped, 1);
 	chosen->run(rounds);

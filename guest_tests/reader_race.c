@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: a thread that reads what the kernel tells of a process's memory gets its answers while another thread
- * faults, maps the BAR for the device, forks, moves the mapping or has the device revoke it; the other's calls succeed
- * as if nobody read, and one leaf of the level is left.
+ * Invariant: a thread that reads what the kernel reports about a process's memory gets its answers while another thread
+ * faults, maps the BAR for DMA, forks, moves the mapping or has the device revoke it; the other's calls succeed as if
+ * nothing were read, and one leaf of the level is left.
  *
- * --reader=NAME reads on, --actor=NAME acts --rounds=N times (see the tables). Then the reader is joined, the mapping
- * is read once, and the checkpoint "raced" shows what is left.
+ * --reader=NAME reads all the time, --actor=NAME acts --rounds=N times (see the tables). Then the reader is joined, the
+ * mapping is read once, and the checkpoint "raced" shows what is left.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -88,7 +88,7 @@ static void scan(int fd)
 		hp_die("PAGEMAP_SCAN");
 }
 
-/* 1: the accessed bits. Not 4: a huge leaf mapped after that cannot be written (HP-004), whoever else is there. */
+/* 1: the accessed bits. Not 4: a huge leaf mapped after that cannot be written (HP-004), with or without a race. */
 static void clear_refs(int fd)
 {
 	if (write(fd, "1", 1) != 1)
@@ -121,7 +121,7 @@ static void *read_on(void *argument)
 	return NULL;
 }
 
-/* Waits for a pass that began after this call: the second to be counted, for one may be under way. */
+/* Waits for a pass that begins after this call: the second that is counted, since one may be under way. */
 static void one_more_read(void)
 {
 	long enough = reads + 2;
@@ -132,7 +132,7 @@ static void one_more_read(void)
 
 /* --- actors: one round each ----------------------------------------------------------------------------------- */
 
-/* Touches a fresh mapping for two passes of the reader: one that takes the leaf away finds it back at once. */
+/* Touches a fresh mapping during two passes of the reader: if a pass zaps the leaf, it is back at once. */
 static void fault(void)
 {
 	long enough = reads + 2;
@@ -178,7 +178,7 @@ static void forks(void)
 	}
 }
 
-/* Nobody else maps anything where the mapping will be. */
+/* Keeps the addresses of the future mapping free of others. */
 static char *reserve(char *where)
 {
 	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
@@ -207,9 +207,9 @@ static int low_power(uint32_t feature)
 }
 
 /*
- * The device's memory goes and comes. By low power, which revokes as PCI_COMMAND does: that would change QEMU's map of
- * physical memory under the other CPU, and with QEMU 7.2 a soft lockup was seen then, most likely of a lost interrupt
- * (docs/decisions/machines.md).
+ * The device's memory goes off and on, by low power, which revokes as PCI_COMMAND does. PCI_COMMAND would also change
+ * QEMU's map of physical memory under the other CPU; with QEMU 7.2 a soft lockup was seen then, most likely from a lost
+ * interrupt (docs/decisions/machines.md).
  */
 static void revokes(void)
 {
@@ -235,7 +235,7 @@ static void race(const struct reader *reader, const struct actor *actor, long ro
 	errno = pthread_create(&thread, NULL, read_on, (void *)reader);
 	if (errno)
 		hp_die("pthread_create");
-	one_more_read(); /* what the thread needs of tables is there */
+	one_more_read(); /* the page tables that the thread itself needs exist now */
 	hp_read(mapped);
 	tables = hp_page_table_kib(0);
 	for (long i = 0; i < rounds; i++) {
@@ -269,7 +269,7 @@ int main(int argc, char **argv)
 	if (access(path, F_OK))
 		ktap_skip_all("this kernel has no %s", path);
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		ktap_skip_all("one CPU: nothing races");
+		ktap_skip_all("only one CPU: no race is possible");
 	length = options.level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(options.level);
 	dma_bytes = length / 2 < DMA_BYTES ? length / 2 : DMA_BYTES;
 	mapped = hp_bar_map(&bar, options.level, RW);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: whoever reads a process's memory or asks about it gets nothing out of a pfnmap that has no pages,
- * and leaves its entries as they were, in parent and child.
+ * Invariant: whoever reads a process's memory or asks about it gets nothing out of a pfnmap, which has no pages, and
+ * leaves its entries as they were, in parent and child.
  *
- * --case=NAME picks the reader (see the table at the end). Both parent and child have written their leaf; the reader
- * is the parent. Each says what it got, and what it got of ordinary memory ("control").
- * With --untouched=1 nobody has touched the mapping, and there is no child.
+ * --case=NAME selects the reader (see the table at the end). Both parent and child have written their leaf; the reader
+ * is the parent. Each reports what it got, and what it got from ordinary memory ("control").
+ * With --untouched=1 the mapping is untouched, and there is no child.
  *
  * Checkpoints: before, after, again (the parent has written once more).
  */
@@ -39,13 +39,13 @@ static uint64_t *mapped, *control;
 static size_t length;
 static pid_t child;
 
-/* What a call that counts bytes or is 0 came to: "ok", or the name of its error. */
+/* The result of a call that returns a count or 0: "ok", or the name of its error. */
 static void say(const char *name, long done)
 {
 	ktap_value(name, "%s", done < 0 ? hp_errno_name(errno) : "ok");
 }
 
-/* What was read where the call said that it read. */
+/* Checks that a call that succeeded did read. */
 static void check_control(uint64_t word)
 {
 	errno = 0;
@@ -53,7 +53,7 @@ static void check_control(uint64_t word)
 		hp_die("the child's control word reads %" PRIx64, word);
 }
 
-/* The whole of a file of /proc; the caller may not free it. */
+/* The whole text of a file of /proc; the caller must not free it. */
 static const char *slurp(const char *path)
 {
 	static char text[1 << 18];
@@ -87,7 +87,7 @@ static const char *find_vma(const char *text, const void *addr)
 	return text;
 }
 
-/* "Rss:  4 kB" and its like, in one vma's part of smaps, without the blanks around it. */
+/* "Rss:  4 kB" and the like, in one VMA's part of smaps, without the blanks around it. */
 static void say_field(const char *name, const char *vma, const char *key)
 {
 	const char *at = strstr(vma, key);
@@ -197,7 +197,7 @@ static void read_vmsplice(void)
 	say("control", vmsplice(ends[1], &one, 1, 0));
 }
 
-/* A block device over a file in memory: files in memory themselves have no direct I/O that would pin pages. */
+/* A block device over a file in memory: direct I/O to the file itself would pin no pages. */
 static int open_loop(void)
 {
 	int control_fd = open("/dev/loop-control", O_RDWR | O_CLOEXEC), number, file_fd, loop_fd;
@@ -235,7 +235,7 @@ static void read_write(void)
 	say("control", write(ends[1], control, sizeof(word)));
 }
 
-/* What the core file has of the mapping at ADDR, in bytes. */
+/* How many bytes of the mapping at ADDR are in the core file. */
 static void say_segment(const char *name, const char *core, const void *addr)
 {
 	const Elf64_Ehdr *head = (const void *)core;
@@ -331,7 +331,7 @@ static void read_map_dma(void)
 static const struct reader {
 	const char *name;
 	void (*run)(void);
-	const char *needs; /* a file of a kernel that has it */
+	const char *needs; /* a file that exists if the kernel has it */
 } readers[] = {
 	{ "pagemap", read_pagemap, NULL },
 	{ "smaps", read_smaps, NULL },
@@ -349,7 +349,7 @@ static const struct reader {
 	{ "map-dma", read_map_dma, NULL },
 };
 
-/* The scenario may have sent a module over that is not loaded in every machine. */
+/* The scenario may have sent a module that is not loaded in every machine. */
 static void load_module(const char *path)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -362,7 +362,7 @@ static void load_module(const char *path)
 
 static void map_control(void)
 {
-	/* Shared, so that the child's is the same page, and no neighbour's: a part of /proc/PID/smaps of its own. */
+	/* Shared, so that the child has the same page; without a neighbour, so that smaps has a part for it alone. */
 	control = mmap(hp_reserve(MIB(2), MIB(2)), 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (control == MAP_FAILED)
 		hp_die("mmap");

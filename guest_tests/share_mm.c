@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Invariant: processes that share their memory (vfork, clone(CLONE_VM)) have one page table: nothing is copied, each
- * sees what another does to a leaf, and the end of one takes nothing from the others.
+ * sees what another does to a leaf, and the end of one removes nothing from the others.
  *
  * Checkpoints of both cases: read, shared, child-written, child-exited.
  * --case=clone_vm has child-unmapped before child-exited, and parent-mapped after it.

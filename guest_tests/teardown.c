@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Invariant: the end of a process, however it comes, takes its leaves and its vmas and nobody else's: a survivor keeps
- * its entries, and the device still finds every mapping there is, and none that is gone, when its memory is turned off.
+ * Invariant: the end of a process, however it comes, removes its leaves and its VMAs and no others: a survivor keeps
+ * its entries, and when the device's memory is turned off, vfio finds every mapping that is left and none that is gone.
  *
- * One case a run, --case=NAME. Each ends with held, gone, off, on: before the other's end, after it, and with the
- * device's memory off and on again.
+ * One case per run, --case=NAME. Each ends with held, gone, off, on: before the other process's end, after it, and with
+ * the device's memory off and on again.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +20,7 @@
 #include "lib/hugepfn.h"
 
 #define RW (PROT_READ | PROT_WRITE)
-#define STORMS 20 /* rounds before the kill: it lands anywhere in a later one */
+#define STORMS 20 /* rounds before the kill, which comes at any point of a later one */
 
 static struct hp_options options;
 static struct hp_bar bar;
@@ -28,7 +28,7 @@ static char *mapped;
 static size_t length;
 static struct hp_gate go, done;
 
-/* The survivor's part: its leaf goes when the device's memory is off, and a new one comes when it is on again. */
+/* The survivor's part: its leaf is zapped when the device's memory is off, and a new one comes when it is on again. */
 static void off_and_on(void)
 {
 	struct hp_caught caught;
@@ -80,7 +80,7 @@ static void child_exits(void)
 	survive("the child's exit", hp_reap(child));
 }
 
-/* The second stage, another program in the child's process: it has nothing of the first but its open files. */
+/* The second stage, another program in the child's process: it inherits only the open files of the first. */
 static void execed(void)
 {
 	unsigned char present;
@@ -178,7 +178,7 @@ static void killed_in(void (*busy)(void))
 	hp_gate_wait(&done);
 	if (kill(child, SIGKILL) || waitpid(child, &status, 0) != child)
 		hp_die("the kill of %d", child);
-	while (wait(NULL) > 0) /* its own children, adopted */
+	while (wait(NULL) > 0) /* its own children, reparented */
 		;
 	survive("the kill", status);
 }

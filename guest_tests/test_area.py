@@ -41,7 +41,7 @@ def leaves_of(at: Snapshot) -> list[tuple[int, Level]]:
 
 
 def expected(vm: VM, area: Area, *leaves: tuple[int, Level]) -> list[tuple[int, Level]]:
-    """Those leaves; on a kernel whose fault fills the vma, a pte for each page of it."""
+    """Those leaves; on a kernel whose fault fills the VMA, a pte for each page of it."""
     if vm.caps.fault_fills_vma:
         return [(at, Level.PTE) for at in range(0, area.length, PAGE)]
     return list(leaves)

@@ -11,7 +11,7 @@ from harness.pagetable import Level
 
 
 def _agree(process: ProcessView) -> None:
-    """Walk and pagemap say the same of every page: present, pfn, soft-dirty (once the vma's own flag is cleared)."""
+    """Walk and pagemap agree on every page: whether it is present, and its pfn."""
     view = process.mapping("memory")
     assert len(view.pagemap) == view.declared.size_bytes // 4096
     for number, word in enumerate(view.pagemap):
@@ -29,7 +29,7 @@ def _soft_dirty_agrees(process: ProcessView) -> None:
 
 
 def _calibrate(vm: VM, claim: Claims, memory: str, level: Level, pages: int) -> Snapshot:
-    """What holds for every memory; returns the stop after fork."""
+    """Claims what holds for every kind of memory. Returns the stop after fork()."""
     with vm.run("calibrate", f"--memory={memory}") as guest:
         at = guest.until("filled")
         with claim(f"{pages} pages are mapped, as {level.label}", fn.pagemap_read):

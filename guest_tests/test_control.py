@@ -13,7 +13,7 @@ from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level, PagemapWord
 
 PAGE_BYTES = 4096
-#: Who copies the entries of private memory at fork(), and who gives a writer a page of its own.
+#: What copies the entries of private memory at fork(), and what gives a writer a page of its own.
 COPY = {
     "anon": (fn.copy_pte_range, fn.do_wp_page),
     "thp": (fn.copy_huge_pmd, fn.do_huge_pmd_wp_page),
@@ -42,7 +42,7 @@ def _pfns(process: ProcessView) -> list[int | None]:
 
 
 def _agree(at: Snapshot, *, file_or_shared: bool) -> None:
-    """Walk and pagemap say the same of every page of every process: present, pfn, protected, whose memory it is."""
+    """Walk and pagemap agree on every page of every process: present, pfn, protected, file or shared."""
     for process in at:
         for number, (word, leaf, pfn) in enumerate(_pages(process)):
             where = f"{process.name} page {number}: {word}, {leaf}"
@@ -50,12 +50,12 @@ def _agree(at: Snapshot, *, file_or_shared: bool) -> None:
             assert word.pfn == pfn, where
             if leaf is not None:
                 assert word.uffd_wp == leaf.uffd_wp, where
-            if leaf is not None and not leaf.special:  # the zero page is nobody's
+            if leaf is not None and not leaf.special:  # the zero page belongs to nobody
                 assert word.file_or_shared == file_or_shared, where
 
 
 def _exclusive(at: Snapshot) -> None:
-    """Pagemap calls a page exclusive where, by the walk, one process of the run maps it, and one only."""
+    """Pagemap calls a page exclusive if, by the walk, only one process of the run maps it."""
     mapped = Counter(pfn for process in at for pfn in _pfns(process))
     for process in at:
         for number, (word, leaf, pfn) in enumerate(_pages(process)):
@@ -69,14 +69,14 @@ SHARED = ("shmem", "shmem-thp", "hugetlb")
 
 
 def _share(vm: VM, claim: Claims, memory: str) -> None:
-    """fork() and writes: who shares which page with whom, to the walk and to pagemap."""
+    """fork() and writes: which processes share which pages, by the walk and by pagemap."""
     shared = memory in SHARED
     copied_by, broken_by = COPY.get(memory, (fn.vma_needs_copy, fn.do_shared_fault))
     level = _level(memory)
     with vm.run("control", f"--memory={memory}", "--case=share") as guest:
 
         def look(checkpoint: str, when: str) -> Snapshot:
-            """A stop, and what holds at each."""
+            """Stop, and claim what holds at every stop."""
             at = guest.until(checkpoint)
             with claim(f"walk and pagemap agree on present, pfn and file or shared: {when}", fn.pagemap_read):
                 _agree(at, file_or_shared=shared)
@@ -96,7 +96,7 @@ def _share(vm: VM, claim: Claims, memory: str) -> None:
             with claim("fork copies no entry of shared memory that a fault can find again", copied_by):
                 assert at["child"].leaves("memory") == ()
                 before, after = (one["parent"].leaf("memory") for one in (filled, at))
-                # Ordinary memory ages: the kernel may take A at any time (mm/vmscan.c), seen on 6.18.
+                # Ordinary memory ages: the kernel may clear the accessed bit at any time (mm/vmscan.c), seen on 6.18.
                 assert after.bits | Bits.A == before.bits | Bits.A
                 assert after.pfn == before.pfn
         else:
@@ -179,7 +179,7 @@ def test_control_share_hugetlb_private(vm: VM, claim: Claims) -> None:
 
 
 def _uffd(vm: VM, claim: Claims, memory: str) -> None:
-    """userfaultfd's write protection, to the walk and to pagemap's bit 57."""
+    """userfaultfd's write protection, by the walk and by bit 57 of pagemap."""
     shared = memory in SHARED
     released = range(512) if memory == "hugetlb" else range(3, 4)
     torn_down = memory == "shmem-thp"
@@ -264,7 +264,7 @@ def test_control_uffd_hugetlb(vm: VM, claim: Claims) -> None:
 
 
 def _scanned(pages: str, *categories: str) -> str:
-    """What the guest says of one range, in the order of the categories' bits (include/uapi/linux/fs.h)."""
+    """What the guest reports about one range, in the order of the categories' bits (include/uapi/linux/fs.h)."""
     order = ("WPALLOWED", "WRITTEN", "FILE", "PRESENT", "SWAPPED", "PFNZERO", "HUGE", "SOFT_DIRTY")
     return f"{pages}:{'+'.join(name for name in order if name in categories)}"
 
@@ -282,7 +282,7 @@ def _present(memory: str, *more: str) -> str:
 
 
 def _scan(vm: VM, claim: Claims, memory: str) -> None:
-    """PAGEMAP_SCAN, held against the walk at each stop."""
+    """PAGEMAP_SCAN, compared with the walk at each stop."""
     if not vm.caps.pagemap_scan:
         raise PremiseNotMet("this kernel has no PAGEMAP_SCAN")
     if not vm.caps.soft_dirty:
@@ -329,7 +329,7 @@ def _scan(vm: VM, claim: Claims, memory: str) -> None:
             _agree(at, file_or_shared=shared)
 
         values = guest.result.values
-        # Of memory that nobody registered, kernels differ on WRITTEN (7.3 has it not), and nothing says which is right.
+        # For memory that is not registered, kernels differ on WRITTEN (7.3 does not report it), undocumented.
         with claim("a scan of what was written reports its categories", fn.pagemap_scan_pmd_entry):
             assert values["filled"].replace("WRITTEN+", "") == _present(memory, "SOFT_DIRTY").replace("WRITTEN+", "")
         with claim("a scan after clear_refs 4 has no SOFT_DIRTY", fn.pagemap_scan_pmd_entry):
@@ -400,7 +400,7 @@ def test_control_split_thp(vm: VM, claim: Claims) -> None:
             assert (after.pfn, after.bits | Bits.A) == (
                 before.pfn,
                 before.bits | Bits.A,
-            )  # reclaim may age it meanwhile
+            )
             assert after.soft_dirty
         with claim("walk and pagemap agree on every bit: moved", fn.pagemap_read):
             _agree(at, file_or_shared=False)

@@ -9,7 +9,7 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
-#: Where a shared mapping is taken apart, by level.
+#: What zaps a shared mapping, by level.
 TAKEN_BY = {
     Level.PTE: fn.zap_pte_range,
     Level.PMD: fn.zap_huge_pmd,
@@ -22,7 +22,7 @@ REFUSED = "BUS code 2 at the address"
 
 
 def is_fresh(leaf: Leaf, before: Leaf) -> bool:
-    """Whether a leaf is as a first read makes it: the place of the one before it, and nothing else of it."""
+    """Whether a leaf is as a first read makes it: at the place of the one before, young and clean."""
     return (leaf.level, leaf.pfn) == (before.level, before.pfn) and leaf.young and not leaf.kernel_dirty
 
 

@@ -10,7 +10,7 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
-#: Who lets a write to a write-protected leaf go on.
+#: What resolves a write to a write-protected leaf.
 WRITE_FAULT = {
     Level.PTE: fn.wp_pfn_shared,
     Level.PMD: fn.wp_huge_pmd,
@@ -28,7 +28,7 @@ def _need_soft_dirty(vm: VM) -> None:
 
 
 def _written(guest: GuestRun, claim: Claims, before: Leaf) -> Snapshot | None:
-    """The stop after a write to a read-only leaf that waits for one; None where the write never completes."""
+    """The stop after a write to a leaf that is read-only to catch it; None if the write never completes."""
     by = WRITE_FAULT[before.level]
     at = guest.until("written")
     with claim("a write to that leaf completes", by):

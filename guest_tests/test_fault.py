@@ -14,7 +14,7 @@ INSERTED_BY = {
     Level.PMD: fn.vmf_insert_pfn_pmd,
     Level.PUD: fn.vmf_insert_pfn_pud,
 }
-#: What vm_get_page_prot() gives a shared writable vma, and pgprot_noncached() and pte_mkspecial() add.
+#: What vm_get_page_prot() gives a shared writable VMA, and pgprot_noncached() and pte_mkspecial() add.
 FRESH = Bits.P | Bits.W | Bits.U | Bits.PCD | Bits.A | Bits.SPECIAL | Bits.NX
 BUS_ADRERR, SEGV_ACCERR = "2", "2"
 
@@ -30,7 +30,7 @@ def nothing_before(claim: Claims, at: Snapshot) -> None:
 
 
 def one_leaf(at: Snapshot, level: Level, caps: Capabilities) -> Leaf:
-    """The leaf of the first byte, the only one there is; a kernel without huge faults fills a whole vma at once."""
+    """The leaf of the first byte, the only one there is; a kernel without huge faults fills a whole VMA at once."""
     leaf = at["parent"].leaf("bar")
     assert leaf.level is level
     leaves = at["parent"].leaves("bar")

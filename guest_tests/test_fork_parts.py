@@ -10,7 +10,7 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Level
 
-#: Who takes a leaf apart when only a part of it is meant.
+#: What takes a leaf apart when only a part of it changes.
 SPLIT_BY = {
     Level.PTE: fn.change_pte_range,
     Level.PMD: fn.__split_huge_pmd,
@@ -24,7 +24,7 @@ TIMEOUT_S = 20.0
 
 
 def _parts(process: ProcessView) -> list[int]:
-    """Where the leaves of both parts are.
+    """The addresses of the leaves of both parts.
 
     :raises AssertionError: a leaf reaches out of its part.
     """
@@ -37,7 +37,7 @@ def _parts(process: ProcessView) -> list[int]:
 
 
 def _zaps_new_vma(vm: VM) -> bool:
-    """Whether vfio zaps a vma as it comes to be, to learn of it by a fault (vfio_pci_mmap_open(), gone with 6.10)."""
+    """Whether vfio zaps a new VMA, so that a fault registers it (vfio_pci_mmap_open(), removed in 6.10)."""
     return has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open") is True
 
 
@@ -92,7 +92,7 @@ def test_fork_dontfork_page(vm: VM, level: Level, claim: Claims) -> None:
 
 
 def _protected(guest: GuestRun, level: Level, claim: Claims) -> None:
-    """What a read-only low part and a writable high part come to, from the checkpoint "forked" on."""
+    """Claims what holds from the checkpoint "forked" on: the low part is read-only, the high part writable."""
     at = guest.until("child-tried")
     with claim(
         "the child's write maps the writable part again, as large as fits, with its own dirty bit",

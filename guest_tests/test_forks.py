@@ -13,7 +13,7 @@ NO_SIGNAL = "0 0"
 
 
 def _copy_of(entry: Entry, level: Level) -> Bits:
-    """What fork() makes of an entry's bits: old; and clean at pte, where a shared mapping's dirt is the file's."""
+    """What fork() makes of an entry's bits: old; and clean at pte, where the dirty bit belongs to the file."""
     clean = Bits.D | Bits.SAVED_DIRTY if level is Level.PTE else Bits(0)
     return entry.bits & ~(Bits.A | clean)
 

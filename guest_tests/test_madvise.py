@@ -10,7 +10,7 @@ from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
-#: Of a call: how it ends, and which function says so.
+#: How a call ends, and which function decides it.
 Answer = tuple[str, fn.KernelFunction]
 
 GUP_FAST = {Level.PTE: fn.gup_fast_pte_range, Level.PMD: fn.gup_fast_pmd_leaf, Level.PUD: fn.gup_fast_pud_leaf}
@@ -63,7 +63,7 @@ def _is_built_in(vm: VM, symbol: str) -> bool:
 def test_madvise_discard(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_DONTNEED, DONTNEED_LOCKED, FREE and REMOVE are refused, and discard nothing."""
     answers = dict.fromkeys(("dontneed", "dontneed-locked", "free"), ("EINVAL", fn.madvise_dontneed_free_valid_vma))
-    # ENODEV and not EOPNOTSUPP: vfio's file is of an inode that is neither a file nor a block device.
+    # ENODEV and not EOPNOTSUPP: vfio's file has an inode that is neither a file nor a block device.
     _advise(vm, level, claim, "discard", answers | {"remove": ("ENODEV", fn.vfs_fallocate)})
 
 
@@ -102,7 +102,7 @@ def test_madvise_flags(vm: VM, level: Level, claim: Claims) -> None:
 def test_madvise_guard(vm: VM, level: Level, claim: Claims) -> None:
     """MADV_GUARD_INSTALL and REMOVE are refused, and no marker takes the leaf's place."""
     if not vm.caps.guard_regions:
-        raise PremiseNotMet("the kernel has no guard regions: MADV_GUARD_INSTALL does not answer on anonymous memory")
+        raise PremiseNotMet("the kernel has no guard regions: MADV_GUARD_INSTALL fails on anonymous memory")
     by = fn.is_valid_guard_vma
     _advise(vm, level, claim, "guard", {"guard-install": ("EINVAL", by), "guard-remove": ("EINVAL", by)})
 

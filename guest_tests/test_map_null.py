@@ -54,7 +54,7 @@ def test_map_null(vm: VM, claim: Claims) -> None:
                 fn.__get_unmapped_area,
             ):
                 assert congruent == count or congruent <= 2
-            # The first mapping is the probe: nothing else tells whether this kernel aligns what a device file maps.
+            # The first mapping is the probe: nothing else shows whether this kernel aligns mappings of a device.
             aligns = congruent == count if aligns is None else aligns
             with claim(f"{name}: it is aligned to its offset if 2M at the BAR's start is", fn.__thp_get_unmapped_area):
                 assert (congruent == count) is aligns

@@ -13,7 +13,7 @@ WALKED_BY = {
     Level.PMD: fn.mincore_pte_range,
     Level.PUD: fn.walk_pud_range,
 }
-#: Of 4K entries of a BAR: the walk skips a pfnmap, and no page of it is in a page cache; or it looks at the entries.
+#: The answers for 4K entries of a BAR: 0 if the walk skips a pfnmap, 1 if it looks at the entries.
 ANSWERS = {"0*3": 0, "1*3": 1}
 
 

@@ -15,7 +15,7 @@ MODIFIED_BY = {
     Level.PMD: fn.pmd_modify,
     Level.PUD: fn.pud_modify,
 }
-#: SIGSEGV of an access that the vma forbids, and the offset in the mapping at which it was made.
+#: SIGSEGV of an access that the VMA forbids, and the offset in the mapping at which it was made.
 ACCERR = "SEGV 2 {:x}"
 
 
@@ -25,7 +25,7 @@ def steps(*words: str) -> str:
 
 
 def set_aside(vm: VM, bits: Bits) -> Bits:
-    """Bits of a writable dirty leaf, once it is not writable: where D is then kept (pte_mksaveddirty(), since 6.6)."""
+    """The bits of a writable dirty leaf after it became read-only: D moves to SAVED_DIRTY (pte_mksaveddirty(), 6.6)."""
     bits &= ~Bits.W
     return (bits & ~Bits.D) | Bits.SAVED_DIRTY if vm.caps.saved_dirty else bits
 

@@ -18,7 +18,7 @@ WHOLE, BEFORE, PART, AFTER = "bar", "bar-before", "bar-part", "bar-after"
 
 @dataclass(frozen=True)
 class Touch:
-    """A byte of the mapping, the vma in which it is after the cut, and the leaf that a touch brings there."""
+    """A byte of the mapping, its VMA after the split, and the level that a touch faults in there."""
 
     at: int
     vma: str
@@ -26,7 +26,7 @@ class Touch:
 
 
 def _part(vm: VM, level: Level, claim: Claims, start: int, end: int, touches: list[Touch], rights: str = "ro") -> None:
-    """A dirty leaf of which [start, end) gets other rights: what is left, what each touch brings, and the way back."""
+    """A dirty leaf of which [start, end) gets other rights: what is left, what a touch faults in, and the way back."""
     allowed = [touch for touch in touches if rights != "none" or touch.vma != PART]
     inside = next(touch for touch in touches if touch.vma == PART)
     refused = f"try-{'read' if rights == 'none' else 'write'}@{inside.at + 8:x}"

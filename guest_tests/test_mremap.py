@@ -22,7 +22,7 @@ LOWER = {Level.PUD: Level.PMD, Level.PMD: Level.PTE}
 
 
 def _went_along(leaf: Leaf, before: Leaf) -> None:
-    """The same entry, but for the mark that it was moved."""
+    """The same entry, but for the soft-dirty mark of a move."""
     assert leaf.pfn == before.pfn
     assert leaf.level is before.level
     assert leaf.bits & ~Bits.SOFT_DIRTY == before.bits & ~Bits.SOFT_DIRTY
@@ -38,7 +38,7 @@ def _nothing_stays(claim: Claims, process: ProcessView, values: dict[str, str], 
 def _kept(
     vm: VM, level: Level, claim: Claims, case: str, *options: str, by: fn.KernelFunction, soft_dirty: bool | None
 ) -> None:
-    """Moves whose entries go along. :param soft_dirty: what the move makes of that bit; None: not known."""
+    """Moves that take the entries along. :param soft_dirty: what the move makes of that bit; None: not known."""
     with vm.run("mremap", f"--level={level.label}", f"--case={case}", *options, timeout_s=20.0) as guest:
         before = guest.until("written")["parent"].leaf("bar")
         with claim(f"the mapping begins as a dirty {level.label}", fn.vfio_pci_mmap_huge_fault):
@@ -67,7 +67,7 @@ def _kept(
             assert at["parent"].leaf("moved").entry == used.leaf("moved").entry
         if case == "readonly":
             back = guest.until("back")["parent"].leaf("moved")
-            # Whether mprotect() keeps the dirt is another scenario's claim; here, what it left is not lost.
+            # Whether mprotect() keeps the dirty bit is another scenario's claim; here, what it left is not lost.
             with claim("writable again, the moved entry is as dirty as it was", fn.pte_mkwrite):
                 assert back.write
                 assert back.dirty == before.kernel_dirty
@@ -87,7 +87,7 @@ def _kept(
 
 
 def _dropped(vm: VM, level: Level, claim: Claims, case: str, comes_back_as: Level) -> None:
-    """Moves to where a leaf of this level cannot be."""
+    """Moves to where a leaf of this level does not fit."""
     by = fn.SPLIT_BY[level]
     with vm.run("mremap", f"--level={level.label}", f"--case={case}", timeout_s=20.0) as guest:
         before = guest.until("written")["parent"].leaf("bar")

@@ -11,8 +11,8 @@ from harness.pagetable import Bits, Leaf, Level
 
 ZAPPED_BY = {Level.PTE: fn.zap_pte_range, **fn.SPLIT_BY}
 PAGE_SIZE_BYTES = 4096
-#: What a refault may differ in from the first fault: the level, and the dirt of the writes since.
-LEVEL_AND_DIRT = Bits.PSE | Bits.D
+#: What a refault may differ in from the first fault: the level, and the dirty bit of the writes since.
+LEVEL_AND_DIRTY = Bits.PSE | Bits.D
 NO_MAPPING = "SEGV code 1 there"  # SEGV_MAPERR, and si_addr is where it was tried
 
 
@@ -37,8 +37,8 @@ def _rest(process: ProcessView) -> list[str]:
     return [name for name in ("low", "high") if name in process.mappings]
 
 
-def _emptied_by_open(vm: VM, process: ProcessView) -> bool:
-    """Whether the split before the hole made a vma of what is behind it, and vfio-pci emptied that."""
+def _zapped_by_open(vm: VM, process: ProcessView) -> bool:
+    """Whether the split at the hole made a new VMA behind it, and vfio-pci zapped that."""
     return _rest(process) == ["low", "high"] and bool(has_symbol(vm.kernel, "vfio_pci_core", "vfio_pci_mmap_open"))
 
 
@@ -53,7 +53,7 @@ def _refaulted(process: ProcessView, mapping: str, first: Leaf) -> None:
     for offset in both_ends(process, mapping):
         leaf = process.leaf(mapping, offset)
         assert leaf.level is largest_leaf(process, mapping, offset), leaf
-        assert leaf.bits & ~LEVEL_AND_DIRT == first.bits & ~LEVEL_AND_DIRT, leaf
+        assert leaf.bits & ~LEVEL_AND_DIRTY == first.bits & ~LEVEL_AND_DIRTY, leaf
         assert not leaf.kernel_dirty, leaf
 
 
@@ -70,7 +70,7 @@ def _munmap(vm: VM, level: Level, claim: Claims, case: str, *options: str) -> Sn
         parent = unmapped["parent"]
         with claim("no entry is left where it was unmapped", zapped_by):
             assert parent.leaves("over" if over else "hole") == ()
-        emptied = _emptied_by_open(vm, parent)
+        emptied = _zapped_by_open(vm, parent)
         kept = [] if level is not Level.PTE else ["low"] if emptied else _rest(parent)
         if emptied:
             with claim("vfio-pci zaps the VMA that the split made", fn.vfio_pci_mmap_open):

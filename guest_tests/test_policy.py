@@ -67,7 +67,7 @@ def test_thp_setting(vm: VM, level: Level, claim: Claims) -> None:
     """transparent_hugepage=never applies to a pfnmap if, and only if, the kernel itself says so in smaps."""
     # The command line sets the same flags (setup_transparent_hugepage(), enabled_store()). Measured: 6.12.43 and 6.16
     # to 6.18 obey the setting; 6.12.117, 6.12.118, 7.2 and 7.3 exempt a pfnmap that has a huge fault handler
-    # (vma_file_bypass_thp_tuneables()): a BAR cannot be compacted. Both are meant, so THPeligible decides.
+    # (vma_file_bypass_thp_tuneables()): a BAR cannot be compacted. Both are intended, so THPeligible decides.
     with vm.run("policy", f"--level={level.label}", "--case=setting") as guest:
         at = guest.until("touched")["parent"]
         values = guest.result.values

@@ -8,11 +8,11 @@ from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
-#: Each actor: its rounds, and what decides that it gets what it would get alone.
+#: Of each actor: its rounds, and the function that decides whether it gets what it would get alone.
 ACTORS = {
     "dma": (10000, fn.follow_fault_pfn),
     "fork": (50, fn.copy_page_range),
-    # The last, since a kernel that HP-014 kills dies of this one.
+    # Last, since HP-014 kills the kernel here.
     "fault": (2000, fn.vfio_pci_mmap_huge_fault),
 }
 REVOKE = {"revoke": (60, fn.vfio_pci_zap_bars)}

@@ -12,7 +12,7 @@ from harness.pagetable import Level
 def _reader(
     vm: VM, level: Level, claim: Claims, case: str, expected: dict[str, str], by: fn.KernelFunction, *options: str
 ) -> dict[str, str]:
-    """Runs one reader; claims what it got, and that no entry changed. Returns all that it said."""
+    """Runs one reader; claims what it got, and that no entry changed. Returns all that it reported."""
     with vm.run("readers", f"--level={level.label}", f"--case={case}", *options) as guest:
         before = guest.until("before")
         with claim("parent and child each have their own leaf, young and dirty", by):
@@ -128,7 +128,7 @@ def test_readers_core(vm: VM, level: Level, claim: Claims) -> None:
 def test_readers_move_pages(vm: VM, level: Level, claim: Claims) -> None:
     """move_pages() that asks for the node of a page of a pfnmap gets the answer that there is no page."""
     by = fn.do_pages_stat_array
-    # follow_page(), which folio_walk_start() replaced there in 6.12, said EFAULT of a special entry.
+    # follow_page(), which folio_walk_start() replaced there in 6.12, answered EFAULT for a special entry.
     walks_folios = b" folio_walk_start\n" in vm.get("/proc/kallsyms")
     expected = {"status": "ENOENT" if walks_folios else "EFAULT", "control": "ok"}
     _reader(vm, level, claim, "move-pages", expected, by)

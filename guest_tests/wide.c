@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The benchmark's range: 1 GiB of a BAR as 262,144 entries of 4K, since the mapping is one page off the congruence
- * that a larger leaf needs. "filled" is the checkpoint; then the guest's own witness reads pagemap over the range
- * and says how long it took ("# pagemap_ns=N").
+ * that a larger leaf needs. After the checkpoint "filled" the guest's own witness reads pagemap over the range and
+ * reports how long it took ("# pagemap_ns=N").
  */
 #include <fcntl.h>
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A 64 KiB ROM that proves an accelerator: from the reset vector through protected mode into long mode with
- * paging, a CPUID and a store that is read back, then 42 to the debug-exit port. Anything that goes wrong on the
- * way leaves the port unwritten, and the host's deadline tells.
+ * A 64 KiB ROM that proves that an accelerator works: from the reset vector through protected mode into long mode with
+ * paging, a CPUID and a store that is read back, then 42 to the debug-exit port. If anything goes wrong on the
+ * way, the port is not written, and the host's deadline expires.
  *
  * The ROM is mapped at 0xf0000 (and below 4 GiB); tables are built in RAM at 0x1000.
  */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Checkpoints: telling the host who we are and what we mapped, and waiting where it can look at us. */
+/* Checkpoints: tell the host who we are and what we mapped, and wait where it can look at us. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -19,13 +19,13 @@
 #include "shared.h"
 
 #define HP_CHILDREN 64
-#define HP_PROCESS_NAME "HUGEPFN_PROCESS_NAME" /* environment: what hp_start() registers as, "parent" where unset */
+#define HP_PROCESS_NAME "HUGEPFN_PROCESS_NAME" /* environment: what hp_start() registers as; "parent" if unset */
 
 struct shared *shared;
 static int events_fd = -1, kmsg_fd = -1;
 static _Atomic uint64_t sequence; /* one for all processes that share this memory */
 
-/* This process's own registered children, so that a wait for one notices when another dies. */
+/* The registered children of this process, so that a wait for one notices when another dies. */
 static struct {
 	pid_t pid;
 	int pidfd;
@@ -43,7 +43,7 @@ void unlock_shared(void)
 	atomic_flag_clear_explicit(&shared->lock, memory_order_release);
 }
 
-/* One line, one write: the port keeps writes whole. */
+/* One write per line: the port does not split a write. */
 void tell_line(const char *line, size_t length)
 {
 	ssize_t n;
@@ -81,14 +81,13 @@ void check_name(const char *name)
 		fine = fine && *at > ' ' && *at < 0x7f;
 	if (!fine) {
 		errno = EINVAL;
-		hp_die("name '%s' is empty, longer than %d bytes or holds a blank", name, HP_NAME - 1);
+		hp_die("name '%s' is empty, longer than %d bytes or contains a blank", name, HP_NAME - 1);
 	}
 }
 
 /*
- * Says where we are and waits in user mode until the host changes the release word. Its value until then is
- * unlike that of any other process or moment, so that whoever finds it at this address has found this process's
- * page tables.
+ * Reports where we are and waits in user mode until the host changes the release word. Until then its value differs
+ * from that of any other process and moment, so that page tables that have it at this address are this process's.
  */
 static void spin(const char *verb, const char *name, pid_t parent)
 {
@@ -102,7 +101,7 @@ static void spin(const char *verb, const char *name, pid_t parent)
 		__builtin_ia32_pause();
 }
 
-/* PARENT 0: nobody's mappings are this process's. */
+/* The process inherits the mappings of PARENT; of none if that is 0. */
 static void register_child_of(pid_t parent, const char *name)
 {
 	struct shared_process *slot = NULL;
@@ -142,7 +141,7 @@ void hp_register(const char *name)
 	register_child_of(getppid(), name);
 }
 
-/* A page of ordinary memory: at every stop the walk must see it as pagemap does, or it proves nothing. */
+/* A page of ordinary memory: the walk proves nothing unless it agrees with pagemap on this page at every stop. */
 static void calibrate(void)
 {
 	void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -158,7 +157,7 @@ static void calibrate(void)
 				     .pagemap_pages = 1 });
 }
 
-/* What the program will need of stack and heap is there before page tables are counted: it may cross into a new table. */
+/* Faults in stack and heap before page tables are counted: later growth could need a new page table. */
 static void grow_stack_and_heap(void)
 {
 	volatile char deep[KIB(256)], *heap = malloc(KIB(96));
@@ -217,7 +216,7 @@ static void forget_child(int i)
 	children[i].pid = 0;
 }
 
-/* A child that a signal killed will open no gate: say so instead of waiting for it. It stays to be reaped. */
+/* A child that a signal killed will open no gate: report it instead of waiting. It can still be reaped. */
 static void notice_end_of_child(int i)
 {
 	siginfo_t info = { .si_pid = 0 };
@@ -242,7 +241,7 @@ pid_t hp_fork(const char *name)
 	if (pid < 0)
 		hp_die("fork");
 	if (!pid) {
-		memset(children, 0, sizeof(children)); /* its parent's are not its own */
+		memset(children, 0, sizeof(children)); /* they are the parent's */
 		hp_register(name);
 		hp_gate_open(&registered);
 	} else {
@@ -292,7 +291,7 @@ int hp_reap(pid_t pid)
 	return status;
 }
 
-/* One write: /dev/kmsg takes a record a write, and cannot seek, which dprintf() tries. */
+/* One write: each is a record of /dev/kmsg. dprintf() would try to seek, which /dev/kmsg cannot. */
 static void log_checkpoint(const char *name)
 {
 	char line[128];
@@ -306,7 +305,7 @@ void checkpoint(const char *name)
 {
 	check_name(name);
 	log_checkpoint(name);
-	ktap_note("checkpoint %s", name); /* so that it is known when a value was reported */
+	ktap_note("checkpoint %s", name); /* so that the host knows when a value was reported */
 	tell_pagemaps();
 	spin("checkpoint", name, getppid());
 }

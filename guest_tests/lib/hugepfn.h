@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What a guest program shares with the host that watches it.
+ * The interface of a guest program to the host that watches it.
  *
- * A program says hp_start(), names its mappings, and calls checkpoint("name") wherever the host may look.
+ * A program calls hp_start(), names its mappings, and calls checkpoint("name") wherever the host may look.
  * At a checkpoint the program spins in user mode until the host, which has stopped the machine and walked
  * the page tables of every registered process, writes the release word into this process's stack.
  *
- * The words on the events channel are described in docs/protocol.md.
+ * docs/protocol.md describes the lines of the events channel.
  */
 #ifndef HUGEPFN_H
 #define HUGEPFN_H
@@ -25,14 +25,14 @@ enum hp_level { HP_PTE, HP_PMD, HP_PUD };
 size_t hp_leaf_size(enum hp_level level);
 const char *hp_level_name(enum hp_level level);
 
-/* The level of that name; dies with "WHATNAME: expected one of ..." where there is none. */
+/* The level of that name; dies with "WHATNAME: expected one of ..." if there is none. */
 enum hp_level hp_level_of(const char *what, const char *name);
 
 /* --- the run ------------------------------------------------------------------------------------- */
 
 struct hp_options {
 	enum hp_level level; /* --level=pte|pmd|pud; pte when not given */
-	int argc;            /* what is left, options of the program's own */
+	int argc;            /* what is left: the program's own options */
 	char **argv;
 };
 
@@ -42,18 +42,17 @@ struct hp_options {
  */
 struct hp_options hp_start(int argc, char **argv);
 
-/* The value of the program's own option --NAME=VALUE; OTHERWISE where it was not given. */
+/* The value of the program's own option --NAME=VALUE; OTHERWISE if it was not given. */
 const char *hp_option(const struct hp_options *options, const char *name, const char *otherwise);
 
 /*
  * The element of TABLE, an array of a struct with a member "const char *name", that the program's own option OPTION (a
- * string literal) names, or OTHERWISE where it was not given. Where none has that name, dies with the names that there
- * are.
+ * string literal) names, or OTHERWISE if it was not given. If none has that name, dies with a list of the valid names.
  */
 #define hp_choose(options, option, otherwise, table) \
 	hp_pick("--" option "=", hp_option(options, option, otherwise), table)
 
-/* The element of TABLE that is called GIVEN. WHAT is what the message begins with. */
+/* The element of TABLE that is called GIVEN. An error message begins with WHAT. */
 #define hp_pick(what, given, table) \
 	(&(table)[hp_index(what, given, &(table)->name, sizeof(*(table)), sizeof(table) / sizeof(*(table)))])
 
@@ -67,21 +66,21 @@ pid_t hp_fork(const char *name);
 void hp_register(const char *name);
 
 /*
- * A process of the caller's memory: clone(CLONE_VM | FLAGS | SIGCHLD) on a stack of its own, to run MAIN(ARGUMENT).
- * It registers itself. Only one of those who share the memory may use stdio at a time.
+ * A process that shares the caller's memory: clone(CLONE_VM | FLAGS | SIGCHLD) on a stack of its own, which runs
+ * MAIN(ARGUMENT) and has to register itself. Only one of the processes that share memory may use stdio at a time.
  */
 pid_t hp_clone_vm(int flags, int (*main)(void *), void *argument);
 
-/* Starts this program anew in the calling process: the host forgets its tables, and hp_start() registers NAME. */
+/* Executes this program again in the calling process: the host forgets its tables, and hp_start() registers NAME. */
 _Noreturn void hp_exec(const char *name, char *const argv[]);
 
-/* KiB that a process's page tables take, by its /proc/PID/status (VmPTE: the pte, pmd and pud tables). 0: self. */
+/* Size of a process's page tables in KiB, from /proc/PID/status (VmPTE: the pte, pmd and pud tables). 0: self. */
 long hp_page_table_kib(pid_t pid);
 
 /* waitpid() for a registered child, and tells the host that its tables are gone. Returns the wait status. */
 int hp_reap(pid_t pid);
 
-/* Something the host may look at; the process spins here until the host lets go. */
+/* The host may look here; the process spins until the host releases it. */
 void checkpoint(const char *name);
 
 /* --- mappings ------------------------------------------------------------------------------------ */
@@ -102,34 +101,34 @@ struct hp_mapping {
 	size_t pagemap_pages;    /* how many pages the guest reads pagemap for at a checkpoint, from the start */
 };
 
-/* Names (or renames, same name) a mapping of the calling process. A later fork()'s child has it too. */
+/* Declares a mapping of the calling process, or replaces the one of that name. A child forked later has it too. */
 void hp_map(const struct hp_mapping *mapping);
 
-/* The calling process no longer has it. */
+/* Declares that the calling process no longer has it. */
 void hp_unmap(const char *name);
 
 /* An address range aligned to ALIGN with nothing in it, for MAP_FIXED. */
 void *hp_reserve(size_t length, size_t align);
 
-/* One loaded or stored word; the compiler may not drop or merge it. */
+/* Loads or stores one word; the compiler cannot drop or merge the access. */
 uint64_t hp_read(const void *addr);
 void hp_write(void *addr, uint64_t value);
 
 /*
- * Stores (loads) one word and returns how many faults that took, by the kernel's own count (getrusage, ru_minflt +
+ * Stores (loads) one word and returns how many faults it took, by the kernel's own count (getrusage, ru_minflt +
  * ru_majflt). -1: the access was given up after 10,000 faults, since it would fault for ever. For one thread at a time.
  */
 long hp_write_faults(void *addr, uint64_t value);
 long hp_read_faults(const void *addr);
 
-/* How an access ended: signal 0 where it was made, else the signal (SIGBUS, SIGSEGV), its si_code and si_addr. */
+/* How an access ended: signal 0 if it succeeded, else the signal (SIGBUS, SIGSEGV), its si_code and si_addr. */
 struct hp_caught {
 	int signal;
 	int code;
 	void *addr;
 };
 
-/* One word loaded or stored where the kernel may refuse it. VALUE may be NULL. Any thread may. */
+/* Loads or stores one word where the kernel may refuse it. VALUE may be NULL. Any thread may call it. */
 struct hp_caught hp_try_read(const void *addr, uint64_t *value);
 struct hp_caught hp_try_write(void *addr, uint64_t value);
 
@@ -137,13 +136,13 @@ struct hp_caught hp_try_write(void *addr, uint64_t value);
 const char *hp_signal_name(int number);
 const char *hp_errno_name(int error);
 
-/* Writes TEXT to an existing file (/proc, /sys) in one write; 0, or the error number. */
+/* Writes TEXT to an existing file (/proc, /sys) in one write; returns 0 or the error number. */
 int hp_write_file(const char *path, const char *text);
 
 /* The calling process's /proc/self/pagemap word of the page at ADDR (Documentation/admin-guide/mm/pagemap.rst). */
 uint64_t hp_pagemap_word(const void *addr);
 
-/* --- gates: one process lets another go on, without sleeping ------------------------------------- */
+/* --- gates: one process lets another continue, without sleeping ---------------------------------- */
 
 struct hp_gate {
 	int fd[2];
@@ -164,10 +163,10 @@ struct hp_bar {
 	int group_fd;
 };
 
-/* Opens BAR number BAR of the device bound to vfio-pci, memory enabled. Skips the run when there is none. */
+/* Opens BAR number BAR of the device bound to vfio-pci, with its memory enabled. Skips the run if there is none. */
 struct hp_bar hp_bar_open(unsigned int bar);
 
-/* Another BAR of a device that is open. Skips the run when it cannot be mapped. */
+/* Another BAR of a device that is open. Skips the run if it cannot be mapped. */
 struct hp_bar hp_bar_also(const struct hp_bar *opened, unsigned int bar);
 
 /* Sets or clears the memory bit of PCI_COMMAND through vfio's config region. */
@@ -179,21 +178,21 @@ void hp_bar_memory(const struct hp_bar *bar, bool enabled);
  */
 void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot);
 
-/* Any other part of a BAR at any other sort of address. */
+/* Any part of a BAR, at an address of any alignment. */
 struct hp_bar_area {
 	const char *name; /* of the mapping; NULL: "bar" */
 	uint64_t offset;  /* bytes into the BAR */
 	size_t length;
-	size_t align;     /* the address is a multiple of this (2 MiB where it is less), */
+	size_t align;     /* the address is a multiple of this (2 MiB if it is less), */
 	size_t skew;      /* plus this */
 	int prot;
 	int flags;        /* beside MAP_SHARED and MAP_FIXED: MAP_POPULATE, ... */
 };
 
-/* Maps and names it. The 2 MiB before and behind it are left free, so that no neighbour merges with it. */
+/* Maps and names it. The 2 MiB on either side are left free, so that no neighbour merges with it. */
 void *hp_bar_map_area(const struct hp_bar *bar, const struct hp_bar_area *area);
 
-/* Says again where a part of the BAR is mapped, and with which rights, under a name: after mprotect, mremap, munmap. */
+/* Declares again where a part of the BAR is mapped, and with which rights: after mprotect, mremap, munmap. */
 void hp_bar_name(const char *name, void *addr, size_t length, int prot, uint64_t offset);
 
 /* --- results: KTAP on stdout --------------------------------------------------------------------- */
@@ -205,10 +204,10 @@ void ktap_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* One measured value, "# value NAME=...": result.values["NAME"] on the host. NAME has no blank and no "=". */
 void ktap_value(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* The premise is not met: the whole run is skipped, with the reason. Does not return. */
+/* A precondition is not met: skips the whole run, with the reason. Does not return. */
 _Noreturn void ktap_skip_all(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* The program itself failed (errno is added). Does not return. */
+/* The program itself failed; the message ends with errno. Does not return. */
 _Noreturn void hp_die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Last call of main(): 0 when every planned test was reported and ok, else 1. */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* KTAP on stdout, one line at a time, so that a crash loses nothing that was already said. */
+/* KTAP on stdout, one line at a time, so that a crash loses nothing that was already reported. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -64,7 +64,7 @@ void ktap_skip_all(const char *fmt, ...)
 	va_list args;
 
 	va_start(args, fmt);
-	say(planned ? "Bail out! the premise failed after the plan: " : "KTAP version 1\n1..0 # SKIP ", fmt, args);
+	say(planned ? "Bail out! a precondition failed after the plan: " : "KTAP version 1\n1..0 # SKIP ", fmt, args);
 	va_end(args);
 	exit(planned ? 1 : 4);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Mappings: telling the host what was mapped where, and what /proc/PID/pagemap says of it. */
+/* Mappings: tell the host what was mapped where, and what /proc/PID/pagemap says about it. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -67,7 +67,7 @@ static void tell_pagemap(const struct shared_mapping *m)
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", m->owner);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return; /* the process is gone: there is nothing to say about it */
+		return; /* the process is gone: there is nothing to report */
 	n = pread(fd, words, m->pagemap_pages * sizeof(*words), (off_t)(m->vaddr / 4096 * sizeof(*words)));
 	close(fd);
 	if (n != (ssize_t)(m->pagemap_pages * sizeof(*words)))

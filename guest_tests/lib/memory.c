@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Memory: reserving, touching and counting, and what becomes of an access that the kernel refuses. */
+/* Memory: reserve it, touch it, count faults, and catch an access that the kernel refuses. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -18,7 +18,7 @@ static _Thread_local volatile sig_atomic_t trying;
 static _Thread_local struct hp_caught caught;
 static _Thread_local long faults_before;
 
-/* So many faults of one access, and it will never be made. */
+/* An access that took so many faults will never complete. */
 #define FOR_EVER 10000
 
 void *hp_reserve(size_t length, size_t align)
@@ -62,7 +62,7 @@ static void on_tick(int number, siginfo_t *info, void *context)
 		siglongjmp(refused, 1);
 }
 
-/* The process's own CPU time ticks while the access is made, so that one that faults for ever is ended by its count. */
+/* A timer on the process's CPU time runs during the access, so that an access that faults for ever is given up. */
 static long count_faults(void *addr, bool store, uint64_t value)
 {
 	struct sigaction act = { .sa_sigaction = on_tick, .sa_flags = SA_SIGINFO | SA_RESTART }, old;
@@ -72,7 +72,7 @@ static long count_faults(void *addr, bool store, uint64_t value)
 
 	if (sigaction(SIGPROF, &act, &old) || setitimer(ITIMER_PROF, &tick, NULL))
 		hp_die("setitimer");
-	faults(); /* whatever this touches for the first time is touched now */
+	faults(); /* faults in what faults() itself uses */
 	if (!sigsetjmp(refused, 1)) {
 		trying = 1;
 		faults_before = faults();
@@ -116,13 +116,13 @@ enum hp_level hp_level_of(const char *what, const char *name)
 	return (enum hp_level)hp_index(what, name, level_names, sizeof(*level_names), HP_PUD + 1);
 }
 
-/* SIGBUS and SIGSEGV of hp_try_*() end the try; of anything else they end the program, as they would have. */
+/* SIGBUS and SIGSEGV end an access of hp_try_*(); from anywhere else they kill the program, as without a handler. */
 static void on_refusal(int number, siginfo_t *info, void *context)
 {
 	(void)context;
 	if (!trying) {
 		signal(number, SIG_DFL);
-		return; /* the access is made again, and kills */
+		return; /* the access is repeated, and kills the program */
 	}
 	caught = (struct hp_caught){ .signal = number, .code = info->si_code, .addr = info->si_addr };
 	siglongjmp(refused, 1);

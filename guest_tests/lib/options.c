@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* A program's own options, and the choice of a table's element by its name. */
+/* A program's own options, and the choice of an element of a table by its name. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Processes of other sorts than fork()'s, and what the kernel says of a process. */
+/* Processes that share their parent's memory, and the size of a process's page tables. */
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>

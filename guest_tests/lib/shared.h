@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What all processes of a run share: who they are, what they mapped, and the channel on which they say so. */
+/* What all processes of a run share: who they are, what they mapped, and the channel on which they report it. */
 #ifndef HUGEPFN_SHARED_H
 #define HUGEPFN_SHARED_H
 
@@ -38,14 +38,14 @@ extern struct shared *shared;
 void lock_shared(void);
 void unlock_shared(void);
 
-/* Dies if the name is empty, too long, or holds a blank. */
+/* Dies if the name is empty, too long, or contains a blank. */
 void check_name(const char *name);
 
-/* A line of the events channel: one write. */
+/* Writes a line to the events channel, in one write. */
 void tell_line(const char *line, size_t length);
 void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...);
 
-/* The pagemap words of every mapping that asked for them, of all processes. */
+/* Reports the pagemap words of every mapping with pagemap_pages, of all processes. */
 void tell_pagemaps(void);
 
 #endif

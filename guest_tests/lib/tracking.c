@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Those who track pages: clear_refs, the PAGEMAP_SCAN ioctl, userfaultfd. */
+/* Page tracking: clear_refs, the PAGEMAP_SCAN ioctl, userfaultfd. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>

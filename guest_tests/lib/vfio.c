@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The device: a PCI BAR through vfio-pci, by the container and group interface (Documentation/driver-api/vfio.rst). */
+/* The device: a PCI BAR through vfio-pci, by container and group (Documentation/driver-api/vfio.rst). */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/pci_regs.h>
@@ -22,7 +22,7 @@ static struct vfio_region_info region_info(int device_fd, unsigned int index)
 	return info;
 }
 
-/* The host knows whether the kernel is built without it, or came without its modules (harness/observe/run_result.py). */
+/* The host finds out whether the kernel or only its modules lack the driver (harness/observe/run_result.py). */
 static _Noreturn void no_device(const char *why)
 {
 	ktap_value("lacks", "device");
@@ -95,7 +95,7 @@ struct hp_bar hp_bar_also(const struct hp_bar *opened, unsigned int bar)
 		ktap_skip_all("vfio-pci does not let BAR %u of %s be mapped", bar, getenv("HUGEPFN_VFIO_BDF"));
 	also.size = info.size;
 	also.offset = info.offset;
-	/* As harness/guest/protocol.py has it, bar_name(). */
+	/* The same names as in harness/guest/protocol.py, bar_name(). */
 	if (bar == 2)
 		strcpy(also.region, "bar");
 	else
@@ -123,11 +123,11 @@ void hp_bar_name(const char *name, void *addr, size_t length, int prot, uint64_t
 void *hp_bar_map_area(const struct hp_bar *bar, const struct hp_bar_area *area)
 {
 	size_t align = area->align > MIB(2) ? area->align : MIB(2);
-	/* From one multiple of the alignment before to whatever is behind: no neighbour. */
+	/* Free space on both sides, so that the mapping has no neighbour. */
 	char *where = (char *)hp_reserve(align + area->skew + area->length + MIB(2), align) + align + area->skew, *addr;
 
 	if (area->offset + area->length > bar->size)
-		ktap_skip_all("the BAR has %llu bytes, %zu at %llu were asked for", (unsigned long long)bar->size,
+		ktap_skip_all("the BAR has %llu bytes, the program needs %zu at %llu", (unsigned long long)bar->size,
 			      area->length, (unsigned long long)area->offset);
 	addr = mmap(where, area->length, area->prot, MAP_SHARED | MAP_FIXED | area->flags, bar->device_fd,
 		    (off_t)(bar->offset + area->offset));
@@ -139,7 +139,7 @@ void *hp_bar_map_area(const struct hp_bar *bar, const struct hp_bar_area *area)
 
 void *hp_bar_map(const struct hp_bar *bar, enum hp_level level, int prot)
 {
-	/* One leaf of the level, so that the next larger one cannot fit; a handful of entries at pte. */
+	/* One leaf of the level, so that the next larger one does not fit; four entries at pte. */
 	size_t length = level == HP_PTE ? 4 * hp_leaf_size(HP_PTE) : hp_leaf_size(level);
 
 	return hp_bar_map_area(

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The directories above PATH. */
+/* Makes the directories above PATH. */
 static void make_directories(char *path)
 {
 	for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
@@ -94,7 +94,7 @@ static char *read_all(int fd, size_t *length)
 	return NULL;
 }
 
-/* PAYLOAD: a path. O_NONBLOCK: the agent waits for nobody who might write to a FIFO or a terminal. */
+/* PAYLOAD: a path. O_NONBLOCK: the agent does not wait for a writer of a FIFO or for a terminal. */
 void get_file(struct request *request)
 {
 	const char *path = request->payload;

@@ -89,7 +89,7 @@ void send_text(const char *verb, unsigned int id, const char *fmt, ...)
 
 static void send_error(const char *verb, unsigned int id, int error, const char *fmt, va_list args)
 {
-	char text[4096 + 512]; /* a path, and what was tried with it */
+	char text[4096 + 512]; /* a path and what was tried with it */
 
 	print(text, sizeof(text), fmt, args);
 	send_text(verb, id, "%d %.*s: %s", error, 4000, text, strerror(error));
@@ -116,8 +116,8 @@ void fail(int error, const char *fmt, ...)
 }
 
 /*
- * Nothing holds a sender back on the UARTs: QEMU's has no wire for RTS, so what the tty layer has no room for is
- * dropped (drivers/tty/tty_buffer.c, tty_buffer_request_room()). The host sends no more than we have said we took.
+ * The UARTs have no flow control: QEMU's has no wire for RTS, so what the tty layer has no room for is dropped
+ * (drivers/tty/tty_buffer.c, tty_buffer_request_room()). The host sends no more than we have room for.
  */
 static void acknowledge(size_t length)
 {
@@ -159,7 +159,7 @@ static void discard(size_t length)
 	}
 }
 
-/* A decimal number of at most MOST; AT is then behind it. */
+/* Parses a decimal number of at most MOST, and moves AT behind it. */
 static bool number(char **at, unsigned long most, unsigned long *value)
 {
 	if (**at < '0' || **at > '9')
@@ -169,7 +169,7 @@ static bool number(char **at, unsigned long most, unsigned long *value)
 	return !errno && *value <= most;
 }
 
-/* "VERB ID LENGTH" without its newline; END is where that was. */
+/* Parses "VERB ID LENGTH" without its newline; END is where that was. */
 static bool parse_header(struct request *request, const char *end)
 {
 	unsigned long id, length;

@@ -14,7 +14,7 @@
 enum link {
 	LINK_UP,
 	LINK_CLOSED, /* the host is gone */
-	LINK_FAILED, /* there is no way on, and the host was told why */
+	LINK_FAILED, /* the agent cannot continue, and the host was told why */
 };
 
 struct request {
@@ -26,7 +26,7 @@ struct request {
 
 void open_frames(int fd, bool lossy);
 
-/* Once it is not LINK_UP, nothing is read or sent any more. */
+/* Unless it is LINK_UP, nothing is read or sent any more. */
 enum link link_state(void);
 
 /* The next request, whose payload the caller frees; false if there is none, because it was refused or the link ended. */
@@ -38,10 +38,10 @@ void send_text(const char *verb, unsigned int id, const char *fmt, ...) __attrib
 /* The answer to a request that fails: what was tried, and ERROR, an errno. */
 void refuse(unsigned int id, int error, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-/* The last frame of all. The host then knows that it is neither the kernel nor a program that failed. */
+/* Sends the last frame: the host then knows that neither the kernel nor a program failed, but the agent. */
 void fail(int error, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* Writes it all, or returns false with errno set. */
+/* Writes everything, or returns false with errno set. */
 bool write_all(int fd, const void *data, size_t length);
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Carries input and output of the host's programs, and tells how they end. */
+/* Carries input and output of the host's programs, and reports how they end. */
 #include "jobs.h"
 
 #include <errno.h>
@@ -19,7 +19,7 @@ struct job {
 	struct child child; /* its descriptors are -1 when they are at their end */
 	bool held;	    /* the host has no room for more of its output: it stays in the pipes until the job's end */
 	bool input_ends;    /* after what is pending */
-	char *pending;      /* what the host said and the job has not taken */
+	char *pending;      /* what the host sent and the job has not read yet */
 	size_t length, taken;
 };
 
@@ -61,7 +61,7 @@ static void close_input(struct job *job)
 	job->length = job->taken = 0;
 }
 
-/* Gives a job what it takes now of what is pending, and tells the host how many bytes are off our hands. */
+/* Writes as much of the pending input as a job takes now, and tells the host how many bytes those were. */
 static void feed(struct job *job)
 {
 	size_t before = job->taken;
@@ -73,7 +73,7 @@ static void feed(struct job *job)
 			continue;
 		if (n < 0 && errno == EAGAIN)
 			break;
-		if (n < 0) { /* it reads no more: what is left is nobody's */
+		if (n < 0) { /* it reads no more: the rest is dropped */
 			job->input_ends = true;
 			n = (ssize_t)(job->length - job->taken);
 		}
@@ -85,12 +85,12 @@ static void feed(struct job *job)
 		return;
 	job->length = job->taken = 0;
 	if (job->input_ends && job->child.input >= 0) {
-		shutdown(job->child.input, SHUT_WR); /* the socket's other half lives on as the job's output */
+		shutdown(job->child.input, SHUT_WR); /* the other direction of the socket is the job's output */
 		close_input(job);
 	}
 }
 
-/* More for a job's standard input; nothing ends it. */
+/* More for a job's standard input; an empty payload ends it. */
 void input_for_job(struct request *request)
 {
 	struct job *job = find_job(request->id);
@@ -136,7 +136,7 @@ static size_t pump(struct job *job, int which, size_t most)
 	return 0;
 }
 
-/* What is in the pipes now goes out before the exit. Nobody waits for those who still hold them, or still write. */
+/* Sends what is in the pipes now before the exit. Does not wait for other processes that hold them open or write. */
 static void drain(struct job *job)
 {
 	for (int which = 0; which < 2; which++) {
@@ -181,7 +181,7 @@ void reap(void)
 		for (int i = 0; i < JOBS; i++)
 			if (jobs[i].child.pid == info.si_pid)
 				job = &jobs[i];
-		if (job) /* as long as it is a zombie, its group's number is nobody else's */
+		if (job) /* as long as it is a zombie, its process group ID is not reused */
 			kill(-info.si_pid, SIGKILL);
 		waitpid(info.si_pid, &status, 0);
 		if (job)
@@ -191,7 +191,7 @@ void reap(void)
 	}
 }
 
-/* PAYLOAD: the number of a signal. A job that has just ended needs none. */
+/* PAYLOAD: the number of a signal. It is no error if the job has just ended. */
 void signal_job(struct request *request)
 {
 	struct job *job = find_job(request->id);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The programs that run for the host: what they print goes there, and what it says goes to them. */
+/* The programs that run for the host: their output goes to the host, and its input goes to them. */
 #ifndef HUGEPFN_JOBS_H
 #define HUGEPFN_JOBS_H
 
@@ -16,11 +16,11 @@ void input_for_job(struct request *request);
 void signal_job(struct request *request);
 void hold_job(struct request *request, bool held);
 
-/* What poll(2) has to watch for the jobs, and what to do when it has come. */
+/* What poll(2) has to watch for the jobs, and what to do when something is ready. */
 void watch_jobs(struct pollfd fds[JOB_POLLS]);
 void serve_jobs(const struct pollfd fds[JOB_POLLS]);
 
-/* Takes leave of every child that has ended, orphans included. */
+/* Reaps every child that has ended, orphans included. */
 void reap(void);
 
 void send_exit(unsigned int id, int status);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Reads the kernel's log, each record once, whatever the console shows of it. */
+/* Reads the kernel's log, each record once, independent of what the console shows. */
 #include "kmsg.h"
 
 #include <errno.h>
@@ -11,9 +11,9 @@
 #define KMSG_ANSWER (256 << 10)
 #endif
 #define KMSG_RECORD 16384 /* more than the longest: CONSOLE_EXT_LOG_MAX, later PRINTK_MESSAGE_MAX */
-#define KMSG_OVERTAKEN 64 /* so often may the writers overtake us before we answer with what we have */
+#define KMSG_OVERTAKEN 64 /* after so many overruns we answer with what we have */
 
-/* Records into BUFFER, until there are no more (then ENDED) or it is full. */
+/* Reads records into BUFFER until there are no more (ENDED is then set) or it is full. */
 static ssize_t read_records(int kmsg, char *buffer, size_t size, bool *ended)
 {
 	size_t length = 0;
@@ -27,7 +27,7 @@ static ssize_t read_records(int kmsg, char *buffer, size_t size, bool *ended)
 			*ended = true;
 			break;
 		}
-		if (n < 0 && errno == EPIPE) /* overwritten: the next record's number says how many were */
+		if (n < 0 && errno == EPIPE) /* overwritten: the next record's number tells how many records are lost */
 			overtaken++;
 		else if (n < 0 && errno != EINTR)
 			return -1;
@@ -37,7 +37,7 @@ static ssize_t read_records(int kmsg, char *buffer, size_t size, bool *ended)
 	return (ssize_t)length;
 }
 
-/* A line for the log. It also closes a record without a newline, which nobody can read before another follows. */
+/* Writes a line to the log. This also ends a record without a newline, which cannot be read before another follows. */
 static bool write_line(int kmsg, const char *text)
 {
 	char line[256];

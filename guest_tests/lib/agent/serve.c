@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Waits for the host, for its programs and for their ends, and answers requests. */
+/* Waits for the host, for its programs and for their exit, and answers requests. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -48,7 +48,7 @@ static void answer(const struct agent *agent, struct request *request)
 		refuse(request->id, ENOSYS, "request '%s'", verb);
 }
 
-/* Descriptors up to 3 become a job's own: none of ours may be among them when they do. */
+/* Occupies descriptors up to 3, which a job gets for its own, so that none of ours is among them. */
 static void keep_low_descriptors(void)
 {
 	int fd;
@@ -60,7 +60,7 @@ static void keep_low_descriptors(void)
 		close(fd);
 }
 
-/* The end of any child, as something that poll(2) waits for. */
+/* A descriptor on which poll(2) sees that a child has ended. */
 static int watch_children(void)
 {
 	sigset_t child;

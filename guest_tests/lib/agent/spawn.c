@@ -30,7 +30,7 @@ static void close_pair(int pair[2])
 			close(pair[i]);
 }
 
-/* The child's ends in THEIRS (stdin, stdout, stderr), ours in CHILD. False, with errno set: there are none. */
+/* The child's ends in THEIRS (stdin, stdout, stderr), ours in CHILD. On failure false, with errno set. */
 static bool open_channels(struct child *child, enum input input, int theirs[3])
 {
 	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, err[2] = { -1, -1 };
@@ -71,7 +71,7 @@ static void close_channels(int channels[3])
 			close(channels[i]);
 }
 
-/* CHANNELS are above EVENTS_FD: serve() keeps those up to it. LEADS is closed once we lead our process group. */
+/* CHANNELS are above EVENTS_FD: serve() occupies those up to it. LEADS is closed once we lead our process group. */
 static _Noreturn void become(const struct agent *agent, const char *environment, char **argv, int channels[3], int leads)
 {
 	int in = channels[0], out = channels[1], err = channels[2];
@@ -81,13 +81,13 @@ static _Noreturn void become(const struct agent *agent, const char *environment,
 	close(leads);
 	for (; *environment; environment += strlen(environment) + 1)
 		putenv((char *)environment);
-	if (getenv("HUGEPFN_ONE_STREAM")) /* what is said on both stays in order */
+	if (getenv("HUGEPFN_ONE_STREAM")) /* the order of the output on both is kept */
 		err = out;
 	if (in < 0)
 		in = open("/dev/null", O_RDONLY);
 	if (in < 0 || dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
 		_exit(127);
-	if (dup2(agent->events, EVENTS_FD) < 0 || fcntl(EVENTS_FD, F_SETFD, 0)) /* it may be that already */
+	if (dup2(agent->events, EVENTS_FD) < 0 || fcntl(EVENTS_FD, F_SETFD, 0)) /* they may be the same already */
 		_exit(127);
 	close_range(EVENTS_FD + 1, ~0U, 0);
 	setenv("HUGEPFN_EVENTS_FD", "3", 1);
@@ -98,7 +98,7 @@ static _Noreturn void become(const struct agent *agent, const char *environment,
 	_exit(errno == ENOENT ? 127 : 126);
 }
 
-/* The words behind the empty one into ARGV. Returns their number, of which WORDS_MAX are stored. */
+/* Stores the words behind the empty one in ARGV. Returns their number, of which WORDS_MAX are stored. */
 static size_t find_argv(struct request *request, char **argv)
 {
 	char *at = request->payload, *end = at + request->length;

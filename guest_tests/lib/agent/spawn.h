@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* A program of the host's, as a child of the agent. */
+/* Starts a program for the host, as a child of the agent. */
 #ifndef HUGEPFN_SPAWN_H
 #define HUGEPFN_SPAWN_H
 
@@ -12,7 +12,7 @@
 enum input {
 	INPUT_NULL,
 	INPUT_PIPE,
-	INPUT_SOCKET, /* its standard output as well: one connection, for a server of inetd's kind */
+	INPUT_SOCKET, /* its standard output as well: one connection, for a server started as inetd does it */
 };
 
 struct child {
@@ -22,7 +22,7 @@ struct child {
 };
 
 /*
- * Starts what REQUEST asks for: NUL-terminated words, NAME=VALUE for the environment, then an empty word, then argv. Once
+ * Starts what REQUEST asks for: NUL-terminated words, NAME=VALUE for the environment, then an empty word, then argv. If
  * it returns true, the child leads a session and a process group of its own, so that a signal to the group reaches it.
  * If it returns false, it has refused the request.
  */

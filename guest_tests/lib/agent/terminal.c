@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Starts the shell on its terminal, and says how large that is. */
+/* Starts the shell on its terminal, and sets the size of that. */
 #include "terminal.h"
 
 #include <errno.h>
@@ -20,7 +20,7 @@ static struct {
 	pid_t pid;
 } shell;
 
-/* PAYLOAD: "ROWS COLUMNS" of the shell's terminal; who is in front there gets SIGWINCH. */
+/* PAYLOAD: "ROWS COLUMNS" of the shell's terminal; its foreground process group gets SIGWINCH. */
 void size_shell(const struct agent *agent, struct request *request)
 {
 	struct winsize size = { 0 };
@@ -52,7 +52,7 @@ static _Noreturn void become_shell(const struct agent *agent)
 	_exit(127);
 }
 
-/* There is one shell; whoever asked last hears when it ends. */
+/* There is one shell; its end is reported to the last request. */
 void start_shell(const struct agent *agent, struct request *request)
 {
 	if (access(agent->shell, X_OK)) {

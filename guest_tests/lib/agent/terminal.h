@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* A shell for people, on a terminal of its own. */
+/* An interactive shell, on a terminal of its own. */
 #ifndef HUGEPFN_TERMINAL_H
 #define HUGEPFN_TERMINAL_H
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Opens what carries the agent's frames and the events of guest programs: virtio-serial ports, or UARTs. */
+/* Opens the channels for the agent's frames and the events of guest programs: virtio-serial ports, or UARTs. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +11,7 @@
 
 #include "init.h"
 
-/* The node of virtio-serial port NUMBER, which appears some time after the driver: inotify, no polling. */
+/* Opens the node of virtio-serial port NUMBER, which appears some time after the driver: inotify, no polling. */
 static int open_virtio_port(int number)
 {
 	int watch = inotify_init1(IN_CLOEXEC), fd = -1;
@@ -58,7 +58,7 @@ static int open_serial(const char *path)
 	return fd;
 }
 
-/* The machine has both: virtio-serial where this kernel drives it, be it built in or loaded by now, else UARTs. */
+/* The machine has both: virtio-serial if this kernel has the driver, built in or loaded by now, else UARTs. */
 void open_channels(struct channels *channels)
 {
 	channels->on_uarts = !strcmp(option("hugepfn.channel"), "serial") ||

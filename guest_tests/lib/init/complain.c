@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Says on the console what went wrong while the guest got ready. */
+/* Reports on the console what went wrong while the guest was set up. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PID 1 of the guest: what has to be ready before the agent serves the host. */
+/* PID 1 of the guest: what is set up before the agent serves the host. */
 #ifndef HUGEPFN_INIT_H
 #define HUGEPFN_INIT_H
 
@@ -24,15 +24,15 @@ const char *option(const char *key);
 
 /* --- mounts.c --- */
 
-/* What every guest has; where the host's root is ours, its /tmp is too. */
+/* Mounts what every guest has; on the host's root, /tmp is the host's. */
 void mount_ours(bool on_host_root);
 
-/* With hugepfn.root=9p|virtiofs: / becomes the host's, copy on write. Whether it did. */
+/* With hugepfn.root=9p|virtiofs: / becomes the host's, copy on write. Returns whether it did. */
 bool enter_host_root(void);
 
 /* --- system.c --- */
 
-/* What a running system has, and no file system brings: names in /dev, a name of its own, an address of its own. */
+/* Sets up what a running system has beside file systems: links in /dev, the loopback interface, a host name. */
 void be_a_system(void);
 
 /* --- modules.c --- */
@@ -42,17 +42,17 @@ void load_modules(void);
 /* The first module that did not load, and why; empty if all did. */
 const char *module_failure(void);
 
-/* Which of what scenarios need is not here, by the names of its modules; built in, they are here as well. */
+/* The names of modules that scenarios need and this kernel has neither loaded nor built in. */
 const char *missing_modules(void);
 
 /* --- vfio.c --- */
 
 struct vfio_device {
 	char bdf[32], group[16];
-	char why[256]; /* there is no group */
+	char why[256]; /* why there is no group */
 };
 
-/* Binds the device of hugepfn.vfio=BDF to vfio-pci, and tells programs of it in the environment. */
+/* Binds the device of hugepfn.vfio=BDF to vfio-pci, and describes it to programs in the environment. */
 void bind_vfio(struct vfio_device *device);
 
 /* --- channels.c --- */

@@ -2,11 +2,11 @@
 /*
  * PID 1 of the guest: mounts, modules, vfio-pci, then the agent (../agent), which runs programs for the host.
  *
- * The kernel command line tells it: hugepfn.vfio=BDF, hugepfn.root=9p|virtiofs for the host's userland,
- * hugepfn.modules=PATH for what modprobe finds there, hugepfn.channel=serial to use the UARTs though there is virtio, and
- * hugepfn.job=poweroff to end where the agent would begin. Two channels: the agent's frames (described in
- * docs/protocol.md) and the events that guest programs write themselves.
- * Nothing of it goes over the console, so kernel messages can never break a frame.
+ * Its options are on the kernel command line: hugepfn.vfio=BDF, hugepfn.root=9p|virtiofs for the host's userland,
+ * hugepfn.modules=PATH for what modprobe finds there, hugepfn.channel=serial to use the UARTs even if there is virtio,
+ * and hugepfn.job=poweroff to power off before the agent starts. There are two channels: the agent's frames (described
+ * in docs/protocol.md) and the events that guest programs write themselves.
+ * Neither uses the console, so kernel messages can never break a frame.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +28,7 @@ static _Noreturn void power_off(void)
 	die("power off");
 }
 
-/* Opened once and kept: from here on each record is read once. */
+/* Opened once and kept open, so that each record is read once. */
 static void open_kmsg(struct agent *agent)
 {
 	agent->kmsg = open("/dev/kmsg", O_RDWR | O_NONBLOCK | O_CLOEXEC);
@@ -37,7 +37,7 @@ static void open_kmsg(struct agent *agent)
 
 static void choose_shell(struct agent *agent, bool on_host_root)
 {
-	/* What a person's own .bashrc brings up takes minutes under TCG. */
+	/* A user's .bashrc can take minutes under TCG. */
 	static char *bash[] = { "/bin/bash", "--norc", "-i", NULL }, *sh[] = { "sh", "-i", NULL };
 	bool has_bash = on_host_root && !access("/bin/bash", X_OK);
 
@@ -45,7 +45,7 @@ static void choose_shell(struct agent *agent, bool on_host_root)
 	agent->shell_argv = has_bash ? bash : sh;
 }
 
-/* What the host learns of this guest. */
+/* What the host is told about this guest. */
 static void describe(const struct channels *channels, const struct vfio_device *device, char *text, size_t size)
 {
 	char taint[32] = "0";
@@ -79,7 +79,7 @@ int main(void)
 	write_file("/proc/sys/kernel/kptr_restrict", "0");
 	mkdir("/tests", 0755);
 	if (!strcmp(option("hugepfn.job"), "poweroff"))
-		power_off(); /* the benchmark's boot: as far as the agent, and no further */
+		power_off(); /* the benchmark's boot ends before the agent */
 	open_channels(&channels);
 	agent.frames = channels.agent;
 	agent.lossy = channels.on_uarts;
@@ -89,6 +89,6 @@ int main(void)
 	describe(&channels, &device, ready, sizeof(ready));
 	if (serve(&agent, ready) == LINK_CLOSED)
 		power_off();
-	for (;;) /* the host was told why, and ends the machine: an end by ourselves would look like the kernel's */
+	for (;;) /* the host was told why, and stops the machine: a power-off would look like the kernel's doing */
 		pause();
 }

@@ -11,7 +11,7 @@
 
 static char failure[160];
 
-/* /modules/order names the files below /modules in insmod order, one a line. */
+/* /modules/order names the files below /modules in insmod order, one per line. */
 void load_modules(void)
 {
 	FILE *order = fopen("/modules/order", "re");

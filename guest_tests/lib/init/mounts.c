@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Mounts what every guest has, and the host's root where the host's userland is wanted. */
+/* Mounts what every guest has, and the host's root if the guest is to have the host's userland. */
 #include <errno.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -25,7 +25,7 @@ void mount_ours(bool on_host_root)
 
 	for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
 		if (on_host_root && !strcmp(table[i].where, "/tmp"))
-			continue; /* a test's own files are in the host's */
+			continue; /* a test's own files are in the host's /tmp */
 		mkdir(table[i].where, 0755);
 		if (mount(table[i].type, table[i].where, table[i].type, 0, table[i].data) && errno != EBUSY &&
 		    strcmp(table[i].type, "debugfs")) /* few kernels need it, and a small one has none */
@@ -34,8 +34,8 @@ void mount_ours(bool on_host_root)
 }
 
 /*
- * The host's root read only, memory over it, and both together as our root. The host's mounts below / are in it, but for
- * those that are the kernel's (/dev, /proc, /sys) or a running system's (/run).
+ * Makes an overlay of the host's root, read only, and memory our root. It contains the host's mounts below /, but for
+ * those of the kernel (/dev, /proc, /sys) and of a running system (/run).
  */
 bool enter_host_root(void)
 {

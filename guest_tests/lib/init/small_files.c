@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Reads and writes small files of /proc and /sys, the kernel command line among them. */
+/* Reads and writes small files of /proc and /sys, including the kernel command line. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

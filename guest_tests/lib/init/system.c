@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Makes a running system of a guest that has the host's userland. */
+/* Sets up what a running system has, for a guest with the host's userland. */
 #include <errno.h>
 #include <net/if.h>
 #include <stdio.h>
@@ -28,7 +28,7 @@ void be_a_system(void)
 	for (size_t i = 0; i < sizeof(links) / sizeof(*links); i++)
 		if (symlink(links[i][0], links[i][1]) && errno != EEXIST)
 			warn("%s", links[i][1]);
-	if (fd >= 0) { /* a kernel without a network has none */
+	if (fd >= 0) { /* a kernel without CONFIG_INET has none */
 		if (ioctl(fd, SIOCSIFFLAGS, &lo))
 			warn("lo");
 		close(fd);

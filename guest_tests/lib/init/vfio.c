@@ -13,7 +13,7 @@ static int path_of(const char *bdf, const char *what, char *path, size_t size)
 	return snprintf(path, size, "/sys/bus/pci/devices/%s/%s", bdf, what);
 }
 
-/* The last component of where a symbolic link of the device's points, in NAME; an empty string if there is no such link. */
+/* NAME becomes the last component of the target of a symbolic link of the device, or an empty string. */
 static const char *linked(const char *bdf, const char *what, char *name, size_t size)
 {
 	char path[128], target[PATH_MAX];
@@ -28,7 +28,7 @@ static const char *linked(const char *bdf, const char *what, char *name, size_t 
 	return name;
 }
 
-/* Gives BDF to vfio-pci. Returns false, with the reason in WHY, if it is not there afterwards. */
+/* Binds BDF to vfio-pci. Returns false, with the reason in WHY, if it is not bound afterwards. */
 static bool give_to_vfio(const char *bdf, char *why, size_t size)
 {
 	char path[128], driver[64];
@@ -38,7 +38,7 @@ static bool give_to_vfio(const char *bdf, char *why, size_t size)
 		snprintf(why, size, "no PCI device %s", bdf);
 		return false;
 	}
-	/* A driver of its own, built into the kernel, was there first (nvme). */
+	/* A built-in driver of the device may have bound it first (nvme). */
 	path_of(bdf, "driver/unbind", path, sizeof(path));
 	if (!access(path, W_OK) && write_file(path, bdf))
 		warn("unbind %s", bdf);
@@ -50,7 +50,7 @@ static bool give_to_vfio(const char *bdf, char *why, size_t size)
 		snprintf(why, size, "this guest has no vfio-pci driver%s%s", *module_failure() ? ": " : "",
 			 module_failure());
 	else
-		snprintf(why, size, "vfio-pci did not take %s", bdf);
+		snprintf(why, size, "vfio-pci did not bind to %s", bdf);
 	return false;
 }
 
@@ -58,7 +58,7 @@ static void find_group(struct vfio_device *device)
 {
 	snprintf(device->bdf, sizeof(device->bdf), "%s", option("hugepfn.vfio"));
 	if (!*device->bdf) {
-		snprintf(device->why, sizeof(device->why), "no device was asked for");
+		snprintf(device->why, sizeof(device->why), "no device was requested");
 		return;
 	}
 	if (!give_to_vfio(device->bdf, device->why, sizeof(device->why)))
@@ -74,7 +74,7 @@ void bind_vfio(struct vfio_device *device)
 	if (*device->group) {
 		setenv("HUGEPFN_VFIO_GROUP", device->group, 1);
 		setenv("HUGEPFN_VFIO_BDF", device->bdf, 1);
-		setenv("VFIO_GROUP", device->group, 1); /* for programs that know nothing of us */
+		setenv("VFIO_GROUP", device->group, 1); /* for programs that do not know hugepfn */
 		setenv("VFIO_BDF", device->bdf, 1);
 		setenv("VFIO_SELFTESTS_BDF", device->bdf, 1); /* tools/testing/selftests/vfio/lib */
 	} else {
