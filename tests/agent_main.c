@@ -2,7 +2,7 @@
 /*
  * The guest's agent as a program of the host, for test_agent_in_c.py: agent_main FRAMES EVENTS KMSG LOSSY JOBS_DIR
  * TERMINAL SHELL. The first three are descriptors; KMSG may be a negative errno instead. Exits with 0 once the host has
- * closed its end, with 3 if the agent could not go on.
+ * closed its end, with 3 if the agent could not continue.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-"""For all tests."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from harness.pytest_failures import OWN_FRAMES_SHOWN
 
-# A busy host takes longer than 200 ms for an example now and then, which says nothing of the code.
+# A busy host sometimes takes longer than 200 ms for an example, which says nothing about the code.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
@@ -18,13 +18,13 @@ _HEEDED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A failure of a test of hugepfn itself is looked for in hugepfn."""
+    """Show hugepfn's own frames: these tests are about them."""
     config.stash[OWN_FRAMES_SHOWN] = True
 
 
 @pytest.fixture(autouse=True, scope="session")
 def heeded() -> Iterator[None]:
-    """Signals that whoever started pytest ignores end what we start: nohup ignores SIGHUP, a shell's `&` SIGINT."""
+    """Heed signals that were ignored when pytest started: nohup ignores SIGHUP, a shell's `&` SIGINT."""
     before = {number: signal.getsignal(number) for number in _HEEDED}
     for number, handler in before.items():
         if handler is signal.SIG_IGN:

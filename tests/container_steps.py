@@ -1,7 +1,7 @@
 """The Containerfile's steps without podman, in a debootstrap with a /dev/shm of 64 MB: `make container-steps`.
 
 Not part of `make test`: it downloads a Debian and all packages, some 500 MB, from the mirror that this machine's apt is
-set up for. Needs root and debootstrap. Everything is in one folder below /tmp and in a mount namespace of its own.
+set up for. It needs root and debootstrap. It uses one folder below /tmp and a mount namespace of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from harness.host.packages import mending_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _INSIDE = "--inside"
-#: How this machine reaches its package indexes; a container would have that from its network. Copies: what packages
-#: inside write, such as the bundle that ca-certificates makes of the authorities, must not reach this machine's own.
+#: How this machine reaches its package indexes; a container would have that from its network. They are copied: what
+#: packages inside write, such as the bundle of ca-certificates, must not reach this machine's own files.
 _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/xdg/pip", "/usr/local/share/ca-certificates")
-_WHEELS = "/opt"  # large, so shown as it is, for reading
+_WHEELS = "/opt"  # large, so it is mounted read-only instead of copied
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _IGNORED = (".venv", ".git", "*_cache", "__pycache__", ".hypothesis")
 _KEPT = ("PIP_", "SSL_", "REQUESTS_", "http", "HTTP", "no_proxy")  # of the environment
@@ -31,14 +31,14 @@ _SHM_BYTES = 64 << 20
 
 
 def steps(text: str) -> list[tuple[str, str]]:
-    """The instructions of a Containerfile, lines joined that end in a backslash."""
+    """The instructions of a Containerfile; lines that end in a backslash are joined."""
     joined = re.sub(r"\\\n", " ", text)
     lines = [line.strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
     return [(word.upper(), rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
 
 
 def copy(source: Path, target: Path) -> None:
-    """Gives the inside a file or folder of its own."""
+    """Copy a file or folder into the root."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     else:
@@ -47,7 +47,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def bind(source: Path, target: Path) -> None:
-    """Shows a file or folder of this machine inside."""
+    """Mount a file or folder of this machine into the root."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
     else:
@@ -57,7 +57,7 @@ def bind(source: Path, target: Path) -> None:
 
 
 def prepare(root: Path) -> None:
-    """What podman would mount, and the machine's own way to its mirrors."""
+    """Set up what podman would mount, and this machine's access to its mirrors."""
     subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True, timeout=60)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "dev", root / "dev"], check=True, timeout=60)
     for name in _DEVICES:
@@ -76,7 +76,7 @@ def prepare(root: Path) -> None:
 
 
 def run(root: Path, command: str, folder: str, user: str) -> None:
-    """One step, as a shell inside."""
+    """Run one step with a shell in the root."""
     print(f"container-steps: {user}: {command}", flush=True)
     home = "/root" if user == "root" else f"/home/{user}"
     env = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
@@ -86,7 +86,7 @@ def run(root: Path, command: str, folder: str, user: str) -> None:
 
 
 def inside(root: Path) -> None:
-    """The steps, in a mount namespace that ends with this process."""
+    """Run the steps, in a mount namespace that ends with this process."""
     prepare(root)
     folder, user = "/", "root"
     for word, rest in steps((ROOT / "Containerfile").read_text()):
@@ -104,7 +104,7 @@ def inside(root: Path) -> None:
             case "FROM":
                 pass
             case _:
-                sys.exit(f"container-steps: no idea how to do {word}")
+                sys.exit(f"container-steps: the instruction {word} is not supported")
 
 
 def debootstrap(root: Path, image: str) -> None:

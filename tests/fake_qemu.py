@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""An executable that stands in for QEMU and never does what is waited for. ``FAKE_QEMU`` says which way.
+"""An executable that stands in for QEMU and never does what the harness waits for. ``FAKE_QEMU`` selects the way:
 
-silent: says nothing on QMP. deaf: greets, and answers no command. answers: answers every command, and its guest says
-nothing. stopped: stops itself at once, as SIGSTOP does. orphan: ends, and leaves a child behind that keeps standard
-error and every channel open. internal-error: as answers, with a machine that KVM could not go on with.
+silent: sends nothing on QMP. deaf: greets, and answers no command. answers: answers every command, but its guest sends
+nothing. stopped: stops itself at once with SIGSTOP. orphan: ends, and leaves a child behind that keeps standard error
+and every channel open. internal-error: as answers, but KVM has stopped the machine with an internal error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _answer(mode: str, command: str) -> object:
 
 
 def main(mode: str, argv: list[str]) -> int:
-    """Until it is killed, but for orphan."""
+    """Run until killed; orphan ends by itself."""
     if mode == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     if mode == "orphan":
@@ -49,7 +49,7 @@ def main(mode: str, argv: list[str]) -> int:
             while said.strip():
                 try:
                     asked, end = json.JSONDecoder().raw_decode(said.lstrip())
-                except ValueError:  # more of it comes
+                except ValueError:  # the rest is still to come
                     break
                 said = said.lstrip()[end:]
                 if mode in ("answers", "internal-error") or asked["execute"] == "qmp_capabilities":

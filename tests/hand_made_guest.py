@@ -1,4 +1,4 @@
-"""A guest made by hand: RAM with page tables, processes that wait in it, and a QEMU that only stops and goes on."""
+"""A guest made by hand: RAM with page tables, waiting processes, and a QEMU that can only stop and continue."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Guest:
         self.ram[paddr : paddr + 8] = word.to_bytes(8, "little")
 
     def map(self, root: int, vaddr: int, raw: int, level: Level = Level.PTE, *, five_level: bool = False) -> int:
-        """Writes one leaf, with tables on the way; returns where the leaf's entry lies."""
+        """Writes one leaf and the tables above it. Returns the physical address of the leaf's entry."""
         table = root
         for shift in (48, 39, 30, 21, 12)[0 if five_level else 1 :]:
             slot = table + (vaddr >> shift & 511) * 8
@@ -55,7 +55,7 @@ class Guest:
         raise AssertionError(level)
 
     def process(self, nonce: int = NONCE, *, root: int | None = None, five_level: bool = False) -> Running:
-        """A process whose stack holds a release word."""
+        """A process with a release word on its stack."""
         root = self.page() if root is None else root
         stack = self.page()
         entry = self.map(root, STACK, stack | WRITABLE, five_level=five_level)
@@ -66,7 +66,7 @@ class Guest:
 
 @dataclass
 class Running:
-    """Where a process of :class:`Guest` keeps its things, as physical addresses."""
+    """A process of :class:`Guest`, as physical addresses."""
 
     root: int
     stack_entry: int
@@ -75,10 +75,10 @@ class Running:
 
 @dataclass
 class FakeQemu:
-    """Answers like QEMU; looking at memory or registers while the machine runs fails the test."""
+    """Answers like QEMU. Reading memory or registers while the machine runs fails the test."""
 
     guest: Guest
-    stops: list[str]  # what the registers are at each stop; the last one stays
+    stops: list[str]  # the registers at each stop; the last one is repeated
     commands: list[str] = field(default_factory=list)
 
     @property
@@ -88,7 +88,7 @@ class FakeQemu:
 
     @property
     def ram(self) -> SimpleNamespace:
-        assert not self.running, "guest RAM is looked at while the guest runs"
+        assert not self.running, "guest RAM is read while the guest runs"
         return SimpleNamespace(memory=PhysicalMemory(self.guest.ram))
 
     async def stop(self) -> None:
@@ -107,7 +107,7 @@ class FakeQemu:
 
 
 def registers(*cr3s: int, cr4: int = 0x3506F0) -> str:
-    """What QEMU says of vCPUs with these CR3, in user mode of a 64-bit guest."""
+    """QEMU's output for vCPUs with these CR3, in user mode of a 64-bit guest."""
     return "".join(
         f"\r\nCPU#{number}\r\nRAX=0000000000000000 RBX=0000000000000000\r\n"
         f"CR0=80050033 CR2=00007f0000000000 CR3={cr3:016x} CR4={cr4:08x}\r\nEFER=0000000000000d01\r\n"

@@ -56,7 +56,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Table:
-    """What tests/data/kernel_functions.json says."""
+    """The contents of tests/data/kernel_functions.json."""
 
     versions: tuple[str, ...]  # oldest first
     defined_in: Mapping[str, tuple[str, ...]]  # by "mm/memory.c copy_pte_range()"
@@ -76,7 +76,7 @@ class Table:
         return cls(tuple(data["versions"]), {name: tuple(found) for name, found in data["functions"].items()})
 
     def dump(self, day: str) -> str:
-        """Its file, with a line for each function."""
+        """The text of the file, with one line per function."""
         lines = (f"  {json.dumps(name)}: {json.dumps(found)}" for name, found in self.defined_in.items())
         head = f'{{\n "date": {json.dumps(day)},\n "versions": {json.dumps(self.versions)},\n "functions": {{\n'
         return head + ",\n".join(lines) + "\n }\n}\n"

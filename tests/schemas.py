@@ -17,7 +17,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def closed(schema: Any) -> Any:
-    """The schema, with no other keys than those that it names: readers ignore those, and we document them."""
+    """The schema without additional keys: readers ignore unknown keys, but we document every one."""
     if isinstance(schema, list):
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):

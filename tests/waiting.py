@@ -1,7 +1,7 @@
 """Every wait of the harness against a peer that never answers; tests/test_waits.py runs each in a process of its own.
 
-``python waiting.py CASE short`` has the deadlines shortened, and prints the error that the wait ends with.
-``python waiting.py CASE long`` leaves them as they are; somebody else ends the wait.
+``python waiting.py CASE short`` shortens the deadlines, and prints the error with which the wait ends.
+``python waiting.py CASE long`` leaves them as they are; the caller ends the wait.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from harness.session.registry import About
 HERE = Path(__file__).parent
 SHORT_S = 0.5
 
-# A session's process, as far as another one sees it: it knows the key, and then says nothing more.
+# A session's process as another one sees it: it proves the key, and then sends nothing more.
 SESSION = """
 import signal, socket, sys
 from pathlib import Path
@@ -68,7 +68,7 @@ with registry.claim("one") as folder, socket.socket(socket.AF_UNIX) as listener:
 
 
 def waiting() -> None:
-    """Whoever watches us hears that the wait begins."""
+    """Tell the caller that the wait begins."""
     print("waiting", flush=True)
 
 
@@ -76,7 +76,7 @@ def waiting() -> None:
 
 
 def _on_loop(mode: str, work: Callable[[Qemu], Coroutine[Any, Any, object]]) -> None:
-    """Something that is done with a fake QEMU, as a VM does it: on a loop in a thread, and quit() at the end."""
+    """Do work with a fake QEMU as a VM does: on a loop in a thread, with quit() at the end."""
     os.environ["FAKE_QEMU"] = mode
     loop = LoopThread("test")
     machines: list[Qemu] = []
@@ -96,7 +96,7 @@ def _on_loop(mode: str, work: Callable[[Qemu], Coroutine[Any, Any, object]]) -> 
 
 
 def impatient(timeout_s: float = SHORT_S) -> None:
-    """From now on QEMU itself has no time to answer, where this process is short of it."""
+    """Shorten the deadline for QEMU's answers, if deadlines are short in this process."""
     if short():
         qemu_module.QMP_TIMEOUT_S = timeout_s
 
@@ -161,7 +161,7 @@ async def _host_work(machine: Qemu) -> None:
 
 
 def cleanup_that_hangs() -> None:
-    """SIGINT only: a coroutine that does not let itself be cancelled."""
+    """SIGINT only: a coroutine that cannot be cancelled."""
 
     async def stubborn() -> None:
         waiting()
@@ -177,7 +177,7 @@ def cleanup_that_hangs() -> None:
 
 
 def cache_lock() -> None:
-    """Another process has it: another open file, as flock(2) sees it."""
+    """Another process holds it; for flock(2), another open file is enough."""
     (cache.root() / "locks").mkdir(parents=True)
     with filelock.FileLock(cache.root() / "locks" / "kernels.x.lock", thread_local=False, is_singleton=False):
         waiting()
@@ -185,7 +185,7 @@ def cache_lock() -> None:
 
 
 def build_lock() -> None:
-    """Of a slot; see harness/kernel/build/slot.py."""
+    """The lock of a slot; see harness/kernel/build/slot.py."""
     cache.root().mkdir(parents=True)
     path = cache.root() / "lock"
     with path.open("w") as theirs, path.open("w") as ours:
@@ -195,13 +195,13 @@ def build_lock() -> None:
 
 
 def host_command() -> None:
-    """One that does not end, stopped on top of it."""
+    """A command that does not end, and is stopped as well."""
     waiting()
     process.run(["sh", "-c", "kill -STOP $$"], timeout_s=SHORT_S if short() else 600.0)
 
 
 def followed_command() -> None:
-    """A build that says nothing."""
+    """A build that prints nothing."""
     waiting()
     limit = SHORT_S if short() else 600.0
     env = dict(os.environ)
@@ -223,7 +223,7 @@ def matrix_child() -> None:
 
 @contextlib.contextmanager
 def _session(stop: bool = True) -> Iterator[SessionClient]:
-    """A session's process that never answers, SIGSTOPped on top of it."""
+    """A session's process that never answers, and is stopped by SIGSTOP as well."""
     os.environ["HUGEPFN_RUNTIME_DIR"] = str(cache.root() / "rt")
     argv = [sys.executable, "-c", SESSION, str(HERE.parent), registry.SERVE]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
@@ -239,21 +239,21 @@ def _session(stop: bool = True) -> Iterator[SessionClient]:
 
 
 def session_that_is_stopped() -> None:
-    """Asked for something."""
+    """A request to a stopped session."""
     with _session() as client:
         waiting()
         client.call("state")
 
 
 def session_that_says_nothing() -> None:
-    """It takes the connection, and that is all."""
+    """The session accepts the connection, and does nothing more."""
     with _session(stop=False) as client:
         waiting()
         client.call("state", timeout_s=SHORT_S if short() else 600.0)
 
 
 def session_stop() -> None:
-    """SIGINT only while it hangs: short, the stopped process is told to end and does."""
+    """SIGINT only in the long form: in the short one, the stopped process is told to end and does."""
     with _session() as client:
         waiting()
         client.stop()
@@ -261,7 +261,7 @@ def session_stop() -> None:
 
 
 def session_without_socket() -> None:
-    """Its folder is gone; by its lock it can still be found and ended."""
+    """Its files are gone; it can still be found by its lock and ended."""
     with _session(stop=False):
         (registry.root() / "one" / registry.SOCKET).unlink()
         (registry.root() / "one" / "about.json").unlink()
@@ -273,7 +273,7 @@ def session_without_socket() -> None:
 
 
 def session_exec_of_a_stopped_session() -> None:
-    """Ctrl-C is for the guest's program, but there is nobody to pass it on."""
+    """Ctrl-C is meant for the guest's program, but the stopped session cannot pass it on."""
     with _session(stop=False) as client:
         send = wire.send_descriptors
 
@@ -288,7 +288,7 @@ def session_exec_of_a_stopped_session() -> None:
 
 
 def session_that_starts() -> None:
-    """Its process says nothing."""
+    """The session's process sends nothing."""
     ours, _theirs = Pipe()
     waiting()
     starting._until_ready(ours, print)
@@ -298,7 +298,7 @@ def session_that_starts() -> None:
 
 
 def ssh_channel() -> None:
-    """The guest does not answer a request on it."""
+    """The guest does not answer a request on the channel."""
     import paramiko
 
     from harness.guest import ssh
@@ -332,7 +332,7 @@ def ssh_channel() -> None:
     try:
         with ssh._within(channel):
             channel.exec_command("true")
-    except paramiko.SSHException as error:  # Ssh.run() says so
+    except paramiko.SSHException as error:  # as Ssh.run() does
         raise MachineryError(f"cut off: {error}") from error
 
 

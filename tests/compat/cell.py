@@ -1,9 +1,9 @@
-"""One cell of the compatibility table: what a user does first, with this Python, this QEMU, on this file system.
+"""One cell of the compatibility table: the first steps of a user, with this Python and QEMU, on this file system.
 
     python cell.py KERNEL
 
-Prints a JSON object: each step, and "ok" or the first line of what went wrong. The cache and the folder for RAM are in
-the environment (HUGEPFN_CACHE_DIR, HUGEPFN_RAM_DIR), and so is the QEMU.
+Prints a JSON object: each step, and "ok" or the first line of the error. The cache, the folder for RAM and the QEMU are
+taken from the environment (HUGEPFN_CACHE_DIR, HUGEPFN_RAM_DIR, HUGEPFN_QEMU).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KEPT = "compat"
 
 
 def main() -> None:
-    """Every step, whatever became of those before it."""
+    """Do every step, also after one that failed."""
     kernel = sys.argv[1]
     steps: dict[str, Callable[[], None]] = {
         "clone": lambda: fork_at_all_levels(kernel, clone=True),
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def outcome(step: Callable[[], None]) -> str:
-    """``ok``, or what a person would see first."""
+    """Return ``ok``, or the first line that a user would see."""
     try:
         step()
     except Exception as error:  # whatever it is, the other steps are still of interest
@@ -41,12 +41,12 @@ def outcome(step: Callable[[], None]) -> str:
 
 
 def machine(kernel: str, *, clone: bool = True, device: str = "pci-testdev") -> VM:
-    """A machine without a trial of KVM: the table is about TCG."""
+    """A machine that does not try KVM: the table is about TCG."""
     return VM(kernel, accel="tcg", clone=clone, device=device)
 
 
 def fork_at_all_levels(kernel: str, *, clone: bool) -> None:
-    """The leaf keeps its level and its W across fork(), in parent and child."""
+    """The leaf keeps its level and its write bit across fork(), in parent and child."""
     for level in (Level.PTE, Level.PMD, Level.PUD):
         with machine(kernel, clone=clone) as vm, vm.run("fork", f"--level={level.label}") as guest:
             forked = guest.until("forked")
@@ -60,7 +60,7 @@ def fork_at_all_levels(kernel: str, *, clone: bool) -> None:
 
 
 def device(kernel: str, case: str) -> None:
-    """A device that rests in D3hot has a BAR all the same, and loses its leaves."""
+    """A device that is reset or in D3hot still has its BAR, but loses its leaves."""
     with (
         machine(kernel, device="nvme") as vm,
         vm.run("device", f"--case={case}", "--top=pud", timeout_s=60) as guest,
@@ -73,14 +73,14 @@ def device(kernel: str, case: str) -> None:
 
 
 def keep_and_revive(kernel: str) -> None:
-    """A machine that is saved whole comes back with its files."""
+    """A kept machine comes back with its files."""
     with machine(kernel) as vm:
         vm.put("/tmp/note", b"kept")
         vm.keep(KEPT, "tests/compat")
     back = VM.revive(KEPT)
     try:
         if back.get("/tmp/note") != b"kept":
-            raise AssertionError("the file is not there any more")
+            raise AssertionError("the file is gone")
     finally:
         back.close()
 

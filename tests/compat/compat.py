@@ -2,7 +2,7 @@
 
     python tests/compat/compat.py [--kernel debian:6.12] [--qemu SPEC]... [--python VERSION]... [--filesystem NAME]...
 
-Each file system is an image or a mount of this run alone, in a mount namespace of its own (root). QEMUs and Pythons
+Each file system is an image or a mount for this run only, in a mount namespace of its own (root). QEMUs and Pythons
 come from the mirror, unpacked with their libraries; nothing is installed but btrfs-progs. Prints a table in Markdown
 and writes it to docs/compatibility.md with --write.
 """
@@ -47,7 +47,7 @@ NAMESPACE = "HUGEPFN_COMPAT_NAMESPACE"
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination and what each step came to."""
+    """One combination, and the outcome of each step."""
 
     qemu: str
     python: str
@@ -68,7 +68,7 @@ def say(event: Event | str) -> None:
 
 @contextmanager
 def mounted(filesystem: str, folder: Path) -> Iterator[Path]:
-    """A new file system of this kind in a folder; gone after the block."""
+    """A new file system of this type in a folder, unmounted after the block."""
     place = folder / filesystem
     place.mkdir(parents=True)
     if filesystem == "tmpfs":
@@ -77,7 +77,7 @@ def mounted(filesystem: str, folder: Path) -> Iterator[Path]:
         below = folder / "below"
         below.mkdir()
         run(["mount", "-t", "tmpfs", "-o", f"size={IMAGE_MIB}m", "tmpfs", below], timeout_s=30)
-        lower = folder / "lower"  # of another file system: only then does overlayfs show numbers of its own
+        lower = folder / "lower"  # on another file system: only then has overlayfs inode numbers of its own
         lower.mkdir()
         run(["mount", "-t", "tmpfs", "tmpfs", lower], timeout_s=30)
         for name in ("upper", "work"):
@@ -98,7 +98,7 @@ def mounted(filesystem: str, folder: Path) -> Iterator[Path]:
 
 
 def python_of(version: str) -> tuple[Path, Path | None]:
-    """A Python of the mirror, and the folder with hugepfn's dependencies for it; ours is this one."""
+    """A Python of the mirror, and the folder with hugepfn's dependencies for it; None for our own Python."""
     if version == OURS:
         return Path(sys.executable), None
     program = SuiteProgram(
@@ -154,7 +154,7 @@ def try_cell(qemu: str, python: str, filesystem: str, place: Path, kernel: str) 
 
 
 def table(cells: list[Cell], kernel: str) -> str:
-    """The page: a row per cell, and what went wrong below."""
+    """The page: a row per cell, and the errors below."""
     lines = [
         "# Compatibility",
         "",
@@ -179,7 +179,7 @@ def table(cells: list[Cell], kernel: str) -> str:
 
 
 def prepare(kernel: str, place: Path) -> str:
-    """The kernel, copied into the file system's cache; its spec there."""
+    """Copy the kernel into the file system's cache. Returns its spec."""
     image = Kernel.parse(kernel).resolve(say)
     source = cache.root()
     for kind in ("kernels", "resolved", "hashes"):
@@ -204,7 +204,7 @@ def main(
 ) -> None:
     """Make the compatibility table."""
     if os.geteuid() != 0:
-        raise UsageError("make compat mounts file systems: run it as root")
+        raise UsageError("make compat mounts file systems, which needs root: run it as root")
     if os.environ.get(NAMESPACE) is None:
         os.environ[NAMESPACE] = "1"
         os.execvp("unshare", ["unshare", "--mount", sys.executable, __file__, *sys.argv[1:]])

@@ -1,11 +1,11 @@
-"""``make mutation``: breaks one place of the Python code at a time, and counts how often the host tests notice.
+"""``make mutation``: breaks one place of the Python code at a time, and counts how often the host tests notice it.
 
     python tests/mutation/sample.py [--count 200] [--seed 13] [--workers 2] [--list] [FILE...]
 
-A mutant is one change of one expression or statement: a comparison, a boolean or arithmetic operator, a condition that
-is negated, a number off by one, a return value that is lost, a statement that is left out, two arguments in the wrong
-order. Messages, annotations, decorators and docstrings are never changed. The same seed draws the same mutants from
-the same sources.
+A mutant is one change of one expression or statement: another comparison, another boolean or arithmetic operator, a
+negated condition, a number off by one, a lost return value, a statement that is left out, two swapped arguments.
+Messages, annotations, decorators and docstrings are never changed. The same seed draws the same mutants from the same
+sources.
 
 Each mutant is written into a copy of the tree. The tests that import its module run first, then those that reach it
 through other modules. A test that fails or does not end has caught it. What is left is written to ``--output``, and
@@ -193,7 +193,7 @@ class _Finder(ast.NodeVisitor):
     # --- expressions -----------------------------------------------------------------------------------
 
     def _negate(self, test: ast.expr) -> None:
-        """A condition; where an operator is in it, that is mutated by itself."""
+        """Negate a condition, unless an operator in it is mutated anyway."""
         if not isinstance(test, ast.Compare | ast.UnaryOp):
             self._replace(test, ast.UnaryOp(ast.Not(), test), "the condition is negated")
 
@@ -424,9 +424,11 @@ def _run(mutants: Sequence[Mutant], workers: int, folder: Path) -> Iterator[tupl
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Break the code in many places, one at a time, and count who notices.")
+    parser = argparse.ArgumentParser(
+        description="Break the code in many places, one at a time, and count how often a test notices."
+    )
     parser.add_argument("--count", type=int, default=200, help="how many mutants to draw (200)")
-    parser.add_argument("--seed", type=int, default=13, help="another seed draws others (13)")
+    parser.add_argument("--seed", type=int, default=13, help="another seed draws other mutants (13)")
     parser.add_argument("--workers", type=int, default=2, help="how many run at once (2)")
     parser.add_argument("--list", action="store_true", help="print the mutants, and run nothing")
     parser.add_argument("--output", type=Path, default=ROOT / "build/mutation.md", help="the table of survivors")
@@ -435,7 +437,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """0 where at least 95 % are caught."""
+    """Return 0 if at least 95 % are caught."""
     wanted = _arguments()
     paths = [path.resolve().relative_to(ROOT) for path in wanted.files] or [
         path.relative_to(ROOT) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))

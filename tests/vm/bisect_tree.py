@@ -3,8 +3,8 @@
     python tests/vm/bisect_tree.py FOLDER [--source debsrc:6.12]
     cd FOLDER && git bisect start HEAD v0 && git bisect run hugepfn check . fork:pud
 
-Commit 9 holds the mutant fork-pud-write-protected; commit 12 does not compile, and commit 13 mends that. The others
-change nothing that a test could see. The commits carry their numbers as tags, v0 (the source as it is) to v16.
+Commit 9 contains the mutant fork-pud-write-protected; commit 12 does not compile, and commit 13 fixes that. The others
+change nothing that a test could see. Each commit has its number as a tag, v0 (the source as it is) to v16.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WHO = ("-c", "user.name=hugepfn", "-c", "user.email=hugepfn@example.org", "-c",
 
 
 def git(folder: Path, *words: str) -> str:
-    """git in a folder; what it said."""
+    """Run git in a folder, and return its output."""
     done = subprocess.run(["git", "-C", str(folder), *_WHO, *words], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -70,7 +70,7 @@ def make_tree(folder: Path, source: str) -> list[str]:
 def main(folder: Path, source: str) -> None:
     """Makes the tree in FOLDER, which must not exist."""
     if folder.exists():
-        raise click.UsageError(f"{folder} exists")
+        raise click.UsageError(f"{folder} exists already; name a folder that does not")
     make_tree(folder, source)
     click.echo(f"cd {folder} && git bisect start HEAD v0 && git bisect run hugepfn check . fork:pud")
 

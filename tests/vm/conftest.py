@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def own_qemus(marker: str) -> list[int]:
-    """The QEMUs and file servers that have ``marker`` in their environment: what this test started, by whatever way."""
+    """The QEMUs and file servers that have ``marker`` in their environment: what this test started, in any way."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -33,7 +33,7 @@ def own_qemus(marker: str) -> list[int]:
 
 @dataclass
 class Command:
-    """Runs ``hugepfn`` as a user does, marked, with RAM in a folder that can be looked into."""
+    """Runs ``hugepfn`` as a user does, with a marker in its environment and RAM in a folder for the test."""
 
     marker: str
     ram_dir: Path
@@ -56,7 +56,7 @@ class Command:
         )
 
     def left_behind(self) -> list[str]:
-        """QEMUs that still run, and files in the RAM folder."""
+        """QEMUs that are still running, and files in the RAM folder."""
         return [f"qemu pid {pid}" for pid in own_qemus(self.marker)] + [str(path) for path in self.ram_dir.iterdir()]
 
 
@@ -72,7 +72,7 @@ def hugepfn(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Command]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str, str], Path]:
-    """Writes a guest program of the test's own: name and the body of main()."""
+    """Writes a guest program for one test, from its name and the body of main()."""
 
     def write(name: str, body: str) -> Path:
         path = tmp_path / f"{name}.c"

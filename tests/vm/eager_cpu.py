@@ -1,8 +1,9 @@
-"""A pytest plugin that plays a CPU which sets A ahead of any access, as one may under KVM; TCG never does.
+"""A pytest plugin that simulates a CPU which sets the accessed bit before any access, as one may under KVM.
 
-At every stop, each leaf of each named mapping that is old gets A, in the guest's own tables: the kernel sees it, too.
-``pytest guest_tests -p harness.pytest_plugin -p tests.vm.eager_cpu``; with HUGEPFN_EAGER_CPU=some in every second leaf
-alone, and with HUGEPFN_EAGER_CPU=lazy it plays a CPU that leaves D clear in every entry of pci-testdev's BAR instead.
+TCG never does. At every stop, each old leaf of each named mapping gets the accessed bit in the guest's own tables, so
+the kernel sees it, too. ``pytest guest_tests -p harness.pytest_plugin -p tests.vm.eager_cpu``; with
+HUGEPFN_EAGER_CPU=some only every second leaf, and with HUGEPFN_EAGER_CPU=lazy it instead simulates a CPU that leaves
+the dirty bit clear in every entry of pci-testdev's BAR.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _look = Witness.snapshot
 
 
 def _leaves(witness: Witness, process: Process) -> Iterator[tuple[Leaf, int]]:
-    """Each leaf, and where its entry is in guest RAM."""
+    """Each leaf, and the physical address of its entry."""
     layout = witness._layout_for(process.five_level)
     for name, declared in process.mappings.items():
         if name == CALIBRATION_MAPPING:
@@ -54,11 +55,11 @@ def _snapshot(witness: Witness, checkpoint: str, pid: int, check: Callable[[], N
 
 
 def pytest_configure() -> None:
-    """From now on every machine has such a CPU, and the host says so as it does under KVM."""
+    """Give every machine such a CPU, and tell the host about it as under KVM."""
     key = template.template_key
 
     def own_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
-        return key(spec, f"{kernel_key}-{_MODE}", binary)  # a template of such a machine is nobody else's
+        return key(spec, f"{kernel_key}-{_MODE}", binary)  # no other machine may use a template of this one
 
     patch = pytest.MonkeyPatch()
     patch.setattr(Witness, "snapshot", _snapshot)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A process that never heard of checkpoint(): it makes memory of several sorts and sleeps. Its parent prints its pid
- * once everything is there, and exits.
+ * A process that does not use checkpoint(): it maps several kinds of memory and sleeps. Its parent prints its pid once
+ * everything is mapped, and exits.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,7 +35,7 @@ static void fill(void)
 	seen = small[1 * PAGE];		/* the zero page */
 	if (mprotect(small + 12 * PAGE, PAGE, PROT_NONE) || mprotect(small + 24 * PAGE, PAGE, PROT_READ))
 		abort();
-	madvise(huge, 8 * MIB, MADV_HUGEPAGE);	/* where the kernel has none, they are small */
+	madvise(huge, 8 * MIB, MADV_HUGEPAGE);	/* small pages if the kernel has none */
 	memset(huge, 1, 8 * MIB);
 	memset(shared, 2, 16 * PAGE);
 	(void)seen;
