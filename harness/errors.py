@@ -29,7 +29,10 @@ class ExitCode(enum.IntEnum):
     meaning: str
 
     OK = 0, "all claims held"
-    CLAIM_FAILED = 1, "a claim failed or the kernel died (compare: they differ; series: something changes)"
+    CLAIM_FAILED = (
+        1,
+        "a claim failed or the kernel died (compare: they differ; series: something changes; dmesg: the log has some)",
+    )
     USAGE = 2, "usage"
     MACHINERY = 3, "no verdict: the machinery failed, results could not be written, or (series) a patch does not build"
     CANNOT_TELL = 125, "check alone: the commit cannot be judged, and git skips it"

@@ -17,6 +17,7 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
 )
+_PLAIN = bytes((*b"\t\n", *range(0x20, 0x7F)))
 _LINE_END = re.compile("\r+\n")
 
 
@@ -47,6 +48,8 @@ class PrintableDecoder:
 
     def feed(self, data: bytes) -> str:
         """The text of the next piece."""
+        if not self._held and not data.translate(None, _PLAIN) and self._decoder.getstate() == (b"", 0):
+            return data.decode("ascii")  # ten times as fast, and most text is plain
         text = self._held + self._decoder.decode(data)
         rest = text.rstrip("\r")
         self._held = text[len(rest) :]

@@ -19,6 +19,8 @@ from harness.pagetable.observation import LEVEL_LABELS
 from harness.verdict import claims, differences, table
 from harness.verdict.claims import ClaimKind, Outcome
 from harness.verdict.differences import What
+from harness.verdict.log import complaints
+from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.table import Mark
 from tests import schemas
 
@@ -28,7 +30,7 @@ RUN |= {"kernel": {"spec": "debian:6.12", "release": None, "config_hash": None}}
 
 
 def test_each_is_a_valid_schema_of_the_version_that_is_written() -> None:
-    written = {one.SCHEMA: one.VERSION for one in (claims, table, differences, bench)}
+    written = {one.SCHEMA: one.VERSION for one in (claims, table, differences, bench, complaints)}
     assert {name: one["properties"]["version"]["const"] for name, one in schemas.SCHEMAS.items()} == written
     for one in schemas.SCHEMAS.values():
         Draft202012Validator.check_schema(one)
@@ -42,6 +44,8 @@ def test_the_words_are_those_of_the_code() -> None:
     assert parts["observation"]["properties"]["bits"]["items"]["enum"] == [one.name for one in Bits]
     assert set(parts["observation"]["properties"]["level"]["enum"]) == set(LEVEL_LABELS)
     assert run["properties"]["origin"]["enum"] == [*(one.value for one in Origin), None]
+    report = schemas.SCHEMAS[complaints.SCHEMA]["$defs"]["report"]["properties"]
+    assert report["kind"]["enum"] == [one.value for one in ComplaintKind]
     cells = matrix["properties"]["rows"]["items"]["properties"]["cells"]["items"]
     assert cells["properties"]["mark"]["enum"] == [one.value for one in Mark]
     assert compare["$defs"]["difference"]["properties"]["what"]["enum"] == [one.value for one in What]

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.verdict import ComplaintKind, Scanner, scan
-from harness.verdict.log.complaint_kinds import classify
-from harness.verdict.log.complaints import MAX_BLOCK_LINES, MAX_COMPLAINTS, MAX_LINE_CHARS
+from harness.verdict.log.blocks import MAX_BLOCK_LINES, MAX_LINE_CHARS, MAX_QUIET_LINES
+from harness.verdict.log.first_lines import classify
+from harness.verdict.log.scanner import MAX_COMPLAINTS
 
 DATA = Path(__file__).parent / "data" / "verdict"
 LOGS = sorted(path.name for path in DATA.glob("*.log"))
@@ -25,7 +26,7 @@ GOLDEN: dict[str, list[Row]] = {
     "clean_boot.log": [],
     "null_deref_6_12.log": [(K.OOPS, "forked", 3, 15), (K.PANIC, "forked", 20, 3)],
     "stale_breakpoint_6_12.log": [(K.OOPS, "booted", 2, 11), (K.PANIC, "booted", 13, 2)],
-    "two_oopses.log": [(K.OOPS, "", 1, 4), (K.OOPS, "", 5, 3)],
+    "two_oopses.log": [(K.OOPS, "", 1, 4), (K.GENERAL_PROTECTION, "", 5, 3)],
     "warning_6_12.log": [(K.WARNING, "mapped", 4, 10)],
     "warning_7_0.log": [(K.WARNING, "forked", 3, 4), (K.WARNING, "forked", 7, 3)],
     "bad_entries.log": [
@@ -140,6 +141,8 @@ def test_a_last_line_without_a_newline_counts_at_the_end() -> None:
 def test_a_block_that_nothing_closes_ends() -> None:
     text = "BUG: sleeping function called from invalid context\n" + "noise\n" * 1000
     (complaint,) = scan(text)
+    assert complaint.excerpt.count("\n") == MAX_QUIET_LINES
+    (complaint,) = scan(text.replace("noise\n", " f+0x1/0x2\n" * 3))
     assert complaint.excerpt.count("\n") + 1 == MAX_BLOCK_LINES
 
 
@@ -230,7 +233,10 @@ def test_text_before_the_timestamp_does_not_hide_a_complaint() -> None:
 
 
 def test_fatal_kinds() -> None:
-    assert {kind for kind in ComplaintKind if kind.fatal} == {K.OOPS, K.PANIC, K.PAGE_TABLE_CHECK}
+    assert {kind for kind in ComplaintKind if kind.fatal} == {
+        *(K.OOPS, K.PANIC, K.PAGE_TABLE_CHECK, K.KERNEL_BUG, K.GENERAL_PROTECTION, K.DIVIDE_ERROR, K.DOUBLE_FAULT),
+        *(K.STACK_OVERFLOW, K.RUST_PANIC),
+    }
 
 
 def test_a_non_fatal_complaint_leaves_the_scanner_going() -> None:

@@ -6,9 +6,10 @@ from harness.verdict.claims import Claim, ClaimKind, Outcome, Run, ScenarioResul
 from harness.verdict.ktap.parse import KtapOutcome, Report, Test
 from harness.verdict.ktap.parse import parse as parse_ktap
 from harness.verdict.log.complaint_kinds import ComplaintKind
-from harness.verdict.log.complaints import Complaint, Scanner, scan
+from harness.verdict.log.complaints import Complaint
 from harness.verdict.log.lines import message as log_message
 from harness.verdict.log.records import LogPart, LogRecord, parse_log_part
+from harness.verdict.log.scanner import Scanner, scan
 from harness.verdict.log.taint import HARMLESS, Taint
 from harness.verdict.log.taint import added as added_taint
 from harness.verdict.log.taint import alarming as alarming_taint

@@ -84,6 +84,20 @@ def parse(text: str) -> Taint:
     return Taint(int(number))
 
 
+def of_letters(letters: str) -> Taint:
+    """The taints that an oops shows as letters ("G        W"); letters that are unknown here are left out."""
+    taint = Taint(0)
+    for one, (letter, _) in _MEANINGS.items():
+        if letter in letters:
+            taint |= one
+    return taint
+
+
+def letters(taint: Taint) -> str:
+    """The letters that stand for these taints, as the kernel prints them."""
+    return "".join(letter for one, (letter, _) in _MEANINGS.items() if one in taint)
+
+
 def added(before: Taint, after: Taint) -> Taint:
     """The taints that are in `after` but not in `before`."""
     return Taint(int(after) & ~int(before))
