@@ -198,8 +198,8 @@ def test_a_cpu_that_leaves_bits_clear_once_in_twenty_times(misses: list[Bits | N
 
 def test_what_works_and_should_be_known() -> None:
     found = {one.what.partition(",")[0]: one for one in look(FakeLab(device=Device.SHMEM, levels=(Level.PTE,)))}
-    assert found["A and D on the BAR"].state is State.NOTE
-    assert "ivshmem-plain stands in" in found["A and D on the BAR"].found
+    assert found["accessed and dirty bits on the BAR"].state is State.NOTE
+    assert "ivshmem-plain stands in" in found["accessed and dirty bits on the BAR"].found
     assert found["fork"].state is State.NOTE
     assert found["fork"].advice == "try a newer kernel: --kernel"
 

@@ -1,4 +1,4 @@
-"""A and D on the BAR under KVM: what the calibration makes of what it sees, and which device is taken then."""
+"""Accessed and dirty bits on the BAR under KVM: what the calibration concludes, and which device is used then."""
 
 from __future__ import annotations
 

@@ -149,8 +149,8 @@ def check_kvm(lab: Lab) -> Finding:
 
 
 def check_bar(lab: Lab) -> Finding:
-    """The CPU sets A and D in entries of the BAR, every time."""
-    what = f"A and D on the BAR, {BAR_ROUNDS} times"
+    """The CPU sets the accessed and dirty bits in entries of the BAR, every time."""
+    what = f"accessed and dirty bits on the BAR, {BAR_ROUNDS} times"
     with lab.machine(Shape()) as machine:
         device = machine.device
         rounds = [machine.bar_misses() for _ in range(BAR_ROUNDS)]
@@ -165,7 +165,7 @@ def check_bar(lab: Lab) -> Finding:
     if device is not Device.TESTDEV:
         said = f"{device.value} stands in for pci-testdev, and the CPU sets both in entries of its BAR"
         return Finding(what, State.NOTE, said)
-    return Finding(what, State.OK, f"a read sets A, a write sets D, with {device.value}")
+    return Finding(what, State.OK, f"a read sets the accessed bit, a write the dirty bit, with {device.value}")
 
 
 def check_nvme(lab: Lab) -> Finding:
@@ -174,7 +174,7 @@ def check_nvme(lab: Lab) -> Finding:
         top = machine.levels[-1].label
         for case in ("reset", "sleep"):
             machine.seen("device", f"--case={case}", f"--top={top}")
-    return Finding("nvme", State.OK, "reset and D3hot take the leaves and give them back")
+    return Finding("nvme", State.OK, "reset and D3hot zap the leaves, and an access faults them in again")
 
 
 _ANON = ("calibrate", "--memory=anon")
@@ -206,7 +206,7 @@ def checks(lab: Lab) -> list[tuple[str, Callable[[], Finding]]]:
     clones = [(f"clone, {shape}", lambda shape=shape: check_clone(lab, shape)) for shape in SHAPES]
     return [
         ("calibration", lambda: check_calibration(lab)),
-        ("A and D on the BAR", lambda: check_bar(lab)),
+        ("accessed and dirty bits on the BAR", lambda: check_bar(lab)),
         ("fork", lambda: check_fork(lab)),
         *clones,
         ("machines", lambda: check_shapes(lab)),

@@ -4,7 +4,7 @@ Grammar::
 
     fork=fail                                         a scenario, at every level
     fork:pmd=fail                                     at one level, also as 2M
-    fork:pmd:the child's pmd keeps D=fail             one claim; its name may have : and = in it
+    fork:pmd:the child's pmd keeps its dirty bit=fail one claim; its name may have : and = in it
     ./mine/test_mine.py::test_mine:pmd:a claim=skip   the same of a test of the user's own
 """
 
