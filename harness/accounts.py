@@ -1,4 +1,4 @@
-"""Every test that was to run has a result at the end: one that vanished with a killed worker is an error by name."""
+"""Makes sure that every selected test has a result: a test that was lost with a killed worker is an error by name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from harness.selection import own_file
 from harness.verdict import Outcome, ScenarioResult
 
 _KILLED = "its worker process ended while it ran, so there is no verdict; run it alone, without --workers, to see why"
-_SILENT = "it was to run, and nothing was reported of it, so there is no verdict; run it again"
+_SILENT = "it was selected, but nothing was reported about it, so there is no verdict; run it again"
 
 
 class Accounts:
-    """A pytest plugin, in the process that has the reports.
+    """A pytest plugin, in the process that gets all reports.
 
-    :param context: what the tests run on, as far as it is known without a machine.
+    :param context: returns what the tests run on, as far as it is known without a machine.
     :param root: the folder to which the names of the tests are relative.
     """
 
@@ -31,42 +31,42 @@ class Accounts:
         self._scheduled: dict[str, None] = {}
         self._ended: set[str] = set()
         self._unreadable = False
-        self.interrupted = False  # by a person
-        self.stopped = ""  # why it ended before its end, as -x does
-        self.not_run = 0  # for that reason
+        self.interrupted = False  # by the user
+        self.stopped = ""  # why the session ended early, for instance because of -x
+        self.not_run = 0  # number of tests that did not run for that reason
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        """These are to run."""
+        """Note the tests that will run."""
         if not session.config.option.collectonly:
             self._scheduled |= dict.fromkeys(item.nodeid for item in session.items)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be read is told by name, and nothing runs."""
+        """A file that cannot be read is reported by name, and nothing runs."""
         self._unreadable |= report.failed
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
-        """The same of a worker; all have the same."""
+        """Note the tests that will run in a worker; all workers have the same."""
         self._scheduled |= dict.fromkeys(ids)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
-        """A worker was killed; xdist's own report of that has no result."""
+        """A worker was killed. xdist's own report about that has no result."""
         self._lose(crashitem, report, _KILLED)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One phase of one test; what did not pass is its last but for the teardown."""
+        """One phase of one test has ended; after a failure only the teardown follows."""
         if report.when == "call" or not report.passed:
             self._ended.add(report.nodeid)
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        """Ctrl-C; pytest and xdist also end like this by themselves, with subclasses of their own."""
+        """Ctrl-C. pytest and xdist also end like this by themselves (-x), with their own subclasses."""
         self.interrupted = excinfo.type in (KeyboardInterrupt, pytest.exit.Exception)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Who has not reported. Before anybody writes a file."""
+        """Report the tests without a result, before any plugin writes a file."""
         missing = [nodeid for nodeid in self._scheduled if nodeid not in self._ended and not self._unreadable]
         self.stopped = str(session.shouldfail or session.shouldstop or "")
         if self.interrupted or self.stopped:
@@ -81,21 +81,21 @@ class Accounts:
 
     def _lose(self, nodeid: str, report: pytest.TestReport, reason: str) -> None:
         file, _, test = nodeid.partition("::")
-        scenario, level = scenario_and_level(test)  # of a lost test there is only its name
+        scenario, level = scenario_and_level(test)  # only the name of a lost test is known
         result = ScenarioResult(scenario, level, Outcome.ERROR, reason, file=own_file(self._root / file))
         carry(report, Carried(result, self._context()))
 
 
 def keep_worse(by_test: dict[str, ScenarioResult], nodeid: str, result: ScenarioResult) -> None:
-    """Adds a test's result; one of its teardown takes its place, but takes no failure back."""
+    """Add a test's result. The result of its teardown replaces it, unless it is a failure."""
     before = by_test.get(nodeid)
     if before is None:
         by_test[nodeid] = result
-    elif before.outcome is not Outcome.FAILED:  # what the test itself showed stays: claims, observations, known bugs
+    elif before.outcome is not Outcome.FAILED:  # keep what the test itself showed: claims, observations, known bugs
         by_test[nodeid] = replace(before, outcome=result.outcome, was=None, reason=result.reason)
 
 
 def accounts_of(config: Any) -> Accounts | None:
-    """The accounts of a session, None in a worker."""
+    """Return the accounts of a session; None in a worker."""
     plugin = config.pluginmanager.get_plugin("hugepfn-accounts")
     return plugin if isinstance(plugin, Accounts) else None

@@ -18,20 +18,20 @@ class BisectResults:
 
     def __init__(self) -> None:
         self._by_test: dict[str, ScenarioResult] = {}
-        self._no_kernel = ""  # why
+        self._no_kernel = ""  # why there is no kernel to test
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test has ended, or failed in one of its phases."""
         if (carried := carried_by(report)) is not None:
             keep_worse(self._by_test, report.nodeid, carried.result)
             if carried.no_kernel:
-                lines = carried.result.reason.splitlines()[:2]  # the second is the compiler's first
+                lines = carried.result.reason.splitlines()[:2]  # the second one is the compiler's first message
                 self._no_kernel = self._no_kernel or " ".join(line.strip() for line in lines)
 
     def verdict(self, ended: object) -> tuple[BisectVerdict, str]:
-        """The verdict and its reason.
+        """Return the verdict and its reason.
 
-        :param ended: pytest's own exit status; one that says anything but "passed" and "failed" is no verdict.
+        :param ended: pytest's own exit status. Without "passed" or "failed" there is no verdict.
         """
         if self._no_kernel:
             return BisectVerdict.CANNOT_TELL, f"there is no kernel to test: {self._no_kernel}"

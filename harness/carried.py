@@ -1,6 +1,6 @@
-"""The result of a test on its way from the test to whoever shows or writes it: one value per report of pytest.
+"""The result of a test on its way to the plugins that show or write it: one value per report of pytest.
 
-A report carries it as an attribute. Only between xdist's processes is it text, so that what crosses is JSON.
+A report carries it as an attribute. Only between xdist's processes is it JSON.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _ATTRIBUTE = "hugepfn"
 
 @dataclass(frozen=True)
 class Carried:
-    """What a report says of a test."""
+    """What a report says about a test."""
 
     result: ScenarioResult
     context: JsonObject | None = None
-    """What the test ran on, as far as it came; None for a test that is about no machine, which has only an outcome."""
+    """What the test ran on, as far as it got; None for a test without a machine, which has only an outcome."""
     misused: bool = False
-    """What was asked for is the error."""
+    """The user's request is the error."""
     wished: bool = False
-    """The test had another machine than was asked for."""
+    """The test had another machine than the requested one."""
     no_kernel: bool = False
     """There is no kernel to test: it does not build, or it does not boot."""
 
     def to_json(self) -> dict[str, Any]:
-        """This value as a JSON object."""
+        """Return this value as a JSON object."""
         rest: dict[str, Any] = {"context": self.context, "misused": self.misused, "wished": self.wished}
         rest["no_kernel"] = self.no_kernel
         return {"result": self.result.to_json(), **rest}
@@ -55,12 +55,12 @@ class Carried:
 
 
 def carry(report: pytest.TestReport, carried: Carried) -> None:
-    """Attach it to a report."""
+    """Attach a value to a report."""
     setattr(report, _ATTRIBUTE, carried)
 
 
 def carried_by(report: pytest.TestReport) -> Carried | None:
-    """What a report carries; None if that is nothing."""
+    """Return what a report carries; None if it carries nothing."""
     found = getattr(report, _ATTRIBUTE, None)
     return found if isinstance(found, Carried) else None
 
@@ -70,7 +70,7 @@ class Crossing:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_to_serializable(self, report: pytest.TestReport) -> Generator[None, Any, Any]:
-        """In a worker."""
+        """Encode the value, in a worker."""
         data = yield
         if data is not None and (carried := carried_by(report)) is not None:
             data[_ATTRIBUTE] = json.dumps(carried.to_json())
@@ -78,7 +78,7 @@ class Crossing:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_from_serializable(self) -> Generator[None, Any, Any]:
-        """In the controller."""
+        """Decode the value, in the controller."""
         report = yield
         if isinstance(text := getattr(report, _ATTRIBUTE, None), str):
             carry(report, Carried.from_json(json.loads(text)))

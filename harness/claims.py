@@ -1,4 +1,4 @@
-"""The ``claim`` fixture's value: sentences about entries, each kept or broken, none hiding the next."""
+"""The value of the fixture ``claim``: statements about entries. A broken one does not hide the next."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from harness.pagetable import NO_BITS, Bits
 from harness.verdict import Claim, Outcome, mismatch_words, words
 
 _HARNESS = Path(__file__).resolve().parent
-_ROWS_MAX = 4  # entries, for a claim that is about none
+_ROWS_MAX = 4  # number of entries that are shown for a claim that mentions none
 
 
 def is_our_bug(error: BaseException) -> bool:
-    """Whether an assertion is one of hugepfn's own code: that says nothing about the kernel."""
+    """Return whether an assertion in hugepfn's own code failed, which says nothing about the kernel."""
     frames = traceback.extract_tb(error.__traceback__)
     own = bool(frames) and _HARNESS in Path(frames[-1].filename).parents
     return own and isinstance(error, AssertionError) and not isinstance(error, HugepfnError)
 
 
 class Claims:
-    """Collects claims. A broken one is recorded and the test goes on to the next; at its end it fails.
+    """Collects the claims of a test. A broken claim is recorded, the test goes on, and fails at its end.
 
     ::
 
@@ -43,27 +43,31 @@ class Claims:
         early: Callable[[], Bits] = lambda: NO_BITS,
         compared: Callable[[], tuple[object, object] | None] = lambda: None,
     ) -> None:
-        """:param history: the stops so far.
-        :param on_broken: called at each broken claim, while everything is as the claim saw it.
-        :param early: bits that the CPU of this machine may set in an entry that no access needed.
-        :param compared: both sides of the comparison that failed last.
+        """:param history: returns the stops so far.
+        :param on_broken: called at each broken claim, before the test goes on.
+        :param early: returns the bits that the CPU of this machine may set in an entry without an access.
+        :param compared: returns both sides of the comparison that failed last.
         """
         self._history = history
         self._on_broken = on_broken
         self._early = early
         self._compared = compared
-        self._said: dict[int, str] = {}  # by the number of the claim
+        self._said: dict[int, str] = {}  # the words of the assertion, by the number of the claim
         self.made: list[Claim] = []
-        self.failure: BaseException | None = None  # what was raised because claims do not hold: it says nothing else
-        self.ended_by: BaseException | None = None  # what ended a claim, and the test: the claim has its message
+        self.failure: BaseException | None = None  # raised only because claims do not hold
+        self.ended_by: BaseException | None = None  # ended a claim, which has its message, and the test
 
     @contextmanager
     def __call__(self, name: str, by: KernelFunction | str = "", clear: Bits = NO_BITS) -> Iterator[None]:
-        """One claim, as a block of assertions.
+        """Make one claim: a block of assertions, which holds if none of them fails.
 
-        :param by: the kernel function that decides it (harness.kernel_functions), or words for what else does.
-        :param clear: bits of which it says nothing but that they are clear. Where the CPU may have set them by itself,
-            a claim that does not hold cannot be known.
+        An entry that does not exist (NoEntry) breaks the claim, too. A KernelError (the kernel died, a deadline passed)
+        ends the test.
+
+        :param name: the claim as a sentence.
+        :param by: the kernel function that decides it (harness.kernel_functions), or words for what else decides it.
+        :param clear: give these bits if the claim is only that they are clear. If the CPU may set one of them without
+            an access, a claim that does not hold counts as not known.
         """
         decided_by = str(by)
         try:
@@ -99,22 +103,22 @@ class Claims:
 
     @property
     def broken(self) -> list[Claim]:
-        """Those that did not hold."""
+        """The claims that do not hold."""
         return [claim for claim in self.made if claim.outcome is Outcome.FAILED]
 
     @property
     def broken_as_said(self) -> list[tuple[Claim, str]]:
-        """Those, each with what it shows and with the words of the assertion."""
+        """The claims that do not hold, each with its message and the words of the assertion."""
         made = [(one, f"{one.message}\n{self._said.get(number, '')}") for number, one in enumerate(self.made)]
         return [(claim, said) for claim, said in made if claim.outcome is Outcome.FAILED]
 
     @property
     def verdict(self) -> str:
-        """What broke each cause of the broken claims, and the kernel function that decides it; empty where all held."""
+        """The broken claims in words, grouped by cause, with the kernel function that decides; "" if all hold."""
         return "\n".join(words.told(self.made))
 
     def raise_if_broken(self) -> None:
-        """For scripts; the pytest fixture does this by itself.
+        """Raise an error if a claim does not hold: for scripts. In pytest, the test fails without this.
 
         :raises ClaimFailed: a claim does not hold.
         """

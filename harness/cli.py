@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class CommandSection(NamedTuple):
-    """Commands that belong together."""
+    """Commands that belong together in ``hugepfn --help``."""
 
     title: str
     commands: tuple[click.Command, ...]
@@ -43,10 +43,10 @@ class CommandSection(NamedTuple):
 
 
 class _Commands(click.Group):
-    """Our commands. Click would turn any EPIPE or EOFError into exit status 1 or an interrupt."""
+    """hugepfn's commands. Click alone would turn an EPIPE or EOFError into exit status 1 or an interrupt."""
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands in sections, each with an example."""
+        """Write the commands in sections, each with an example."""
         width = max(len(str(command.name)) for section in SECTIONS for command in section.commands)
         for section in SECTIONS:
             rows = [
@@ -58,7 +58,7 @@ class _Commands(click.Group):
                 formatter.write(f"{'':{formatter.current_indent}}Example: {section.example}\n")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Report unexpected errors here, before click takes them for something else."""
+        """Report unexpected errors here, before click handles them."""
         try:
             return super().invoke(ctx)
         except (OSError, EOFError) as error:
@@ -80,18 +80,21 @@ def cli() -> None:
 @tests_argument
 @scenario_options
 @config_options()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results there")
-@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report there")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the results to this file"
+)
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="write a JUnit report to this file")
 @click.option("--keep-vm", is_flag=True, help="keep the machine of a failed test, for `hugepfn shell --kept NAME`")
 @click.option(
-    "--events", type=click.Path(path_type=Path), help="write there what happens, as it happens: docs/events.md"
+    "--events", type=click.Path(path_type=Path), help="write each event to this file as it happens: docs/events.md"
 )
 @click.option("--quiet", "-q", is_flag=True, help="one line per case")
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")
 def run(words: tuple[Selected, ...], config: MachineConfig, events: Path | None, **options: object) -> None:
-    """Run tests on a kernel, and print every entry.
+    """Run tests on a kernel, and print the page-table entries.
 
-    The entries are those at every checkpoint; what failed comes first. Without TEST, only tests that fail show them.
+    The entries are those at every checkpoint. Tests that failed come first. Without TEST, only tests that fail show
+    their entries.
 
     TEST is a scenario (`hugepfn list` names them; without TEST, all of them), optionally at one level: fork, fork:pud.
     Or it is a test file of your own, optionally with one of its tests and a level: ./mine/test_mine.py::test_mine:pud.
@@ -104,7 +107,7 @@ def run(words: tuple[Selected, ...], config: MachineConfig, events: Path | None,
     from harness.campaign.reporter import RunReporter
     from harness.campaign.session import run_session
 
-    # Of this stream, since pytest takes sys.stdout while a test runs.
+    # This stream is kept, because pytest replaces sys.stdout while a test runs.
     console = Console(file=sys.stdout, highlight=False)
     reporter = RunReporter(console, quiet=bool(options["quiet"]), details=bool(words))
     with event_stream.writing(events) as say:
@@ -136,11 +139,21 @@ def kernels(refresh: bool, show_all: bool) -> None:
 @click.command()
 @config_options("kernel", "modules")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="how often each pair is run")
-@click.option("--clones", type=click.IntRange(1), default=50, show_default=True, help="so many in a row")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="keep the figures there")
-@click.option("--builds", metavar="SOURCE", help="CPU seconds of kernel builds instead: debsrc:6.12; takes an hour")
+@click.option(
+    "--clones",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="number of clones that are started one after another",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="write the figures to this file"
+)
+@click.option(
+    "--builds", metavar="SOURCE", help="measure kernel builds of this source instead (debsrc:6.12), for an hour"
+)
 def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | None, builds: str | None) -> None:
-    """Measure hugepfn beside its rivals, in turn, in one run."""
+    """Measure hugepfn and its rivals alternately, in one run."""
     if builds is not None:
         from harness.benchmark.builds import bench_builds
 
@@ -152,10 +165,10 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
 
 
 @click.command()
-@click.option("--missing", is_flag=True, help="print the missing packages, nothing else")
-@click.option("--refresh", is_flag=True, help="try KVM anew; its proof is otherwise kept until the host boots again")
+@click.option("--missing", is_flag=True, help="print only the names of the missing packages")
+@click.option("--refresh", is_flag=True, help="try KVM again; the result is otherwise kept until the host reboots")
 def doctor(missing: bool, refresh: bool) -> None:
-    """Show what is missing on this host, and how to get it."""
+    """Show what is missing on this host, and how to install it."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -210,7 +223,7 @@ for command in (*(command for section in SECTIONS for command in section.command
         is_eager=True,
         expose_value=False,
         callback=_show_log,
-        help="show QEMU's command line and what was cached; -vv: every step of a protocol with its time, too",
+        help="show QEMU's command line and what was cached; -vv also shows every protocol step with its time",
     )(command)
 
 
@@ -219,27 +232,27 @@ def _stderr(line: str) -> None:
 
 
 def _interrupt(_number: int, _frame: object) -> None:
-    """A polite end from outside is Ctrl-C: everything is cleaned up on the way out."""
+    """Treat SIGTERM like Ctrl-C, so that everything is cleaned up."""
     raise KeyboardInterrupt
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The entry point: one line for every error, no traceback, and an exit status of :class:`ExitCode`."""
+    """Run the command: one line for every error, no traceback, and an exit status of :class:`ExitCode`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         handle(number, _interrupt)
     words = list(sys.argv[1:] if argv is None else argv)
     with standard_streams() as stdout:
         status, judged = _run(words)
         if stdout.lost:
-            _stderr(f"standard output cannot be written: {stdout.lost}; what was printed is not complete")
+            _stderr(f"standard output cannot be written: {stdout.lost}; the output is incomplete")
             status, judged = (status or ExitCode.MACHINERY), judged and bool(status)
     if words[:1] == ["check"] and not judged:
-        status = ExitCode.STOP  # git would take 1 to 127 for a bad commit
+        status = ExitCode.STOP  # git takes 1 to 127 for a bad commit
     sys.exit(status)
 
 
 def _usage_error(error: click.ClickException) -> str:
-    """click's message in the shape of ours: one line, with the command that explains more."""
+    """Return click's message in hugepfn's form: one line, with the command that explains more."""
     said = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else "hugepfn"
@@ -247,7 +260,7 @@ def _usage_error(error: click.ClickException) -> str:
 
 
 def _run(words: list[str]) -> tuple[int, bool]:
-    """The exit status of a command, and whether it is its own word: its verdict, or its program's status."""
+    """Run a command; return its exit status, and whether that is its verdict or its program's status, not an error."""
     try:
         status = cli.main(args=words, prog_name="hugepfn", standalone_mode=False)
     except SystemExit as ended:

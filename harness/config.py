@@ -1,4 +1,4 @@
-"""What machine you want, as one value, and every way to say it.
+"""The machine that you want, as one value, and every way to describe it.
 
 The metadata of each field of :class:`MachineConfig` gives the options of the commands (harness/commands/options.py),
 the options and ini settings of pytest (harness/pytest_options.py), the environment variables, the keys of
@@ -21,19 +21,19 @@ _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 class Option(NamedTuple):
-    """How one field is said in words: its metadata, under ``"option"``."""
+    """How one field is written as text: its metadata, under ``"option"``."""
 
     help: str
     metavar: str
-    valid: str  # the valid values, for an error's message
+    valid: str  # the valid values, for error messages
     parse: Callable[[str], Any]  # raises ValueError
     is_valid: Callable[[Any], bool]
-    name: str = ""  # where it is not the field's own
-    default: str = ""  # in words, where the default is not a value
+    name: str = ""  # if it is not the field's own
+    default: str = ""  # in words, if the default is not a value
 
     @property
     def is_flag(self) -> bool:
-        """Whether it is said by --name and --no-name."""
+        """Whether it is an option without a value: --name and --no-name."""
         return self.parse is _flag
 
 
@@ -93,9 +93,9 @@ def _words(what: str) -> dict[str, Option]:
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """One kernel and one machine, before it is known which accelerator runs it.
+    """The requested kernel and machine, before it is known which accelerator runs it.
 
-    :raises UsageError: a value is not valid; names those that are.
+    :raises UsageError: a value is not valid; the message has the valid ones.
     """
 
     kernel: str | None = field(
@@ -132,7 +132,7 @@ class MachineConfig:
     device: str = field(
         default="pci-testdev",
         metadata=_choice(
-            ("pci-testdev", "ivshmem-plain", "nvme"),  # of harness.qemu.spec.Device, which costs --help too much
+            ("pci-testdev", "ivshmem-plain", "nvme"),  # as harness.qemu.spec.Device, whose import slows --help down
             "the device under test; ivshmem-plain has RAM behind its BAR; nvme has reset and power states, but its "
             "machine cannot be cloned and boots each time",
         ),
@@ -165,15 +165,15 @@ class MachineConfig:
         prefix: str = "--",
         ini: Callable[[str], str | None] = lambda _name: None,
     ) -> Self:
-        """What was asked for, from every source: an option, the environment, an ini setting, a pyproject.toml.
+        """Return the requested machine from all sources: options, environment, ini settings, a pyproject.toml.
 
         :param given: the options by field; None for one that was not given. Only these fields are read from elsewhere.
         :param prefix: of the options, for messages; see :meth:`argv`.
-        :param ini: the value that pytest's ini file has under a name; None or empty for none.
-        :raises UsageError: one of the sources has a value that is not valid; says which.
+        :param ini: returns the value that pytest's ini file has under a name; None or "" for none.
+        :raises UsageError: one of the sources has an invalid value; the message says which.
         """
         values: dict[str, Any] = {}
-        source: dict[str, int] = {}  # of each value; a lower number counts more
+        source: dict[str, int] = {}  # of each value; a lower number takes precedence
         table, path = _pyproject(Path.cwd())
         for one in (one for one in fields(cls) if one.name in given):
             name, variable = name_of(one), variable_of(one)
@@ -187,17 +187,17 @@ class MachineConfig:
                 values[one.name] = _from_folder(_value(one, table[name], f"{path}: {name}"), path.parent)
                 source[one.name] = 4
         if source.get("modules", 0) > source.get("kernel", 5):
-            del values["modules"]  # they are of the kernel that is named there, and another one was asked for
+            del values["modules"]  # they belong to the kernel named there, and another one was requested
         if "kernel" in given and values.get("kernel") is None:
-            from harness.kernel import default_kernel  # costs --help too much
+            from harness.kernel import default_kernel  # this import slows --help down
 
             values["kernel"] = default_kernel().spec
         return cls(**values)
 
     def argv(self, prefix: str = "--") -> list[str]:
-        """All of it as options, for a child: also what is the default, since a child reads its own environment.
+        """Return everything as options for a child, including defaults, because a child reads its own environment.
 
-        :param prefix: ``--`` of a command's options, ``--hugepfn-`` of pytest's.
+        :param prefix: ``--`` for a command's options, ``--hugepfn-`` for pytest's.
         """
         words = []
         for one in fields(self):
@@ -210,11 +210,11 @@ class MachineConfig:
         return words
 
     def with_wishes(self, wishes: Mapping[str, Any]) -> Self:
-        """This machine, with at least what a test needs.
+        """Return this machine with at least what a test needs.
 
         :param wishes: ``smp`` (at least so many vCPUs), ``append`` (further words for the kernel command line),
-            ``clone`` (False: boot one of its own), ``device`` (the one under test), ``guest`` (what it has for /).
-        :raises UsageError: something else is wished for.
+            ``clone`` (False for a boot of its own), ``device`` (the one under test), ``guest`` (its root).
+        :raises UsageError: a wish has another name.
         """
         if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device", "guest"}):
             raise UsageError(f"machine({unknown[0]}=...): expected one of: smp, append, clone, device, guest")
@@ -229,29 +229,29 @@ class MachineConfig:
 
 
 def option_of(one: Field[Any]) -> Option:
-    """How a field is said in words."""
+    """Return how a field is written as text."""
     option: Option = one.metadata["option"]
     return option
 
 
 def name_of(one: Field[Any]) -> str:
-    """The name of a field in options and in TOML: "boot-timeout"."""
+    """Return the name of a field in options and in TOML: "boot-timeout"."""
     return option_of(one).name or one.name.replace("_", "-")
 
 
 def variable_of(one: Field[Any]) -> str:
-    """The environment variable of a field: "HUGEPFN_BOOT_TIMEOUT"; in small letters, its ini setting."""
+    """Return the environment variable of a field: "HUGEPFN_BOOT_TIMEOUT"; in lower case, its ini setting."""
     return f"HUGEPFN_{name_of(one).replace('-', '_').upper()}"
 
 
 def default_of(one: Field[Any]) -> str:
-    """The default of a field, in words."""
+    """Return the default of a field, in words."""
     value = one.default
     return option_of(one).default or (str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def table() -> Iterator[str]:
-    """The lines of the table in docs/configuration.md."""
+    """Yield the lines of the table in docs/configuration.md."""
     yield "| option | environment | meaning | default |"
     yield "|---|---|---|---|"
     for one in fields(MachineConfig):
@@ -261,10 +261,10 @@ def table() -> Iterator[str]:
 
 
 def _value(one: Field[Any], said: object, where: str) -> Any:
-    """The value of a field that somebody wrote down; the default where the text is empty.
+    """Return the value of a field from its text; the default if the text is empty.
 
     :param said: a text, or a value of TOML.
-    :param where: where it stands, for the message.
+    :param where: where it comes from, for messages.
     :raises UsageError: it is not valid.
     """
     match said:
@@ -290,9 +290,9 @@ def _check(one: Field[Any], value: Any, where: str) -> Any:
 
 
 def _pyproject(start: Path) -> tuple[Mapping[str, Any], Path]:
-    """The table ``[tool.hugepfn]`` of the nearest pyproject.toml that has one, from a folder upwards; and its path.
+    """Return the table ``[tool.hugepfn]`` of the nearest pyproject.toml that has one, from a folder upwards; its path.
 
-    :raises UsageError: it is not TOML, or has a key that is no option.
+    :raises UsageError: it is not TOML, or has a key that is not an option.
     """
     for path in (folder / "pyproject.toml" for folder in (start, *start.parents)):
         try:
@@ -301,7 +301,7 @@ def _pyproject(start: Path) -> tuple[Mapping[str, Any], Path]:
             continue
         if "tool.hugepfn" not in text:
             continue
-        import tomllib  # few need it
+        import tomllib  # it is rarely needed
 
         try:
             found = tomllib.loads(text).get("tool", {}).get("hugepfn")
@@ -319,7 +319,7 @@ def _pyproject(start: Path) -> tuple[Mapping[str, Any], Path]:
 
 
 def _from_folder(value: Any, folder: Path) -> Any:
-    """A value of a pyproject.toml; a path is relative to its folder."""
+    """Return a value of a pyproject.toml; a path is relative to its folder."""
     if isinstance(value, Path):
         return folder / value.expanduser()
     return str(folder / value) if isinstance(value, str) and value.startswith(("./", "../")) else value

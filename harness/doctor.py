@@ -1,4 +1,4 @@
-"""What this machine lacks, what does not work without it, and the command that mends it."""
+"""What this host lacks, what does not work without it, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RAM_MIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One thing looked at."""
+    """One thing that was examined."""
 
     what: str
     fine: bool
@@ -32,7 +32,7 @@ class Examined:
 
 
 def examine() -> tuple[list[Examined], list[str]]:
-    """Everything looked at, and the packages that are missing, by Debian's names."""
+    """Return everything that was examined, and the packages that are missing, by Debian's names."""
     wanted = [_qemu(need) for need in packages.needs(Part.RUN, *_mirror(), Part.GUEST)]
     missing = [need for need in wanted if _found(need) is None]
     findings = [_examined(need, _found(need)) for need in wanted]
@@ -54,13 +54,13 @@ def _qemu(need: Need) -> Need:
 
 
 def _found(need: Need) -> str | None:
-    if need.name.startswith(PREFIX):  # of HUGEPFN_QEMU; whether the mirror has it, the line of its version says
+    if need.name.startswith(PREFIX):  # HUGEPFN_QEMU=debian:...; the line about its version says whether it exists
         return "fetched from the Debian mirror"
     return packages.find(need)
 
 
 def _mirror() -> tuple[Part, ...]:
-    """Debian's kernels come through apt; elsewhere they are not to be missed."""
+    """Debian's kernels come through apt; on other distributions they are not needed."""
     return (Part.MIRROR,) if packages.manager() is packages.Manager.APT else ()
 
 
@@ -69,7 +69,7 @@ def _examined(need: Need, path: str | None) -> Examined:
 
 
 def _default_kernel() -> Examined:
-    """What runs without ``--kernel``. The running kernel is looked at now, the mirror's when it is asked for."""
+    """Return what runs without ``--kernel``. The running kernel is examined now, the mirror only when it is used."""
     kernel = default_kernel()
     if kernel.spec != "host":
         return Examined("default kernel", True, f"{kernel.spec}, the newest of the Debian mirror")
@@ -77,13 +77,13 @@ def _default_kernel() -> Examined:
 
 
 def _building() -> tuple[Examined, tuple[Need, ...]]:
-    """Whether kernels can be built here; stock kernels need none of it."""
+    """Return whether kernels can be built on this host, which stock kernels do not need."""
     missing = missing_tools()
     ccache = all(packages.find(need) for need in packages.needs(Part.FASTER))
     llvm = not missing_tools(packages.needs(Part.LLVM))
     extra = ", ccache too" * ccache + ", and with --llvm" * llvm
     detail = ", ".join(f"{need.name} ({need.why})" for need in missing)
-    words = f"missing: {detail}" if missing else f"everything is here{extra}"
+    words = f"missing: {detail}" if missing else f"everything is installed{extra}"
     return Examined("to build kernels", not missing, words, required=False), tuple(missing)
 
 

@@ -1,4 +1,4 @@
-"""How an error that nobody expected is told: in one line, never as a traceback with Python's exit status 1."""
+"""Report an unexpected error in one line, never as a traceback with Python's exit status 1."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 def explain(error: BaseException) -> str:
-    """One line for any error: what happened, and what to do.
+    """Return one line for any error: what happened, and what to do.
 
-    The traceback of one that is not ours is kept in the cache folder: nobody wants to repeat an hour's run for it.
+    The traceback of an error that is not a HugepfnError is kept in the cache folder, so that nobody must repeat an
+    hour's run for it.
     """
     if isinstance(error, HugepfnError):
         return str(error)
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return f"this host is out of memory: end something, or ask for fewer --workers; {_kept(error)}"
+        return f"this host is out of memory; end other programs, or use fewer --workers; {_kept(error)}"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"{error.filename or 'a file'} cannot be written: {error.strerror}; free some room"
     if isinstance(error, OSError) and error.errno in _LIMITS:
-        return f"this host is at its limits: {error.strerror}; raise ulimit -n or -u, or end something; {_kept(error)}"
+        limits = f"this host is at its limits: {error.strerror}; raise ulimit -n or -u, or end other programs"
+        return f"{limits}; {_kept(error)}"
     if isinstance(error, FileNotFoundError) and _cwd_is_gone():
         return "the working directory was deleted; change to another one and start again"
     return f"a bug of hugepfn: {_short(error)}; {_kept(error)}"
@@ -39,7 +41,7 @@ def _short(error: BaseException) -> str:
 
 
 def _kept(error: BaseException) -> str:
-    """Where the traceback is, or the traceback itself where it cannot be kept."""
+    """Return where the traceback was kept, or the traceback itself if it cannot be kept."""
     text = "".join(traceback.format_exception(error))
     try:
         path = cache.root() / "traceback.txt"

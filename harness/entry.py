@@ -1,4 +1,4 @@
-"""Where the command starts. Ctrl-C, and an import that fails, end it with one line from the first import on."""
+"""The start of the command. From the first import on, Ctrl-C or a failing import ends it with one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from harness.host.signals import handle
 
-# Of harness.errors.ExitCode, which is not imported yet.
+# From harness.errors.ExitCode, which is not imported yet.
 _MACHINERY, _STOP, _INTERRUPTED = 3, 128, 130
 
 #: New objects between two garbage collections. The imports make several hundred thousand objects that stay until the
@@ -23,7 +23,7 @@ def _leave(_number: int, _frame: object) -> None:
 
 
 def _end(words: str, status: int) -> NoReturn:
-    """Nothing has been started yet, so there is nothing to clean up."""
+    """End at once: nothing was started yet, so there is nothing to clean up."""
     try:
         os.write(2, f"hugepfn: {words}\n".encode())
     finally:
@@ -31,7 +31,7 @@ def _end(words: str, status: int) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """The command ``hugepfn``."""
+    """Run the command ``hugepfn``."""
     handle(signal.SIGINT, _leave)
     gc.set_threshold(_GC_THRESHOLD)
     try:
@@ -40,7 +40,7 @@ def main() -> NoReturn:
         hold_descriptors()
         from harness.cli import main as run
     except Exception as error:
-        status = _STOP if sys.argv[1:2] == ["check"] else _MACHINERY  # git would take 3 for a bad commit
+        status = _STOP if sys.argv[1:2] == ["check"] else _MACHINERY  # git takes 3 for a bad commit
         _end(f"it cannot start: {type(error).__name__}: {error}; install it again with scripts/setup", status)
 
     handle(signal.SIGINT, signal.default_int_handler)

@@ -1,13 +1,13 @@
 """Every error that hugepfn raises on purpose.
 
-One root, four families, and the family decides the exit status of the command (:class:`ExitCode`):
+There is one root with four families. The family decides the exit status of the command (:class:`ExitCode`):
 
-* :class:`UsageError`: the user asked for something that does not exist or makes no sense.
-* :class:`MachineryError`: the driver, QEMU, the network or this host failed; it says nothing about the kernel.
-* :class:`KernelError`: the kernel under test did not boot, died, or never got where it was expected.
-* :class:`ClaimFailed`: the kernel ran, and did something else than a claim or an invariant says.
+* :class:`UsageError`: you asked for something that does not exist or makes no sense.
+* :class:`MachineryError`: hugepfn, QEMU, the network or this host failed, which says nothing about the kernel.
+* :class:`KernelError`: the kernel under test did not boot, died, or did not get to the expected place.
+* :class:`ClaimFailed`: the kernel ran, and a claim or an invariant does not hold.
 
-A message says what happened, what was expected and what to do next.
+A message says what failed, what was expected or the reason, and what to do next.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Self
 class ExitCode(enum.IntEnum):
     """Exit status of the ``hugepfn`` command, and what it means.
 
-    1 is a verdict about a kernel, and nothing else ends with it. Where both are so, a known verdict (1) goes before
-    something that is not known (3). ``exec`` and ``ssh`` end as their program does.
+    1 is a verdict about a kernel, and nothing else has it. A verdict (1) takes precedence over something that is not
+    known (3). ``exec`` and ``ssh`` return the exit status of their program.
     """
 
     meaning: str
@@ -40,35 +40,34 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130, "interrupted"
 
     def __new__(cls, value: int, meaning: str = "") -> Self:
-        """A status and its meaning."""
+        """Make a status with its meaning."""
         member = int.__new__(cls, value)
         member._value_, member.meaning = value, meaning
         return member
 
     def without(self, lost: object) -> ExitCode:
-        """This status, where something besides was lost: a file, a stream, a part of the run."""
+        """Return this status, or MACHINERY if something was lost (a file, a stream); a known verdict (1) stays."""
         return ExitCode.MACHINERY if lost and self is not ExitCode.CLAIM_FAILED else self
 
 
 class HugepfnError(Exception):
-    """Root of every error of hugepfn."""
+    """The root of all errors of hugepfn."""
 
     exit_code: ExitCode = ExitCode.MACHINERY
 
 
 class UsageError(HugepfnError):
-    """What was asked for does not exist or makes no sense."""
+    """You asked for something that does not exist or makes no sense."""
 
     exit_code = ExitCode.USAGE
 
 
 class KernelBuildError(UsageError):
-    """A source that was asked for gives no kernel: it does not compile, or not with the configuration wanted.
+    """A source does not compile, or not with the requested configuration.
 
-    The user's input is at fault, not this machine, and nothing ran: neither a verdict nor a broken driver. A step of a
-    bisection skips such a commit.
+    The source is at fault and not this host, and nothing ran, so there is no verdict. A bisection skips such a commit.
 
-    :ivar log: the build's whole output, None where nothing was built.
+    :ivar log: the whole output of the build; None if nothing was built.
     """
 
     def __init__(self, message: str, log: Path | None = None) -> None:
@@ -77,31 +76,31 @@ class KernelBuildError(UsageError):
 
 
 class MachineryError(HugepfnError):
-    """The driver or this host failed: no verdict about the kernel."""
+    """hugepfn, QEMU, the network or this host failed: no verdict about the kernel."""
 
     exit_code = ExitCode.MACHINERY
 
 
 class PremiseNotMet(MachineryError):
-    """This kernel or machine has not got what a scenario is about: a skip, with the reason. No verdict."""
+    """This kernel or machine does not have what a scenario needs. The scenario is skipped with the reason."""
 
 
 class CannotKnow(PremiseNotMet):
-    """This machine cannot show what a scenario is about, whatever the kernel does: a skip that says so."""
+    """This machine cannot show what a scenario is about, whatever the kernel does. The scenario is skipped."""
 
 
 class CompileError(MachineryError):
-    """A guest program does not compile; the message holds the compiler's first words."""
+    """A guest program does not compile; the message has the compiler's first error."""
 
 
 class ProtocolError(MachineryError):
-    """Host and guest disagree about the words they exchange: a bug of hugepfn, not of the kernel."""
+    """Host and guest disagree about their protocol: a bug of hugepfn or of a guest program, not of the kernel."""
 
 
 class AgentRefused(MachineryError):
     """The agent in the guest could not do what the host asked for.
 
-    :ivar errno: of what failed there, as in :mod:`errno`.
+    :ivar errno: of the call that failed in the guest, as in :mod:`errno`.
     """
 
     def __init__(self, message: str, errno: int) -> None:
@@ -110,11 +109,11 @@ class AgentRefused(MachineryError):
 
 
 class EmulatorError(MachineryError):
-    """QEMU executed something that is not in the guest's memory: not the kernel's fault, and gone the next time."""
+    """QEMU executed instructions that are not in the guest's memory. The kernel is not at fault; try again."""
 
 
 class MachineStopped(MachineryError):
-    """QEMU has stopped the machine by itself, for an internal error of KVM's, for instance."""
+    """QEMU has stopped the machine by itself, for instance because of an internal error of KVM."""
 
 
 class QemuRefused(MachineryError):
@@ -122,11 +121,11 @@ class QemuRefused(MachineryError):
 
 
 class RestoreError(MachineryError):
-    """QEMU does not bring a saved machine back, or cannot save one."""
+    """QEMU cannot restore a saved machine, or cannot save one."""
 
 
 class KernelError(HugepfnError):
-    """The kernel under test did not boot, died, or never got where it was expected."""
+    """The kernel under test did not boot, died, or did not get to the expected place."""
 
     exit_code = ExitCode.CLAIM_FAILED
 
@@ -134,7 +133,7 @@ class KernelError(HugepfnError):
 class BootError(KernelError):
     """The kernel did not reach the agent.
 
-    :ivar exit_status: QEMU's exit status, None while it was still running.
+    :ivar exit_status: QEMU's exit status; None if it was still running.
     :ivar console_tail: the last lines of the kernel log.
     """
 
@@ -149,11 +148,11 @@ class KernelDied(KernelError):
 
 
 class DeadlineError(KernelError):
-    """Something expected of the guest did not happen in time; the message names what and where it stood."""
+    """Something did not happen in the guest in time; the message says what, and where the guest was."""
 
 
 class GuestProgramError(KernelError):
-    """A guest program ended otherwise than it should have: a signal, an exit status, a missing plan."""
+    """A guest program did not pass: a failed test, a signal, an exit status, a missing plan."""
 
 
 class ClaimFailed(HugepfnError, AssertionError):
@@ -163,9 +162,9 @@ class ClaimFailed(HugepfnError, AssertionError):
 
 
 class NoEntry(ClaimFailed):
-    """Nothing is mapped where an entry was asked for.
+    """Nothing is mapped at the place of a requested leaf.
 
-    :ivar offset: in bytes from the start of the mapping.
+    ``checkpoint``, ``process``, ``mapping`` and ``offset`` (in bytes from the start of the mapping) are the place.
     """
 
     def __init__(self, message: str, *, checkpoint: str, process: str, mapping: str, offset: int) -> None:
@@ -177,10 +176,9 @@ class NoEntry(ClaimFailed):
 
 
 class GivenUp(ClaimFailed):
-    """An access of a guest program did not end, and was given up.
+    """An access of a guest program did not end, and was given up: it hangs.
 
-    :ivar access: what the program calls it.
-    :ivar checkpoint: the one that follows it.
+    ``access`` is its name in the program, and ``checkpoint`` the next checkpoint after it.
     """
 
     def __init__(self, message: str, *, access: str, checkpoint: str) -> None:
@@ -190,18 +188,18 @@ class GivenUp(ClaimFailed):
 
 
 class RunBroken(ClaimFailed):
-    """A program's run broke an invariant, or the kernel complained: the run has both as values."""
+    """A run broke an invariant, or the kernel complained; the run has both as values."""
 
 
-#: What a kernel is to blame for. While a machine comes up, either means that the kernel cannot start: ClaimFailed is
-#: raised by the probe.
+#: Errors for which a kernel is to blame. While a machine comes up, either means that the kernel cannot start; the probe
+#: raises ClaimFailed.
 KERNELS_FAULT = (KernelError, ClaimFailed)
 
 
 def did_you_mean(word: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
-    """What follows on a name that does not exist: ``; did you mean 'fork'?``, or ``;`` if nothing comes close.
+    """Return the text after a name that does not exist: ``; did you mean 'fork'?``, or ``;`` if no name is close.
 
-    :param shown: how a name is shown.
+    :param shown: returns how a name is shown.
     """
     close = difflib.get_close_matches(word, list(known), n=2)
     return f"; did you mean {' or '.join(repr(shown(name)) for name in close)}?" if close else ";"

@@ -1,7 +1,7 @@
 """What hugepfn does while you wait, as values: one event per step of fetching, building, waiting and running.
 
-Whoever works calls a :data:`Say` with an event; whoever shows it prints ``str(event)``, or does better for a kind that
-it knows (a bar for :class:`Compiled`). docs/events.md is the format in which events travel between processes.
+The code that works calls a :data:`Say` with each event. The code that shows events prints ``str(event)``, or has a
+better form for some of them (a bar for :class:`Compiled`). docs/events.md describes the format between processes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Note:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Another process has what this one needs."""
+    """Another process holds what this one needs."""
 
     what: str
     """What the other process does: "builds debsrc:6.12"."""
     pid: int | None = None
-    """The other process, if the kernel of this host tells."""
+    """Of the other process, if this host's kernel tells it; otherwise None."""
 
     def __str__(self) -> str:
         return f"waiting for another hugepfn{f' (pid {self.pid})' if self.pid else ''}, which {self.what}"
@@ -61,9 +61,9 @@ class Compiled:
 
     file: str
     files: int
-    """How many are compiled so far."""
+    """The number of files that are compiled so far."""
     most: int | None
-    """How many an earlier build with this configuration compiled at most; None if this is the first one."""
+    """The most files that an earlier build with this configuration compiled; None if this is the first one."""
     elapsed_s: float
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ Say = Callable[[Event], None]
 
 
 def tell(say: Say | None, event: Event) -> None:
-    """Say it, where somebody listens."""
+    """Pass an event to a listener, if there is one."""
     if say is not None:
         say(event)
 
@@ -104,7 +104,7 @@ def _duration(seconds: float) -> str:
 
 
 class Sparing:
-    """Passes events on to a reader of plain lines: none twice, and of :class:`Compiled` one in so many.
+    """Passes events on as plain lines: no event twice, and only every so many :class:`Compiled`.
 
     :param write: called with each line.
     """
@@ -116,7 +116,7 @@ class Sparing:
         self._said: set[Event] = set()
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on, or not."""
+        """Pass an event on, or drop it."""
         if event in self._said or (isinstance(event, Compiled) and event.files % self.EVERY):
             return
         self._said.add(event)

@@ -8,7 +8,7 @@ A scenario names them as values::
     ...
         with claim("the child has the parent's leaf", fn.COPIED_BY[level]):
 
-tests/test_kernel_functions.py holds this module against tests/data/kernel_functions.json, which says in which Debian
+tests/test_kernel_functions.py checks this module against tests/data/kernel_functions.json, which says in which Debian
 sources each function was found. After a change here, and for new sources, run ``make kernel-functions``.
 """
 
@@ -25,21 +25,21 @@ class KernelFunction:
     """A function of the Linux kernel.
 
     ``since`` and ``until`` are series such as "6.12": the first and the last that have it, of those in
-    tests/data/kernel_functions.json. They are None if the first (the last) of all has it. Kernels in between are not
-    known.
+    tests/data/kernel_functions.json. They are None if the first (the last) of all has it. Series that are not in the
+    file are not known.
     """
 
     file: str  # the path in the source tree
     name: str
     since: str | None = None
     until: str | None = None
-    elsewhere: KernelFunction | None = None  # what does the same in series without it: another name, or another file
+    elsewhere: KernelFunction | None = None  # does the same in series without it: has another name or file
 
     def __str__(self) -> str:
         return f"{self.file} {self.name}()"
 
 
-#: What decides a claim about bits that no kernel sets.
+#: Decides a claim about bits that the kernel does not set.
 CPU = "the CPU (SDM volume 3, 4.8)"
 
 pgprot_modify = KernelFunction("arch/x86/include/asm/pgtable.h", "pgprot_modify")
@@ -87,8 +87,8 @@ vfio_pci_mmap_fault = KernelFunction(
 vfio_pci_mmap_huge_fault = KernelFunction(
     "drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_mmap_huge_fault", since="6.12", elsewhere=vfio_pci_mmap_fault
 )
-#: Gone with the handler that fills a whole VMA and keeps a list of the VMAs that it filled. It empties each VMA that a
-#: split makes; at munmap() that is all from the hole on.
+#: It was removed with the handler that fills a whole VMA and keeps a list of the VMAs that it filled. It zaps each VMA
+#: that a split creates; at munmap(), that is everything from the hole on.
 vfio_pci_mmap_open = KernelFunction("drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_mmap_open", until="6.1")
 vfio_pci_runtime_pm_entry = KernelFunction("drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_runtime_pm_entry")
 vfio_pci_runtime_pm_exit = KernelFunction("drivers/vfio/pci/vfio_pci_core.c", "vfio_pci_runtime_pm_exit")
@@ -286,31 +286,31 @@ process_vm_rw_single_vec = KernelFunction("mm/process_vm_access.c", "process_vm_
 mm_find_pmd = KernelFunction("mm/rmap.c", "mm_find_pmd")
 mwriteprotect_range = KernelFunction("mm/userfaultfd.c", "mwriteprotect_range")
 
-#: What copies an entry at fork(). The levels differ: the child's D is cleared at pte and kept above.
+#: Copies an entry at fork(). The levels differ: the child's D is cleared at pte, and kept at pmd and pud.
 COPIED_BY: Mapping[Level, KernelFunction] = {
     Level.PTE: copy_pte_range,
     Level.PMD: copy_huge_pmd,
     Level.PUD: copy_huge_pud,
 }
-#: What handles a fault on a BAR.
+#: Handles a fault on a BAR.
 FAULTED_BY: Mapping[Level, KernelFunction] = {
     Level.PTE: vfio_pci_mmap_fault,
     Level.PMD: vfio_pci_mmap_huge_fault,
     Level.PUD: vfio_pci_mmap_huge_fault,
 }
-#: What a fault on a BAR makes the entry with.
+#: Makes the entry at a fault on a BAR.
 INSERTED_BY: Mapping[Level, KernelFunction] = {
     Level.PTE: insert_pfn,
     Level.PMD: insert_pfn_pmd,
     Level.PUD: insert_pfn_pud,
 }
-#: What mprotect() changes an entry with.
+#: Changes an entry at mprotect().
 CHANGED_BY: Mapping[Level, KernelFunction] = {
     Level.PTE: change_pte_range,
     Level.PMD: change_huge_pmd,
     Level.PUD: change_huge_pud,
 }
-#: What takes a leaf away if only a part of it is meant, since a leaf of device memory cannot be split.
+#: Zaps a leaf of which only a part is to be unmapped or changed, because a leaf of device memory cannot be split.
 SPLIT_BY: Mapping[Level, KernelFunction] = {
     Level.PMD: __split_huge_pmd_locked,
     Level.PUD: __split_huge_pud_locked,
@@ -318,6 +318,6 @@ SPLIT_BY: Mapping[Level, KernelFunction] = {
 
 
 def every_function() -> set[KernelFunction]:
-    """The functions of this module, and what they are called elsewhere."""
+    """Return the functions of this module, including those that do the same in other series."""
     named = {value for value in globals().values() if isinstance(value, KernelFunction)}
     return named | {function.elsewhere for function in named if function.elsewhere is not None}

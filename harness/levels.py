@@ -1,6 +1,6 @@
 """The page-table levels that have leaves, as people name them: by the table, or by the size of the page.
 
-Apart from :mod:`harness.pagetable`, which loads numpy, and ``--help`` does not wait for that.
+This is not in :mod:`harness.pagetable`, because that loads numpy, which takes too long for ``--help``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _LABELS = {size: label for label, size in PAGE_SIZES.items()}
 
 
 def level_label(text: str) -> str:
-    """The label of a level that somebody named: "pmd" for "2M"; what names no level is returned as it is."""
+    """Return the label of a level: "pmd" for "2M". A text that names no level is returned as it is."""
     return _LABELS.get(text.upper(), text)
 
 

@@ -1,8 +1,8 @@
-"""What ``-v`` and ``-vv`` show on standard error: the loggers below "hugepfn". Nothing of it is shown by default.
+"""What ``-v`` and ``-vv`` show on standard error: the loggers below "hugepfn". Nothing is shown by default.
 
-``-v`` (INFO) shows QEMU's command lines, the start of machines, and what the cache had; ``-vv`` (DEBUG) also what a
-cache key is made of, and every step of a protocol with its time: requests to the agent, QMP commands, checkpoints. The
-loggers are ordinary ones, so that pytest's ``--log-cli-level`` and an application's own handlers work as well.
+``-v`` (INFO) shows QEMU's command lines, the start of machines, and what was in the cache. ``-vv`` (DEBUG) also shows
+the parts of each cache key, and every step of a protocol with its time: requests to the agent, QMP commands,
+checkpoints. The loggers are ordinary ones, so pytest's ``--log-cli-level`` and an application's handlers work, too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from harness.printable import printable
 
 ROOT = "hugepfn"
 _LEVELS = (logging.INFO, logging.DEBUG)
-_VARIABLE = "HUGEPFN_LOG"  # tells a child how verbose it is, and where: "2:7"
+_VARIABLE = "HUGEPFN_LOG"  # tells a child its verbosity, and the descriptor for its log: "2:7"
 
 
 class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes one line per record, past whoever has taken sys.stderr (pytest, while a test runs)."""
+    """Writes one line per record, even if something has replaced sys.stderr (pytest, while a test runs)."""
 
     def __init__(self, verbosity: int, descriptor: int) -> None:
         self.verbosity = verbosity
@@ -29,15 +29,15 @@ class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
         super().__init__(os.fdopen(self.descriptor, "w", errors="backslashreplace"))
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line that is safe to print."""
+        """Return the record as one line that is safe to print."""
         text = printable(super().format(record)).replace("\n", "\\n")
         return f"[{record.relativeCreated / 1000:9.3f} {record.name.removeprefix(f'{ROOT}.')}] {text}"
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Nobody reads it any longer; the command goes on to its verdict."""
+        """Ignore that the reader has gone; the command goes on to its verdict."""
 
     def close(self) -> None:
-        """Gives the descriptor back."""
+        """Close the descriptor."""
         with contextlib.suppress(OSError):
             self.stream.close()
         super().close()
@@ -47,7 +47,7 @@ _shown: list[_Lines] = []
 
 
 def show(verbosity: int, descriptor: int = 2) -> None:
-    """Shows the log from now on.
+    """Show the log from now on.
 
     :param verbosity: 0: nothing; 1: INFO; 2 and more: DEBUG.
     :param descriptor: where to write.
@@ -63,7 +63,7 @@ def show(verbosity: int, descriptor: int = 2) -> None:
 
 
 def hide() -> None:
-    """Shows nothing from now on."""
+    """Show nothing from now on."""
     for lines in _shown:
         logging.getLogger(ROOT).removeHandler(lines)
         logging.getLogger(ROOT).setLevel(logging.NOTSET)
@@ -72,12 +72,12 @@ def hide() -> None:
 
 
 def verbosity() -> int:
-    """How much is shown, see :func:`show`."""
+    """Return how much is shown, see :func:`show`."""
     return _shown[0].verbosity if _shown else 0
 
 
 def for_child() -> tuple[dict[str, str], tuple[int, ...]]:
-    """The environment and the descriptors with which a child shows its log where we show ours."""
+    """Return the environment and the descriptors with which a child shows its log where this process does."""
     if not _shown:
         return dict(os.environ), ()
     lines = _shown[0]
@@ -85,18 +85,18 @@ def for_child() -> tuple[dict[str, str], tuple[int, ...]]:
 
 
 def show_as_parent() -> None:
-    """Shows the log where the parent does, if it called :func:`for_child`."""
+    """Show the log where the parent does, if it called :func:`for_child`."""
     said = os.environ.pop(_VARIABLE, "")
     with contextlib.suppress(ValueError, OSError):  # another program's variable, or a descriptor that is closed
         verbosity, descriptor = map(int, said.split(":"))
         show(verbosity, descriptor)
-        if descriptor > 2:  # ours is a duplicate, and hide() shall leave nothing of the parent's open
+        if descriptor > 2:  # show() has duplicated it, and hide() must leave no descriptor of the parent open
             os.close(descriptor)
 
 
 @contextlib.contextmanager
 def timed(log: logging.Logger, what: str, *args: object, level: int = logging.DEBUG) -> Iterator[None]:
-    """Logs a step at its end, with the time that it took, also where it fails.
+    """Log a step when it ends or fails, with the time that it took.
 
     :param what: a format of :meth:`logging.Logger.log`.
     """

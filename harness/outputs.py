@@ -1,8 +1,8 @@
-"""Standard streams and files of results: what cannot be written is noticed, and never looks like a verdict.
+"""Standard streams and files of results: a failure to write is reported, and never looks like a verdict.
 
-A full disk or a closed descriptor must not end a run half way, nor with Python's own exit status 1. So our streams
-drop what they cannot write and remember why; the command says so at its end (:func:`harness.cli.main`). A reader that
-has had enough, as in ``hugepfn run | head -1``, is no error: the run goes on, and its verdict is the exit status.
+A full disk or a closed descriptor must not end a run early, nor with Python's own exit status 1. So these streams drop
+what they cannot write, and remember why; the command reports it at its end (:func:`harness.cli.main`). A reader that
+stops early, as in ``hugepfn run | head -1``, is not an error: the run goes on, and its verdict is the exit status.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:  # slow to import
     from rich.console import Console
     from rich.table import Table
 
-#: This host is at its limits; nobody asked for something wrong.
+#: Errors of a host that is at its limits, in contrast to a wrong request.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Descriptor(io.FileIO):
-    """A descriptor that takes everything: what it cannot write is dropped."""
+    """A descriptor that never fails: what it cannot write is dropped."""
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """All or a part of it; never raises for what the other side does."""
+        """Write all or a part of the data; never raise, whatever the reader does."""
         while self.error is None:
             try:
                 written = super().write(data)
@@ -42,12 +42,12 @@ class _Descriptor(io.FileIO):
             else:
                 if written is not None:
                     return written
-                select.select([], [self], [])  # somebody shares it and has set O_NONBLOCK
+                select.select([], [self], [])  # another process shares it, and has set O_NONBLOCK
         return memoryview(data).nbytes
 
 
 class Output(io.TextIOWrapper):
-    """A text stream to a descriptor, which it owns; what cannot be written or encoded never raises."""
+    """A text stream to a descriptor, which it owns. It never raises for what cannot be written or encoded."""
 
     def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
         self._descriptor = _Descriptor(descriptor, "w")
@@ -56,40 +56,42 @@ class Output(io.TextIOWrapper):
 
     @property
     def lost(self) -> str:
-        """Why something could not be written; "" where all was, or where the reader left before the end."""
+        """Why something could not be written; "" if everything was written, or if the reader stopped early."""
         error = self._descriptor.error
         return "" if error is None or error.errno == errno.EPIPE else str(error.strerror)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Writes bytes that are somebody else's, as they are.
+    """Write bytes of another program as they are.
 
-    :raises OSError: the other side does not take them.
+    :raises OSError: the reader does not take them.
     """
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # somebody shares the terminal or pipe and has set it so
+        except BlockingIOError:  # another process shares the terminal or pipe, and has set O_NONBLOCK
             select.select([], [descriptor], [])
 
 
 def hold_descriptors() -> None:
-    """Opens standard descriptors that the caller closed, before a file of ours gets their numbers.
+    """Open standard descriptors that the caller has closed, before another file gets their numbers.
 
-    Input is then empty, and output fails as it does on a closed descriptor.
+    Input is then empty, and output fails as on a closed descriptor.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, flags), True)  # it gets the lowest free number, which is this one
+            os.set_inheritable(
+                os.open(os.devnull, flags), True
+            )  # open() returns the lowest free number, which is this one
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[Output]:
-    """``sys.stdout`` and ``sys.stderr`` as :class:`Output` while the block runs; the former.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by :class:`Output` while the block runs; yield the former.
 
-    They have descriptors of their own, since pytest takes 1 and 2 while a test runs.
+    They have their own descriptors, because pytest replaces 1 and 2 while a test runs.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
@@ -97,7 +99,7 @@ def standard_streams() -> Iterator[Output]:
             stack.enter_context(Output(os.dup(number), getattr(old, "encoding", None) or "utf-8"))
             for number, old in ((1, sys.stdout), (2, sys.stderr))
         ]
-        if sys.stdin is None:  # Python found it closed
+        if sys.stdin is None:  # it was closed when Python started
             sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout, sys.stderr = ours
         try:

@@ -1,9 +1,9 @@
-"""Text of a guest, a patch or a build, made safe to print: whatever a terminal would obey is shown as its code.
+"""Make text of a guest, a patch or a build safe to print: characters that control a terminal are shown as codes.
 
-A guest can send any bytes: in a KTAP line, a checkpoint's name, the kernel's log. On a terminal an escape sequence
-moves the cursor, sets the clipboard or a title, and a bidirectional override changes what a line seems to say. So such
-text passes through here once, where bytes become text, and everything that shows it later may print it as it is
-(docs/security.md). The streams of ``exec``, ``ssh`` and ``shell`` are a program's own and stay as they are.
+A guest can send any bytes: in a KTAP line, the name of a checkpoint, the kernel log. On a terminal, an escape sequence
+moves the cursor, or sets the clipboard or a title; a bidirectional override changes what a line seems to say. So such
+text passes through this module once, where bytes become text, and can then be printed as it is (docs/security.md). The
+streams of ``exec``, ``ssh`` and ``shell`` belong to a program and are not changed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import codecs
 import re
 
-#: Control characters but newline and tab (C0, DEL, C1); what a terminal or an editor hides, or orders text by (Unicode
-#: "Bidi_Control", zero-width characters, line separators, tags); surrogates, which no stream can encode.
+#: Control characters except newline and tab (C0, DEL, C1); characters that a terminal or an editor hides, or that
+#: change the order of text (Unicode "Bidi_Control", zero-width characters, line separators, tags); surrogates, which
+#: cannot be encoded.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e0fff]"
@@ -27,12 +28,12 @@ def _code(match: re.Match[str]) -> str:
 
 
 def printable(text: str | bytes) -> str:
-    """The text with every character that a terminal might obey as its code: ESC becomes ``\\x1b``.
+    """Return the text with every character that may control a terminal as its code: ESC becomes ``\\x1b``.
 
-    Newlines and tabs stay, and CR LF is a newline. Text that is printable already is returned as it is, so that it may
-    pass through here twice.
+    Newlines and tabs stay, and CR LF becomes a newline. Printable text is returned as it is, so a second call does
+    nothing.
 
-    :param text: bytes are taken as UTF-8; what is not becomes U+FFFD.
+    :param text: bytes are decoded as UTF-8; invalid ones become U+FFFD.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
@@ -44,10 +45,10 @@ class PrintableDecoder:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # carriage returns at the end: a newline may follow
+        self._held = ""  # carriage returns at the end, because a newline may follow
 
     def feed(self, data: bytes) -> str:
-        """The text of the next piece."""
+        """Return the text of the next piece."""
         if not self._held and not data.translate(None, _PLAIN) and self._decoder.getstate() == (b"", 0):
             return data.decode("ascii")  # ten times as fast, and most text is plain
         text = self._held + self._decoder.decode(data)

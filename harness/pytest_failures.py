@@ -27,7 +27,7 @@ _HIDDEN = ("hugepfn", "hugepfn's own frames are hidden; --full-trace shows them"
 
 
 def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
-    """Entries, leaves and bits by the names of their bits; the two sides are kept for the claim that is broken."""
+    """Show entries, leaves and bits by the names of their bits, and keep both sides for the broken claim."""
     config.stash[_COMPARED] = (left, right)
     for kind in (Entry, Leaf, Bits):
         if isinstance(left, kind) and isinstance(right, kind):
@@ -36,7 +36,7 @@ def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, righ
 
 
 def compared(config: pytest.Config) -> tuple[object, object] | None:
-    """Both sides of the comparison that failed last; once."""
+    """Return both sides of the comparison that failed last, the first time it is called."""
     found = config.stash.get(_COMPARED, None)
     if found is not None:
         del config.stash[_COMPARED]
@@ -44,7 +44,7 @@ def compared(config: pytest.Config) -> tuple[object, object] | None:
 
 
 def history_of(machine: VM | None) -> History:
-    """The stops of a test's runs so far."""
+    """Return the stops of a test's runs so far."""
     runs = machine.runs if machine is not None else []
     if not runs:
         return History()
@@ -54,10 +54,10 @@ def history_of(machine: VM | None) -> History:
 
 
 def told(error: BaseException, item: pytest.Item, machine: VM | None, claims: Claims) -> str:
-    """What ended a test outside of its claims, as a claim would tell it; "" where the error's own words say it all.
+    """Return what ended a test outside of its claims, in a claim's form; "" if the error's own message suffices.
 
-    Of an assertion: whose entry it was about, and the statement. Of a kernel that died or hangs: the entries at the
-    last stop, and the claim that the test was on its way to.
+    For an assertion: whose entry it was about, and the statement. For a kernel that died or hangs: the entries at the
+    last stop, and the next claim of the test.
     """
     if isinstance(error, AssertionError) and not isinstance(error, RunBroken):
         mismatch = explain(error, history_of(machine), compared(item.config))
@@ -107,7 +107,7 @@ def show_without_own_source(item: pytest.Item, error: BaseException, report: pyt
 
 
 def in_short(error: HugepfnError, item: pytest.Item) -> str:
-    """What an error says, and the statement of the test at which it was raised."""
+    """Return the message of an error, and the statement of the test at which it was raised."""
     if isinstance(error, AssertionError) and not isinstance(error, RunBroken):
         return told(error, item, None, Claims())
     return "\n".join([f"{type(error).__name__}: {error}", *_statement(error)])
@@ -122,7 +122,7 @@ def _statement(error: BaseException) -> list[str]:
 
 
 def _visible(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback without frames of hugepfn, and without frames of a library that hugepfn called."""
+    """Return a traceback without frames of hugepfn, and without those of a library that hugepfn called."""
     kept, below_ours = [], False
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
@@ -137,7 +137,7 @@ def _visible(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _ends_in_own_frame(error: BaseException) -> bool:
-    """Whether an error was raised by hugepfn, or by a library that hugepfn called."""
+    """Return whether an error was raised by hugepfn, or by a library that hugepfn called."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     while files and is_library(files[-1]):
         files.pop()
@@ -145,7 +145,7 @@ def _ends_in_own_frame(error: BaseException) -> bool:
 
 
 def _decided(item: pytest.Item) -> list[str]:
-    """The kernel functions that the test's marker names."""
+    """Return the line about the kernel functions that the test's marker names."""
     marker = item.get_closest_marker("decided_by")
     named = [one.values() if isinstance(one, Mapping) else (one,) for one in marker.args] if marker is not None else []
     functions = dict.fromkeys(str(function) for several in named for function in several)

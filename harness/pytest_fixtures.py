@@ -1,4 +1,4 @@
-"""pytest's fixtures of hugepfn: ``kernel``, ``vm``, ``live_vm``, ``caps``, ``claim``."""
+"""hugepfn's fixtures for pytest: ``kernel``, ``vm``, ``live_vm``, ``caps``, ``claim``."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ CLAIMS = pytest.StashKey[Claims]()  # of a test
 _LIVE = pytest.StashKey[VM]()
 _BOOT_FAILURES = pytest.StashKey[dict[MachineConfig, list[HugepfnError]]]()
 
-#: A kernel that failed to boot so often in a row is not booted again in this session: the other tests fail at once.
+#: After so many failed boots in a row, a kernel is not booted again in this session, and its other tests fail at once.
 BOOT_ATTEMPTS = 2
 
 
 @pytest.fixture(scope="session")
 def kernel(pytestconfig: pytest.Config) -> KernelImage:
-    """The kernel under test, fetched if need be."""
+    """The kernel under test, a :class:`harness.kernel.image.KernelImage`; it is fetched or built if necessary."""
     if _LIVE in pytestconfig.stash:
         return pytestconfig.stash[_LIVE].kernel
     return preparation.resolve(config_of(pytestconfig), say_of(pytestconfig))
 
 
 def set_machine(config: pytest.Config, machine: VM) -> None:
-    """Tests run on this machine, and boot none."""
+    """Let tests run on this machine, and boot none."""
     config.stash[_LIVE] = machine
 
 
 def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]:
-    """The machine that lives, where it is one that the test can have."""
+    """Yield the live machine if it has what the test wants; otherwise skip the test."""
     machine = request.config.stash[_LIVE]
     spec = machine.spec
     if wanted.smp > spec.smp:
@@ -81,7 +81,7 @@ def _boot(request: pytest.FixtureRequest, image: KernelImage, config: MachineCon
 
 
 def _config_for(item: pytest.Item) -> MachineConfig:
-    """What was asked for, and what the test's ``machine`` marker wants beside it."""
+    """Return the requested machine, with what the test's ``machine`` marker wants in addition."""
     config = config_of(item.config)
     marker = item.get_closest_marker("machine")
     return config.with_wishes(marker.kwargs) if marker is not None else config
@@ -89,7 +89,10 @@ def _config_for(item: pytest.Item) -> MachineConfig:
 
 @pytest.fixture
 def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
-    """A freshly booted kernel, the test's own. Guest programs are looked for beside the test first."""
+    """A freshly booted machine for this test alone, a :class:`vm.VM`. Guest programs beside the test come first.
+
+    The test is skipped if the kernel cannot have a leaf of the test's level, or this host cannot have the machine.
+    """
     # Only a test that takes the level as an argument is about a pfnmap's leaf of that level.
     level = request.getfixturevalue("level") if "level" in request.fixturenames else Level.PTE
     if reason := probe_image(kernel).why_not(level):
@@ -110,7 +113,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
 
 
 def _booted(request: pytest.FixtureRequest, kernel: KernelImage, config: MachineConfig) -> Iterator[VM]:
-    """A machine; of one that this host cannot give the test is skipped, with the reason."""
+    """Yield a machine; if this host cannot have it, skip the test with the reason."""
     try:
         yield from _boot(request, kernel, config)
     except PremiseNotMet as error:
@@ -119,19 +122,19 @@ def _booted(request: pytest.FixtureRequest, kernel: KernelImage, config: Machine
 
 @pytest.fixture(scope="module")
 def live_vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
-    """A booted kernel that the tests of a module share."""
+    """A booted machine, a :class:`vm.VM`, that the tests of a module share."""
     yield from _boot(request, kernel, config_of(request.config))
 
 
 @pytest.fixture
 def caps(vm: VM) -> Capabilities:
-    """What the kernel under test can do, as probed."""
+    """What the kernel under test can do, as probed: :class:`harness.verdict.capabilities.Capabilities`."""
     return vm.caps
 
 
 @pytest.fixture
 def claim(request: pytest.FixtureRequest) -> Claims:
-    """``with claim("what holds", by=FUNCTION): assert ...``, see :class:`harness.claims.Claims`."""
+    """Makes claims, see :class:`vm.Claims`: ``with claim("what holds", by=FUNCTION): assert ...``."""
     claims = Claims(
         lambda: history_of(request.node.stash.get(MACHINE, None)),
         lambda: _failed(request.node),
@@ -143,20 +146,20 @@ def claim(request: pytest.FixtureRequest) -> Claims:
 
 
 def _early(item: pytest.Item) -> Bits:
-    """What the CPU of the test's machine may set in an entry by itself."""
+    """Return the bits that the CPU of the test's machine may set in an entry without an access."""
     machine = item.stash.get(MACHINE, None)
     return machine.caps.early if machine is not None and machine.probed else NO_BITS
 
 
 def _failed(item: pytest.Item) -> None:
-    """A claim is broken; the processes that it is about still wait at their checkpoint."""
+    """Report a broken claim while the processes that it is about still wait at their checkpoint."""
     machine = item.stash.get(MACHINE, None)
     if machine is not None and machine.on_failure is not None:
         machine.on_failure(machine)
 
 
 def _keep(item: pytest.Item, machine: VM) -> None:
-    """--hugepfn-keep-vm: saves the machine under the scenario's name."""
+    """Save the machine under the scenario's name (--hugepfn-keep-vm)."""
     machine.on_failure = None  # once
     if reason := machine.spec.why_not_saved:
         say_of(item.config)(Note(f"the machine of {item.name} is not kept: {reason}"))
@@ -164,7 +167,7 @@ def _keep(item: pytest.Item, machine: VM) -> None:
     name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, (scenario_of(item), level_of(item))))).strip("-")
     try:
         machine.keep(name, item.nodeid)
-    except HugepfnError as error:  # the verdict is not about that
+    except HugepfnError as error:  # it does not change the verdict
         say_of(item.config)(Note(f"the machine of {item.name} is not kept: {error}"))
     else:
         say_of(item.config)(Note(f"kept the machine of {item.name}; look inside with: hugepfn shell --kept {name}"))

@@ -1,4 +1,4 @@
-"""pytest's options of hugepfn, and what they say: which machine, how strict, and where progress lines go."""
+"""hugepfn's options for pytest: which machine, which tests, how strict; and where progress lines go."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from harness.selection import LEVELS
 
 PREFIX = "--hugepfn-"
 
-#: What a test may be marked with, as ``pytest --markers`` shows it.
+#: The markers of a test, as ``pytest --markers`` shows them.
 MARKERS = (
-    "levels(*names): run once per page-table level: pte, pmd, pud",
-    "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what a test needs",
-    "waive(*names, reason): invariants that need not hold in this test; the reason is printed",
-    "decided_by(*functions): the kernel's functions, of harness.kernel_functions",
+    "levels(*names): run the test once per page-table level (pte, pmd, pud), which it gets as the argument level",
+    "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what the test needs: "
+    "at least so many vCPUs, words for the kernel command line, a boot of its own (clone=False), a device, a root",
+    "waive(*names, reason): invariants, by name, that need not hold in this test; the reason is printed",
+    "decided_by(*functions): the kernel functions that decide the test, values of harness.kernel_functions",
 )
 
 EXPECT_HELP = (
     "how a test or one of its claims is to end: TEST[:LEVEL][:CLAIM]=pass|fail|skip; what ends so does not count; "
-    "may be given again"
+    "may be repeated"
 )
-EXPECT_FILE_HELP = "a file of such expectations, one a line, comments from # on; may be given again"
+EXPECT_FILE_HELP = "a file of such expectations, one per line, comments from # on; may be repeated"
 
 _CONFIG = pytest.StashKey[MachineConfig]()
 _SAY = pytest.StashKey[Say]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options, all with our prefix; those of the machine are ini settings as well."""
+    """Add the options, all with hugepfn's prefix. Those of the machine are also ini settings."""
     group = parser.getgroup("hugepfn", "kernel page tables under test (hugepfn)")
     add = group.addoption
     for one in fields(MachineConfig):
@@ -45,15 +46,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         text = f"{option.help} (default: {default_of(one)})"
         if option.is_flag:
             add(f"{PREFIX}{name}", action="store_true", default=None, dest=dest, help=text)
-            add(f"{PREFIX}no-{name}", action="store_false", default=None, dest=dest, help="the contrary")
+            opposite = f"the opposite of {PREFIX}{name}"
+            add(f"{PREFIX}no-{name}", action="store_false", default=None, dest=dest, help=opposite)
         else:
             add(f"{PREFIX}{name}", metavar=option.metavar, dest=dest, help=text)
         parser.addini(variable_of(one).lower(), text, default=None)
     levels = {"choices": LEVELS, "type": level_label, "action": "append"}
-    add("--hugepfn-level", **levels, help="only this level, also as 4K, 2M or 1G; may be given again")
+    add("--hugepfn-level", **levels, help="only this level, also as 4K, 2M or 1G; may be repeated")
     words = "NAME[:LEVEL] or FILE[::TEST][:LEVEL]"
-    add("--hugepfn-scenario", metavar="TEST", action="append", help=f"only this test: {words}; may be given again")
-    add("--hugepfn-json", metavar="FILE", type=Path, help="write the results there")
+    add("--hugepfn-scenario", metavar="TEST", action="append", help=f"only this test: {words}; may be repeated")
+    add("--hugepfn-json", metavar="FILE", type=Path, help="write the results to this file, see docs/results.md")
     add(
         "--hugepfn-keep-vm",
         action="store_true",
@@ -62,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--hugepfn-bisect", action="store_true", help="end with the exit status that `git bisect run` expects")
     add("--hugepfn-expect", metavar="TEST[:CLAIM]=OUTCOME", action="append", help=EXPECT_HELP)
     add("--hugepfn-expect-file", metavar="FILE", type=Path, action="append", help=EXPECT_FILE_HELP)
-    add("--hugepfn-strict", action="store_true", help="a precondition that is not met fails the test")
+    add("--hugepfn-strict", action="store_true", help="fail a test whose precondition is not met")
 
 
 def _dest(name: str) -> str:
@@ -70,9 +72,9 @@ def _dest(name: str) -> str:
 
 
 def config_of(config: pytest.Config) -> MachineConfig:
-    """The machine that was asked for.
+    """Return the requested machine.
 
-    :raises pytest.UsageError: a value is not valid; says where it stands.
+    :raises pytest.UsageError: a value is not valid; the message says where it comes from.
     """
     if _CONFIG not in config.stash:
         given = {one.name: config.getoption(_dest(one.name)) for one in fields(MachineConfig)}
@@ -84,18 +86,18 @@ def config_of(config: pytest.Config) -> MachineConfig:
 
 
 def past_capture(config: pytest.Config) -> contextlib.AbstractContextManager[None]:
-    """A block in which standard error is the terminal's."""
+    """Return a block in which standard error is not captured."""
     capture = config.pluginmanager.getplugin("capturemanager")
     return capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext()
 
 
 def say_of(config: pytest.Config) -> Say:
-    """Where progress goes: the terminal itself, past pytest's capture."""
+    """Return where progress goes: to standard error, past pytest's capture."""
     if _SAY in config.stash:
         return config.stash[_SAY]
 
     def write(line: str) -> None:
-        if hasattr(config, "workerinput"):  # of xdist: the workers would all say the same
+        if hasattr(config, "workerinput"):  # all workers of xdist would print the same
             return
         with past_capture(config):
             print(f"hugepfn: {line}", file=sys.stderr, flush=True)
@@ -106,7 +108,7 @@ def say_of(config: pytest.Config) -> Say:
 
 
 def set_progress(config: pytest.Config, say: Say) -> None:
-    """Sends progress elsewhere."""
+    """Send progress elsewhere."""
     config.stash[_SAY] = say
 
 

@@ -1,8 +1,8 @@
 """hugepfn for pytest: fixtures ``kernel``, ``vm``, ``live_vm``, ``caps``, ``claim``; options ``--hugepfn-*``.
 
-A test that takes ``vm`` gets a freshly booted kernel. ``@pytest.mark.levels("pte", "pmd", "pud")`` runs it once a
-level, given as the argument ``level``; a level that this kernel cannot have is skipped with the reason, before
-anything is booted where the kernel's files tell.
+A test that takes ``vm`` gets a freshly booted kernel. ``@pytest.mark.levels("pte", "pmd", "pud")`` runs it once per
+level, which it gets as the argument ``level``. A level that this kernel cannot have is skipped with the reason; nothing
+is booted if the kernel's files show it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.bisect import BisectVerdict
 from harness.verdict.expected.judge import held
 
-#: Hooks and fixtures that live beside this module, which is the plugin's entry point.
+#: Hooks and fixtures from other modules; this one is the plugin's entry point.
 __all__ = ["caps", "claim", "kernel", "live_vm", "vm"]
 __all__ += ["pytest_addoption", "pytest_assertrepr_compare", "pytest_collection_modifyitems", "pytest_generate_tests"]
 
@@ -71,13 +71,13 @@ _VERBOSITY = "hugepfn_verbosity"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The markers, and the collector of results."""
+    """Register the markers, and the plugins that collect the results."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if verbosity := getattr(config, "workerinput", {}).get(_VERBOSITY, 0):
         with past_capture(config):
             logs.show(verbosity)
-    config_of(config)  # what is not valid is one line, and nothing is run
+    config_of(config)  # an invalid value is one line, and nothing runs
     try:
         said = read(config.getoption("hugepfn_expect") or (), config.getoption("hugepfn_expect_file") or ())
     except UsageError as error:
@@ -87,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Crossing(), "hugepfn-crossing")
         accounts = Accounts(lambda: context_of(config_of(config), None, None), config.rootpath)
         config.pluginmanager.register(Results(config, accounts), "hugepfn-results")
-        if not hasattr(config, "workerinput"):  # the last to come is asked first
+        if not hasattr(config, "workerinput"):  # pytest calls the plugin that was registered last first
             config.pluginmanager.register(accounts, "hugepfn-accounts")
             if config.getoption("hugepfn_bisect"):
                 config.pluginmanager.register(BisectResults(), BISECT)
@@ -100,7 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
-    """With --hugepfn-bisect, the exit status of the session is the one that git expects."""
+    """With --hugepfn-bisect, end the session with the exit status that git expects."""
     if not config.getoption("hugepfn_bisect"):
         return (yield)
     try:
@@ -119,12 +119,12 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """A worker of xdist shows its log as we do."""
+    """Let a worker of xdist show its log as this process does."""
     node.workerinput[_VERBOSITY] = logs.verbosity()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Kernel, accelerator and QEMU, as far as they are known without fetching or booting anything."""
+    """Show kernel, accelerator and QEMU, as far as they are known without fetching or booting anything."""
     asked = config_of(config)
     try:
         release = kernel_of(asked).resolve(offline=True).release
@@ -142,7 +142,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """A test whose claims did not all hold fails when it has said everything."""
+    """Fail a test with broken claims when it has made all its claims."""
     try:
         result = yield
     except PremiseNotMet as unmet:
@@ -150,7 +150,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         _unmet(pyfuncitem.config, str(unmet), unmet)
         raise
     except pytest.skip.Exception:
-        _fail_if_broken(pyfuncitem)  # what was broken before the skip stays broken
+        _fail_if_broken(pyfuncitem)  # a skip does not hide broken claims
         raise
     _fail_if_broken(pyfuncitem)
     return result
@@ -192,7 +192,7 @@ def pytest_runtest_makereport(
     no_kernel = call.when == "setup" and isinstance(error, (KernelBuildError, *KERNELS_FAULT))
     carry(report, Carried(result, _context(item), isinstance(error, UsageError), wished, no_kernel))
     _tell_pytest(result, report)
-    if result.outcome is Outcome.FAILED:  # our own words need no traceback
+    if result.outcome is Outcome.FAILED:  # these words need no traceback
         report.longrepr = "\n".join(words.failed(result))
     elif isinstance(error, HugepfnError):
         report.longrepr = in_short(error, item)
@@ -219,13 +219,13 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     claims = item.stash[_CLAIMS] if _CLAIMS in item.stash else Claims()
     machine = item.stash.get(_MACHINE, None)
     runs = machine.runs if machine is not None else []
-    called = runs if report.when == "call" else []  # the end of a teardown is no verdict on them
+    called = runs if report.when == "call" else []  # a teardown gives no verdict on them
     made = list(claims.made)
     outcome, reason = outcome_of(error, report), reason_of(claims, error)
     if outcome is Outcome.FAILED and error is not None and reason:
         reason = told(error, item, machine, claims) or reason
     if wrong := [one for run in runs for one in run.uncalibrated]:
-        # What was read is not what the tables hold, so nothing that was claimed of it is known.
+        # What was read is not what the tables contain, so no broken claim about it is known.
         if outcome is Outcome.FAILED and isinstance(error, AssertionError | pytest.fail.Exception):
             outcome, reason = Outcome.ERROR, words.uncalibrated(wrong[0])
         made = [replace(one, outcome=Outcome.ERROR) if one.outcome is Outcome.FAILED else one for one in made]

@@ -1,4 +1,4 @@
-"""What became of the tests: each one's result, what it ran on, and the file that holds them all."""
+"""The results of the tests: each one's result, what it ran on, and the file with all of them."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from harness.verdict.known_bugs import Failure, FailureKind, KnownBug, judge
 from harness.verdict.seen import Facts
 
 LOG_LINES_MAX = 400
-#: Whether tests that use no machine have results too: in a session of ours, whose every test was asked for.
+#: Whether tests that use no machine have results, too, as in hugepfn's own sessions, whose tests were all requested.
 EVERY_TEST = pytest.StashKey[bool]()
 WAIVED_PROPERTY = "waived"  # for people who read a JUnit file
 
 
 def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
-    """Whose fault it is: the kernel's (failed), or everybody else's (error)."""
+    """Return whether the kernel is at fault (failed) or something else (error)."""
     if error is None:
         return Outcome.PASSED
     if report.skipped:
@@ -50,12 +50,12 @@ def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcom
 
 
 def observations_of(machine: VM) -> tuple[Observation, ...]:
-    """Everything that was seen in a machine's life."""
+    """Return everything that was seen in all runs of a machine."""
     return tuple(one for run in machine.runs for at in run.snapshots for one in at.observations())
 
 
 def invariants_of(machine: VM) -> Claim:
-    """The invariants of every stop and the kernel log, as one claim of each scenario."""
+    """Return the invariants of every stop and the kernel log, as one claim of each scenario."""
     troubles = [run.kernel_troubles() for run in machine.runs]
     broken = any(run.broken for run in machine.runs) or any(one.found for one in troubles)
     unknown = any(one.gap for one in troubles) and not broken
@@ -65,9 +65,9 @@ def invariants_of(machine: VM) -> Claim:
 
 
 def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
-    """The kernel's log since the first guest program began, a line each; of a kernel that did not boot, its last words.
+    """Return the lines of the kernel log since the first guest program started; the last lines if it did not boot.
 
-    A log longer than LOG_LINES_MAX has its middle left out: what began it and what ended it are at its ends.
+    The middle of a log with more than LOG_LINES_MAX lines is left out.
     """
     if isinstance(error, BootError):
         lines = error.console_tail.splitlines()
@@ -82,15 +82,15 @@ def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
 
 
 def reason_of(claims: Claims, error: BaseException | None) -> str:
-    """What ended the test; "" where that is its claims, which say it themselves."""
+    """Return what ended the test; "" if its claims did, which have their own messages."""
     return "" if error is None or error is claims.failure else str(getattr(error, "msg", None) or error)
 
 
 def failures_of(claims: Claims, machine: VM | None, error: BaseException | None) -> list[Failure]:
-    """Each thing that went wrong, once: broken claims, broken invariants, the kernel log, what ended the run."""
+    """Return each thing that went wrong, once: broken claims, broken invariants, the kernel log, what ended the run."""
     runs = machine.runs if machine is not None else []
     seen = [Failure(FailureKind.INVARIANT, one.message, one.invariant.id) for run in runs for one in run.broken]
-    if not isinstance(error, KernelDied):  # its message has the log's first complaint already
+    if not isinstance(error, KernelDied):  # its message already has the log's first complaint
         for troubles in (run.kernel_troubles() for run in runs):
             seen += [Failure(FailureKind.KERNEL_LOG, line) for line in troubles.complaints]
             seen += [Failure(FailureKind.TAINT, str(troubles.taint.name))] if troubles.taint else []
@@ -104,14 +104,14 @@ def failures_of(claims: Claims, machine: VM | None, error: BaseException | None)
 def held_against_ledger(
     result: ScenarioResult, failures: Sequence[Failure], ledger: Sequence[KnownBug], facts: Facts, release: str
 ) -> ScenarioResult:
-    """The result, with what the list of known bugs says of it.
+    """Return the result with what the list of known bugs says about it.
 
-    :param facts: which kernels were seen to have the bugs.
+    :param facts: the kernels that were seen with each bug.
     :param release: of this kernel; "" if it is not known.
     """
     if result.outcome not in (Outcome.PASSED, Outcome.FAILED) or bool(failures) != (result.outcome is Outcome.FAILED):
         return result
-    scenario = result.scenario.partition("[")[0]  # a bug is of the scenario, whatever its parameters
+    scenario = result.scenario.partition("[")[0]  # known bugs do not depend on parameters
     finding = judge(ledger, scenario, result.level, failures, facts, release)
     if not finding.known:
         return replace(result, fixed_bugs=finding.fixed, returned_bugs=finding.returned)
@@ -120,7 +120,7 @@ def held_against_ledger(
 
 
 def context_of(config: MachineConfig, image: KernelImage | None, machine: VM | None) -> dict[str, object]:
-    """What a test ran on, as far as it came."""
+    """Return what a test ran on, as far as it got."""
     described: dict[str, object] = {"spec": config.kernel, "release": None, "config_hash": None, "tree": None}
     if image is not None:
         described = {
@@ -156,11 +156,11 @@ class Results:
 
     @property
     def results(self) -> tuple[ScenarioResult, ...]:
-        """One of each test, in the order in which they ended."""
+        """One result per test, in the order in which the tests ended."""
         return tuple(self._by_test.values())
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One phase of one test."""
+        """Collect one phase of one test."""
         carried = carried_by(report)
         context = carried.context if carried is not None else None
         if carried is None or (context is None and not self._config.stash.get(EVERY_TEST, False)):
@@ -168,16 +168,16 @@ class Results:
         keep_worse(self._by_test, report.nodeid, carried.result)
         if context is None:
             return
-        # Of the machine that was asked for, rather than of one that a single test wished for.
+        # Prefer the requested machine to another one that a single test wanted.
         rank = (bool(context["capabilities"]), not carried.wished, bool(context["qemu"]))
         if rank >= self._context_rank:
             self.context, self._context_rank = context, rank
 
-    @pytest.hookimpl(tryfirst=True)  # whoever else writes a file may fail
+    @pytest.hookimpl(tryfirst=True)  # other plugins that write files may fail
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Writes --hugepfn-json; of a session that ended before its end, it says so.
+        """Write the file of --hugepfn-json, which also says if the session ended early.
 
-        Where it cannot, the session has not failed as one with a failed test has: pytest's status 3, unless it is 1.
+        If that fails, pytest's exit status becomes 3, unless it is 1: no test has failed because of it.
         """
         path = self._config.getoption("hugepfn_json")
         if path is None or hasattr(self._config, "workerinput"):
@@ -195,6 +195,6 @@ class Results:
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """In a session that is not ours, nobody else says it."""
+        """Report that the file could not be written. hugepfn's own sessions do that themselves."""
         if self.trouble:
             terminalreporter.write_line(f"hugepfn: {self.trouble}", red=True)

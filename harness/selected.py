@@ -16,20 +16,20 @@ from typing import Self
 from harness.errors import UsageError, did_you_mean
 from harness.levels import PAGE_SIZES, checked_level
 
-#: The name of a test file ends in .py, and nothing follows, or a colon.
+#: A word with a test file: the file's name ends in .py, and then nothing or a colon follows.
 _WITH_FILE = re.compile(r"(?P<file>.+?\.py)(?:::(?P<test>.*?))?(?::(?P<level>[^:\]]*))?")
 _SHOWN_MAX = 10
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Some tests of a file, or a scenario by its name. With all three values it is one test."""
+    """Some tests of a file, or a scenario by its name. With all three values, it is one test."""
 
     file: Path | None = None
-    """The test file, absolute; None: wherever the scenario is."""
+    """The absolute path of the test file; None for a scenario, wherever it is."""
     scenario: str = ""
-    """The name of a test as results have it: without ``test_``, with its class (``TestIt::keeps``) and with the
-    parameters other than the level (``keeps[thp]``). "" for every test of the file."""
+    """The name of a test as in results: without ``test_``, with its class (``TestIt::keeps``) and with its parameters
+    other than the level (``keeps[thp]``); "" for every test of the file."""
     level: str | None = None
     """"pte", "pmd" or "pud"; None for all."""
 
@@ -42,24 +42,24 @@ class Selected:
         if with_file := _WITH_FILE.fullmatch(word):
             file, level = Path(os.path.abspath(with_file["file"])), with_file["level"]  # noqa: PTH100 - as pytest does it
             if not file.is_file():
-                raise UsageError(f"{with_file['file']}: no such file")
+                raise UsageError(f"{with_file['file']}: no such file; expected a test file")
             if with_file["test"] is None:
                 return cls(file, "", _checked(word, level))
             scenario, of_test = scenario_and_level(with_file["test"])
             return cls(file, scenario, _checked(word, level) or of_test)
         if "/" in word or Path(word).suffix in (".c", ".py"):
-            raise UsageError(f"{word}: not a test file, whose name ends in .py, as in mine/test_mine.py::test_mine:pud")
+            raise UsageError(f"{word}: not a test file; expected a name in .py, as in mine/test_mine.py::test_mine:pud")
         name, colon, level = word.partition(":")
         return cls(None, name, _checked(word, level if colon else None))
 
     def __str__(self) -> str:
-        """The word that means this."""
+        """Return the word that selects the same."""
         test = f"::{_with_prefix(self.scenario)}" if self.scenario else ""
         place = self.scenario if self.file is None else f"{self.file}{test}"
         return f"{place}:{self.level}" if self.level is not None else place
 
     def matches(self, test: Selected) -> bool:
-        """Whether it selects this one test."""
+        """Return whether this selects a test."""
         whole = test.scenario == self.scenario
         part = test.scenario.startswith((f"{self.scenario}[", f"{self.scenario}::"))  # a parameter; a class
         return (
@@ -72,7 +72,7 @@ def _checked(word: str, level: str | None) -> str | None:
 
 
 def scenario_and_level(test: str) -> tuple[str, str | None]:
-    """The scenario and the level of a test, of pytest's name for it: ``TestIt::test_keeps[thp-pud]``."""
+    """Return the scenario and the level of a test from pytest's name for it: ``TestIt::test_keeps[thp-pud]``."""
     name, bracket, parameters = test.rstrip("]").partition("[")
     *classes, function = name.split("::")
     scenario = "::".join([*classes, function.removeprefix("test_")])
@@ -84,7 +84,7 @@ def scenario_and_level(test: str) -> tuple[str, str | None]:
 
 
 def _with_prefix(scenario: str) -> str:
-    """pytest's name for a test or a class."""
+    """Return pytest's name for a test or a class."""
     plain, bracket, parameters = scenario.partition("[")
     *classes, function = plain.split("::")
     prefix = "" if function.startswith("Test") else "test_"
@@ -94,8 +94,8 @@ def _with_prefix(scenario: str) -> str:
 def check_selects(words: Iterable[Selected], known: Sequence[Selected]) -> None:
     """Refuse a word that selects nothing.
 
-    :param known: every test there is.
-    :raises UsageError: names what comes close to the word.
+    :param known: all tests.
+    :raises UsageError: a word selects nothing; the message has close names.
     """
     for word in words:
         if not any(word.matches(test) for test in known):
@@ -121,7 +121,7 @@ def _selects_nothing(word: Selected, known: Sequence[Selected]) -> str:
 
 
 def shown(word: Selected) -> str:
-    """The word, its path as short as it can be."""
+    """Return the word, with a path as short as possible."""
     with contextlib.suppress(ValueError):
         return str(word if word.file is None else replace(word, file=word.file.relative_to(Path.cwd())))
     return str(word)

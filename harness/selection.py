@@ -1,4 +1,4 @@
-"""Which tests run: once per page-table level, and only what was asked for; and what is known of them beforehand."""
+"""Which tests run: once per page-table level, and only the selected ones; and what is known about them beforehand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = LEAF_LABELS
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test a level."""
+    """Make one test per level."""
     marker = metafunc.definition.get_closest_marker("levels")
     if marker is None or "level" not in metafunc.fixturenames:
         return
@@ -28,14 +28,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def check_levels(item: pytest.Item) -> None:
-    """Refuses a level that does not exist. Not while pytest collects: that would be a traceback through pytest."""
+    """Refuse a level that does not exist. During collection this would be a traceback through pytest."""
     marker = item.get_closest_marker("levels")
     if marker is not None and (not marker.args or not set(marker.args) <= set(LEVELS)):
         raise pytest.UsageError(f"{item.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}")
 
 
 def check_waivers(item: pytest.Item) -> None:
-    """Refuses a waiver of no invariant, one without a reason, and one that nothing would read."""
+    """Refuse a waiver without an invariant, without a reason, or for a test without a machine."""
     for marker in item.iter_markers("waive"):
         names = [one.value for one in Invariant]
         unknown = [name for name in marker.args if name not in names]
@@ -50,36 +50,36 @@ def check_waivers(item: pytest.Item) -> None:
 
 
 def wanted_waivers(item: pytest.Item) -> dict[Invariant, str]:
-    """The invariants that need not hold in a test, each with the reason that the test gives."""
+    """Return the invariants that need not hold in a test, each with the reason that the test gives."""
     return {Invariant(name): str(one.kwargs["reason"]) for one in item.iter_markers("waive") for name in one.args}
 
 
 def has_machine(item: pytest.Item) -> bool:
-    """Whether a test is about a kernel."""
+    """Return whether a test uses a machine."""
     return not {"vm", "live_vm"}.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def scenario_of(item: pytest.Item) -> str:
-    """A test's scenario: its name without ``test_``, with its class and with its parameters other than the level."""
+    """Return a test's scenario: its name without ``test_``, with its class and its parameters other than the level."""
     name = item.nodeid.partition("::")[2]
-    if level_of(item) is None and "[" in name:  # no parameter of its is the level, whatever it is called
+    if level_of(item) is None and "[" in name:  # none of its parameters is the level, whatever their values
         plain, _, parameters = name.partition("[")
         return f"{scenario_and_level(plain)[0]}[{parameters}"
     return scenario_and_level(name)[0]
 
 
 def own_file(file: Path | None) -> str:
-    """The file of a test of the user's own; "" for hugepfn's scenarios."""
+    """Return the path of a user's own test file; "" for hugepfn's scenarios."""
     return "" if file is None or file.parent == guest_tests_dir() else str(file)
 
 
 def selected_by(item: pytest.Item) -> Selected:
-    """What selects this test alone."""
+    """Return what selects only this test."""
     return Selected(item.path, scenario_of(item), level_of(item))
 
 
 def level_of(item: pytest.Item) -> str | None:
-    """The level a test is about: its parameter, or the only one its marker names."""
+    """Return the level that a test is about: its parameter, or the only one that its marker names."""
     callspec = getattr(item, "callspec", None)
     if callspec is not None and isinstance(callspec.params.get("level"), Level):
         return str(callspec.params["level"].label)
@@ -88,7 +88,7 @@ def level_of(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """--hugepfn-level and --hugepfn-scenario."""
+    """Deselect tests by --hugepfn-level and --hugepfn-scenario."""
     for item in items:
         check_levels(item)
         check_waivers(item)
@@ -118,7 +118,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @functools.cache
 def ledger_of(folder: Path) -> tuple[KnownBug, ...]:
-    """The known bugs of the scenarios in a folder: its ``known_bugs.toml``, if it has one.
+    """Return the list of known bugs of the scenarios in a folder: its ``known_bugs.toml``, or empty.
 
     :raises UsageError: it cannot be read.
     """
@@ -128,7 +128,7 @@ def ledger_of(folder: Path) -> tuple[KnownBug, ...]:
 
 @functools.cache
 def facts_of(folder: Path) -> Facts:
-    """Which kernels were seen to have them: the folder's ``known_bugs_seen.toml``; nothing where it has none.
+    """Return the kernels that were seen with each known bug: the folder's ``known_bugs_seen.toml``, or empty.
 
     :raises UsageError: it cannot be read.
     """

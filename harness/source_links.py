@@ -1,6 +1,6 @@
-"""Where the kernel functions of claims are: the line in the tree that was built, and an address on a web site.
+"""Links to the kernel functions of claims: the line in the tree that was built, and an address on a web site.
 
-Nothing is fetched. A line is known only for a kernel that was built from source here, from the very tree.
+Nothing is fetched. A line is known only for a kernel that was built here from exactly this tree.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _RELEASE = re.compile(r"(\d+\.\d+)(?:\.(\d+))?(?:-(rc\d+))?")
 
 @dataclass(frozen=True)
 class SourceSite:
-    """A web site with the kernel's source, or an editor that has an address scheme.
+    """A web site with the kernel's source, or an editor with an address scheme.
 
     ``url`` is the base of an Elixir site, whose search for an identifier is then used, or an address with fields:
     ``{version}`` (v6.12.118), ``{file}``, ``{line}`` and ``{function}``.
 
-    :raises UsageError: it is not an address, or has other fields.
+    :raises UsageError: url is not an address, or has other fields.
     """
 
     url: str = DEFAULT_SITE
@@ -54,7 +54,7 @@ class SourceSite:
             )
 
     def address(self, version: str, file: str, line: int | None, function: str) -> str:
-        """The address of a function; "" if a field of it is not known for this kernel."""
+        """Return the address of a function; "" if a field of the address is not known for this kernel."""
         if "{" not in self.url:
             return f"{self.url.rstrip('/')}/{version or 'latest'}/A/ident/{quote(function)}"
         known = {"version": version, "file": quote(file), "line": line or "", "function": quote(function)}
@@ -66,9 +66,9 @@ ELIXIR = SourceSite()
 
 
 class KernelSource:
-    """The source of one kernel, as far as it is here.
+    """The source of one kernel, if it is on this host.
 
-    :param kernel: what a run's context says of the kernel: ``spec``, ``release``, ``tree``.
+    :param kernel: what a run's context says about the kernel: ``spec``, ``release``, ``tree``.
     """
 
     def __init__(self, kernel: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class KernelSource:
         return f"v{series}" + (f"-{candidate}" if candidate else f".{patch}" if patch and patch != "0" else "")
 
     def locate(self, said: str, site: SourceSite) -> tuple[str, str] | None:
-        """How to show the function that decides a claim, and its address; None if no function is named."""
+        """Return the words for the function that decides a claim, and its address; None if no function is named."""
         named = _NAMED.fullmatch(said)
         if named is None:
             return None
@@ -111,7 +111,7 @@ class KernelSource:
 
     @functools.cache  # noqa: B019 - it lives as long as one page is written
     def _text(self, file: str) -> str:
-        with contextlib.suppress(HugepfnError):  # a page without lines is better than none
+        with contextlib.suppress(HugepfnError):  # a page without line numbers is better than none
             if self._tree:
                 return BuiltSource.parse(self._spec).recipe.origin.slot.text(self._tree, file)
         return ""
@@ -129,7 +129,7 @@ def _with_elsewhere(function: KernelFunction) -> Iterator[KernelFunction]:
 
 
 def functions_of(kernel: dict[str, Any], said: Iterable[str], site: SourceSite) -> dict[str, tuple[str, str]]:
-    """Each function that claims name, with how to show it and its address."""
+    """Return each function that claims name, with its words and its address."""
     source = KernelSource(kernel)
     found = {words: source.locate(words, site) for words in sorted(set(said))}
     return {words: located for words, located in found.items() if located is not None}

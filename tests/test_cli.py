@@ -278,7 +278,7 @@ def test_a_line_of_a_table_does_not_end_in_blanks(hugepfn: Command) -> None:
         (KeyError("typo"), "a bug of hugepfn: KeyError: 'typo' (test_cli.py:"),
         (EOFError(), "a bug of hugepfn: EOFError (test_cli.py:"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "a bug of hugepfn: BrokenPipeError: [Errno 32]"),
-        (MemoryError(), "this host is out of memory: end something, or ask for fewer --workers"),
+        (MemoryError(), "this host is out of memory; end other programs, or use fewer --workers"),
         (OSError(errno.EMFILE, "Too many open files"), "this host is at its limits: Too many open files"),
     ],
 )

@@ -50,7 +50,7 @@ def test_what_a_word_means(file: Path, word: str, scenario: str, level: str | No
         ("fork:", "no page-table level ''; the levels are pte, pmd, pud"),
         ("mine/test_mine.py::test_mine:p4d", "no page-table level 'p4d'"),
         ("mine/test_mnie.py::test_mine", "mine/test_mnie.py: no such file"),
-        ("./mine", "./mine: not a test file, whose name ends in .py"),
+        ("./mine", "./mine: not a test file; expected a name in .py"),
         ("mine.c", "mine.c: not a test file"),
     ],
 )

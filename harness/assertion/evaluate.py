@@ -1,8 +1,8 @@
-"""Evaluate a part of a failed assertion once more, as far as that cannot change anything.
+"""Evaluate a part of a failed assertion once more, if that has no effect.
 
-Only names, constants, operators, comprehensions, and the attributes and methods of values that never change are
-evaluated: the frozen dataclasses of this package, and what Python has. A call of anything else, ``guest.until(...)`` or
-a function of the test, is not repeated.
+Only names, constants, operators, comprehensions, and the attributes and methods of immutable values are evaluated: the
+frozen dataclasses of this package, and Python's own. Any other call, such as ``guest.until(...)`` or a function of the
+test, is not repeated.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
 
 
 class NotKnown(Exception):
-    """The value cannot be had without repeating what may have an effect."""
+    """The value cannot be computed without a call that may have an effect."""
 
 
 def names_in(frame: FrameType) -> Names:
-    """What the names in a frame stand for."""
+    """Return the values of the names in a frame."""
     return ChainMap(dict(frame.f_locals), frame.f_globals, dict(_FUNCTIONS))
 
 
 def evaluate(node: ast.expr, names: Names) -> Any:
-    """The value of an expression.
+    """Return the value of an expression.
 
-    :raises NotKnown: it cannot be had without an effect, or it raises an error.
+    :raises NotKnown: it cannot be computed without an effect, or it raises an error.
     """
     try:
         return _evaluate(node, names)
@@ -74,15 +74,15 @@ def evaluate(node: ast.expr, names: Names) -> Any:
 
 
 def bindings(comprehension: ast.ListComp | ast.SetComp | ast.GeneratorExp, names: Names) -> Iterator[Names]:
-    """The names at each turn of a comprehension.
+    """Yield the names in each iteration of a comprehension.
 
-    :raises NotKnown: what it goes through cannot be had without an effect.
+    :raises NotKnown: what it iterates over cannot be computed without an effect.
     """
     yield from _bindings(comprehension.generators, names)
 
 
 def is_constant(value: object) -> bool:
-    """Whether a value is one of ours that never changes."""
+    """Return whether a value is an immutable one of this package."""
     kind = type(value)
     frozen = dataclasses.is_dataclass(kind) and getattr(kind, "__dataclass_params__").frozen  # noqa: B009
     return kind.__module__.startswith("harness.") and (frozen or isinstance(value, enum.Enum))

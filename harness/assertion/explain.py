@@ -1,6 +1,6 @@
-"""What a failed assertion was about, as a value: read from its source and from the values that its names stand for.
+"""Explain a failed assertion as a value, from its source and from the values of its names.
 
-pytest says which values were compared. This says whose entry it was, at which checkpoint, and which bits differ.
+pytest says which values were compared. This module says whose entry it was, at which checkpoint, and which bits differ.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _NONE: tuple[object, ...] = (None, (), [])
 
 
 def explain(error: AssertionError, history: History, compared: tuple[Any, Any] | None = None) -> Mismatch | None:
-    """What was expected and what was found.
+    """Return what was expected and what was found.
 
     :param compared: both sides of the comparison that failed, as pytest saw them.
-    :returns: None where the assertion is about something that cannot be looked at again.
+    :returns: None if the assertion cannot be evaluated again.
     """
     found = _told_by(error)
     failed = failed_assert(error.__traceback__) if found is None else None
@@ -50,14 +50,14 @@ def _told_by(error: AssertionError) -> Mismatch | None:
 
 
 class _Explainer:
-    """Goes through the condition of an assertion, down to the part that decided it."""
+    """Follows the condition of an assertion down to the part that decided it."""
 
     def __init__(self, history: History, compared: tuple[Any, Any] | None) -> None:
         self._history = history
         self._compared = compared
 
     def of(self, failed: ast.Assert, names: Names) -> Mismatch:
-        """Why an assertion does not hold, and what the test says of that."""
+        """Return why an assertion does not hold, with the message of the assert statement."""
         note = value_of(failed.msg, names, "") if failed.msg is not None else ""
         found = self.truth(failed.test, names, True) or self._whole(failed.test, names)
         if not isinstance(note, str) or note in ("", found.got):
@@ -67,7 +67,7 @@ class _Explainer:
         return replace(found, note=note)
 
     def _whole(self, test: ast.expr, names: Names) -> Mismatch:
-        """Of a condition that cannot be taken apart: the condition, and the entries that it mentions."""
+        """Return, for a condition that cannot be taken apart, the condition and the entries that it mentions."""
         expected, got = "false" if isinstance(test, ast.UnaryOp) else "true", "false"
         if isinstance(test, ast.UnaryOp):
             test, got = test.operand, "true"
@@ -77,7 +77,7 @@ class _Explainer:
         return Mismatch(Subject.OTHER, name, expected, got, entry, reference, frozenset({name}))
 
     def truth(self, node: ast.expr, names: Names, wanted: bool) -> Mismatch | None:
-        """Why a condition is not as wanted."""
+        """Return why a condition is not as wanted; None if it is."""
         match node:
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return self.truth(operand, names, not wanted)
@@ -129,7 +129,7 @@ class _Explainer:
             return Mismatch(Subject.BITS, got.name, *values, entry, wrong=frozenset({signed}))
         if isinstance(op, (ast.Eq | ast.Is) if wanted else (ast.NotEq | ast.IsNot)):
             return self._unequal(left, right, got, expected, names)
-        sign = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}.get(type(op), "something else than")
+        sign = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}.get(type(op), "another value than")
         return self._of_entry(Subject.PART, left, names, f"{sign} {word_of(expected)}", word_of(got))
 
     def _unequal(self, left: ast.expr, right: ast.expr, got: Any, expected: Any, names: Names) -> Mismatch | None:
@@ -166,7 +166,7 @@ class _Explainer:
         got: str,
         others: Sequence[Leaf | Entry] = (),
     ) -> Mismatch:
-        """A part of an entry, or, where no entry is mentioned, of what the program reported."""
+        """Return a mismatch about a part of an entry or, if no entry is mentioned, about what the program reported."""
         owners = self._mentioned(node, names)
         if owners:
             entry = self._history.seen(owners[0], count_of(node, names))
@@ -210,7 +210,7 @@ class _Explainer:
     ) -> Mismatch:
         entry = self._history.seen(owners[0]) if owners else None
         reference = self._history.seen(others[0]) if others else None
-        if changed and entry is not None:  # the bits that changed are compared, not those that are set
+        if changed and entry is not None:  # the test compares the bits that changed, not those that are set
             differing = (got ^ expected).names()
             wrong = {f"{'+' if name in entry.bits else '-'}{name}" for name in differing}
             return Mismatch(Subject.OTHER, "changed bits", *_words(expected, got), entry, reference, frozenset(wrong))
@@ -232,14 +232,14 @@ class _Explainer:
         return Mismatch(Subject.ENTRY, "", *_words(then, now), entry, reference, frozenset(wrong or {"raw"}))
 
     def _present(self, found: Leaf | Sequence[Leaf] | None, place: Place) -> Mismatch:
-        """There are entries where none is expected, or none where there should be one."""
+        """Return a mismatch about entries that are there but not expected, or the other way round."""
         leaves = (found,) if isinstance(found, Leaf) else tuple(found or ())
         if not leaves:
             return _presence(False, absent(place))
         return _presence(True, self._history.seen(leaves[0], neighbours(leaves)), len(leaves))
 
     def _mentioned(self, node: ast.AST, names: Names) -> list[Leaf | Entry]:
-        """The entries that an expression is about, in its order."""
+        """Return the entries that an expression mentions, in order."""
         if isinstance(node, ast.expr):
             value = value_of(node, names)
             if isinstance(value, Leaf) or (isinstance(value, Entry) and self._history.place_of(value)):
@@ -260,7 +260,7 @@ def _presence(there: bool, entry: EntrySeen, many: int = 1) -> Mismatch:
 
 
 def _first_difference(got: Any, expected: Any) -> tuple[Leaf | Entry, Leaf | Entry] | None:
-    """The first entries that differ of two lists of the same length."""
+    """Return the first pair that differs in two lists of entries of the same length."""
     if not (isinstance(got, list | tuple) and isinstance(expected, list | tuple) and len(got) == len(expected)):
         return None
     pairs = ((one, other) for one, other in zip(got, expected, strict=True) if one != other)

@@ -1,4 +1,4 @@
-"""The stops of a run so far: whose an entry is, and what it was before."""
+"""The stops of a run so far: whose entry it is, and what it was before."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from harness.verdict.mismatch import EntrySeen, Mismatch, Place
 
 
 def seen(one: Leaf | Entry, place: Place | None, count: int = 1) -> EntrySeen:
-    """A leaf or an entry as a claim shows it."""
+    """Return a leaf or an entry as a claim shows it."""
     entry = one.entry if isinstance(one, Leaf) else one
     return EntrySeen(entry.level.label, entry.raw, entry.bits.names(), place, count)
 
 
 def absent(place: Place) -> EntrySeen:
-    """A place at which there is no entry."""
+    """Return a place at which there is no entry."""
     return EntrySeen("none", 0, (), place)
 
 
@@ -28,17 +28,17 @@ class History:
 
     stops: Sequence[Snapshot] = ()
     earlier: Sequence[Snapshot] = ()
-    """Those of the runs before, in which an entry may have been seen as well."""
+    """The stops of earlier runs of the same test, whose entries the test may also use."""
     result: RunResult | None = None
     """How the program ended, if it has."""
 
     @property
     def checkpoint(self) -> str:
-        """The last one; "" before the first."""
+        """The last checkpoint; "" before the first."""
         return self.stops[-1].checkpoint if self.stops else ""
 
     def place_of(self, one: Leaf | Entry) -> Place | None:
-        """Where it was seen. Equal entries are told apart by their identity, which a snapshot keeps."""
+        """Return where an entry was seen. Equal entries are distinguished by their identity as objects."""
         for at in (*reversed(self.stops), *self.earlier):
             for process in at:
                 for name, view in process.mappings.items():
@@ -48,18 +48,18 @@ class History:
         return None
 
     def seen(self, one: Leaf | Entry, count: int = 1) -> EntrySeen:
-        """It, with its place if that is known."""
+        """Return an entry, with its place if that is known."""
         return seen(one, self.place_of(one), count)
 
     def complete(self, mismatch: Mismatch) -> Mismatch:
-        """With what the stops before tell: since when it is so, and what the entry was before."""
+        """Return a mismatch with what earlier stops tell: since when it is so, and what the entry was before."""
         entry = mismatch.entry
         if entry is None or entry.place is None:
             return mismatch
         index = self._index(entry.place)
         if index is None:
             return mismatch
-        if mismatch.reference is not None:  # it may have changed at any stop since that
+        if mismatch.reference is not None:  # it may have changed at any stop after that one
             first = index
             while first and _is_so(self.at(first - 1, entry.place), mismatch):
                 first -= 1
@@ -68,7 +68,7 @@ class History:
         return replace(mismatch, reference=self._before(index, entry.place))
 
     def at(self, index: int, place: Place) -> EntrySeen | None:
-        """What was at a place at a stop; None if the process or its mapping was not there."""
+        """Return what was at a place at a stop; None if the process or its mapping did not exist."""
         stop = self.stops[index]
         if place.process not in stop or place.mapping not in stop[place.process].mappings:
             return None
@@ -77,17 +77,17 @@ class History:
         return absent(here) if leaf is None else seen(leaf, here)
 
     def reported(self, name: str) -> tuple[str, str]:
-        """The checkpoints before and after the program reported a value."""
+        """Return the checkpoints before and after the program reported a value."""
         return self.result.checkpoints_around(name) if self.result is not None else ("", "")
 
     def around(self, mismatch: Mismatch, limit: int) -> list[EntrySeen]:
-        """The entries at the stop that a value belongs to; of its process, if it names one."""
+        """Return the entries at the stop that a value belongs to; only those of its process, if its name has one."""
         stop = next((at for at in reversed(self.stops) if at.checkpoint == (mismatch.after or mismatch.before)), None)
         named = [process for process in stop or () if mismatch.name.startswith(f"{process.name}-")]
         return _rows(named or stop or (), limit)
 
     def last(self, limit: int) -> list[EntrySeen]:
-        """The entries at the last stop."""
+        """Return the entries at the last stop."""
         return _rows(self.stops[-1] if self.stops else (), limit)
 
     def _index(self, place: Place) -> int | None:
@@ -95,7 +95,7 @@ class History:
         return next((one for one in places if self.stops[one].checkpoint == place.checkpoint), None)
 
     def _before(self, index: int, place: Place) -> EntrySeen | None:
-        """At the stop before; of a process that is new, the same byte of the mapping it was copied from."""
+        """Return the entry at the previous stop; for a new process, the same byte of the mapping that was copied."""
         if not index:
             return None
         if (own := self.at(index - 1, place)) is not None:
@@ -105,7 +105,7 @@ class History:
 
 
 def _rows(processes: Iterable[ProcessView], limit: int) -> list[EntrySeen]:
-    """The entries of processes, equal neighbours as one."""
+    """Return the entries of processes, with equal neighbours as one."""
     found: list[EntrySeen] = []
     for process in processes:
         for name, view in process.mappings.items():
@@ -120,7 +120,7 @@ def _rows(processes: Iterable[ProcessView], limit: int) -> list[EntrySeen]:
 
 
 def neighbours(leaves: Sequence[Leaf]) -> int:
-    """How many of the first leaves are next to each other, of one level and with the same bits."""
+    """Return how many of the first leaves are neighbours of one level with the same bits."""
     first = leaves[0]
     for number, leaf in enumerate(leaves):
         same = leaf.level is first.level and leaf.bits == first.bits
@@ -134,7 +134,7 @@ def _offset(view: MappingView, leaf: Leaf) -> int:
 
 
 def _is_so(one: EntrySeen | None, mismatch: Mismatch) -> bool:
-    """Whether the entry was as wrong at another stop."""
+    """Return whether an entry of another stop is wrong in the same way."""
     if one is None or mismatch.entry is None:
         return False
     if one.level == "none" or mismatch.entry.level == "none":

@@ -1,4 +1,4 @@
-"""What the source of a test says: the statement that failed, and what its expressions are about."""
+"""The source of a test: the statement that failed, and what its expressions are about."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LOOKS = ("leaf", "find_leaf", "leaves")
 
 
 class _Unknown:
-    """Stands for a value that cannot be had."""
+    """Stands for a value that cannot be computed."""
 
 
 UNKNOWN = _Unknown()
 
 
 def value_of(node: ast.expr, names: Names, default: Any = UNKNOWN) -> Any:
-    """The value of an expression, or the default where it cannot be had."""
+    """Return the value of an expression, or the default if it cannot be computed."""
     try:
         return evaluate(node, names)
     except NotKnown:
@@ -39,14 +39,14 @@ def value_of(node: ast.expr, names: Names, default: Any = UNKNOWN) -> Any:
 
 
 def is_leaf(value: Any) -> bool:
-    """A leaf, or several."""
+    """Return whether a value is a leaf, or several leaves."""
     return isinstance(value, Leaf) or (
         isinstance(value, tuple | list) and bool(value) and all(isinstance(one, Leaf) for one in value)
     )
 
 
 def failed_assert(trace: TracebackType | None) -> tuple[ast.Assert, Names] | None:
-    """The assert statement that ended a traceback, and what its names stand for."""
+    """Return the assert statement at the end of a traceback, and the values of its names."""
     last = list(traceback.walk_tb(trace))[-1:]
     for frame, line in last:
         for node in ast.walk(_tree(frame)):
@@ -56,9 +56,9 @@ def failed_assert(trace: TracebackType | None) -> tuple[ast.Assert, Names] | Non
 
 
 def next_claim(error: BaseException, claims: object) -> tuple[str, str] | None:
-    """The claim that follows the statement at which an error ended a test: its name, and what decides it.
+    """Return the claim after the statement at which an error ended a test: its name, and what decides it.
 
-    :param claims: what the test makes its claims with.
+    :param claims: the test's value of the fixture ``claim``.
     """
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if is_ours(frame.f_code.co_filename):
@@ -74,14 +74,14 @@ def next_claim(error: BaseException, claims: object) -> tuple[str, str] | None:
 
 
 def _function_at(tree: ast.Module, line: int) -> ast.AST:
-    """The innermost function that has a line."""
+    """Return the innermost function that contains a line."""
     functions = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef)]
     around: list[ast.AST] = [one for one in functions if one.lineno <= line <= (one.end_lineno or line)]
     return (around or [tree])[-1]
 
 
 def _tree(frame: FrameType) -> ast.Module:
-    """The source of a frame's file; empty where it cannot be read."""
+    """Return the source of a frame's file; empty if it cannot be read."""
     linecache.checkcache(frame.f_code.co_filename)
     try:
         return ast.parse("".join(linecache.getlines(frame.f_code.co_filename)))
@@ -90,24 +90,24 @@ def _tree(frame: FrameType) -> ast.Module:
 
 
 def is_ours(filename: str) -> bool:
-    """Whether a source file is part of hugepfn."""
+    """Return whether a source file is part of hugepfn."""
     return _HARNESS in Path(filename).parents
 
 
 def is_library(filename: str) -> bool:
-    """Whether a source file is part of Python or of an installed package."""
+    """Return whether a source file is part of Python or of an installed package."""
     return filename.startswith(_LIBRARIES)
 
 
 def source_of(error: BaseException) -> str:
-    """File and line of the test's statement that failed, and the statement; "" if the error comes from no test."""
+    """Return the test's statement that failed, with file and line; "" if the error does not come from a test."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not is_ours(frame.filename) and not is_library(frame.filename)]
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def looked_at(node: ast.expr, names: Names) -> Place | None:
-    """Where ``process.leaf(mapping, offset)`` and the like look."""
+    """Return the place at which ``process.leaf(mapping, offset)`` and similar calls look."""
     for call in ast.walk(node):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in _LOOKS:
             view = value_of(call.func.value, names)
@@ -118,7 +118,7 @@ def looked_at(node: ast.expr, names: Names) -> Place | None:
 
 
 def count_of(node: ast.expr, names: Names) -> int:
-    """Of how many equal neighbours an expression about several leaves speaks."""
+    """Return the number of equal neighbours in an expression about several leaves."""
     if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp):
         leaves = value_of(node.generators[0].iter, names)
         return neighbours(leaves) if leaves is not UNKNOWN and is_leaf(leaves) else 1
@@ -126,7 +126,7 @@ def count_of(node: ast.expr, names: Names) -> int:
 
 
 def part_name(node: ast.expr) -> str:
-    """The name of what is compared: ``level`` of ``read.level``, and of ``[leaf.level for leaf in leaves]``."""
+    """Return the name of what is compared: ``level`` for ``read.level`` and ``[leaf.level for leaf in leaves]``."""
     match node:
         case ast.Attribute(attr=name):
             return _PART.get(name, name)
@@ -137,7 +137,7 @@ def part_name(node: ast.expr) -> str:
 
 
 def reported(node: ast.expr, names: Names) -> str:
-    """The name of the program's value that an expression reads; "" if it reads none."""
+    """Return the name of the program's value that an expression reads; "" if it reads none."""
     for part in ast.walk(node):
         match part:
             case ast.Call(func=ast.Attribute(attr="faults"), args=[name, *_]):

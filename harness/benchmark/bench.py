@@ -1,4 +1,4 @@
-"""``make bench``: times and ratios. Each thing and its baseline are measured alternately in one run."""
+"""``make bench``: times and ratios. Everything and its baseline are measured alternately in one run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def paired(what: str, ours: Callable[[], float], rival: str, theirs: Callable[[]
 
 
 def raw_boot_s(spec: MachineSpec) -> float:
-    """Time in seconds of the same QEMU command line, from its start to init's poweroff."""
+    """Return the time in seconds of the same QEMU command line, from its start to init's poweroff."""
     spec = replace(spec, append=(*spec.append, "hugepfn.job=poweroff"))
     ram = SharedRam(spec.memory_mib)
     pairs = [socket.socketpair() for _ in CHANNELS]
@@ -86,7 +86,7 @@ def raw_boot_s(spec: MachineSpec) -> float:
         status = process.wait(timeout=_RAW_TIMEOUT_S)
         took_s = time.perf_counter() - begin
         if status:
-            raise MachineryError(f"the rival, a plain QEMU boot, ended with status {status}")
+            raise MachineryError(f"the rival, a plain QEMU boot, ended with exit status {status}; expected 0")
         return took_s
     finally:
         process.kill()
@@ -103,19 +103,19 @@ def _drain(end: socket.socket) -> None:
 
 
 def command_s(args: Sequence[str]) -> float:
-    """Time in seconds of a ``hugepfn`` command, from its start to its end."""
+    """Return the time in seconds of a ``hugepfn`` command, from its start to its end."""
     begin = time.perf_counter()
     argv = [sys.executable, "-m", "harness.entry", *args]
     done = subprocess.run(
         argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=_COMMAND_TIMEOUT_S
     )
     if done.returncode:
-        raise MachineryError(f"hugepfn {' '.join(args)} ended with status {done.returncode}; run it by hand to see why")
+        raise MachineryError(f"hugepfn {' '.join(args)} ended with exit status {done.returncode}; run it to see why")
     return time.perf_counter() - begin
 
 
 def first_command_s(image: KernelImage, clone: bool) -> float:
-    """Time in seconds until the agent of a new machine has answered its first request."""
+    """Return the time in seconds until the agent of a new machine has answered its first request."""
     begin = time.perf_counter()
     with VM(image, clone=clone) as vm:
         vm.on_loop(vm.agent.request("ping"))
@@ -123,7 +123,7 @@ def first_command_s(image: KernelImage, clone: bool) -> float:
 
 
 def vng_s(image: KernelImage) -> float:
-    """Time in seconds of ``vng --run KERNEL -- true``, virtme-ng's command for a newly booted kernel.
+    """Return the time in seconds of ``vng --run KERNEL -- true``, virtme-ng's command for a newly booted kernel.
 
     :raises MachineryError: virtme-ng cannot boot this kernel.
     """
@@ -133,21 +133,21 @@ def vng_s(image: KernelImage) -> float:
     begin = time.perf_counter()
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=_RAW_TIMEOUT_S)
     said = done.stdout + done.stderr
-    # Without the ports that it expects, it reports this and exits with 255, but has run the command all the same.
+    # Without the ports that it expects, vng reports this and exits with 255, although it has run the command.
     if done.returncode and "script exited with code 0" not in said:
         words = [line for line in said.splitlines() if "Failed to mount" in line or "Kernel panic" in line]
-        raise MachineryError(f"vng cannot boot it: {words[0] if words else f'exit status {done.returncode}'}")
+        raise MachineryError(f"vng cannot boot this kernel: {words[0] if words else f'exit status {done.returncode}'}")
     return time.perf_counter() - begin
 
 
 def _bzimage(image: KernelImage) -> Path:
-    """The bzImage that virtme-ng needs; there is one beside a built vmlinux."""
+    """Return the bzImage that virtme-ng needs; there is one beside a built vmlinux."""
     beside = image.image.parent / "arch/x86/boot/bzImage"
     return beside if image.kind is ImageKind.VMLINUX and beside.exists() else image.image
 
 
 def checkpoint_row(image: KernelImage) -> BenchRow:
-    """A stop with two registered processes: stop, walk both with all their mappings, resume."""
+    """Measure a stop with two registered processes: stop, walk both with all their mappings, resume."""
     times = []
     with VM(image) as vm, vm.run("fork", "--level=pud") as guest:
         guest.until("forked")
@@ -161,7 +161,7 @@ def checkpoint_row(image: KernelImage) -> BenchRow:
 
 
 def walk_row(image: KernelImage) -> BenchRow:
-    """A walk of 1 GiB as 262,144 entries of 4K, compared with reading pagemap of the same range in the guest."""
+    """Measure a walk of 1 GiB as 262,144 entries of 4K, and reading pagemap of the same range in the guest."""
     times = []
     with VM(image) as vm, vm.run("wide", timeout_s=300) as guest:
         guest.until("filled")
@@ -180,7 +180,7 @@ def walk_row(image: KernelImage) -> BenchRow:
 
 
 def memory_of_clones(image: KernelImage, count: int) -> list[int]:
-    """Memory of ``count`` simultaneous clones after a fork at 1G in each: the Pss of each QEMU, in bytes."""
+    """Return the memory of ``count`` simultaneous clones after a fork at 1G in each: the Pss of each QEMU, in bytes."""
     with contextlib.ExitStack() as stack:
         vms = [stack.enter_context(VM(image)) for _ in range(count)]
         for vm in vms:
@@ -191,7 +191,7 @@ def memory_of_clones(image: KernelImage, count: int) -> list[int]:
 
 
 def clones_in_a_row(image: KernelImage, count: int) -> tuple[dict[str, int], dict[str, int]]:
-    """The resources of this process after one clone, and after ``count`` more."""
+    """Return the resources of this process after one clone, and after ``count`` more."""
     first_command_s(image, clone=True)
     before = _held()
     for _ in range(count):

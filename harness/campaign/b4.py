@@ -1,4 +1,4 @@
-"""Fetches the patches of a mail thread with b4, the tool that kernel developers use for it."""
+"""Fetch the patches of a mail thread with b4, the tool that kernel developers use for this."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def fetch(message_id: str, folder: Path) -> Path:
     """Write the newest version of the series to which a mail belongs as an mbox, and return its path.
 
     :param message_id: of any mail of the thread, or its address in a public-inbox archive.
-    :raises UsageError: this is no message id.
-    :raises MachineryError: there is no b4, or it finds no patches; has b4's own words.
+    :raises UsageError: this is not a message id.
+    :raises MachineryError: b4 is not installed, or finds no patches; the message has b4's own words.
     """
     if message_id.startswith("-") or "@" not in message_id:
-        raise UsageError(f"--b4 {message_id!r}: expected a message id, such as 20261126.1234-1-name@example.com")
+        raise UsageError(f"--b4 {message_id!r}; expected a message id, such as 20261126.1234-1-name@example.com")
     b4 = find_command("b4") or shutil.which("b4", path=str(Path(sys.executable).parent))
     if b4 is None:
         raise MachineryError("--b4 needs b4; install it with: pip install 'hugepfn[b4]' (or Debian's package b4)")

@@ -26,7 +26,7 @@ def recipe_of(
     """Make a recipe from the options of ``hugepfn build``.
 
     :param tree: a path, ``tree:PATH[@REV]`` or ``debsrc:VERSION[@SUITE]``; may include patches.
-    :param fragments: fragments on top of the default ones; the last setting of a symbol wins.
+    :param fragments: added to the default fragments; the last setting of a symbol wins.
     """
     recipe = BuiltSource.parse(tree).recipe
     return dataclasses.replace(
@@ -43,7 +43,7 @@ def recipe_of(
 def build_shown(
     tree: str, patches: Sequence[Path], fragments: Sequence[str], config: str, lax: bool, cc: str, llvm: bool
 ) -> KernelImage:
-    """Build with a progress bar on stderr: files built, of at most as many as this configuration had."""
+    """Build with a progress bar on stderr: the files built so far, and the most that this configuration had."""
     recipe = recipe_of(tree, patches, fragments, config, lax, cc, llvm)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 

@@ -22,7 +22,7 @@ from harness.verdict.table import TROUBLE
 def check(tree: str, word: Selected, options: RunOptions, say: Say) -> tuple[BisectVerdict, str]:
     """Build what is checked out in a tree, boot it, and run a test.
 
-    :raises UsageError: no such tree or test.
+    :raises UsageError: there is no such tree or test.
     :raises MachineryError: the machinery failed, which says nothing about the commit.
     """
     spec = BuiltSource.parse(tree).spec
@@ -35,7 +35,7 @@ def check(tree: str, word: Selected, options: RunOptions, say: Say) -> tuple[Bis
         VM(image, config=options.machine(spec), say=say).start().close()
     except KERNELS_FAULT as error:
         return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
-    config = replace(options.config, modules=None)  # those of another kernel; ours has its own beside it
+    config = replace(options.config, modules=None)  # they belong to another kernel; the built one has its own
 
     def show(event: RunEvent) -> None:
         if isinstance(event, Event):

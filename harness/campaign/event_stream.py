@@ -33,12 +33,12 @@ class TestStarted:
 
 @dataclass(frozen=True)
 class TestEnded:
-    """A test has a result. If its teardown fails, the same test ends once more, with a worse outcome."""
+    """A test has a result. If its teardown fails, the same test ends again, with a worse outcome."""
 
     __test__ = False
 
     result: ScenarioResult
-    """Without its observations and its kernel log, which are in the file of ``--json``."""
+    """Without the observations and the kernel log, which are in the file of ``--json``."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RunEnded:
 
     status: ExitCode
     message: str
-    """Why there is no verdict, or ``""``."""
+    """Why there is no verdict; "" if there is one."""
 
 
 RunEvent = Event | TestStarted | TestEnded | RunEnded
@@ -65,7 +65,7 @@ _NAMES: dict[object, str] = {kind: name for name, kind in _PLAIN.items()}
 
 
 def encode(event: RunEvent) -> str:
-    """An event as one line of JSON, without the newline."""
+    """Return an event as one line of JSON, without the newline."""
     data: dict[str, Any]
     match event:
         case TestEnded(result):
@@ -93,11 +93,13 @@ def decode(line: str) -> RunEvent:
                 event: Event | TestStarted = _PLAIN[name](**data)
                 return event
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise MachineryError(f"a line of its events cannot be read: {line.strip()[:80]!r}") from error
+        raise MachineryError(
+            f"a line of its events cannot be read: {line.strip()[:80]!r}; expected JSON as in docs/events.md"
+        ) from error
 
 
 class EventWriter:
-    """Writes events as they happen. It is a plugin of pytest, which brings the beginnings and ends of tests."""
+    """Writes events as they happen. As a plugin of pytest, it adds the starts and ends of tests."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -119,7 +121,7 @@ class EventWriter:
 
 @contextmanager
 def writing(path: Path | None) -> Iterator[Callable[[RunEvent], None] | None]:
-    """Write the events of a block to a file, and at its end how it ended. Yields None without a file.
+    """Write the events of a block to a file, and at its end how it ended. Yield None if there is no file.
 
     :raises UsageError: the file cannot be written.
     """
@@ -129,7 +131,7 @@ def writing(path: Path | None) -> Iterator[Callable[[RunEvent], None] | None]:
     try:
         file = path.open("w")
     except OSError as error:
-        raise UsageError(f"--events {path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
     with file:
         writer = EventWriter(file)
         try:

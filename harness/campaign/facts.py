@@ -1,11 +1,11 @@
-"""``make facts``: measures every stock kernel, updates the documents, and shows what changed.
+"""``make facts``: measure every stock kernel, update the documents, and show what changed.
 
     python -m harness.campaign.facts [--kernel SPEC]... [--workers N] [--from FILE]... [--offline] [--also FILE]...
 
-It runs what ``hugepfn matrix -k all-stock`` runs and writes docs/matrix.md, guest_tests/known_bugs_seen.toml, the
-marked pieces of the documents, and the commands of known bugs that name a kernel on which the bug is gone. A second run
-with the same results changes only the date. The results are kept in build/facts.json, kernel by kernel. Use ``--from
-build/facts.json`` to continue an interrupted run.
+It runs what ``hugepfn matrix -k all-stock`` runs. It writes docs/matrix.md, guest_tests/known_bugs_seen.toml, the
+marked pieces of the documents, and the commands of known bugs that name a kernel on which the bug is fixed. A second
+run with the same results changes only the date. The results are kept in build/facts.json, kernel by kernel. Use
+``--from build/facts.json`` to continue an interrupted run.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class RunsByKernel:
         try:
             data = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: {error}; expected what --json writes") from error
+            raise UsageError(f"{path}: {error}; expected a file that --json has written") from error
         schemas = {matrix_schema.SCHEMA: matrix_schema.VERSION, run_schema.SCHEMA: run_schema.VERSION}
         if isinstance(data, dict) and data.get("schema") in schemas and data.get("version") != schemas[data["schema"]]:
             raise UsageError(
-                f"{path} is {data['schema']} version {data.get('version')}, this hugepfn reads version "
-                f"{schemas[data['schema']]}; remove it and run again"
+                f"{path} has {data['schema']} version {data.get('version')}; expected version "
+                f"{schemas[data['schema']]}: remove it and run again"
             )
         if isinstance(data, dict) and data.get("schema") == matrix_schema.SCHEMA:
             runs = {one["spec"]: tuple(map(Run.from_json, one["runs"])) for one in data["kernels"]}
@@ -76,10 +76,10 @@ class RunsByKernel:
         if isinstance(data, dict) and data.get("schema") == run_schema.SCHEMA:
             run = Run.from_json(data)
             return cls({str(run.context["kernel"]["spec"]): (run,)}, {})
-        raise UsageError(f"{path}: expected what `hugepfn matrix --json` or `hugepfn run --json` writes")
+        raise UsageError(f"{path}; expected a file that `hugepfn matrix --json` or `hugepfn run --json` has written")
 
     def to_json(self) -> dict[str, Any]:
-        """The results as ``matrix --json`` writes them."""
+        """Return the results as ``matrix --json`` writes them."""
         table = Table.of([Column(spec, runs) for spec, runs in self.runs.items()])
         return {
             **table.to_json(),
@@ -89,32 +89,34 @@ class RunsByKernel:
 
 
 def version_of(column: Column) -> str:
-    """The upstream version of a column.
+    """Return the upstream version of a column.
 
-    :raises UsageError: the version is not known, for instance because Debian's 6.1 calls itself 6.1.0-56.
+    :raises UsageError: the version is not known, for instance because Debian's 6.1 has the release 6.1.0-56.
     """
     kind, _, version = column.spec.partition(":")
     if kind == "debian" and is_exact(version):
         return upstream_of(version)
     release = str((column.context.get("kernel") or {}).get("release") or "")
     if re.match(r"\d+\.\d+\.0-\d", release):
-        raise UsageError(f"{column.spec}: {release} does not say its version; ask for it exactly, as debian:6.1.192")
+        raise UsageError(
+            f"{column.spec}: the release {release} does not contain the version; name it exactly, as debian:6.1.192"
+        )
     return ".".join(map(str, version_key(release)))
 
 
 def check_exact(specs: Iterable[str]) -> None:
     """Reject kernels whose column would not be a version.
 
-    :raises UsageError: there is one; names the first.
+    :raises UsageError: there is one; the message names the first.
     """
     for spec in specs:
         kind, _, version = spec.partition(":")
         if kind != "debian" or upstream_of(version) != version or not is_exact(version):
-            raise UsageError(f"{spec}: facts are about stock kernels by their version, such as debian:6.12.118")
+            raise UsageError(f"{spec}; expected a stock kernel with its version, such as debian:6.12.118")
 
 
 def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[str, Sightings]:
-    """Which bugs the kernels of a table have, combined with what was known before.
+    """Return which bugs the kernels of a table have, combined with what was known before.
 
     A kernel has a bug if a case showed it. It does not have the bug if a case about the bug passed and no such case is
     in doubt or shows another bug. Bugs that show only sometimes, or only with a certain configuration, are never
@@ -138,7 +140,7 @@ def sightings(table: Table, ledger: Sequence[KnownBug], before: Facts) -> dict[s
 
 
 def measured(table: Table, ledger: Sequence[KnownBug], before: Facts) -> Facts:
-    """The facts of a table of stock kernels."""
+    """Return the facts from a table of stock kernels."""
     contexts = [column.context for column in table.columns]
     latest = max(contexts, key=lambda context: str(context["date"]))
     head = Measured(
@@ -154,7 +156,7 @@ def measured(table: Table, ledger: Sequence[KnownBug], before: Facts) -> Facts:
 
 
 def judged_again(results: RunsByKernel, ledger: Sequence[KnownBug], facts: Facts) -> Table:
-    """The table with each pass judged again, because which bugs are fixed depends on what was seen on other kernels."""
+    """Return the table with each pass judged again: whether a bug is fixed depends on what other kernels showed."""
     stock = [bug for bug in ledger if not bug.config]
 
     def again(one: ScenarioResult, version: str) -> ScenarioResult:
@@ -172,7 +174,7 @@ def judged_again(results: RunsByKernel, ledger: Sequence[KnownBug], facts: Facts
 
 
 def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: RunsByKernel, offline: bool) -> RunsByKernel:
-    """The results of every kernel: those that exist, and new runs of the others."""
+    """Return the results of every kernel: existing ones, and those of new runs."""
     if offline:
         return have
     kept = Path("build/facts.json")
@@ -203,7 +205,7 @@ def write(results: RunsByKernel, also: Sequence[RunsByKernel], root: Path) -> li
     check_exact(results.runs)
     for column in (Column(spec, runs) for spec, runs in results.runs.items()):
         if column.trouble or not all(run.results for run in column.runs):
-            raise MachineryError(f"{column.spec} has no complete results, nothing is written: {column.trouble}")
+            raise MachineryError(f"{column.spec} has no complete results, so nothing is written: {column.trouble}")
     ledger, before = ledger_of(root / "guest_tests"), facts_of(root / "guest_tests")
     facts = measured(Table.of([Column(spec, runs) for spec, runs in results.runs.items()]), ledger, before)
     for one in also:
@@ -238,11 +240,15 @@ def _printed(table: Table, missing: Mapping[str, str]) -> str:
 @click.command()
 @click.option("--kernel", "-k", "kernels", multiple=True, default=(ALL_STOCK,), show_default=True, metavar="SPEC")
 @click.option("--workers", "-n", type=click.IntRange(1), default=2, show_default=True, help="tests at once")
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="number of runs of everything")
 @click.option(
-    "--from", "given", multiple=True, type=click.Path(path_type=Path), help="results: these kernels are not run"
+    "--from",
+    "given",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="a file with results, whose kernels are not run again",
 )
-@click.option("--offline", is_flag=True, help="run nothing: the kernels of --from are all there are")
+@click.option("--offline", is_flag=True, help="run nothing, and use only the results of --from")
 @click.option("--also", multiple=True, type=click.Path(path_type=Path), help="more results, for known bugs only")
 def main(
     kernels: tuple[str, ...],
@@ -255,14 +261,14 @@ def main(
     """Measure the stock kernels, update the documents, and show what changed."""
     root = guest_tests_dir().parent
     if not (root / "docs" / "matrix.md").is_file():
-        raise UsageError(f"{root} is not a source tree of hugepfn: the documents that are to be written are not there")
+        raise UsageError(f"{root} is not a source tree of hugepfn; run `make facts` in one")
     read = [RunsByKernel.read(path) for path in given]
     have = RunsByKernel(
         {spec: runs for one in read for spec, runs in one.runs.items()},
         {series: why for one in read for series, why in one.missing.items()},
     )
     if offline and not have.runs:
-        raise UsageError("--offline runs nothing, and no --from FILE has results")
+        raise UsageError("--offline runs nothing, and there are no results; give some with --from FILE")
     results = collect(kernels, RunOptions(workers=workers), repeat, have, offline)
     said = write(results, [RunsByKernel.read(path) for path in also], root)
     click.echo("\n".join(said) or "nothing changed but the date")
@@ -275,7 +281,7 @@ if __name__ == "__main__":
         error.show()
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; go on with: make facts FACTS='--from build/facts.json'", err=True)
+        click.echo("interrupted; continue with: make facts FACTS='--from build/facts.json'", err=True)
         sys.exit(ExitCode.INTERRUPTED)
     except HugepfnError as error:
         click.echo(f"hugepfn: {error}", err=True)

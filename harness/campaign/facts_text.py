@@ -39,7 +39,7 @@ class Grid:
         """
         lines = text.partition("```\n")[2].partition("\n\n")[0].splitlines()
         if len(lines) < 2 or not lines[0].startswith(" "):
-            raise UsageError("docs/matrix.md has no table; write it again: make facts")
+            raise UsageError("docs/matrix.md has no table; write it again with `make facts`")
         starts = [match.start() for match in re.finditer(r"\S+", lines[0])]
         ends = [*starts[1:], None]
         rows = {
@@ -49,12 +49,12 @@ class Grid:
         return cls(tuple(lines[0].split()), rows)
 
     def word(self, case: str, column: int) -> str:
-        """A cell without the number of its footnote: "bug HP-001". pass* counts as a pass."""
+        """Return a cell without the number of its footnote: "bug HP-001". pass* counts as a pass."""
         return re.sub(r" +\d+$", "", self.cells[case][column]).replace(Mark.FIXED.value, Mark.PASS.value)
 
 
 def matrix_document(facts: Facts, table: str, repeat: int) -> str:
-    """The text of docs/matrix.md.
+    """Return the text of docs/matrix.md.
 
     :param table: the output of ``hugepfn matrix``.
     """
@@ -93,7 +93,7 @@ def fill(text: str, known: Known, where: str) -> str:
     def piece(match: re.Match[str]) -> str:
         if match[2] not in PIECES:
             raise UsageError(
-                f"{where}: facts:begin {match[2]} is not written by anybody; there are: {', '.join(PIECES)}"
+                f"{where}: facts:begin {match[2]} is not a known piece; expected one of: {', '.join(PIECES)}"
             )
         return match[1] + PIECES[match[2]](known, match[3]) + match[4]
 
@@ -101,7 +101,7 @@ def fill(text: str, known: Known, where: str) -> str:
 
 
 def _sample(known: Known, old: str) -> str:
-    """The first line of the run that the tutorial shows; its entries do not change with the kernel of the day."""
+    """Return the tutorial's run with a new first line; its entries do not depend on the kernel's version."""
     version = next((one for one in known.facts.kernels if series_of(one) == _SAMPLE_SERIES), None)
     measured = known.facts.measured
     if version is None or measured is None:
@@ -119,7 +119,7 @@ def _excerpt(known: Known, _old: str) -> str:
 
 
 def _example(known: Known, _old: str) -> str:
-    """The number of known bugs, and one that a current kernel has."""
+    """Return the number of known bugs, and one that a current kernel has."""
     count = f"\n{len(known.ledger)} so far, each with the command that shows it."
     for bug in sorted(known.ledger, key=lambda bug: (bug.id != _EXAMPLE, bug.id)):
         if today := [one for one in known.facts.kernels if one in known.facts.of(bug.id).present]:
@@ -173,7 +173,7 @@ PIECES: Mapping[str, Callable[[Known, str], str]] = {
 
 
 def command_shows(command: str, seen: Sightings) -> bool:
-    """Whether the kernel in a bug's command was seen to have it; for a series, the newest kernel that was checked."""
+    """Return whether the kernel in a bug's command was seen with it; for a series, the newest one that was checked."""
     match = _KERNEL.search(command)
     if match is None:
         return False
@@ -182,7 +182,7 @@ def command_shows(command: str, seen: Sightings) -> bool:
 
 
 def mended_command(bug: KnownBug, facts: Facts) -> str:
-    """The command of a bug; if its kernel no longer has the bug, with the newest stock kernel that does."""
+    """Return the command of a bug; if its kernel no longer has the bug, with the newest stock kernel that does."""
     seen = facts.of(bug.id)
     if command_shows(bug.reproduce, seen) or not seen.present:
         return bug.reproduce
@@ -195,7 +195,7 @@ def mended_command(bug: KnownBug, facts: Facts) -> str:
 
 
 def changes(before: Known, after: Known) -> Iterator[str]:
-    """The relevant differences, one per line: kernels, numbers, bugs, then scenarios."""
+    """Yield the relevant differences, one per line: kernels, numbers, bugs, then scenarios."""
     yield from _kernel_changes(before.facts, after.facts)
     numbers = [_count(known, "") for known in (before, after) if known.facts.measured is not None]
     if len(set(numbers)) > 1:
@@ -252,7 +252,7 @@ def _case_changes(before: Grid, after: Grid, sometimes: Collection[str]) -> Iter
 
 
 def _without(sometimes: Collection[str], word: str) -> str:
-    """A cell without the bugs that show only sometimes, which do not count as a change."""
+    """Return a cell without the bugs that show only sometimes, which do not count as a change."""
     kind, _, bugs = word.partition(" ")
     left = [bug for bug in bugs.split(", ") if bug not in sometimes]
     return word if kind != Mark.BUG.value else f"{kind} {', '.join(left)}" if left else Mark.PASS.value

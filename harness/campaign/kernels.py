@@ -33,7 +33,7 @@ _WORDS_MAX = 2000
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is asked of a run besides kernel and tests."""
+    """The options of a run, apart from kernel and tests."""
 
     config: MachineConfig = DEFAULT
     levels: tuple[str, ...] = ()  # empty: all
@@ -42,12 +42,12 @@ class RunOptions:
     expected: tuple[Expectation, ...] = ()  # not of the run itself: whoever reads the results holds them against this
 
     def machine(self, spec: str) -> MachineConfig:
-        """The machine for one kernel; the modules are those of kernels given by path."""
+        """Return the machine for one kernel; the modules belong to kernels given by path only."""
         modules = self.config.modules if self.config.modules is not None and takes_modules(spec) else None
         return replace(self.config, kernel=spec, modules=modules)
 
     def argv(self, spec: str) -> list[str]:
-        """The options as arguments of ``hugepfn run``."""
+        """Return the options as arguments of ``hugepfn run``."""
         words = [
             *self.machine(spec).argv(),
             *(f"--level={level}" for level in self.levels),
@@ -56,14 +56,14 @@ class RunOptions:
         return [*words, "--strict"] if self.strict else words
 
     def words(self, spec: str | None) -> tuple[str, ...]:
-        """The machine of one kernel as arguments that a person types: only what is not the default."""
+        """Return the machine of one kernel as arguments that a person types, without defaults."""
         usual = set(DEFAULT.argv())
         machine = replace(self.config, kernel=None) if spec is None else self.machine(spec)
         return tuple(word for word in machine.argv() if word not in usual)
 
 
 def takes_modules(spec: str) -> bool:
-    """Whether a kernel is given by path, so that its modules are elsewhere.
+    """Return whether a kernel is given by path, so that its modules are elsewhere.
 
     :raises UsageError: spec does not name a kernel.
     """
@@ -84,7 +84,7 @@ class Kernels:
 
 
 def choose_kernels(words: Sequence[str], say: Say) -> Kernels:
-    """The kernels that ``--kernel`` names, including ``all-stock``, each once.
+    """Return the kernels that ``--kernel`` names, including ``all-stock``, each once.
 
     :raises UsageError: a word does not name a kernel.
     :raises MachineryError: the mirror cannot be reached, and no earlier answer is known.
@@ -104,13 +104,13 @@ def choose_kernels(words: Sequence[str], say: Say) -> Kernels:
 def run_kernel(
     spec: str, tests: Sequence[Selected], options: RunOptions, say: Callable[[RunEvent], None] = lambda _event: None
 ) -> Run:
-    """Run tests on one kernel, in a child process that ends when we do.
+    """Run tests on one kernel, in a child process that ends with this process.
 
     Never fails because of the kernel: a run without results has the reason in its context, under
     :data:`harness.verdict.table.TROUBLE`.
 
     :param tests: empty for every scenario.
-    :param say: called with every event of the run, as it happens.
+    :param say: called with every event of the run as it happens.
     :raises KeyboardInterrupt: the run was interrupted; the child has ended.
     """
     with tempfile.TemporaryDirectory(prefix="hugepfn-") as folder:
@@ -127,7 +127,7 @@ def run_kernel(
 
 
 def _run_child(argv: Sequence[str], stderr: int, say: Callable[[RunEvent], None]) -> tuple[int, str]:
-    """Run a child in its own process group, so that Ctrl-C reaches us and we end the child.
+    """Run a child in its own process group, so that Ctrl-C reaches only this process, which ends the child.
 
     :returns: its exit status, and the message of its last event.
     """
@@ -161,7 +161,7 @@ def _run_child(argv: Sequence[str], stderr: int, say: Callable[[RunEvent], None]
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End a child: SIGTERM, on which it cleans up even if it was stopped; then SIGKILL to its whole group."""
+    """End a child: SIGTERM, after which it cleans up even if it was stopped; then SIGKILL to its whole group."""
     child.send_signal(signal.SIGTERM)
     child.send_signal(signal.SIGCONT)
     try:
@@ -173,7 +173,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Run:
-    """The results that the child wrote, with the reason if some or all are missing."""
+    """Return the results that the child wrote, with the reason if some or all are missing."""
     trouble = ""
     try:
         run = Run.from_json(json.loads(results.read_text()))

@@ -12,11 +12,11 @@ from harness.verdict import Run
 
 COLUMNS = 72
 MOST = 3
-"""So many entries and so many claims of each case are enough for a mail; ``--json`` has all of them."""
+"""The number of entries and of claims of each case in a mail; ``--json`` has all of them."""
 
 
 def narrow(lines: Iterable[str]) -> str:
-    """Lines as a text of at most :data:`COLUMNS` columns. A long line goes on with a deeper indent."""
+    """Return lines as a text of at most :data:`COLUMNS` columns. A long line continues with a deeper indent."""
     found = []
     for line in "\n".join(lines).splitlines():
         indent = " " * (len(line) - len(line.lstrip()) + 2)
@@ -25,10 +25,10 @@ def narrow(lines: Iterable[str]) -> str:
 
 
 def mail(lines: Iterable[str], run: Run, command: str) -> str:
-    """The whole text.
+    """Return the whole text.
 
     :param lines: the answer.
-    :param run: one of the runs, for the machine that it was made on.
+    :param run: one of the runs, for the machine on which it ran.
     :param command: as the user typed it.
     """
     return "\n".join([narrow(lines), "", "To run it again:", *_shell_lines(command), "", narrow([_made_by(run)])])
@@ -42,7 +42,7 @@ def _made_by(run: Run) -> str:
 
 
 def _shell_lines(command: str) -> Iterator[str]:
-    """A command in lines that a shell joins again. A single word may be wider than a mail."""
+    """Yield a command in lines that a shell joins again. A single word may be wider than a mail."""
     line = " "
     for word in map(shlex.quote, shlex.split(command)):
         if len(line) + 1 + len(word) > COLUMNS - 2 and line.strip():

@@ -50,7 +50,7 @@ class Live:
         self._progress.add_task(escape(job), total=None)
 
     def say(self, event: Event) -> None:
-        """Show what is being done: a line that stays, once; on a terminal, the live line for each compiled file."""
+        """Show an event as a line that stays, once; on a terminal, a compiled file changes the live line instead."""
         if isinstance(event, Compiled) and self._console.is_terminal:
             self._detail(str(event))
             return
@@ -60,7 +60,7 @@ class Live:
         if self._progress is None:
             self.now(text)
             return
-        for task in self._progress.task_ids:  # of the same task, so that its clock goes on
+        for task in self._progress.task_ids:  # change the same task, so that its clock goes on
             self._progress.update(task, description=escape(text))
 
     def line(self, line: str) -> None:

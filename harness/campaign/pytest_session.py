@@ -1,4 +1,4 @@
-"""One session of pytest in this process, apart from the user's own: no other plugins, options or configuration."""
+"""One session of pytest in this process, isolated from the user's: no other plugins, options or configuration."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from harness.campaign.reporter import SessionReporter
 from harness.errors import ExitCode, MachineryError
 from harness.guest.compiler import guest_tests_dir
 
-#: Isolate our session: no plugins that happen to be installed, and no options meant for other sessions.
+#: Isolate the session from installed plugins, and from options that are meant for other sessions.
 _PYTEST_ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 _PYTEST_ARGS = ("-p", "no:terminal", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", "/dev/null")
 
 
 def place_args(files: Sequence[Path]) -> list[str]:
-    """The arguments for tests in these files.
+    """Return the arguments for tests in these files.
 
-    Of the user's folders, conftest.py and the modules beside a test are honoured, and nothing above them. Test names
-    are relative to what the folders have in common, so that no two tests have the same.
+    conftest.py and modules beside a test are used, but nothing from folders above it. Test names are relative to the
+    common parent of the folders, so that no two tests have the same name.
     """
     folders = [os.fspath(folder) for folder in dict.fromkeys(file.parent for file in files)]
     ours = os.fspath(guest_tests_dir())
@@ -33,9 +33,9 @@ def place_args(files: Sequence[Path]) -> list[str]:
 
 
 def told(reporter: SessionReporter, code: ExitCode) -> ExitCode:
-    """The exit status of a session; its problems are reported on standard error.
+    """Return the exit status of a session, and report its problems on standard error.
 
-    :raises MachineryError: there are problems, and no failure is known.
+    :raises MachineryError: there are problems, and no test is known to have failed.
     """
     troubles = "\n".join(dict.fromkeys(reporter.troubles))
     if troubles and code is not ExitCode.CLAIM_FAILED:
@@ -46,7 +46,7 @@ def told(reporter: SessionReporter, code: ExitCode) -> ExitCode:
 
 
 def run_pytest(pytest: ModuleType, reporter: SessionReporter, args: Sequence[str], plugins: Sequence[object]) -> int:
-    """Run a pytest session and return its status; one that stopped by itself (-x) counts as ended normally.
+    """Run a pytest session and return its exit status. A session that stopped early (-x) counts as a normal end.
 
     :raises MachineryError: the tests cannot be read.
     :raises KeyboardInterrupt: the session was ended from outside.
