@@ -190,10 +190,10 @@ def test_use_is_noted_and_looking_is_not() -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((), "say what to remove: parts by name, --all, or --older-than AGE"),
-        (("kernels", "--all"), "say what to remove"),
-        (("kernel",), "the cache has no part 'kernel'; there are: kernels"),
-        (("--older-than", "soon"), "'soon': expected a number of hours, days or weeks: 12h, 14d, 2w"),
+        ((), "nothing to remove was given; name parts, or use --all or --older-than AGE"),
+        (("kernels", "--all"), "nothing to remove was given"),
+        (("kernel",), "the cache has no part 'kernel'; expected one of: kernels"),
+        (("--older-than", "soon"), "'soon'; expected a number of hours, days or weeks: 12h, 14d, 2w"),
     ],
 )
 def test_what_cannot_be_cleaned(hugepfn: Command, args: tuple[str, ...], words: str) -> None:

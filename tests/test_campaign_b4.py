@@ -65,8 +65,8 @@ def test_the_command(b4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--b4", MAIL, "--mbox", "m"], "give --mbox FILE or --b4 MSGID, not both"),
-        (["--b4", "fork"], "--b4 'fork': expected a message id, such as 20261126.1234-1-name@example.com"),
+        (["--b4", MAIL, "--mbox", "m"], "give either --mbox FILE or --b4 MSGID, not both"),
+        (["--b4", "fork"], "--b4 'fork'; expected a message id, such as 20261126.1234-1-name@example.com"),
         ([], "give BASE..TIP, --mbox FILE or --b4 MSGID"),
     ],
 )

@@ -166,7 +166,7 @@ def test_a_that_kvm_sets_early_is_told_and_is_no_failure() -> None:
     early = FakeLab(see=see)
     (finding,) = (one for one in look(early) if one.what == "KVM beside TCG")
     assert finding.state is State.NOTE
-    assert "differ in A alone" in finding.found
+    assert "differ only in A" in finding.found
 
 
 def test_entries_that_are_missing() -> None:
@@ -186,9 +186,9 @@ def test_without_kvm_the_reason_is_there() -> None:
 @pytest.mark.parametrize(
     ("misses", "said"),
     [
-        ([NO_BITS] * 7 + [Bits.D], "D not set as by an access in 1 of 20 rounds, with pci-testdev"),
-        ([Bits.A, Bits.D], "A and D not set as by an access in 2 of 20 rounds, with pci-testdev"),
-        ([None], "cannot be told in 1 of 20 rounds"),
+        ([NO_BITS] * 7 + [Bits.D], "an access did not set D in 1 of 20 rounds, with pci-testdev"),
+        ([Bits.A, Bits.D], "an access did not set A and D in 2 of 20 rounds, with pci-testdev"),
+        ([None], "not known in 1 of 20 rounds"),
     ],
 )
 def test_a_cpu_that_leaves_bits_clear_once_in_twenty_times(misses: list[Bits | None], said: str) -> None:
@@ -224,7 +224,7 @@ def test_it_is_bounded() -> None:
     found = look(FakeLab(), lambda: next(times))
     assert [one.state for one in found[:2]] == [State.OK, State.OK]
     assert {one.state for one in found[2:]} == {State.FAILED}
-    assert found[2].found == "not looked at: the checks before took 601 s"
+    assert found[2].found == "not checked, because the earlier checks took 601 s"
 
 
 def test_ctrl_c_ends_it() -> None:
@@ -302,7 +302,7 @@ def test_ram_that_goes_elsewhere_is_a_note(
         expected = f"guest RAM goes to {tmp_path}: no space for guest RAM: /dev/shm has 64 MiB free, expected 1024 MiB"
         assert found.found.endswith(f", 4096 MiB free; {expected}")
     else:
-        assert "64 MiB free, 1024 needed" in found.found
+        assert "64 MiB free; expected at least 1024 MiB" in found.found
 
 
 MOUNTS = """22 1 0:20 / / rw,relatime shared:1 - overlay overlay rw,lowerdir=/l

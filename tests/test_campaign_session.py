@@ -22,14 +22,14 @@ def test_a_session_ends_after_the_test_at_hand() -> None:
     stopping.begin(session)
     assert not session.shouldstop
     stopping.stop()
-    assert session.shouldstop == "nobody waits for it any more"
+    assert session.shouldstop == "its caller has gone"
 
 
 def test_a_session_that_nobody_waits_for_before_it_begins_runs_no_test() -> None:
     session, stopping = SimpleNamespace(shouldstop=False), Stopping()
     stopping.stop()
     stopping.begin(session)
-    assert session.shouldstop == "nobody waits for it any more"
+    assert session.shouldstop == "its caller has gone"
 
 
 @pytest.mark.parametrize(

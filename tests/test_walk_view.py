@@ -92,7 +92,7 @@ def test_what_changed_on_the_way_is_marked() -> None:
     huge = way(0x3067, 0x4067, 0x2000E7)
     lines = walk_lines(huge, same)
     assert "+PSE" in marked(lines, "bold green")
-    assert any(re.fullmatch(r"  -pte +0x8000000000005067 +no such table any more", line) for line in plain(lines))
+    assert any(re.fullmatch(r"  -pte +0x8000000000005067 +this table is gone", line) for line in plain(lines))
     assert plain(lines)[3].endswith("(was table=0x5000)")
     grown = walk_lines(same, way(0x3067, 0))
     assert {"+P", "+NX", "pfn=0x5", "table=0x5000"} <= marked(grown, "bold green")
@@ -135,7 +135,7 @@ def test_vmas_show_counts_and_how_they_moved() -> None:
     ]
     assert marked(lines, "bold green") == {"+5000-6000", "(+1)"}
     assert marked(lines, "red") == {"-9000-a000", "rw-p", "gone", "(-1)"}
-    assert plain(vma_lines(ProcessVmas(SLEEPER, (), 3)))[-1] == "  3 leaves lie in no VMA"
+    assert plain(vma_lines(ProcessVmas(SLEEPER, (), 3)))[-1] == "  3 leaves are outside all VMAs"
 
 
 def test_an_area_that_became_another_says_what_it_was() -> None:
@@ -159,7 +159,7 @@ def test_who_it_is() -> None:
     thread = ProcessRoot(101, 100, "worker", 0x2000, Layout(five_level=True))
     assert process_line(thread).plain == "process 101 (worker), a thread of 100  root 0x2000, 5 levels"
     after_exec = ProcessRoot(100, 100, "sh", 0x9000, FOUR)
-    assert "another than before: 100 (sleeper) at 0x2000" in process_line(after_exec, SLEEPER).plain
+    assert "at the last look: 100 (sleeper) with root 0x2000" in process_line(after_exec, SLEEPER).plain
 
 
 def test_values_can_be_sent_to_another_process() -> None:

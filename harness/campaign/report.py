@@ -1,7 +1,7 @@
 """One self-contained HTML page: a table whose cells open to entries, claims and the kernel log.
 
-The page has its data once, as JSON in which each string is stored once. page/cell.js draws a cell when it is opened, so
-that a hundred cases on ten kernels stay usable. Equal neighbours share a row (:mod:`harness.verdict.entries`).
+The page has its data as JSON, in which each string is stored once. page/cell.js draws a cell when it is opened, so that
+a page of a hundred cases on ten kernels stays fast. Equal neighbours share a row (:mod:`harness.verdict.entries`).
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class _Strings:
 
 @dataclass(frozen=True)
 class PageRequest:
-    """Where a page goes, what is said of how it was made, and in which form the answer is printed."""
+    """The file of a page, how the page was made, and the form in which the answer is printed."""
 
     file: Path | None = None
     command: str = "hugepfn"  # the command line that made it
-    mail: bool = False  # what is printed is for a mail
+    mail: bool = False  # the printed answer is for a mail
     site: SourceSite = ELIXIR  # where kernel functions link to
-    patches: tuple[str, ...] = ()  # the option that names the patches of a series, where that is not --mbox
+    patches: tuple[str, ...] = ()  # the option that names the patches of a series, if it is not --mbox
 
 
 @dataclass(frozen=True)
 class PageColumn:
-    """A column of a page, and how a reader runs one of its cases again.
+    """A column of a page, and the command that runs one of its cases again.
 
-    The scenario and its level stand between ``before`` and ``after``.
+    The command is ``before``, the scenario and its level, ``after``.
     """
 
     column: Column
@@ -79,7 +79,7 @@ class PageChange:
     case: Case
     column: int
     words: str
-    reason: str = ""  # the new answer's
+    reason: str = ""  # of the new answer
 
 
 def matrix_page(
@@ -89,10 +89,10 @@ def matrix_page(
     missing: Mapping[str, str],
     printed: Iterable[str],
 ) -> str:
-    """The page of ``hugepfn matrix --html``.
+    """Return the page of ``hugepfn matrix --html``.
 
     :param missing: kernels that are not available, with the reason.
-    :param printed: the lines that the command printed in at most :data:`harness.campaign.mail.COLUMNS`, for a mail.
+    :param printed: what the command prints, in lines of at most :data:`harness.campaign.mail.COLUMNS`, for a mail.
     """
     data = {
         "kind": "matrix",
@@ -132,10 +132,10 @@ def compare_page(
     lists: Sequence[tuple[str, Sequence[str]]],
     printed: Iterable[str],
 ) -> str:
-    """The page of ``hugepfn compare --html``: only the cases that differ.
+    """Return the page of ``hugepfn compare --html``, with only the cases that differ.
 
     :param columns: A and B, each with one run.
-    :param lists: what else there is to say: headings with lines, which are shown where there are any.
+    :param lists: further headings with lines; one without lines is not shown.
     """
     whole = Table.of([one.column for one in columns])
     wanted = {one.case: one for one in differences}
@@ -209,12 +209,12 @@ def _column(one: PageColumn, site: SourceSite) -> dict[str, Any]:
 
 
 def _functions(column: Column) -> Iterator[str]:
-    """What the claims say decides them."""
+    """Yield what decides the claims."""
     return (claim.kernel_function for run in column.runs for result in run.results for claim in result.claims)
 
 
 def _bit_names(level: Level, layout: Layout) -> list[str]:
-    """The name of each of the 64 positions in a leaf, "" if it has none. Position 8 may be PROTNONE instead."""
+    """Return the name of each of the 64 positions in a leaf; "" if it has none. Position 8 may be PROTNONE instead."""
     positions = bit_positions(Kind.LEAF, level, layout, True)
     return [str(positions[bit].name) if bit in positions else "" for bit in range(64)]
 
@@ -235,7 +235,7 @@ def _cases(table: Table) -> list[dict[str, Any]]:
 
 
 def _cell(strings: _Strings, table: Table, cell: Cell) -> dict[str, Any]:
-    # Repeats that agree are shown once; those of a flake are all shown, to be compared.
+    # Repeats that agree are shown once; those of a flake are all shown, for comparison.
     results = cell.results if cell.mark is Mark.FLAKE else cell.results[:1]
     return {**_head(table, cell), "runs": [_result(strings, result, None) for result in results if result]}
 
@@ -306,7 +306,7 @@ def _page(
         "@COMMAND@": html.escape(request.command),
         "@STYLE@": (_PAGE / "page.css").read_text(),
         "@SCRIPT@": script,
-        # The browser runs this script and no other, and loads nothing.
+        # The browser runs only this script, and loads nothing.
         "@HASH@": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "@PLAIN@": html.escape(text),
         # "<" is escaped, so that nothing in the data can end the script element.

@@ -29,14 +29,14 @@ _STYLE = {
 
 
 class SessionReporter:
-    """A pytest plugin that replaces the terminal reporter; the part that all our sessions share."""
+    """A pytest plugin that replaces the terminal reporter: the part that all sessions of hugepfn share."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.collect_errors: list[str] = []
-        self.troubles: list[str] = []  # other losses: a file, a part of the session
+        self.troubles: list[str] = []  # what else was lost: a file, a part of the session
         self.interrupted = False  # by the user
-        self.not_run = ""  # how many tests did not run, and why
+        self.not_run = ""  # the number of tests that did not run, and why
         self.live = Live(console)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -76,8 +76,8 @@ class SessionReporter:
 class RunReporter(SessionReporter):
     """The reporter of ``hugepfn run``.
 
-    A case that failed says first what is wrong, then shows its entries and its claims. A case that did not is one line,
-    and its entries and claims come after all cases, so that they push no failure out of sight.
+    A case that failed first says what is wrong, and then shows its entries and claims. Any other case is one line; its
+    entries and claims come after all cases, so that no failure scrolls out of sight.
 
     :param quiet: one line per case, and nothing else.
     :param details: show the entries and claims of the cases that did not fail.
@@ -88,12 +88,12 @@ class RunReporter(SessionReporter):
         self.quiet = quiet
         self.details = details
         self._by_test: dict[str, ScenarioResult] = {}
-        self._misused: set[str] = set()  # tests that cannot run with the given options
+        self._misused: set[str] = set()  # tests that cannot run with these options
         self._said_context = False
         self._labels: dict[Case, str] = {}
 
     def expect(self, cases: Sequence[Case]) -> None:
-        """The tests that will run: of two with one name, the file is shown."""
+        """Note the tests that will run. If two have the same name, their files are shown."""
         self._labels = labels(cases)
 
     @property

@@ -1,4 +1,4 @@
-"""hugepfn's scenarios as ``hugepfn list`` shows them, read from their source: nothing is imported for it."""
+"""hugepfn's scenarios as ``hugepfn list`` shows them, read from their source, without importing it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ScenarioLine(NamedTuple):
 
 
 def scenario_lines() -> list[ScenarioLine]:
-    """Every scenario, read from the source."""
+    """Return every scenario, read from the source."""
     found = []
     for path in sorted(guest_tests_dir().glob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
@@ -36,7 +36,7 @@ def scenario_lines() -> list[ScenarioLine]:
 
 
 def _functions(arguments: Iterable[ast.expr]) -> Iterator[kernel_functions.KernelFunction]:
-    """The functions that ``fn.NAME`` and the tables ``fn.NAME_BY`` of harness/kernel_functions.py stand for."""
+    """Yield the functions behind ``fn.NAME`` and the tables ``fn.NAME_BY`` of harness/kernel_functions.py."""
     for argument in arguments:
         value = getattr(kernel_functions, ast.unparse(argument).removeprefix("fn."))
         yield from dict.fromkeys(value.values()) if isinstance(value, Mapping) else (value,)

@@ -1,4 +1,4 @@
-"""A pytest session with the scenarios, with our reporter instead of the terminal reporter."""
+"""A pytest session with the scenarios, with hugepfn's reporter instead of pytest's."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Stopping:
         self._wanted = False
 
     def begin(self, session: Any) -> None:
-        """Set the session to end; ends it at once if :meth:`stop` was called before it began."""
+        """Set the session to end. It ends at once if :meth:`stop` was called before."""
         self._session = session
         if self._wanted:
             self.stop()
@@ -68,7 +68,7 @@ class Stopping:
         """Let no further test start."""
         self._wanted = True
         if self._session is not None:
-            self._session.shouldstop = "nobody waits for it any more"
+            self._session.shouldstop = "its caller has gone"
 
 
 def run_session(
@@ -89,7 +89,7 @@ def run_session(
     wanted = choose(words, options["levels"])
     expected = read(options["expected"], options["expect_files"])
     resolve(expected, wanted.tests, strict=bool(options["strict"]))
-    # Done here and not in a fixture, so that a missing kernel is one message instead of one error per test.
+    # This is not done in a fixture, so that a missing kernel is one message instead of one error per test.
     check_writable({"--json": options["json_file"], "--junit": options["junit"]})
 
     def say(event: Event) -> None:
@@ -139,7 +139,7 @@ def rerun_session(
     wanted = choose(words, levels)
     resolve(expected, wanted.tests)
     reporter.expect(wanted.cases)
-    # Nothing is captured, because the descriptors of this process are not the caller's.
+    # Nothing is captured, because the descriptors of this process are not those of the caller.
     args = [*wanted.pytest_args(), "--capture=no", *(f"--hugepfn-expect={one}" for one in expected)]
     # The environment was read when the machine was started.
     config = replace(

@@ -1,4 +1,4 @@
-"""Which tests a command runs: its words are checked here, before anything is fetched, built or booted."""
+"""Which tests a command runs. Its words are checked here, before anything is fetched, built or booted."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from harness.verdict.table import Case
 
 @dataclass(frozen=True)
 class Wanted:
-    """The tests that were asked for."""
+    """The requested tests."""
 
     words: tuple[Selected, ...]
-    """As they were asked for; empty for every scenario."""
+    """The words of the request; empty for every scenario."""
     levels: tuple[str, ...]
-    """Only these levels, and the tests that have none; empty for all."""
+    """Only these levels, and tests without a level; empty for all."""
     tests: tuple[Selected, ...]
-    """Every single test that this comes to."""
+    """Every single test that is selected."""
 
     @property
     def cases(self) -> list[Case]:
-        """The rows of a table of them."""
+        """Return the rows of a table of these tests."""
         return list(dict.fromkeys(Case(one.scenario, one.level, file=own_file(one.file)) for one in self.tests))
 
     @property
@@ -42,7 +42,7 @@ class Wanted:
         return tuple(dict.fromkeys(one.file for one in self.tests if one.file is not None))
 
     def pytest_args(self) -> list[str]:
-        """The arguments with which pytest collects them and nothing else."""
+        """Return the arguments with which pytest collects only these tests."""
         files = self.files if self.words else (guest_tests_dir(),)
         places = {one.scenario: one.file for one in self.tests if own_file(one.file) == ""}
         located = [one if one.file else replace(one, file=places.get(one.scenario)) for one in self.words]
@@ -55,7 +55,7 @@ class Wanted:
 
 
 def choose(words: Sequence[Selected], levels: Sequence[str] = ()) -> Wanted:
-    """Find the tests that words select.
+    """Return the tests that words select.
 
     :param words: empty for every scenario.
     :raises UsageError: a word selects nothing, or none of the tests has one of the levels.
@@ -63,7 +63,7 @@ def choose(words: Sequence[Selected], levels: Sequence[str] = ()) -> Wanted:
     """
     own = list(dict.fromkeys(word.file for word in words if word.file is not None))
     scenarios = list(_scenarios())
-    # A word without a file means a scenario of ours, whatever the user's tests are called.
+    # A word without a file is a scenario of hugepfn, even if a test of the user has this name.
     ours, others = [one for one in words if one.file is None], [one for one in words if one.file is not None]
     check_selects(ours, scenarios)
     _check_helpers({file.parent for file in own})
@@ -94,31 +94,31 @@ class _Collector(SessionReporter):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection_modifyitems(self) -> Iterator[None]:
-        """A marker with a wrong value is one line of ours, not of pytest's."""
+        """Report a marker with a wrong value in one line, instead of pytest's traceback."""
         try:
             return (yield)
         except pytest.UsageError as error:
             self.misused = str(error)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """All of them are known."""
+        """Note the tests: all of them are known now."""
         self.tests = [selected_by(item) for item in session.items]
 
 
 def _collect(files: Sequence[Path]) -> list[Selected]:
-    """The tests in the user's own files, as pytest itself finds them: in classes, imported, generated."""
+    """Return the tests in the user's own files, as pytest finds them: in classes, imported, generated."""
     collector = _Collector()
     args = [*map(str, files), *place_args(files), "--collect-only"]
     status = run_pytest(pytest, collector, args, [])
     if collector.misused:
         raise UsageError(collector.misused)
     if status == pytest.ExitCode.USAGE_ERROR:
-        raise UsageError(f"the tests in {', '.join(map(str, files))} cannot be read: pytest's message is above")
+        raise UsageError(f"the tests in {', '.join(map(str, files))} cannot be read; see pytest's message above")
     return collector.tests
 
 
 def _check_helpers(folders: set[Path]) -> None:
-    """Refuse two helper modules of one name: a test would get the one that another test imported."""
+    """Refuse two helper modules with one name, because a test would get the one that another test imported."""
     found: dict[str, Path] = {}
     for folder in sorted(folders):
         for path in folder.glob("*.py"):
@@ -126,6 +126,6 @@ def _check_helpers(folders: set[Path]) -> None:
                 continue
             if path.name in found:
                 raise UsageError(
-                    f"{found[path.name]} and {path} have the same module name; run the tests beside them one at a time"
+                    f"{found[path.name]} and {path} have the same module name; run the tests of one folder at a time"
                 )
             found[path.name] = path

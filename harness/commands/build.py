@@ -12,11 +12,22 @@ import click
 @click.option(
     "--patch", "-p", "patches", multiple=True, type=click.Path(path_type=Path), help="a patch, mail or mailbox"
 )
-@click.option("--fragment", "-f", "fragments", multiple=True, metavar="NAME|FILE", help="on top of base and pfnmap")
 @click.option(
-    "--config", type=click.Choice(["tiny", "virtme"]), default="tiny", show_default=True, help="what it is on top of"
+    "--fragment",
+    "-f",
+    "fragments",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="a further fragment, after base and pfnmap",
 )
-@click.option("--lax", is_flag=True, help="build even where a fragment's symbol was dropped")
+@click.option(
+    "--config",
+    type=click.Choice(["tiny", "virtme"]),
+    default="tiny",
+    show_default=True,
+    help="the configuration to start from",
+)
+@click.option("--lax", is_flag=True, help="build even if a symbol of a fragment was dropped")
 @click.option("--cc", default="gcc", show_default=True, metavar="COMMAND", help="the compiler")
 @click.option("--llvm", is_flag=True, help="build with clang, ld.lld and the other LLVM tools (make LLVM=1)")
 def build(

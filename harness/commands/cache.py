@@ -1,4 +1,4 @@
-"""``hugepfn cache``: where the cache is, what is in it, and how it gets smaller."""
+"""``hugepfn cache``: show where the cache is and what is in it, or clean it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Age(click.ParamType[float]):
         """For example 14d."""
         match = re.fullmatch(r"(\d+)([hdw])", str(value))
         if match is None:
-            self.fail(f"{value!r}: expected a number of hours, days or weeks: 12h, 14d, 2w", param, ctx)
+            self.fail(f"{value!r}; expected a number of hours, days or weeks: 12h, 14d, 2w", param, ctx)
         return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -64,10 +64,10 @@ class _Age(click.ParamType[float]):
 @click.argument("names", nargs=-1, metavar="[PART...]")
 @click.option("--all", "everything", is_flag=True, help="every part except kept machines")
 @click.option(
-    "--older-than", "age_s", type=_Age(), metavar="AGE", help="only what was not used for so long: 12h, 14d, 2w"
+    "--older-than", "age_s", type=_Age(), metavar="AGE", help="only what was not used for this time: 12h, 14d, 2w"
 )
 def clean(names: tuple[str, ...], everything: bool, age_s: float | None) -> None:
-    """Remove parts of the cache: those named, all, or what was not used for some time.
+    """Remove parts of the cache: by name, all, or what was not used for some time.
 
     What a running hugepfn uses or builds stays. Kept machines are removed only if the part "kept" is named; `hugepfn
     kept --rm NAME` removes one of them.
@@ -77,10 +77,10 @@ def clean(names: tuple[str, ...], everything: bool, age_s: float | None) -> None
     from harness.host.cache_parts import ON_PURPOSE, parts, remove
 
     if not (names or everything or age_s is not None) or (names and everything):
-        raise click.UsageError("say what to remove: parts by name, --all, or --older-than AGE")
+        raise click.UsageError("nothing to remove was given; name parts, or use --all or --older-than AGE")
     found = {part.name: part for part in parts()}
     for unknown in (name for name in names if name not in found):
-        raise UsageError(f"the cache has no part {unknown!r}; there are: {', '.join(sorted(found)) or 'none'}")
+        raise UsageError(f"the cache has no part {unknown!r}; expected one of: {', '.join(sorted(found)) or 'none'}")
     freed = 0
     for part in found.values():
         if part.name not in names and (names or part.name in ON_PURPOSE):

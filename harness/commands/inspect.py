@@ -15,9 +15,7 @@ from harness.events import Note
 if TYPE_CHECKING:
     from rich.text import Text
 
-watch_option = click.option(
-    "--watch", "-w", is_flag=True, help="look again and again; changes are marked; Ctrl-C ends it"
-)
+watch_option = click.option("--watch", "-w", is_flag=True, help="look repeatedly, and mark changes; Ctrl-C ends it")
 every_option = click.option(
     "--every", type=click.FloatRange(0.05), default=1.0, show_default=True, metavar="S", help="seconds between looks"
 )
@@ -32,9 +30,9 @@ every_option = click.option(
 def walk(pid: int, vaddr: str, session: str | None, watch: bool, every: float) -> None:
     """Walk the page tables of any process in a live guest.
 
-    Entries are shown raw and decoded. For one address, every level on the way is shown; for a range, every leaf and
-    hole, with equal neighbours in one line. Addresses are hexadecimal. The root comes from the kernel's own task list,
-    which is found through BTF and kallsyms, or through the file that `hugepfn build` left beside the kernel.
+    Entries are shown raw and decoded: for one address, those at every level; for a range, every leaf and hole, with
+    equal neighbours in one line. Addresses are hexadecimal. The root comes from the kernel's own task list, which is
+    found through BTF and kallsyms, or through the file that `hugepfn build` has put beside the kernel.
     """
     from harness.commands.walk_view import parse_span, process_line, range_lines, walk_lines
     from harness.session.state import halt_words

@@ -16,7 +16,7 @@ from harness.config import MachineConfig
 @click.option(
     "--source", metavar="SPEC", help="debsrc:VERSION[+PATCH...], tree:PATH[@REV][+PATCH...]  [default: the kernel's]"
 )
-@click.option("--junit", type=FILE, help="write a JUnit report there")
+@click.option("--junit", type=FILE, help="write a JUnit report to this file")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="seconds that a program may take")
 @config_options()
 @click.option("--pytest", "pytest_args", multiple=True, metavar="ARG", help="one more argument for pytest: --pytest=-x")

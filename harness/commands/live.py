@@ -47,15 +47,15 @@ _SIGNALLED = 128  # a shell adds this to the number of a signal
 def shell(session: str | None, kept: str | None, gdb: bool, config: MachineConfig) -> None:
     """Open a shell on the serial line of a guest. Ctrl-] leaves it.
 
-    Without a session, with --kept, or with options of a machine, a machine is started. It is a session as long as the
-    shell runs, and ends with it.
+    Without a session, with --kept, or with options of a machine, a machine is started. It is a session that ends with
+    the shell.
     """
     from harness.guest.terminal import interact, require_terminal
     from harness.session.client import SessionClient
 
     require_terminal()
     if kept is not None and session is not None:
-        raise UsageError(f"--session {session} and --kept {kept} are two machines; give either")
+        raise UsageError(f"--session {session} and --kept {kept} are two machines; give only one of them")
     there = client_unless_new(session) if kept is None else None
     client = there or SessionClient(start_machine(None, config, with_us=True, kept=kept))
     try:
@@ -75,7 +75,7 @@ def shell(session: str | None, kept: str | None, gdb: bool, config: MachineConfi
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @session_option
 @click.option(
-    "--address", is_flag=True, help="print how another SSH client gets there; its files last as long as the session"
+    "--address", is_flag=True, help="print how another SSH client connects; its files are removed with the session"
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
@@ -83,8 +83,8 @@ def ssh(session: str | None, address: bool, command: tuple[str, ...]) -> None:
 
     The exit status is that of COMMAND. Without it, a login shell is opened, which Ctrl-] leaves.
 
-    The connection goes through a socket that only you can access, with a key made for this machine. Nothing else is
-    let in.
+    The connection goes through a socket that only you can access, with a key that was made for this machine. No other
+    key is accepted.
     """
     from harness.guest.job import Stream
     from harness.guest.ssh import Ssh
@@ -161,10 +161,12 @@ def exec_(
     exit status is returned (128 and more: a signal).
     """
     for wrong in (one for one in environment if "=" not in one):
-        raise UsageError(f"--env {wrong!r}: expected NAME=VALUE")
+        raise UsageError(f"--env {wrong!r}; expected NAME=VALUE")
     file = str(Path(program).absolute()) if "/" in program else None
     if file is not None and not Path(file).is_file():
-        raise UsageError(f"{program}: no such file (a command of the guest's has no slash)")
+        raise UsageError(
+            f"{program}: no such file; expected a program on this host, or a guest command without a slash"
+        )
     wanted = dict(one.split("=", 1) for one in environment)
     if (client := client_unless_new(session)) is not None:
         ended: ExitStatus = client.exec((program, *words), file, wanted, say)
@@ -198,8 +200,8 @@ def _fresh(config: MachineConfig) -> Iterator[Session]:
 def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str], quiet: bool, **options: Any) -> None:
     """Run tests in a session with their current files.
 
-    There is no boot, and only changed programs are compiled and sent, so this is the quickest way to try a change of a
-    test. The machine keeps everything that earlier runs did to it; `hugepfn run` takes a new one for each test.
+    Nothing is booted, and only changed programs are compiled and sent, so this is the fastest way to try a change in a
+    test. The machine keeps the effects of earlier runs; `hugepfn run` uses a new machine for each test.
 
     TEST is as for `hugepfn run`:
 

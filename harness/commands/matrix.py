@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     multiple=True,
     required=True,
     metavar="SPEC",
-    help="a kernel, may be repeated; all-stock: the newest of each series that the mirror has",
+    help="a kernel; may be repeated; all-stock: the newest of each series that the mirror has",
 )
 @campaign_options
-@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="run everything so often")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="number of runs of everything")
 @report_options("the table and every run")
 def matrix(words: tuple[Selected, ...], kernels: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
     """Run tests on many kernels, and print a table.
@@ -54,7 +54,7 @@ def matrix(words: tuple[Selected, ...], kernels: tuple[str, ...], config: Machin
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="run what differs so often again; only what differs every time counts",
+    help="how often to run again what differs; only what differs every time counts",
 )
 @mail_option
 @report_options("the differences")

@@ -31,7 +31,7 @@ class _TestWord(click.ParamType[Any]):
     name = "TEST"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Selected:  # noqa: ARG002
-        """Read it; what cannot be read is refused with our own words."""
+        """Read a word, and refuse it with hugepfn's own message if it selects nothing."""
         return value if isinstance(value, Selected) else Selected.parse(value)
 
 
@@ -72,11 +72,13 @@ _EXPECT_OPTIONS = (
 _SCENARIO_OPTIONS = (
     level_option,
     *_EXPECT_OPTIONS,
-    click.option("--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="run so many at once"),
-    click.option("--strict", is_flag=True, help="a precondition that is not met fails"),
+    click.option(
+        "--workers", "-n", type=click.IntRange(1), default=1, show_default=True, help="number of tests that run at once"
+    ),
+    click.option("--strict", is_flag=True, help="a precondition that is not met is a failure"),
 )
 _SHORT = {"kernel": "-k"}
-_MACHINE = "hugepfn.machine"  # in a context's meta: the options of the machine are to be shown
+_MACHINE = "hugepfn.machine"  # in a context's meta: show the options of the machine
 
 
 class _MachineOption(click.Option):
@@ -107,7 +109,7 @@ def _with(options: Sequence[Callable[[F], F]], command: F) -> F:
 
 
 def config_options(*names: str, without: Sequence[str] = ()) -> Callable[[F], F]:
-    """Options for fields of :class:`MachineConfig`; the command gets one argument, ``config``, with all that was asked.
+    """Add options for fields of :class:`MachineConfig`; the command gets one argument, ``config``, with all of them.
 
     :param names: the fields; none for all of them.
     """
@@ -135,13 +137,13 @@ def config_options(*names: str, without: Sequence[str] = ()) -> Callable[[F], F]
 
 
 def given_config_options() -> list[str]:
-    """The options of a machine that the current command was given."""
+    """Return the options of a machine that the current command was given."""
     given = click.get_current_context().params
     return [f"--{name_of(one)}" for one in fields(MachineConfig) if given.get(one.name) is not None]
 
 
 def scenario_options(command: F) -> F:
-    """Options for running scenarios, beside those of the machine."""
+    """Add the options for running scenarios, apart from those of the machine."""
     return _with(_SCENARIO_OPTIONS, command)
 
 
@@ -163,17 +165,17 @@ def expectations(options: Mapping[str, Any]) -> tuple[Expectation, ...]:
 
 
 def campaign_options(command: F) -> F:
-    """Options for running scenarios on several kernels: those of ``hugepfn run`` except the kernel and the output."""
+    """Add the options for several kernels: those of ``hugepfn run`` except the kernel and the output."""
     return scenario_options(config_options(without=["kernel"])(command))
 
 
 def report_options(what: str) -> Callable[[F], F]:
-    """Options ``--json`` and ``--html`` of a command that reports on several kernels.
+    """Add the options ``--json``, ``--html`` and ``--mail`` of a command that reports on several kernels.
 
     :param what: the contents of the JSON file.
     """
-    json_option = click.option("--json", "json_file", type=FILE, help=f"write {what} there")
-    html_option = click.option("--html", "html_file", type=FILE, help="write one self-contained page there")
+    json_option = click.option("--json", "json_file", type=FILE, help=f"write {what} to this file")
+    html_option = click.option("--html", "html_file", type=FILE, help="write one self-contained page to this file")
     url_option = click.option(
         "--source-url",
         metavar="URL",
@@ -189,7 +191,7 @@ mail_option = click.option(
 
 
 def page_request(options: dict[str, Any]) -> PageRequest:
-    """What was asked of the page, of the options of :func:`report_options`."""
+    """Return the request for a page from the options of :func:`report_options`."""
     from harness.campaign.report import PageRequest
     from harness.source_links import ELIXIR, SourceSite
 
@@ -198,7 +200,7 @@ def page_request(options: dict[str, Any]) -> PageRequest:
 
 
 def run_options(config: MachineConfig, options: dict[str, Any]) -> RunOptions:
-    """The options of :func:`campaign_options` as a value."""
+    """Return the options of :func:`campaign_options` as a value."""
     from harness.campaign.kernels import RunOptions
 
     expected = expectations(options)

@@ -52,17 +52,17 @@ def series(
     The patches are applied one at a time. Each kernel is built and run, and the table shows at which patch a scenario
     changes.
 
-    TREE is a git tree with BASE..TIP, or any source that builds (debsrc:6.12, a folder) with --mbox or --b4. A patch
-    that does not build or boot is reported, and the next one is still tried.
+    TREE is a git tree with BASE..TIP, or any source (debsrc:6.12, a folder) with --mbox or --b4. A patch that does not
+    build or boot is reported, and the next one is tried.
 
     The exit status is 0 if nothing changes, 1 if something does, and otherwise that of `hugepfn run`: 3 if a patch
-    does not build, since then nobody knows what changes there.
+    does not build, because what changes there is not known.
     """
     from harness.campaign.b4 import fetch
     from harness.campaign.series import run_series
 
     if mbox is not None and message_id is not None:
-        raise click.UsageError("give --mbox FILE or --b4 MSGID, not both")
+        raise click.UsageError("give either --mbox FILE or --b4 MSGID, not both")
     if mbox is None and message_id is None:
         if revisions is None or ".." not in revisions:
             raise click.UsageError("give BASE..TIP, --mbox FILE or --b4 MSGID")

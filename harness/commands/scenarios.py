@@ -1,4 +1,4 @@
-"""``hugepfn list``: which scenarios there are."""
+"""``hugepfn list``: name the scenarios."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from harness.errors import UsageError
     "functions",
     multiple=True,
     metavar="PATTERN",
-    help="only what this kernel function decides; may be repeated",
+    help="only scenarios that this kernel function decides; may be repeated",
 )
 def list_scenarios(patterns: Sequence[str], levels: Sequence[str], functions: Sequence[str]) -> None:
     """Name the scenarios, with their claims and kernel functions.
 
-    PATTERN is a part of a name (fork), or a glob for the whole of it ("fork_*"). So is that of a function
-    (--function copy_huge_pmd), or a part of its file's path (--function mm/huge_memory.c).
+    PATTERN is a part of a name (fork), or a glob for a whole name ("fork_*"). The pattern of a function is the same
+    (--function copy_huge_pmd), or a part of the path of its file (--function mm/huge_memory.c).
     """
     from rich.console import Console
     from rich.markup import escape
@@ -40,7 +40,7 @@ def list_scenarios(patterns: Sequence[str], levels: Sequence[str], functions: Se
         and _fits(functions, [word for function in line.decided_by for word in (*function.split(), function)])
     ]
     if not lines:
-        raise UsageError("no scenario fits; `hugepfn list` shows all, with their levels and kernel functions")
+        raise UsageError("no scenario matches; `hugepfn list` shows all, with their levels and kernel functions")
     console = Console(highlight=False)
     for line in lines:
         console.print(f"[bold]{line.name}[/bold]  [cyan]{line.levels}[/cyan]", soft_wrap=True)
@@ -55,7 +55,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _fits(patterns: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether one of the patterns is a part of one of the words, or a glob for it; also if there is no pattern."""
+    """Return whether one of the patterns is a part of one of the words, or a glob for it, or there is no pattern."""
     return not patterns or any(
         pattern in word or fnmatch.fnmatchcase(word, pattern) or fnmatch.fnmatchcase(word, f"{pattern}()")
         for pattern in patterns

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from harness.session.client import SessionClient
     from harness.session.registry import About
 
-session_option = click.option("--session", "-s", metavar="NAME", help="which session  [default: the only one]")
+session_option = click.option("--session", "-s", metavar="NAME", help="name of the session  [default: the only one]")
 kept_option = click.option("--kept", metavar="NAME", help="bring back a machine that `hugepfn kept` shows")
 gdb_option = click.option("--gdb", is_flag=True, help="wait for gdb on a Unix socket, and print the command")
 _WIDE = 1000  # the terminal wraps a long state; we do not cut it
@@ -73,9 +73,9 @@ def client_unless_new(name: str | None) -> SessionClient | None:
 def start_machine(name: str | None, config: MachineConfig, *, with_us: bool, kept: str | None = None) -> About:
     """Start a session.
 
-    :param name: None for a name after the kernel.
+    :param name: None for a name that is made from the kernel.
     :param with_us: it ends when this process ends.
-    :param kept: the kept machine that it brings back, instead of a new one.
+    :param kept: the kept machine to restore, instead of a new one.
     """
     from harness.session.server import Start
     from harness.session.starting import start_session
@@ -95,7 +95,7 @@ def show_gdb(client: SessionClient) -> None:
 
 
 @click.command()
-@click.option("--session", "-s", metavar="NAME", help="what to call the session  [default: after the kernel]")
+@click.option("--session", "-s", metavar="NAME", help="name of the session  [default: made from the kernel]")
 @kept_option
 @gdb_option
 @config_options()
@@ -133,7 +133,7 @@ def ps() -> None:
     \b
     session  the name for -s
     pid      the process that holds the machine
-    kernel   what was asked for; release is what it is
+    kernel   as requested; release is what it is
     age      since the start
     state    runs, stands still (since when and why), or how it ended
     """
@@ -150,7 +150,7 @@ def ps() -> None:
         age = str(timedelta(seconds=int(time.time() - about.started_at)))
         try:
             state = state_words(SessionClient(about).call("state", timeout_s=_STATE_TIMEOUT_S))
-        except HugepfnError as error:  # it is just ending
+        except HugepfnError as error:  # it is ending
             state = str(error)
         table.add_row(about.name, str(about.pid), about.kernel, about.release, age, state)
     _print_table(table, "no sessions")
@@ -168,8 +168,8 @@ def log(session: str | None) -> None:
 def pause(session: str | None) -> None:
     """Stop the vCPUs of a session until `hugepfn resume`.
 
-    The machine can be walked meanwhile (`hugepfn walk`), and no entry changes between two walks. Commands that need the
-    guest's help say that it stands still.
+    Meanwhile you can walk its page tables (`hugepfn walk`), and no entry changes between two walks. Commands that need
+    the guest's help say that it stands still.
     """
     from harness.session.state import halt_words
 
@@ -184,9 +184,9 @@ def pause(session: str | None) -> None:
 @click.command()
 @session_option
 def resume(session: str | None) -> None:
-    """Let a machine go on that stands still.
+    """Let a machine that stands still go on.
 
-    It undoes `hugepfn pause`, and `hugepfn gdb` if no gdb has come.
+    This undoes `hugepfn pause`, and also `hugepfn gdb` if no gdb is attached.
     """
     client = client_of(session)
     before = client.call("resume")
@@ -235,9 +235,9 @@ def serve_session(descriptor: int) -> None:
 def kept(unwanted: tuple[str, ...]) -> None:
     """Show or remove the machines that --keep-vm kept.
 
-    Each was saved when a test failed, with its memory, so the processes of the test still wait at their checkpoint.
-    `hugepfn shell --kept NAME` and `hugepfn start --kept NAME` bring it back, any number of times. It stays in the
-    cache until it is removed.
+    Each was saved with its memory when a test failed, so the processes of the test still wait at their checkpoint.
+    `hugepfn shell --kept NAME` and `hugepfn start --kept NAME` restore it, any number of times. It stays in the cache
+    until you remove it.
     """
     from rich.table import Table
 

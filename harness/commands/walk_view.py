@@ -1,6 +1,6 @@
-"""How page tables of a live process are shown: values in, lines out. This module never talks to a machine.
+"""Show the page tables of a live process. Pure: values in, lines out.
 
-A + marks what is new since the last look, and a - what is gone; a word that changed shows its old value too. Colour
+A + marks what is new since the last look, and a - what is gone. A word that changed is shown with its old value. Colour
 only repeats this.
 """
 
@@ -37,27 +37,27 @@ def parse_span(text: str) -> tuple[int, int | None]:
     """
     match = _SPAN.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"address {text!r} is not understood; expected 0x7f0000000000, or START-END in hex")
+        raise UsageError(f"{text!r} is not an address; expected 0x7f0000000000, or START-END in hexadecimal")
     start, end = int(match[1], 16), int(match[2], 16) if match[2] else None
     if end is not None and end <= start:
-        raise UsageError(f"the range {text} is empty: it ends at {end:#x}")
+        raise UsageError(f"the range {text} is empty: it ends at {end:#x}; expected START-END with START < END")
     return start, end
 
 
 def process_line(process: ProcessRoot, previous: ProcessRoot | None = None) -> Text:
-    """The process and the root of its tables, and whether the root changed since the last look."""
+    """Return the process, the root of its page tables, and whether the root changed since the last look."""
     layout = process.layout
     line = Text(f"process {process}", style="bold")
     if process.tgid != process.pid:
         line.append(f", a thread of {process.tgid}", style="default")
     line.append(f"  root {process.paddr:#x}, {len(layout.levels)} levels", style="not bold dim")
     if previous is not None and previous != process:
-        line.append(f"  another than before: {previous} at {previous.paddr:#x}", style="not bold yellow")
+        line.append(f"  at the last look: {previous} with root {previous.paddr:#x}", style="not bold yellow")
     return line
 
 
 def walk_lines(way: Walk, previous: Walk | None = None) -> list[Text]:
-    """One line per level, from the root down: index in the table, raw word, bits, and target."""
+    """Return one line per level, from the root down: index in the table, raw word, bits, and target."""
     before = {entry.level: entry for entry in previous.path} if previous is not None else None
     rows: list[list[Cell]] = []
     for entry in way.path:
@@ -66,7 +66,7 @@ def walk_lines(way: Walk, previous: Walk | None = None) -> list[Text]:
         rows.append([f"{entry.level.label}[{index}]", *_entry_cells(entry, old)])
     for gone in (before or {}).values():
         was = [Text(word, style=_GONE) for word in (f"-{gone.level.label}", f"{gone.raw:#018x}")]
-        rows += [[*was, "", "no such table any more"]]
+        rows += [[*was, "", "this table is gone"]]
     lines = [Text(f"{way.vaddr:#018x}", style="bold cyan"), *_columns(rows)]
     if way.leaf is not None:
         paddr = way.leaf.paddr_at(way.vaddr)
@@ -77,14 +77,14 @@ def walk_lines(way: Walk, previous: Walk | None = None) -> list[Text]:
 
 
 def range_lines(now: RangeWalk, previous: RangeWalk | None = None) -> list[Text]:
-    """One line for each run of equal neighbours, including holes."""
+    """Return one line for each run of equal neighbours, including holes."""
     heading: list[Cell] = [Text(word, style=_HEADING) for word in ("vaddr", "size", "entries", "raw", "bits", "")]
     rows = [[f"{run.vaddr:#x}", _size(run.end - run.vaddr), *_run_cells(run)] for run in now.runs(previous)]
     return list(_columns([heading, *rows]))
 
 
 def vma_lines(now: ProcessVmas, previous: ProcessVmas | None = None) -> list[Text]:
-    """One line per VMA: leaves at each level, how many have each bit, and the change since the last look."""
+    """Return one line per VMA: leaves at each level, how many have each bit, and the change since the last look."""
     old = {vma.line.start: vma for vma in previous.vmas} if previous is not None else {}
     bits = [bit for bit in Bits if bit not in _PLAIN_BITS and any(bit in vma.bits for vma in now.vmas)]
     swapped = any(vma.swapped for vma in now.vmas)
@@ -106,7 +106,7 @@ def vma_lines(now: ProcessVmas, previous: ProcessVmas | None = None) -> list[Tex
         rows.append([Text(word, style=_GONE if word else "") for word in (first, *rest)])
     lines = list(_columns(rows))
     if now.elsewhere:
-        lines.append(Text(f"  {now.elsewhere} leaves lie in no VMA", style="bold red"))
+        lines.append(Text(f"  {now.elsewhere} leaves are outside all VMAs", style="bold red"))
     return lines
 
 
@@ -115,7 +115,7 @@ def _range(line: VmaLine) -> str:
 
 
 def _changed(now: str, before: str) -> Text:
-    """A word, and its value at the last look if that was different."""
+    """Return a word, with its value at the last look if that was different."""
     if now == before:
         return Text(now)
     return Text.assemble((now, _NEW), " ", (f"(was {before or 'none'})", _GONE))
@@ -149,7 +149,7 @@ def _run_cells(run: EntryRun) -> list[Cell]:
 
 
 def _entry_cells(entry: Entry, before: Entry | None) -> list[Cell]:
-    """Raw word, bits and target of an entry; ``before`` is the entry at the last look, if there was one."""
+    """Return raw word, bits and target of an entry; ``before`` is the entry at the last look, if there was one."""
     now, then = _names(entry), _names(before or entry)
     words = signed(now, {name for name in now if name not in then}, [name for name in then if name not in now])
     bits = Text(" ").join(Text(sign + name, _STYLE[sign]) for sign, name in words)
@@ -160,7 +160,7 @@ def _entry_cells(entry: Entry, before: Entry | None) -> list[Cell]:
 
 
 def _names(entry: Entry) -> list[str]:
-    """Everything in an entry except its target."""
+    """Return everything in an entry except its target."""
     more = {f"pkey={entry.pkey}": entry.pkey, f"unnamed={entry.unnamed:#x}": entry.unnamed}
     return [*entry.bits.names(), *(word for word, there in more.items() if there)]
 
@@ -190,7 +190,7 @@ def _size(size_bytes: int) -> str:
 
 
 def _columns(rows: Iterable[Sequence[Cell]]) -> Iterator[Text]:
-    """Lines with aligned columns."""
+    """Yield lines with aligned columns."""
     table = list(rows)
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))] if table else []
     for row in table:

@@ -24,7 +24,7 @@ from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device
 from harness.selfcheck.host import Finding, State, host_findings
 
-#: After this time no further check begins. A running check has the deadlines of its boots and checkpoints.
+#: After this time, no further check starts. A running check has the deadlines of its boots and checkpoints.
 LIMIT_S = 600.0
 BAR_ROUNDS = 20
 _PROGRAM_TIMEOUT_S = 60.0
@@ -53,20 +53,20 @@ class Specimen(Protocol):
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The levels of leaves that its kernel makes for a BAR."""
+        """The levels of the leaves that its kernel makes for a BAR."""
 
     @property
     def device(self) -> Device:
-        """The device that it uses in the end, see :func:`harness.observe.bar_bits.stand_in`."""
+        """The device that it really uses, see :func:`harness.observe.bar_bits.stand_in`."""
 
     @property
     def early(self) -> Bits:
         """The bits that its CPU may set without an access."""
 
     def seen(self, program: str, *args: str) -> list[Observation]:
-        """Runs a guest program to its end, and what was seen at its checkpoints.
+        """Run a guest program to its end, and return what was seen at its checkpoints.
 
-        :raises HugepfnError: it did not pass, or an invariant did not hold.
+        :raises HugepfnError: it did not pass, or an invariant does not hold.
         """
 
     def bar_misses(self) -> Bits | None:
@@ -78,10 +78,10 @@ class Lab(Protocol):
 
     @property
     def kvm(self) -> str:
-        """Why KVM does not run guests; empty if it does."""
+        """Return why KVM does not run guests; "" if it does."""
 
     def machine(self, shape: Shape) -> AbstractContextManager[Specimen]:
-        """A machine of this kind."""
+        """Return a machine of this kind."""
 
 
 # --- the checks --------------------------------------------------------------------------------------
@@ -155,12 +155,14 @@ def check_bar(lab: Lab) -> Finding:
         device = machine.device
         rounds = [machine.bar_misses() for _ in range(BAR_ROUNDS)]
     if any(one is None for one in rounds):
-        said = f"cannot be told in {sum(one is None for one in rounds)} of {BAR_ROUNDS} rounds"
-        return Finding(what, State.FAILED, said, "see what `hugepfn run fork` says of this kernel, or take another")
+        said = f"not known in {sum(one is None for one in rounds)} of {BAR_ROUNDS} rounds"
+        return Finding(
+            what, State.FAILED, said, "see what `hugepfn run fork` says about this kernel, or use another one"
+        )
     missed = [one for one in rounds if one]
     if missed:
         names = " and ".join({name: None for one in missed for name in one.names()})
-        said = f"{names} not set as by an access in {len(missed)} of {BAR_ROUNDS} rounds, with {device.value}"
+        said = f"an access did not set {names} in {len(missed)} of {BAR_ROUNDS} rounds, with {device.value}"
         return Finding(what, State.FAILED, said, f"use --accel tcg; {_REPORT}")
     if device is not Device.TESTDEV:
         said = f"{device.value} stands in for pci-testdev, and the CPU sets both in entries of its BAR"
@@ -169,7 +171,7 @@ def check_bar(lab: Lab) -> Finding:
 
 
 def check_nvme(lab: Lab) -> Finding:
-    """A device with reset and power states works too; its machine boots, because QEMU cannot save it."""
+    """A device with reset and power states works, too. Its machine boots, because QEMU cannot save it."""
     with lab.machine(Shape(device=Device.NVME)) as machine:
         top = machine.levels[-1].label
         for case in ("reset", "sleep"):
@@ -190,7 +192,7 @@ def _compared(what: str, one: str, other: str, sides: Sequence[list[Observation]
     if first == second:
         return Finding(what, State.OK, f"{one} and {other} show the same {len(first)} entries")
     if early & Bits.A and comparable([seen.aged() for seen in sides[0]]) == comparable([s.aged() for s in sides[1]]):
-        return Finding(what, State.NOTE, f"{one} and {other} differ in A alone, which a CPU may set by itself")
+        return Finding(what, State.NOTE, f"{one} and {other} differ only in A, which a CPU may set by itself")
     if len(first) != len(second):
         return Finding(what, State.FAILED, f"{one} shows {len(first)} entries, {other} {len(second)}", _REPORT)
     pairs = zip(sides[0], sides[1], first, second, strict=True)
@@ -202,7 +204,7 @@ def _compared(what: str, one: str, other: str, sides: Sequence[list[Observation]
 
 
 def checks(lab: Lab) -> list[tuple[str, Callable[[], Finding]]]:
-    """Every check that needs machines, with its subject. The others rely on the first one."""
+    """Return every check that needs machines, with its subject. All others rely on the first one."""
     clones = [(f"clone, {shape}", lambda shape=shape: check_clone(lab, shape)) for shape in SHAPES]
     return [
         ("calibration", lambda: check_calibration(lab)),
@@ -224,7 +226,7 @@ def findings(
     for what, look in machines:
         if (took_s := clock() - began) > LIMIT_S:
             advice = "run it again on a host that is less busy"
-            yield Finding(what, State.FAILED, f"not looked at: the checks before took {took_s:.0f} s", advice)
+            yield Finding(what, State.FAILED, f"not checked, because the earlier checks took {took_s:.0f} s", advice)
             continue
         try:
             yield look()
@@ -235,13 +237,13 @@ def findings(
 
 
 def lines_of(finding: Finding) -> str:
-    """The lines of a finding on the page."""
+    """Return the lines of a finding on the page."""
     line = f"{finding.state.value:<5} {finding.what}: {finding.found}"
     return line + (f"\n      to do: {finding.advice}" if finding.advice else "")
 
 
 def verdict(found: Sequence[Finding]) -> tuple[str, ExitCode]:
-    """The last line of the page, and the exit status."""
+    """Return the last line of the page, and the exit status."""
     counts = [(state, sum(one.state is state for one in found)) for state in State]
     words = ", ".join(f"{count} {state.value}" for state, count in counts if count)
     if any(one.state is State.FAILED for one in found):
@@ -268,9 +270,9 @@ def run_selfcheck(image: KernelImage, config: MachineConfig, show: Callable[[str
 
 
 def seen(vm: VM, program: str, *args: str) -> list[Observation]:
-    """Runs a guest program to its end; what was seen at its checkpoints.
+    """Run a guest program to its end, and return what was seen at its checkpoints.
 
-    :raises HugepfnError: it did not pass, or an invariant did not hold.
+    :raises HugepfnError: it did not pass, or an invariant does not hold.
     """
     with vm.run(program, *args, timeout_s=_PROGRAM_TIMEOUT_S) as guest:
         guest.finish()
@@ -304,7 +306,7 @@ class RealLab:
 
     @property
     def kvm(self) -> str:
-        """Why KVM does not run guests."""
+        """Return why KVM does not run guests; "" if it does."""
         return "--accel tcg was given" if self._config.accel == "tcg" else kvm_proof(self._binary, "max").reason
 
     @contextmanager

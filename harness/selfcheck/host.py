@@ -21,7 +21,7 @@ from harness.qemu.ram import find_room, ram_folder
 
 MOUNTS = Path("/proc/self/mountinfo")
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
-#: The file systems on which the whole suite was run, with cache and RAM (make compat).
+#: The file systems on which the whole suite was run, for the cache and for RAM (make compat).
 TRIED = frozenset({"ext4", "xfs", "btrfs", "overlay", "tmpfs"})
 _QEMU_TIMEOUT_S = 30.0
 _MACHINE_MIB = 1024
@@ -34,7 +34,7 @@ class State(enum.Enum):
     """The result of a check; the value is what the page shows."""
 
     OK = "ok"
-    NOTE = "note"  # it works, but the reader should know
+    NOTE = "note"  # it works, but you should know about it
     SKIPPED = "skip"
     FAILED = "FAIL"
 
@@ -58,7 +58,7 @@ class Space:
 
 
 def host_findings(qemu: QemuBinary) -> Iterator[Finding]:
-    """All checks that come before the first machine."""
+    """Yield all findings that need no machine."""
     yield of_versions(qemu)
     yield of_accelerators(_accelerators(qemu.path), kvm_proof(qemu, "max"))
     yield of_space("file system of the cache", space(cache.root()), _CACHE_MIB, "HUGEPFN_CACHE_DIR")
@@ -78,7 +78,7 @@ def _accelerators(qemu: str) -> str:
 
 
 def of_accelerators(listed: str, proof: Proof) -> Finding:
-    """Whether KVM runs guests, and whether QEMU has TCG.
+    """Check whether KVM runs guests, and whether QEMU has TCG.
 
     :param listed: the output of ``qemu -accel help``: a heading, and one name per line.
     """
@@ -94,7 +94,7 @@ def of_accelerators(listed: str, proof: Proof) -> Finding:
 
 
 def space(folder: Path) -> Space:
-    """The file system that a folder is on, or would be on if it existed."""
+    """Return the file system of a folder, which need not exist."""
     there = folder.resolve()
     while not there.exists():
         there = there.parent
@@ -103,7 +103,7 @@ def space(folder: Path) -> Space:
 
 
 def kind_of_mount(path: Path, mounts: str) -> str:
-    """The type of the file system whose mount point is nearest above a path; "unknown" if none is listed.
+    """Return the type of the file system whose mount point is nearest above a path; "unknown" if none is listed.
 
     :param mounts: /proc/PID/mountinfo (Documentation/filesystems/proc.rst, 3.5): the mount point is the fifth word, the
         type the first one after the dash.
@@ -118,20 +118,23 @@ def kind_of_mount(path: Path, mounts: str) -> str:
 
 
 def of_space(what: str, seen: Space, needed_mib: int, variable: str) -> Finding:
-    """Check that a folder has enough room and is on a file system that was tested."""
+    """Check that a folder has enough space, and that its file system was tested."""
     found = f"{seen.kind}, {seen.free_mib} MiB free"
     if seen.free_mib < needed_mib:
         return Finding(
-            what, State.FAILED, f"{found}, {needed_mib} needed", f"free some, or name another folder: {variable}"
+            what,
+            State.FAILED,
+            f"{found}; expected at least {needed_mib} MiB",
+            f"free some, or choose another folder with {variable}",
         )
     if seen.kind not in TRIED:
-        advice = f"if the checks below fail, name a folder on one of {', '.join(sorted(TRIED))}: {variable}"
-        return Finding(what, State.NOTE, f"{found}; hugepfn was not tried on it", advice)
+        advice = f"if a check below fails, choose a folder on one of {', '.join(sorted(TRIED))} with {variable}"
+        return Finding(what, State.NOTE, f"{found}; hugepfn was not tested on this file system", advice)
     return Finding(what, State.OK, found)
 
 
 def of_ram() -> Finding:
-    """Check the folder that guest RAM goes to, which may be another than /dev/shm."""
+    """Check the folder for guest RAM, which need not be /dev/shm."""
     elsewhere: list[str] = []
     try:
         folder = find_room(_MACHINE_MIB, say=Sparing(elsewhere.append))
@@ -157,13 +160,13 @@ def of_ptrace(scope: str | None, *, has_capability: bool) -> Finding:
         return Finding(what, State.OK, "the host's kernel has no Yama: a parent may read its children's memory")
     if scope in ("0", "1") or (scope == "2" and has_capability):
         return Finding(what, State.OK, found)
-    advice = "use --no-clone, which shares the RAM"
+    advice = "use --no-clone, with which the RAM is shared"
     if scope == "2":
         advice += ", or sysctl kernel.yama.ptrace_scope=1"
     return Finding(what, State.FAILED, f"{found}: a clone's memory cannot be read", advice)
 
 
-#: The minimum of each limit. MEMLOCK is only shown, because no guest memory is locked on the host.
+#: The minimum of each limit. MEMLOCK is only shown: no guest memory is locked on the host.
 _LIMITS = {"RLIMIT_NOFILE": _FILES_MIN, "RLIMIT_FSIZE": _MACHINE_MIB << 20, "RLIMIT_AS": 4 << 30, "RLIMIT_MEMLOCK": 0}
 
 
