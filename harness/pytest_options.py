@@ -20,7 +20,8 @@ PREFIX = "--hugepfn-"
 
 #: The markers of a test, as ``pytest --markers`` shows them.
 MARKERS = (
-    "levels(*names): run the test once per page-table level (pte, pmd, pud), which it gets as the argument level",
+    "levels(*names): run the test once per page-table level (pte, pmd, pud, also as 4K, 2M, 1G), which it gets as the "
+    "argument level",
     "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what the test needs: "
     "at least so many vCPUs, words for the kernel command line, a boot of its own (clone=False), a device, a root",
     "waive(*names, reason): invariants, by name, that need not hold in this test; the reason is printed",

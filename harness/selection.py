@@ -9,6 +9,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.guest.compiler import guest_tests_dir
+from harness.levels import level_label
 from harness.pagetable import LEAF_LABELS, Level
 from harness.selected import Selected, check_selects, scenario_and_level
 from harness.verdict.invariants import Invariant
@@ -23,14 +24,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("levels")
     if marker is None or "level" not in metafunc.fixturenames:
         return
-    names = [name for name in marker.args if name in LEVELS]  # for the others see check_levels()
+    names = [name for name in _levels(marker) if name in LEVELS]  # for the others see check_levels()
     metafunc.parametrize("level", [Level.from_label(name) for name in names], ids=names)
+
+
+def _levels(marker: pytest.Mark) -> list[str]:
+    """The levels of a marker by their names, where they may also stand as 4K, 2M or 1G."""
+    return [level_label(name) if isinstance(name, str) else str(name) for name in marker.args]
 
 
 def check_levels(item: pytest.Item) -> None:
     """Refuse a level that does not exist. During collection this would be a traceback through pytest."""
     marker = item.get_closest_marker("levels")
-    if marker is not None and (not marker.args or not set(marker.args) <= set(LEVELS)):
+    if marker is not None and (not marker.args or not set(_levels(marker)) <= set(LEVELS)):
         raise pytest.UsageError(f"{item.nodeid}: levels{marker.args!r}; valid values: {', '.join(LEVELS)}")
 
 
@@ -84,7 +90,7 @@ def level_of(item: pytest.Item) -> str | None:
     if callspec is not None and isinstance(callspec.params.get("level"), Level):
         return str(callspec.params["level"].label)
     marker = item.get_closest_marker("levels")
-    return str(marker.args[0]) if marker is not None and len(marker.args) == 1 else None
+    return _levels(marker)[0] if marker is not None and len(marker.args) == 1 else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

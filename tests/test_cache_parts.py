@@ -14,6 +14,7 @@ import pytest
 
 from harness.host import cache
 from harness.host.cache_parts import CONTENTS, CacheEntry, parts, remove
+from tests.compat import compat
 from tests.test_cli import Command, hugepfn
 
 __all__ = ["hugepfn"]  # the fixture
@@ -202,3 +203,14 @@ def test_what_cannot_be_cleaned(hugepfn: Command, args: tuple[str, ...], words: 
     assert done.status == 2
     assert words in done.one_line()
     assert cache.has("kernels", "a")
+
+
+def test_the_file_systems_of_a_running_make_compat_stay() -> None:
+    with compat.scratch() as folder:
+        (folder / "ext4.img").write_text("in use")
+        (folder / "ext4").mkdir()
+        assert not remove(entry_of(folder))
+        assert (folder / "ext4.img").exists()
+    assert not folder.exists()
+    folder.mkdir()
+    assert remove(entry_of(folder)), "what a killed one left"

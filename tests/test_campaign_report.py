@@ -172,3 +172,14 @@ def test_the_text_for_a_mail_has_72_columns() -> None:
     assert made[2].startswith("    word"), "it goes on with a deeper indent"
     assert made[-2:] == ["", "last"]
     assert "".join("".join(made).split()) == "".join("".join(lines).split())
+
+
+def test_the_command_that_runs_a_case_of_one_s_own_again_has_its_file() -> None:
+    file = "/home/me/test_mine.py"
+    results = (
+        ScenarioResult("mine[thp]", "pmd", Outcome.PASSED, file=file),
+        ScenarioResult("zap", None, Outcome.PASSED),
+    )
+    page = whole_page(Table.of([Column("debian:6.12", (Run(results),))]))
+    assert f'"word":"{file}::test_mine[thp]:pmd"' in page
+    assert '"word":"zap"' in page

@@ -11,7 +11,7 @@ import pytest
 
 from harness import cli
 from harness.campaign.wanted import choose
-from harness.errors import MachineryError, UsageError
+from harness.errors import UsageError
 from harness.selected import Selected
 from harness.verdict.table import Case
 
@@ -114,10 +114,23 @@ def test_a_file_in_which_nothing_can_be_run(own: Path, text: str, message: str) 
     assert message in str(refused.value)
 
 
-def test_a_file_that_cannot_be_read_says_where(own: Path) -> None:
-    (own / "test_mine.py").write_text("def test_mine(vm:\n")
-    with pytest.raises(MachineryError, match=r"the tests cannot be read:(?s:.)*test_mine.py"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import pytest\n\ndef test_mine(vm:\n", "test_mine.py:3: SyntaxError: '(' was never closed"),
+        ("import pytest\n  pass\n", "test_mine.py:2: IndentationError: unexpected indent"),
+        ("import helpr\n", "test_mine.py:1: ModuleNotFoundError: No module named 'helpr'"),
+        ("from helper import NOBODY\n", "test_mine.py:1: ImportError: cannot import name 'NOBODY'"),
+        ("import broken\n", "broken.py:2: ValueError: mine"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line_with_its_place(own: Path, text: str, said: str) -> None:
+    (own / "test_mine.py").write_text(text)
+    (own / "broken.py").write_text("\nraise ValueError('mine\\nand more')\n")
+    with pytest.raises(UsageError) as refused:
         choose([Selected(own / "test_mine.py")])
+    assert str(refused.value).startswith(f"{own}/{said}")
+    assert "\n" not in str(refused.value)
 
 
 def test_two_helpers_of_one_name_are_refused(own: Path, tmp_path: Path) -> None:

@@ -213,7 +213,24 @@ def test_an_unknown_scenario_is_a_usage_error_that_tells_what_comes_close(scenar
     result.assert_outcomes()
 
 
-@pytest.mark.parametrize("marker", ['levels("pte", "pdm")', "levels()"])
+def test_a_level_of_a_marker_may_be_the_size_of_its_page(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(NO_MACHINE)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.levels("4K", "2M")
+        def test_fork(vm, level): pass
+
+        @pytest.mark.levels("1g")
+        def test_thp(vm): pass
+        """
+    )
+    pytest_run(pytester, "--hugepfn-level=pmd", "--hugepfn-level=1G").assert_outcomes(passed=2, deselected=1)
+    assert outcomes(pytester) == {"fork pmd": "passed", "thp pud": "passed"}
+
+
+@pytest.mark.parametrize("marker", ['levels("pte", "pdm")', "levels()", "levels(3)"])
 @pytest.mark.parametrize("argument", ["level", "vm"])
 def test_an_unknown_level_is_a_usage_error_that_lists_the_valid(
     pytester: pytest.Pytester, marker: str, argument: str

@@ -245,7 +245,7 @@ def test_a_series_names_the_patch_and_a_command_that_exists(browser: Browser, wi
     browser.one(".changes a").click()
     assert browser.one("dialog h2").text == "fork pud on 1/1: FAIL"
     assert SUBJECT in browser.one("dialog header").text
-    assert browser.one(".again").text == "hugepfn series debsrc:6.12 --mbox 'my series.mbox' fork --level pud"
+    assert browser.one(".again").text == "hugepfn series debsrc:6.12 --mbox 'my series.mbox' fork:pud"
     browser.one("dialog .buttons button:nth-of-type(2)").click()
     assert browser.one(".again").text == "hugepfn run fork --level pud --kernel=debsrc:6.12"
 
@@ -388,7 +388,7 @@ def test_the_command_in_a_mail_is_one_that_a_shell_reads(browser: Browser, tmp_p
     (tmp_path / "hugepfn").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     said = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=True)
-    same = ["run", "fork", "--level", "pud"]
+    same = ["run", "fork:pud"]
     assert said.stdout.split("\0")[:-1] == [*same, f"--kernel={GOOD}", *same, f"--kernel={BAD}"]
     shown = browser.one(".again").text
     assert shlex.split(shown.replace("\n", " "))[1:] == [*same, f"--kernel={GOOD}", "hugepfn", *same, f"--kernel={BAD}"]

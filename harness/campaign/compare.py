@@ -15,7 +15,7 @@ from harness.campaign import mail
 from harness.campaign.kernels import RunOptions
 from harness.campaign.matrix import as_json, check_kernels, follow, prepare, print_lines, summary, write_files
 from harness.campaign.progress import Live
-from harness.campaign.report import PageColumn, PageRequest, compare_page
+from harness.campaign.report import PageColumn, PageRequest, compare_page, selecting
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
 from harness.selected import Selected
@@ -87,7 +87,7 @@ def run_compare(
             if not (again := lasting(rounds)[0]):
                 break
             live.line(f"running again what differs ({number + 1} of {confirm})")
-            _run_both(specs, [_again(one.case) for one in again], options, live, sides)
+            _run_both(specs, [selecting(one.case) for one in again], options, live, sides)
             # Compare each new run with all runs of the other side, including its new one.
             rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
             rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
@@ -130,11 +130,6 @@ def page_of(
         ("Not compared", [f"{shown[case]}: {why}" for case, why in answer.unknown.items()]),
     ]
     return compare_page(request, columns, differences, lists, printed)
-
-
-def _again(case: Case) -> Selected:
-    """What runs a case again."""
-    return Selected(Path(case.file) if case.file else None, case.scenario, case.level)
 
 
 def _run_both(

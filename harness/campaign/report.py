@@ -21,6 +21,7 @@ from typing import Any
 from harness.campaign.mail import narrow
 from harness.campaign.scenarios import scenario_lines
 from harness.pagetable import Kind, Layout, Level, bit_positions
+from harness.selected import Selected
 from harness.source_links import ELIXIR, SourceSite, functions_of
 from harness.verdict import ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
@@ -219,6 +220,11 @@ def _bit_names(level: Level, layout: Layout) -> list[str]:
     return [str(positions[bit].name) if bit in positions else "" for bit in range(64)]
 
 
+def selecting(case: Case) -> Selected:
+    """What runs a case again."""
+    return Selected(Path(case.file) if case.file else None, case.scenario, case.level)
+
+
 def _cases(table: Table) -> list[dict[str, Any]]:
     claims = {line.name: line.claim for line in scenario_lines()}
     return [
@@ -226,6 +232,7 @@ def _cases(table: Table) -> list[dict[str, Any]]:
             "name": name.replace(" ", ":"),
             "title": name,
             "scenario": case.scenario,
+            "word": str(selecting(case)),
             "level": case.level,
             "file": case.file,
             "claim": "" if case.file else claims.get(case.scenario, ""),

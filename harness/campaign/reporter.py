@@ -34,6 +34,7 @@ class SessionReporter:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.collect_errors: list[str] = []
+        self.unreadable: list[BaseException] = []  # why a test file cannot be imported
         self.troubles: list[str] = []  # what else was lost: a file, a part of the session
         self.interrupted = False  # by the user
         self.not_run = ""  # the number of tests that did not run, and why
@@ -66,6 +67,11 @@ class SessionReporter:
             accounts = accounts_of(session.config)
             if accounts is not None and accounts.not_run and not accounts.interrupted:
                 self.not_run = f"{accounts.not_run} not run: {accounts.stopped}"
+
+    def pytest_exception_interact(self, call: pytest.CallInfo[object], report: object) -> None:
+        """What a test file that cannot be imported has raised; pytest hands out only its words."""
+        if isinstance(report, pytest.CollectReport) and call.excinfo is not None:
+            self.unreadable.append(call.excinfo.value.__cause__ or call.excinfo.value)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A test file that cannot be read is a separate error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from harness.campaign.pytest_session import place_args, run_pytest
 from harness.campaign.reporter import SessionReporter
 from harness.campaign.scenarios import scenario_lines
-from harness.errors import UsageError
+from harness.errors import MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.selected import Selected, check_selects
 from harness.selection import own_file, selected_by
@@ -58,8 +59,7 @@ def choose(words: Sequence[Selected], levels: Sequence[str] = ()) -> Wanted:
     """Return the tests that words select.
 
     :param words: empty for every scenario.
-    :raises UsageError: a word selects nothing, or none of the tests has one of the levels.
-    :raises MachineryError: a test file of the user's cannot be read.
+    :raises UsageError: a word selects nothing, none of the tests has one of the levels, or a test file cannot be read.
     """
     own = list(dict.fromkeys(word.file for word in words if word.file is not None))
     scenarios = list(_scenarios())
@@ -109,12 +109,31 @@ def _collect(files: Sequence[Path]) -> list[Selected]:
     """Return the tests in the user's own files, as pytest finds them: in classes, imported, generated."""
     collector = _Collector()
     args = [*map(str, files), *place_args(files), "--collect-only"]
-    status = run_pytest(pytest, collector, args, [])
+    try:
+        status = run_pytest(pytest, collector, args, [])
+    except MachineryError as error:
+        if not collector.unreadable:
+            raise
+        raise UsageError(_unreadable(collector.unreadable[0], files)) from error
     if collector.misused:
         raise UsageError(collector.misused)
     if status == pytest.ExitCode.USAGE_ERROR:
         raise UsageError(f"the tests in {', '.join(map(str, files))} cannot be read; see pytest's message above")
     return collector.tests
+
+
+def _unreadable(error: BaseException, files: Sequence[Path]) -> str:
+    """Why a test file of the user's cannot be read, with the line of theirs that it is about."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    folders = {file.parent for file in files}
+    lines = [
+        f"{frame.filename}:{frame.lineno}: "
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not folders.isdisjoint(Path(frame.filename).parents)
+    ]
+    words = str(error).splitlines()[0] if str(error) else ""
+    return f"{lines[-1] if lines else f'{files[0]}: '}{type(error).__name__}: {words}"
 
 
 def _check_helpers(folders: set[Path]) -> None:

@@ -27,6 +27,7 @@ CONTENTS = {
     "btf": "the types of kernels, for walks",
     "builds": "sources and object files, for the next build of a kernel",
     "built": "kernels that were built",
+    "compat": "the file systems of a `make compat` that runs, or was killed",
     "hashes": "the identity of kernel files",
     "initramfs": "what guests start from",
     "kept": "machines that --keep-vm kept; `hugepfn kept` lists them",

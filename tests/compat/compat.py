@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +63,19 @@ class Cell:
 def say(event: Event | str) -> None:
     """Progress, on standard error."""
     click.echo(f"compat: {event}", err=True)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder of this run in the cache, which `hugepfn cache clean` leaves alone while the block runs."""
+    name = str(os.getpid())
+    with cache.locked(f"compat.{name}", "runs make compat"):
+        folder = cache.root() / "compat" / name
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -216,8 +228,7 @@ def main(
     del os.environ[QEMU_VARIABLE]
     cells: list[Cell] = []
     for filesystem in filesystems:
-        scratch = tempfile.TemporaryDirectory(prefix="compat-", dir=cache.root())  # another run has its own
-        with scratch as folder, mounted(filesystem, Path(folder)) as place:
+        with scratch() as folder, mounted(filesystem, folder) as place:
             spec = prepare(kernel, place)
             for version, path in programs.items():
                 for python in pythons:

@@ -36,7 +36,7 @@ function functionOf(column, name) {
 /** The words of the command that runs a case on a column again. */
 function commandOf(row, column) {
   const one = data.cases[row];
-  return ["hugepfn", ...column.before, one.scenario, ...(one.level ? ["--level", one.level] : []), ...column.after];
+  return ["hugepfn", ...column.before, one.word, ...column.after];
 }
 
 const quoted = (word) => (/^[\w@%+=:,./~-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
