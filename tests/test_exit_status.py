@@ -306,3 +306,11 @@ def test_what_was_expected_is_no_failure(shell: Shell, said: str, status: int, w
     done = shell(f"hugepfn run {workers} --expect '{said}'", FAIL="pmd")
     assert (done.status, done.err) == (status, "")
     assert words in done.out
+
+
+def test_an_expectation_of_no_test_is_refused_before_a_kernel_is_looked_for(shell: Shell) -> None:
+    done = shell("hugepfn run --expect frok=fail")
+    assert (done.status, done.out) == (2, "")
+    assert done.one_line() == (
+        "'frok=fail' is expected of no test that was selected; did you mean 'fork'? these were: fork, zap"
+    )

@@ -277,6 +277,7 @@ def columns(*outcomes: Outcome | None) -> list[Column]:
         ((P, S, S), "fork=skip", (P, X, X), [], [(1, True)]),
         ((P, None, F), "fork=fail", (P, None, X), [], [(2, True)]),
         ((P, F, E, F), "fork=fail", (P, X, E, X), [], [(1, True)]),
+        ((F, P, F), "fork=fail", (F, P, X), [], [(1, False), (2, True)]),
         ((F, F, F), "fork=fail", (F, X, X), [], []),  # it is so before the series, too
         ((P, F, P), "fork=fail", (P, X, P), [2], [(1, True), (2, False)]),  # and then undone
         ((P, P, P), "fork=fail", (P, P, P), [2], []),
