@@ -247,7 +247,7 @@ def test_a_series_names_the_patch_and_a_command_that_exists(browser: Browser, wi
     assert SUBJECT in browser.one("dialog header").text
     assert browser.one(".again").text == "hugepfn series debsrc:6.12 --mbox 'my series.mbox' fork:pud"
     browser.one("dialog .buttons button:nth-of-type(2)").click()
-    assert browser.one(".again").text == "hugepfn run fork --level pud --kernel=debsrc:6.12"
+    assert browser.one(".again").text == "hugepfn run fork:pud --kernel=debsrc:6.12"
 
 
 @KINDS
