@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from harness import pytest_fixtures
-from harness.pytest_options import MARKERS, pytest_addoption
+from harness.plugin import fixtures as plugin_fixtures
+from harness.plugin.options import MARKERS, pytest_addoption
 
 HEADER = Path(__file__).resolve().parents[1] / "guest_tests" / "lib" / "hugepfn.h"
 _HEADING = re.compile(r"/\* -+ (.*?) -+ \*/")
@@ -55,7 +55,7 @@ def _documented(block: str) -> Iterator[str]:
 def fixtures() -> str:
     """A table of pytest's fixtures."""
     rows = ["| fixture | what a test gets |", "|---|---|"]
-    for name, one in vars(pytest_fixtures).items():
+    for name, one in vars(plugin_fixtures).items():
         if type(one).__name__ == "FixtureFunctionDefinition":
             words = re.sub(r":\w+:(`[^`]+`)", r"\1", " ".join((inspect.getdoc(one) or "").split()))
             rows.append(f"| `{name}` | {words} |")

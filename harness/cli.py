@@ -31,7 +31,7 @@ from harness.host.signals import handle
 from harness.outputs import print_table, standard_streams
 
 if TYPE_CHECKING:
-    from harness.selected import Selected
+    from harness.selection.selected import Selected
 
 
 class CommandSection(NamedTuple):

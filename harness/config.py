@@ -1,7 +1,7 @@
 """The machine that you want, as one value, and every way to describe it.
 
 The metadata of each field of :class:`MachineConfig` gives the options of the commands (harness/commands/options.py),
-the options and ini settings of pytest (harness/pytest_options.py), the environment variables, the keys of
+the options and ini settings of pytest (harness/plugin/options.py), the environment variables, the keys of
 ``[tool.hugepfn]`` in a pyproject.toml, the arguments of a child process, and the table in docs/configuration.md, which
 ``python -m harness.config`` prints.
 """

@@ -15,27 +15,26 @@ from typing import Any
 import pytest
 
 from harness import logs
-from harness.accounts import Accounts
-from harness.bisect_results import BISECT, BisectResults
-from harness.carried import Carried, Crossing, carry
 from harness.claims import Claims
 from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, KernelBuildError, PremiseNotMet, UsageError
-from harness.expected import ExpectedOutcomes, expected_of, read
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
-from harness.pytest_failures import (
+from harness.plugin.accounts import Accounts
+from harness.plugin.bisect_results import BISECT, BisectResults
+from harness.plugin.carried import Carried, Crossing, carry
+from harness.plugin.failures import (
     hide_own_frames,
     in_short,
     pytest_assertrepr_compare,
     show_without_own_source,
     told,
 )
-from harness.pytest_fixtures import CLAIMS as _CLAIMS
-from harness.pytest_fixtures import MACHINE as _MACHINE
-from harness.pytest_fixtures import caps, claim, kernel, live_vm, vm
-from harness.pytest_options import MARKERS, config_of, past_capture, pytest_addoption
-from harness.pytest_options import unmet as _unmet
+from harness.plugin.fixtures import CLAIMS as _CLAIMS
+from harness.plugin.fixtures import MACHINE as _MACHINE
+from harness.plugin.fixtures import caps, claim, kernel, live_vm, vm
+from harness.plugin.options import MARKERS, config_of, past_capture, pytest_addoption
+from harness.plugin.options import unmet as _unmet
 from harness.qemu.binary import find_qemu
 from harness.results import (
     WAIVED_PROPERTY,
@@ -49,7 +48,8 @@ from harness.results import (
     outcome_of,
     reason_of,
 )
-from harness.selection import (
+from harness.selection.expected import ExpectedOutcomes, expected_of, read
+from harness.selection.tests import (
     facts_of,
     has_machine,
     ledger_of,

@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from harness.accounts import Accounts, keep_worse
-from harness.carried import carried_by
 from harness.claims import Claims, is_our_bug
 from harness.config import MachineConfig
 from harness.errors import (
@@ -26,6 +24,8 @@ from harness.kernel import KernelImage
 from harness.machine.vm import VM
 from harness.outputs import write_text
 from harness.pagetable import Observation
+from harness.plugin.accounts import Accounts, keep_worse
+from harness.plugin.carried import carried_by
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
 from harness.verdict.known_bugs import Failure, FailureKind, KnownBug, judge
 from harness.verdict.seen import Facts

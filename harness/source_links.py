@@ -19,7 +19,7 @@ from harness.guest.compiler import guest_tests_dir
 from harness.kernel.build import BuiltSource
 from harness.kernel.definitions import definition_line
 from harness.kernel_functions import KernelFunction, every_function
-from harness.selection import facts_of
+from harness.selection.tests import facts_of
 from harness.verdict.seen import version_key
 
 DEFAULT_SITE = "https://elixir.bootlin.com/linux"

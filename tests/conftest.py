@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from harness.pytest_failures import OWN_FRAMES_SHOWN
+from harness.plugin.failures import OWN_FRAMES_SHOWN
 
 # A busy host sometimes takes longer than 200 ms for an example, which says nothing about the code.
 settings.register_profile("busy", deadline=None)

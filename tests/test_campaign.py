@@ -24,7 +24,7 @@ from harness.config import MachineConfig
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.events import Compiled, Note
 from harness.kernel import Offer
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.differences import compare_runs
 from harness.verdict.table import TROUBLE, Column, Table

@@ -13,7 +13,7 @@ from harness.campaign.b4 import fetch
 from harness.campaign.report import PageRequest
 from harness.campaign.series import steps_of_mbox
 from harness.errors import ExitCode, MachineryError, UsageError
-from harness.selected import Selected
+from harness.selection.selected import Selected
 
 MAIL = "20261126.1234-1-name@example.com"
 SERIES = Path(__file__).parent / "data" / "build" / "series.mbox"

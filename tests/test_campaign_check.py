@@ -11,7 +11,7 @@ import pytest
 from harness import cli
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.bisect import BisectVerdict, judge
 from harness.verdict.table import TROUBLE

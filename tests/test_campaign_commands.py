@@ -18,7 +18,7 @@ from harness.campaign.progress import Live
 from harness.errors import MachineryError, UsageError
 from harness.machine import preparation
 from harness.pagetable import Observation
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
 from tests import schemas

@@ -15,7 +15,7 @@ from harness.campaign.facts import RunsByKernel, check_exact, measured, sighting
 from harness.campaign.facts_text import Grid, Known, command_shows, fill, mended_command
 from harness.campaign.kernels import Kernels, RunOptions
 from harness.errors import MachineryError, UsageError
-from harness.selection import facts_of, ledger_of
+from harness.selection.tests import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.claims import BugSeen
 from harness.verdict.known_bugs import KnownBug, parse_ledger

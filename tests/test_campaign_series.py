@@ -14,7 +14,7 @@ from harness.campaign.report import PageRequest
 from harness.campaign.series import PatchStep, run_series, steps_of_mbox, steps_of_range
 from harness.errors import ExitCode, UsageError
 from harness.machine import preparation
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.expected.expectation import Expectation
 from harness.verdict.table import TROUBLE

@@ -14,7 +14,7 @@ from harness.campaign.reporter import RunReporter
 from harness.campaign.session import Stopping, rerun_session
 from harness.errors import ExitCode
 from harness.qemu.spec import Device, MachineSpec, Root
-from harness.selected import Selected
+from harness.selection.selected import Selected
 
 
 def test_a_session_ends_after_the_test_at_hand() -> None:

@@ -12,7 +12,7 @@ import pytest
 from harness import cli
 from harness.campaign.wanted import choose
 from harness.errors import UsageError
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict.table import Case
 
 OWN = """

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from harness.accounts import keep_worse
-from harness.carried import Carried, Crossing, carried_by, carry
 from harness.errors import ExitCode
 from harness.pagetable import Observation
+from harness.plugin.accounts import keep_worse
+from harness.plugin.carried import Carried, Crossing, carried_by, carry
 from harness.verdict import Claim, ClaimKind, Outcome, ScenarioResult, exit_code
 
 SEEN = Observation("forked", "child", "bar", 0, "pud", 0x8E7, ("P", "W"), "bar+0x0", None)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from harness import cli, doctor, pytest_fixtures
+from harness import cli, doctor
 from harness.campaign import scenarios
 from harness.commands.sessions import say
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
@@ -26,6 +26,7 @@ from harness.kernel.build import tools
 from harness.levels import PAGE_SIZES, level_label
 from harness.machine import preparation
 from harness.pagetable import LEAF_LABELS, Level
+from harness.plugin import fixtures
 from harness.qemu.binary import find_qemu
 from harness.session import registry
 from harness.session.client import SessionClient
@@ -331,7 +332,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
             raise AssertionError
 
     monkeypatch.setattr(preparation, "resolve", lambda *_: IMAGE)
-    monkeypatch.setattr(pytest_fixtures, "VM", lambda *_args, **_fields: NoMachine())
+    monkeypatch.setattr(fixtures, "VM", lambda *_args, **_fields: NoMachine())
     return errors
 
 
@@ -585,7 +586,7 @@ def test_list_finds_what_a_kernel_function_decides(hugepfn: Command) -> None:
 
 def test_a_filter_that_nothing_fits(hugepfn: Command) -> None:
     done = hugepfn("list", "frok")
-    assert (done.status, done.one_line().startswith("no scenario fits; `hugepfn list` shows all")) == (2, True)
+    assert (done.status, done.one_line().startswith("no scenario matches; `hugepfn list` shows all")) == (2, True)
 
 
 # --- sessions ------------------------------------------------------------------------------------

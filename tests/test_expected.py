@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.expected import absolute, read, resolve
-from harness.selected import Selected
+from harness.selection.expected import absolute, read, resolve
+from harness.selection.selected import Selected
 from harness.verdict.table import Case
 
 

@@ -10,7 +10,7 @@ import pytest
 from harness.campaign.facts import DOCUMENTS
 from harness.campaign.facts_text import PIECES, Grid, Known, command_shows, fill
 from harness.campaign.scenarios import scenario_lines
-from harness.selection import facts_of, ledger_of
+from harness.selection.tests import facts_of, ledger_of
 from harness.verdict.known_bugs import KnownBug
 from harness.verdict.seen import dump_facts, series_of
 

@@ -12,7 +12,7 @@ import pytest
 from harness import kernel_functions
 from harness.kernel.definitions import definition_line
 from harness.kernel_functions import KernelFunction, every_function
-from harness.selection import ledger_of
+from harness.selection.tests import ledger_of
 from harness.verdict.seen import series_of
 from tests.kernel_source import Source, Table
 

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from harness.campaign.reporter import RunReporter
-from harness.carried import Carried, carry
 from harness.guest.protocol import MappingEvent
 from harness.machine.vm import VM
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import MappingView, ProcessView, Snapshot
 from harness.observe.stop_checks import violations_at
 from harness.pagetable import Entry, Layout, Leaf, Level, Region
+from harness.plugin.carried import Carried, carry
 from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.invariants import Invariant, Violation
 

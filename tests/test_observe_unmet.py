@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from harness.campaign.reporter import RunReporter
-from harness.carried import Carried, carry
 from harness.errors import HugepfnError, PremiseNotMet, UsageError
 from harness.guest.job import ExitStatus
 from harness.kernel import ImageKind, KernelImage
@@ -19,6 +18,7 @@ from harness.observe.probe import probe
 from harness.observe.run import GuestRun
 from harness.observe.run_result import RunResult
 from harness.pagetable import Level
+from harness.plugin.carried import Carried, carry
 from harness.qemu.spec import Accel
 from harness.verdict import Outcome, ScenarioResult, parse_ktap
 

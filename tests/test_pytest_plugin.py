@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from harness import pytest_fixtures
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import BootError, CannotKnow
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import preparation
 from harness.machine.machine import Origin
 from harness.observe.probe import probe_image
-from harness.pytest_fixtures import BOOT_ATTEMPTS
+from harness.plugin import fixtures
+from harness.plugin.fixtures import BOOT_ATTEMPTS
 from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device, Root
 from harness.results import LOG_LINES_MAX
@@ -134,7 +134,7 @@ def test_the_config_is_what_was_asked_for(pytester: pytest.Pytester) -> None:
         from pathlib import Path
 
         from harness.config import MachineConfig
-        from harness.pytest_options import config_of
+        from harness.plugin.options import config_of
 
         def test_config(pytestconfig):
             assert config_of(pytestconfig) == MachineConfig(
@@ -488,7 +488,7 @@ def test_a_test_may_wish_for_a_machine(pytester: pytest.Pytester, marker: str, e
     pytester.makepyfile(
         f"""
         import pytest
-        from harness.pytest_fixtures import _config_for
+        from harness.plugin.fixtures import _config_for
 
         @pytest.mark.machine({marker})
         def test_wish(request):
@@ -592,7 +592,7 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> list[FakeVM]:
 
     FakeVM.started = []
     monkeypatch.setattr(preparation, "resolve", resolve)
-    monkeypatch.setattr(pytest_fixtures, "VM", FakeVM)
+    monkeypatch.setattr(fixtures, "VM", FakeVM)
     return FakeVM.started
 
 
@@ -685,7 +685,7 @@ def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pyte
 
     class Lending:
         def pytest_configure(self, config: pytest.Config) -> None:
-            pytest_fixtures.set_machine(config, live)
+            fixtures.set_machine(config, live)
 
     pytester.makepyfile("def test_fork(vm): pass")
     pytest_run(pytester, further=[Lending()]).assert_outcomes(**{outcome: 1})

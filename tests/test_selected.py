@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError
-from harness.selected import Selected, check_selects, scenario_and_level
+from harness.selection.selected import Selected, check_selects, scenario_and_level
 
 
 @pytest.fixture

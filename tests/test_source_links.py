@@ -10,7 +10,7 @@ import pytest
 from harness import kernel_functions as fn
 from harness.errors import UsageError
 from harness.kernel.build import TreeOrigin
-from harness.selection import facts_of
+from harness.selection.tests import facts_of
 from harness.source_links import ELIXIR, KernelSource, SourceSite, functions_of
 
 LINES = SourceSite("https://example.org/{version}/source/{file}#L{line}")

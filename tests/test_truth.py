@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.campaign.scenarios import scenario_lines
-from harness.selection import ledger_of
+from harness.selection.tests import ledger_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TRUTH = (ROOT / "docs" / "truth.md").read_text()

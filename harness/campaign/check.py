@@ -9,11 +9,11 @@ from harness.campaign.kernels import RunOptions, run_kernel
 from harness.campaign.wanted import choose
 from harness.errors import KERNELS_FAULT, KernelBuildError
 from harness.events import Event, Say
-from harness.expected import resolve
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
 from harness.machine.vm import VM
-from harness.selected import Selected
+from harness.selection.expected import resolve
+from harness.selection.selected import Selected
 from harness.verdict.bisect import BisectVerdict, judge
 from harness.verdict.expected.judge import held_run
 from harness.verdict.table import TROUBLE

@@ -18,7 +18,7 @@ from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, compare_page, selecting
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Run, words
 from harness.verdict.differences import (
     SCHEMA,

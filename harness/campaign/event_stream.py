@@ -14,10 +14,10 @@ from typing import Any, TextIO
 
 import pytest
 
-from harness.carried import carried_by
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.events import Building, Built, Compiled, Event, Fetching, Note, Waiting
+from harness.plugin.carried import carried_by
 from harness.verdict import ScenarioResult
 
 

@@ -34,7 +34,7 @@ from harness.campaign.wanted import choose
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.outputs import write_text
-from harness.selection import facts_of, ledger_of
+from harness.selection.tests import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict import claims as run_schema
 from harness.verdict import table as matrix_schema

@@ -21,7 +21,7 @@ from harness.events import Say
 from harness.guest.compiler import guest_tests_dir
 from harness.host.process import FOLLOW_TIMEOUT_S, ended_after, guarded
 from harness.kernel import Kernel, Stock, available
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Run, exit_code
 from harness.verdict.expected.expectation import Expectation
 from harness.verdict.table import TROUBLE

@@ -19,11 +19,11 @@ from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, matrix_page
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, MachineryError, UsageError
-from harness.expected import resolve
 from harness.machine import preparation
 from harness.outputs import check_writable, write_text
 from harness.qemu.accel import tell_why_tcg
-from harness.selected import Selected
+from harness.selection.expected import resolve
+from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run
 from harness.verdict.expected.judge import Expectations, held_run
 from harness.verdict.table import TROUBLE, Case, Cell, Column, Mark, Table

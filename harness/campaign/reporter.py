@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from harness.accounts import accounts_of, keep_worse
 from harness.campaign.progress import Live
-from harness.carried import carried_by
 from harness.ending import explain
+from harness.plugin.accounts import accounts_of, keep_worse
+from harness.plugin.carried import carried_by
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult, words
 from harness.verdict.entries import HEADINGS, Row, rows, signed
 from harness.verdict.json_fields import JsonObject

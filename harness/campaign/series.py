@@ -37,7 +37,7 @@ from harness.kernel.build.slot import git, git_environment
 from harness.machine import preparation
 from harness.printable import printable
 from harness.qemu.accel import tell_why_tcg
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Outcome, words
 from harness.verdict.expected.judge import Unmet, held_along
 from harness.verdict.expected.split import split_differences

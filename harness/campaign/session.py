@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from harness import pytest_fixtures, pytest_options
 from harness.campaign.event_stream import RunEvent
 from harness.campaign.pytest_session import run_pytest, told
 from harness.campaign.reporter import RunReporter
@@ -17,15 +16,17 @@ from harness.campaign.wanted import choose
 from harness.config import DEFAULT, MachineConfig
 from harness.errors import ExitCode, UsageError
 from harness.events import Event, Note, Say
-from harness.expected import read, resolve
 from harness.guest.compiler import forget_library, guest_tests_dir
 from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable
+from harness.plugin import fixtures
+from harness.plugin import options as pytest_options
 from harness.qemu.accel import tell_why_tcg
 from harness.qemu.spec import Root
 from harness.results import EVERY_TEST
-from harness.selected import Selected
+from harness.selection.expected import read, resolve
+from harness.selection.selected import Selected
 from harness.verdict import exit_code
 from harness.verdict.expected.expectation import Expectation
 
@@ -44,7 +45,7 @@ class _Wiring:
         pytest_options.set_progress(config, self._say)
         config.stash[EVERY_TEST] = True
         if self._machine is not None:
-            pytest_fixtures.set_machine(config, self._machine)
+            fixtures.set_machine(config, self._machine)
 
     def pytest_sessionstart(self, session: Any) -> None:
         if self._stopping is not None:

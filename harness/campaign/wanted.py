@@ -16,8 +16,8 @@ from harness.campaign.reporter import SessionReporter
 from harness.campaign.scenarios import scenario_lines
 from harness.errors import MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
-from harness.selected import Selected, check_selects
-from harness.selection import own_file, selected_by
+from harness.selection.selected import Selected, check_selects
+from harness.selection.tests import own_file, selected_by
 from harness.verdict.table import Case
 
 

@@ -33,7 +33,7 @@ from harness.events import Note
 if TYPE_CHECKING:
     from harness.guest.job import ExitStatus
     from harness.guest.sshd import SshAddress
-    from harness.selected import Selected
+    from harness.selection.selected import Selected
     from harness.session.session import Session
 
 _SIGNALLED = 128  # a shell adds this to the number of a signal
@@ -210,7 +210,7 @@ def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str
         hugepfn rerun fork --level pud
         hugepfn rerun ./test_mine.py
     """
-    from harness.expected import absolute
+    from harness.selection.expected import absolute
 
     width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
     sys.stdout.flush()

@@ -18,7 +18,7 @@ from harness.commands.options import (
 from harness.config import MachineConfig
 
 if TYPE_CHECKING:
-    from harness.selected import Selected
+    from harness.selection.selected import Selected
 
 
 @click.command()

@@ -14,7 +14,7 @@ import click
 
 from harness.config import MachineConfig, default_of, name_of, option_of
 from harness.levels import PAGE_SIZES, level_label
-from harness.selected import Selected
+from harness.selection.selected import Selected
 
 if TYPE_CHECKING:
     from harness.campaign.kernels import RunOptions
@@ -159,7 +159,7 @@ def expectations(options: Mapping[str, Any]) -> tuple[Expectation, ...]:
     """
     if not options["expected"] and not options["expect_files"]:
         return ()
-    from harness.expected import read
+    from harness.selection.expected import read
 
     return read(options["expected"], options["expect_files"])
 

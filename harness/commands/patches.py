@@ -24,7 +24,7 @@ from harness.config import MachineConfig
 from harness.events import Sparing
 
 if TYPE_CHECKING:
-    from harness.selected import Selected
+    from harness.selection.selected import Selected
 
 
 @click.command()

@@ -26,7 +26,7 @@ from harness.kernel import KernelImage
 from harness.kernel.build.selftests import Collection
 from harness.kselftest.program import PlainRun
 from harness.machine.vm import VM
-from harness.pytest_fixtures import BOOT_ATTEMPTS
+from harness.plugin.fixtures import BOOT_ATTEMPTS
 from harness.verdict import KtapOutcome, parse_ktap, words
 from harness.verdict.selftest import Judgement, Point, judge, points
 

@@ -25,7 +25,7 @@ from harness.outputs import Output
 from harness.pagetable import Walk
 from harness.qemu.end_error import GAVE_UP
 from harness.qemu.spec import Root
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.session.outlet import Outlet
 from harness.session.state import Halt, HaltCause, MachineState, halt_words
 

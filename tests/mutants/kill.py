@@ -37,7 +37,7 @@ from harness.campaign.building import build_shown
 from harness.campaign.kernels import RunOptions, run_kernel
 from harness.campaign.reporter import RunReporter
 from harness.errors import HugepfnError
-from harness.selected import Selected
+from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult, words
 from harness.verdict.table import TROUBLE
 

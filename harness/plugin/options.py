@@ -14,7 +14,7 @@ from harness.config import MachineConfig, default_of, name_of, option_of, variab
 from harness.errors import PremiseNotMet, UsageError
 from harness.events import Say, Sparing
 from harness.levels import level_label
-from harness.selection import LEVELS
+from harness.selection.tests import LEVELS
 
 PREFIX = "--hugepfn-"
 

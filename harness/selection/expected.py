@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UsageError, did_you_mean
-from harness.selected import Selected, shown
-from harness.selection import own_file, selected_by
+from harness.selection.selected import Selected, shown
+from harness.selection.tests import own_file, selected_by
 from harness.verdict.expected.expectation import Expectation, Expected
 from harness.verdict.expected.judge import Expectations
 from harness.verdict.table import Case

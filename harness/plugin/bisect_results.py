@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.accounts import keep_worse
-from harness.carried import carried_by
+from harness.plugin.accounts import keep_worse
+from harness.plugin.carried import carried_by
 from harness.verdict import ScenarioResult
 from harness.verdict.bisect import BisectVerdict, judge
 

@@ -17,10 +17,10 @@ from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.observe.probe import probe_image
 from harness.pagetable import NO_BITS, Bits, Level
-from harness.pytest_failures import compared, history_of
-from harness.pytest_options import config_of, say_of, unmet
+from harness.plugin.failures import compared, history_of
+from harness.plugin.options import config_of, say_of, unmet
 from harness.qemu.spec import Root
-from harness.selection import level_of, scenario_of, wanted_waivers
+from harness.selection.tests import level_of, scenario_of, wanted_waivers
 from harness.verdict.capabilities import Capabilities
 
 MACHINE = pytest.StashKey[VM]()  # of a test

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.carried import Carried, carry
-from harness.selected import scenario_and_level
-from harness.selection import own_file
+from harness.plugin.carried import Carried, carry
+from harness.selection.selected import scenario_and_level
+from harness.selection.tests import own_file
 from harness.verdict import Outcome, ScenarioResult
 
 _KILLED = "its worker process ended while it ran, so there is no verdict; run it alone, without --workers, to see why"

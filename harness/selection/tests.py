@@ -11,7 +11,7 @@ from harness.errors import UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.levels import level_label
 from harness.pagetable import LEAF_LABELS, Level
-from harness.selected import Selected, check_selects, scenario_and_level
+from harness.selection.selected import Selected, check_selects, scenario_and_level
 from harness.verdict.invariants import Invariant
 from harness.verdict.known_bugs import KnownBug, parse_ledger
 from harness.verdict.seen import Facts, parse_facts
