@@ -18,11 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.selected import Selected
-
 from harness.campaign.mail import narrow
 from harness.campaign.scenarios import scenario_lines
 from harness.pagetable import Kind, Layout, Level, bit_positions
+from harness.selection.selected import Selected
 from harness.source_links import ELIXIR, SourceSite, functions_of
 from harness.verdict import ScenarioResult, words
 from harness.verdict.capabilities import Capabilities
