@@ -27,6 +27,7 @@ class Qemu:
         self.exit_status: int | None = None
         self.standstill = Standstill()
         self.stub: str | None = None
+        self.stopped_at: float | None = None
 
     async def run_state(self) -> str:
         return self.state
@@ -165,6 +166,10 @@ def test_qemu_that_gave_up_is_not_resumed(session: Session, machine: Machine) ->
         session.maps(1)
     with pytest.raises(UsageError, match=words):
         session.resume()
+    machine.qemu.stopped_at = time.time() - 7
+    words = r"the machine stands still since \d\d:\d\d:\d\d \(\d+ s\): QEMU has stopped it and cannot go on"
+    with pytest.raises(UsageError, match=words):
+        session.maps(1)
 
 
 def test_a_rerun_in_progress_is_not_waited_for(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

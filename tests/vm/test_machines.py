@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,3 +132,12 @@ def test_a_program_of_the_users_own(image: KernelImage, program: Callable[[str, 
         assert leaf.write
         assert leaf.dirty
         assert not leaf.special
+
+
+def test_qemu_tells_when_the_machine_stopped(image: KernelImage) -> None:
+    with VM(image) as vm:
+        before = time.time()
+        vm.on_loop(vm.qemu.stop())
+        assert vm.qemu.stopped_at is not None
+        assert before <= vm.qemu.stopped_at <= time.time()
+        vm.on_loop(vm.qemu.resume())
