@@ -257,7 +257,7 @@ def _entry_line(difference: Difference, count: int) -> Text:
     key = change.key
     words = [f"{seen.level} {seen.raw:016x}" if seen else "absent" for seen in (change.before, change.after)]
     if change.before and change.after and not change.level:
-        words[1] = words[1].rpartition(" ")[2]
+        words[1] = f"{change.after.raw:016x}"
     again = f" (time {key.turn + 1})" if key.turn else ""
     many = f" x{count}" if count > 1 else ""
     line = Text(f"  {key.process} at {key.checkpoint}{again}, {key.mapping}+{key.offset:#x}{many}:")

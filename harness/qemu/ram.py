@@ -52,15 +52,19 @@ def check_room(memory_mib: int, folder: Path) -> None:
 
     :raises MachineryError: the folder is missing, or has too little space.
     """
+    if reason := _why_no_room(memory_mib, folder):
+        raise MachineryError(f"{reason}; {_ADVICE}")
+
+
+def _why_no_room(memory_mib: int, folder: Path) -> str:
     try:
         status = os.statvfs(folder)
     except OSError as error:
-        raise MachineryError(f"cannot put guest RAM into {folder}: {error.strerror}; {_ADVICE}") from error
+        return f"cannot put guest RAM into {folder}: {error.strerror}"
     free_mib = status.f_bavail * status.f_frsize >> 20
-    if free_mib < memory_mib:
-        raise MachineryError(
-            f"no space for guest RAM: {folder} has {free_mib} MiB free, expected {memory_mib} MiB; {_ADVICE}"
-        )
+    if free_mib >= memory_mib:
+        return ""
+    return f"no space for guest RAM: {folder} has {free_mib} MiB free, expected {memory_mib} MiB"
 
 
 def find_room(memory_mib: int, chosen: Path | None = None, say: Say = lambda _event: None) -> Path:
@@ -77,13 +81,12 @@ def find_room(memory_mib: int, chosen: Path | None = None, say: Say = lambda _ev
     named = chosen is not None or bool(os.environ.get("HUGEPFN_RAM_DIR"))
     if named and not folder.is_dir():
         raise UsageError(f"cannot put guest RAM into {folder}: no such folder; {_EXISTING}")
-    try:
-        check_room(memory_mib, folder)
-    except MachineryError as error:
-        other = None if named else next((each for each in _elsewhere() if _fits(memory_mib, each)), None)
+    if reason := _why_no_room(memory_mib, folder):
+        elsewhere = [] if named else _elsewhere()
+        other = next((each for each in elsewhere if _fits(memory_mib, each)), None)
         if other is None:
-            raise
-        say(Note(f"guest RAM goes to {other}: {str(error).partition(';')[0]}"))
+            raise MachineryError(f"{reason}; {_ADVICE}")
+        say(Note(f"guest RAM goes to {other}: {reason}"))
         return other
     if named and not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"cannot put guest RAM into {folder}: you may not write there; {_EXISTING}")
@@ -96,11 +99,7 @@ def _elsewhere() -> list[Path]:
 
 
 def _fits(memory_mib: int, folder: Path) -> bool:
-    try:
-        check_room(memory_mib, folder)
-    except MachineryError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
+    return not _why_no_room(memory_mib, folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 class SharedRam:
