@@ -52,10 +52,8 @@ class Claims:
         self._on_broken = on_broken
         self._early = early
         self._compared = compared
-        self._said: dict[int, str] = {}  # the words of the assertion, by the number of the claim
         self.made: list[Claim] = []
         self.failure: BaseException | None = None  # raised only because claims do not hold
-        self.ended_by: BaseException | None = None  # ended a claim, which has its message, and the test
 
     @contextmanager
     def __call__(self, name: str, by: KernelFunction | str = "", clear: Bits = NO_BITS) -> Iterator[None]:
@@ -82,7 +80,6 @@ class Claims:
             self._on_broken()
         except KernelError as error:
             self.made.append(self._claim(name, Outcome.FAILED, decided_by, str(error)))
-            self.ended_by = error
             raise
         else:
             self.made.append(self._claim(name, Outcome.PASSED, decided_by))
@@ -98,19 +95,12 @@ class Claims:
             entries = history.last(_ROWS_MAX) if mismatch is None else history.around(mismatch, _ROWS_MAX)
             shown += [f"  {line}" for line in mismatch_words.entry_lines(entries)]
         message = "\n".join(shown)
-        self._said[len(self.made)] = str(error)
         self.made.append(replace(self._claim(name, Outcome.FAILED, decided_by, message), mismatch=mismatch))
 
     @property
     def broken(self) -> list[Claim]:
         """The claims that do not hold."""
         return [claim for claim in self.made if claim.outcome is Outcome.FAILED]
-
-    @property
-    def broken_as_said(self) -> list[tuple[Claim, str]]:
-        """The claims that do not hold, each with its message and the words of the assertion."""
-        made = [(one, f"{one.message}\n{self._said.get(number, '')}") for number, one in enumerate(self.made)]
-        return [(claim, said) for claim, said in made if claim.outcome is Outcome.FAILED]
 
     @property
     def verdict(self) -> str:

@@ -152,7 +152,14 @@ class DeadlineError(KernelError):
 
 
 class GuestProgramError(KernelError):
-    """A guest program did not pass: a failed test, a signal, an exit status, a missing plan."""
+    """A guest program did not pass: a failed test, a signal, an exit status, a missing plan.
+
+    :ivar signal: that ended it, such as "SIGBUS"; "" if it was none.
+    """
+
+    def __init__(self, message: str, *, signal: str = "") -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 class ClaimFailed(HugepfnError, AssertionError):

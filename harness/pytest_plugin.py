@@ -40,7 +40,7 @@ from harness.results import (
     WAIVED_PROPERTY,
     Results,
     context_of,
-    failures_of,
+    end_of,
     held_against_ledger,
     invariants_of,
     log_of,
@@ -238,6 +238,7 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
         file=own_file(item.path),
         outcome=outcome,
         reason=reason,
+        end=end_of(claims, machine, error) if outcome is Outcome.FAILED else None,
         claims=tuple(made),
         observations=observations,
         log=log_of(machine, error),
@@ -253,7 +254,7 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     if image is not None and image.config is not None:
         ledger = tuple(bug for bug in ledger if bug.shows(image.config.is_set))
     release = image.release if image is not None else ""
-    return held_against_ledger(result, failures_of(claims, machine, error), ledger, facts_of(folder), release)
+    return held_against_ledger(result, ledger, facts_of(folder), release)
 
 
 def _image(item: pytest.Item) -> KernelImage | None:

@@ -13,9 +13,11 @@ from harness.claims import Claims, is_our_bug
 from harness.config import MachineConfig
 from harness.errors import (
     BootError,
+    DeadlineError,
+    GivenUp,
+    GuestProgramError,
     HugepfnError,
     KernelDied,
-    KernelError,
     MachineryError,
     RunBroken,
     UsageError,
@@ -27,13 +29,23 @@ from harness.pagetable import Observation
 from harness.plugin.accounts import Accounts, keep_worse
 from harness.plugin.carried import carried_by
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
-from harness.verdict.known_bugs import Failure, FailureKind, KnownBug, judge
+from harness.verdict.known_bugs import KnownBug, judge
+from harness.verdict.log.troubles import End, EndKind
 from harness.verdict.seen import Facts
+from harness.verdict.symptoms import failures_of
 
 LOG_LINES_MAX = 400
 #: Whether tests that use no machine have results, too, as in hugepfn's own sessions, whose tests were all requested.
 EVERY_TEST = pytest.StashKey[bool]()
 WAIVED_PROPERTY = "waived"  # for people who read a JUnit file
+_ENDS: Sequence[tuple[type[BaseException], EndKind]] = (
+    (KernelDied, EndKind.DIED),
+    (DeadlineError, EndKind.HANG),
+    (GivenUp, EndKind.HANG),
+    (GuestProgramError, EndKind.PROGRAM),
+    (BootError, EndKind.BOOT),
+    (AssertionError, EndKind.ASSERTION),
+)
 
 
 def outcome_of(error: BaseException | None, report: pytest.TestReport) -> Outcome:
@@ -86,29 +98,24 @@ def reason_of(claims: Claims, error: BaseException | None) -> str:
     return "" if error is None or error is claims.failure else str(getattr(error, "msg", None) or error)
 
 
-def failures_of(claims: Claims, machine: VM | None, error: BaseException | None) -> list[Failure]:
-    """Return each thing that went wrong, once: broken claims, broken invariants, the kernel log, what ended the run."""
-    runs = machine.runs if machine is not None else []
-    seen = [Failure(FailureKind.INVARIANT, one.message, one.invariant.id) for run in runs for one in run.broken]
-    if not isinstance(error, KernelDied):  # its message already has the log's first complaint
-        for troubles in (run.kernel_troubles() for run in runs):
-            seen += [Failure(FailureKind.KERNEL_LOG, line) for line in troubles.complaints]
-            seen += [Failure(FailureKind.TAINT, str(troubles.taint.name))] if troubles.taint else []
-    broken = [Failure(FailureKind.CLAIM, said, claim.name) for claim, said in claims.broken_as_said]
-    told = error in (None, claims.failure, claims.ended_by) or (isinstance(error, RunBroken) and bool(seen))
-    if not told and isinstance(error, KernelError | AssertionError):
-        broken.append(Failure(FailureKind.END, str(error)))
-    return broken + seen
+def end_of(claims: Claims, machine: VM | None, error: BaseException | None) -> End | None:
+    """Return what ended the test; None where its claims, or what its runs say, are the failure."""
+    runs = machine.runs if machine is not None and isinstance(error, RunBroken) else []
+    if error is claims.failure or any(run.broken or run.kernel_troubles().found for run in runs):
+        return None
+    kind = next((kind for family, kind in _ENDS if isinstance(error, family)), None)
+    return End(kind, error.signal if isinstance(error, GuestProgramError) else "") if kind is not None else None
 
 
 def held_against_ledger(
-    result: ScenarioResult, failures: Sequence[Failure], ledger: Sequence[KnownBug], facts: Facts, release: str
+    result: ScenarioResult, ledger: Sequence[KnownBug], facts: Facts, release: str
 ) -> ScenarioResult:
     """Return the result with what the list of known bugs says about it.
 
     :param facts: the kernels that were seen with each bug.
     :param release: of this kernel; "" if it is not known.
     """
+    failures = failures_of(result)
     if result.outcome not in (Outcome.PASSED, Outcome.FAILED) or bool(failures) != (result.outcome is Outcome.FAILED):
         return result
     scenario = result.scenario.partition("[")[0]  # known bugs do not depend on parameters

@@ -97,7 +97,7 @@ def test_what_the_console_does_not_show_is_heard() -> None:
     watch = machine.begin()
     machine.agent.log("quiet", STALL, "more")
     asyncio.run(watch.settle())
-    assert watch.troubles().complaints == (STALL,)
+    assert [one.line for one in watch.troubles().complaints] == [STALL]
     assert watch.log.splitlines() == [
         "[    0.000003] quiet",
         f"[    0.000004] {STALL}",
@@ -251,7 +251,7 @@ def test_a_session_keeps_the_newest_of_its_log(monkeypatch: pytest.MonkeyPatch) 
     assert sum(map(len, log._known)) < 3 * 4000
     assert len(log._lost) < 20
     assert watch.gap == ""
-    assert watch.troubles().complaints == (BUG,)
+    assert [one.line for one in watch.troubles().complaints] == [BUG]
     assert watch.log.splitlines()[0].endswith(BUG)
     assert "lines of the kernel log were dropped here, to keep the newest" in log.text.splitlines()[0]
 
@@ -288,3 +288,16 @@ def test_a_line_that_is_longer_than_all_that_is_kept(monkeypatch: pytest.MonkeyP
         log.write(b"y" * 100)
     assert len(log.text) < 1100
     assert log.lost_since(LogMark()) == 1
+
+
+def test_a_watch_may_reach_back_to_an_earlier_program() -> None:
+    machine = Machine()
+    earlier = machine.begin()
+    machine.agent.log(BUG)
+    asyncio.run(earlier.settle())
+    later = machine.begin()
+    machine.agent.log(STALL)
+    asyncio.run(later.settle())
+    assert [one.line for one in later.complaints()] == [STALL]
+    later.reach_back_to(earlier)
+    assert [one.line for one in later.complaints()] == [BUG, STALL]

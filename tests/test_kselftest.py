@@ -33,7 +33,8 @@ from harness.kselftest.items import KselftestPlugin, Runner, SelftestItem, knobs
 from harness.kselftest.report import KselftestReporter
 from harness.kselftest.session import commands_of, parse_selectors, recipes_of
 from harness.machine import preparation
-from harness.verdict.log.troubles import KernelTroubles
+from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.troubles import KernelComplaint, KernelTroubles
 
 pytest_plugins = ["pytester"]
 
@@ -70,7 +71,8 @@ class StubRun:
 
     def __init__(self, _vm: object, path: str, _args: object, environment: dict[str, str]) -> None:
         self.output, self._end = SAYS[path.rpartition("/")[2]]
-        warned = KernelTroubles(("WARNING: mm/memory.c:1",) if path.endswith("warns") else ())
+        warning = KernelComplaint(ComplaintKind.WARNING, "WARNING: mm/memory.c:1")
+        warned = KernelTroubles((warning,) if path.endswith("warns") else ())
         gap = "the kernel's log has a gap of 7 records" if path.endswith("gap") else ""
         self.kernel = SimpleNamespace(troubles=lambda: warned, gap=gap)
         assert environment == {"VFIO_SELFTESTS_BDF": "0000:00:05.0"}

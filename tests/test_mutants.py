@@ -14,7 +14,8 @@ import pytest
 from harness.campaign.scenarios import scenario_lines
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.invariants import Invariant, Violation
-from harness.verdict.log.troubles import KernelTroubles
+from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.troubles import End, EndKind, KernelComplaint, KernelTroubles
 from harness.verdict.table import TROUBLE
 
 
@@ -30,7 +31,8 @@ def _load() -> ModuleType:
 
 
 kill = _load()
-HEAD = "fork() loses W.\n\nKilled-by: fork:pud: W is kept\nKilled-by: race:: WARNING: mm\n---\ndiff\n"
+WARNS = '{complaint = "warning"}'
+HEAD = f"fork() loses W.\n\nKilled-by: fork:pud: W is kept\nKilled-by: race:: {WARNS}\n---\ndiff\n"
 
 
 @pytest.fixture
@@ -46,7 +48,11 @@ def result(scenario: str, level: str | None, outcome: Outcome, claim: str = "", 
 
 
 W_LOST = result("fork", "pud", Outcome.FAILED, "W is kept")
-WARNED = ScenarioResult("race", None, Outcome.FAILED, kernel=(KernelTroubles(("WARNING: mm/memory.c:1",)),))
+WARNED = ScenarioResult(
+    *("race", None, Outcome.FAILED),
+    kernel=(KernelTroubles((KernelComplaint(ComplaintKind.WARNING, "WARNING: mm/memory.c:1", ("f", "g")),)),),
+)
+BUG = KernelComplaint(ComplaintKind.BUG, "BUG: mm")
 
 
 def test_every_mutant_names_scenarios_that_exist() -> None:
@@ -54,6 +60,7 @@ def test_every_mutant_names_scenarios_that_exist() -> None:
     for mutant in kill.mutants():
         for killer in mutant.killers:
             assert killer.scenario in levels, mutant.path.name
+            assert killer.symptom
             assert killer.level in levels[killer.scenario] or (killer.level is None and not levels[killer.scenario])
 
 
@@ -61,7 +68,7 @@ def test_a_head_is_read(mutant: Any) -> None:
     assert mutant.what == "fork() loses W."
     assert mutant.killers == (
         kill.Killer("fork", "pud", "W is kept"),
-        kill.Killer("race", None, "WARNING: mm"),
+        kill.Killer("race", None, WARNS),
     )
 
 
@@ -98,8 +105,9 @@ def test_a_patch_that_nobody_kills_is_refused(tmp_path: Path) -> None:
         ([result("fork", "pmd", Outcome.FAILED, "W is kept"), WARNED], "killed by another"),
         ([result("fork", "pud", Outcome.PASSED, "W is kept"), result("race", None, Outcome.PASSED)], "survived"),
         ([result("fork", "pud", Outcome.SKIPPED)], "survived"),
-        ([W_LOST, replace(WARNED, kernel=(), reason="the kernel died: WARNING: mm/memory.c:1")], "killed"),
-        ([W_LOST, replace(WARNED, kernel=(KernelTroubles(("BUG: mm",)),))], "killed by another"),
+        ([W_LOST, replace(WARNED, kernel=(), reason="the kernel log: WARNING: mm/memory.c:1")], "killed by another"),
+        ([W_LOST, replace(WARNED, end=End(EndKind.DIED))], "killed by another"),
+        ([W_LOST, replace(WARNED, kernel=(KernelTroubles((BUG,)),))], "killed by another"),
     ],
 )
 def test_what_became_of_a_mutant(mutant: Any, results: list[ScenarioResult], what: str) -> None:
@@ -109,7 +117,7 @@ def test_what_became_of_a_mutant(mutant: Any, results: list[ScenarioResult], wha
 def test_an_invariant_is_named_by_its_id() -> None:
     violation = Violation(Invariant.SHADOW_STACK, "forked", "child", "bar", "D=1")
     failed = ScenarioResult("fork", "pud", Outcome.FAILED, violations=(violation,))
-    killer = kill.Killer("fork", "pud", "shadow_stack")
+    killer = kill.Killer("fork", "pud", '{invariant = "shadow_stack"}')
     assert killer.kills(failed)
     assert not killer.kills(replace(failed, waived=((Invariant.SHADOW_STACK, "mine"),)))
     assert not killer.kills(replace(failed, violations=(replace(violation, invariant=Invariant.HOLE),)))

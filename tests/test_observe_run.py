@@ -250,6 +250,16 @@ def test_a_program_that_ends_before_the_checkpoint(
         forks(machine, ends=ends).run().until("gone")
 
 
+def test_the_signal_that_ended_a_program_is_a_value(machine: Start) -> None:
+    with pytest.raises(GuestProgramError) as before:
+        forks(machine, ends=(b"", ExitStatus(None, 7))).run().until("gone")
+    with pytest.raises(GuestProgramError) as at_its_end, forks(machine, ends=(PASSED, ExitStatus(None, 9))).run():
+        pass
+    with pytest.raises(GuestProgramError) as exited, forks(machine, ends=(PASSED, ExitStatus(1, None))).run():
+        pass
+    assert [one.value.signal for one in (before, at_its_end, exited)] == ["SIGBUS", "SIGKILL", ""]
+
+
 def test_a_program_that_ends_at_once_reached_nothing(machine: Start) -> None:
     with pytest.raises(GuestProgramError, match=r"it reached: none$"):
         machine().run().until("mapped")

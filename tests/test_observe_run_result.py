@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import ClaimFailed, GivenUp, ProtocolError
-from harness.guest.compiler import guest_tests_dir
+from harness.errors import ClaimFailed, ProtocolError
 from harness.guest.job import ExitStatus
 from harness.observe.run_result import SKIP_STATUS, RunResult
 from harness.verdict import parse_ktap
-from harness.verdict.known_bugs import parse_ledger
 
 PASSED = "KTAP version 1\n1..1\nok 1 maps\n"
 FAILED = "KTAP version 1\n1..1\nnot ok 1 maps\n"
@@ -100,12 +98,3 @@ def test_an_access_that_was_given_up_hangs() -> None:
         ClaimFailed, match="a hang before checkpoint 'written': write was abandoned after 10,000 faults"
     ):
         result("# value write-faults=-1\n").faults("write-faults", "written")
-
-
-def test_the_list_of_known_bugs_has_the_words_of_an_access_that_never_ends() -> None:
-    with pytest.raises(GivenUp) as hang:
-        result("# value write-faults=-1\n").faults("write-faults", "written")
-    text = (guest_tests_dir() / "known_bugs.toml").read_text()
-    symptoms = [one for bug in parse_ledger(text) for one in bug.symptoms if "10,000" in one.message.pattern]
-    assert symptoms
-    assert all(one.message.search(str(hang.value)) for one in symptoms)

@@ -26,7 +26,8 @@ from harness.results import LOG_LINES_MAX
 from harness.verdict import ClaimKind, Run, words
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant, Violation
-from harness.verdict.log.troubles import KernelTroubles
+from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.troubles import KernelComplaint, KernelTroubles
 from tests import schemas
 from tests.hand_made_stop import DIRTY, leaf, stop
 
@@ -385,7 +386,8 @@ function = "mm/huge_memory.c copy_huge_pud()"
 reproduce = "hugepfn run fork --level pud"
 [[bug.symptom]]
 claim = "D is kept"
-message = "D=0"
+subject = "other"
+got = "0"
 """
 BUGGY = """
     import pytest
@@ -393,26 +395,26 @@ BUGGY = """
     @pytest.mark.levels("pmd", "pud")
     def test_fork(vm, level, claim):
         with claim("D is kept"):
-            assert False, "{message}"
+            assert {d} == 1
         with claim("W is kept"):
             assert {other}
 """
 
 
 @pytest.mark.parametrize(
-    ("message", "other", "pud"),
+    ("d", "other", "pud"),
     [
-        ("seen D=0", "True", ("known_bug", [{"id": "HP-7", "title": "D is lost"}])),
-        ("seen D=2", "True", ("failed", [])),
-        ("seen D=0", "False", ("failed", [])),
+        ("0", "True", ("known_bug", [{"id": "HP-7", "title": "D is lost"}])),
+        ("2", "True", ("failed", [])),
+        ("0", "False", ("failed", [])),
     ],
 )
 def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
-    pytester: pytest.Pytester, message: str, other: str, pud: tuple[str, list[dict[str, str]]]
+    pytester: pytest.Pytester, d: str, other: str, pud: tuple[str, list[dict[str, str]]]
 ) -> None:
     pytester.makeconftest(NO_MACHINE)
     (pytester.path / "known_bugs.toml").write_text(LEDGER)
-    pytester.makepyfile(BUGGY.format(message=message, other=other))
+    pytester.makepyfile(BUGGY.format(d=d, other=other))
     result = pytest_run(pytester)
     results = {one["level"]: one for one in written(pytester)["results"]}
     assert results["pmd"]["outcome"] == "failed", "the ledger speaks of pud only"
@@ -437,7 +439,7 @@ def test_a_known_bug_is_fixed_only_where_an_older_kernel_had_it(
 ) -> None:
     (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("pud", "pmd"))
     (pytester.path / "known_bugs_seen.toml").write_text(seen)
-    pytester.makepyfile(BUGGY.replace("assert False", "assert True").format(message="", other="True"))
+    pytester.makepyfile(BUGGY.format(d="1", other="True"))
     pytest_run(pytester, "--hugepfn-level=pmd").assert_outcomes(passed=1, deselected=1)
     assert [one["fixed_bugs"] for one in written(pytester)["results"]] == [fixed]
 
@@ -449,7 +451,7 @@ def test_a_known_bug_of_which_this_kernel_was_measured_free_is_a_failure(
 ) -> None:
     (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("pud", "pmd"))
     (pytester.path / "known_bugs_seen.toml").write_text(f'[HP-7.absent]\n"{measured}" = 2026-11-01\n')
-    pytester.makepyfile(BUGGY.format(message="seen D=0", other="True"))
+    pytester.makepyfile(BUGGY.format(d="0", other="True"))
     result = pytest_run(pytester, "--hugepfn-level=pmd")
     result.assert_outcomes(failed=1, deselected=1)
     result.stdout.fnmatch_lines([f"this looks like HP-7, but {measured} was measured without HP-7 on 2026-11-01"])
@@ -557,7 +559,8 @@ class FakeVM:
     def run(self, *, violation: str = "", trouble: str = "", gap: str = "", uncalibrated: str = "") -> None:
         """As if a program had been run."""
         violations = [Violation(Invariant.BAR_PFN, "forked", "parent", "bar", violation)] if violation else []
-        troubles = KernelTroubles((trouble,) if trouble else (), gap=gap)
+        complaints = (KernelComplaint(ComplaintKind.BUG, trouble),) if trouble else ()
+        troubles = KernelTroubles(complaints, gap=gap)
         self.runs.append(
             SimpleNamespace(
                 snapshots=[STOP],
@@ -773,7 +776,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
     results, date, capabilities = data.pop("results"), data.pop("date"), data.pop("capabilities")
     assert data == {
         "schema": "hugepfn-run",
-        "version": 2,
+        "version": 3,
         "kernel": {
             "spec": "debian:6.12",
             "release": "6.12.117-cloud-amd64",
@@ -798,6 +801,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "outcome": "passed",
             "was": None,
             "reason": "",
+            "end": None,
             "cannot_know": False,
             "claims": [
                 {**HELD, "kind": "scenario", "name": "holds", "kernel_function": "f()", "checkpoint": "forked"},

@@ -102,8 +102,9 @@ def test_every_other_stall_is_the_kernels(log: str, standstill: Standstill, alre
 def test_a_complaint_of_another_kind_is_never_excused() -> None:
     watched = watch(WARNING + RCU_STALL, stood(300.0), taint=Taint.WARN)
     troubles = watched.troubles()
-    (line,) = troubles.complaints
-    assert "mm/huge_memory.c" in line
+    (complaint,) = troubles.complaints
+    assert complaint.kind is ComplaintKind.WARNING
+    assert "mm/huge_memory.c" in complaint.line
     assert troubles.taint is Taint.WARN
     assert len(troubles.excused) == 1
     assert [told.split(":")[0] for told in words.troubles(troubles)] == ["the kernel log", "the kernel is now tainted"]

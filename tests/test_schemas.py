@@ -21,6 +21,7 @@ from harness.verdict.claims import ClaimKind, Outcome
 from harness.verdict.differences import What
 from harness.verdict.log import complaints
 from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.troubles import EndKind
 from harness.verdict.table import Mark
 from tests import schemas
 
@@ -46,6 +47,10 @@ def test_the_words_are_those_of_the_code() -> None:
     assert run["properties"]["origin"]["enum"] == [*(one.value for one in Origin), None]
     report = schemas.SCHEMAS[complaints.SCHEMA]["$defs"]["report"]["properties"]
     assert report["kind"]["enum"] == [one.value for one in ComplaintKind]
+    told = parts["result"]["properties"]
+    complaint = told["kernel"]["items"]["properties"]["complaints"]["items"]["properties"]
+    assert complaint["kind"]["enum"] == [one.value for one in ComplaintKind]
+    assert told["end"]["properties"]["kind"]["enum"] == [one.value for one in EndKind]
     cells = matrix["properties"]["rows"]["items"]["properties"]["cells"]["items"]
     assert cells["properties"]["mark"]["enum"] == [one.value for one in Mark]
     assert compare["$defs"]["difference"]["properties"]["what"]["enum"] == [one.value for one in What]

@@ -24,12 +24,14 @@ from harness.verdict.claims import (
     exit_code,
 )
 from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.taint import Taint
-from harness.verdict.log.troubles import Excused, KernelTroubles
+from harness.verdict.log.troubles import End, EndKind, Excused, KernelComplaint, KernelTroubles
 from harness.verdict.mismatch import EntrySeen, Mismatch, Place, Subject
 
 LOST = EntrySeen("pud", 0x4000000000008A7, ("P", "W"), Place("forked", "child", "bar", 0))
 MISMATCH = Mismatch(Subject.BITS, "D", "1", "0", LOST, None, frozenset({"-D"}), note="mine")
+COMPLAINT = KernelComplaint(ComplaintKind.BUG, "BUG: x", ("f", "g"))
 CLAIM = Claim(
     *("child keeps its dirty bit", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1"),
     checkpoint="forked",
@@ -38,10 +40,11 @@ CLAIM = Claim(
 SEEN = Observation("forked", "child", "bar", 0, "pud", 0x8E7, ("P", "W"), "bar+0x0", None)
 RESULT = ScenarioResult(
     *("fork", "pud", Outcome.FAILED, "", (CLAIM,), (SEEN,), ("[ 1.0] BUG",)),
+    end=End(EndKind.PROGRAM, "SIGBUS"),
     waived=((Invariant.HOLE, "mine"),),
     stops=3,
-    violations=(Violation(Invariant.BAR_PFN, "forked", "child", "bar", "expected 5"),),
-    kernel=(KernelTroubles(("BUG: x",), Taint.WARN, (Excused("rcu: y", "it stood still"),), "3 records"),),
+    violations=(Violation(Invariant.BAR_PFN, "forked", "child", "bar", "expected 5", LOST),),
+    kernel=(KernelTroubles((COMPLAINT,), Taint.WARN, (Excused("rcu: y", "it stood still"),), "3 records"),),
     known_bugs=(BugSeen("HP-1", "W is lost"),),
     fixed_bugs=(BugFixed("HP-2", "6.12.117"),),
     returned_bugs=(BugReturned("HP-3", "6.12.118", date(2026, 11, 26)),),
@@ -55,7 +58,7 @@ def result(outcome: Outcome, *claims: Outcome) -> ScenarioResult:
 def test_the_documented_object() -> None:
     assert Run((RESULT,), {"kernel": "6.12"}).to_json() == {
         "schema": "hugepfn-run",
-        "version": 2,
+        "version": 3,
         "kernel": "6.12",
         "results": [
             {
@@ -65,6 +68,7 @@ def test_the_documented_object() -> None:
                 "outcome": "failed",
                 "was": None,
                 "reason": "",
+                "end": {"kind": "program", "signal": "SIGBUS"},
                 "cannot_know": False,
                 "claims": [
                     {
@@ -104,12 +108,13 @@ def test_the_documented_object() -> None:
                         "process": "child",
                         "mapping": "bar",
                         "message": "expected 5",
+                        "entry": LOST.to_json(),
                     }
                 ],
                 "waived": [{"invariant": "hole", "reason": "mine"}],
                 "kernel": [
                     {
-                        "complaints": ["BUG: x"],
+                        "complaints": [{"kind": "bug", "line": "BUG: x", "functions": ["f", "g"]}],
                         "taint": 512,
                         "excused": [{"line": "rcu: y", "why": "it stood still"}],
                         "gap": "3 records",
@@ -135,9 +140,12 @@ outcomes = st.sampled_from(Outcome)
 kinds = st.sampled_from(ClaimKind)
 claims = st.builds(Claim, name=texts, outcome=outcomes, kernel_function=texts, message=texts, kind=kinds)
 invariants = st.sampled_from(Invariant)
+violations = st.builds(Violation, invariants, texts, texts, texts, texts, st.none() | st.just(LOST))
+functions = st.lists(texts, max_size=2).map(tuple)
+complaints = st.builds(KernelComplaint, st.sampled_from(ComplaintKind), texts, functions)
 troubles = st.builds(
     KernelTroubles,
-    complaints=st.lists(texts, max_size=2).map(tuple),
+    complaints=st.lists(complaints, max_size=2).map(tuple),
     taint=st.integers(0, 1 << 40).map(Taint),
     excused=st.lists(st.builds(Excused, texts, texts), max_size=2).map(tuple),
     gap=texts,
@@ -148,13 +156,14 @@ results = st.builds(
     level=st.none() | st.sampled_from(["pte", "pmd", "pud"]),
     outcome=outcomes,
     reason=texts,
+    end=st.none() | st.builds(End, st.sampled_from(EndKind), texts),
     claims=st.lists(claims, max_size=3).map(tuple),
     observations=st.lists(st.just(SEEN), max_size=3).map(tuple),
     log=st.lists(texts, max_size=3).map(tuple),
     waived=st.lists(st.tuples(invariants, texts), max_size=2).map(tuple),
     cannot_know=st.booleans(),
     stops=st.integers(0, 99),
-    violations=st.lists(st.builds(Violation, invariants, texts, texts, texts, texts), max_size=2).map(tuple),
+    violations=st.lists(violations, max_size=2).map(tuple),
     kernel=st.lists(troubles, max_size=2).map(tuple),
     known_bugs=st.lists(st.builds(BugSeen, texts, texts), max_size=2).map(tuple),
     fixed_bugs=st.lists(st.builds(BugFixed, texts, texts), max_size=2).map(tuple),
@@ -180,14 +189,14 @@ def test_a_file_of_an_older_version_says_to_run_again() -> None:
     data = Run((RESULT,)).to_json() | {"version": 1}
     with pytest.raises(UsageError) as refused:
         Run.from_json(data)
-    assert str(refused.value) == ("the file has hugepfn-run version 1; expected version 2: run again with --json")
+    assert str(refused.value) == ("the file has hugepfn-run version 1; expected version 3: run again with --json")
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"schema": "other"}, "schema 'other'"),
-        ({"version": 3}, "version 3"),
+        ({"version": 2}, "version 2"),
         ({"version": True}, "version True"),
         ({"results": "none"}, "'results' is 'none'; expected list"),
         ({"results": [1]}, "a result is int"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
@@ -10,9 +10,23 @@ from datetime import date
 import pytest
 
 from harness.errors import UsageError
-from harness.verdict.claims import BugFixed, BugReturned, BugSeen
-from harness.verdict.known_bugs import Failure, FailureKind, Symptom, judge, parse_ledger
+from harness.verdict.claims import (
+    BugFixed,
+    BugReturned,
+    BugSeen,
+    Claim,
+    ClaimKind,
+    Outcome,
+    ScenarioResult,
+)
+from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.known_bugs import judge, parse_ledger
+from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.taint import Taint
+from harness.verdict.log.troubles import End, EndKind, KernelComplaint, KernelTroubles
+from harness.verdict.mismatch import EntrySeen, Mismatch, Place, Subject
 from harness.verdict.seen import Facts, Sightings
+from harness.verdict.symptoms import Ended, Failure, failures_of, symptom
 
 ENTRY = """
 [[bug]]
@@ -24,15 +38,23 @@ function = "mm/mprotect.c change_pud_range()"
 reproduce = "hugepfn run mprotect --level pud"
 [[bug.symptom]]
 claim = "the rest .*"
-message = "no entry for bar"
+subject = "presence"
 [[bug.symptom]]
-in = "end"
-message = "^KernelDied"
+end = "died"
+complaint = "oops"
+function = "zap_(pmd|pud)"
+called = "fork"
 """
-CLAIM, END = FailureKind.CLAIM, FailureKind.END
-LOST = Failure(CLAIM, "parent has no entry for bar+0x200000", "the rest keeps its entries")
-DIED = Failure(END, "KernelDied: Oops")
-OTHER = Failure(CLAIM, "W=0", "W is kept")
+CLAIM = 'claim = "the rest .*"\nsubject = "presence"'
+PLACE = Place("forked", "parent", "bar", 0x200000)
+LEAF = EntrySeen("pud", 0x8E7, ("P", "W"), PLACE)
+HOLE = EntrySeen("none", 0, (), PLACE)
+MISSING = Mismatch(Subject.PRESENCE, "", "an entry", "none", HOLE, wrong=frozenset({"missing"}))
+NO_D = Mismatch(Subject.BITS, "D", "1", "0", LEAF, wrong=frozenset({"-D"}))
+OOPS = KernelComplaint(ComplaintKind.OOPS, "BUG: unable to handle page fault", ("zap_pud", "unmap", "fork", "syscall"))
+LOST = Claim("the rest keeps its entries", Outcome.FAILED, "zap_pud()", mismatch=MISSING)
+DIED = Ended(End(EndKind.DIED), OOPS)
+OTHER = Claim("W is kept", Outcome.FAILED, "zap_pud()", mismatch=NO_D)
 SEEN = (BugSeen("HP-1", "the rest is lost"),)
 DAY = date(2026, 11, 26)
 
@@ -48,10 +70,15 @@ def facts(present: Sequence[str] = (), absent: Sequence[str] = (), kernels: Mapp
         (None, [LOST], True),  # a scenario without levels is about all of them
         ("pud", [LOST, DIED], True),
         ("pud", [LOST, OTHER], False),
-        ("pud", [replace(LOST, message="W=0")], False),
+        ("pud", [replace(LOST, mismatch=NO_D)], False),
+        ("pud", [replace(LOST, mismatch=None)], False),
         ("pud", [replace(LOST, name="not " + LOST.name)], False),
-        ("pud", [replace(DIED, kind=FailureKind.KERNEL_LOG)], False),
-        ("pud", [Failure(CLAIM, DIED.message, "end")], False),  # a claim of that name
+        ("pud", [OOPS], False),  # the kernel lives on
+        ("pud", [replace(DIED, end=End(EndKind.HANG))], False),
+        ("pud", [replace(DIED, complaint=None)], False),
+        ("pud", [replace(DIED, complaint=replace(OOPS, kind=ComplaintKind.PANIC))], False),
+        ("pud", [replace(DIED, complaint=replace(OOPS, functions=("unmap", "zap_pud", "fork")))], False),
+        ("pud", [replace(DIED, complaint=replace(OOPS, functions=("zap_pud", "unmap")))], False),
         ("pmd", [LOST], False),
         ("pud", [], False),
         ("pmd", [], False),
@@ -128,27 +155,90 @@ def test_a_bug_that_shows_only_sometimes_is_never_called_fixed() -> None:
 
 
 def test_two_bugs_in_one_scenario_are_both_named() -> None:
-    second = ENTRY.replace("HP-1", "HP-2").replace("the rest .*", "W is kept").replace("no entry for bar", "W=0")
+    second = ENTRY.replace("HP-1", "HP-2").replace("the rest .*", "W is kept").replace("presence", "bits")
     finding = judge(parse_ledger(ENTRY + second), "mprotect", "pud", [LOST, OTHER])
     assert [bug.id for bug in finding.known] == ["HP-1", "HP-2"]
 
 
+VIOLATED = Violation(Invariant.BAR_PFN, "forked", "parent", "bar", "seen", LEAF)
+WARNED = KernelComplaint(ComplaintKind.WARNING, "WARNING: f+0x1", ("f", "g"))
+TAINTED = Taint.WARN | Taint.BAD_PAGE
+KILLED = Ended(End(EndKind.PROGRAM, "SIGBUS"))
+
+
 @pytest.mark.parametrize(
-    ("where", "failure"),
+    ("text", "failure"),
     [
-        ('invariant = "bar_pfn"', Failure(FailureKind.INVARIANT, "seen W=0", "bar_pfn")),
-        ('in = "kernel log"', Failure(FailureKind.KERNEL_LOG, "seen W=0")),
-        ('in = "taint"', Failure(FailureKind.TAINT, "seen W=0")),
-        ('in = "end"', Failure(FailureKind.END, "seen W=0")),
+        ('claim = "W is .*"', OTHER),
+        ('claim = "W is kept"', replace(OTHER, mismatch=None)),  # what ended it is a failure, too
+        ('claim = "W is kept"\nwrong = ["-D"]\nname = "D"\nexpected = "1"\ngot = "0|2"', OTHER),
+        ('claim = "W is kept"\nprocess = "parent|child"\nlevel = "pud"', OTHER),
+        ('claim = "the rest .*"\nlevel = "none"\nwrong = ["missing"]', LOST),
+        ('invariant = "bar_pfn"', VIOLATED),
+        ('invariant = "bar_pfn"\nlevel = "pud"', VIOLATED),
+        ('complaint = "warning"', WARNED),
+        ('complaint = "warning"\nfunction = "f"\ncalled = "g"', WARNED),
+        ('taint = ["BAD_PAGE", "WARN"]', TAINTED),
+        ('end = "program"', KILLED),
+        ('end = "program"\nsignal = "SIGBUS"', KILLED),
+        ('end = "died"', Ended(End(EndKind.DIED))),  # it said nothing
+        ('end = "died"\nfunction = "zap_.*"', DIED),
     ],
 )
-def test_a_symptom_may_be_something_else_than_a_claim(where: str, failure: Failure) -> None:
-    (bug,) = parse_ledger(ENTRY.replace('claim = "the rest .*"', where).replace("no entry for bar", "W=0"))
-    assert bug.symptoms[0] == Symptom(failure.kind, re.compile(failure.name), re.compile("W=0"))
-    assert bug.explains(failure)
-    assert not bug.explains(replace(failure, name="x"))
-    assert not bug.explains(replace(failure, message="W=1"))
-    assert not bug.explains(OTHER)
+def test_a_symptom_is_what_its_values_say(text: str, failure: Failure) -> None:
+    sign = symptom(tomllib.loads(text))
+    assert sign.shows_in(failure)
+    others: list[Failure] = [LOST, OTHER, VIOLATED, WARNED, TAINTED, KILLED, DIED, OOPS, Taint.WARN]
+    others += [replace(VIOLATED, invariant=Invariant.INSIDE), replace(WARNED, kind=ComplaintKind.BUG)]
+    same = (failure, replace(failure, mismatch=NO_D)) if isinstance(failure, Claim) else (failure,)
+    more = (DIED,) if text == 'end = "died"' else ()
+    assert [one for one in others if sign.shows_in(one) and one not in (*same, *more)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "failure"),
+    [
+        ('claim = "W is"', OTHER),
+        ('claim = "W is kept"\nsubject = "value"', OTHER),
+        ('claim = "W is kept"\nsubject = "bits"', replace(OTHER, mismatch=None)),
+        ('claim = "W is kept"\nname = "A"', OTHER),
+        ('claim = "W is kept"\nexpected = "0"', OTHER),
+        ('claim = "W is kept"\ngot = "1"', OTHER),
+        ('claim = "W is kept"\nwrong = ["-D", "-W"]', OTHER),
+        ('claim = "W is kept"\nprocess = "child"', OTHER),
+        ('claim = "W is kept"\nprocess = "child"', replace(OTHER, mismatch=replace(NO_D, entry=None))),
+        ('claim = "W is kept"\nlevel = "pmd"', OTHER),
+        ('claim = "W is kept"\nlevel = "pud"', replace(OTHER, mismatch=replace(NO_D, entry=None))),
+        ('invariant = "bar_pfn"\nlevel = "pmd"', VIOLATED),
+        ('invariant = "bar_pfn"\nlevel = "pud"', replace(VIOLATED, entry=None)),
+        ('complaint = "warning"\nfunction = "g"', WARNED),
+        ('complaint = "warning"\nfunction = "f"', replace(WARNED, functions=())),
+        ('complaint = "warning"\ncalled = "f"', WARNED),
+        ('taint = ["WARN"]', TAINTED),
+        ('end = "program"\nsignal = "SIGSEGV"', KILLED),
+        ('end = "hang"', KILLED),
+        ('end = "program"\ncomplaint = "oops"', KILLED),
+    ],
+)
+def test_a_symptom_is_not_what_one_value_contradicts(text: str, failure: Failure) -> None:
+    assert not symptom(tomllib.loads(text)).shows_in(failure)
+
+
+def test_each_thing_that_went_wrong_is_a_failure_once() -> None:
+    held = Claim("holds", Outcome.PASSED, "")
+    unnamed = Claim("", Outcome.FAILED, "", kind=ClaimKind.INVARIANTS)
+    waived = replace(VIOLATED, invariant=Invariant.HOLE)
+    result = ScenarioResult(
+        *("fork", "pud", Outcome.FAILED),
+        claims=(held, OTHER, unnamed),
+        violations=(VIOLATED, waived),
+        waived=((Invariant.HOLE, "mine"),),
+        kernel=(KernelTroubles((WARNED,)), KernelTroubles((OOPS, WARNED), Taint.DIE)),
+    )
+    assert failures_of(result) == [OTHER, VIOLATED, WARNED, OOPS, WARNED, Taint.DIE]
+    assert failures_of(replace(result, end=KILLED.end)) == [OTHER, VIOLATED, KILLED, WARNED, OOPS, WARNED, Taint.DIE]
+    assert failures_of(replace(result, end=DIED.end)) == [OTHER, VIOLATED, DIED], "the rest follows from its death"
+    assert failures_of(replace(result, end=DIED.end, kernel=())) == [OTHER, VIOLATED, Ended(DIED.end)]
 
 
 def test_a_bug_without_levels_is_about_every_level() -> None:
@@ -177,12 +267,32 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
         ('id = "HP-1"', 'id = "HP-1"\nconfig = "DEBUG_VM"', "'config' is a list"),
         ('id = "HP-1"', 'id = "HP-1"\nsometimes = "yes"', "'sometimes' is true or left out"),
         ("[[bug.symptom]]", "[[bug.sign]]", "not understood"),
-        ('"no entry for bar"', '"("', "regular expressions"),
-        ('message = "no', 'massage = "no', "a symptom has 'message' and one of"),
-        ('claim = "the rest .*"', "", "a symptom has 'message' and one of .*: it has none of them"),
-        ('claim = "the rest .*"', 'claim = "x"\nin = "end"', "a symptom has 'message' and one of .*: it has claim, in"),
-        ('claim = "the rest .*"', 'in = "log"', "'in' is 'log', one of kernel log, taint, end was expected"),
-        ('claim = "the rest .*"', 'invariant = "bar"', "'invariant' is 'bar'; expected one of: walkable, special"),
+        ('"the rest .*"', '"("', "'claim' of a symptom is .*; expected a regular expression"),
+        ('"the rest .*"', "1", "'claim' of a symptom is 1; expected a regular expression"),
+        ('claim = "the rest .*"\n', "", "a symptom has subject; expected one of: claim, invariant, end, complain"),
+        (
+            'subject = "pres',
+            'message = "pres',
+            "the unknown key 'message'; expected some of: claim, subject, name, exp",
+        ),
+        ('subject = "pres', 'function = "pres', "the unknown key 'function'; expected some of: claim, subject"),
+        (
+            '"presence"',
+            '"present"',
+            "'subject' of a symptom is 'present'; expected one of: entry, bits, part, presence",
+        ),
+        (
+            'subject = "presence"',
+            'level = "p4d"',
+            "'level' of a symptom is 'p4d'; expected one of: pte, pmd, pud, none",
+        ),
+        ('subject = "presence"', 'wrong = "-D"', "'wrong' of a symptom is '-D'; expected a list of names"),
+        ('subject = "presence"', 'wrong = ["-DIRTY"]', "'wrong' of a symptom is 'DIRTY'; expected one of: P, W, U"),
+        (CLAIM, 'invariant = "bar"', "'invariant' of a symptom is 'bar'; expected one of: walkable, special"),
+        ('"died"', '"dead"', "'end' of a symptom is 'dead'; expected one of: died, hang, program, boot, assertion"),
+        ('"oops"', '"ooops"', "'complaint' of a symptom is 'ooops'; expected one of: oops, kernel-bug"),
+        ('complaint = "oops"', "signal = 7", "'signal' of a symptom is 7; expected a text"),
+        (CLAIM, 'taint = ["WARM"]', "'taint' of a symptom is 'WARM'; expected one of: PROPRIETARY_MODULE"),
         ("[[bug]]", "[[bug]", "no TOML"),
     ],
 )

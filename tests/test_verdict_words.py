@@ -17,8 +17,9 @@ from harness.verdict.claims import BugFixed, BugReturned, BugSeen
 from harness.verdict.differences import What, compare_runs
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.known_bugs import parse_ledger
+from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.taint import Taint
-from harness.verdict.log.troubles import Excused, KernelTroubles
+from harness.verdict.log.troubles import Excused, KernelComplaint, KernelTroubles
 from harness.verdict.seen import NO_FACTS
 from harness.verdict.series import changes
 from harness.verdict.table import Column, Mark, Table
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OWN = Claim("W is kept", Outcome.PASSED, "f()")
 HELD = Claim("", Outcome.PASSED, "", kind=ClaimKind.INVARIANTS)
 BROKEN = replace(HELD, outcome=Outcome.FAILED)
-WARNED = KernelTroubles(("WARNING: mm/memory.c:1",))
+WARNED = KernelTroubles((KernelComplaint(ComplaintKind.WARNING, "WARNING: mm/memory.c:1"),))
 CONTEXT = {"kernel": {"spec": "debian:6.12.118"}, "date": "2026-11-26", "qemu": "7.2"}
 NAME = "the invariants held at 3 stops, and the kernel log has no complaint"
 EVIL = "cannot know: known bug HP-1: x; HP-1 (6.12.9 had it); the invariants held at 3 stops: {stops}"
@@ -41,7 +42,6 @@ function = "f()"
 reproduce = "x"
 [[bug.symptom]]
 claim = "x"
-message = ""
 """
 
 
@@ -53,7 +53,7 @@ def concluded() -> list[object]:
     """What every table and every verdict has, but for the words."""
     runs = good, longer, bad = run(HELD, 3), run(HELD, 8), run(BROKEN, 8, WARNED)
     table = Table.of([Column(f"debian:6.12.{number}", (one,)) for number, one in enumerate(runs)])
-    mutant = kill.Mutant(Path("x.patch"), "x", (kill.Killer("fork", "pud", "WARNING: mm"),))
+    mutant = kill.Mutant(Path("x.patch"), "x", (kill.Killer("fork", "pud", '{complaint = "warning"}'),))
     differing = [d for other in (longer, bad) for one in compare_runs(good, other) for d in one.differences]
     return [
         [[(cell.mark, cell.word, cell.listed, cell.bugs) for cell in row] for row in table.cells],
@@ -89,7 +89,7 @@ def test_what_a_test_says_of_itself_makes_no_known_bug() -> None:
         assert (cell.mark, cell.listed, cell.bugs) == (mark, (), frozenset())
 
 
-@pytest.mark.parametrize("phrase", ["the invariants held", 'claims do not hold"', "fixed here: ", "had it)"])
+@pytest.mark.parametrize("phrase", ["the invariants held", "claims do not hold{", "fixed here: ", "had it)"])
 def test_the_words_are_in_one_file(phrase: str) -> None:
     files = [*(ROOT / "harness").rglob("*.py"), *(ROOT / "tests" / "mutants").glob("*.py")]
     assert [path.name for path in files if phrase in path.read_text()] == ["words.py"]
@@ -98,7 +98,7 @@ def test_the_words_are_in_one_file(phrase: str) -> None:
 VIOLATED = Violation(Invariant.BAR_PFN, "forked", "parent", "bar", "expected 5")
 GAP = KernelTroubles(gap="a gap of 7 records")
 EXCUSED = KernelTroubles(excused=(Excused("rcu: stalls", "it stood still"),))
-TAINTED = KernelTroubles(("BUG: Bad page map",), Taint.WARN)
+TAINTED = KernelTroubles((KernelComplaint(ComplaintKind.BAD_PAGE_MAP, "BUG: Bad page map"),), Taint.WARN)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from harness.verdict import (
     parse_taint,
     scan,
 )
-from harness.verdict.log.troubles import Excused, KernelTroubles
+from harness.verdict.log.troubles import Excused, KernelComplaint, KernelTroubles
 
 _LOG_TIMEOUT_S = 30.0
 _LAST_WORDS_TIMEOUT_S = 5.0
@@ -46,6 +46,10 @@ class KernelWatch:
         await read_log(agent, f"before {program}", _LOG_TIMEOUT_S)
         return cls(qemu, agent, boot_taint, program)
 
+    def reach_back_to(self, earlier: KernelWatch) -> None:
+        """What the kernel has said since an earlier program began is about this one as well."""
+        self._start, self._stood_s = earlier._start, earlier._stood_s
+
     @property
     def log(self) -> str:
         """The kernel log since then, as far as it was read or the console shows it."""
@@ -62,7 +66,7 @@ class KernelWatch:
         if any(one.kind is ComplaintKind.SOFT_LOCKUP and why for one, why in told):
             taint = added_taint(Taint.SOFTLOCKUP, taint)
         return KernelTroubles(
-            tuple(one.line for one, why in told if not why),
+            tuple(KernelComplaint.of(one) for one, why in told if not why),
             taint,
             tuple(Excused(one.line, why) for one, why in told if why),
             self.gap,

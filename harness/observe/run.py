@@ -60,7 +60,7 @@ class GuestRun:
         self.violations: list[Violation] = []
         self._witness = witness
         self._timeout_s = timeout_s
-        self._kernel = kernel
+        self.kernel = kernel  # what it says itself
         self._held: WaitEvent | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._lines = LineDecoder()
@@ -143,20 +143,20 @@ class GuestRun:
     @property
     def log(self) -> str:
         """The kernel log since the run began."""
-        return self._kernel.log
+        return self.kernel.log
 
     @property
     def taint(self) -> Taint:
         """The taint that the kernel got since it booted, without the harmless bits."""
-        return self._kernel.taint
+        return self.kernel.taint
 
     def complaints(self) -> tuple[Complaint, ...]:
         """Return the complaints in the kernel log since the run began."""
-        return self._kernel.complaints()
+        return self.kernel.complaints()
 
     def kernel_troubles(self) -> KernelTroubles:
         """Return what the kernel itself found wrong: the complaints in its log, and its taint."""
-        return self._kernel.troubles()
+        return self.kernel.troubles()
 
     def check(self) -> None:
         """Check the invariants of every stop, and the kernel log.
@@ -190,7 +190,9 @@ class GuestRun:
             if result.skipped:
                 raise self._unmet(result)
             if not result.passed:
-                raise GuestProgramError(f"guest program {self.program}: {result.reason}")
+                raise GuestProgramError(
+                    f"guest program {self.program}: {result.reason}", signal=result.exit.signal_name
+                )
         except BaseException as broken:
             self.vm.abandon(self, broken)
             raise
@@ -217,7 +219,8 @@ class GuestRun:
                 seen = ", ".join(repr(at.checkpoint) for at in self.snapshots) or "none"
                 raise GuestProgramError(
                     f"guest program {self.program} ended before checkpoint {checkpoint!r} "
-                    f"({result.reason or 'passed'}); it reached: {seen}"
+                    f"({result.reason or 'passed'}); it reached: {seen}",
+                    signal=result.exit.signal_name,
                 )
             if snapshot.checkpoint == checkpoint:
                 return snapshot
@@ -226,7 +229,7 @@ class GuestRun:
         deadline = self.vm.qemu.deadline(self._timeout_s)
         while await self._next(deadline, f"the end of {self.program}") is not None:
             pass
-        await self._kernel.settle()
+        await self.kernel.settle()
         return await self._collect()
 
     async def _next(self, deadline: Deadline, what: str) -> Snapshot | None:
@@ -266,7 +269,7 @@ class GuestRun:
         try:
             await self.vm.qemu.expect(both, deadline, what)
         except DeadlineError:
-            last_words = await self._kernel.last_words()
+            last_words = await self.kernel.last_words()
             with contextlib.suppress(HugepfnError):  # the deadline is the error
                 await self._witness.stop()
                 self.hung = self._witness.snapshot("(hangs)", 0)
@@ -341,5 +344,5 @@ class GuestRun:
         if not self.job.exited.done():
             await self._kill(signal.SIGKILL)
             await self.vm.qemu.expect(asyncio.shield(self.job.exited), 5.0, f"{self.program} to end after SIGKILL")
-        if not self._kernel.settled:
-            await self._kernel.settle()
+        if not self.kernel.settled:
+            await self.kernel.settle()

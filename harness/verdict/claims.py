@@ -19,11 +19,11 @@ from harness.pagetable import Observation
 from harness.verdict.expected.expectation import Expectation, ExpectationAnswer
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.json_fields import JsonObject, as_object, day, member, objects, strings, value_of
-from harness.verdict.log.troubles import KernelTroubles
+from harness.verdict.log.troubles import End, KernelTroubles
 from harness.verdict.mismatch import Mismatch
 
 SCHEMA = "hugepfn-run"
-VERSION = 2
+VERSION = 3
 
 
 class Outcome(enum.Enum):
@@ -197,6 +197,8 @@ class ScenarioResult:
     returned_bugs: tuple[BugReturned, ...] = ()
     file: str = ""
     """The file of a test of the user's own; "" for hugepfn's scenarios."""
+    end: End | None = None
+    """What ended it too early; None if it came to its end, or if the machinery ended it."""
     was: Outcome | None = None
     """For EXPECTED: the outcome without the expectation."""
     expectations: tuple[Answered, ...] = ()
@@ -231,6 +233,7 @@ class ScenarioResult:
             "outcome": self.outcome.value,
             "was": self.was.value if self.was is not None else None,
             "reason": self.reason,
+            "end": self.end.to_json() if self.end is not None else None,
             "cannot_know": self.cannot_know,
             "claims": [claim.to_json() for claim in self.claims],
             "stops": self.stops,
@@ -261,6 +264,7 @@ class ScenarioResult:
             outcome=member(data, "outcome", Outcome),
             was=_was(data),
             reason=value_of(data, "reason", str),
+            end=End.from_json(data["end"]) if data.get("end") is not None else None,
             cannot_know=value_of(data, "cannot_know", bool),
             claims=tuple(Claim.from_json(claim) for claim in value_of(data, "claims", list)),
             stops=value_of(data, "stops", int),

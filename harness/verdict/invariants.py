@@ -6,11 +6,12 @@ import enum
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from harness.errors import UsageError
 from harness.pagetable import PAGE_SIZE_BYTES, Leaf, PagemapWord
 from harness.verdict.json_fields import JsonObject, strings, value_of
+from harness.verdict.mismatch import EntrySeen, Place
 
 _PROT_WRITE = 2
 
@@ -64,8 +65,11 @@ class Area:
 
     def at(self, leaf: Leaf) -> str:
         """Return the place of a leaf in the mapping, and its entry, for messages."""
-        offset = max(leaf.vaddr, self.start) - self.start
-        return f"{self.process} {self.mapping}+{offset:#x}: {leaf.entry}"
+        return f"{self.process} {self.mapping}+{self.offset(leaf):#x}: {leaf.entry}"
+
+    def offset(self, leaf: Leaf) -> int:
+        """Return where a leaf is, in bytes from the start of the mapping."""
+        return max(leaf.vaddr, self.start) - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +81,22 @@ class Violation:
     process: str
     mapping: str
     message: str  # the leaf's place, the leaf, and what was expected
+    entry: EntrySeen | None = None  # the leaf; None where there is none
 
     @classmethod
-    def of(cls, invariant: Invariant, area: Area, message: str) -> Self:
-        """Make a violation from a mapping."""
-        return cls(invariant, area.checkpoint, area.process, area.mapping, message)
+    def of(cls, invariant: Invariant, area: Area, message: str, leaf: Leaf | None = None) -> Self:
+        """Make a violation from a mapping, and from the leaf if there is one."""
+        here = area.checkpoint, area.process, area.mapping
+        if leaf is None:
+            return cls(invariant, *here, message)
+        entry = EntrySeen(leaf.level.label, leaf.raw, leaf.bits.names(), Place(*here, area.offset(leaf)))
+        return cls(invariant, *here, message, entry)
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return this violation as an object of schema hugepfn-run."""
         place = {"checkpoint": self.checkpoint, "process": self.process, "mapping": self.mapping}
-        return {"invariant": self.invariant.id, **place, "message": self.message}
+        entry = self.entry.to_json() if self.entry is not None else None
+        return {"invariant": self.invariant.id, **place, "message": self.message, "entry": entry}
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
@@ -94,7 +104,9 @@ class Violation:
 
         :raises UsageError: data has another form.
         """
-        return cls(Invariant.of(data), *strings(data, "checkpoint", "process", "mapping", "message"))
+        entry = None if data.get("entry") is None else EntrySeen.from_json(data["entry"])
+        checkpoint, process, mapping, message = strings(data, "checkpoint", "process", "mapping", "message")
+        return cls(Invariant.of(data), checkpoint, process, mapping, message, entry)
 
     def __str__(self) -> str:
         return f"{self.invariant.value}: at {self.checkpoint!r}, {self.message}"
@@ -112,24 +124,26 @@ def pfnmap_violations(
     for leaf in leaves:
         where = area.at(leaf)
         if not leaf.special:
-            yield Violation.of(Invariant.SPECIAL, area, f"SPECIAL is clear: {where}")
+            yield Violation.of(Invariant.SPECIAL, area, f"SPECIAL is clear: {where}", leaf)
         if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: no access is allowed
-            yield Violation.of(Invariant.USER, area, f"U is clear: {where}")
+            yield Violation.of(Invariant.USER, area, f"U is clear: {where}", leaf)
         expected = area.bar_paddr + leaf.vaddr - area.start
         if leaf.pfn * PAGE_SIZE_BYTES != expected:
-            yield Violation.of(Invariant.BAR_PFN, area, f"expected pfn {expected // PAGE_SIZE_BYTES:#x}: {where}")
+            message = f"expected pfn {expected // PAGE_SIZE_BYTES:#x}: {where}"
+            yield Violation.of(Invariant.BAR_PFN, area, message, leaf)
         if leaf.vaddr < area.start or leaf.vaddr + leaf.size_bytes > area.end:
             yield Violation.of(
                 Invariant.INSIDE,
                 area,
                 f"vma {area.start:#x}-{area.end:#x}, leaf at {leaf.vaddr:#x}: {where}",
+                leaf,
             )
         if leaf.write and not area.prot & _PROT_WRITE:
-            yield Violation.of(Invariant.WRITE, area, where)
+            yield Violation.of(Invariant.WRITE, area, where, leaf)
         if saved_dirty and leaf.shadow_stack_shape:
-            yield Violation.of(Invariant.SHADOW_STACK, area, where)
+            yield Violation.of(Invariant.SHADOW_STACK, area, where, leaf)
         if leaf.saved_dirty and leaf.write:
-            yield Violation.of(Invariant.SAVED_DIRTY, area, where)
+            yield Violation.of(Invariant.SAVED_DIRTY, area, where, leaf)
     for number, word in enumerate(pagemap):
         if not word.hole:
             yield Violation.of(Invariant.HOLE, area, f"{area.process} {area.mapping} page {number}: {word}")
@@ -148,7 +162,7 @@ def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:
     for area, leaf in seen:
         if leaf.cache != usual:
             message = f"PAT index {leaf.cache} at {area.at(leaf)}; PAT index {usual} at {place}"
-            yield Violation.of(Invariant.CACHE_BITS, area, message)
+            yield Violation.of(Invariant.CACHE_BITS, area, message, leaf)
 
 
 def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence[PagemapWord]) -> Iterator[Violation]:
@@ -166,8 +180,8 @@ def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence
         here = leaf if leaf is not None and leaf.covers(vaddr) else None
         where = f"{area.process} {area.mapping} page {number}: pagemap {word}; walk {here.entry if here else 'a hole'}"
         if word.present != (here is not None):
-            yield Violation.of(Invariant.PRESENT, area, where)
+            yield Violation.of(Invariant.PRESENT, area, where, here)
         elif here is not None and word.pfn != here.pfn_at(vaddr):
-            yield Violation.of(Invariant.SAME_PFN, area, where)
+            yield Violation.of(Invariant.SAME_PFN, area, where, here)
         elif here is not None and here.soft_dirty and not word.soft_dirty:
-            yield Violation.of(Invariant.SOFT_DIRTY, area, where)
+            yield Violation.of(Invariant.SOFT_DIRTY, area, where, here)

@@ -13,12 +13,11 @@
     reproduce = "hugepfn run mprotect_part --level pud --kernel debian:6.12.117"
 
     [[bug.symptom]]
-    claim = "the other half keeps its entries"  # regular expression: the name of the broken claim
-    message = "no entry for bar"                # regular expression, searched for in what was seen
+    claim = "the other half keeps its entries"
+    subject = "presence"
+    level = "none"
 
-Instead of ``claim``, a symptom may have ``invariant = "bar_pfn"`` (:attr:`harness.verdict.invariants.Invariant.id`), or
-``in`` with where ``message`` is searched for: "kernel log" (the first line of each complaint), "taint" (the names of
-:class:`harness.verdict.log.taint.Taint`) or "end" (what ended the run).
+The keys of a symptom: :mod:`harness.verdict.symptoms`.
 
 The outcome of a scenario is "known bug" only if each of its failures is a symptom in the list. Which kernels were seen
 to have a bug is measured: :mod:`harness.verdict.seen`.
@@ -26,7 +25,6 @@ to have a bug is measured: :mod:`harness.verdict.seen`.
 
 from __future__ import annotations
 
-import enum
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -35,47 +33,11 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.verdict.claims import BugFixed, BugReturned, BugSeen
-from harness.verdict.invariants import Invariant
 from harness.verdict.seen import NO_FACTS, Facts
+from harness.verdict.symptoms import Failure, Symptom, symptom
 
 _LEVELS = {"pte", "pmd", "pud"}
 _BUG_KEYS = {"id": str, "title": str, "scenario": str, "function": str, "reproduce": str}
-
-
-class FailureKind(enum.Enum):
-    """What kind of thing went wrong."""
-
-    CLAIM = "claim"
-    INVARIANT = "invariant"
-    KERNEL_LOG = "kernel log"
-    TAINT = "taint"
-    END = "end"
-
-
-_PLACES = (FailureKind.KERNEL_LOG, FailureKind.TAINT, FailureKind.END)  # a symptom's ``in``
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One thing that went wrong in a scenario."""
-
-    kind: FailureKind
-    message: str  # what was seen
-    name: str = ""  # the claim's name, the invariant's id; "" for the other kinds
-
-
-@dataclass(frozen=True, slots=True)
-class Symptom:
-    """One way in which a bug shows."""
-
-    kind: FailureKind
-    name: re.Pattern[str]
-    message: re.Pattern[str]
-
-    def shows_in(self, failure: Failure) -> bool:
-        """Whether the failure is this symptom."""
-        same = failure.kind is self.kind and self.name.fullmatch(failure.name) is not None
-        return same and self.message.search(failure.message) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +55,19 @@ class KnownBug:
     sometimes: bool = False  # a race: a run in which it does not show proves nothing
 
     def shows(self, is_set: Callable[[str], bool]) -> bool:
-        """Whether the bug can show on a kernel with this configuration.
+        """Return whether the bug can show on a kernel with this configuration.
 
         :param is_set: tells whether a symbol is set in the kernel's configuration.
         """
         return all(map(is_set, self.config))
 
     def covers(self, scenario: str, level: str | None) -> bool:
-        """Whether the bug affects this scenario at this level."""
+        """Return whether the bug affects this scenario at this level."""
         meant = not self.levels or level is None or level in self.levels
         return meant and self.scenario.fullmatch(scenario) is not None
 
     def explains(self, failure: Failure) -> bool:
-        """Whether the failure is one of the bug's symptoms."""
+        """Return whether the failure is one of the bug's symptoms."""
         return any(symptom.shows_in(failure) for symptom in self.symptoms)
 
 
@@ -190,12 +152,9 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
     if not entry.get("symptom"):
         raise UsageError(f"{where} has no [[bug.symptom]]: nothing would tell it from another bug")
     try:
-        symptoms = tuple(map(_symptom, entry["symptom"]))
-    except (KeyError, TypeError, ValueError, UsageError, re.error) as error:
-        raise UsageError(
-            f"{where}: a symptom has 'message' and one of 'claim', 'invariant' and 'in'; 'claim' and 'message' are "
-            f"regular expressions: {error}"
-        ) from None
+        symptoms = tuple(map(symptom, entry["symptom"]))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     try:
         scenario = re.compile(entry["scenario"])
     except re.error as error:
@@ -209,20 +168,3 @@ def _bug(entry: dict[str, Any], number: int) -> KnownBug:
         config=tuple(config),
         sometimes=entry.get("sometimes", False),
     )
-
-
-def _symptom(data: dict[str, str]) -> Symptom:
-    message = re.compile(data["message"])
-    match data.keys() - {"message"}:
-        case keys if keys == {"claim"}:
-            return Symptom(FailureKind.CLAIM, re.compile(data["claim"]), message)
-        case keys if keys == {"invariant"}:
-            return Symptom(FailureKind.INVARIANT, re.compile(Invariant.of(data).id), message)
-        case keys if keys == {"in"}:
-            place = next((one for one in _PLACES if one.value == data["in"]), None)
-            if place is None:
-                known = ", ".join(one.value for one in _PLACES)
-                raise ValueError(f"'in' is {data['in']!r}, one of {known} was expected")
-            return Symptom(place, re.compile(""), message)
-        case keys:
-            raise ValueError(f"it has {', '.join(sorted(keys)) or 'none of them'}")

@@ -39,7 +39,7 @@ def uncalibrated(violation: Violation) -> str:
 
 def troubles(seen: KernelTroubles) -> list[str]:
     """Return what the kernel itself found wrong, one line each."""
-    lines = [f"the kernel log: {line}" for line in seen.complaints]
+    lines = [f"the kernel log: {one.line}" for one in seen.complaints]
     return lines + ([f"the kernel is now tainted: {', '.join(describe_taint(seen.taint))}"] if seen.taint else [])
 
 
@@ -177,9 +177,10 @@ def failed(result: ScenarioResult) -> list[str]:
     return lines or list(_held(result)) or [of_outcome(result.outcome)]
 
 
-def _count(found: Sequence[Cause]) -> str:
+def _count(found: Sequence[Cause], first: str = "") -> str:
+    """How many claims do not hold; of several, before the first."""
     count = sum(1 + len(cause.followers) for cause in found)
-    return f"{count} claim does not hold" if count == 1 else f"{count} claims do not hold"
+    return f"{count} claim does not hold" if count == 1 else f"{count} claims do not hold{first}"
 
 
 def broken_claims(result: ScenarioResult) -> list[str]:
@@ -203,8 +204,7 @@ def _reason(result: ScenarioResult) -> str:
     if not found:
         return "; ".join(filter(None, (result.reason, *unmet(result))))
     lead = decided(found[0].claim.name, found[0].kernel_function)
-    count = f"{_count(found)}{', first' * (_count(found)[:2] != '1 ')}: {lead}"
-    return "; ".join(filter(None, (count, result.reason, *unmet(result))))
+    return "; ".join(filter(None, (f"{_count(found, ', first')}: {lead}", result.reason, *unmet(result))))
 
 
 def returned(result: ScenarioResult) -> list[str]:

@@ -9,9 +9,12 @@ A mutant is a patch. Above its first ``---`` line it says what it breaks and who
     Killed-by: fork:pud: the child's entry is writable
     ---
 
-After "Killed-by:" come scenario, level (empty where the scenario knows none) and a text: the name of a claim that must
-be broken, the id of an invariant (shadow_stack), or words of the kernel log or of what ended the run. "Fragment: NAME"
-names a file of kconfigs/ that the mutant is built with.
+After "Killed-by:" come scenario, level (empty where the scenario knows none) and what must show: the name of a claim
+that must be broken, or a symptom as the list of known bugs has it (harness/verdict/symptoms.py), in braces::
+
+    Killed-by: munmap_middle:pud: {complaint = "bad-pud"}
+
+"Fragment: NAME" names a file of kconfigs/ that the mutant is built with.
 
 tests/data/failures has what ``hugepfn run SCENARIO`` says first on some of them; a mutant that says something else is
 not killed as it should be. ``--record`` writes these files anew.
@@ -25,6 +28,7 @@ import json
 import re
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +43,7 @@ from harness.campaign.reporter import RunReporter
 from harness.errors import HugepfnError
 from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult, words
+from harness.verdict.symptoms import ClaimSymptom, Symptom, failures_of, symptom
 from harness.verdict.table import TROUBLE
 
 HERE = Path(__file__).resolve().parent
@@ -54,16 +59,20 @@ class Killer:
 
     scenario: str
     level: str | None
-    words: str
+    sign: str
+
+    @property
+    def symptom(self) -> Symptom:
+        """What must show."""
+        if self.sign.startswith("{"):
+            return symptom(tomllib.loads(f"sign = {self.sign}")["sign"])
+        return ClaimSymptom(re.compile(re.escape(self.sign)))
 
     def kills(self, result: ScenarioResult) -> bool:
         """Whether this result shows it."""
         if (result.scenario, result.level) != (self.scenario, self.level):
             return False
-        broken = [claim.name for claim in result.claims if claim.outcome is Outcome.FAILED]
-        broken += [one.invariant.id for one in result.broken]
-        said = [line for seen in result.kernel for line in seen.complaints] + [result.reason]
-        return self.words in broken or any(self.words in line for line in said)
+        return any(self.symptom.shows_in(failure) for failure in failures_of(result))
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Mutant:
         :raises ValueError: nobody is said to kill it.
         """
         head = path.read_text().partition("\n---\n")[0]
-        killers = tuple(Killer(scenario, level or None, words) for scenario, level, words in _KILLER.findall(head))
+        killers = tuple(Killer(scenario, level or None, sign) for scenario, level, sign in _KILLER.findall(head))
         if not killers or head.startswith("Killed-by"):
             raise ValueError(f"{path.name}: what it breaks, and a line 'Killed-by: SCENARIO:LEVEL: CLAIM', are missing")
         return cls(path, head.splitlines()[0], killers, tuple(_FRAGMENT.findall(head)))
@@ -146,7 +155,7 @@ def verdict(mutant: Mutant, run: Run) -> tuple[str, str]:
         if not any(killer.kills(result) for result in run.results):
             break
     else:
-        return "killed", "; ".join(f"{one.scenario} {one.level or ''}: {one.words}" for one in mutant.killers)
+        return "killed", "; ".join(f"{one.scenario} {one.level or ''}: {one.sign}" for one in mutant.killers)
     if trouble := run.context.get(TROUBLE):
         return "error", str(trouble)
     failed = [one for one in run.results if one.outcome in (Outcome.FAILED, Outcome.ERROR)]

@@ -103,9 +103,14 @@ class Complaint:
         return tuple(dict.fromkeys([*rip, *(certain or [name for _, name in called])]))
 
     @property
+    def innermost(self) -> tuple[str, ...]:
+        """The functions of the trace that tell one bug from another."""
+        return self.trace[:_FRAMES]
+
+    @property
     def where(self) -> str:
         """The innermost functions, in words: "in f(), from g(), h()"; "" if the log has no trace."""
-        names = [f"{name}()" for name in self.trace[:_FRAMES]]
+        names = [f"{name}()" for name in self.innermost]
         return f"in {names[0]}" + (f", from {', '.join(names[1:])}" if names[1:] else "") if names else ""
 
     @property

@@ -1,14 +1,47 @@
-"""What the kernel itself found wrong while a program ran, as values. Pure."""
+"""What went wrong outside of all claims, as values: what the kernel itself found, and what ended a test. Pure."""
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Any, Self
 
-from harness.verdict.json_fields import JsonObject, objects, strings, value_of
+from harness.verdict.json_fields import JsonObject, as_object, member, objects, strings, value_of
+from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.complaints import Complaint
 from harness.verdict.log.taint import Taint
 
 NO_TAINT = Taint(0)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelComplaint:
+    """A complaint in the kernel's log, without the rest of its block."""
+
+    kind: ComplaintKind
+    line: str
+    """The first line, without printk's prefix: the kernel's own words."""
+    functions: tuple[str, ...] = ()
+    """Of its trace, innermost first, as far as they tell one bug from another; empty if it has none."""
+
+    @classmethod
+    def of(cls, complaint: Complaint) -> Self:
+        """Return what is kept of a complaint."""
+        return cls(complaint.kind, complaint.line, complaint.innermost)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this complaint as an object of schema hugepfn-run."""
+        return {"kind": self.kind.value, "line": self.line, "functions": list(self.functions)}
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        :raises UsageError: value has another form.
+        """
+        data = as_object(value, "a complaint")
+        functions = tuple(str(name) for name in value_of(data, "functions", list))
+        return cls(member(data, "kind", ComplaintKind), value_of(data, "line", str), functions)
 
 
 @dataclass(frozen=True)
@@ -23,8 +56,8 @@ class Excused:
 class KernelTroubles:
     """The kernel's complaints during one run of a program, and its taint."""
 
-    complaints: tuple[str, ...] = ()
-    """The first line of each complaint in its log, without printk's prefix."""
+    complaints: tuple[KernelComplaint, ...] = ()
+    """In the order of its log."""
     taint: Taint = NO_TAINT
     """What it got since it booted, but for what means no harm."""
     excused: tuple[Excused, ...] = ()
@@ -38,8 +71,12 @@ class KernelTroubles:
 
     def to_json(self) -> dict[str, Any]:
         """These troubles as an object of schema hugepfn-run."""
-        excused = [{"line": one.line, "why": one.why} for one in self.excused]
-        return {"complaints": list(self.complaints), "taint": int(self.taint), "excused": excused, "gap": self.gap}
+        return {
+            "complaints": [one.to_json() for one in self.complaints],
+            "taint": int(self.taint),
+            "excused": [{"line": one.line, "why": one.why} for one in self.excused],
+            "gap": self.gap,
+        }
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Self:
@@ -48,8 +85,45 @@ class KernelTroubles:
         :raises UsageError: data has another form.
         """
         return cls(
-            complaints=tuple(str(line) for line in value_of(data, "complaints", list)),
+            complaints=tuple(map(KernelComplaint.from_json, value_of(data, "complaints", list))),
             taint=Taint(value_of(data, "taint", int)),
             excused=tuple(Excused(*strings(one, "line", "why")) for one in objects(data, "excused")),
             gap=value_of(data, "gap", str),
         )
+
+
+class EndKind(enum.Enum):
+    """What ended a test."""
+
+    DIED = "died"
+    """The kernel died: by its last run's first complaint, or without a word."""
+    HANG = "hang"
+    """Something that was waited for did not happen in time."""
+    PROGRAM = "program"
+    """The guest program ended otherwise than it should have."""
+    BOOT = "boot"
+    """The kernel did not boot."""
+    ASSERTION = "assertion"
+    """Something did not hold outside of all claims."""
+
+
+@dataclass(frozen=True)
+class End:
+    """What ended a test before it came to its end."""
+
+    kind: EndKind
+    signal: str = ""
+    """The signal that ended the guest program, such as "SIGBUS"; "" if it was none."""
+
+    def to_json(self) -> dict[str, str]:
+        """Return this end as an object of schema hugepfn-run."""
+        return {"kind": self.kind.value, "signal": self.signal}
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        :raises UsageError: value has another form.
+        """
+        data = as_object(value, "an end")
+        return cls(member(data, "kind", EndKind), value_of(data, "signal", str))

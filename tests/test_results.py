@@ -1,0 +1,55 @@
+"""What ended a test, as a value that is made of the error."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.claims import Claims
+from harness.errors import (
+    BootError,
+    ClaimFailed,
+    DeadlineError,
+    GivenUp,
+    GuestProgramError,
+    KernelDied,
+    MachineryError,
+    RunBroken,
+)
+from harness.results import end_of
+from harness.verdict.log.taint import Taint
+from harness.verdict.log.troubles import End, EndKind, KernelTroubles
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (None, None),
+        (KernelDied("words"), End(EndKind.DIED)),
+        (DeadlineError("words"), End(EndKind.HANG)),
+        (GivenUp("words", access="write", checkpoint="written"), End(EndKind.HANG)),
+        (GuestProgramError("words"), End(EndKind.PROGRAM)),
+        (GuestProgramError("words", signal="SIGBUS"), End(EndKind.PROGRAM, "SIGBUS")),
+        (BootError("words", exit_status=None, console_tail=""), End(EndKind.BOOT)),
+        (AssertionError("words"), End(EndKind.ASSERTION)),
+        (ClaimFailed("words"), End(EndKind.ASSERTION)),
+        (RunBroken("words"), End(EndKind.ASSERTION)),  # of a run that is not kept, as that of the probe
+        (MachineryError("words"), None),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_what_ended_a_test(error: BaseException | None, end: End | None) -> None:
+    assert end_of(Claims(), None, error) == end
+
+
+@pytest.mark.parametrize(("broken", "taint"), [(["a violation"], 0), ([], Taint.WARN)])
+def test_what_the_result_has_as_values_is_no_end(broken: list[str], taint: int) -> None:
+    run = SimpleNamespace(broken=broken, kernel_troubles=lambda: KernelTroubles(taint=Taint(taint)))
+    machine = cast(Any, SimpleNamespace(runs=[run]))
+    assert end_of(Claims(), machine, RunBroken("words")) is None
+    assert end_of(Claims(), machine, KernelDied("words")) == End(EndKind.DIED)
+    claims = Claims()
+    claims.failure = ClaimFailed("a claim does not hold")
+    assert end_of(claims, machine, claims.failure) is None
