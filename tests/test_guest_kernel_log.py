@@ -76,7 +76,7 @@ class Machine:
     def __init__(self, room: int = 1000) -> None:
         self.agent = FakeAgent(room)
         self.qemu = SimpleNamespace(log=KernelLog(), complaint=lambda: "the console shows this")
-        self.qemu.begin_run = lambda: (self.qemu.log.mark(), 0.0)
+        self.qemu.begin_run = lambda: (self.qemu.log.begin_run(), 0.0)
         self.qemu.standstill = Standstill()
         self.agent.emulator = self.qemu
 
@@ -290,14 +290,19 @@ def test_a_line_that_is_longer_than_all_that_is_kept(monkeypatch: pytest.MonkeyP
     assert log.lost_since(LogMark()) == 1
 
 
-def test_a_watch_may_reach_back_to_an_earlier_program() -> None:
+def test_what_an_earlier_program_is_about_may_be_held_against_the_next() -> None:
     machine = Machine()
+    machine.agent.log("quiet")
     earlier = machine.begin()
     machine.agent.log(BUG)
     asyncio.run(earlier.settle())
-    later = machine.begin()
+    earlier.hold_against_next()
+    saved = machine.qemu.log.saved()
+    later, last = machine.begin(), machine.begin()
     machine.agent.log(STALL)
-    asyncio.run(later.settle())
-    assert [one.line for one in later.complaints()] == [STALL]
-    later.reach_back_to(earlier)
-    assert [one.line for one in later.complaints()] == [BUG, STALL]
+    asyncio.run(last.settle())
+    assert [[one.line for one in watch.complaints()] for watch in (later, last)] == [[BUG, STALL], [STALL]]
+    clone = KernelLog()
+    clone.restore(saved)
+    assert [one.line for one in scan(clone.since(clone.begin_run()))] == [BUG]
+    assert scan(clone.since(clone.begin_run())) == ()

@@ -19,6 +19,7 @@ from harness.observe.bar_bits import misses, probe_bar, stand_in
 from harness.pagetable import NO_BITS, Bits, Entry, Layout, Leaf, Level
 from harness.qemu.spec import Accel, Device, MachineSpec
 from harness.verdict.capabilities import Capabilities, ImageCapabilities
+from harness.verdict.log.troubles import KernelTroubles
 
 COPIED, READ, WRITTEN = 0x8000380000001217, 0x8000380000001237, 0x8000380000001277
 A, D = 0x20, 0x40
@@ -92,6 +93,9 @@ def test_tcg_is_not_calibrated_and_sets_nothing_early(
 
         def finish(self) -> SimpleNamespace:
             return SimpleNamespace(values={"kvm_clock": "1"})
+
+        def kernel_troubles(self) -> KernelTroubles:
+            return KernelTroubles()
 
         def __enter__(self) -> Caps:
             return self

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from harness.errors import ClaimFailed
+from harness.errors import ClaimFailed, RunBroken
 from harness.guest.job import ExitStatus
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.observe.probe import probe, probe_image
@@ -17,6 +18,8 @@ from harness.pagetable import Entry, Layout, Leaf, Level
 from harness.qemu.spec import Accel
 from harness.verdict import parse_ktap
 from harness.verdict.capabilities import Capabilities
+from harness.verdict.log.taint import Taint
+from harness.verdict.log.troubles import NO_TAINT, KernelTroubles
 
 P, W, U, A, D, NX = 1, 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 63
 SAVED_DIRTY = 1 << 58
@@ -37,12 +40,21 @@ class Caps:
     def __init__(self, raw: int, said: str, layout: Layout) -> None:
         self.raw, self.said, self.layout = raw, said, layout
         self.left = False
+        self.error: Exception | None = None
+        self.broken: list[str] = []
+        self.held: list[Caps] = []
+        self.kernel = SimpleNamespace(hold_against_next=lambda: self.held.append(self))
 
     def __enter__(self) -> Caps:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.left = True
+        if self.error is not None:
+            raise self.error
+
+    def kernel_troubles(self) -> KernelTroubles:
+        return KernelTroubles(taint=Taint.WARN if self.error is not None else NO_TAINT)
 
     def until(self, checkpoint: str) -> dict[str, SimpleNamespace]:
         assert checkpoint == "saved-dirty"
@@ -61,9 +73,13 @@ def probed(
     layout: Layout = Layout.MODERN,
     symbols: bytes = b"ffffffff81000000 T _text\n",
     missing: str = "",
+    error: Exception | None = None,
+    broken: Sequence[str] = (),
+    held: list[Caps] | None = None,
 ) -> Capabilities:
     """Of a kernel whose entry of the read-only page is this; its machine emulates."""
     caps = Caps(raw, said, layout)
+    caps.error, caps.broken, caps.held = error, list(broken), [] if held is None else held
 
     def launch(program: str, args: tuple[str, ...], timeout_s: float) -> Caps:
         assert (program, args, timeout_s > 0) == ("caps", (), True)
@@ -151,3 +167,14 @@ def test_what_the_configuration_tells_without_a_boot() -> None:
     assert probe_image(image("")).pfnmap_levels == frozenset()
     unknown = probe_image(image(None))
     assert (unknown.pfnmap_levels, unknown.devmap) == (None, None)
+
+
+def test_what_the_kernel_complains_about_is_held_against_the_next_program() -> None:
+    held: list[Caps] = []
+    assert probed(held=held).saved_dirty
+    assert held == []
+    assert probed(error=RunBroken("the kernel log: BUG"), held=held).saved_dirty
+    (run,) = held
+    assert run.left
+    with pytest.raises(RunBroken, match="SPECIAL is clear"):
+        probed(error=RunBroken("SPECIAL is clear"), broken=["SPECIAL is clear"])

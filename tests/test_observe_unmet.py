@@ -21,6 +21,7 @@ from harness.pagetable import Level
 from harness.plugin.carried import Carried, carry
 from harness.qemu.spec import Accel
 from harness.verdict import Outcome, ScenarioResult, parse_ktap
+from harness.verdict.log.troubles import KernelTroubles
 
 SKIP = "KTAP version 1\n1..0 # SKIP no device bound to vfio-pci: this guest has no vfio-pci driver\n"
 SKIPPED = f"# value lacks=device\n{SKIP}"
@@ -62,6 +63,9 @@ class CapsRun:
         return self
 
     def __exit__(self, *_: object) -> None: ...
+
+    def kernel_troubles(self) -> KernelTroubles:
+        return KernelTroubles()
 
     def until(self, _checkpoint: str) -> dict[str, Any]:
         layout = SimpleNamespace(five_level=False)

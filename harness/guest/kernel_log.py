@@ -38,6 +38,7 @@ class SavedLog:
     lines: tuple[str, ...]
     due: int  # the number of the next record
     console: str  # text that the lines may lack
+    held: int | None = None  # the line at which the next run begins, if that is not the end
 
     @classmethod
     def read(cls, folder: Path) -> SavedLog:
@@ -72,6 +73,7 @@ class KernelLog:
         self._covered = 0  # up to here, everything on the console is in a record
         self._decoder = PrintableDecoder()
         self._spoken = asyncio.Event()
+        self.held: LogMark | None = None  # where the next run begins, if that is not where the log ends then
 
     # --- the console -----------------------------------------------------------------------------
 
@@ -158,6 +160,11 @@ class KernelLog:
         """The current end of the log."""
         return LogMark(self._lines_dropped + len(self._lines), self._console_dropped + len(self.console))
 
+    def begin_run(self) -> LogMark:
+        """The position from which on the log belongs to a run that begins now."""
+        held, self.held = self.held, None
+        return held or self.mark()
+
     def since(self, mark: LogMark) -> str:
         """The log from a position on: the records, then what is only on the console."""
         console = self.console
@@ -188,7 +195,9 @@ class KernelLog:
 
     def saved(self) -> SavedLog:
         """The log for a machine that is saved."""
-        return SavedLog(tuple(self._lines), self._due, self.since(LogMark(self._lines_dropped + len(self._lines))))
+        console = self.since(LogMark(self._lines_dropped + len(self._lines)))
+        held = max(self.held.lines - self._lines_dropped, 0) if self.held is not None else None
+        return SavedLog(tuple(self._lines), self._due, console, held)
 
     def restore(self, saved: SavedLog) -> None:
         """Take the log of a machine before it was saved."""
@@ -196,3 +205,5 @@ class KernelLog:
         self._due = saved.due
         if saved.console:
             self.write(saved.console.encode())
+        if saved.held is not None:
+            self.held = LogMark(saved.held)

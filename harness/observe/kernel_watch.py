@@ -46,9 +46,9 @@ class KernelWatch:
         await read_log(agent, f"before {program}", _LOG_TIMEOUT_S)
         return cls(qemu, agent, boot_taint, program)
 
-    def reach_back_to(self, earlier: KernelWatch) -> None:
-        """What the kernel has said since an earlier program began is about this one as well."""
-        self._start, self._stood_s = earlier._start, earlier._stood_s
+    def hold_against_next(self) -> None:
+        """What the kernel has said since this program began is about the next one as well, also in clones."""
+        self._qemu.log.held = self._start
 
     @property
     def log(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from harness.errors import ClaimFailed
+from harness.errors import ClaimFailed, RunBroken
 from harness.kernel import KernelImage, has_symbol
 from harness.observe.bar_bits import EARLY, probe_bar
 from harness.observe.probed import ProbedMachine
@@ -18,23 +18,29 @@ SAVED_DIRTY_BIT = 58
 def probe(vm: ProbedMachine) -> Capabilities:
     """Run caps.c in the guest, and read the kernel's files.
 
+    Complaints of the kernel are held against the next program, whose claims tell more than that it complained.
+
     :raises MachineryError: the probe itself does not work on this kernel.
     :raises ClaimFailed: the dirty bit of a page that was made read-only is where no sound kernel keeps it.
     """
     run = vm.launch("caps", (), 30.0)
-    with run:
-        at = run.until("saved-dirty")
-        leaf = at["parent"].leaf("readonly")
-        five_level = leaf.entry.layout.five_level
-        saved_dirty = _has_saved_dirty(leaf, vm.kernel)
-        said = run.finish().values
+    try:
+        with run:
+            at = run.until("saved-dirty")
+            leaf = at["parent"].leaf("readonly")
+            five_level = leaf.entry.layout.five_level
+            saved_dirty = _has_saved_dirty(leaf, vm.kernel)
+            said = run.finish().values
+    except RunBroken:
+        if run.broken:
+            raise
     image = probe_image(vm.kernel)
     if image.huge_fault is None and "vfio_pci" not in vm.ready["missing"].split():
         symbols = vm.get("/proc/kallsyms")
         here = f" {HUGE_FAULT_SYMBOL}\n".encode() in symbols if symbols else None
         image = dataclasses.replace(image, huge_fault=here)
     early = EARLY[vm.spec.accel]
-    return Capabilities(
+    found = Capabilities(
         image=image,
         saved_dirty=saved_dirty,
         soft_dirty=said.get("soft_dirty") == "1",
@@ -46,6 +52,9 @@ def probe(vm: ProbedMachine) -> Capabilities:
         early=early,
         bar_misses=(probe_bar(vm) or NO_BITS) if early else NO_BITS,  # TCG always sets A and D
     )
+    if run.kernel_troubles().found:
+        run.kernel.hold_against_next()
+    return found
 
 
 def _has_saved_dirty(leaf: Leaf, kernel: KernelImage) -> bool:

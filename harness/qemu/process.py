@@ -175,7 +175,7 @@ class Qemu:
 
         :returns: its beginning in the log, and for how many seconds the machine had been stopped by then.
         """
-        self.log_from, self.stood_from_s = self.log.mark(), self.standstill.total_s
+        self.log_from, self.stood_from_s = self.log.begin_run(), self.standstill.total_s
         return self.log_from, self.stood_from_s
 
     def deadline(self, timeout_s: float) -> Deadline:
