@@ -10,8 +10,8 @@ invariant   An invariant that is broken, by its id, and the ``level`` of the ent
 complaint   A complaint in the kernel's log that ended nothing, by its kind (:class:`ComplaintKind`), the innermost
             ``function`` of its trace and one of the functions that ``called`` it.
 taint       A list of exactly those taints that the kernel got (:class:`~harness.verdict.log.taint.Taint`).
-end         What ended the test (:class:`~harness.verdict.log.troubles.EndKind`), and the ``signal`` of a program. Of a kernel
-            that died, ``complaint``, ``function`` and ``called`` as above, of its first complaint.
+end         What ended the test (:class:`~harness.verdict.log.troubles.EndKind`), and the ``signal`` of a program. Of a
+            kernel that died, ``complaint``, ``function`` and ``called`` as above, of its first complaint.
 =========== ============================================================================================================
 
 ``claim``, ``name``, ``expected``, ``got``, ``process``, ``function`` and ``called`` are regular expressions, which have
