@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from harness.errors import DeadlineError, UsageError
-from harness.qemu.standstill import Standstill
+from harness.qemu.standstill import LastStop, Standstill
 from harness.session.session import Session
 from harness.session.state import Halt, HaltCause, MachineState, halt_words, state_words
 
@@ -27,7 +27,7 @@ class Qemu:
         self.exit_status: int | None = None
         self.standstill = Standstill()
         self.stub: str | None = None
-        self.stopped_at: float | None = None
+        self.last_stop = LastStop()
 
     async def run_state(self) -> str:
         return self.state
@@ -166,7 +166,7 @@ def test_qemu_that_gave_up_is_not_resumed(session: Session, machine: Machine) ->
         session.maps(1)
     with pytest.raises(UsageError, match=words):
         session.resume()
-    machine.qemu.stopped_at = time.time() - 7
+    machine.qemu.last_stop.at = time.time() - 7
     words = r"the machine stands still since \d\d:\d\d:\d\d \(\d+ s\): QEMU has stopped it and cannot go on"
     with pytest.raises(UsageError, match=words):
         session.maps(1)

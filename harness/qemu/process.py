@@ -10,7 +10,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from harness.qemu.end_error import QemuEnd, end_error, stop_error
 from harness.qemu.hostroot import FileServer, in_view, root_args
 from harness.qemu.ram import GuestRam
 from harness.qemu.spec import Descriptors, MachineSpec, Root, qemu_argv
-from harness.qemu.standstill import Standstill
+from harness.qemu.standstill import LastStop, Standstill
 from harness.qemu.stderr import LastWords
 from harness.verdict import Complaint, scan
 
@@ -63,7 +62,7 @@ class Qemu:
         self.stood_from_s = 0.0  # how long the machine had been stopped by then
         self.stopped = False
         self.standstill = Standstill()
-        self.stopped_at: float | None = None  # the last time, by whomever; seconds since the epoch
+        self.last_stop = LastStop()
         self.qmp = QMPClient("hugepfn")
         self._ends: dict[str, socket.socket] = {}
         self._process: asyncio.subprocess.Process | None = None
@@ -123,7 +122,7 @@ class Qemu:
             served = f"; virtiofsd: {self._files.words}" if self._files is not None and self._files.words else ""
             how = "it is still running" if self.exit_status is None else f"status {self.exit_status}"
             raise MachineryError(f"QEMU does not start ({how}): {self.stderr or error}{served}") from error
-        self._tasks.append(asyncio.create_task(self._note_stops()))
+        self._tasks.append(asyncio.create_task(self.last_stop.follow(self.qmp)))
         self.ram.attach(self._process.pid)
 
     def end(self, channel: str) -> socket.socket:
@@ -277,12 +276,6 @@ class Qemu:
         if not self._followed:
             self._followed = True
             self._tasks.append(asyncio.create_task(self._follow()))
-
-    async def _note_stops(self) -> None:
-        """QEMU also stops a machine by itself, where it cannot go on."""
-        with self.qmp.listener("STOP") as events:
-            async for _event in events:
-                self.stopped_at = time.time()
 
     async def _follow(self) -> None:
         # The event of our own stop() or resume() is queued before its answer, and agrees with what they set.

@@ -12,11 +12,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from qemu.qmp import QMPClient
+
 from harness.verdict import Complaint
 
 #: The shortest stall that a kernel reports is 20 s (kernel/watchdog.c, get_softlockup_thresh()). Part of it may
 #: have passed before the machine was stopped.
 LONG_S = 10.0
+
+
+@dataclass
+class LastStop:
+    """When a machine stopped last, whoever stopped it: QEMU also does so by itself, where it cannot go on."""
+
+    at: float | None = None  # seconds since the epoch; None: never
+
+    async def follow(self, qmp: QMPClient) -> None:
+        """Keep it up to date, until the task is cancelled."""
+        with qmp.listener("STOP") as events:
+            async for _event in events:
+                self.at = time.time()
 
 
 @dataclass

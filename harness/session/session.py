@@ -238,7 +238,7 @@ class Session:
         stood_s = qemu.standstill.present_s
         since = time.time() - stood_s if stood_s is not None else None
         if state in GAVE_UP:
-            return Halt(HaltCause.QEMU, since if since is not None else qemu.stopped_at)
+            return Halt(HaltCause.QEMU, since if since is not None else qemu.last_stop.at)
         if not self._may_stand:
             return None
         if self.vm.on_loop(gdb_is_attached(qemu)):

@@ -138,6 +138,6 @@ def test_qemu_tells_when_the_machine_stopped(image: KernelImage) -> None:
     with VM(image) as vm:
         before = time.time()
         vm.on_loop(vm.qemu.stop())
-        assert vm.qemu.stopped_at is not None
-        assert before <= vm.qemu.stopped_at <= time.time()
+        assert vm.qemu.last_stop.at is not None
+        assert before <= vm.qemu.last_stop.at <= time.time()
         vm.on_loop(vm.qemu.resume())
