@@ -11,13 +11,15 @@ import pytest
 from harness.campaign import series
 from harness.campaign.kernels import RunOptions
 from harness.campaign.report import PageRequest
-from harness.campaign.series import PatchStep, run_series, steps_of_mbox, steps_of_range
+from harness.campaign.series import PatchStep, change_lines, run_series, steps_of_mbox, steps_of_range
 from harness.errors import ExitCode, UsageError
 from harness.machine import preparation
 from harness.selection.selected import Selected
-from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.expected.expectation import Expectation
-from harness.verdict.table import TROUBLE
+from harness.verdict.expected.judge import held_along
+from harness.verdict.series import changes
+from harness.verdict.table import TROUBLE, Case, Column, Table
 from tests import schemas
 
 FORK = Selected(None, "fork")
@@ -215,3 +217,20 @@ def test_an_expectation_of_no_case_is_refused_before_anything_is_built(
     options = RunOptions(expected=(Expectation.parse("frok=fail"),))
     with pytest.raises(UsageError, match="is expected of no test that was selected; did you mean 'fork'"):
         run_series(str(tree), "main~2..main", [FORK], options, None, PageRequest())
+
+
+def test_what_of_a_change_was_expected_stands_apart_from_what_counts() -> None:
+    def run(outcome: Outcome) -> Run:
+        claims = tuple(Claim(name, outcome, "f()") for name in ("on purpose", "not so"))
+        return Run((ScenarioResult("fork", "pud", outcome, "", claims),))
+
+    columns = [Column(name, (run(outcome),)) for name, outcome in (("base", Outcome.PASSED), ("1/1", Outcome.FAILED))]
+    said = {Case("fork", "pud"): (Expectation.parse("fork:on purpose=fail"),)}
+    table = Table.of(held_along(columns, said)[0])
+    steps = [PatchStep("base", "", "a"), PatchStep("1/1", "mm: x", "b")]
+    assert [line.plain for line in change_lines(steps, table, changes(table))] == [
+        "fork pud: pass -> FAIL at 1/1 mm: x: 1 claim does not hold: not so [f()]",
+        "  claim: not so [f()]: passed -> failed",
+        "  as expected:",
+        "  claim: on purpose [f()]: passed -> failed",
+    ]
