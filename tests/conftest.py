@@ -22,6 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[OWN_FRAMES_SHOWN] = True
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Our own option."""
+    parser.addoption("--update", action="store_true", help="write the expectations of golden logs anew")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def heeded() -> Iterator[None]:
     """Heed signals that were ignored when pytest started: nohup ignores SIGHUP, a shell's `&` SIGINT."""

@@ -137,10 +137,14 @@ def _candidates(source: FrameSource, rule: Rule, named: str, stacks: Stacks) -> 
 
 
 def _called(stacks: Stacks, *, behind_rip: bool) -> Iterator[str]:
-    """The first call trace, or the one behind the registers."""
-    start = stacks.rips[0].line if behind_rip and stacks.rips else 0
-    trace = stacks.after(start, "call") or stacks.after(0, "call")
-    return _names(trace.frames if trace else ())
+    """The first call trace, or the one behind the registers: their dump may stand in the middle of a trace."""
+    rip = stacks.rips[0].line if behind_rip and stacks.rips else 0
+    trace = stacks.after(rip, "call")
+    if trace is None:
+        frames = [frame for stack in stacks.all[1:] for frame in stack.frames if frame.line > rip]
+        trace = stacks.after(0, "call")
+        return _names(frames or (trace.frames if trace else ()))
+    return _names(trace.frames)
 
 
 def _interrupted(stacks: Stacks) -> list[str]:

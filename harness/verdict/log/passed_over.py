@@ -15,7 +15,7 @@ _SANITIZERS = (
 )
 _REPORTING = (
     r"panic|dump_(?:stack|backtrace)|(?:show|walk)_stack|printk|va_format|dev_(?:info|notice|warn|err|alert|crit|emerg)"
-    r"|__warn|warn_(?:slowpath|alloc|bogus)|report_bug|fixup_bug|invalid_op|do_error|_trap$|do_trap|assertfail"
+    r"|__warn|warn_(?:slowpath|alloc|bogus)|(?:report|fixup|handle)_bug|invalid_op|do_error|_trap$|do_trap|assertfail"
     r"|program_check_(?:exception|common)|print_tainted|^get_taint$|print_usage_bug|print_unlock|imbalance_bug"
     r"|stack_trace_(?:save|consume_entry)|arch_stack_walk|__might_(?:fault|resched)|might_(?:sleep|fault)|hex_dump"
     r"|perf_trace|(?:trace|lockdep)_(?:hard|soft)irq"

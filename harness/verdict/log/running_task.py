@@ -28,10 +28,10 @@ _NAMED = tuple(
         r"(?:Read|Write) (?:of size|at addr) .{1,60} by task (?P<comm>.{1,40})/(?P<pid>\d{1,10})$",
         r"(?P<comm>.{1,40})/(?P<pid>\d{1,10}) (?:is trying to|just changed|takes|is leaving|is freeing)",
         r"BUG: Bad page .{1,10} in process (?P<comm>.{1,40}?)  ",
-        r"BUG: (?:scheduling while atomic|.{1,60} code): (?:\[[0-9a-f]+\] code: )?(?P<comm>.{1,40})/(?P<pid>\d{1,10})",
+        r"BUG: scheduling while atomic: (?P<comm>.{1,40})/(?P<pid>\d{1,10})/0x",
         r"BUG: using \w+\(\) in preemptible \[[0-9a-f]+\] code: (?P<comm>.{1,40})/(?P<pid>\d{1,10})",
         r"in_atomic\(\): .{1,80}, pid: (?P<pid>\d{1,10}), name: (?P<comm>.{1,40})$",
-        r"  comm \"(?P<comm>.{1,40})\", pid (?P<pid>\d{1,10}), ",
+        r"(?:kmemleak: )? +comm \"(?P<comm>.{1,40})\", pid (?P<pid>\d{1,10}), ",
         r"(?P<comm>.{1,40}) invoked oom-killer: ",
         r"EXT[234]-fs error .{1,200}: comm (?P<comm>.{1,40}): ",
     )

@@ -96,7 +96,7 @@ def _damage(rule: Rule, seen: Stacks, messages: Sequence[str]) -> Damage | None:
         return None
     if any(_FOREIGN.match(line) for line in messages[1:]):
         return Damage.MIXED
-    if not any(stack.frames for stack in seen.all):
+    if rule.sources and not any(stack.frames for stack in seen.all):
         return Damage.NO_STACK
     empty = [one for one in seen.all[1:] if one.heading == "call" and not one.frames]
     return (

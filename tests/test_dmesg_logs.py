@@ -1,0 +1,149 @@
+"""Golden kernel logs: what is read from each, and what must not change it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.printable import PrintableDecoder
+from harness.verdict import ComplaintKind
+from harness.verdict.log.complaints import Complaint
+from harness.verdict.log.first_lines import TRIGGERS
+from harness.verdict.log.lines import split_caller
+from harness.verdict.log.scanner import ReportStream, Scanner, scan
+from tests.dmesg_logs import GoldenLog, logs, summary
+
+LOGS = logs()
+named = pytest.mark.parametrize("log", LOGS, ids=lambda log: log.path.stem)
+
+
+def titles(text: str) -> list[tuple[str, str]]:
+    return [(one.title, one.frame) for one in scan(text)]
+
+
+def without_prefix(text: str) -> str:
+    return "\n".join(split_caller(line)[1] for line in text.split("\n"))
+
+
+@named
+def test_what_is_read(log: GoldenLog, request: pytest.FixtureRequest) -> None:
+    found = scan(log.text)
+    if request.config.getoption("--update"):
+        log.write(found)
+    assert [json.loads(summary(one)) for one in found] == [
+        json.loads(line) for line in GoldenLog.read(log.path).expected
+    ]
+
+
+def test_there_are_enough_and_of_every_kind() -> None:
+    kinds = {json.loads(line)["kind"] for log in LOGS for line in log.expected}
+    assert {kind.value for kind in ComplaintKind} - kinds == set()
+    assert len(LOGS) >= 80
+    assert all(re.match(r"(debian:|hand-written|built )", log.origin) for log in LOGS)
+
+
+@named
+def test_a_report_read_again_has_the_same_title(log: GoldenLog) -> None:
+    for one in scan(log.text):
+        assert titles(one.excerpt)[:1] == [(one.title, one.frame)], one.excerpt
+
+
+@named
+def test_a_stream_hands_out_the_same(log: GoldenLog) -> None:
+    stream = ReportStream()
+    pieces = [log.text[start : start + 700] for start in range(0, len(log.text), 700)]
+    found = [one for piece in pieces for one in stream.feed(piece)] + stream.finish()
+    assert [summary(one) for one in found] == [summary(one) for one in scan(log.text)]
+
+
+PREFIXES = [
+    "[    1.000000] ",
+    "[123456.000001] ",
+    "<4>[    1.000000] ",
+    "[Thu Nov 26 22:55:09 2026] ",
+    "[  +0.000012] ",
+    "kern  :warn  : [    1.000000] ",
+    "Nov 26 22:55:09 host kernel: ",
+    "Nov 26 22:55:09 host kernel: [    1.000000] ",
+    "2026-11-26T22:55:09,123456+00:00 ",
+    "4,1234,1000000,-;",
+    "4,1234,1000000,-,caller=T7;",
+    "[    1.000000][    T7] ",
+    "[    T7] ",
+    "<0>",
+    "\x1b[0m[    1.000000] ",
+    "\x00\x00[    1.000000] ",
+]
+
+
+@named
+def test_any_prefix_gives_the_same(log: GoldenLog) -> None:
+    callers = {split_caller(line)[0] for line in log.text.split("\n")} - {""}
+    if len(callers) > 1:
+        pytest.skip("its lines are told apart by their callers")
+    bare = without_prefix(log.text)
+    for prefix in PREFIXES:
+        text = "\n".join(prefix + line for line in bare.split("\n"))
+        assert titles(text) == titles(log.text), ascii(prefix)
+        shown = PrintableDecoder().feed(text.replace("\n", "\r\n").encode())
+        assert titles(shown) == titles(log.text), ascii(prefix)
+
+
+def test_callers_that_talk_at_once_are_told_apart() -> None:
+    one, two = (log.text for log in LOGS if log.path.stem in ("kasan_slab_uaf", "warning_6_19"))
+    rows = [
+        "".join(f"[    1.000000][   {caller:>3}] {line}\n" for line in without_prefix(text).split("\n"))
+        for caller, text in (("T7", one), ("C1", two))
+    ]
+    mixed = "".join(
+        line
+        for pair in zip(*(row.splitlines(keepends=True) * 3 for row in rows), strict=False)
+        for line in pair
+        if line
+    )
+    assert {title for title, _ in titles(mixed)} >= {title for text in (one, two) for title, _ in titles(text)}
+
+
+def test_without_callers_a_report_in_another_is_corrupted() -> None:
+    text = "BUG: KASAN: use-after-free in f+0x1/0x2\nBUG: sleeping function called from invalid context at a.c:1\n"
+    first, _ = scan(text)
+    assert first.mixed
+    assert first.corrupted
+
+
+line = st.one_of(
+    st.text(max_size=60),
+    st.sampled_from([row for log in LOGS[:40] for row in log.text.split("\n")] or [""]),
+    st.builds(lambda a, b: a + b, st.sampled_from(TRIGGERS), st.text(max_size=40)),
+)
+
+
+@given(st.lists(line, max_size=30), st.sampled_from(PREFIXES))
+def test_never_an_exception(lines: list[str], prefix: str) -> None:
+    for one in scan("\n".join(prefix + line for line in lines)):
+        assert len(one.title) <= 120
+        assert summary(one)
+        assert one.begin <= one.number <= one.end
+
+
+def work(text: str) -> int:
+    """How many characters are looked at again once a line is known: a measure of work that no clock spoils."""
+    scanner = Scanner()
+    scanner.feed(text)
+    scanner.finish()
+    return sum(len(one.excerpt) for one in scanner.complaints)
+
+
+@named
+def test_blocks_do_not_overlap_so_that_work_is_linear(log: GoldenLog) -> None:
+    assert work(log.text * 3) <= 3 * (len(log.text) + 1) * 2
+
+
+def test_a_report_knows_its_process() -> None:
+    (one,) = scan("BUG: Bad page state in process my prog  pfn:00001\n")
+    assert isinstance(one, Complaint)
+    assert (one.task.comm, one.task.pid, one.task.cpu, one.task.taint) == ("my prog", None, None, None)
