@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from harness.printable import PrintableDecoder
 from harness.verdict import ComplaintKind
+from harness.verdict.log import blocks
 from harness.verdict.log.complaints import Complaint
 from harness.verdict.log.first_lines import TRIGGERS
 from harness.verdict.log.lines import split_caller
-from harness.verdict.log.scanner import ReportStream, Scanner, scan
+from harness.verdict.log.scanner import ReportStream, scan
 from tests.dmesg_logs import GoldenLog, logs, summary
 
 LOGS = logs()
@@ -130,17 +132,35 @@ def test_never_an_exception(lines: list[str], prefix: str) -> None:
         assert one.begin <= one.number <= one.end
 
 
-def work(text: str) -> int:
-    """How many characters are looked at again once a line is known: a measure of work that no clock spoils."""
-    scanner = Scanner()
-    scanner.feed(text)
-    scanner.finish()
-    return sum(len(one.excerpt) for one in scanner.complaints)
+@given(st.lists(line, max_size=30))
+def test_each_line_is_looked_at_once(lines: list[str]) -> None:
+    """Work is counted, so that no clock spoils it: lines that were split, and lines that rules were tried on."""
+    text = "\n".join(lines) + "\n"
+    with pytest.MonkeyPatch.context() as patch:
+        split, tried = counted(patch, "split_caller"), counted(patch, "classify")
+        scan(text)
+    assert len(split) <= text.count("\n")
+    assert len(tried) <= len(split)
+
+
+def counted(patch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Count the calls of a function of the reader."""
+    calls: list[str] = []
+    function = getattr(blocks, name)
+
+    def count(text: str) -> Any:
+        calls.append(text)
+        return function(text)
+
+    patch.setattr(blocks, name, count)
+    return calls
 
 
 @named
-def test_blocks_do_not_overlap_so_that_work_is_linear(log: GoldenLog) -> None:
-    assert work(log.text * 3) <= 3 * (len(log.text) + 1) * 2
+def test_a_log_three_times_has_three_times_the_reports(log: GoldenLog) -> None:
+    once, thrice = scan(log.text + "\n"), scan((log.text + "\n") * 3)
+    assert len(thrice) <= 3 * len(once)
+    assert sum(len(one.excerpt) for one in thrice) <= 6 * (len(log.text) + 1)
 
 
 def test_a_report_knows_its_process() -> None:
