@@ -31,6 +31,7 @@ from harness.pagetable import Bits, Entry, Layout, Level, Observation, Walk
 from harness.qemu.binary import find_qemu
 from harness.session.state import MachineState
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.claims import BugSeen
 from harness.verdict.differences import compare_runs
 from harness.verdict.entries import as_text, rows
 from harness.verdict.series import changes
@@ -156,6 +157,14 @@ def test_each_outcome_has_a_word_of_its_own() -> None:
         for outcome in Outcome
     }
     assert len(whole) == len(claims) == len(Outcome)
+
+
+def test_a_known_bug_is_named_once() -> None:
+    known = ScenarioResult("fork", "pud", Outcome.KNOWN_BUG, known_bugs=(BugSeen("HP-7", "D is lost"),))
+    assert run_report(known).splitlines()[0] == "fork pud: known bug HP-7: D is lost"
+    passed = ScenarioResult("fork", "pud", Outcome.PASSED)
+    (comparison,) = compare_runs(Run((passed,)), Run((known,)))
+    assert [one.after for one in comparison.differences] == ["known bug HP-7: D is lost"]
 
 
 def test_tables_of_several_kernels() -> None:

@@ -155,10 +155,12 @@ class RunReporter(SessionReporter):
         first, *rest = (
             words.failed(result) if result.outcome is Outcome.FAILED else words.reason(result).splitlines() or [""]
         )
-        verdict = Text(f"{self._label(result)}: {words.outcome(result)}", style=_STYLE[result.outcome])
         if self.quiet and result.outcome is Outcome.FAILED:
             first = words.failure(result).partition("\n")[0]
-        self.console.print(verdict.append(f": {first}" if first else "", style="default"), soft_wrap=True)
+        label, word = f"{self._label(result)}: ", words.outcome(result)
+        verdict = Text(label + words.with_reason(result.outcome, word, first))
+        verdict.stylize(_STYLE[result.outcome], 0, len(label + word))
+        self.console.print(verdict, soft_wrap=True)
         if self.quiet:
             return
         for line in rest:

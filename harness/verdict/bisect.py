@@ -39,10 +39,8 @@ def judge(results: Sequence[ScenarioResult]) -> tuple[BisectVerdict, str]:
     ):
         if by_outcome[outcome]:
             one = by_outcome[outcome][0]
-            return (
-                step,
-                f"{one.scenario} {one.level or ''}".strip() + f": {words.of_outcome(outcome)}: {words.reason(one)}",
-            )
+            case = f"{one.scenario} {one.level or ''}".strip()
+            return step, f"{case}: {words.with_reason(outcome, words.of_outcome(outcome), words.reason(one))}"
     if not results:
         return BisectVerdict.BROKEN, "nothing was run"
     expected = len(by_outcome[Outcome.EXPECTED])

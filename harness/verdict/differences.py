@@ -179,7 +179,8 @@ def _differences(
 def _said(result: ScenarioResult | None) -> str:
     if result is None:
         return NOTHING
-    return ": ".join(filter(None, (words.of_outcome(result.outcome), words.reason(result).strip().partition("\n")[0])))
+    why = words.reason(result).strip().partition("\n")[0]
+    return words.with_reason(result.outcome, words.of_outcome(result.outcome), why)
 
 
 def _why(result: ScenarioResult, names: Iterable[str]) -> tuple[object, ...]:

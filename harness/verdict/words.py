@@ -188,6 +188,11 @@ def broken_claims(result: ScenarioResult) -> list[str]:
     return [name for claim, name, _ in claims(result) if claim.outcome is Outcome.FAILED]
 
 
+def with_reason(outcome: Outcome, word: str, why: str) -> str:
+    """Return the word for an outcome and its reason; that of a known bug begins with the word itself."""
+    return why if outcome is Outcome.KNOWN_BUG and why else ": ".join(filter(None, (word, why)))
+
+
 def reason(result: ScenarioResult) -> str:
     """Return the reason for the outcome; "" if the scenario simply passed."""
     return "\n".join(filter(None, (_reason(result), *returned(result))))
