@@ -1,1 +1,1 @@
-"""Live machines that outlive a command. Each has its own process, and other commands of the same user talk to it."""
+"""Live machines that outlive a command. Each has its own process, and all commands of the same user can talk to it."""

@@ -25,7 +25,7 @@ from harness.session.registry import About
 if TYPE_CHECKING:
     from harness.guest.job import ExitStatus
 
-#: The deadline of a call that only looks, or stops and resumes: the slowest one sends every scenario's program.
+#: The deadline of a call that only looks, or stops and resumes. The slowest one sends the programs of all scenarios.
 ANSWER_TIMEOUT_S = 600.0
 _CONNECT_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
@@ -34,7 +34,7 @@ _READ_BYTES = 64 << 10
 
 
 class SessionClient:
-    """A session, as seen by another process."""
+    """A session as seen by another process."""
 
     def __init__(self, about: About) -> None:
         self.about = about
@@ -79,8 +79,8 @@ class SessionClient:
     ) -> Any:
         """Call a method of :class:`harness.session.session.Session`; see there.
 
-        :param timeout_s: None for calls that take as long as the user likes; Ctrl-C ends them.
-        :raises HugepfnError: the method raised it, with the message of the session's process.
+        :param timeout_s: None for calls without a deadline, which Ctrl-C ends.
+        :raises HugepfnError: the method raised it; it has the message of the session's process.
         :raises MachineryError: the session does not answer in time.
         """
         with self._connected() as connection:
@@ -119,7 +119,7 @@ class SessionClient:
             return
         end = os.pidfd_open(pid)
         try:
-            if registry.holder(self.about.name) != pid:  # it has ended, and its pid may belong to somebody else
+            if registry.holder(self.about.name) != pid:  # it has ended, and another process may have its pid
                 return
             with contextlib.suppress(MachineryError):
                 self.call("stop", timeout_s=_STOP_TIMEOUT_S)
@@ -136,9 +136,9 @@ class SessionClient:
             os.close(end)
 
     def exec(self, argv: Sequence[str], program: str | None, environment: Mapping[str, str], say: Say) -> ExitStatus:
-        """Run a command in the guest on our standard streams, and pass our SIGINT and SIGTERM to it.
+        """Run a command in the guest on this process's standard streams, and pass SIGINT and SIGTERM to it.
 
-        :param say: called if somebody stops the machine meanwhile.
+        :param say: called if another command stops the machine meanwhile.
         """
         with self._connected() as connection:
             arguments = {"argv": tuple(argv), "program": program, "environment": dict(environment)}
@@ -147,7 +147,7 @@ class SessionClient:
                 wire.send_descriptors(connection, [stdin, 1, 2])
 
             def pass_on(number: int) -> None:
-                self._check_runs()  # else nobody would receive it, and Ctrl-C would not end this command either
+                self._check_runs()  # otherwise nobody would receive it, and Ctrl-C would not end this command
                 connection.send(wire.Signal(number))
 
             with passing_signals(pass_on):
@@ -156,10 +156,10 @@ class SessionClient:
 
     @contextlib.contextmanager
     def shell(self) -> Iterator[tuple[socket.socket, Connection, Callable[[int, int], None]]]:
-        """The serial line of the guest's shell, a connection that is readable when the shell has ended, and a resize
-        function.
+        """Yield the serial line of the guest's shell, a connection that is readable when the shell has ended, and a
+        function that sets the size of the terminal.
 
-        :raises UsageError: somebody else is using the shell.
+        :raises UsageError: another command is using the shell.
         :raises MachineryError: the session was stopped meanwhile.
         """
         with self._connected() as connection:
@@ -196,12 +196,12 @@ def _connect(path: str) -> Connection:
 
 
 def _ended(process: int, timeout_s: float) -> bool:
-    """Whether the process behind a pidfd ends within the time."""
+    """Return whether the process of a pidfd ends within the time."""
     return bool(select.select([process], [], [], timeout_s)[0])
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a signal or a debugger has stopped a process (proc_pid_stat(5))."""
+    """Return whether a signal or a debugger has stopped a process (proc_pid_stat(5))."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
@@ -231,7 +231,7 @@ def passing_signals(send: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_stdin() -> Iterator[int]:
-    """Standard input for another process. We read a terminal ourselves, because job control applies to our process."""
+    """Yield standard input for another process. This process reads a terminal itself, because of job control."""
     if not os.isatty(0):
         yield 0
         return

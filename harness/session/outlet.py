@@ -1,4 +1,4 @@
-"""A job's output on its way to the descriptors of a command, whose reader may be slow, or never read."""
+"""A job's output on its way to the descriptors of a command, whose reader may be slow or may never read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from harness.errors import ProtocolError
 from harness.guest.job import Stream
 from harness.outputs import write_all
 
-#: What the session keeps of a job's output that its reader has not taken. From then on the guest has to keep it.
+#: The unread output of a job that the session keeps. From then on, the guest has to keep the rest.
 HELD_BYTES = 1 << 20
-#: What may come after that: what was on its way (socket buffers, the virtqueue), and the pipes of a job that has ended.
+#: The limit for what still arrives then: from socket buffers, the virtqueue, and the pipes of a job that has ended.
 UNREAD_MAX_BYTES = 16 << 20
-#: How long a reader may take nothing before it is given up, once the job has ended and the command got a signal.
+#: Seconds in which a reader must take something, once the job has ended and the command got a signal.
 _LAST_OUTPUT_S = 2.0
 
 
 class Outlet:
-    """Writes output in a thread of its own, and has the guest keep it while the reader is behind.
+    """Writes output in its own thread, and lets the guest keep output while the reader is too slow.
 
-    A write may block for as long as the reader likes. So the thread has descriptors of its own, and nobody waits for it
-    once it has been given up.
+    A write may block for as long as the reader likes. So the thread has its own descriptors, and nobody waits for a
+    thread that was given up.
 
     :param broken: called once per descriptor that no longer takes output.
     """
@@ -50,7 +50,7 @@ class Outlet:
         self.end()
 
     def end(self) -> None:
-        """The job has ended: wait until the reader has everything, or until it is given up."""
+        """Wait, after the end of the job, until the reader has everything, or is given up."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -60,14 +60,14 @@ class Outlet:
             self._parts.clear()
 
     def _reader_goes_on(self) -> bool:
-        """Whether the reader soon takes another part, or everything is written."""
+        """Return whether the reader soon takes another part, or everything is written."""
         before = self._unread_bytes
         return self._changed.wait_for(lambda: self._written or self._unread_bytes < before, _LAST_OUTPUT_S)
 
     def sink(self, stream: Stream, data: bytes) -> None:
         """Take output of the job.
 
-        :raises ProtocolError: the guest sends more, though it was told to keep it.
+        :raises ProtocolError: the guest sends more although it was told to keep it.
         """
         with self._changed:
             self._parts.append((stream, data))
@@ -82,11 +82,11 @@ class Outlet:
 
     @property
     def full(self) -> bool:
-        """Whether the guest has to keep what else the job prints."""
+        """Return whether the guest has to keep further output of the job."""
         return self._full
 
     def on_room(self, call: Callable[[], None]) -> None:
-        """Call this, from the thread that writes, when there is room again; and now, for what has been so far."""
+        """Call a function whenever there is room again, from the writing thread; and once now."""
         self._room = call
         call()
 
@@ -120,7 +120,7 @@ class Outlet:
             self._changed.notify_all()
 
     def _next(self) -> tuple[Stream, bytes] | None:
-        """The next part, or None once there are no more."""
+        """Return the next part; None if there are no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._parts or self._ended)
             return self._parts.popleft() if self._parts else None

@@ -1,4 +1,4 @@
-"""The sessions of this user. A session is a folder whose lock its process holds for as long as it lives."""
+"""The sessions of this user. A session is a folder whose lock is held by the session's process while it lives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class About:
 
 
 def root() -> Path:
-    """The folder of this user's sessions: ``HUGEPFN_RUNTIME_DIR``, or else the user's runtime folder (XDG)."""
+    """Return the folder of this user's sessions: ``HUGEPFN_RUNTIME_DIR``, or the user's runtime folder (XDG)."""
     chosen = os.environ.get("HUGEPFN_RUNTIME_DIR")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -87,7 +87,7 @@ def claim(name: str) -> Iterator[Path]:
             f"{stem!r} is not a session name; expected at most {_NAME_MAX} letters, digits, '.', '_' and '-'"
         )
     if len(os.fsencode(folder_of(f"{stem}-999") / SOCKET)) > _SOCKET_PATH_MAX:
-        raise UsageError(f"a socket's path in {root()} is too long; set HUGEPFN_RUNTIME_DIR to a shorter path")
+        raise UsageError(f"the path of a socket in {root()} is too long; set HUGEPFN_RUNTIME_DIR to a shorter path")
     with cache.room_errors(root()):
         root().mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_owner()
@@ -103,7 +103,7 @@ def claim(name: str) -> Iterator[Path]:
             break
         folder = folder_of(candidate)
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # of a session that was killed
+            shutil.rmtree(folder, ignore_errors=True)  # the remains of a session that was killed
             folder.mkdir(mode=0o700)
             yield folder
         finally:
@@ -117,9 +117,9 @@ def _lock(name: str) -> filelock.FileLock:
 
 
 def _check_owner() -> None:
-    """Check that nobody else can write to the folder or replace it, because its contents are trusted.
+    """Check that no other user can write to the folder or replace it, because its contents are trusted.
 
-    :raises UsageError: somebody else could.
+    :raises UsageError: another user can.
     """
     for folder in (root(), root().parent):
         status = folder.lstat()
@@ -138,7 +138,7 @@ def publish(folder: Path, about: About) -> None:
 
 
 def sessions() -> list[About]:
-    """The live sessions, by name. Remains of sessions that were killed are removed."""
+    """Return the live sessions, by name, and remove the remains of sessions that were killed."""
     found: list[About] = []
     if not root().is_dir():
         return found
@@ -160,10 +160,10 @@ def sessions() -> list[About]:
 
 
 def holder(name: str) -> int | None:
-    """The pid of the process that holds a session's lock, from /proc/locks; None if nobody holds it.
+    """Return the pid of the process that holds a session's lock, from /proc/locks; None if none does.
 
-    This works even if the session's socket and description are gone. The process has the lock file open and is that of
-    a session, so it is not a process that reuses the pid of a dead session.
+    This works even if the session's socket and description are gone. The process is a session's and has the lock file
+    open, so it cannot be another process that reuses the pid of a dead session.
     """
     try:
         wanted = (root() / f"{name}{_LOCK}").stat()
@@ -180,7 +180,7 @@ def holder(name: str) -> int | None:
 
 
 def _is_session(pid: int, wanted: os.stat_result) -> bool:
-    """Whether a process is a session's. Another hugepfn holds the lock briefly to check that nobody has it."""
+    """Return whether a process is a session's. Other hugepfns hold the lock for a moment to check that it is free."""
     with contextlib.suppress(OSError):
         if SERVE.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
             return False
@@ -192,7 +192,7 @@ def _is_session(pid: int, wanted: os.stat_result) -> bool:
 
 
 def held() -> list[About]:
-    """Every session that a process holds, even if it cannot be reached because it is starting or lost its folder."""
+    """Return every session that has a process, even if it cannot be reached because it starts or lost its folder."""
     known = {about.name: about for about in sessions()}
     for lock_file in sorted(root().glob(f"*{_LOCK}")):
         name = lock_file.name.removesuffix(_LOCK)
@@ -202,9 +202,9 @@ def held() -> list[About]:
 
 
 def choose(name: str | None) -> About:
-    """The session with this name, or without a name the only session.
+    """Return the session with this name; without a name, the only session.
 
-    :raises UsageError: there is no such session, or there are several to choose from.
+    :raises UsageError: there is no such session; or no name was given, and there are several.
     """
     there = sessions()
     names = ", ".join(about.name for about in there)

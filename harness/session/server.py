@@ -81,7 +81,7 @@ class Server:
     def run(self, ready: Callable[[About], None]) -> None:
         """Bring the machine up, report that it is ready, and serve until somebody stops it.
 
-        If the machine dies, the session remains and can tell how it died.
+        If the machine dies, the session remains, and can tell how it died.
         """
         vm = self._machine()
         try:
@@ -99,7 +99,7 @@ class Server:
             vm.close()
 
     def _dismiss(self) -> None:
-        """Tell whoever still waits that the session ends, before its machine does."""
+        """Tell the waiting commands that the session ends, before its machine does."""
         self._stopping.set()
         said = wire.RemoteFailure(f"the session {self._folder.name} was stopped", int(ExitCode.MACHINERY))
         for caller in list(self._callers):
@@ -158,7 +158,7 @@ class Server:
                 self._tell_commands_that_it_stands_still()
 
     def _tell_commands_that_it_stands_still(self) -> None:
-        """Tell whoever waits for a command in the guest, which waits now as well."""
+        """Tell the commands that wait for a program in the guest that the machine stands still."""
         if (halt := self._session.state().halt) is not None:
             for caller in list(self._callers):
                 if caller.verb == "exec":

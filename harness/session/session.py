@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from harness.verdict.expected.expectation import Expectation
 
 _READ_BYTES = 64 << 10
-_TURN_TIMEOUT_S = 1.0  # a look takes less
+_TURN_TIMEOUT_S = 1.0  # looking at the machine takes less
 
 
 class Session:
@@ -44,7 +44,7 @@ class Session:
         """:param name: of the session, for messages; empty if the machine is only for one command."""
         self.vm = vm
         self._name = name
-        self._may_stand = self._paused = False  # it was stopped on request; the last request was :meth:`pause`
+        self._may_stand = self._paused = False  # whether it was stopped on request, and whether by :meth:`pause`
         self._turn = threading.RLock()  # only one command at a time stops the machine or asks the agent for a file
 
     # --- commands in the guest -------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Session:
         return ended
 
     def _words(self, argv: Sequence[str], program: str | None) -> list[str]:
-        """The command's words, its program sent to the guest."""
+        """Return the words of the command, after sending its program to the guest."""
         known = self.vm.ready
         words = [word.replace("{bdf}", known["vfio_bdf"]).replace("{group}", known["vfio_group"]) for word in argv]
         if program is not None:  # a guest with the host's root already has it
@@ -162,7 +162,7 @@ class Session:
                 return self.vm.process_root(pid), found
 
     def maps(self, pid: int) -> ProcessVmas:
-        """The VMAs of a process, with the leaves in each."""
+        """Return the VMAs of a process, with the leaves in each."""
         with self._turn:
             self._check_runs()
             return self.vm.vmas(pid)
@@ -217,21 +217,21 @@ class Session:
             return MachineState(before)
 
     def check_runs(self) -> None:
-        """Check that nobody has stopped the machine. A command that looks at it stops it for a moment, too.
+        """Check that the machine was not stopped. A command that looks at it also stops it, but only for a moment.
 
-        :raises UsageError: somebody has; says since when, why, and how it goes on.
+        :raises UsageError: it stands still; the message says since when, why, and what lets it go on.
         """
         if self._may_stand:
             with self._turn:
                 self._check_runs()
 
     def _check_runs(self) -> None:
-        """The same. Call it with the turn, in which no other command stops the machine."""
+        """Do the same. The caller must hold the turn, in which no other command stops the machine."""
         if (halt := self._halt()) is not None:
             raise UsageError(halt_words(halt, self._name))
 
     def _halt(self) -> Halt | None:
-        """Whether the machine stands still now, as QEMU says, and why. Call it with the turn."""
+        """Return whether and why the machine stands still now, from QEMU. The caller must hold the turn."""
         qemu = self.vm.qemu
         if qemu.exit_status is not None or (state := self.vm.on_loop(qemu.run_state())) == "running":
             return None
@@ -250,7 +250,7 @@ class Session:
         if self.vm.qemu.exit_status is not None:
             return MachineState(ended=str(self.vm.qemu.end_error("")))
         if not self._may_stand or not self._turn.acquire(timeout=_TURN_TIMEOUT_S):
-            return MachineState()  # who has the turn for long has checked that it runs
+            return MachineState()  # a command that holds the turn for so long has checked that it runs
         try:
             return MachineState(self._halt())
         finally:
@@ -274,7 +274,7 @@ def _feeding(vm: VM, job: Job, stdin: int) -> Iterator[None]:
     wake, waker = os.pipe()
 
     def feed() -> None:
-        with contextlib.suppress(Exception):  # the job or the machine is gone, which whoever waits for it will notice
+        with contextlib.suppress(Exception):  # the job or the machine is gone, which its waiter will notice
             while True:
                 ready, _, _ = select.select([stdin, wake], [], [])
                 if wake in ready:

@@ -28,7 +28,7 @@ def start_session(start: Start, say: Say, *, with_us: bool) -> About:
     """Start a session, and return when its machine is up.
 
     :param with_us: the session ends when this process ends, for whatever reason.
-    :raises HugepfnError: it did not start; has the message of its process.
+    :raises HugepfnError: it did not start; has the message of the session's process.
     """
     ours, theirs = Pipe()
     argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), SERVE, str(theirs.fileno())]

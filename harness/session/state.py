@@ -1,4 +1,4 @@
-"""What the machine of a session does: it runs, it stands still, or it has ended; as values and in words."""
+"""The state of a session's machine, as values and in words: it runs, it stands still, or it has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HaltCause(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """A machine that stands still, apart from the moments at which a command looks at it."""
+    """A machine stands still, and not only for the moment in which a command looks at it."""
 
     cause: HaltCause
     since: float | None  # seconds since the epoch; None: not known
@@ -29,11 +29,11 @@ class MachineState:
     """The state of a machine. It runs if there is neither a halt nor an end."""
 
     halt: Halt | None = None
-    ended: str = ""  # how
+    ended: str = ""  # how it ended; "" if it has not
 
 
 def halt_words(halt: Halt, session: str) -> str:
-    """That a machine stands still, since when, why, and how it goes on."""
+    """Return the words for a machine that stands still: since when, why, and what lets it go on."""
     resume = f"`hugepfn resume{f' -s {session}' if session else ''}`"
     why = {
         HaltCause.PAUSED: f"`hugepfn pause` stopped it; {resume} lets it go on",
@@ -45,7 +45,7 @@ def halt_words(halt: Halt, session: str) -> str:
 
 
 def state_words(state: MachineState) -> str:
-    """The state in a few words, for a table."""
+    """Return the state in a few words, for a table."""
     if state.ended:
         return state.ended.splitlines()[0]
     if state.halt is None:
