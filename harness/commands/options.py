@@ -58,15 +58,15 @@ _EXPECT_OPTIONS = (
         "expected",
         multiple=True,
         metavar="TEST[:CLAIM]=OUTCOME",
-        help="how a test or one of its claims is to end: fork:pmd=fail, 'fork:pmd:NAME OF A CLAIM=fail', or =pass, "
-        "=skip; what ends so does not count; may be repeated",
+        help="how a test or one of its claims is expected to end: fork:pmd=fail, 'fork:pmd:NAME OF A CLAIM=fail', or "
+        "=pass, =skip; an expected result does not count as a failure; may be repeated",
     ),
     click.option(
         "--expect-file",
         "expect_files",
         multiple=True,
         type=FILE,
-        help="a file of such expectations, one a line, comments from # on; may be repeated",
+        help="a file of such expectations, one per line, comments from # on; may be repeated",
     ),
 )
 _SCENARIO_OPTIONS = (

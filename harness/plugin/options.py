@@ -29,8 +29,8 @@ MARKERS = (
 )
 
 EXPECT_HELP = (
-    "how a test or one of its claims is to end: TEST[:LEVEL][:CLAIM]=pass|fail|skip; what ends so does not count; "
-    "may be repeated"
+    "how a test or one of its claims is expected to end: TEST[:LEVEL][:CLAIM]=pass|fail|skip; an expected result does "
+    "not count as a failure; may be repeated"
 )
 EXPECT_FILE_HELP = "a file of such expectations, one per line, comments from # on; may be repeated"
 
