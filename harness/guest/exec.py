@@ -22,9 +22,13 @@ class Completed:
     """A command that has ended."""
 
     argv: tuple[str, ...]
+    """The command and its arguments."""
     exit: ExitStatus
+    """Its exit status, or the signal that killed it."""
     stdout: bytes
+    """Everything on standard output; empty if a sink got it."""
     stderr: bytes
+    """Everything on standard error; empty if a sink got it."""
 
     @property
     def ok(self) -> bool:

@@ -17,7 +17,9 @@ class ExitStatus:
     """How a guest program ended: an exit status, or the number of the signal that killed it."""
 
     status: int | None
+    """The exit status; None if a signal killed the program."""
     signal: int | None
+    """The number of the signal; None if the program exited."""
 
     @property
     def ok(self) -> bool:

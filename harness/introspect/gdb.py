@@ -30,10 +30,14 @@ class GdbStub:
     """How gdb finds the guest, which stands still until gdb continues it."""
 
     socket: Path
-    symbols: Path | None  # a vmlinux of exactly this kernel, or the names that kallsyms has
-    text: int | None  # vaddr of the kernel's _text now; None if the kernel does not tell
-    offset: int  # bytes by which KASLR moved it from its address in symbols
-    note: str  # what is missing, and what would help; "" if nothing is
+    symbols: Path | None
+    """A vmlinux of exactly this kernel, or the names that kallsyms has."""
+    text: int | None
+    """Virtual address of the kernel's _text now; None if the kernel does not tell."""
+    offset: int
+    """Bytes by which KASLR moved it from its address in symbols."""
+    note: str
+    """What is missing, and what would help; "" if nothing is."""
 
     @property
     def argv(self) -> list[str]:

@@ -25,9 +25,12 @@ class ProcessRoot:
     """A process of the guest, and where its page tables start."""
 
     pid: int
-    tgid: int  # of the process that the thread belongs to
-    name: str  # comm
-    paddr: int  # of the root table; with page-table isolation, of the kernel's copy
+    tgid: int
+    """Pid of the process that the thread belongs to."""
+    name: str
+    """Its comm (task_struct.comm)."""
+    paddr: int
+    """Physical address of the root table; with page-table isolation, of the kernel's copy."""
     layout: Layout
 
     def __str__(self) -> str:
@@ -39,9 +42,12 @@ class RangeWalk:
     """All leaves, holes and swap entries in a range of a process's page tables, at one stop."""
 
     process: ProcessRoot
-    start: int  # vaddr
-    end: int  # one past the last
-    entries: LeafArrays = field(repr=False)  # leaves, holes and swap entries, see entry_arrays()
+    start: int
+    """First virtual address of the range."""
+    end: int
+    """One past the last virtual address."""
+    entries: LeafArrays = field(repr=False)
+    """Leaves, holes and swap entries, see entry_arrays()."""
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -66,7 +72,8 @@ class ProcessVmas:
 
     process: ProcessRoot
     vmas: tuple[Vma, ...]
-    elsewhere: int  # number of leaves outside all VMAs; 0 in a sound kernel
+    elsewhere: int
+    """Number of leaves outside all VMAs; 0 in a sound kernel."""
 
 
 class Processes:

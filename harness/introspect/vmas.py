@@ -19,11 +19,16 @@ _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) ([0-9a-f]+) [0-9a-f]+
 class VmaLine:
     """One line of /proc/PID/maps."""
 
-    start: int  # vaddr
-    end: int  # one past the last
-    perms: str  # "rw-p"
-    offset: int  # bytes into the file
-    name: str  # empty for anonymous memory
+    start: int
+    """First virtual address."""
+    end: int
+    """One past the last virtual address."""
+    perms: str
+    """"rw-p": read, write, execute, shared or private."""
+    offset: int
+    """In bytes, from the start of the file."""
+    name: str
+    """Path of the file; "" for anonymous memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,12 @@ class Vma:
     """A VMA, and the number of entries of each kind that its page tables have."""
 
     line: VmaLine
-    leaves: Mapping[Level, int]  # pte, pmd, pud
-    swapped: int  # entries that are neither empty nor present: swap, migration, markers
-    bits: Mapping[Bits, int]  # number of leaves with each bit; bits that no leaf has are left out
+    leaves: Mapping[Level, int]
+    """Number of leaves at each level: pte, pmd, pud."""
+    swapped: int
+    """Number of entries that are neither empty nor present: swap, migration, markers."""
+    bits: Mapping[Bits, int]
+    """Number of leaves with each bit; bits that no leaf has are left out."""
 
 
 def parse_maps(text: str) -> tuple[VmaLine, ...]:
