@@ -49,8 +49,9 @@ class PrintableDecoder:
 
     def feed(self, data: bytes) -> str:
         """Return the text of the next piece."""
-        if not self._held and not data.translate(None, _PLAIN) and self._decoder.getstate() == (b"", 0):
-            return data.decode("ascii")  # ten times as fast, and most text is plain
+        plain = data.replace(b"\r\n", b"\n")
+        if not self._held and not plain.translate(None, _PLAIN) and self._decoder.getstate() == (b"", 0):
+            return plain.decode("ascii")  # ten times as fast, and most text is plain
         text = self._held + self._decoder.decode(data)
         rest = text.rstrip("\r")
         self._held = text[len(rest) :]

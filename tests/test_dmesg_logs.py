@@ -48,6 +48,12 @@ def test_there_are_enough_and_of_every_kind() -> None:
     assert all(re.match(r"(debian:|hand-written|built )", log.origin) for log in LOGS)
 
 
+def test_a_stock_kernel_boots_without_a_report() -> None:
+    boots = [log for log in LOGS if log.path.stem.startswith("boot_")]
+    assert len(boots) >= 2
+    assert [scan(log.text) for log in boots] == [()] * len(boots)
+
+
 @named
 def test_a_report_read_again_has_the_same_title(log: GoldenLog) -> None:
     for one in scan(log.text):

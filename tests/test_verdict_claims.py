@@ -31,7 +31,7 @@ from harness.verdict.mismatch import EntrySeen, Mismatch, Place, Subject
 
 LOST = EntrySeen("pud", 0x4000000000008A7, ("P", "W"), Place("forked", "child", "bar", 0))
 MISMATCH = Mismatch(Subject.BITS, "D", "1", "0", LOST, None, frozenset({"-D"}), note="mine")
-COMPLAINT = KernelComplaint(ComplaintKind.BUG, "BUG: x", ("f", "g"))
+COMPLAINT = KernelComplaint(ComplaintKind.BUG, "BUG: x", ("f", "g"), "BUG: x")
 CLAIM = Claim(
     *("child keeps its dirty bit", Outcome.FAILED, "copy_huge_pud", "D=0 SAVED_DIRTY=1"),
     checkpoint="forked",
@@ -114,7 +114,7 @@ def test_the_documented_object() -> None:
                 "waived": [{"invariant": "hole", "reason": "mine"}],
                 "kernel": [
                     {
-                        "complaints": [{"kind": "bug", "line": "BUG: x", "functions": ["f", "g"]}],
+                        "complaints": [{"kind": "bug", "line": "BUG: x", "functions": ["f", "g"], "title": "BUG: x"}],
                         "taint": 512,
                         "excused": [{"line": "rcu: y", "why": "it stood still"}],
                         "gap": "3 records",

@@ -155,3 +155,29 @@ RETURNED = (BugReturned("HP-3", "6.12.118", date(2026, 11, 26)),)
 )
 def test_the_reason_of_an_outcome(result: ScenarioResult, reason: str) -> None:
     assert words.reason(result) == reason
+
+
+@pytest.mark.parametrize(
+    ("line", "title", "words"),
+    [
+        (
+            "WARNING: CPU: 0 PID: 1 at mm/memory.c:1 f+0x1/0x2",
+            "WARNING in f",
+            "WARNING in f (WARNING: CPU: 0 PID: 1 at",
+        ),
+        (
+            "BUG: non-zero pgtables_bytes on freeing mm: 4096",
+            "BUG: non-zero pgtables_bytes on freeing mm: NUM",
+            "BUG: n",
+        ),
+        (
+            "BUG: Bad page state in process x  pfn:7",
+            "BUG: Bad page state in corrupted",
+            "BUG: Bad page state in process",
+        ),
+        ("BUG: Bad page map in process x", "BUG: Bad page map", "BUG: Bad page map in process x"),
+        ("BUG: x", "", "BUG: x"),
+    ],
+)
+def test_a_complaint_is_told_by_its_title_where_that_says_more(line: str, title: str, words: str) -> None:
+    assert KernelComplaint(ComplaintKind.BUG, line, (), title).words.startswith(words)

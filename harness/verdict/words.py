@@ -39,7 +39,7 @@ def uncalibrated(violation: Violation) -> str:
 
 def troubles(seen: KernelTroubles) -> list[str]:
     """Return what the kernel itself found wrong, one line each."""
-    lines = [f"the kernel log: {one.line}" for one in seen.complaints]
+    lines = [f"the kernel log: {one.words}" for one in seen.complaints]
     return lines + ([f"the kernel is now tainted: {', '.join(describe_taint(seen.taint))}"] if seen.taint else [])
 
 

@@ -93,9 +93,9 @@ RULES: tuple[Rule, ...] = (
     rule(K.BAD_PAGE_MAP, r"BUG: Bad page map: \d+ messages suppressed", None, "BUG: Bad page map"),
     rule(
         K.BAD_PAGE, r"BUG: Bad page (?P<what>state|cache) in process ", STACK,
-        "BUG: Bad page {what} in {frame}", (FrameSource.ALLOCATED,),
+        "BUG: Bad page {what} in {frame}", (FrameSource.ALLOCATED, FrameSource.CALL),
         over="(?:free|put|get|update|release)_page|free_unref|^_*folio|truncate_inode_pages|page_frag_free|alloc|vmap"
-        "|page_owner",
+        "|page_owner|^bad_page|free_(?:frozen|pcp|one)|^___*free_pages|^free_pages",
     ),
     rule(K.BAD_PAGE, r"BUG: Bad page state: \d+ messages suppressed", None, "BUG: Bad page state"),
     rule(K.BAD_RSS, r"BUG: Bad rss-counter state mm:", None, "BUG: Bad rss-counter state"),

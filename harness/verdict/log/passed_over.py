@@ -11,7 +11,8 @@ import re
 
 _SANITIZERS = (
     r"kasan|kmsan|__[am]san|hwasan|__sanitizer|kcsan_setup_watchpoint|check_memory_region|check_(?:heap_)?object"
-    r"|print_address_description|print_report|read_word_at_a_time|(?:read|write)_once_\w*nocheck|__fortify_report"
+    r"|print_address_description|print_report|object_err|check_bytes_and_report|(?:alloc|free)_debug_processing|free_to_partial_list"
+    r"|read_word_at_a_time|(?:read|write)_once_\w*nocheck|__fortify_report"
 )
 _REPORTING = (
     r"panic|dump_(?:stack|backtrace)|(?:show|walk)_stack|printk|va_format|dev_(?:info|notice|warn|err|alert|crit|emerg)"

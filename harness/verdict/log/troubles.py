@@ -10,6 +10,7 @@ from harness.verdict.json_fields import JsonObject, as_object, member, objects, 
 from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.complaints import Complaint
 from harness.verdict.log.taint import Taint
+from harness.verdict.log.titles import UNKNOWN, canonical
 
 NO_TAINT = Taint(0)
 
@@ -23,15 +24,24 @@ class KernelComplaint:
     """The first line, without printk's prefix: the kernel's own words."""
     functions: tuple[str, ...] = ()
     """Of its trace, innermost first, as far as they tell one bug from another; empty if it has none."""
+    title: str = ""
+    """What it is about, without anything that differs from one occurrence to the next (:attr:`Complaint.title`)."""
 
     @classmethod
     def of(cls, complaint: Complaint) -> Self:
         """Return what is kept of a complaint."""
-        return cls(complaint.kind, complaint.line, complaint.innermost)
+        return cls(complaint.kind, complaint.line, complaint.innermost, complaint.title)
 
     def to_json(self) -> dict[str, Any]:
         """Return this complaint as an object of schema hugepfn-run."""
-        return {"kind": self.kind.value, "line": self.line, "functions": list(self.functions)}
+        functions = list(self.functions)
+        return {"kind": self.kind.value, "line": self.line, "functions": functions, "title": self.title}
+
+    @property
+    def words(self) -> str:
+        """The title, and the kernel's own words; these alone where the title says no more than they do."""
+        told = not self.title or UNKNOWN in self.title.split() or canonical(self.line).startswith(self.title)
+        return self.line if told else f"{self.title} ({self.line})"
 
     @classmethod
     def from_json(cls, value: object) -> Self:
@@ -41,7 +51,8 @@ class KernelComplaint:
         """
         data = as_object(value, "a complaint")
         functions = tuple(str(name) for name in value_of(data, "functions", list))
-        return cls(member(data, "kind", ComplaintKind), value_of(data, "line", str), functions)
+        line, title = strings(data, "line", "title")
+        return cls(member(data, "kind", ComplaintKind), line, functions, title)
 
 
 @dataclass(frozen=True)
