@@ -66,9 +66,14 @@ DEATHS_AND_WARNINGS: tuple[Rule, ...] = (
     # Panics
     rule(
         K.STACK_OVERFLOW,
-        r"Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: (?P<frame>[A-Za-z_]\w*)",
+        r"Kernel panic - not syncing: stack-protector: Kernel stack is corrupted in: (?P<frame>[A-Za-z_]\w*)[+.]",
         _PANIC_END,
         "kernel panic: stack is corrupted in {frame}",
+    ),
+    rule(
+        K.STACK_OVERFLOW, r"Kernel panic - not syncing: stack-protector: ", _PANIC_END,
+        "kernel panic: stack is corrupted in {frame}", CALL,
+        over="stack_chk",
     ),
     rule(
         K.STACK_OVERFLOW, r"Kernel panic - not syncing: corrupted stack end", _PANIC_END,
