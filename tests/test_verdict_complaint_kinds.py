@@ -16,7 +16,7 @@ AT = "CPU#0: fork/85"
 # One row for each rule, in the order of RULES: the kind, a line of it, a line that is nearly it.
 ROWS: list[tuple[ComplaintKind, str, str]] = [
     (K.STACK_OVERFLOW, f"{PANIC}: stack-protector: Kernel stack is corrupted in: f+0x1/0x2", "stack-protector: Kernel"),
-    (K.STACK_OVERFLOW, f"{PANIC}: stack-protector: Kernel stack is corrupted in: ffffffff8343632e", "stack-protector: "),
+    (K.STACK_OVERFLOW, f"{PANIC}: stack-protector: Kernel stack is corrupted in: ffffffff83436320", "stack-protector"),
     (K.STACK_OVERFLOW, f"{PANIC}: corrupted stack end detected inside scheduler", "corrupted stack end detected"),
     (K.STACK_OVERFLOW, f"{PANIC}: kernel stack overflow", "kernel stack overflow"),
     (K.PANIC, f"{PANIC}: Attempted to kill init! exitcode=0x00000009", "Attempted to kill init! exitcode=0x00000009"),

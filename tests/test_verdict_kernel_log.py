@@ -183,6 +183,19 @@ def test_no_line_takes_long(line: str) -> None:
         scan(f"{line}\n" * 10)
 
 
+@pytest.mark.parametrize("unit", [" ", "'", "a", "1", "+0x1/0x2 ", " at: f", "[<1>] ", "Comm: ", "Read ", "last "])
+def test_no_line_of_a_report_takes_long(unit: str) -> None:
+    firsts = (
+        "BUG: KASAN: use-after-free in f",
+        "BUG: workqueue leaked atomic",
+        "BUG: memory leak",
+        "rust_kernel: panicked at ",
+    )
+    text = "".join(f"{first}\n" + f"{unit * MAX_LINE_CHARS}\n" * 30 for first in firsts)
+    with at_most(10):
+        assert all(one.title and one.to_json() and one.where is not None for one in scan(text * 8))
+
+
 @pytest.mark.parametrize(("end", "found"), [("", True), ("x", False)])
 def test_a_warning_is_matched_in_linear_time(end: str, found: bool) -> None:
     with at_most(10):

@@ -135,11 +135,11 @@ RULES: tuple[Rule, ...] = (
         K.KASAN, r"BUG: KASAN: (?P<what>[a-z-]+) in (?P<func>\w+)", RULER,
         "KASAN: {what} {access} in {frame}", (FrameSource.NAMED, FrameSource.CALL),
         over="kernel_fault|tag_check|mem_abort|^el1h?_",
-        detail=r"\W*(?P<access>Read|Write) (?:of size|at addr) ",
+        detail=r"(?P<access>Read|Write) (?:of size|at addr) ",
     ),
     rule(
         K.KASAN, r"BUG: KASAN: (?P<what>[a-z-]+) on address", RULER, "KASAN: {what} {access}",
-        detail=r"\W*(?P<access>Read|Write) of size ",
+        detail=r"(?P<access>Read|Write) of size ",
     ),
     rule(K.KASAN, r"BUG: KASAN: (?P<what>.*)", RULER, "KASAN: {what}"),
     rule(K.KCSAN, r"BUG: KCSAN: (?P<what>.{1,100}? in (?P<frame>[^\s+]+).*)", RULER, "KCSAN: {what}"),
@@ -243,7 +243,7 @@ RULES: tuple[Rule, ...] = (
     rule(
         K.LOCKDEP, r"BUG: workqueue leaked (?:lock or )?atomic", STACK,
         "BUG: workqueue leaked lock or atomic in {frame}",
-        detail=r"\s*last function: (?P<frame>\w+)",
+        detail=r"last function: (?P<frame>\w+)",
     ),
     rule(K.BUG, r"BUG: ", STACK),
 )
