@@ -116,6 +116,7 @@ def test_ci(tmp_path: Path, hugepfn: Command, system: str) -> None:
     job = yaml.safe_load((ROOT / "examples" / "ci" / f"{system}.yml").read_text())
     tree = tmp_path / "linux"
     bisect_tree.make_tree(tree, "debsrc:6.12")
+    bisect_tree.git(tree, "checkout", "--quiet", f"v{bisect_tree.MUTANT - 1}")
     extra = {}
     if system == "github":
         lines = [step["run"] for step in job["jobs"]["page-tables"]["steps"] if "run" in step]
