@@ -62,7 +62,7 @@ static void on_tick(int number, siginfo_t *info, void *context)
 		siglongjmp(refused, 1);
 }
 
-/* A timer on the process's CPU time runs during the access, so that an access that faults for ever is given up. */
+/* A timer on the process's CPU time runs during the access, so that an access that faults forever is given up. */
 static long count_faults(void *addr, bool store, uint64_t value)
 {
 	struct sigaction act = { .sa_sigaction = on_tick, .sa_flags = SA_SIGINFO | SA_RESTART }, old;
