@@ -342,7 +342,7 @@ def test_watch_marks_what_changes(live: Live) -> None:
     [
         (("walk", "1"), "missing argument 'VADDR[-VADDR]' (see `hugepfn walk --help`)"),
         (("walk", "x", "0"), "invalid value for 'PID': 'x' is not a valid integer"),
-        (("walk", "1", "zz"), "address 'zz' is not understood"),
+        (("walk", "1", "zz"), "'zz' is not an address; expected 0x7f0000000000"),
         (("maps", "99999"), "no process 99999 in the guest"),
         (("maps", "2"), "kernel thread"),
         (("maps", "-s", "other", "1"), "there is no session 'other'; expected one of: one"),
