@@ -12,14 +12,17 @@ import codecs
 import re
 
 #: Control characters except newline and tab (C0, DEL, C1); characters that a terminal or an editor hides, or that
-#: change the order of text (Unicode "Bidi_Control", zero-width characters, line separators, tags); surrogates, which
-#: cannot be encoded.
+#: change the order of text (Unicode "Bidi_Control", zero-width characters, fillers, line separators, controls of
+#: shorthand and music, tags); surrogates, which cannot be encoded.
 _UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e0fff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
+    "\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _PLAIN = bytes((*b"\t\n", *range(0x20, 0x7F)))
-_LINE_END = re.compile("\r+\n")
+#: So many carriage returns before a newline belong to it, each added by a terminal's driver. Without a limit, a stream
+#: of them would be held for ever, and searching it would take quadratic time.
+_RETURNS_MAX = 8
+_LINE_END = re.compile(f"\r{{1,{_RETURNS_MAX}}}\n")
 
 
 def _code(match: re.Match[str]) -> str:
@@ -30,8 +33,8 @@ def _code(match: re.Match[str]) -> str:
 def printable(text: str | bytes) -> str:
     """Return the text with every character that may control a terminal as its code: ESC becomes ``\\x1b``.
 
-    Newlines and tabs stay, and CR LF becomes a newline. Printable text is returned as it is, so a second call does
-    nothing.
+    Newlines and tabs stay, and CR LF (also CR CR LF) becomes a newline. Printable text is returned as it is, so a
+    second call does nothing.
 
     :param text: bytes are decoded as UTF-8; invalid ones become U+FFFD.
     """
@@ -53,6 +56,7 @@ class PrintableDecoder:
         if not self._held and not plain.translate(None, _PLAIN) and self._decoder.getstate() == (b"", 0):
             return plain.decode("ascii")  # ten times as fast, and most text is plain
         text = self._held + self._decoder.decode(data)
-        rest = text.rstrip("\r")
+        returns = min(len(text) - len(text.rstrip("\r")), _RETURNS_MAX)
+        rest = text[: len(text) - returns]
         self._held = text[len(rest) :]
         return printable(rest)

@@ -31,6 +31,17 @@ def test_each_is_shown_by_its_code_and_words_are_as_they_were() -> None:
     assert printable("\ud800") == r"\ud800", "a surrogate could not even be printed"
     assert printable(b"\xff\x1b") == "\ufffd\\x1b"
     assert printable("a\r\nb\r\r\nc\rd") == "a\nb\nc\\x0dd"
+    assert printable("\U0001d173\u3164\u034fx") == r"\U0001d173\u3164\u034fx", "invisible, in music and in Hangul"
+    assert printable("\u0602") == "\u0602", "a sign that is seen"
+
+
+def test_more_carriage_returns_than_terminals_add_are_no_line_end() -> None:
+    assert printable("\r" * 8 + "\n") == "\n"
+    assert printable("\r" * 10 + "\n") == r"\x0d\x0d" + "\n"
+    decoder = PrintableDecoder()
+    assert decoder.feed(b"\r" * 1000) == r"\x0d" * 992
+    assert decoder.feed(b"\r") == r"\x0d"
+    assert decoder.feed(b"\n") == "\n"
 
 
 @given(st.text(st.sampled_from(HOSTILE + "\n\t日")))
