@@ -33,6 +33,9 @@ MAX_SILENT_LINES = 1000
 MAX_CALLERS = 64
 """So many blocks are open at once."""
 
+MAX_CAUSES = 8
+"""So many complaints of one caller wait for the same stack."""
+
 MAX_LEAD_LINES = 16
 """So many lines between "cut here" and the first line proper belong to it: the text of a WARN() of older kernels."""
 
@@ -257,9 +260,21 @@ class BlockReader:
         if block is None:
             return None
         if caller or rule.kind is ComplaintKind.PANIC:
+            self._end_first_cause(block)
             return self._open.pop(caller)
         block.mixed = True
         return None
+
+    def _end_first_cause(self, block: Block) -> None:
+        """End the oldest complaint that waits for the stack of this one, if there are too many."""
+        later = block
+        for _ in range(MAX_CAUSES - 1):
+            if block.cause is None:
+                return
+            later, block = block, block.cause
+        later.cause = None
+        block.cut()
+        self._ended(block)
 
     def _untraced(self, caller: str) -> Block | None:
         """The open block if it needs a stack and has none yet."""

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from harness.errors import ProtocolError
 from harness.printable import printable
 
-_HEADER = re.compile(rb"\d+,(?P<sequence>\d+),(?P<time_us>\d+),[^,;]*(?P<more>[^;]*);(?P<text>.*)", re.DOTALL)
+#: The kernel prints both numbers as 64-bit words. int() refuses thousands of digits.
+_HEADER = re.compile(
+    rb"\d{1,20},(?P<sequence>\d{1,20}),(?P<time_us>\d{1,20}),[^,;]*(?P<more>(?:,[^;]*)?);(?P<text>.*)", re.DOTALL
+)
 _CALLER = re.compile(rb"(?:^|,)caller=([TC]\d+)(?:,|$)")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 

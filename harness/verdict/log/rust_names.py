@@ -16,6 +16,8 @@ _BASIC_TYPES = {
 _POINTERS = {"R": "&", "Q": "&mut ", "P": "*const ", "O": "*mut "}
 _MAX_STEPS = 200
 """A name that takes more is left as it is: back references can make a short name endless."""
+_MAX_DEPTH = 50
+"""A name that is nested deeper is left as it is, however deep the caller's own stack is."""
 _CXX = re.compile(r"_Z(\d{1,3})([A-Za-z_]\w*)")
 
 
@@ -45,12 +47,24 @@ class _NameReader:
         self._text = text
         self._at = 0
         self._steps = 0
+        self._depth = 0
 
     def path(self, *, value: bool = False) -> str:
         """A path, as ``crate::module::function``.
 
         :param value: names a function or a constant, so that generic arguments follow "::".
         """
+        self._enter()
+        found = self._path(value=value)
+        self._depth -= 1
+        return found
+
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise _NotUnderstood
+
+    def _path(self, *, value: bool) -> str:
         match self._next():
             case "C":
                 return self._identifier()
@@ -79,6 +93,12 @@ class _NameReader:
         return f"{parent}::{name}" if name else parent
 
     def _type(self) -> str:
+        self._enter()
+        found = self._any_type()
+        self._depth -= 1
+        return found
+
+    def _any_type(self) -> str:
         letter = self._peek()
         if letter in _BASIC_TYPES:
             self._next()
@@ -177,9 +197,11 @@ class _NameReader:
         target = self._base62()
         if target >= here:
             raise _NotUnderstood
+        self._enter()
         after, self._at = self._at, target
         result = read(self)
         self._at = after
+        self._depth -= 1
         return result
 
     def _peek(self) -> str:

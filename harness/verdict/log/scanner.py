@@ -21,6 +21,7 @@ class Scanner:
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []
+        self._fatal: Block | None = None
         self._reader = BlockReader(self._begun, self._ended)
 
     @property
@@ -36,7 +37,7 @@ class Scanner:
     @property
     def fatal(self) -> Complaint | None:
         """The first fatal complaint so far, or None."""
-        return next((block.freeze() for block in self._blocks if block.rule.kind.fatal), None)
+        return self._fatal.freeze() if self._fatal else None
 
     def feed(self, chunk: str) -> list[Complaint]:
         """Take the next piece of the log, cut anywhere.
@@ -57,7 +58,10 @@ class Scanner:
         return [block.freeze() for block in self._blocks[known:]]
 
     def _begun(self, block: Block) -> bool:
-        kept = len(self._blocks) < MAX_COMPLAINTS or (block.rule.kind.fatal and not self.fatal)
+        first_fatal = block.rule.kind.fatal and self._fatal is None
+        if first_fatal:
+            self._fatal = block
+        kept = len(self._blocks) < MAX_COMPLAINTS or first_fatal
         if kept:
             self._blocks.append(block)
         return kept
