@@ -37,6 +37,8 @@ OUTPUT_MAX_BYTES = 64 << 20
 #: What is kept of the kernel log, of the records and of the console each: the newest, about 300 MB of host memory.
 LOG_MAX_BYTES = 64 << 20
 
+#: Characters of the agent's reason for a refusal: the longest one has a path of PATH_MAX (4,096) in it.
+REASON_MAX = 4200
 #: MAX_ERRNO, include/linux/err.h.
 ERRNO_MAX = 4095
 

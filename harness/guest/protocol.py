@@ -127,7 +127,7 @@ def parse_refusal(text: str) -> tuple[int, str]:
     :raises ProtocolError: it does not begin with an errno.
     """
     number, _, reason = text.partition(" ")
-    return bounds.decimal(number, "errno", 1, bounds.ERRNO_MAX), reason
+    return bounds.decimal(number, "errno", 1, bounds.ERRNO_MAX), reason[: bounds.REASON_MAX]
 
 
 class Where(enum.Enum):
