@@ -8,10 +8,11 @@
 # make kernel-functions  look the kernel functions of the claims up in Debian's sources (downloads 150 MB for each series)
 # make mutants     build kernels that are broken on purpose, and check that the claim for each one fails (half an hour)
 # make mutation    break the Python code in 200 places, one at a time, and count which the tests notice (half an hour)
+# make fuzz     give every reader of what a guest sends inputs that a coverage-guided fuzzer makes (ten minutes)
 # make container-steps  run the steps of the Containerfile in a debootstrap; needs root, downloads 500 MB
 # make long-tests  run a bisection and a patch series with kernels that are really built (half an hour)
 # make compat      test QEMU 7.2 to 11, four file systems and two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation long-tests compat container-steps setup test-setup clean
+.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation fuzz long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
 # A file or pipe that was never closed is an error. Python reports it when the object is garbage-collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
@@ -56,6 +57,10 @@ mutants: test-setup
 
 mutation: test-setup
 	$(PYTHON) tests/mutation/sample.py $(MUTATION)
+
+fuzz: test-setup
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	PYTHONPATH=. $(PYTHON) tests/fuzz/run.py $(FUZZ)
 
 long-tests: test-setup
 	$(PYTHON) -m pytest -q -m long tests/vm
