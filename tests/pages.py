@@ -104,7 +104,7 @@ def _pattern(line: str) -> str:
                 at = number.end()
             words.append(word + re.escape(piece[at:]))
         parts.append(r"\s+".join(words))
-    return ".*".join(parts)
+    return ".*".join(parts).replace(r"\(tcg\)", r"\((?:tcg|kvm)\)")
 
 
 @dataclass
