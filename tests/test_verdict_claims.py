@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -252,3 +253,19 @@ P, F, S, B, E = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.KNOWN_B
 def test_exit_code(found: list[ScenarioResult], expected: ExitCode, strict: ExitCode) -> None:
     assert exit_code(found) is expected
     assert exit_code(iter(found), strict=True) is strict
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 2),
+        ({"outcome": Outcome.KNOWN_BUG}, 0),
+        ({"reason": "the guest program got SIGBUS"}, 0),
+    ],
+    ids=["failed", "known", "another-reason"],
+)
+def test_how_many_claims_made_it_fail(changes: dict[str, Any], count: int) -> None:
+    found = result(Outcome.FAILED, Outcome.FAILED, Outcome.PASSED, Outcome.FAILED)
+    invariants = Claim("", Outcome.FAILED, "f", kind=ClaimKind.INVARIANTS)
+    found = replace(found, claims=(*found.claims, invariants), **changes)
+    assert found.failed_by_claims == count

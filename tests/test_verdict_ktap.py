@@ -364,3 +364,16 @@ def test_a_test_that_is_skipped_in_all_its_parts_has_their_reasons() -> None:
     )
     (test,) = report.tests
     assert (test.outcome, test.reason) == (S, "a; b")
+
+
+def test_a_line_without_a_time_is_no_result_of_a_report_that_has_times() -> None:
+    """kunit prints with printk(); what a program prints between its lines is not kunit's."""
+    lines = ["[    1.0] KTAP version 1", "[    1.1] 1..1", "not ok 1 a", "KTAP version 1", "[    1.2] ok 1 a"]
+    report = parse("\n".join(lines) + "\n")
+    assert [(test.name, test.outcome) for test in report.tests] == [("a", KtapOutcome.PASSED)]
+    assert report.problems == ()
+
+
+def test_a_version_line_is_no_words_of_the_test_that_follows() -> None:
+    report = tap("1..1", "    KTAP version 1", "    1..1", "    not ok 1 x", "not ok 1 a")
+    assert report.tests[0].subtests[0].diagnostics == ()
