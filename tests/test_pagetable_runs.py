@@ -117,3 +117,9 @@ def test_runs_cover_everything_and_hide_no_change(now: list[int], old: list[int]
 
 def is_table(one: int, two: int, level: Level) -> bool:
     return Kind.TABLE in (kind_of(one, level), kind_of(two, level))
+
+
+def test_a_range_without_entries_has_no_runs() -> None:
+    none = LeafArrays(np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.uint8))
+    assert list(runs(none, FOUR, 0, 0)) == []
+    assert list(runs(none, FOUR, 0, 0, none)) == []

@@ -181,3 +181,15 @@ def test_the_reason_of_an_outcome(result: ScenarioResult, reason: str) -> None:
 )
 def test_a_complaint_is_told_by_its_title_where_that_says_more(line: str, title: str, words: str) -> None:
     assert KernelComplaint(ComplaintKind.BUG, line, (), title).words.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "one", "two"),
+    [
+        (Outcome.ERROR, "1 error", "2 errors"),
+        (Outcome.KNOWN_BUG, "1 known bug", "2 known bugs"),
+        (Outcome.FAILED, "1 failed", "2 failed"),
+    ],
+)
+def test_a_number_of_outcomes(outcome: Outcome, one: str, two: str) -> None:
+    assert (words.number_of(outcome, 1), words.number_of(outcome, 2)) == (one, two)
