@@ -10,12 +10,10 @@ each measurement takes more than a timer's tick, and a reader that is far too sl
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -32,6 +30,7 @@ from harness.verdict.log.frames import stacks
 from harness.verdict.log.running_task import running_task
 from harness.verdict.log.rust_names import demangled
 from harness.verdict.log.scanner import MAX_COMPLAINTS, ReportStream, Scanner, scan
+from tests.cpu_time import at_most
 from tests.dmesg_logs import logs
 
 
@@ -184,22 +183,6 @@ def test_four_times_the_input_is_four_times_the_work(name: str) -> None:
     few, many = made(300), made(1200)
     assert 3 <= len(many) / len(few) <= 5 or "levels" in name or read is read_kept_log
     assert calls(lambda: read(many)) <= 4.4 * calls(lambda: read(few)) + 500
-
-
-@contextmanager
-def at_most(cpu_s: float) -> Iterator[None]:
-    """Fail if the block uses more CPU time; a busy host does not matter."""
-
-    def too_much(*_: object) -> None:
-        raise AssertionError(f"more than {cpu_s} s of CPU time")
-
-    before = signal.signal(signal.SIGPROF, too_much)
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def cpu_s(function: Callable[[], object]) -> float:

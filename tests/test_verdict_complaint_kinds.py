@@ -134,6 +134,12 @@ def test_every_rule_has_a_row() -> None:
     assert [rule.kind for rule in RULES] == [kind for kind, _, _ in ROWS]
 
 
+def test_every_expression_of_a_rule_can_be_compiled() -> None:
+    for rule in RULES:
+        for one in (rule.first, rule.end, rule.over, rule.detail):
+            assert one is None or one.compiled.pattern == one.pattern
+
+
 @pytest.mark.parametrize("index", range(len(ROWS)))
 def test_the_rule_and_its_near_miss(index: int) -> None:
     kind, line, near_miss = ROWS[index]

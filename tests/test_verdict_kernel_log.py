@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from harness.verdict import ComplaintKind, Scanner, scan
 from harness.verdict.log.blocks import MAX_BLOCK_LINES, MAX_LINE_CHARS, MAX_QUIET_LINES
 from harness.verdict.log.first_lines import classify
 from harness.verdict.log.scanner import MAX_COMPLAINTS
+from tests.cpu_time import at_most
 
 DATA = Path(__file__).parent / "data" / "verdict"
 LOGS = sorted(path.name for path in DATA.glob("*.log"))
@@ -144,22 +142,6 @@ def test_a_block_that_nothing_closes_ends() -> None:
     assert complaint.excerpt.count("\n") == MAX_QUIET_LINES
     (complaint,) = scan(text.replace("noise\n", " f+0x1/0x2\n" * 3))
     assert complaint.excerpt.count("\n") + 1 == MAX_BLOCK_LINES
-
-
-@contextmanager
-def at_most(cpu_s: float) -> Iterator[None]:
-    """Fail if the block uses more CPU time; a busy host does not matter."""
-
-    def too_much(*_: object) -> None:
-        raise AssertionError(f"more than {cpu_s} s of CPU time")
-
-    before = signal.signal(signal.SIGPROF, too_much)
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 @pytest.mark.parametrize(

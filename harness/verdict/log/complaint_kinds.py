@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-import re
 from dataclasses import dataclass
+
+from harness.verdict.log.expression import Expression
 
 
 class ComplaintKind(enum.Enum):
@@ -124,16 +125,16 @@ class Rule:
     """The form of one first line, where its block ends, and how its title is made."""
 
     kind: ComplaintKind
-    first: re.Pattern[str]
+    first: Expression
     """Matched (from its start) against the message of a line; the title can have its named groups."""
-    end: re.Pattern[str] | None
+    end: Expression | None
     """Matched against each later message; the matching line is the block's last. None: the first line says it all."""
     title: str
     """With ``{frame}`` for the function to blame; "" for the first line itself."""
     sources: tuple[FrameSource, ...] = ()
     """Searched in this order."""
     choice: Choice = Choice.INNERMOST
-    over: re.Pattern[str] | None = None
+    over: Expression | None = None
     """Functions that this rule passes over, besides harness.verdict.log.passed_over.PASSED_OVER."""
-    detail: re.Pattern[str] | None = None
+    detail: Expression | None = None
     """Searched in the later lines; the title can have its named groups."""

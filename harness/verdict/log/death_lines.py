@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from harness.verdict.log.complaint_kinds import Choice, FrameSource, Rule
 from harness.verdict.log.complaint_kinds import ComplaintKind as K
+from harness.verdict.log.expression import Expression
 
 TRACE = r"---\[ end trace "
 _PANIC_END = r"---\[ end Kernel panic "
@@ -35,13 +34,13 @@ def rule(
 ) -> Rule:
     return Rule(
         kind,
-        re.compile(first),
-        re.compile(end) if end else None,
+        Expression(first),
+        Expression(end) if end else None,
         title,
         sources,
         choice,
-        re.compile(over) if over else None,
-        re.compile(detail) if detail else None,
+        Expression(over) if over else None,
+        Expression(detail) if detail else None,
     )
 
 

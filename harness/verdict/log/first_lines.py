@@ -7,11 +7,10 @@ line is not a panic, and the kernel's own ``traps: fork[85] general protection f
 
 from __future__ import annotations
 
-import re
-
 from harness.verdict.log.complaint_kinds import Choice, FrameSource, Rule
 from harness.verdict.log.complaint_kinds import ComplaintKind as K
 from harness.verdict.log.death_lines import CALL, DEATHS_AND_WARNINGS, RIP_CALL, RULER, STACK, TRACE, rule
+from harness.verdict.log.expression import Expression
 
 HELD = (FrameSource.HELD,)
 _KILLED = r"(?:Memory cgroup out|Out) of memory: Kill(?:ed)? process \d+"
@@ -259,7 +258,7 @@ TRIGGERS = (
 """Every line that a rule matches contains one of these strings."""
 
 
-_BEGINNING = re.compile(
+_BEGINNING = Expression(
     r"(?:\[ )?(?:INFO|WARNING|BUG)\b|[Kk]ernel |kernel BUG|Oops: |rcu: INFO|(?:NMI )?watchdog: |UBSAN: |traps: PANIC"
     r"|PANIC: |(?:segment-related )?general protection|stack |divide|double fault|rust_kernel: |kmemleak: |unreferenced"
     r"|(?:Memory cgroup out|Out) of memory|VFS: |EXT|BTRFS|XFS|[A-Z0-9]{3,5}-fs |unregister_netdevice"

@@ -7,7 +7,7 @@ Every expression is searched in the function's name.
 
 from __future__ import annotations
 
-import re
+from harness.verdict.log.expression import Expression
 
 _SANITIZERS = (
     r"kasan|kmsan|__[am]san|hwasan|__sanitizer|kcsan_setup_watchpoint|check_memory_region|check_(?:heap_)?object"
@@ -61,7 +61,7 @@ _DEVICES = (
 )
 _OTHER_MACHINES = r"do_(?:kernel|translation)_fault|do_mem_abort|el1_abort|el1h_64_sync"
 
-PASSED_OVER = re.compile(
+PASSED_OVER = Expression(
     "|".join(
         (
             *(_SANITIZERS, _REPORTING, _ALLOCATORS, _LOCKS, _REFERENCES, _CONTAINERS),
@@ -71,19 +71,19 @@ PASSED_OVER = re.compile(
 )
 """Of every complaint; a rule can have more of its own (harness.verdict.log.first_lines)."""
 
-WAITS = re.compile(
+WAITS = Expression(
     r"sched|_(?:slow)?lock|down|rwsem|completion|kthread|wait|synchronize|context_switch|__switch_to"
     r"|cancel_delayed_work|rcu_barrier"
 )
 """How a task waits; the caller is to blame for what it waits for."""
 
-BARRIERS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"rtnl_lock"), ""),
-    (re.compile(r"synchronize_(?:s?rcu|net|sched)"), "synchronize_rcu"),
+BARRIERS: tuple[tuple[Expression, str], ...] = (
+    (Expression(r"rtnl_lock"), ""),
+    (Expression(r"synchronize_(?:s?rcu|net|sched)"), "synchronize_rcu"),
 )
 """What half of the kernel waits for once it hangs: the waiting task is a random victim. "" keeps the name."""
 
-DISPATCHERS = re.compile(
+DISPATCHERS = Expression(
     # From user space or a fault.
     r"do_(?:fast_)?syscall_|sysenter_dispatch|tracesys_phase2|el0_svc_handler|invoke_syscall|ret_fast_syscall"
     r"|^(?:sys_)?(?:socketpair|connect|ioctl)|do_page_fault|^page_fault$|__do_fault|exit_to_usermode|task_work_run|__fput"

@@ -56,11 +56,15 @@ def read(rule: Rule, messages: Sequence[str]) -> Reading:
     :param messages: its lines from the first line proper on, without printk's prefix.
     """
     text = messages[0]
-    fields = {name: value or "" for name, value in _groups(rule.first, text).items()}
+    fields = {name: value or "" for name, value in _groups(rule.first.compiled, text).items()}
     damage = None
     if rule.detail is not None:
         found = next((match for line in messages[1:] if (match := rule.detail.search(line))), None)
-        fields = {**dict.fromkeys(rule.detail.groupindex, ""), **fields, **(found.groupdict("") if found else {})}
+        fields = {
+            **dict.fromkeys(rule.detail.compiled.groupindex, ""),
+            **fields,
+            **(found.groupdict("") if found else {}),
+        }
         damage = None if found else Damage.NO_DETAIL
     seen = stacks(messages)
     if rule.sources:
