@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import NoSuchElementException
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
@@ -64,8 +65,11 @@ class Browser:
 
     def one(self, selector: str) -> WebElement:
         """The only element that is shown."""
-        (found,) = self.all(selector)
-        return found
+        found = self.all(selector)
+        if not found:
+            raise NoSuchElementException(selector)  # wait() takes that for "not yet"
+        (only,) = found
+        return only
 
     def cell(self, label: str) -> WebElement:
         """The cell with a label that starts so: "fork pud on 6.12"."""
