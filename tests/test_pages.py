@@ -9,6 +9,7 @@ import pytest
 
 from tests.pages import Command, File, Reader, missing, steps
 
+ROOT = Path(__file__).parents[1]
 PAGE = """
 <!-- follow: file note -->
 ```c
@@ -80,3 +81,10 @@ def test_a_page_that_is_wrong(reader: Reader, block: str, why: str) -> None:
             reader.follow(f"```\n{block}```\n")
     finally:
         reader.close()
+
+
+def test_every_how_to_page_is_followed() -> None:
+    """The page about CI has no commands of its own: the test follows the files in examples/ci that it shows."""
+    text = (ROOT / "tests" / "vm" / "test_pages.py").read_text()
+    pages = {page.stem for page in (ROOT / "docs" / "how-to").glob("*.md")}
+    assert {page for page in pages if f'how-to/{page}.md"' not in text and f'"{page}"' not in text} == {"ci"}

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from harness.host import cache
+from tests.dmesg_logs import FOLDER, GoldenLog
 from tests.pages import Reader
 
 from . import bisect_tree
@@ -69,6 +70,12 @@ def test_your_test(follow: Follow) -> None:
     reader = follow("../README.md")  # the files of its section "A test of your own"
     shutil.copy(bisect_tree.PATCH.with_name("mprotect-pud-cleaned.patch"), reader.folder / "mutant.patch")
     follow("how-to/your-test.md")
+
+
+def test_kernel_log(follow: Follow, tmp_path: Path) -> None:
+    log = GoldenLog.read(FOLDER / "kasan_slab_uaf.log").text
+    (tmp_path / "work" / "console.log").write_bytes(log.encode())
+    follow("how-to/kernel-log.md")
 
 
 @pytest.mark.long
