@@ -84,7 +84,6 @@ def test_a_page_that_is_wrong(reader: Reader, block: str, why: str) -> None:
 
 
 def test_every_how_to_page_is_followed() -> None:
-    """The page about CI has no commands of its own: the test follows the files in examples/ci that it shows."""
     text = (ROOT / "tests" / "vm" / "test_pages.py").read_text()
     pages = {page.stem for page in (ROOT / "docs" / "how-to").glob("*.md")}
-    assert {page for page in pages if f'how-to/{page}.md"' not in text and f'"{page}"' not in text} == {"ci"}
+    assert not {page for page in pages if f'how-to/{page}.md"' not in text and f'"{page}"' not in text}
