@@ -151,6 +151,10 @@ class MachineConfig:
         metadata=_switch("start the vmlinux inside a bzImage: faster under TCG, but no KASLR and only four levels"),
     )
     clone: bool = field(default=True, metadata=_switch("clone a booted machine for every test instead of booting one"))
+    evidence: bool = field(
+        default=True,
+        metadata=_switch("keep a folder in the cache for every test that fails: log, command lines, results, cause"),
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.append, list):

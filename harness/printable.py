@@ -43,6 +43,14 @@ def printable(text: str | bytes) -> str:
     return _UNPRINTABLE.sub(_code, _LINE_END.sub("\n", text))
 
 
+def clipped(text: str, most: int) -> str:
+    """Return a text of at most about so many characters: of a longer one, the beginning and the end."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n... hugepfn: {len(text) - 2 * half} characters are left out here ...\n{text[-half:]}"
+
+
 class PrintableDecoder:
     """:func:`printable` for a stream that arrives in pieces, cut anywhere."""
 

@@ -20,6 +20,7 @@ from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, KernelBuildE
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
+from harness.plugin import evidence
 from harness.plugin.accounts import Accounts
 from harness.plugin.bisect_results import BISECT, BisectResults
 from harness.plugin.carried import Carried, Crossing, carry
@@ -186,6 +187,7 @@ def pytest_runtest_makereport(
         _tell_pytest(plain, report)
         return report
     result = _held_against_expectations(item, _result(item, error, report), report)
+    result = replace(result, evidence=evidence.keep(item, result, _context(item), error))
     report.sections += [("hugepfn", line) for line in words.returned(result)]
     item.user_properties += [(WAIVED_PROPERTY, told) for told in words.waived(result)]  # the teardown's report has them
     wished = item.get_closest_marker("machine") is not None
@@ -193,11 +195,12 @@ def pytest_runtest_makereport(
     carry(report, Carried(result, _context(item), isinstance(error, UsageError), wished, no_kernel))
     _tell_pytest(result, report)
     if result.outcome is Outcome.FAILED:  # these words need no traceback
-        report.longrepr = "\n".join(words.failed(result))
+        report.longrepr = "\n".join([*words.failed(result), *words.evidence(result)])
     elif isinstance(error, HugepfnError):
-        report.longrepr = in_short(error, item)
+        report.longrepr = "\n".join([in_short(error, item), *words.evidence(result)])
     elif error is not None:
         show_without_own_source(item, error, report)
+        report.sections += [("hugepfn", line) for line in words.evidence(result)]
     return report
 
 

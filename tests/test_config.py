@@ -94,6 +94,7 @@ CONFIGS = st.builds(
     guest=st.sampled_from(["initramfs", "host"]),
     pvh=st.booleans(),
     clone=st.booleans(),
+    evidence=st.booleans(),
 )
 
 
@@ -140,6 +141,7 @@ SAID: Mapping[str, tuple[str, Any]] = {
     "guest": ("host", "host"),
     "pvh": ("yes", True),
     "clone": ("0", False),
+    "evidence": ("off", False),
 }
 
 

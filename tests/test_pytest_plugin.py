@@ -542,6 +542,7 @@ class FakeVM:
 
     started: list[FakeVM]
     log_lines = 3
+    emulator: Any = None
 
     def __init__(self, image: KernelImage, config: MachineConfig, *, search: list[Path], say: Say) -> None:  # noqa: ARG002
         self.config, self.image, self.search = config, image, search
@@ -566,6 +567,7 @@ class FakeVM:
                 snapshots=[STOP],
                 hung=None,
                 ended=None,
+                job=SimpleNamespace(stdout=b"1..1\n", stderr=b""),
                 violations=violations,
                 broken=[one for one in violations if one.invariant not in self.waived],
                 uncalibrated=[uncalibrated] if uncalibrated else [],
@@ -815,6 +817,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "fixed_bugs": [],
             "returned_bugs": [],
             "expectations": [],
+            "evidence": "",
             "observations": [SEEN.to_json()],
             "log": ["line 0", "line 1", "line 2"],
         }

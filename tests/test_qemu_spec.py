@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.qemu.process import CHANNELS
+from harness.qemu.launch import CHANNELS
 from harness.qemu.spec import Accel, Descriptors, Device, MachineSpec, kernel_command_line, qemu_argv
 
 DESCRIPTORS = Descriptors(ram=10, qmp=11, console=12, agent=13, events=14, agent_uart=16, events_uart=17, shell=15)

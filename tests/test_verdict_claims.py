@@ -125,6 +125,7 @@ def test_the_documented_object() -> None:
                 "fixed_bugs": [{"id": "HP-2", "version": "6.12.117"}],
                 "returned_bugs": [{"id": "HP-3", "version": "6.12.118", "date": "2026-11-26"}],
                 "expectations": [],
+                "evidence": "",
                 "observations": [SEEN.to_json()],
                 "log": ["[ 1.0] BUG"],
             }

@@ -27,7 +27,7 @@ from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable, write_text
 from harness.qemu.binary import find_qemu
-from harness.qemu.process import CHANNELS
+from harness.qemu.launch import CHANNELS
 from harness.qemu.ram import SharedRam, ram_folder
 from harness.qemu.spec import Descriptors, MachineSpec, qemu_argv
 

@@ -163,7 +163,7 @@ class RunReporter(SessionReporter):
         self.console.print(verdict, soft_wrap=True)
         if self.quiet:
             return
-        for line in rest:
+        for line in (*rest, *words.evidence(result)):
             text = Text(f"  {line}")
             text.highlight_regex(f"^  {words.BROKEN}", _STYLE[Outcome.FAILED])
             self.console.print(text, soft_wrap=True)

@@ -29,10 +29,12 @@ from harness.host.cache_key import short
 from harness.logs import timed
 
 _LOG = logging.getLogger("hugepfn.cache")
-_MARKER = ".complete"
+#: The file that a finished entry has.
+MARKER = ".complete"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-#: Kinds of entry that contain a guest's memory. Only their owner may read them, whatever the mode of the cache folder.
-PRIVATE = frozenset({"templates", "kept"})
+#: Kinds of entry that contain a guest's memory or log. Only their owner may read them, whatever the mode of the cache
+#: folder.
+PRIVATE = frozenset({"templates", "kept", "failures"})
 
 
 def root() -> Path:
@@ -41,7 +43,7 @@ def root() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("hugepfn")
 
 
-def _folder_of(kind: str) -> Path:
+def folder_of(kind: str) -> Path:
     """The folder with the entries of a kind. Makes that of a private kind inaccessible to others if it is not yet.
 
     :raises MachineryError: the folder of a private kind belongs to another user, who may have put anything there.
@@ -52,7 +54,7 @@ def _folder_of(kind: str) -> Path:
             status = folder.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 raise MachineryError(
-                    f"{folder} must be a directory that you own, because machines are restored from it: "
+                    f"{folder} must be a directory that you own, because it holds what guests had in their memory: "
                     "remove it, or set HUGEPFN_CACHE_DIR to a folder that you own"
                 )
             if status.st_mode & 0o077:
@@ -172,7 +174,7 @@ def flock(file: IO[str], who: str, timeout_s: float) -> None:
 
 def has(kind: str, name: str) -> bool:
     """Whether there is a finished entry."""
-    return (_folder_of(kind) / name / _MARKER).is_file()
+    return (folder_of(kind) / name / MARKER).is_file()
 
 
 def find(kind: str, name: str) -> Path | None:
@@ -180,8 +182,8 @@ def find(kind: str, name: str) -> Path | None:
 
     :raises MachineryError: every user may write to the cache, so the entry may come from anybody.
     """
-    entry = _folder_of(kind) / name
-    if not (entry / _MARKER).is_file():
+    entry = folder_of(kind) / name
+    if not (entry / MARKER).is_file():
         return None
     _check_owner(entry.parent)
     return entry if _use(entry) else None
@@ -204,7 +206,7 @@ def _use(entry: Path) -> bool:
     :returns: False if somebody removes it just now.
     """
     with contextlib.suppress(OSError):  # it belongs to another user, or the file system has no locks
-        marker = entry / _MARKER
+        marker = entry / MARKER
         if entry not in _used or not os.path.samestat(os.fstat(_used[entry]), marker.stat()):
             descriptor = os.open(marker, os.O_RDONLY)
             try:
@@ -216,16 +218,16 @@ def _use(entry: Path) -> bool:
                 os.close(_used[entry])
             _used[entry] = descriptor
         os.utime(entry)
-    return (entry / _MARKER).is_file()
+    return (entry / MARKER).is_file()
 
 
 def entries(kind: str) -> list[Path]:
     """All finished entries of a kind, sorted by name."""
-    folder = _folder_of(kind)
+    folder = folder_of(kind)
     if not folder.is_dir():
         return []
     _check_owner(folder)
-    return sorted(entry for entry in folder.iterdir() if (entry / _MARKER).is_file())
+    return sorted(entry for entry in folder.iterdir() if (entry / MARKER).is_file())
 
 
 def prune(kind: str, kept: int) -> list[Path]:
@@ -264,7 +266,7 @@ def obtain(
         if found := find(kind, name):  # the process that we waited for has built it
             _LOG.info("%s %s: in the cache, built just now by another hugepfn process", kind, short(name))
             return found
-        folder = _folder_of(kind)
+        folder = folder_of(kind)
         mode = 0o700 if kind in PRIVATE else 0o777
         with room_errors(folder):
             folder.mkdir(exist_ok=True, mode=mode)
@@ -274,7 +276,7 @@ def obtain(
                 temporary.mkdir(mode=mode)
                 with timed(_LOG, "%s %s: not in the cache; building it", kind, short(name), level=logging.INFO):
                     build(temporary)
-                (temporary / _MARKER).touch()
+                (temporary / MARKER).touch()
                 shutil.rmtree(folder / name, ignore_errors=True)  # left without its marker, so it is incomplete
                 temporary.rename(folder / name)
             finally:

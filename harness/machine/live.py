@@ -113,6 +113,11 @@ class LiveMachine:
         return self.machine.qemu
 
     @property
+    def emulator(self) -> Qemu | None:
+        """The QEMU process, even of a machine that did not come up or has ended; None if none was started."""
+        return self._qemu
+
+    @property
     def agent(self) -> Agent:
         """The agent, which is PID 1 of the guest."""
         return self.machine.agent

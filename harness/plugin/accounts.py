@@ -92,7 +92,13 @@ def keep_worse(by_test: dict[str, ScenarioResult], nodeid: str, result: Scenario
     if before is None:
         by_test[nodeid] = result
     elif before.outcome is not Outcome.FAILED:  # keep what the test itself showed: claims, observations, known bugs
-        by_test[nodeid] = replace(before, outcome=result.outcome, was=None, reason=result.reason)
+        by_test[nodeid] = replace(
+            before,
+            outcome=result.outcome,
+            was=None,
+            reason=result.reason,
+            evidence=result.evidence or before.evidence,
+        )
 
 
 def accounts_of(config: Any) -> Accounts | None:

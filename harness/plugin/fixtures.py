@@ -17,6 +17,7 @@ from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.observe.probe import probe_image
 from harness.pagetable import NO_BITS, Bits, Level
+from harness.plugin import evidence
 from harness.plugin.failures import compared, history_of
 from harness.plugin.options import config_of, say_of, unmet
 from harness.qemu.spec import Root
@@ -58,6 +59,7 @@ def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]
     if (wanted.guest == "host") is (spec.root is Root.INITRAMFS):
         unmet(request.config, f"this test wants --guest {wanted.guest}")
     machine.runs.clear()
+    request.node.stash[evidence.TRIED] = machine
     machine.programs.add_search(request.path.parent)
     yield machine
 
@@ -72,6 +74,7 @@ def _boot(request: pytest.FixtureRequest, image: KernelImage, config: MachineCon
     with contextlib.ExitStack() as stack:
         try:
             vm = VM(image, config, search=[request.path.parent], say=say_of(request.config))
+            request.node.stash[evidence.TRIED] = vm
             machine = stack.enter_context(vm)
         except KERNELS_FAULT as error:
             failures.append(error)
@@ -93,6 +96,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
 
     The test is skipped if the kernel cannot have a leaf of the test's level, or this host cannot have the machine.
     """
+    evidence.begin(request.node)
     # Only a test that takes the level as an argument is about a pfnmap's leaf of that level.
     level = request.getfixturevalue("level") if "level" in request.fixturenames else Level.PTE
     if reason := probe_image(kernel).why_not(level):

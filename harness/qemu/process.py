@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import shlex
 import signal
 import socket
-import subprocess
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -18,15 +16,15 @@ from qemu.qmp.qmp_client import ExecuteError
 
 from harness.errors import DeadlineError, KernelDied, MachineryError, QemuRefused
 from harness.guest.kernel_log import KernelLog, LogMark
-from harness.host.process import guarded
 from harness.logs import timed
 from harness.printable import printable
 from harness.qemu.binary import QemuBinary
 from harness.qemu.deadline import Deadline, first_of
 from harness.qemu.end_error import QemuEnd, end_error, stop_error
-from harness.qemu.hostroot import FileServer, in_view, root_args
+from harness.qemu.hostroot import FileServer
+from harness.qemu.launch import connect, launch
 from harness.qemu.ram import GuestRam
-from harness.qemu.spec import Descriptors, MachineSpec, Root, qemu_argv
+from harness.qemu.spec import MachineSpec, Root
 from harness.qemu.standstill import LastStop, Standstill
 from harness.qemu.stderr import LastWords
 from harness.verdict import Complaint, scan
@@ -36,7 +34,6 @@ T = TypeVar("T")
 _QUIT_TIMEOUT_S = 5.0
 QMP_TIMEOUT_S = 30.0  # QEMU itself answers within milliseconds, whatever its guest does
 _GOING_S = 0.5
-CHANNELS = ("qmp", "console", "agent", "events", "agent_uart", "events_uart", "shell")
 
 # When a guest dies, its QMP session ends as well. This is expected, and reported as KernelDied.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -74,6 +71,7 @@ class Qemu:
         self._readers: list[asyncio.Task[None]] = []
         self._words: LastWords | None = None
         self._files: FileServer | None = None
+        self.argv: tuple[str, ...] = ()
 
     async def start(self, *, incoming: bool = False) -> None:
         """Start QEMU with every channel connected.
@@ -83,36 +81,9 @@ class Qemu:
         """
         if self.spec.root is Root.HOST_VIRTIOFS:
             self._files = await FileServer.start()
-        theirs: dict[str, socket.socket] = {}
-        for name in CHANNELS:
-            self._ends[name], theirs[name] = socket.socketpair()
-            self._ends[name].setblocking(False)
-        descriptors = Descriptors(ram=self.ram.fd, **{name: end.fileno() for name, end in theirs.items()})
-        root, share = root_args(self.spec.root, self._files), self.ram.share
-        argv = qemu_argv(self.spec, descriptors, self.binary.path, root=root, share=share, incoming=incoming)
-        # If QEMU itself serves files, it gets the view; a virtiofsd has its own.
-        argv = in_view("view", argv) if self.spec.root is Root.HOST_9P else argv
-        inherited = [self.ram.fd, *(end.fileno() for end in theirs.values())]
-        inherited += [self._files.connection.fileno()] if self._files is not None else []
-        _LOG.info("%s", shlex.join(argv))
-        self._words, stderr = await LastWords.listen()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *guarded(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                pass_fds=inherited,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise MachineryError(f"cannot start {self.binary.path}: {error.strerror}") from error
-        finally:
-            os.close(stderr)
-            for end in theirs.values():
-                end.close()
-            if self._files is not None:
-                self._files.connection.close()  # QEMU has it now, and the server ends when QEMU does
+        self._ends, theirs = connect()
+        launched = await launch(self.spec, self.binary, self.ram, theirs, self._files, incoming=incoming)
+        self._process, self._words, self.argv = launched.process, launched.words, launched.argv
         self._tasks.append(asyncio.create_task(self._watch(self._process, self._words)))
         self.pump("console", self.log.write)
         try:

@@ -203,6 +203,8 @@ class ScenarioResult:
     """For EXPECTED: the outcome without the expectation."""
     expectations: tuple[Answered, ...] = ()
     """What was expected of it, and what became of that. One that is unmet makes it FAILED."""
+    evidence: str = ""
+    """The folder with the evidence of a failure; "" if none was kept."""
 
     @property
     def as_found(self) -> ScenarioResult:
@@ -246,6 +248,7 @@ class ScenarioResult:
                 {"id": bug.id, "version": bug.version, "date": bug.date.isoformat()} for bug in self.returned_bugs
             ],
             "expectations": [one.to_json() for one in self.expectations],
+            "evidence": self.evidence,
             "observations": [one.to_json() for one in self.observations],
             "log": list(self.log),
         }
@@ -278,6 +281,7 @@ class ScenarioResult:
                 for one in objects(data, "returned_bugs")
             ),
             expectations=tuple(map(Answered.from_json, data.get("expectations") or ())),
+            evidence=str(data.get("evidence") or ""),
             observations=tuple(map(Observation.from_json, value_of(data, "observations", list))),
             log=tuple(str(line) for line in value_of(data, "log", list)),
         )

@@ -212,6 +212,11 @@ def _reason(result: ScenarioResult) -> str:
     return "; ".join(filter(None, (f"{_count(found, ', first')}: {lead}", result.reason, *unmet(result))))
 
 
+def evidence(result: ScenarioResult) -> list[str]:
+    """Return the line that names the folder with the evidence of a failure, if there is one."""
+    return [f"evidence: {result.evidence}"] if result.evidence else []
+
+
 def returned(result: ScenarioResult) -> list[str]:
     """Return the known bugs whose symptoms show although the kernel was measured without them, one line each."""
     return [
