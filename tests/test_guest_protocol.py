@@ -145,7 +145,7 @@ def test_ready_words_that_are_none(before: str, after: str, expected: str) -> No
         parse_ready(said.replace(before, after))
 
 
-# As guest_tests/lib/checkpoint.c prints them: pids and names in decimal and plain, the rest in bare hex.
+# As guest_tests/lib/events.c prints them: pids and names in decimal and plain, the rest in bare hex.
 @pytest.mark.parametrize(
     ("line", "event"),
     [

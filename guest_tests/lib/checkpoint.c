@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +20,7 @@
 #define HP_CHILDREN 64
 #define HP_PROCESS_NAME "HUGEPFN_PROCESS_NAME" /* environment: what hp_start() registers as; "parent" if unset */
 
-struct shared *shared;
-static int events_fd = -1, kmsg_fd = -1;
+static int kmsg_fd = -1;
 static _Atomic uint64_t sequence; /* one for all processes that share this memory */
 
 /* The registered children of this process, so that a wait for one notices when another dies. */
@@ -31,59 +29,6 @@ static struct {
 	int pidfd;
 	char name[HP_NAME];
 } children[HP_CHILDREN];
-
-void lock_shared(void)
-{
-	while (atomic_flag_test_and_set_explicit(&shared->lock, memory_order_acquire))
-		__builtin_ia32_pause();
-}
-
-void unlock_shared(void)
-{
-	atomic_flag_clear_explicit(&shared->lock, memory_order_release);
-}
-
-/* One write per line: the port does not split a write. */
-void tell_line(const char *line, size_t length)
-{
-	ssize_t n;
-
-	if (events_fd < 0)
-		return;
-	do
-		n = write(events_fd, line, length);
-	while (n < 0 && errno == EINTR);
-	if (n != (ssize_t)length)
-		hp_die("events channel: wrote %zd of %zu bytes", n, length);
-}
-
-void tell(const char *fmt, ...)
-{
-	char line[512];
-	va_list args;
-	int n;
-
-	va_start(args, fmt);
-	n = vsnprintf(line, sizeof(line), fmt, args);
-	va_end(args);
-	if (n < 0 || (size_t)n >= sizeof(line)) {
-		errno = EOVERFLOW;
-		hp_die("events channel: a line of %d bytes", n);
-	}
-	tell_line(line, (size_t)n);
-}
-
-void check_name(const char *name)
-{
-	bool fine = *name && strlen(name) < HP_NAME;
-
-	for (const char *at = name; *at; at++)
-		fine = fine && *at > ' ' && *at < 0x7f;
-	if (!fine) {
-		errno = EINVAL;
-		hp_die("name '%s' is empty, longer than %d bytes or contains a blank", name, HP_NAME - 1);
-	}
-}
 
 /*
  * Reports where we are and waits in user mode until the host changes the release word. Until then its value differs
@@ -94,7 +39,7 @@ static void spin(const char *verb, const char *name, pid_t parent)
 	volatile uint64_t release = ((uint64_t)getpid() << 32) | (uint32_t)(2 * ++sequence + 1);
 	uint64_t held = release;
 
-	if (events_fd < 0)
+	if (!host_listens())
 		return;
 	tell("%s %s %d %d %" PRIx64 " %" PRIx64 "\n", verb, name, getpid(), parent, (uint64_t)&release, held);
 	while (release == held)
@@ -174,7 +119,7 @@ static void grow_stack_and_heap(void)
 struct hp_options hp_start(int argc, char **argv)
 {
 	struct hp_options options = { .level = HP_PTE, .argc = 1, .argv = argv };
-	const char *fd = getenv("HUGEPFN_EVENTS_FD"), *name = getenv(HP_PROCESS_NAME);
+	const char *name = getenv(HP_PROCESS_NAME);
 
 	for (int i = 1; i < argc; i++) {
 		if (strncmp(argv[i], "--level=", 8)) {
@@ -183,11 +128,8 @@ struct hp_options hp_start(int argc, char **argv)
 		}
 		options.level = hp_level_of("--level=", argv[i] + 8);
 	}
-	events_fd = fd ? atoi(fd) : -1;
 	kmsg_fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED)
-		hp_die("mmap of the shared table");
+	open_events();
 	register_child_of(0, name ? name : "parent");
 	calibrate();
 	grow_stack_and_heap();

@@ -4,6 +4,7 @@
 #define HUGEPFN_SHARED_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -34,6 +35,12 @@ struct shared {
 };
 
 extern struct shared *shared;
+
+/* Maps the shared table, and takes the events channel from the environment. */
+void open_events(void);
+
+/* False for a program that was started by hand: it then waits for nobody. */
+bool host_listens(void);
 
 void lock_shared(void);
 void unlock_shared(void);

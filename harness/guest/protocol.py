@@ -2,7 +2,7 @@
 
 Two channels. The *agent* channel carries frames, ``VERB ID LENGTH\\n`` and LENGTH bytes, between the host
 and the agent in PID 1 (guest_tests/lib/agent). The *events* channel carries lines that guest programs write themselves
-(guest_tests/lib/checkpoint.c), so that a checkpoint reaches the host directly.
+(guest_tests/lib/events.c), so that a checkpoint reaches the host directly.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ Event = WaitEvent | MappingEvent | UnmappingEvent | PagemapEvent | GoneEvent
 def parse_event(line: str) -> Event:
     """Parse one line of the events channel.
 
-    :raises ProtocolError: it is not a line of guest_tests/lib/checkpoint.c, or exceeds what
+    :raises ProtocolError: it is not a line of guest_tests/lib/events.c, or exceeds what
         :mod:`harness.guest.bounds` allows.
     """
     try:

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define ACKNOWLEDGED 2048 /* bytes, a quarter of the host's window (_UART_WINDOW_BYTES of the host's agent.py) */
@@ -85,6 +86,14 @@ void send_text(const char *verb, unsigned int id, const char *fmt, ...)
 	va_start(args, fmt);
 	send_frame(verb, id, text, print(text, sizeof(text), fmt, args));
 	va_end(args);
+}
+
+void send_exit(unsigned int id, int status)
+{
+	if (WIFSIGNALED(status))
+		send_text("exit", id, "signal %d", WTERMSIG(status));
+	else
+		send_text("exit", id, "status %d", WEXITSTATUS(status));
 }
 
 static void send_error(const char *verb, unsigned int id, int error, const char *fmt, va_list args)

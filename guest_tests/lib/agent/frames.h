@@ -35,6 +35,9 @@ bool receive_request(struct request *request);
 void send_frame(const char *verb, unsigned int id, const void *payload, size_t length);
 void send_text(const char *verb, unsigned int id, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
+/* How a program ended: STATUS is that of waitpid(2). */
+void send_exit(unsigned int id, int status);
+
 /* The answer to a request that fails: what was tried, and ERROR, an errno. */
 void refuse(unsigned int id, int error, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 

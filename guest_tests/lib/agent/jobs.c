@@ -153,14 +153,6 @@ static void drain(struct job *job)
 	}
 }
 
-void send_exit(unsigned int id, int status)
-{
-	if (WIFSIGNALED(status))
-		send_text("exit", id, "signal %d", WTERMSIG(status));
-	else
-		send_text("exit", id, "status %d", WEXITSTATUS(status));
-}
-
 static void end_job(struct job *job, int status)
 {
 	drain(job);

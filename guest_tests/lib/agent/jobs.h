@@ -23,6 +23,4 @@ void serve_jobs(const struct pollfd fds[JOB_POLLS]);
 /* Reaps every child that has ended, orphans included. */
 void reap(void);
 
-void send_exit(unsigned int id, int status);
-
 #endif

@@ -12,7 +12,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-#include "jobs.h"
+#include "frames.h"
 #include "spawn.h"
 
 static struct {
