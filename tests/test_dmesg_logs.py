@@ -17,6 +17,7 @@ from harness.verdict.log.complaints import Complaint
 from harness.verdict.log.first_lines import TRIGGERS
 from harness.verdict.log.lines import split_caller
 from harness.verdict.log.scanner import ReportStream, scan
+from harness.verdict.log.titles import MAX_TITLE_CHARS, canonical
 from tests.dmesg_logs import GoldenLog, logs, summary
 
 LOGS = logs()
@@ -173,3 +174,9 @@ def test_a_report_knows_its_process() -> None:
     (one,) = scan("BUG: Bad page state in process my prog  pfn:00001\n")
     assert isinstance(one, Complaint)
     assert (one.task.comm, one.task.pid, one.task.cpu, one.task.taint) == ("my prog", None, None, None)
+
+
+def test_a_title_is_shortened_after_its_addresses_were_replaced() -> None:
+    assert canonical("at 0xffff888012345678 in f") == "at ADDR in f"
+    assert canonical("at 0xffff888012345678 " * 10) == ("at ADDR " * 10).strip()
+    assert len(canonical("x" * 10_000)) == MAX_TITLE_CHARS

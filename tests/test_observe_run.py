@@ -276,6 +276,8 @@ def test_a_program_that_says_nothing_more(machine: Start) -> None:
         r"processes \['parent'\]; the kernel log has no complaint$",
     ):
         run.finish()
+    assert run.hung is not None
+    assert run.hung.checkpoint == "(hangs)"
     silent = machine(ends=None)
     silent.patience_s = 0.05
     with pytest.raises(DeadlineError, match=r"checkpoint 'mapped' of fork: .*; fork: it reached no checkpoint, proc"):
