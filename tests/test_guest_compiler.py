@@ -1,4 +1,4 @@
-"""Guest programs: found by name, compiled to static ELFs once, and a compiler's complaint in one line."""
+"""Tests for guest programs: found by name, compiled once to a static ELF, and a compiler's error in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELLO = '#include <stdio.h>\nint main(void)\n{\n\treturn puts("hello") < 0;\n}\n
 
 @pytest.fixture(autouse=True)
 def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache folder of the test's own, and nothing remembered of another test's compiler."""
+    """A separate cache folder, and no memory of another test's compiler."""
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
     compiler._compiler.cache_clear()
@@ -119,7 +119,7 @@ def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     no_more_compiling(monkeypatch)
     assert compile_program(source) == first
     copy = write(tmp_path / "elsewhere/hello.c", HELLO)
-    assert compile_program(copy) == first, "by its content, not its place"
+    assert compile_program(copy) == first, "a program is cached by its content, not by its path"
 
 
 @pytest.mark.parametrize("changed", ["hello.c", "own.h", "lib/hugepfn.h", "flags", "compiler"])
@@ -129,7 +129,7 @@ def test_it_is_compiled_again_when_something_it_is_made_of_changes(
     guest_tests = tmp_path / "guest_tests"
     shutil.copytree(guest_tests_dir() / "lib", guest_tests / "lib")
     monkeypatch.setattr(compiler, "guest_tests_dir", lambda: guest_tests)
-    # Writes the file after -o; what it compiles is not the question here.
+    # Writes the file after -o, whatever the source is.
     fake_compiler(tmp_path, monkeypatch, 'while [ "$1" != -o ]; do shift; done; cp /bin/true "$2"')
     source = write(tmp_path / "own/hello.c", '#include "own.h"\nint main(void) { return 0; }\n')
     header = write(tmp_path / "own/own.h", "/* one */\n")
@@ -152,7 +152,7 @@ def test_it_is_compiled_again_when_something_it_is_made_of_changes(
     compiler._library.cache_clear()
     after = compile_program(source)
     assert after.elf != before.elf
-    assert before.elf.is_file(), "the old one may be in use"
+    assert before.elf.is_file(), "the old program may be in use and must stay"
 
 
 SELFTEST = """#define _GNU_SOURCE
@@ -174,7 +174,7 @@ def test_a_program_of_the_user_begins_as_a_selftest_and_may_warn(
     caplog.set_level("INFO", "hugepfn")
     program = compile_program(write(tmp_path / "mine.c", SELFTEST))
     assert subprocess.run([program.stripped], check=False).returncode == 0
-    assert "unused variable" not in caplog.text, "typeof() is a use"
+    assert "unused variable" not in caplog.text, "typeof() counts as a use"
     compile_program(write(tmp_path / "warns.c", SELFTEST.replace("typeof(unused)", "int")))
     assert "warns.c: the compiler warns: " in caplog.text
     assert "unused variable" in caplog.text
@@ -276,12 +276,13 @@ def test_a_program_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_program_by_its_name(tmp_path: Path) -> None:
     assert find_source("fork") == guest_tests_dir() / "fork.c"
     own = write(tmp_path / "fork.c", HELLO)
-    assert find_source("fork", (tmp_path,)) == own, "one's own first"
+    assert find_source("fork", (tmp_path,)) == own, "the user's own program comes first"
 
 
 def test_an_unknown_name_says_what_comes_close_and_where_it_would_be(tmp_path: Path) -> None:
     write(tmp_path / "mine.c", HELLO)
-    with pytest.raises(UsageError, match=r"no guest program 'mnie'; did you mean 'mine'\? it would be mnie.c in /"):
+    expected = rf"'mnie'; did you mean 'mine'\? expected mnie\.c in {tmp_path} or /.*/guest_tests; write it there, or"
+    with pytest.raises(UsageError, match=f"^no guest program {expected}"):
         find_source("mnie", (tmp_path,))
 
 

@@ -50,7 +50,7 @@ def guest_tests_dir() -> Path:
 def find_source(name: str, search: tuple[Path, ...] = ()) -> Path:
     """The C file of a program: a path, or a name that is searched for in ``search`` and then among the scenarios.
 
-    :raises UsageError: there is none; says what comes close, and where it was looked for.
+    :raises UsageError: there is none. The message names similar programs, and where it was looked for.
     """
     if name.endswith(".c"):
         path = Path(name)
@@ -62,8 +62,11 @@ def find_source(name: str, search: tuple[Path, ...] = ()) -> Path:
         if (path := folder / f"{name}.c").is_file():
             return path.resolve()
     known = sorted({path.stem for folder in folders for path in folder.glob("*.c")})
-    places = " and ".join(map(str, folders))
-    raise UsageError(f"no guest program {name!r}{did_you_mean(name, known)} it would be {name}.c in {places}")
+    places = " or ".join(map(str, folders))
+    raise UsageError(
+        f"no guest program {name!r}{did_you_mean(name, known)} expected {name}.c in {places}; "
+        "write it there, or give the path of a C file"
+    )
 
 
 @functools.cache
