@@ -18,18 +18,18 @@ _HEEDED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Show hugepfn's own frames: these tests are about them."""
+    """Show hugepfn's own frames in tracebacks, because these tests check hugepfn itself."""
     config.stash[OWN_FRAMES_SHOWN] = True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Our own option."""
+    """Add the option --update."""
     parser.addoption("--update", action="store_true", help="write the expectations of golden logs anew")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def heeded() -> Iterator[None]:
-    """Heed signals that were ignored when pytest started: nohup ignores SIGHUP, a shell's `&` SIGINT."""
+    """Restore signals that were ignored when pytest started: nohup ignores SIGHUP, a shell's `&` ignores SIGINT."""
     before = {number: signal.getsignal(number) for number in _HEEDED}
     for number, handler in before.items():
         if handler is signal.SIG_IGN:

@@ -1,4 +1,4 @@
-"""The Containerfile's steps without podman, in a debootstrap with a /dev/shm of 64 MB: `make container-steps`.
+"""Run the Containerfile's steps without podman, in a debootstrap with 64 MB of /dev/shm: `make container-steps`.
 
 Not part of `make test`: it downloads a Debian and all packages, some 500 MB, from the mirror that this machine's apt is
 set up for. It needs root and debootstrap. It uses one folder below /tmp and a mount namespace of its own.
@@ -20,8 +20,8 @@ from harness.host.packages import mending_command
 
 ROOT = Path(__file__).resolve().parents[1]
 _INSIDE = "--inside"
-#: How this machine reaches its package indexes; a container would have that from its network. They are copied: what
-#: packages inside write, such as the bundle of ca-certificates, must not reach this machine's own files.
+#: Files with which this machine reaches its package indexes; a container gets that from its network. They are copied:
+#: what packages write inside, such as the bundle of ca-certificates, must not reach this machine's own files.
 _NETWORK = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/xdg/pip", "/usr/local/share/ca-certificates")
 _WHEELS = "/opt"  # large, so it is mounted read-only instead of copied
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def at_most(cpu_s: float) -> Iterator[None]:
-    """Fail if the block uses more CPU time; a busy host does not matter."""
+    """Fail if the block uses more CPU time. Other load on the host does not count."""
 
     def too_much(*_: object) -> None:
         raise AssertionError(f"more than {cpu_s} s of CPU time")

@@ -2,7 +2,7 @@
 
 The header is the lines before the first empty one. ``origin:`` says where the log is from (a real machine and its
 kernel, or "hand-written"); each report has a ``report:`` line, in order. ``pytest tests/test_dmesg_logs.py --update``
-writes the ``report:`` lines anew: read what changed before you commit it.
+rewrites the ``report:`` lines. Read the diff before you commit it.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class GoldenLog:
         return cls(path, origin, tuple(value for name, _, value in rows if name == "report"), text)
 
     def write(self, complaints: tuple[Complaint, ...]) -> None:
-        """Write the file anew, with what is found now."""
+        """Rewrite the file with what is found now."""
         header = [f"origin: {self.origin}", *(f"report: {summary(one)}" for one in complaints)]
         self.path.write_bytes(("\n".join(header) + "\n\n" + self.text).encode())
 
 
 def summary(complaint: Complaint) -> str:
-    """All that is read from a complaint, but for its text."""
+    """Everything that is read from a complaint, except its text."""
     data = complaint.to_json()
     words = {name: data[name] for name in ("kind", "title", "function", "process", "pid", "cpu", "taint")}
     return json.dumps({**words, "lines": [complaint.begin, complaint.number, complaint.end], "damage": data["damage"]})

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""An executable that stands in for QEMU and never does what the harness waits for. ``FAKE_QEMU`` selects the way:
+"""An executable in place of QEMU that never does what the harness waits for. ``FAKE_QEMU`` selects how:
 
 silent: sends nothing on QMP. deaf: greets, and answers no command. answers: answers every command, but its guest sends
 nothing. stopped: stops itself at once with SIGSTOP. orphan: ends, and leaves a child behind that keeps standard error
-and every channel open. internal-error: as answers, but KVM has stopped the machine with an internal error.
+and every channel open. internal-error: like answers, but KVM has stopped the machine with an internal error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A guest made by hand: RAM with page tables, waiting processes, and a QEMU that can only stop and continue."""
+"""A simulated guest: RAM with page tables, waiting processes, and a QEMU that can only stop and continue."""
 
 from __future__ import annotations
 

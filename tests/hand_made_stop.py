@@ -1,4 +1,4 @@
-"""Stops of a run, made by hand: the leaves of a mapping "bar" in each process."""
+"""Simulated stops of a run: the leaves of a mapping "bar" in each process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def leaf(bits: Bits = PLAIN, level: Level = Level.PMD, number: int = 0, page: in
 
 
 def stop(checkpoint: str, **processes: Leaf | tuple[Leaf, ...] | None) -> Snapshot:
-    """What each process has in its mapping "bar": a leaf, several, or none."""
+    """A stop at which each process has one leaf, several, or none in its mapping "bar"."""
     views = {}
     for pid, (name, leaves) in enumerate(processes.items(), start=30):
         own = (leaves,) if isinstance(leaves, Leaf) else leaves or ()

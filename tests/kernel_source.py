@@ -63,7 +63,7 @@ class Table:
 
     @classmethod
     def of(cls, sources: Iterable[Source]) -> Table:
-        """The table of these sources."""
+        """Return the table of these sources."""
         by_age = sorted(sources, key=lambda source: version_key(source.version))
         names = sorted(every_function(), key=str)
         found = {str(one): tuple(source.version for source in by_age if one in source.defined) for one in names}

@@ -75,7 +75,7 @@ def _commands(lines: list[str], statuses: frozenset[int], terminal: int) -> Iter
 
 
 def missing(shown: tuple[str, ...], output: str, numbers: dict[str, str]) -> str:
-    """The first shown line that the output has not, "" if it has all in their order; learns the numbers that differ."""
+    """Return the first shown line that the output lacks, or "" if it has all in order. Learns numbers that differ."""
     lines = iter([line.strip() for line in output.splitlines()])
     for line in shown:
         wanted = line.strip()
@@ -123,7 +123,10 @@ class Reader:
     _in_guest: bool = False
 
     def follow(self, page: str) -> None:
-        """Follows it to its end; an AssertionError says at which command it differs."""
+        """Follow the page to its end.
+
+        :raises AssertionError: a command does not show what the page says; names the command.
+        """
         for step in steps(page):
             if isinstance(step, File):
                 self._write(step)
@@ -159,10 +162,10 @@ class Reader:
             status = int(terminal.match.group(1))
             assert status in command.statuses, f"$ {typed}\n{output}\nexit status {status}"
         line = missing(command.shown, output, self._numbers)
-        assert not line, f"$ {typed}\n{output}\nthe page shows this line, and it did not come:\n{line}"
+        assert not line, f"$ {typed}\n{output}\nthe page shows this line, but the output does not have it:\n{line}"
 
     def _shell(self, index: int) -> pexpect.spawn[str]:
-        """A terminal with a shell of the host. One that is in the guest leaves it."""
+        """Return a terminal with a shell of the host. A terminal that is in the guest leaves it first."""
         if index == 0 and self._in_guest:
             self._terminals[0].sendcontrol("]")
             self._terminals[0].expect(_PROMPTS["$ "], timeout=60)

@@ -1,4 +1,4 @@
-"""Pages of ``--html`` from simulated results, for the tests of what is in them and of how a browser shows them."""
+"""Pages of ``--html`` from simulated results, for the tests of their content and of how a browser shows them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def comparison(before: Column, after: Column, request: PageRequest = PLAIN) -> s
 
 
 def kernel(spec: str, *, broken: bool = False) -> Column:
-    """A kernel with a case that it may break, a skip, and many that pass."""
+    """Results of one kernel: a case that it may break, a skip, and many cases that pass."""
     bits, raw = (SAVED, PROTECTED) if broken else (DIRTY, WRITTEN)
     entries = (
         *(observation(DIRTY, WRITTEN, at, process="parent") for at in ("written", "forked")),

@@ -1,4 +1,4 @@
-"""The JSON Schemas of docs/schemas/, and a check of an output of hugepfn against its own."""
+"""The JSON Schemas of docs/schemas/, and a function that checks an output of hugepfn against its schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guest's agent, compiled for this host with sanitizers: every request over a socket pair, without QEMU."""
+"""Tests for the guest's agent, compiled for this host with sanitizers: requests over a socket pair, without QEMU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.guest.protocol import Frame, FrameDecoder, parse_refusal, put_paylo
 
 PAYLOAD_MAX, KMSG_ANSWER = 4 << 20, 40 << 10  # smaller than in the guest
 READY = Frame("ready", 0, b"channel=virtio\n")
-_TIMEOUT_S = 60.0  # of one wait, on a host that is busy
+_TIMEOUT_S = 60.0  # for one wait, on a busy host
 _FAILED = 3
 _SANITIZERS = {
     "ASAN_OPTIONS": "allocator_may_return_null=1:max_allocation_size_mb=16",
@@ -36,7 +36,7 @@ _SANITIZERS = {
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The agent with a main() of its own, and AddressSanitizer and UndefinedBehaviorSanitizer in both."""
+    """Compile the agent and agent_main.c with AddressSanitizer and UndefinedBehaviorSanitizer."""
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("no gcc")
@@ -54,7 +54,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Running:
-    """An agent that runs, as the host sees it."""
+    """A running agent, as the host sees it."""
 
     def __init__(
         self,
@@ -100,20 +100,20 @@ class Running:
         return self._frames.pop(0)
 
     def ask(self, verb: str, payload: bytes = b"", number: int = 1) -> Frame:
-        """The answer to a request, when no job prints anything."""
+        """Send a request and return its answer. No job may print anything meanwhile."""
         self.send(Frame(verb, number, payload))
         answer = self.next()
         assert answer.id == number
         return answer
 
     def refusal(self, verb: str, payload: bytes = b"", number: int = 1) -> tuple[int, str]:
-        """The errno and the reason of a request that fails."""
+        """Send a request that must fail, and return its errno and reason."""
         answer = self.ask(verb, payload, number)
         assert answer.verb == "error", answer
         return parse_refusal(answer.text)
 
     def until(self, verb: str, number: int) -> tuple[list[Frame], Frame]:
-        """The frames up to one that is expected, and that one."""
+        """Return the frames up to and including the expected one."""
         seen: list[Frame] = []
         end = time.monotonic() + _TIMEOUT_S
         while (frame := self.next()).verb != verb or frame.id != number:
@@ -122,13 +122,13 @@ class Running:
         return seen, frame
 
     def start(self, *argv: str, verb: str = "run", number: int = 1, **environment: str) -> int:
-        """The pid of a job that has started."""
+        """Start a job and return its pid."""
         answer = self.ask(verb, run_payload(argv, environment), number)
         assert answer.verb == "started", answer
         return int(answer.text)
 
     def run(self, *argv: str, number: int = 1, **environment: str) -> tuple[bytes, bytes, str]:
-        """What a program printed, and how it ended."""
+        """Run a program, and return what it printed and how it ended."""
         self.start(*argv, number=number, **environment)
         seen, end = self.until("exit", number)
         assert {frame.verb for frame in seen} <= {"out", "err"}
@@ -136,18 +136,18 @@ class Running:
         return out, err, end.text
 
     def finish(self, status: int = 0) -> None:
-        """Closes the host's end, and expects the agent to end with a status and no word of a sanitizer."""
+        """Close the host's end. The agent must end with this status and without a message of a sanitizer."""
         self.end.close()
         self.events.close()
         assert (self.process.wait(_TIMEOUT_S), self.complaints()) == (status, "")
 
     def complaints(self) -> str:
-        """What the sanitizers say of an agent whose end has come."""
+        """End the agent, and return what the sanitizers print about it."""
         _, words = self.process.communicate(timeout=_TIMEOUT_S)
         return "".join(line for line in words.splitlines(True) if "AddressSanitizer failed to allocate" not in line)
 
     def failure(self) -> tuple[int, str]:
-        """The errno and the reason of an agent that cannot go on; it has ended then."""
+        """Return the errno and the reason of an agent that cannot continue and has ended."""
         frame = self.next()
         assert (frame.verb, frame.id) == ("failed", 0)
         self.finish(_FAILED)
@@ -159,7 +159,7 @@ Start = Callable[..., Running]
 
 @pytest.fixture
 def start(program: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts agents that are ready. Those that still run are ended as a host does, and may have nothing to complain."""
+    """Start agents that are ready. At the end, those still running are ended, and their sanitizers must be silent."""
     started: list[Running] = []
 
     def start(**how: Any) -> Running:
@@ -262,8 +262,8 @@ def test_as_many_jobs_as_there_is_room_for(agent: Running) -> None:
 
 @pytest.mark.parametrize("verb", ["pipe", "socket"])
 def test_a_job_for_which_there_are_no_descriptors(agent: Running, verb: str) -> None:
-    """Whichever of its channels is the one that is too many, nothing is left behind."""
-    for number in range(1, 16):  # poll(2) takes no more descriptors than RLIMIT_NOFILE, so there have to be many
+    """Nothing is left behind, whichever of the job's channels is the one for which there is no descriptor."""
+    for number in range(1, 16):  # poll(2) takes no more descriptors than RLIMIT_NOFILE, so the limit has to be large
         agent.start("cat", verb="pipe", number=number)
     open_files = Path(f"/proc/{agent.process.pid}/fd")
     before = sorted(file.name for file in open_files.iterdir())
@@ -282,7 +282,7 @@ def test_a_job_for_which_there_are_no_descriptors(agent: Running, verb: str) -> 
 
 
 def test_a_signal_that_comes_right_after_the_start(agent: Running) -> None:
-    """A child that has no group of its own yet would not get it."""
+    """A child without a process group of its own would not get the signal."""
     for number in range(1, 51):
         agent.send(Frame("pipe", number, run_payload(["cat"])), Frame("kill", number, b"15"))
         _, end = agent.until("exit", number)
@@ -295,7 +295,7 @@ def test_a_signal_reaches_all_that_a_job_started(agent: Running) -> None:
         agent.send(Frame("kill", 1, b"9"))
         assert agent.next() == Frame("exit", 1, b"signal 9")
         asyncio.run(_readable(orphan.fileno()))
-    agent.run("true", number=3)  # whose end has the agent reap all that have ended
+    agent.run("true", number=3)  # when it ends, the agent reaps every child that has ended
     assert agent.ask("ping", number=4).text == "pong"
     children = Path(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children")
     assert children.read_text() == ""
@@ -380,7 +380,7 @@ def test_a_job_whose_output_is_held(agent: Running) -> None:
     agent.start("yes")
     agent.send(Frame("hold", 1), Frame("hold", 99), Frame("ping", 2))
     agent.until("done", 2)
-    assert agent.ask("ping", number=3).verb == "done", "and nothing before it"
+    assert agent.ask("ping", number=3).verb == "done", "no output comes before the answer"
     agent.send(Frame("resume", 1))
     assert agent.next().verb == "out"
     agent.send(Frame("kill", 1, b"9"))
@@ -494,7 +494,7 @@ def test_a_path_is_never_cut_short(agent: Running, tmp_path: Path) -> None:
 
 @pytest.fixture
 def kmsg() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A stand-in for /dev/kmsg and the kernel's end of it: a read takes one record, a write is one."""
+    """A socket pair in place of /dev/kmsg and the kernel: each read takes one record, each write makes one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         theirs.setblocking(False)
@@ -560,7 +560,7 @@ def test_a_guest_without_a_log(start: Start, number: int, advice: str) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, str]]:
-    """A person's end of a terminal, and the name of the other."""
+    """The user's end of a terminal, and the path of the other end."""
     master, slave = pty.openpty()
     yield master, os.ttyname(slave)
     os.close(slave)
@@ -580,7 +580,7 @@ def test_a_shell_for_people(start: Start, terminal: tuple[int, str]) -> None:
     _until(master, b"guest# ")
     os.write(master, b"echo $((6 * 7)) $TERM\n")
     _until(master, b"42 vt102")
-    assert agent.ask("shell", number=2).text == first.text, "there is one"
+    assert agent.ask("shell", number=2).text == first.text, "there is only one shell"
     os.write(master, b"exit 5\n")
     assert agent.next() == Frame("exit", 2, b"status 5")
     assert agent.ask("shell", number=3).text != first.text
@@ -643,7 +643,7 @@ def test_a_payload_up_to_the_limit(agent: Running) -> None:
 
 
 def test_a_request_for_which_there_is_no_memory(start: Start, tmp_path: Path) -> None:
-    """It is read to its end, and the next one is answered."""
+    """The request is read to its end, and the next one is answered."""
     agent = start(options=":max_allocation_size_mb=2")
     assert agent.refusal("ping", b"x" * (3 << 20))[0] == errno.ENOMEM
     with (tmp_path / "large").open("wb") as file:

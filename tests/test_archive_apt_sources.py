@@ -1,4 +1,4 @@
-"""apt's configuration files and what apt says about them."""
+"""Tests for reading apt's configuration files and the messages of apt."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_without_a_security_mirror_there_are_no_security_suites() -> None:
     assert candidates([]) == []
 
 
-# From apt 2.6, host names changed: a suite the mirror lacks, a keyring without the key, no network.
+# From apt 2.6, with other host names: a suite that the mirror lacks, a keyring without the key, no network.
 UPDATE = """\
 Get:1 http://mirror.example/debian experimental InRelease [91.7 kB]
 Ign:2 http://mirror.example/debian forky-backports InRelease

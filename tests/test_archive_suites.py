@@ -1,4 +1,4 @@
-"""A program of another suite: which version a spec means, and a package tree that is made to run."""
+"""Tests for programs of another suite: which version a spec means, and how the unpacked packages are run."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_malformed_spec(spec: str) -> None:
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
-    """A mirror whose packages are scripts: the loader says what it is given. What was run."""
+    """A mirror whose packages are scripts; the loader prints its arguments. Returns the commands that were run."""
     ran: list[list[str]] = []
 
     def run(argv: list[object], **_options: object) -> Finished:
@@ -117,8 +117,8 @@ def test_it_is_started_with_its_own_loader_libraries_and_firmware(mirror: list[l
     assert words[-1] == "--version"
     fetch = next(words for words in mirror if words[0] == "apt-get")
     assert fetch[-3:] == ["trixie", "install", "qemu-system-x86=1:10.0.13+ds-0+deb13u1"]
-    assert "--download-only" in fetch, "nothing is installed"
-    assert not list(program.parent.rglob("*.deb")), "packages are not kept"
+    assert "--download-only" in fetch, "packages are downloaded, not installed"
+    assert not list(program.parent.rglob("*.deb")), "packages are deleted after they are unpacked"
 
 
 def test_what_is_unpacked_is_used_without_asking(mirror: list[list[str]]) -> None:

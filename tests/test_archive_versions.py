@@ -1,4 +1,4 @@
-"""Debian versions, and which kernel a version asked for means."""
+"""Tests for the order of Debian versions, and for which kernel a requested version means."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_an_empty_or_poor_packages_file_offers_nothing(data: bytes) -> None:
 
 
 def test_an_image_that_only_lacks_linux_base_is_whole() -> None:
-    """6.18 and 6.19 keep vmlinuz, modules and configuration in one package, and depend on linux-base-REL besides."""
+    """The packages of 6.18 and 6.19 have vmlinuz, modules and configuration, and depend on linux-base-REL."""
     name = "linux-image-6.18.15+deb13-cloud-amd64"
     data = stanza(name, "6.18.15-1", "kmod, linux-base-6.18.15+deb13-cloud-amd64 (= 6.18.15-1)").encode()
     (offer,) = parse_packages(data, "http://mirror/", "backports")

@@ -1,4 +1,4 @@
-"""What a failed assertion was about: whose entry, what was expected and what was found, and what is not repeated."""
+"""Tests for the explanation of a failed assertion: whose entry, what was expected and found; no call is repeated."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PTES = tuple(leaf(PLAIN, Level.PTE, number) for number in range(512))
 
 
 def failing(check: Callable[[], object], history: History = HISTORY) -> Mismatch:
-    """Why an assertion does not hold."""
+    """Run a test that fails, and return the mismatch of its assertion."""
     with pytest.raises(AssertionError) as caught:
         check()
     found = explain(caught.value, history)

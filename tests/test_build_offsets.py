@@ -1,4 +1,4 @@
-"""The offsets that a build leaves: a real compiler on headers made by hand, and what is said where it cannot tell."""
+"""Tests for the offsets that a build stores: a real compiler on small headers, and the reason if it finds none."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ID = bytes(range(20))
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Path:
-    """An O= folder after a build: headers, a vmlinux with a build ID; no command yet."""
+    """An O= folder after a build, with headers and a vmlinux with a build ID. It has no saved command yet."""
     folder = tmp_path / "obj"
     for name, text in HEADERS.items():
         path = folder / f"include/linux/{name}.h"
@@ -89,7 +89,7 @@ def test_the_command_of_the_build_says_the_offsets(objects: Path, prefix: str) -
 
 
 def test_the_flags_decide(objects: Path) -> None:
-    """What shuffles the members of a struct is in the command."""
+    """The order of a struct's members can depend on the flags in the saved command."""
     save(objects, f"gcc {FLAGS} -DSHUFFLED {TAIL}")
     assert ask(objects).bytes_to["task_struct.mm"] == 4096 + 24
 
@@ -159,7 +159,7 @@ def test_what_was_left_is_read_for_the_kernel_that_was_built(kernel: KernelImage
     for left in (BuiltOffsets(ID, EXPECTED), BuiltOffsets(ID, {}, "why")):
         left.write(kernel.image.parent)
         assert find_offsets(kernel, ID) == find_offsets(kernel, None) == left
-        assert find_offsets(kernel, ID[::-1]) is None, "of another build"
+        assert find_offsets(kernel, ID[::-1]) is None, "the offsets belong to another build ID"
     nameless = BuiltOffsets(None, EXPECTED)
     nameless.write(kernel.image.parent)
     assert find_offsets(kernel, None) == nameless
@@ -185,7 +185,7 @@ def test_garbage_is_told(kernel: KernelImage, garbage: Any) -> None:
 
 @pytest.fixture
 def facts(kernel: KernelImage) -> Callable[..., KernelFacts]:
-    """Those of a guest without BTF, whose kallsyms have no data."""
+    """The facts of a guest without BTF, whose kallsyms has no data symbols."""
 
     def make(**known: object) -> KernelFacts:
         made = KernelFacts(cast("Any", SimpleNamespace(known_kernel=kernel, ready={"release": "6.0.0"})))
@@ -203,7 +203,7 @@ def test_walks_use_what_the_build_left(kernel: KernelImage, facts: Callable[...,
     )
     told = {member: 8 * at for at, member in enumerate(TASK_MEMBERS)}
     btf = SimpleNamespace(offset=told.__getitem__)
-    assert facts(btf=btf).offsets == TaskOffsets.of(told.__getitem__), "the kernel's own word comes first"
+    assert facts(btf=btf).offsets == TaskOffsets.of(told.__getitem__), "the kernel's own BTF comes first"
 
 
 def test_the_reason_of_the_build_is_repeated(kernel: KernelImage, facts: Callable[..., KernelFacts]) -> None:

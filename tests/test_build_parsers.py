@@ -1,4 +1,4 @@
-"""What a build reads: fragments, patches and mailboxes, Kconfig files, the compiler's words. No build, no git."""
+"""Tests for the parsers of a build: fragments, patches, mailboxes, Kconfig files, compiler output. No build, no git."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds of a tiny tree that behaves like kbuild: real git, real make, real compiler, a kernel of two files."""
+"""Tests for builds, on a tiny tree that behaves like kbuild: real git, make and compiler, and a kernel of two files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs what kernel builds need; `hugepfn doctor` names it",
 )
 
-# kbuild's interface as far as the builder uses it. a.o, half written, tells fifo READY and waits for WAIT.
+# kbuild's interface as far as the builder uses it. A half-written a.o reports to fifo READY and waits for WAIT.
 MAKEFILE = """\
 .DELETE_ON_ERROR:
 objects := $(O)/mm/a.o $(O)/mm/b.o $(O)/version.o
@@ -69,7 +69,7 @@ PATCH = """\
 
 @dataclass
 class Tree:
-    """A user's tree and what is said while it is built."""
+    """A user's tree, and the messages shown while it is built."""
 
     path: Path
     fragment: Path
@@ -94,9 +94,9 @@ class Tree:
         return path
 
     def listing(self) -> dict[str, tuple[int, int]]:
-        """Everything in the tree, git's own folder too, with size and mtime.
+        """List everything in the tree, git's own folder included, with size and mtime.
 
-        git renews the mtime of an object that it would have written; that keeps it from being thrown away.
+        The mtimes of git's objects are left out: git renews them for objects that it would have written again.
         """
         found = {}
         for path in self.path.rglob("*"):
@@ -110,8 +110,8 @@ class Tree:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CCACHE_DISABLE", "1")
-    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as inside a hook; must not matter
-    monkeypatch.setenv("MAKEFLAGS", "-n")  # as under make; must not matter
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # set inside a git hook; must make no difference
+    monkeypatch.setenv("MAKEFLAGS", "-n")  # set under make; must make no difference
     found = Tree(tmp_path / "li+n@x", tmp_path / "f.config", [])
     for name, text in FILES.items():
         found.write(name, text)
@@ -131,7 +131,7 @@ def repository(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 
 def compiled(image: KernelImage) -> list[str]:
-    """What the build that made this kernel compiled."""
+    """The files that the build of this kernel compiled."""
     lines = (image.image.parent / "build.log").read_text().splitlines()
     return sorted(line.split()[1] for line in lines if line.startswith("  CC "))
 
@@ -158,7 +158,7 @@ def test_a_folder_is_built_once_and_never_written_to(tree: Tree) -> None:
     assert tree.listing() == before
     tree.said.clear()
     assert tree.build() == image
-    assert tree.said == [], "built again"
+    assert tree.said == [], "the kernel was built again"
 
 
 def test_offsets_are_left_beside_the_kernel_or_the_reason_why_not(tree: Tree) -> None:
@@ -199,13 +199,13 @@ def test_a_change_builds_what_it_concerns(tree: Tree) -> None:
     tree.write("mm/b.c", FILES["mm/b.c"])
     assert tree.build().image == first.image
     tree.write("mm/common.h", "#define COMMON 2\n")
-    assert compiled(tree.build()) == ["mm/a.o", "mm/b.o", "version.o"], "b.c was put back, too"
+    assert compiled(tree.build()) == ["mm/a.o", "mm/b.o", "version.o"], "b.c was restored as well"
 
 
 def test_a_git_tree_as_it_stands_and_at_a_revision(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = repository.build("HEAD")
     assert compiled(committed) == ALL
-    assert repository.build().image == committed.image, "nothing is changed in it"
+    assert repository.build().image == committed.image, "an unchanged work tree is the same kernel as its commit"
     repository.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))  # tracked
     repository.write("mm/new.h", "#define NEW 3\n")  # untracked
     repository.write("mm/a.c", '#include "new.h"\n' + FILES["mm/a.c"])
@@ -246,7 +246,7 @@ def test_patches_go_on_and_off(repository: Tree) -> None:
     text = text.replace("int a = 1;", "int b = 2;").rpartition(" void")[0]
     other = repository.patch(text, "other.patch")
     both = repository.build(patches=(repository.patch(name="first.patch"), other))
-    assert compiled(both) == ["mm/b.o"], "the first was on already"
+    assert compiled(both) == ["mm/b.o"], "the first patch was applied already"
     assert repository.build().image == plain.image
 
 
@@ -363,7 +363,7 @@ def hugepfn(
 
 
 class Gate:
-    """Holds the compiler of a.o: a build that never comes so far is a failure, not a hang."""
+    """Pauses the compiler of a.o. A build that never reaches a.o fails the test and does not hang."""
 
     def __init__(self, folder: Path) -> None:
         self.names = {"READY": str(folder / "ready"), "WAIT": str(folder / "wait")}
@@ -375,7 +375,7 @@ class Gate:
         assert select.select([self.ready], [], [], 60)[0], "a.o was never compiled"
 
     def open(self) -> None:
-        self.reached()  # a.o has opened its end by then; later it would wait for ours for ever
+        self.reached()  # a.o has opened its end by now; if it opened it later, it would wait for ours for ever
         os.close(self.wait)
 
 
@@ -386,7 +386,7 @@ def gate(tmp_path: Path) -> Gate:
 
 @pytest.fixture
 def ours(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
-    """The default fragments ask for what this tree has not got."""
+    """The tree for runs of the command in its own process. MAKEFLAGS=-n is removed, because make must really run."""
     monkeypatch.delenv("MAKEFLAGS")
     return tree
 
@@ -402,7 +402,7 @@ def test_the_build_after_one_that_was_ended_is_right(ours: Tree, gate: Gate, num
     assert out == ""
     if number is signal.SIGINT:
         assert err.endswith("hugepfn: interrupted\n")
-        assert not list(TreeOrigin(ours.path).slot.folder.glob("obj/*/mm/a.o")), "half of it is still there"
+        assert not list(TreeOrigin(ours.path).slot.folder.glob("obj/*/mm/a.o")), "the half-written a.o is still there"
     again = hugepfn(ours)
     out, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
@@ -412,7 +412,7 @@ def test_the_build_after_one_that_was_ended_is_right(ours: Tree, gate: Gate, num
     shutil.rmtree(cache.root() / "built")
     fresh = hugepfn(ours)
     out, _ = fresh.communicate(timeout=120)
-    assert Kernel.image(out.strip()).resolve().key == image.key, "not what a fresh build gives"
+    assert Kernel.image(out.strip()).resolve().key == image.key, "the kernel differs from that of a fresh build"
 
 
 def test_a_make_that_somebody_ends_is_no_fault_of_the_source(ours: Tree, gate: Gate) -> None:
@@ -420,7 +420,7 @@ def test_a_make_that_somebody_ends_is_no_fault_of_the_source(ours: Tree, gate: G
     gate.reached()
     make = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/stat") if is_make_of(p, process.pid)]
     os.kill(make[0], signal.SIGTERM)
-    gate.open()  # make has ended its shell, but not what that waits for
+    gate.open()  # make has ended its shell, but not the process that the shell waits for
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert "make was killed while" in err.splitlines()[-1]
@@ -429,7 +429,7 @@ def test_a_make_that_somebody_ends_is_no_fault_of_the_source(ours: Tree, gate: G
 def is_make_of(stat: Path, parent: int) -> bool:
     try:
         name, _, rest = stat.read_text().rpartition(")")
-    except OSError:  # it has just ended
+    except OSError:  # it may have ended already
         return False
     return name.endswith("(make") and int(rest.split()[1]) == parent
 
@@ -459,12 +459,12 @@ def test_of_two_builds_of_the_same_kernel_one_builds_and_one_waits(ours: Tree, g
     line = ""
     while "waiting" not in line:
         line = second.stderr.readline()
-        assert line, "ended instead of waiting"
+        assert line, "the second build ended instead of waiting"
     gate.open()
     outs = [process.communicate(timeout=60) for process in (first, second)]
     assert outs[0][0] == outs[1][0] != ""
     assert "built 3 files of" in outs[0][1]
-    assert "built 3 files of" not in outs[1][1], "both built"
+    assert "built 3 files of" not in outs[1][1], "both processes built"
 
 
 def test_the_command_prints_the_vmlinux_and_how_to_run_it(ours: Tree) -> None:
@@ -479,7 +479,7 @@ def test_on_a_terminal_a_bar_counts_the_files(ours: Tree, gate: Gate) -> None:
     argv = [str(ROOT / "vm.py"), "build", str(ours.path)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **gate.names, "TERM": "xterm", "COLUMNS": "100"}
     with pexpect.spawn(sys.executable, argv, env=env, timeout=60, dimensions=(24, 100)) as child:
-        child.expect(r"[1-3]/\?")  # a.o waits, and others may be done; nobody knows yet how many there are
+        child.expect(r"[1-3]/\?")  # a.o waits, and other files may be done; the number of files is not known yet
         gate.open()
         child.expect(r"built 3 files of \S+ in \d+ CPU seconds")
         child.expect(r"built/\w+/vmlinux")
@@ -516,7 +516,9 @@ def test_ccache_is_used_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatc
     assert tools.make_compiler("gcc-12") == "ccache gcc-12"
     assert tools.make_compiler("ccache gcc") == "ccache gcc"
     monkeypatch.setenv("CCACHE_DISABLE", "1")
-    assert tools.make_compiler("gcc-12") == "gcc-12", "even switched off it costs a tenth of a kernel's build"
+    assert tools.make_compiler("gcc-12") == "gcc-12", (
+        "ccache is not called at all: switched off, it still takes a tenth of a kernel's build time"
+    )
     monkeypatch.delenv("CCACHE_DISABLE")
     monkeypatch.setattr(tools, "find_command", lambda _command: None)
     assert tools.make_compiler("gcc-12") == "gcc-12"
@@ -544,9 +546,11 @@ def test_with_llvm_make_gets_llvm_and_clang(tree: Tree, tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", f"{tmp_path / 'llvm'}{os.pathsep}{os.environ['PATH']}")
     image = tree.build(llvm=True)
     assert "uses 1 clang\n" in (image.image.parent / "build.log").read_text()
-    assert compiled(image) == ALL, "in an O= folder of its own"
-    assert image.image != plain.image, "it is part of the key"
-    assert image.image not in (plain.image, tree.build(cc="clang").image), "clang alone is yet another kernel"
+    assert compiled(image) == ALL, "LLVM has an O= folder of its own"
+    assert image.image != plain.image, "the compiler is part of the key"
+    assert image.image not in (plain.image, tree.build(cc="clang").image), (
+        "clang without LLVM's tools makes another kernel again"
+    )
     assert "uses 1 clang" in (tree.build(cc="clang", llvm=True).image.parent / "build.log").read_text()
 
 

@@ -1,4 +1,4 @@
-"""The cache under accidents: two builders at once, a builder that dies, no room; and the commands it runs."""
+"""Tests for the cache with two builders at once, a builder that dies or a full disk, and for running host commands."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ def test_of_two_processes_one_builds_and_one_waits(root: Path) -> None:
 
         def progress(event: Event) -> None:
             said.append(event)
-            go.send("go on")  # the builder ends only once we have said that we wait
+            go.send("go on")  # the builder ends only once we have reported that we wait
 
         entry = cache.obtain("kernels", "a", lambda folder: (folder / "x").touch(), progress)
         assert (entry / "x").read_text() == "one"
-        assert said == [Waiting("prepares a", builder.pid)], "and which process that is"
+        assert said == [Waiting("prepares a", builder.pid)], "the message names the builder's pid"
         builder.join(20)
         assert builder.exitcode == 0
     finally:
@@ -120,7 +120,7 @@ def test_what_a_killed_builder_left_is_swept_but_not_a_living_ones(root: Path) -
     try:
         assert ready.poll(20)
         cache.obtain("kernels", "other", lambda _: None)
-        assert any(name.startswith(".a.tmp-") for name in leftovers(root)), "a living builder's folder was taken away"
+        assert any(name.startswith(".a.tmp-") for name in leftovers(root)), "the folder of a living builder was removed"
         assert builder.pid is not None
         os.kill(builder.pid, signal.SIGKILL)
         builder.join(20)
@@ -168,7 +168,7 @@ def test_a_command_that_fails_says_its_first_useful_words() -> None:
 
 @pytest.mark.parametrize("ends_early", [False, True])
 def test_a_command_that_was_followed_leaves_no_pipe_open(tmp_path: Path, ends_early: bool) -> None:
-    """Python's own warning, "unclosed file", whichever way the command ended."""
+    """Python does not warn about an "unclosed file", whichever way the command ended."""
 
     def on_line(_line: str) -> None:
         if ends_early:
@@ -195,7 +195,7 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """A shell starts what it puts into the background with SIGINT ignored, and Python keeps it so."""
+    """Handle SIGINT: a shell starts background processes with SIGINT ignored, and Python leaves it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -206,7 +206,7 @@ def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "started")
 
     def interrupt() -> None:
-        (tmp_path / "started").read_text()  # until the command has opened and closed it
+        (tmp_path / "started").read_text()  # blocks until the command has opened and closed it
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt, daemon=True)
@@ -230,12 +230,12 @@ def test_a_missing_program_names_its_package() -> None:
         find_program("nosuchprogram", "kmod")
 
 
-# --- what holds a guest's memory -----------------------------------------------------------------
+# --- files with a guest's memory -----------------------------------------------------------------
 
 
 @pytest.fixture
 def umask() -> Iterator[None]:
-    """As most users have it: what is made may be read by all."""
+    """Set the umask that most users have: everybody may read new files."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -277,7 +277,7 @@ def test_a_cache_that_everybody_may_write_to_is_refused() -> None:
 
 def test_what_another_user_may_have_made_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = cache.obtain("kernels", "one", lambda _folder: None).parent
-    cache.root().chmod(0o1777)  # as a tmpfs is
+    cache.root().chmod(0o1777)  # the mode of a new tmpfs
     assert cache.find("kernels", "one") == folder / "one"
     if os.geteuid():
         monkeypatch.setattr(os, "geteuid", lambda: 12345)

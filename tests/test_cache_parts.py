@@ -1,4 +1,4 @@
-"""The parts of the cache: what they are, and that what somebody uses is never removed."""
+"""Tests for the parts of the cache. Checks that nothing is removed while somebody uses it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_what_this_process_uses_stays_until_it_ends() -> None:
     assert cache.find("kernels", "a") == entry
     os.close(cache._used.pop(entry))
     assert cache.has("kernels", "a")
-    assert remove(entry_of(entry)), "to see that it is there is no use"
+    assert remove(entry_of(entry)), "a check that the entry exists does not count as use"
     assert cache.find("kernels", "a") is None
 
 
@@ -153,7 +153,7 @@ def test_a_slot_stays_while_somebody_has_one_of_its_locks(root: Path, lock: str)
     slot.mkdir(parents=True)
     with cache.locked(lock, "reads a source"):
         assert not remove(entry_of(slot))
-    with (slot / "lock").open("w") as file:  # make has inherited it
+    with (slot / "lock").open("w") as file:  # make has inherited the lock
         fcntl.flock(file, fcntl.LOCK_EX)
         assert not remove(entry_of(slot))
     assert remove(entry_of(slot))
@@ -177,7 +177,7 @@ def test_an_entry_that_is_just_removed_is_not_found_and_made_again() -> None:
     os.close(cache._used.pop(entry))
     assert remove(entry_of(entry))
     assert cache.obtain("kernels", "a", write(4)) == entry
-    assert not remove(entry_of(entry)), "the new one is used as the old one was"
+    assert not remove(entry_of(entry)), "the new entry is in use, as the old one was"
 
 
 def test_use_is_noted_and_looking_is_not() -> None:
@@ -213,4 +213,4 @@ def test_the_file_systems_of_a_running_make_compat_stay() -> None:
         assert (folder / "ext4.img").exists()
     assert not folder.exists()
     folder.mkdir()
-    assert remove(entry_of(folder)), "what a killed one left"
+    assert remove(entry_of(folder)), "the file systems of a killed make compat can be removed"

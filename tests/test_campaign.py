@@ -1,4 +1,4 @@
-"""Several kernels: the child of each, what is printed, the page. No kernel is booted; the child is a script."""
+"""Tests for runs on several kernels: the child process of each, and the printed tables. The child is a script."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SKIPPED = ScenarioResult("fork", "pmd", Outcome.SKIPPED, "no huge pfnmap")
 
 
 def silent(_event: object) -> None:
-    """Nobody listens."""
+    """Ignore all events."""
 
 
 # --- the child -----------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def silent(_event: object) -> None:
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A script in the place of ``vm.py``; a test writes what it does."""
+    """A script in place of ``vm.py``. A test writes its content."""
     monkeypatch.setattr(kernels, "guest_tests_dir", lambda: tmp_path / "guest_tests")
     return tmp_path / "vm.py"
 
@@ -60,7 +60,7 @@ EVENTS = "events = open([word for word in sys.argv if word.startswith('--events=
 
 
 def write_events(*events: RunEvent) -> str:
-    """The lines of a child that tells these events."""
+    """Return the source lines of a child that writes these events."""
     return EVENTS + "".join(f"print({encode(event)!r}, file=events, flush=True)\n" for event in events)
 
 
@@ -71,7 +71,7 @@ def test_a_run_is_what_the_child_wrote_and_its_events_are_told(child: Path) -> N
     run = run_kernel("debian:6.12", [Selected(None, "fork", "pud")], RunOptions(), said.append)
     assert run.results == (PASSED, SKIPPED)
     assert TROUBLE not in run.context
-    assert said == told, "and nothing that it prints for people"
+    assert said == told, "what the child prints for people is not passed on"
 
 
 def test_why_a_child_has_no_results_is_in_its_last_event(child: Path) -> None:
@@ -159,12 +159,12 @@ def test_a_child_that_was_interrupted_interrupts(child: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals) -> None:
-    """The child holds a pipe open until it ends."""
+    """The child holds a pipe open until it ends, so the end of the pipe shows that it has ended."""
     (tmp_path / "vm.py").write_text("import signal, sys\n" + write_events(Note("up")) + "signal.pause()\n")
     reader, writer = os.pipe()
     parent = (
         "import pathlib, os, signal\nfrom harness.campaign import kernels\n"
-        # Whoever runs the tests in the background has SIGINT ignored, and that is inherited.
+        # If the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"kernels.guest_tests_dir = lambda: pathlib.Path({str(tmp_path)!r}) / 'guest_tests'\n"
         "popen = kernels.subprocess.Popen\n"
@@ -183,12 +183,12 @@ def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals)
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.send_signal(number)
-    assert select.select([reader], [], [], 60)[0], "the child still has its end of the pipe"
+    assert select.select([reader], [], [], 60)[0], "the child has not ended: its end of the pipe is still open"
     assert os.read(reader, 1) == b""
     os.close(reader)
 
 
-# --- what is asked for ---------------------------------------------------------------------------
+# --- the kernels -----------------------------------------------------------------------------------
 
 
 def test_all_stock_is_the_newest_of_each_series_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,9 @@ def test_a_narrow_terminal_gets_the_columns_in_blocks() -> None:
         *("          6.2   6.3", "fork pud  pass  pass", ""),
         *("          6.4", "fork pud  pass"),
     ]
-    assert len(printed(table, width=10).splitlines()) == 14, "one column at least, however narrow"
+    assert len(printed(table, width=10).splitlines()) == 14, (
+        "each block has at least one column, however narrow the terminal is"
+    )
 
 
 def test_what_differs_is_printed_with_both_entries() -> None:

@@ -1,4 +1,4 @@
-"""``hugepfn series --b4``: patches that b4 fetches, here a program of that name that says what it was told."""
+"""Tests for ``hugepfn series --b4``, with a script in place of b4 that records its arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERIES = Path(__file__).parent / "data" / "build" / "series.mbox"
 
 @pytest.fixture
 def b4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the tests put a b4: the first folder of PATH."""
+    """The path at which a test writes its b4, in the first folder of PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")

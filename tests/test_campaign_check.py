@@ -1,4 +1,4 @@
-"""One step of a bisection: what git is told, above all when something other than the commit is wrong."""
+"""Tests for one step of a bisection: the exit status for git, above all if something other than the commit is wrong."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_judge(outcomes: list[Outcome], step: BisectVerdict) -> None:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A tree that builds, boots and passes, but for what a test makes otherwise."""
+    """A simulated tree that builds, boots and passes, except for what a test changes."""
 
     def make(build: Exception | None = None, boot: Exception | None = None, run: Run | BaseException = PASSED) -> None:
         class Machine:

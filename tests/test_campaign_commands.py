@@ -1,4 +1,4 @@
-"""``hugepfn matrix`` and ``hugepfn compare``, from the command line to the exit status. No kernel is booted."""
+"""Tests for ``hugepfn matrix`` and ``hugepfn compare``, from the command line to the exit status. Boots no kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Done(NamedTuple):
 
 
 class Suite:
-    """What each kernel answers: an outcome, a Run, or an exception; a list is one answer a run, the last for good."""
+    """The answer of each kernel: an outcome, a Run, or an exception; or a list with one per run, whose last repeats."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[object]] = {}
@@ -107,7 +107,7 @@ def test_a_file_that_is_lost_takes_no_verdict_away(
         suite.answers = {"debian:6.1": [good], "debian:6.12": [second]}
         done = hugepfn(*command, option, "/dev/full", *others)
         assert (done.status, "/dev/full cannot be written: No space left on device" in done.err) == (status, True)
-        assert other.read_text(), "the other file is written all the same"
+        assert other.read_text(), "the other file must still be written"
 
 
 @pytest.mark.parametrize("command", [MATRIX, COMPARE])
@@ -191,7 +191,7 @@ def test_the_mirror_s_failure_is_the_kernel_s_column(
 
     monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", refuse)
     suite.answers = {"debian:6.1": [P], "debian:6.12": [P]}
-    assert hugepfn(*MATRIX).status == 0, "cached after all: the run itself decides"
+    assert hugepfn(*MATRIX).status == 0, "the kernel is cached, so the run itself decides"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_the_same_or_different(
     assert (done.status, done.out.splitlines()[-1]) == (status, words)
     data = json.loads((tmp_path / "out.json").read_text())
     assert (schemas.check(data), data["same"], len(data["cases"])) == ("hugepfn-compare", status == 0, status)
-    assert len(suite.asked) == (6 if status else 2), "what differs is run twice more, what does not is not"
+    assert len(suite.asked) == (6 if status else 2), "only cases that differ are run again, twice"
     assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
 
 
@@ -247,7 +247,7 @@ def test_an_answer_that_changes_from_run_to_run_is_no_difference(hugepfn: Comman
     done = hugepfn(*COMPARE)
     assert done.status == 0
     assert "Differs from time to time on one kernel, so not counted:\n  fork pud: outcome" in done.out
-    assert len(suite.asked) == 4, "nothing is left to confirm after the second round"
+    assert len(suite.asked) == 4, "no third round if nothing differs any more"
 
 
 def test_an_answer_of_the_other_side_in_another_round_counts_too(hugepfn: Command, suite: Suite) -> None:
@@ -304,7 +304,7 @@ def test_a_table_with_an_expectation_for_every_kernel(
     files = ("--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html"))
     done = hugepfn(*MATRIX, "--expect", said, *files)
     if (first, second) == (P, F):
-        words, status = "fork pud  FAIL 1  expected fail 2", 1  # the first kernel does not meet it
+        words, status = "fork pud  FAIL 1  expected fail 2", 1  # the first kernel does not meet this expectation
     assert (done.out.splitlines()[1], done.status) == (words, status)
     data = json.loads((tmp_path / "out.json").read_text())
     assert schemas.check(data) == "hugepfn-matrix"

@@ -1,4 +1,4 @@
-"""``make facts``: what is concluded from a matrix, what is written, and what is said to have changed."""
+"""Tests for ``make facts``: the conclusions from a matrix, the files written, and the changes reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DAY, LATER = date(2026, 11, 22), date(2026, 11, 26)
 
 
 def run(version: str, outcomes: Mapping[str, Outcome], day: date = LATER, bug: str = "HP-001") -> Run:
-    """One kernel's run: each scenario at pud."""
+    """A run of one kernel, with each scenario at pud."""
     known, reasons = {BUG: (BugSeen(bug, "the leaf is lost"),)}, {SKIP: "no huge pfnmap"}
     results = tuple(
         ScenarioResult(name, "pud", one, reasons.get(one, ""), known_bugs=known.get(one, ()))
@@ -63,7 +63,7 @@ def ledger(text: str = LIST) -> list[KnownBug]:
     return parse_ledger(text)
 
 
-# --- what is concluded -----------------------------------------------------------------------------
+# --- conclusions -----------------------------------------------------------------------------------
 
 
 def test_present_and_absent_with_the_day_on_which_it_was_first_seen_so() -> None:
@@ -122,7 +122,7 @@ def test_the_facts_name_their_run() -> None:
     assert facts.kernels == {NEW: f"{NEW}+deb13-amd64"}
 
 
-# --- what is written -------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------
 
 README = """facts:
 <!-- facts:begin sample -->
@@ -188,7 +188,7 @@ def test_the_same_results_change_nothing_but_the_date(tree: Path) -> None:
     assert write(results(run(OLD, same, LATER), run("7.3.4", same, LATER)), [], tree) == []
     after = {name: text.replace(str(LATER), str(DAY)) for name, text in texts(tree).items()}
     assert after == before
-    assert texts(tree)["docs/matrix.md"] != before["docs/matrix.md"], "the date"
+    assert texts(tree)["docs/matrix.md"] != before["docs/matrix.md"], "the date must change"
 
 
 def test_kernels_that_come_and_go_and_cases_that_are_new(tree: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_day_without_the_samples_series_and_without_bugs(tree: Path) -> None:
     before = (tree / "README.md").read_text()
     write(results(run("7.4.1", {"fork": PASS})), [], tree)
     after = (tree / "README.md").read_text()
-    assert before.splitlines()[2] in after, "the sample is as it was"
+    assert before.splitlines()[2] in after, "the sample must stay as it was"
     assert "1 so far, each with the command that shows it.\n<!-- facts:end -->" in after
 
 
@@ -251,9 +251,9 @@ def test_a_mark_that_nobody_writes_is_refused() -> None:
     [
         ("debian:6.12.117", True),
         ("debian:6.12.118", False),
-        ("debian:6.12", False),  # the newest of it, which is mended
+        ("debian:6.12", False),  # the newest release of its series, which has the fix
         ("debian:7.3", True),
-        ("debian:7.4", False),  # nobody has looked
+        ("debian:7.4", False),  # not measured
         ("$(hugepfn build debsrc:6.12.117 --fragment debug)", True),
         ("debian", False),
     ],
@@ -269,12 +269,12 @@ def test_a_bug_that_no_kernel_of_today_has_keeps_an_older_one() -> None:
     assert mended_command(bug, facts) == "hugepfn run fork --level pud --kernel debian:6.12.117"
 
 
-# --- what is run -----------------------------------------------------------------------------------
+# --- runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The kernels that were run; the mirror has two."""
+    """The list of kernels that were run. The mirror has two."""
     monkeypatch.chdir(tmp_path)
     specs: list[str] = []
 

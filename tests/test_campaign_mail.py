@@ -1,4 +1,4 @@
-"""The answer of compare and series as text for a mail."""
+"""Tests for the output of compare and series as text for a mail."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_change_of_a_series_has_the_patch_and_the_entries() -> None:
     assert lines[4] == "  and 6 more entries"
     assert lines[5] == f"  claim: {CLAIM} [copy_huge_pmd()]: passed -> failed"
     everything = [line.plain for line in change_lines(steps, table, changes(table))]
-    assert len(everything) == 11, "on a terminal, every entry"
+    assert len(everything) == 11, "a terminal shows every entry"
 
 
 def test_no_line_is_wider_than_a_mail_and_the_command_stays_one() -> None:

@@ -1,4 +1,4 @@
-"""What is in a page of ``--html``: the data, made safe, and nothing from anywhere else."""
+"""Tests for the content of an ``--html`` page: its data is escaped, and it loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_the_page_of_a_comparison_has_only_what_differs_marked_against_the_other
 
 
 def test_a_hundred_cases_on_ten_kernels_stay_small() -> None:
-    """A checkpoint of 512 entries, parent and child, in every case; every log line is unlike any other."""
+    """Every case has a checkpoint with 512 entries of parent and child. No two log lines are equal."""
     stops = [
         observation("P W D", 0x43 | number << 12, f"stop{stop}", process=process, level="pte", offset=4096 * number)
         for stop in range(4)
@@ -140,7 +140,7 @@ def test_a_hundred_cases_on_ten_kernels_stay_small() -> None:
 
     few = [Column(f"debian:6.{k}", (Run(tuple(result(k, case) for case in range(4))),)) for k in range(5)]
     size = len(whole_page(Table.of(few))) - len(whole_page(Table.of([])))
-    assert size / 20 * 1000 < 8e6, "bytes"
+    assert size / 20 * 1000 < 8e6, "the page is larger than 8 MB"
 
 
 def test_rows_beyond_the_limit_are_counted() -> None:
@@ -169,7 +169,7 @@ def test_the_text_for_a_mail_has_72_columns() -> None:
     made = narrow(lines).split("\n")
     assert max(map(len, made)) <= COLUMNS
     assert made[0] == "fork pud: a"
-    assert made[2].startswith("    word"), "it goes on with a deeper indent"
+    assert made[2].startswith("    word"), "a continued line has a deeper indent"
     assert made[-2:] == ["", "last"]
     assert "".join("".join(made).split()) == "".join("".join(lines).split())
 

@@ -1,4 +1,4 @@
-"""Self-check: each of its checks fails where it should, says what to do, and the exit status follows."""
+"""Tests for selfcheck: each check fails when it should and says what to do, and the exit status follows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def entry(level: str = "pud", bits: str = "P W U A D", pfn: str = "bar+0x0", raw
 
 
 def sound(_shape: Shape, program: str, args: tuple[str, ...]) -> list[Observation]:
-    """What a host that can be trusted shows."""
+    """The observations of a host that can be trusted."""
     if program == "fork":
         return [entry(level=args[0].removeprefix("--level="))]
     return [entry("pte", pfn="ram+0x1000")]
@@ -63,7 +63,7 @@ class Machine:
 
 @dataclass
 class FakeLab:
-    """A host on which everything is as it should be, but for what a test changes."""
+    """A simulated host on which every check passes, except for what a test changes."""
 
     kvm: str = ""
     see: See = sound
@@ -91,9 +91,9 @@ def look(lab: FakeLab, clock: Callable[[], float] = lambda: 0.0) -> list[Finding
 def only_failure(lab: FakeLab) -> Finding:
     found = look(lab)
     (failed,) = (one for one in found if one.state is State.FAILED)
-    assert failed.advice, "what to do is part of it"
+    assert failed.advice, "a failed check says what to do"
     assert verdict(found)[1] is ExitCode.MACHINERY
-    assert lab.open == 0, "no machine is left"
+    assert lab.open == 0, "a machine is still running"
     return failed
 
 
@@ -105,7 +105,7 @@ def test_a_sound_host() -> None:
     assert {shape.smp for shape in lab.made} == {1, 4}
     assert {word for shape in lab.made for word in shape.append} == {"pti=on", "no5lvl"}
     for shape in SHAPES:
-        assert {shape, replace(shape, clone=False)} <= {*lab.made}, "each shape cloned and booted"
+        assert {shape, replace(shape, clone=False)} <= {*lab.made}, "each machine is both cloned and booted"
     assert {shape.accel for shape in lab.made} == {None, Accel.KVM, Accel.TCG}
     assert Device.NVME in {shape.device for shape in lab.made}
 
@@ -215,7 +215,7 @@ def test_what_works_and_should_be_known() -> None:
 def test_a_device_that_cannot_be_reset(error: Exception, state: State) -> None:
     lab = FakeLab(see=raising(error, lambda shape, _program: shape.device is Device.NVME))
     (finding,) = (one for one in look(lab) if one.what == "nvme")
-    assert (finding.state, finding.found) == (state, str(error).splitlines()[0]), "one line of the page"
+    assert (finding.state, finding.found) == (state, str(error).splitlines()[0]), "each finding is one line"
     assert lab.open == 0
 
 
@@ -288,7 +288,7 @@ def test_file_systems_and_room(seen: Space, state: State) -> None:
 def test_ram_that_goes_elsewhere_is_a_note(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roomy: bool, state: State
 ) -> None:
-    """As in a container: podman and docker give /dev/shm 64 MiB."""
+    """This is so in a container: podman and docker give /dev/shm 64 MiB."""
     monkeypatch.delenv("HUGEPFN_RAM_DIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
@@ -370,7 +370,7 @@ def test_the_command_prints_the_page_and_its_status(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Kernel, "resolve", lambda _say: Kernel, raising=False)
     monkeypatch.setattr(selfcheck, "host_findings", lambda _qemu: iter([Finding("limits", State.OK, "NOFILE 1024")]))
     monkeypatch.setattr(selfcheck, "checks", lambda _lab: [("fork", lambda: Finding("fork", state, "seen"))])
-    monkeypatch.setattr("harness.kernel.default_kernel", lambda: Kernel)  # as where there is no Debian mirror
+    monkeypatch.setattr("harness.kernel.default_kernel", lambda: Kernel)  # as on a host without a Debian mirror
     done = CliRunner().invoke(cli, ["selfcheck"])
     assert done.exit_code == status, done.output
     assert asked == ["host"]
@@ -383,7 +383,7 @@ def test_the_command_prints_the_page_and_its_status(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_whole_host_is_looked_at_before_any_machine() -> None:
-    """On this very host: every line has words, whatever they say."""
+    """Runs on this host: every line has text, whatever the finding is."""
     found = [*selfcheck_host.host_findings(find_qemu())]
     assert [one.what for one in found] == [
         "versions",
@@ -394,4 +394,4 @@ def test_the_whole_host_is_looked_at_before_any_machine() -> None:
         "limits",
     ]
     assert all(one.found for one in found)
-    assert not any(str(Path.home()) in one.found for one in found), "no path of the host's"
+    assert not any(str(Path.home()) in one.found for one in found), "no finding shows a path of this host"

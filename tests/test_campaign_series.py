@@ -1,4 +1,4 @@
-"""The steps of a series: from a git range, from an mbox."""
+"""Tests for the steps of a series, from a git range or from an mbox."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_an_mbox_without_a_patch(tmp_path: Path, text: str) -> None:
 
 
 def follow_steps(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | None) -> None:
-    """Steps with these outcomes, one after another; one without has no kernel."""
+    """Run steps with these outcomes, one after another. A step without an outcome has no kernel."""
     left = list(outcomes)
 
     def follow(*_: object) -> Run:
@@ -127,7 +127,7 @@ def follow_steps(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | None) -> 
         (Outcome.FAILED, False, 1),
         (Outcome.FAILED, True, 1),
         (Outcome.ERROR, False, 3),
-        (None, False, 3),  # its patch does not build, or this host failed
+        (None, False, 3),  # the step's patch does not build, or this host failed
     ],
 )
 def test_only_what_a_patch_does_is_a_verdict(

@@ -1,4 +1,4 @@
-"""A session that somebody wants ended ends, however early that is said; a rerun asks for the machine that it has."""
+"""Tests for ending a pytest session at any time, and for the machine that a rerun asks for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_session_that_nobody_waits_for_before_it_begins_runs_no_test() -> None
 def test_a_rerun_asks_for_the_machine_that_it_has(
     monkeypatch: pytest.MonkeyPatch, device: Device, root: Root, guest: str
 ) -> None:
-    """Else every scenario would be skipped, since a test wants what the configuration says."""
+    """Otherwise every scenario would be skipped, because a test requests the configured machine."""
     said: list[str] = []
 
     def run(_pytest: object, _reporter: object, args: list[str], *_rest: object, **_words: object) -> ExitCode:

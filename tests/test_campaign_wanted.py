@@ -1,4 +1,4 @@
-"""Which tests the words of a command come to: hugepfn's scenarios and a user's own files, without a machine."""
+"""Tests for which tests the words of a command select: hugepfn's scenarios and a user's files. Starts no machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CONFTEST = "import pytest\n\n@pytest.fixture\ndef beside():\n    from helper imp
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of a user's, with a space in its name: a test file, its conftest.py, and a module beside them."""
+    """A user's folder with a space in its name, with a test file, its conftest.py, and a module beside them."""
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     folder = tmp_path / "my tests"
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_read_is_one_line_with_its_place(own: Path, text: 
 
 
 def test_two_helpers_of_one_name_are_refused(own: Path, tmp_path: Path) -> None:
-    """Python imports one of them, and the tests of both folders would use it."""
+    """Python would import only one of them, and the tests of both folders would use it."""
     other = tmp_path / "other"
     other.mkdir()
     (other / "test_mine.py").write_text("def test_mine(vm): pass\n")
@@ -182,7 +182,7 @@ def test_every_command_refuses_a_wrong_word_in_the_same_line(
 
 
 def test_a_session_is_given_the_words_as_values(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its process has another working directory."""
+    """The session's process has another working directory."""
     asked: dict[str, Any] = {}
 
     class Client:

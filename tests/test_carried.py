@@ -1,4 +1,4 @@
-"""What a report carries is a value, and text only between two processes."""
+"""Tests for the value that a pytest report carries: it is JSON text only between two processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report() -> pytest.TestReport:
 
 @pytest.fixture
 def crossed(pytestconfig: pytest.Config) -> Any:
-    """Sends a report from a worker of xdist to its controller."""
+    """Send a report from a worker of xdist to its controller."""
     crossing = Crossing()
     pytestconfig.pluginmanager.register(crossing, "crossing-under-test")
 
@@ -55,7 +55,7 @@ def test_a_report_carries_the_same_value_in_both_processes(crossed: Any, carried
     carry(sent, carried)
     assert carried_by(sent) is carried
     assert carried_by(crossed(sent)) == carried
-    assert sent.user_properties == [], "it is not for JUnit files"
+    assert sent.user_properties == [], "the value must not appear in JUnit files"
 
 
 def test_a_report_of_somebody_else_carries_nothing(crossed: Any) -> None:

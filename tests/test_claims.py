@@ -1,4 +1,4 @@
-"""Claims: all of them are said, none hides the next, and who is to blame is kept apart."""
+"""Tests for claims: all are recorded, a broken one does not hide the next, and errors of hugepfn are no claims."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BY = "mm/huge_memory.c copy_huge_pud()"
 def test_a_claim_that_holds() -> None:
     claims = Claims()
     with claims("the child keeps its dirty bit", BY):
-        assert claims.made == [], "not before its block has ended"
+        assert claims.made == [], "a claim is recorded when its block has ended"
     assert claims.made == [Claim("the child keeps its dirty bit", Outcome.PASSED, BY)]
     assert claims.broken == []
     claims.raise_if_broken()
@@ -49,7 +49,7 @@ def test_an_assertion_of_our_own_code_is_no_claim() -> None:
     claims = Claims()
     with claims("raised here", BY):
         broken()
-    # As code of hugepfn's: the compiler writes the file's name into the traceback.
+    # Like code of hugepfn itself: the compiler writes this file name into the traceback.
     source = Path(Claims.__init__.__code__.co_filename).with_name("machine") / "template.py"
     there: dict[str, Callable[[], None]] = {}
     exec(compile("def broken():\n    assert False, 'RAM is a file'\n", str(source), "exec"), there)
@@ -64,7 +64,7 @@ def test_a_claim_ends_at_its_first_broken_assertion() -> None:
     reached = []
     with claims("two assertions"):
         reached.append("first")
-        assert reached == ["second"], "stops here"
+        assert reached == ["second"], "a claim must stop at its first broken assertion"
         reached.append("never")
     assert reached == ["first"]
     assert claims.made[0].message == "stops here: expected second, got first"

@@ -1,4 +1,4 @@
-"""The command: what each end's exit status is, and one line instead of a traceback. No kernel is booted."""
+"""Tests for the command: the exit status of each kind of end, and one line instead of a traceback. Boots no kernel."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Done(NamedTuple):
     err: str
 
     def one_line(self) -> str:
-        """What was complained about; fails unless that was one line."""
+        """Return the error message. Fails if it is not exactly one line."""
         assert "Traceback" not in self.out + self.err
         (line,) = self.err.strip().splitlines()
         assert line.startswith("hugepfn: ")
@@ -62,7 +62,7 @@ Command = Callable[..., Done]
 
 @pytest.fixture
 def hugepfn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The command, in this process, on a host with nothing cached and a QEMU that is a script."""
+    """Run the command in this process, on a host with an empty cache and a script in place of QEMU."""
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho 'QEMU emulator version 8.2.1 (fake)'\n")
     qemu.chmod(0o755)
@@ -86,7 +86,7 @@ def hugepfn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 #: "mm/memory.c copy_pte_range()"
 DECIDED_BY = re.compile(r"(?:arch|drivers|fs|io_uring|kernel|mm)/[\w/.-]+\.[ch] \w+\(\)")
 
-# --- what the user says --------------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------
 
 
 def test_list_names_each_scenario_with_its_levels_and_its_claim(hugepfn: Command) -> None:
@@ -145,7 +145,7 @@ def test_version(hugepfn: Command) -> None:
 def test_words_that_are_not_understood(hugepfn: Command, args: list[str], words: str) -> None:
     done = hugepfn(*args)
     assert done.status == 2
-    assert words in done.one_line(), "click's own errors have our shape"
+    assert words in done.one_line(), "click's own errors must have our format"
 
 
 def test_no_command_at_all_shows_the_commands(hugepfn: Command) -> None:
@@ -154,7 +154,7 @@ def test_no_command_at_all_shows_the_commands(hugepfn: Command) -> None:
     assert re.search(r"^  run  +Run tests", done.out + done.err, re.MULTILINE)
 
 
-# --- what is not there ---------------------------------------------------------------------------
+# --- missing things ------------------------------------------------------------------------------
 
 
 def test_of_an_unknown_scenario_what_comes_close_is_told(hugepfn: Command) -> None:
@@ -218,7 +218,7 @@ def test_no_apt(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_levels_of_the_options_are_those_of_leaves() -> None:
-    """harness.pagetable loads numpy, for which --help does not wait."""
+    """harness/levels.py repeats them because harness.pagetable loads numpy, which is too slow for --help."""
     assert tuple(PAGE_SIZES) == LEAF_LABELS
     shifts = {"K": 10, "M": 20, "G": 30}
     for label, size in PAGE_SIZES.items():
@@ -254,7 +254,7 @@ def test_the_family_of_an_error_decides(
 def test_ctrl_c(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     _fail_with(KeyboardInterrupt(), monkeypatch)
     done = hugepfn("list")
-    assert (done.status, done.err) == (130, "hugepfn: interrupted\n"), "click prints an empty line"
+    assert (done.status, done.err) == (130, "hugepfn: interrupted\n"), "click's empty line must not be printed"
 
 
 def test_without_a_kept_machine_none_is_listed(hugepfn: Command) -> None:
@@ -321,7 +321,7 @@ def _fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
-    """A kernel that can be had, and machines that come up with the first error in this list."""
+    """An available kernel. A machine fails to come up with the first error in this list, if there is one."""
     errors: list[BaseException] = []
 
     class NoMachine:
@@ -427,7 +427,7 @@ def test_an_argument_that_pytest_does_not_know(hugepfn: Command) -> None:
 
 
 def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *names: str) -> None:
-    """A Debian with these commands and no others."""
+    """Simulate a Debian that has only these commands."""
     folder = tmp_path / "only"
     folder.mkdir()
     for name in names:
@@ -548,7 +548,7 @@ def test_the_options_of_the_machine_are_named_and_explained_on_demand(hugepfn: C
     assert (long.status, long.err) == (0, "")
     assert "number of vCPUs" in long.out
     assert "--level" not in long.out
-    assert "--accel" in hugepfn("selfcheck", "--help").out, "it has only these"
+    assert "--accel" in hugepfn("selfcheck", "--help").out, "selfcheck shows its options of the machine"
 
 
 # --- list ----------------------------------------------------------------------------------------
@@ -594,7 +594,7 @@ def test_a_filter_that_nothing_fits(hugepfn: Command) -> None:
 
 @pytest.fixture
 def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Starts sessions that have a name and nothing else."""
+    """Start simulated sessions, which have only a name."""
     monkeypatch.setenv("HUGEPFN_RUNTIME_DIR", str(tmp_path / "rt"))
     asked: list[tuple[str, str]] = []
     monkeypatch.setattr(SessionClient, "call", lambda self, verb, **_: asked.append((self.about.name, verb)))

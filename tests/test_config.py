@@ -1,4 +1,4 @@
-"""One configuration, said in six ways: each way alone, their order, and what is not valid."""
+"""Tests for the configuration and its six sources: each source alone, their precedence, and invalid values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(**said: str | bool) -> MachineConfig:
     return MachineConfig.read({**NOTHING, "kernel": "debian", **said})
 
 
-# --- what is valid -------------------------------------------------------------------------------
+# --- valid values --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_the_order_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HUGEPFN_SMP", "3")
     assert found(None) == 3
     assert found("2") == 2
-    assert found("") == 1, "an empty option is the default, whatever the others say"
+    assert found("") == 1, "an empty option means the default, whatever the other sources have"
     monkeypatch.setenv("HUGEPFN_SMP", "")
-    assert found(None) == 4, "an empty variable is none"
+    assert found(None) == 4, "an empty variable counts as not set"
 
 
 def test_values_of_toml_and_paths_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,9 @@ def test_which_source_was_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 def test_help_shows_every_field_with_its_default() -> None:
     short, text = (" ".join(CliRunner().invoke(child, [one]).output.split()) for one in ("--help", "--help-machine"))
     for one in fields(MachineConfig):
-        assert f"--{name_of(one)}" in short.replace("- ", "-"), "it may be broken at a hyphen"
+        assert f"--{name_of(one)}" in short.replace("- ", "-"), (
+            "the option is not in the help text, even if broken at a hyphen"
+        )
         assert f"--{name_of(one)}" in text or one.name == "kernel"
     assert "--pvh / --no-pvh" in text
     assert "--accel [auto|kvm|tcg]" in text
@@ -265,11 +267,13 @@ def test_help_shows_every_field_with_its_default() -> None:
 def test_the_document_has_the_table() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     shown = text.partition("<!-- config:begin -->\n")[2].partition("<!-- config:end -->")[0]
-    assert shown == "".join(f"{line}\n" for line in table()), "print it anew: python -m harness.config"
+    assert shown == "".join(f"{line}\n" for line in table()), (
+        "the table is out of date: print it with `python -m harness.config`"
+    )
 
 
 def test_the_document_has_every_variable() -> None:
-    """Those of the table are generated; another one that the sources read has to be written down by hand."""
+    """The variables of the table are generated. Any other variable that the sources read is documented by hand."""
     text = (ROOT / "docs" / "configuration.md").read_text()
     sources = [path.read_text() for path in (ROOT / "harness").rglob("*.py")]
     named = {name for source in sources for name in re.findall(r'"(HUGEPFN_[A-Z_]+)"', source)}

@@ -1,4 +1,4 @@
-"""What the container's steps show of this machine inside: nothing that can be written to."""
+"""Checks that the container's steps cannot write to this machine's files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests import container_steps
 
 
 def test_packages_inside_cannot_write_to_this_machines_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """ca-certificates inside once made this machine's own bundle anew, without this machine's authorities."""
+    """ca-certificates inside once rewrote this machine's own bundle, without this machine's authorities."""
     ran: list[list[str]] = []
     certificates = tmp_path / "authorities"
     certificates.mkdir()

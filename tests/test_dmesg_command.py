@@ -1,4 +1,4 @@
-"""``hugepfn dmesg``: what it prints, its exit status, and that a pipe may be endless."""
+"""Tests for ``hugepfn dmesg``: its output, its exit status, and reading from an endless pipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UAF = FOLDER / "kasan_slab_uaf.log"
 
 
 def run(*words: str, given: bytes = b"") -> tuple[int, str, str]:
-    """The command's exit status and what it wrote."""
+    """Run the command, and return its exit status and its output."""
     done = subprocess.run(
         [hugepfn(), *words],
         input=given,

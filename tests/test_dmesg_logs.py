@@ -1,4 +1,4 @@
-"""Golden kernel logs: what is read from each, and what must not change it."""
+"""Tests with golden kernel logs: the complaints read from each, however the log is cut or quoted."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ PREFIXES = [
 def test_any_prefix_gives_the_same(log: GoldenLog) -> None:
     callers = {split_caller(line)[0] for line in log.text.split("\n")} - {""}
     if len(callers) > 1:
-        pytest.skip("its lines are told apart by their callers")
+        pytest.skip("its prefix tells callers apart, so another prefix changes its blocks")
     bare = without_prefix(log.text)
     for prefix in PREFIXES:
         text = "\n".join(prefix + line for line in bare.split("\n"))
@@ -141,7 +141,7 @@ def test_never_an_exception(lines: list[str], prefix: str) -> None:
 
 @given(st.lists(line, max_size=30))
 def test_each_line_is_looked_at_once(lines: list[str]) -> None:
-    """Work is counted, so that no clock spoils it: lines that were split, and lines that rules were tried on."""
+    """Counts work instead of time: the lines that were split, and the lines that rules were tried on."""
     text = "\n".join(lines) + "\n"
     with pytest.MonkeyPatch.context() as patch:
         split, tried = counted(patch, "split_caller"), counted(patch, "classify")

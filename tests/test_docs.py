@@ -1,4 +1,4 @@
-"""The site of docs/ builds without a warning, and README, pages and CI files name only what exists."""
+"""Checks that the site of docs/ builds without a warning, and that README, pages and CI files name only what exists."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ README_LINES_MAX = 160
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    """The dummy builder reads every page and resolves every reference, and writes nothing: three seconds."""
+    """The dummy builder reads every page and resolves every reference, but writes nothing. It takes three seconds."""
     words = ["-b", "dummy", "-W", "--keep-going", "-q", "-d", str(tmp_path / "doctrees"), str(ROOT / "docs")]
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", *words, str(tmp_path / "out")], capture_output=True, text=True, timeout=600
@@ -33,7 +33,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The hugepfn commands of a page's blocks, without the program's name; one inside $(...) counts too."""
+    """Return the hugepfn commands in a page's blocks, also those inside $(...), without the program's name."""
     for kind, block in re.findall(r"^```(\S*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         for line in block.splitlines() if kind in ("", "sh") else ():
             inner = re.findall(r"\$\((?:\S*/)?(hugepfn [^)]*)\)", line)
@@ -44,7 +44,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def refused(words: list[str]) -> str:
-    """Why the command line would refuse these words; "" if it takes them. Values are not looked at."""
+    """Return why the command line would refuse these words, or "" if it accepts them. Values are not checked."""
     if words[0] not in cli.commands:
         return f"no command {words[0]}"
     command: click.Command = cli.commands[words[0]]
@@ -63,7 +63,7 @@ def refused(words: list[str]) -> str:
 def test_the_commands_of_a_page_exist(page: Path) -> None:
     found = list(commands(page.read_text()))
     assert [why for words in found if (why := refused(words))] == []
-    assert found or page.name in ("ci.md", "your-test.md"), "these have other commands"
+    assert found or page.name in ("ci.md", "your-test.md"), "the page has no hugepfn command"
 
 
 @pytest.mark.parametrize("page", CI, ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""What hugepfn says while it works: values, their words, and the lines in which they travel between processes."""
+"""Tests for the events that hugepfn reports while it works: their text, and their JSON lines between processes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_stream_ends_with_how_it_ended(tmp_path: Path) -> None:
         with event_stream.writing(file) as say:
             assert say is not None
             say(Note("one"))
-            assert events_of(file) == [Note("one")], "as it happens"
+            assert events_of(file) == [Note("one")], "each event is written at once"
             sys.exit(ExitCode.CLAIM_FAILED)
 
     with pytest.raises(SystemExit):
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_happens(tmp_pa
         pytest.raises(UsageError, match=r"--events .* cannot be written: No such file or directory"),
         event_stream.writing(tmp_path / "nowhere" / "events"),
     ):
-        pytest.fail("nothing happens")
+        pytest.fail("the block must not run")
 
 
 def test_nobody_asked_for_events() -> None:

@@ -1,6 +1,6 @@
-"""Exit status 1 is a verdict: real processes with broken streams, full disks, killed workers and bugs of our own.
+"""Checks that exit status 1 is always a verdict: with broken streams, full disks, killed workers and bugs of our own.
 
-The kernel and the machines are stubs, so that each run takes a second; pytest, its workers and the files are real.
+The kernel and the machines are stubs, so that each run takes a second. The processes, pytest and the files are real.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.errors import ExitCode
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = (sys.executable, "-m", "harness.entry")
 
-#: Runs the command with a kernel and machines that are not there; the scenarios are those beside it.
+#: Runs the command with a simulated kernel and machines, and with the scenarios beside this script.
 DRIVER = """
 import sys
 from pathlib import Path
@@ -83,7 +83,7 @@ class Done:
         self.status, self.out, self.err = status, out.decode(), err.decode()
 
     def one_line(self) -> str:
-        """What standard error says, which is one line of ours and no traceback."""
+        """Return standard error. Fails if it is not one line of ours without a traceback."""
         (line,) = self.err.strip().splitlines()
         assert line.startswith("hugepfn: "), line
         return line.removeprefix("hugepfn: ")
@@ -94,7 +94,7 @@ Shell = Callable[..., Done]
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    """A command as a shell runs it: ``hugepfn`` stands for ours, with its redirections."""
+    """Run a command line with a shell. ``hugepfn`` stands for the command under test."""
     scenarios = tmp_path / "guest_tests"
     scenarios.mkdir()
     (scenarios / "conftest.py").write_text(CONFTEST)
@@ -132,7 +132,7 @@ def shell(tmp_path: Path) -> Shell:
     ],
 )
 def test_broken_streams(shell: Shell, command: str, streams: str, status: int, words: str) -> None:
-    """What is closed, full or left by its reader; without a word where nothing is wrong."""
+    """The streams are closed, full, or left by their reader. Nothing is printed if nothing is wrong."""
     done = shell(f"hugepfn {command} {streams}", entry=command != "run")
     assert (done.status, "Traceback" in done.err + done.out) == (status, False), done.err
     assert (done.one_line() if words else done.err).startswith(words)
@@ -145,7 +145,7 @@ def test_a_failure_stays_one_whoever_listens(shell: Shell, streams: str) -> None
 
 @pytest.mark.parametrize("streams", ["", "| head -c 1", ">/dev/full"])
 def test_a_step_of_a_bisection_never_calls_a_commit_bad_for_that(shell: Shell, tmp_path: Path, streams: str) -> None:
-    """There is no tree at all."""
+    """The step fails, because there is no tree."""
     assert shell(f"hugepfn check {tmp_path}/none fork:pud {streams}", entry=True).status == 128
 
 
@@ -229,7 +229,7 @@ def test_workers_that_all_die_lose_nothing_in_silence(shell: Shell, tmp_path: Pa
 
 @pytest.mark.parametrize("workers", ["", "-n 2"])
 def test_a_run_that_stops_at_the_first_failure_says_so(shell: Shell, tmp_path: Path, workers: str) -> None:
-    """The first case fails, so that something is left in any case but that of two workers with one case each."""
+    """The first case fails, so some cases are left over, unless two workers have one case each."""
     many = "".join(f"\n\ndef test_more{n}(vm):\n    pass\n" for n in range(20))
     (tmp_path / "guest_tests/test_scenarios.py").write_text(SCENARIOS + many)
     done = shell(f"hugepfn run {workers} --pytest=-x --json out.json", FAIL="pte")
@@ -270,7 +270,7 @@ def test_both_ways_to_start_it(shell: Shell) -> None:
     assert shell(line).status == 3
 
 
-# --- the table -----------------------------------------------------------------------------------
+# --- the documented table ------------------------------------------------------------------------
 
 
 def test_the_statuses_are_those_that_are_documented() -> None:

@@ -1,4 +1,4 @@
-"""``--expect`` and ``--expect-file``: read, held against the selected tests, and refused before a kernel boots."""
+"""Tests for ``--expect`` and ``--expect-file``: how they are read, and what is refused before a kernel boots."""
 
 from __future__ import annotations
 

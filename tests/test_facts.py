@@ -1,4 +1,4 @@
-"""What the documents say of kernels is what was measured: hand edits that contradict it fail here."""
+"""Checks that the documents say of kernels what was measured. A hand edit that contradicts it fails here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TODO = "run `make facts`, or edit what it is made of"
 
 
 def unmarked(name: str) -> str:
-    """A document without the pieces that are written for it."""
+    """Return a document without its generated pieces."""
     text = TEXTS.get(name) or (ROOT / name).read_text()
     return re.sub(r"<!-- facts:begin.*?facts:end -->", "", text, flags=re.DOTALL)
 
@@ -78,18 +78,20 @@ def test_every_kernel_that_is_named_was_measured(name: str) -> None:
     text = unmarked(name)
     assert set(re.findall(r"\b\d\.\d+\.\d+\b", text)) <= FACTS.versions, TODO
     series = {series_of(version) for version in FACTS.versions}
-    since = {"6.6", "6.10"}  # in which mainline got something; no kernel of theirs is measured
+    since = {"6.6", "6.10"}  # named as the release in which mainline changed; not measured
     assert set(re.findall(r"(?<![\d.:])[67]\.\d+(?![\d.]*\d)", text)) <= series | since, TODO
 
 
-#: Pages for people who begin. The others are records with a date, or have a test of their own above.
+#: Pages for new users. The other pages are records with a date, or have a test of their own above.
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("how-to/*.md"))
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/tutorial.md", "docs/index.md", *PAGES])
 def test_nothing_that_is_measured_is_typed(name: str) -> None:
     typed = re.findall(r"\b\d\.\d+\.\d+\b|\b\d+ (?:scenarios|cases)\b", unmarked(name))
-    assert [word for word in typed if word != "0.1.0"] == [], "put it between <!-- facts:begin NAME --> marks"
+    assert [word for word in typed if word != "0.1.0"] == [], (
+        "generate this version: put it between <!-- facts:begin NAME --> marks"
+    )
     assert not re.search(
         r"(?i)\b(\d+|ten|eleven|twelve|thirteen|fourteen|fifteen) (known bugs|so far)\b", unmarked(name)
     )

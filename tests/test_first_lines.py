@@ -1,6 +1,6 @@
-"""The ten-second test: what ``hugepfn run`` says first of a kernel that is broken in a known way.
+"""Tests for the first ten lines that ``hugepfn run`` prints about a kernel that is broken in a known way.
 
-The runs were recorded by ``tests/mutants/kill.py --record``, which also compares what a real kernel says.
+The runs were recorded by ``tests/mutants/kill.py --record``, which also compares the lines of a real kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.test_mutants import kill
 FOLDER = Path(__file__).parent / "data" / "failures"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 
-#: What the first lines have to say: what is wrong, whose entry, at which checkpoint, and which function decides.
+#: What the first lines have to tell: what is wrong, whose entry, at which checkpoint, and which function decides.
 SAID = {
     "fault-pud-never-done": (
         "nothing within",
@@ -66,6 +66,6 @@ def test_what_a_kernel_says_otherwise_is_noticed(tmp_path: Path, monkeypatch: py
     silent = Run(tuple(one for one in run.results if one.outcome is not Outcome.FAILED), run.context)
     assert kill.golden(mutant, silent, record=False) == "its first lines are not those of order-no-pud.txt"
     monkeypatch.setattr(kill, "GOLDEN", tmp_path)
-    assert kill.golden(mutant, silent, record=False) == "", "nothing is recorded of it"
+    assert kill.golden(mutant, silent, record=False) == "", "a mutant without recorded lines cannot differ from them"
     assert kill.golden(mutant, run, record=True) == ""
     assert (tmp_path / f"{name}.txt").read_text() == (FOLDER / f"{name}.txt").read_text()

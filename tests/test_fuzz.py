@@ -1,4 +1,4 @@
-"""The fuzzer's targets with hypothesis: arbitrary bytes, words of each grammar, and golden files that were damaged."""
+"""Runs the fuzzer's targets with hypothesis: arbitrary bytes, words of each grammar, and damaged golden files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def damage(draw: st.DrawFn, target: Target, seeds: Sequence[bytes]) -> bytes:
-    """A seed with a few changes: bytes, words and pieces of other seeds put in, left out, repeated or swapped."""
+    """A seed with a few changes: bytes, words and pieces of other seeds are inserted, left out, repeated or swapped."""
 
     def seed() -> bytes:
         return seeds[draw(st.integers(0, len(seeds) - 1))]
@@ -94,7 +94,7 @@ def test_a_dictionary_for_libfuzzer_has_no_raw_quotes_or_newlines() -> None:
 
 
 def test_a_finding_is_shown_again(tmp_path: Path) -> None:
-    """A reader that raises is told from one that refuses."""
+    """A reader that raises is distinguished from one that refuses its input."""
     input_file = tmp_path / "frames-0123"
     input_file.write_bytes(b"not a header\n")
     assert run.main(["--reproduce", str(input_file)]) == 0

@@ -1,4 +1,4 @@
-"""What PID 1 of the guest says to the host: believed within bounds, refused in words beyond them."""
+"""Tests for what the host accepts from PID 1 of the guest. Everything beyond the bounds is refused with a reason."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ READY = b"release=6.12.1\nversion=#1\ntaint=0\nvfio_bdf=\nvfio_group=\nvfio_why=
 
 
 class FakeQemu:
-    """Keeps what the agent's channel is pumped into."""
+    """Stores the function that receives the agent's channel."""
 
     def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
         if channel == "agent":
@@ -152,7 +152,7 @@ def test_a_number_of_faults_that_is_none(said: str) -> None:
 
 
 class Refusing:
-    """A machine whose agent reads no file; ``errno`` says why."""
+    """A machine whose agent can read no file, for the reason ``number``, an errno."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -162,7 +162,7 @@ class Refusing:
 
 
 def test_a_file_that_a_guest_may_lack_is_empty_only_if_it_is_not_there() -> None:
-    """The errno says so, and not the words."""
+    """Decided by the errno, not by the text."""
     assert KernelFacts(cast(VM, Refusing(errno.ENOENT))).optional("/proc/kallsyms") == b""
     with pytest.raises(AgentRefused):
         KernelFacts(cast(VM, Refusing(errno.EIO))).optional("/proc/kallsyms")

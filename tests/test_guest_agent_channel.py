@@ -1,4 +1,4 @@
-"""The host's end of the agent channel: which channel it is, how much a UART is given, whose fault silence is."""
+"""Tests for the host's end of the agent channel: its device, flow control on a UART, and a guest that is silent."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class FakeQemu:
 
 
 class Guest:
-    """PID 1 on a UART: reads so much at a time, says so, answers whole requests.
+    """PID 1 on a UART: reads a limited number of bytes at a time, reports them, and answers complete requests.
 
-    :ivar most: the most that was on its way at any time.
+    :ivar most: the largest number of bytes that were on their way at any time.
     """
 
     def __init__(self, qemu: FakeQemu, *, takes: int | None = None) -> None:
         self.qemu = qemu
-        self.takes = takes  # so many bytes and no more; None: all
+        self.takes = takes  # reads only this many bytes; None: all
         self.most = 0
         self.received: list[Frame] = []
         self._decoder = FrameDecoder()
@@ -71,7 +71,7 @@ class Guest:
     async def serve(self) -> None:
         end, loop, taken = self.qemu.theirs["agent_uart"], asyncio.get_running_loop(), 0
         while self.takes is None or taken < self.takes:
-            await asyncio.sleep(0)  # lets the sender send all that it would
+            await asyncio.sleep(0)  # lets the sender send everything that it is going to
             data = await loop.sock_recv(end, 1 << 20)
             self.most = max(self.most, len(data))
             taken += len(data)
@@ -82,7 +82,7 @@ class Guest:
 
 
 def on_uart(work: Callable[[FakeQemu, Agent], Coroutine[Any, Any, T]]) -> T:
-    """Runs something with an agent that said that it is on the UARTs."""
+    """Run a function with an agent that has reported that it is on the UARTs."""
 
     async def run() -> T:
         qemu = FakeQemu()
@@ -123,7 +123,7 @@ def test_a_machine_that_comes_back_has_its_channel() -> None:
 
 
 def test_a_uart_is_given_no_more_than_its_reader_has_room_for() -> None:
-    """Its tty drops what it has no room for, and no wire of QEMU's UART can stop the sender."""
+    """The guest's tty drops what it has no room for, and QEMU's UART has no hardware flow control."""
 
     async def put(qemu: FakeQemu, agent: Agent) -> Guest:
         guest = Guest(qemu)
@@ -206,7 +206,7 @@ def test_a_machine_that_ends_meanwhile_leaves_no_failure_that_nobody_hears(asked
 
         async def end(awaitable: Awaitable[T], timeout_s: float, what: str) -> T:  # noqa: ARG001 - expect's signature
             waiting.append(asyncio.ensure_future(awaitable))
-            await asyncio.sleep(0)  # it begins, and QEMU's end is noticed before its failure
+            await asyncio.sleep(0)  # the wait begins, and the end of QEMU is noticed before the wait fails
             for _ in range(5):
                 await asyncio.sleep(0)
             raise KernelDied("the kernel died")
@@ -223,7 +223,7 @@ def test_a_machine_that_ends_meanwhile_leaves_no_failure_that_nobody_hears(asked
 
 
 def test_a_frame_that_nobody_waits_for_any_more_is_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the next one would begin in its middle."""
+    """Otherwise the next frame would begin in the middle of it."""
     monkeypatch.setattr(agent_module, "_UART_PIECE_BYTES", 1000)
 
     async def interrupted(qemu: FakeQemu, agent: Agent) -> list[Frame]:

@@ -1,4 +1,4 @@
-"""The guest's root as an archive: a busybox that is not static brings its libraries along."""
+"""Tests for the guest's initramfs: a busybox that is not static brings its libraries along."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel's log from /dev/kmsg and the console: all of it, each thing once, and no gap that is not told."""
+"""Tests for the kernel's log from /dev/kmsg and the console: it is complete, without repeats, and gaps are reported."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BUG = "BUG: Bad rss-counter state mm:0 type:0 val:1"
 
 
 class FakeAgent:
-    """The guest's ring of records.
+    """The guest's ring buffer of log records.
 
-    :ivar room: so many are kept.
-    :ivar meanwhile: what others log whenever somebody reads.
+    :ivar room: the number of records that the ring keeps.
+    :ivar meanwhile: what others log during each read.
     """
 
     def __init__(self, room: int = 1000) -> None:
@@ -71,7 +71,7 @@ class FakeAgent:
 
 
 class Machine:
-    """As much of a VM as a KernelWatch needs."""
+    """The part of a VM that a KernelWatch needs."""
 
     def __init__(self, room: int = 1000) -> None:
         self.agent = FakeAgent(room)
@@ -112,10 +112,10 @@ def test_what_both_show_is_told_once() -> None:
     watch = machine.begin()
     machine.agent.log(STALL)
     machine.qemu.log.write(f"[    0.000001] {STALL}\r\n".encode())
-    assert len(watch.complaints()) == 1  # by the console, which is faster
+    assert len(watch.complaints()) == 1  # from the console, which is faster
     asyncio.run(watch.settle())
     assert len(watch.complaints()) == 1
-    machine.qemu.log.write(b"[    0.000002] hugepfn: after")  # it lags behind
+    machine.qemu.log.write(b"[    0.000002] hugepfn: after")  # the console lags behind
     machine.qemu.log.write(b" fork (2)\r\n")
     assert watch.log.count("after fork") == 1
 
@@ -135,7 +135,7 @@ def test_a_late_line_of_the_console_is_not_the_next_programs() -> None:
     watch = machine.begin()
     machine.qemu.log.write(f"[    0.000000] {BUG}\n".encode())
     assert watch.complaints() == ()
-    machine.qemu.log.write(f"[    0.000009] {BUG}\n".encode())  # the same once more, by a kernel that then died
+    machine.qemu.log.write(f"[    0.000009] {BUG}\n".encode())  # the same line again, from a kernel that then died
     assert len(watch.complaints()) == 1
 
 
@@ -161,7 +161,7 @@ def test_what_only_the_console_has_of_a_gap_is_still_scanned() -> None:
 
 
 def test_records_that_nobody_got_are_a_gap() -> None:
-    """An answer that came too late, or a reader that was interrupted."""
+    """The answer came too late, or the reader was interrupted."""
     machine = Machine()
     watch = machine.begin()
     machine.agent.log(STALL)
@@ -234,7 +234,7 @@ def test_the_console_in_pieces() -> None:
 
 
 def test_a_session_keeps_the_newest_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sources: dropping what came before a run is no gap of that run."""
+    """This is so for both sources. Dropping lines from before a run makes no gap in that run."""
     monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 4000)
     machine = Machine(room=100_000)
     log = machine.qemu.log

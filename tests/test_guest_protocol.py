@@ -1,4 +1,4 @@
-"""The words between host and guest: frames and lines cut anywhere, every event, and what is refused."""
+"""Tests for the protocol between host and guest: frames and lines cut anywhere, every event, and what is refused."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_ready_words_that_are_none(before: str, after: str, expected: str) -> No
         parse_ready(said.replace(before, after))
 
 
-# As guest_tests/lib/events.c prints them: pids and names in decimal and plain, the rest in bare hex.
+# As guest_tests/lib/events.c prints them: pids in decimal, names as they are, everything else in hex without 0x.
 @pytest.mark.parametrize(
     ("line", "event"),
     [
@@ -204,7 +204,7 @@ def test_what_is_no_event_is_quoted(line: str) -> None:
     assert repr(line) in str(caught.value)
 
 
-# Each came from a guest that a test made up, or could: (line, what the error says).
+# Lines that a hostile or broken guest could send: (line, what the error says).
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -249,7 +249,7 @@ def test_what_the_guest_says_is_bounded(line: str, expected: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-# Words that are nearly events: numbers of any size and form where numbers belong.
+# Lines that are almost events, with numbers of any size and form.
 numbers = st.one_of(
     st.integers(-1, 1 << 70).map(str),
     st.integers(0, 1 << 70).map(lambda number: f"{number:x}"),

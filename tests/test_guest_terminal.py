@@ -1,4 +1,4 @@
-"""A person at a guest's terminal, in a pseudo-terminal of our own; the guest is a socket pair's other end."""
+"""Tests for a user at a guest's terminal, with a pseudo-terminal for the user and a socket pair for the guest."""
 
 from __future__ import annotations
 

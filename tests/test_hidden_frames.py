@@ -1,4 +1,4 @@
-"""A failure in a user's test shows the test and never the source of hugepfn. No kernel is booted."""
+"""Checks that a failure in a user's test shows the test, but no source of hugepfn. Boots no kernel."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_failure_says_what_is_wrong_and_names_the_statement(pytester: pytest.P
     misuse = "AttributeError: 'int' object has no attribute 'lower'"
     hidden = "hugepfn's own frames are hidden; --full-trace shows them"
     assert text.count(f"E   {misuse}\n\ntest_mine.py:") == 1
-    assert text.count(hidden) == 2, "of the test and of the fixture"
+    assert text.count(hidden) == 2, "--full-trace shows the frames of both the test and the fixture"
 
 
 def test_full_trace_shows_everything(pytester: pytest.Pytester) -> None:

@@ -1,4 +1,4 @@
-"""A name has one meaning in the whole package, and a module fits into a reader's head."""
+"""Checks that no two classes of the package share a name, and that no module is too long."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_no_two_classes_share_a_name() -> None:
     assert shared == {}
 
 
-#: A reader holds so much of one module in mind.
+#: The largest number of lines of a module.
 LINES_MAX = 350
 
 

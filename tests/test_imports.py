@@ -1,4 +1,4 @@
-"""Imports go one way, and what is pure stays pure."""
+"""Checks that imports go one way without a cycle, and that the pure rooms do no I/O."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Every name that a file imports, in full, wherever it stands: harness.errors.UsageError."""
+    """Return the full name of everything that a file imports, at any place in it: harness.errors.UsageError."""
     package = ("harness", *path.relative_to(HARNESS).parts[:-1])
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
@@ -79,7 +79,7 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize("room", PURE)
 def test_pure_rooms_import_nothing_that_does_input_or_output(room: str) -> None:
     found = {(path.name, name) for path in (HARNESS / room).rglob("*.py") for name in imported(path)}
-    allowed = {("memory.py", "mmap")}  # the type of a buffer that somebody else made
+    allowed = {("memory.py", "mmap")}  # only for the type of a buffer
     assert sorted(pair for pair in found - allowed if pair[1].split(".")[0] in IMPURE) == []
 
 
@@ -95,7 +95,7 @@ def module_of(path: Path) -> str:
 
 
 def graph(paths: Sequence[Path]) -> dict[str, set[str]]:
-    """The modules that each module imports, file by file; those under TYPE_CHECKING count as well."""
+    """Return the modules that each module imports. Imports under TYPE_CHECKING count as well."""
     modules = {module_of(path): path for path in paths}
     found: dict[str, set[str]] = {}
     for module, path in modules.items():
@@ -107,7 +107,7 @@ def graph(paths: Sequence[Path]) -> dict[str, set[str]]:
 
 
 def cycle_in(edges: Mapping[str, set[str]]) -> tuple[str, ...]:
-    """Modules that import each other in a ring; empty where there are none."""
+    """Return modules that import each other in a cycle, or an empty tuple."""
     try:
         graphlib.TopologicalSorter(edges).prepare()
     except graphlib.CycleError as error:
@@ -136,5 +136,5 @@ def test_a_room_is_small(room: Path) -> None:
 def test_every_spelling_of_an_import_is_read() -> None:
     assert {"harness.errors.UsageError", "harness.kernel.kconfig.Kconfig"} <= {*imported(HARNESS / "kernel/image.py")}
     assert {"harness.host.cache", "subprocess"} <= {*imported(HARNESS / "qemu/accel.py")}
-    assert "harness.guest.sshd.SshServer" in imported(HARNESS / "machine/live.py"), "inside an if"
+    assert "harness.guest.sshd.SshServer" in imported(HARNESS / "machine/live.py"), "an import inside an if is found"
     assert {room_of(path) for path in FILES} == set(RANK)

@@ -1,4 +1,4 @@
-"""drgn's side, without a guest: offsets out of DWARF, symbols out of kallsyms."""
+"""Tests for what drgn is given, without a guest: offsets from DWARF, symbols from kallsyms."""
 
 from __future__ import annotations
 

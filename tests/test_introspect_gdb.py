@@ -1,4 +1,4 @@
-"""How gdb is told where the stub is, whatever the folders are called."""
+"""Tests for the command line that connects gdb to QEMU's stub, for folders with any name."""
 
 from __future__ import annotations
 

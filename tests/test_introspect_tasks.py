@@ -1,4 +1,4 @@
-"""The guest's tasks, in memory made by hand: a root is proven, and nothing is guessed where something is wrong."""
+"""Tests for finding the guest's tasks, in simulated memory: a root is verified, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from harness.qemu.registers import CR4_LA57, ControlRegisters
 
 FOUR = Layout.MODERN
 PAGE = 4096
-BASE = 0xFFFFFFFF80000000  # where the first 2 MiB of RAM are in the kernel's half
-ROOT, USER_ROOT, OTHER_ROOT = 0x2000, 0x3000, 0x4000  # bit 12 apart, as with page-table isolation
+BASE = 0xFFFFFFFF80000000  # address of the first 2 MiB of RAM in the kernel's half
+ROOT, USER_ROOT, OTHER_ROOT = 0x2000, 0x3000, 0x4000  # they differ in bit 12, as with page-table isolation
 PUD, PMD = 0x5000, 0x6000
 AT = TaskOffsets(tasks=0, pid=16, tgid=20, comm=24, flags=40, mm=48, signal=56, thread_node=64, thread_head=0, pgd=8)
 INIT, TASK, THREAD, KTHREAD, ZOMBIE = 0x10000, 0x11000, 0x12000, 0x13000, 0x14000
@@ -26,7 +26,7 @@ MM = 0x21000
 
 
 class Ram:
-    """2 MiB of guest RAM; addresses are physical, pointers in it are of the kernel."""
+    """2 MiB of guest RAM. Its methods take physical addresses; pointers stored in it are kernel addresses."""
 
     def __init__(self) -> None:
         self.data = bytearray(2 << 20)
@@ -84,7 +84,7 @@ def test_reading_kernel_memory() -> None:
     "cr3s", [(ROOT,), (ROOT | 0x801,), (USER_ROOT,), (0, USER_ROOT | 1 << 63), (0x7000, OTHER_ROOT)], ids=str
 )
 def test_a_root_is_proven_by_init_task(cr3s: tuple[int, ...]) -> None:
-    """PCID, the user's copy beside the kernel's, a vCPU that never started, tables of something else."""
+    """CR3 may have a PCID, be the user's copy, belong to a vCPU that never started, or to other tables."""
     assert Ram().prove(*cr3s).root in (ROOT, OTHER_ROOT)
 
 
@@ -165,7 +165,7 @@ def test_vmas_count_leaves_bits_and_what_lies_elsewhere() -> None:
     ram = Ram()
     ram.put(ROOT, 0x7067)
     ram.put(0x7000, 0x8067)
-    ram.put(0x8000 + 8 * 2, 0x9067)  # a table for 4 MiB and on
+    ram.put(0x8000 + 8 * 2, 0x9067)  # the table for 4 MiB and above
     ram.put(0x8000 + 8 * 3, 0x80000000002008E7)  # 2 MiB at 6 MiB
     for index, raw in enumerate([0x8000000000001067, 0x1065, 0x1E, 0, 0x1067]):
         ram.put(0x9000 + 8 * index, raw)

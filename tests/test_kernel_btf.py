@@ -1,4 +1,4 @@
-"""BTF made by hand: offsets of members, through anonymous structs, unions and typedefs; garbage is refused."""
+"""Tests for reading BTF: offsets of members, also in anonymous structs, unions and typedefs; garbage is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.kernel.btf import Btf, BtfError, BtfKind
 
 @dataclass
 class Builder:
-    """A .BTF section, a type at a time; ids start with 1."""
+    """Builds a .BTF section one type at a time. Ids start with 1."""
 
     types: bytearray = field(default_factory=bytearray)
     names: bytearray = field(default_factory=lambda: bytearray(b"\0"))
@@ -48,7 +48,7 @@ class Builder:
 
 
 def sample() -> Builder:
-    """struct inner { long a; long b; }; typedef struct inner inner_t; struct outer, see the test."""
+    """struct inner { long a; long b; }; typedef struct inner inner_t; struct outer as in test_offsets()."""
     build = Builder()
     long = build.integer("long int", 8)
     inner = build.composite(4, "inner", [("a", long, 0), ("b", long, 64)])
@@ -152,7 +152,7 @@ def test_what_is_no_btf_is_refused(data: bytes) -> None:
 @settings(max_examples=120)
 @given(st.data())
 def test_garbage_is_an_error_and_nothing_else(data: st.DataObject) -> None:
-    """Bytes changed at random: an offset or a BtfError, never another exception, and it ends."""
+    """With bytes changed at random, the reader returns an offset or raises BtfError, and always ends."""
     whole = bytearray(sample().data())
     for _ in range(data.draw(st.integers(1, 6))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))

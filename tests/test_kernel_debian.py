@@ -1,4 +1,4 @@
-"""Debian kernels from a small signed mirror made here: real apt, real signatures, no network."""
+"""Tests for Debian kernels, with a small signed mirror made here: real apt, real signatures, no network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from harness.kernel.debian import available
 
 NEEDED = ("apt-get", "dpkg-deb", "gpg", "gpgconf")
 pytestmark = pytest.mark.skipif(
-    any(shutil.which(name) is None for name in NEEDED), reason=f"needs {', '.join(NEEDED)}: a mirror is made and signed"
+    any(shutil.which(name) is None for name in NEEDED),
+    reason=f"needs {', '.join(NEEDED)}: the tests make and sign a mirror",
 )
 
 SPLIT = "7.3.4+deb13-cloud-amd64"
@@ -45,7 +46,7 @@ def bzimage(release: str) -> bytes:
 
 @dataclass
 class Mirror:
-    """A Debian mirror in a folder, and the apt configuration of a machine that knows one suite of it."""
+    """A Debian mirror in a folder, and the apt configuration of a machine that has one of its suites."""
 
     folder: Path
     gnupg: Path
@@ -110,7 +111,7 @@ class Mirror:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
     folder = tmp_path_factory.mktemp("mirror")
     folder.chmod(0o755)
-    # gpg-agent's socket sits in its home, and a socket's path may have only 107 bytes
+    # gpg-agent's socket is in its home folder, and a socket's path may have only 107 bytes
     gnupg = tmp_path_factory.mktemp("g")
     mirror = Mirror(folder, gnupg)
     gnupg.chmod(0o700)
@@ -123,8 +124,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
         mirror.kernel("trixie", "6.12.5+deb13-cloud-amd64", "6.12.5-1", "usr/lib/modules")
         mirror.kernel("trixie-security", "6.12.9+deb13-cloud-amd64", "6.12.9-1", "usr/lib/modules")
         mirror.kernel("experimental", "7.4-cloud-amd64", "7.4~rc1-1~exp1")
-        mirror.kernel("forky", "9.0-cloud-amd64", "9.0-1")  # its key is not in the machine's keyring
-        mirror.kernel("sid", "8.0-cloud-amd64", "8.0-1")  # somebody else's archive in Debian's place
+        mirror.kernel("forky", "9.0-cloud-amd64", "9.0-1")  # the key is not in the machine's keyring
+        mirror.kernel("sid", "8.0-cloud-amd64", "8.0-1")  # another archive in place of Debian's
         parts: dict[str, dict[str, bytes | str]] = {
             "binary": {f"usr/lib/modules/{SPLIT}/vmlinuz": bzimage(SPLIT)},
             "base": {f"usr/lib/modules/{SPLIT}/config": "CONFIG_VFIO=m\nCONFIG_SPLIT=y\n"},
@@ -150,7 +151,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirror]:
 
 @pytest.fixture
 def mirror(made: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
-    """A fresh machine: its own copy of the mirror, an empty cache, an apt configuration, a depmod."""
+    """A new machine, with its own copy of the mirror, an empty cache, an apt configuration and a depmod."""
     folder = tmp_path / "m"
     shutil.copytree(made.folder, folder, ignore=shutil.ignore_patterns("build"))
     etc = tmp_path / "etc"
@@ -182,7 +183,7 @@ def mirror(made: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mir
 
 @pytest.fixture
 def no_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing may be run."""
+    """Fail if a command is run."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a command was run")
@@ -214,8 +215,8 @@ def test_a_second_time_runs_nothing_and_takes_no_time(request: pytest.FixtureReq
     second = Kernel.debian("6.12").resolve()
     took_s = time.thread_time() - before_s
     assert second == first
-    assert second.release == "6.12.9+deb13-cloud-amd64", "not the security suite's, which is newer"
-    assert took_s < 0.02, "CPU seconds"
+    assert second.release == "6.12.9+deb13-cloud-amd64", "the newer kernel of the security suite must not be taken"
+    assert took_s < 0.02, "the second call takes too many CPU seconds"
     assert second.key == first.key
 
 
@@ -278,7 +279,7 @@ def source_version(origin: DebsrcOrigin, tree: str) -> str:
 
 @pytest.fixture
 def plain_cache(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
-    """kbuild takes no path with a space."""
+    """A cache folder without a space, because kbuild takes no path with a space."""
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     return mirror
 
@@ -319,7 +320,7 @@ def lose_network(mirror: Mirror) -> None:
 
 
 def expire(name: str) -> None:
-    """Make what was learned a day old."""
+    """Make the stored answers of the mirror a day old."""
     for note in (cache.root() / "apt/index.json", cache.root() / "resolved" / name):
         value = cache.read_note(note)
         if value is not None:
@@ -339,7 +340,7 @@ def test_without_a_network_the_cached_kernel_serves(mirror: Mirror) -> None:
     assert "from the cache" in said[-1]
     again: list[str] = []
     assert Kernel.debian("6.12").resolve(Sparing(again.append)).release == release
-    assert again == [], "a mirror that did not answer is asked again at every start"
+    assert again == [], "a mirror that did not answer must not be asked again at every start"
     expire("debian_6.12.json")
     assert Kernel.debian("6.12").resolve(offline=True).release == release
     assert available()[0].upstream == "7.3.4"

@@ -1,4 +1,4 @@
-"""A folder as a kernel, and the kernel that runs here: which image, modules and configuration, and what is told."""
+"""Tests for a folder as a kernel, and for the running kernel: which image, modules and configuration are used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.kernel.folder import HostSource, open_folder
 from tests.test_kernel_image import BANNER, RELEASE, bzimage, put, vmlinux
 
 BUILT = "6.12.0-rc1"
-#: depmod finds out who needs whom by symbols: what one exports (EXPORT_SYMBOL's __ksymtab_strings) and another uses.
+#: depmod finds dependencies by symbols: one module exports them (EXPORT_SYMBOL's __ksymtab_strings), another uses them.
 EXPORTS = 'int shared; const char name[] __attribute__((section("__ksymtab_strings"))) = "shared";\n'
 USES = "extern int shared; int *used = &shared;\n"
 
@@ -80,7 +80,7 @@ def test_the_modules_of_a_build_tree_load_as_they_were_built(tree: Path, prefix:
     assert (order.builtin, order.missing) == (("virtio_pci",), ("built",))
     before = kernel.key
     compile_module(tree / "drivers/vfio/pci/vfio-pci.ko", f"{USES}int more = 1;\n")
-    assert Kernel.parse(str(tree)).resolve().key != before, "a module that was built anew is another kernel"
+    assert Kernel.parse(str(tree)).resolve().key != before, "a rebuilt module must change the key"
 
 
 def test_modules_that_are_named_win(tree: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_without_an_image_of_the_running_kernel_the_places_are_named(tmp_path: P
 
 
 def test_an_image_that_only_root_may_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ubuntu's /boot/vmlinuz-* has mode 0600; root, who may run this test, reads it all the same."""
+    """Ubuntu's /boot/vmlinuz-* has mode 0600. root, who may run this test, can read it anyway."""
     image = put(tmp_path / "boot" / f"vmlinuz-{RELEASE}", bzimage())
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match=re.escape(f"only root may read {image}; run `sudo chmod a+r {image}`")):
@@ -196,7 +196,7 @@ def test_host_is_a_kernel_as_one_writes_it() -> None:
         ("ID=debian", True, True, "debian"),
         ("ID=fedora", False, False, "host"),
         ("ID=ubuntu\nID_LIKE=debian", True, False, "host"),
-        ("ID=devuan\nID_LIKE=debian", True, True, "debian"),  # its sources name a Debian mirror
+        ("ID=devuan\nID_LIKE=debian", True, True, "debian"),  # with apt sources that name a Debian mirror
     ],
 )
 def test_the_default_is_the_mirrors_kernel_or_else_the_hosts(

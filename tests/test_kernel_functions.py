@@ -1,4 +1,4 @@
-"""The functions of harness/kernel_functions.py are the kernel's, as tests/data/kernel_functions.json was generated."""
+"""Checks the functions of harness/kernel_functions.py against tests/data/kernel_functions.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IN_A_STRING = re.compile(r"[\w/.-]+\.[chS] \w+\(\)")
 
 
 def claimed(function: KernelFunction, found: tuple[str, ...], versions: tuple[str, ...]) -> bool:
-    """Whether a function says of itself what was found: in which of the versions it is."""
+    """Whether ``since`` and ``until`` of a function agree with the versions in which it was found."""
     if not found:
         return False
     since = None if found[0] == versions[0] else series_of(found[0])
@@ -49,12 +49,14 @@ def test_what_a_function_is_elsewhere_is_in_kernels_that_lack_it(function: Kerne
 
 
 def test_the_table_has_no_other_function() -> None:
-    assert [*TABLE.defined_in] == [str(function) for function in FUNCTIONS], "run `make kernel-functions`"
+    assert [*TABLE.defined_in] == [str(function) for function in FUNCTIONS], (
+        "the table is out of date: run `make kernel-functions`"
+    )
 
 
 def test_the_range_of_a_function_is_checked() -> None:
     versions = ("6.1.192", "6.12.118", "7.3.4")
-    assert not claimed(KernelFunction("mm/a.c", "f"), (), versions), "a typo"
+    assert not claimed(KernelFunction("mm/a.c", "f"), (), versions), "a function that no version has must be refused"
     assert not claimed(KernelFunction("mm/a.c", "f"), versions[1:], versions)
     assert not claimed(KernelFunction("mm/a.c", "f", since="6.12"), versions, versions)
     assert not claimed(KernelFunction("mm/a.c", "f", since="6.12"), versions[1:2], versions)
@@ -98,7 +100,7 @@ def test_every_function_is_used() -> None:
     assert [str(function) for function in FUNCTIONS if str(function) not in used] == []
 
 
-# --- what a definition is ------------------------------------------------------------------------
+# --- finding definitions -------------------------------------------------------------------------
 
 SOURCE = """\
 /* int commented(void) { } */

@@ -1,4 +1,4 @@
-"""Recognising kernel files, their configuration and their modules folder; all files are made here, byte by byte."""
+"""Tests for recognising kernel files, their configuration and their modules folder. All files are made here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load order from modules.dep, compressed modules, and the symbols that a module defines."""
+"""Tests for the load order from modules.dep, compressed modules, and the symbols that a module defines."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_module_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def elf_with_symbols(symbols: list[tuple[str, int]]) -> bytes:
-    """An ELF relocatable of nothing but a symbol table: ``(name, section index)``, 0 = undefined."""
+    """A relocatable ELF file that has only a symbol table: ``(name, section index)``, 0 = undefined."""
     strings = b"\0" + b"".join(name.encode() + b"\0" for name, _ in symbols)
     table = bytes(24)
     at = 1

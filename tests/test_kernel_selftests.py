@@ -1,4 +1,4 @@
-"""Building selftests of a tiny tree that looks like the kernel's: real git, real make, real compiler."""
+"""Tests for building selftests, of a tiny tree that looks like the kernel's: real git, make and compiler."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_a_program_is_built_statically_and_nothing_is_written_to_the_tree(tree: 
     found = mm(tree)
     program = found.build("good")
     assert is_static(program.read_bytes())
-    assert subprocess.run([program], check=False).returncode == 0, "it sees its header, and what its link points to"
+    assert subprocess.run([program], check=False).returncode == 0, (
+        "the program was built with its header and the target of its link"
+    )
     assert sorted((path, path.lstat().st_mtime_ns) for path in tree.rglob("*")) == before
     assert found.timeout_s == 900
 
@@ -110,7 +112,7 @@ def test_what_this_machine_cannot_build_is_no_error(tree: Path, program: str, wo
 def test_a_program_that_does_not_compile_names_its_line(tree: Path) -> None:
     with pytest.raises(KernelBuildError, match=r"mm/bad of tree:.* does not build: bad.c:1: .nothing. undeclared"):
         mm(tree).build("bad")
-    assert not list((cache.root() / "selftests").glob("mm-bad-*")), "what failed is not kept"
+    assert not list((cache.root() / "selftests").glob("mm-bad-*")), "a failed build must not stay in the cache"
 
 
 def test_headers_that_do_not_build_name_the_source(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""Selftests as pytest items, and the command's words. The guest is a stub that says what a test tells it to."""
+"""Tests for selftests as pytest items, and for the words of the command. The guest is a stub."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class StubRun:
 
 
 class StubRunner(Runner):
-    """Counts the machines; has none."""
+    """Counts how many machines are requested; starts none."""
 
     machines = 0
 
@@ -112,7 +112,7 @@ class Session:
         self.console = Console(record=True, width=200)
         self.reporter = KselftestReporter(self.console)
         monkeypatch.setattr(kselftest_items, "PlainRun", StubRun)
-        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # as in our own sessions
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # as our own sessions do
         monkeypatch.setattr(Collection, "build", self.build)
 
     def build(self, name: str, _progress: object) -> Path:
@@ -132,7 +132,7 @@ class Session:
         )
 
     def told(self, *commands: str) -> dict[str, str]:
-        """What each item and point came to."""
+        """The outcome of each item and point."""
         recorder = self(*commands)
         reports = recorder.getreports("pytest_runtest_logreport")
         return {
@@ -192,7 +192,7 @@ def test_how_programs_end(session: Session, program: str, outcome: str, points: 
     name = next(iter(told)) if not points and outcome == "failed" else f"mm::{program}"
     assert told == {**{f"mm::{program}::{point}": one for point, one in points.items()}, name: outcome}
     assert words in session.printed
-    assert session.runner.broken == (program == "bad"), "the driver did nothing wrong, but for what does not build"
+    assert session.runner.broken == (program == "bad"), "only a program that does not build counts as broken"
 
 
 @pytest.mark.parametrize(("program", "points"), [("lost", {}), ("gap", {"first": "passed", "second": "passed"})])
@@ -218,7 +218,7 @@ def test_a_broken_driver_and_a_log_with_a_gap_are_no_verdict(
 def test_the_exit_status_is_a_verdict_or_none(
     session: Session, monkeypatch: pytest.MonkeyPatch, programs: tuple[str, ...], status: int
 ) -> None:
-    """A program that fails is known to have failed, whatever else is lost; a driver that fails is no failed program."""
+    """A failed program counts even if other results are lost. A failure of the harness is not a failed program."""
     monkeypatch.setattr(campaign, "Runner", lambda *_: session.runner)
     monkeypatch.setattr(campaign, "collection", lambda *_: session.collection())
     monkeypatch.setattr(campaign, "_root", lambda _folder: session.pytester.path)
@@ -303,7 +303,7 @@ def test_a_kernel_that_cannot_start_twice_in_a_row_is_not_booted_again(
     ends.append(None)
     again = Runner(DEFAULT, IMAGE, None, lambda _line: None)
     with pytest.raises(ClaimFailed, match="of the program"), again.machine("soft-dirty"):
-        raise ClaimFailed("of the program, which is no fault of the boot")
+        raise ClaimFailed("a failure of the program, not of the boot")
     assert again._boot_failures == []
 
 

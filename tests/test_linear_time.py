@@ -1,8 +1,8 @@
-"""Every reader of what a guest sends takes time in proportion to its input, and the log's reader a bounded memory.
+"""Checks that every reader of a guest's bytes takes linear time, and that the log's reader takes bounded memory.
 
-Work is counted where it can be: the calls of functions, of Python's and of C's, for n and for 4n of an input that was
-made to be hard. A clock says little on a busy host. But what one call does is not counted: an expression that tries
-ever more ways to match, a string that is copied again with each piece. For these the CPU time of n and 8n is compared.
+Where possible, work is counted: the calls of functions, in Python and in C, for n and for 4n of an input that was
+made to be hard. A clock says little on a busy host. But work inside one call is not counted: an expression that tries
+ever more ways to match, or a string that is copied for each piece. For these, the CPU time of n and 8n is compared.
 A quadratic reader takes 64 times as long; the bound is 24, and the least of three measurements counts. The bound is so
 generous because the ratio of a linear reader is between 6 and 12 here (caches, allocations). Inputs are so large that
 each measurement takes more than a timer's tick, and a reader that is far too slow is stopped.
@@ -35,7 +35,7 @@ from tests.dmesg_logs import logs
 
 
 def read_log(text: str) -> None:
-    """A log with all that is read from its complaints."""
+    """Read a log, and everything in its complaints."""
     stream = ReportStream()
     for start in range(0, len(text), 5000):
         for one in stream.feed(text[start : start + 5000]):
@@ -45,7 +45,7 @@ def read_log(text: str) -> None:
 
 
 def read_kept_log(text: str) -> None:
-    """A log whose complaints are kept."""
+    """Read a log whose complaints are kept."""
     scanner = Scanner()
     for start in range(0, len(text), 5000):
         scanner.feed(text[start : start + 5000])
@@ -53,12 +53,12 @@ def read_kept_log(text: str) -> None:
 
 
 def read_ktap(text: str) -> None:
-    """A report."""
+    """Read a report."""
     parse(text, headless=True)
 
 
 def read_events(text: str) -> None:
-    """The events channel."""
+    """Read the events channel."""
     decoder = LineDecoder()
     data = text.encode()
     try:
@@ -70,7 +70,7 @@ def read_events(text: str) -> None:
 
 
 def read_frames(text: str) -> None:
-    """The agent's channel."""
+    """Read the agent's channel."""
     decoder = FrameDecoder()
     data = text.encode()
     try:
@@ -82,7 +82,7 @@ def read_frames(text: str) -> None:
 
 
 def read_kmsg(text: str) -> None:
-    """Records of /dev/kmsg."""
+    """Read records of /dev/kmsg."""
     try:
         for record in parse_log_part(b"1\n" + text.encode()).records:
             assert record.lines
@@ -91,7 +91,7 @@ def read_kmsg(text: str) -> None:
 
 
 def read_text(text: str) -> None:
-    """The way of all of them to a terminal, at once and in pieces."""
+    """Make text printable, at once and in pieces."""
     printable(text)
     decoder, data = PrintableDecoder(), text.encode()
     for start in range(0, len(data), 5000):
@@ -99,7 +99,7 @@ def read_text(text: str) -> None:
 
 
 def read_symbol(text: str) -> None:
-    """A symbol."""
+    """Decode the name of a symbol."""
     assert demangled(text)
 
 
@@ -109,16 +109,16 @@ OPEN = f"{T1}BUG: KASAN: use-after-free in f+0x1/0x2\n"
 
 
 def nested(unit: str, last: str) -> Callable[[int], str]:
-    """A KTAP report of levels that are ever more indented."""
+    """A KTAP report whose lines are indented more and more, up to 300 levels."""
     return lambda n: "KTAP version 1\n1..1\n" + "".join(unit * (i % 300) + last for i in range(1, n))
 
 
 def callers(n: int) -> str:
-    """As many callers as there are lines."""
+    """A log in which every complaint comes from another caller."""
     return "".join(f"[    1.000000][{f'T{i}':>6}] BUG: scheduling while atomic\n f+0x1/0x2\n" for i in range(n))
 
 
-# What each input is made of n times; (reader, input of n).
+# (reader, function that makes the input of size n)
 LINES: dict[str, tuple[Reader, Callable[[int], str]]] = {
     "ordinary lines": (read_log, lambda n: "[    1.000000] usb 1-1: new device\n" * n),
     "first lines": (read_log, lambda n: "BUG: x\n" * n),
@@ -161,7 +161,7 @@ LINES: dict[str, tuple[Reader, Callable[[int], str]]] = {
 
 
 def calls(function: Callable[[], object]) -> int:
-    """How many functions are called, of Python's and of C's."""
+    """Count the calls of functions, in Python and in C."""
     count = 0
 
     def count_one(_frame: FrameType, event: str, _argument: Any) -> None:
@@ -182,12 +182,12 @@ def test_four_times_the_input_is_four_times_the_work(name: str) -> None:
     read, made = LINES[name]
     few, many = made(300), made(1200)
     assert 3 <= len(many) / len(few) <= 5 or "levels" in name or read is read_kept_log
-    read(few)  # compiles what is compiled once
+    read(few)  # compiles the expressions, which happens only once
     assert calls(lambda: read(many)) <= 4.4 * calls(lambda: read(few)) + 500
 
 
 def cpu_s(function: Callable[[], object]) -> float:
-    """The least of three measurements, or the first one if it is long enough."""
+    """The smallest of three measurements, or the first one if it is long enough."""
     times = []
     for _ in range(3):
         start = time.process_time()
@@ -245,7 +245,7 @@ def test_a_long_line_takes_linear_time(name: str) -> None:
     assert_linear(lambda size: read(made(size)), n)
 
 
-#: Beginnings that lead into the expressions of many rules, and what may be repeated behind them.
+#: Starts of lines that match the beginning of many rules, and text to repeat after them.
 BEGINNINGS = (
     *("", "WARNING: ", "WARNING: at ", "WARNING: CPU: 1 PID: 1 at ", "WARNING: a:1 at b, CPU#1: ", "BUG: "),
     *("BUG: KCSAN: ", "kernel BUG at ", "INFO: task ", "UBSAN: ", "Oops: ", "Oops: stack segment", "BUG a (Not "),
@@ -277,7 +277,7 @@ def test_no_expression_of_the_log_tries_ever_more_ways(beginning: str) -> None:
 
 
 def test_a_caller_that_complains_for_ever_has_few_open_complaints() -> None:
-    """Each waits for the stack of the next one; before there was a limit, 1,000 of them ended in RecursionError."""
+    """Each complaint waits for the stack of the next one. Without a limit, 1,000 of them ended in RecursionError."""
     count = 3000
     stream = ReportStream()
     found = stream.feed(f"{T1}BUG: scheduling while atomic\n" * count)
@@ -290,7 +290,7 @@ def test_a_caller_that_complains_for_ever_has_few_open_complaints() -> None:
 
 
 def test_fifty_megabytes_are_read_in_bounded_memory() -> None:
-    """As they arrive: mostly ordinary lines with a report here and there, then one line without an end."""
+    """The input is mostly ordinary lines with a few reports, then one line without an end."""
     piece = (logs()[20].text + "\n" + "[    1.000000] usb 1-1: new high-speed device number 7\n" * 9000)[:500_000]
     endless = "BUG: no end " * 40_000
     stream, scanner, found = ReportStream(), Scanner(), 0

@@ -1,4 +1,4 @@
-"""The log: nothing of it by default, one safe line per record with -v, and the same lines from a child."""
+"""Tests for the log of hugepfn: silent by default, one safe line per record with -v, and the same from a child."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _hidden() -> Iterator[None]:
 
 
 def shown(verbosity: int, folder: Path) -> list[str]:
-    """What is shown of three records; without the time."""
+    """Return what is shown of three records, without the time."""
     with (folder / "log").open("w") as file:
         logs.show(verbosity, file.fileno())
         LOG.debug("a step")
@@ -80,7 +80,7 @@ def test_a_child_shows_it_where_we_do(tmp_path: Path) -> None:
 
 
 def test_a_child_that_hides_it_keeps_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody may wait for the end of a command's standard error while its session lives on."""
+    """Somebody may wait for the end of a command's standard error while its session continues to run."""
     theirs, ours = os.pipe()
     monkeypatch.setenv("HUGEPFN_LOG", f"1:{ours}")
     logs.show_as_parent()
@@ -88,7 +88,7 @@ def test_a_child_that_hides_it_keeps_nothing_open(monkeypatch: pytest.MonkeyPatc
     logs.hide()
     os.set_blocking(theirs, False)
     assert os.read(theirs, 1000).endswith(b" test] until here\n")
-    assert os.read(theirs, 1) == b"", "nobody has the other end"
+    assert os.read(theirs, 1) == b"", "the child still holds the other end of the pipe"
     os.close(theirs)
 
 

@@ -1,4 +1,4 @@
-"""A boot that QEMU's emulation spoils is tried again; one that the kernel spoils is not."""
+"""Tests for failed boots: a boot that QEMU's emulation breaks is tried again, one that the kernel breaks is not."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_every_other_death_is_the_kernels(log: str, accel: Accel) -> None:
 
 
 class Boots:
-    """Stands in for boot(): raises what it is given, then comes up."""
+    """Replaces boot(): raises the given errors, one per call, then succeeds."""
 
     def __init__(self, *errors: HugepfnError) -> None:
         self.errors = list(errors)
@@ -164,7 +164,7 @@ def test_only_what_says_that_a_template_is_bad_is_a_reason_to_make_it_again(
     assert type(caught.value) is expected
 
 
-# --- a kernel's file that is replaced ----------------------------------------------------------------
+# --- a kernel that is replaced during its boot -------------------------------------------------------
 
 
 @pytest.fixture
@@ -175,14 +175,14 @@ def image(tmp_path: Path) -> KernelImage:
 
 
 def _rebuild(image: KernelImage, content: bytes | None = b"other") -> None:
-    """As `make` does; None: only half way."""
+    """Replace the kernel's files as `make` does; None: only some of them."""
     image.image.unlink()
     if content is not None:
         image.image.write_bytes(content)
 
 
 def _boots_meanwhile(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None]) -> Callable[[KernelImage], object]:
-    """A boot during which something happens, in place of QEMU and an agent."""
+    """Replaces QEMU and the agent by a boot during which ``meanwhile`` is called."""
 
     class FakeQemu:
         log = SimpleNamespace(text="", tail=lambda: "")
@@ -266,7 +266,7 @@ def test_a_kept_machine_has_its_kernel_only_while_that_is_the_same(
 def test_a_kept_machine_knows_its_kernel_by_the_modules_that_were_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: bool
 ) -> None:
-    """The key of a kernel covers the listing of its modules."""
+    """The key of a kernel includes the list of its modules."""
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "bzImage").write_bytes(bzimage())
     (tmp_path / "root/lib/modules" / RELEASE / "kernel").mkdir(parents=True)

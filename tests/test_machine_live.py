@@ -1,4 +1,4 @@
-"""A machine that runs, for callers that are not async, over a QEMU and an agent that only say what they are asked."""
+"""Tests for the API of a running machine, with a QEMU and an agent that only record their requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BARS = (Region("bar0", 0xFEBD0000, 16384), Region("bar", 0x380000000, 1 << 30))
 
 
 class Qemu:
-    """Says what it is asked for, and remembers it."""
+    """Answers requests, and records them."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -60,7 +60,7 @@ class Qemu:
 
 
 class Agent:
-    """PID 1 of the guest: keeps files, and its programs end at once."""
+    """PID 1 of the guest: stores files. Its programs end at once."""
 
     def __init__(self) -> None:
         self.files: dict[str, tuple[bytes, int]] = {"/proc/sys/kernel/tainted": (b"128\n", 0o444)}
@@ -100,7 +100,7 @@ class Agent:
 
 
 class Up:
-    """A live machine that came up, with what is behind it."""
+    """A live machine, and the simulated QEMU and agent behind it."""
 
     def __init__(self) -> None:
         self.qemu, self.agent = Qemu(), Agent()
@@ -245,7 +245,7 @@ def test_a_pause_ends_as_it_began(up: Up) -> None:
     with pytest.raises(ZeroDivisionError), up.live.paused():
         raise ZeroDivisionError
     assert up.qemu.asked == ["stop", "cont"] * 2
-    up.qemu.stopped = True  # at a checkpoint, or for gdb
+    up.qemu.stopped = True  # stopped already, at a checkpoint or by gdb
     with up.live.paused():
         pass
     assert up.qemu.asked == ["stop", "cont"] * 2
@@ -272,10 +272,12 @@ def test_a_program_goes_with_its_libraries_each_of_them_once(
     assert up.agent.files["/sent/tool"] == (b"\x7fELF", 0o750)
     assert up.agent.files[str(library)][0] == b"z"
     up.live.send(str(program))
-    assert up.agent.puts == [str(library), "/sent/tool", "/sent/tool"], "the program may be a new one each time"
+    assert up.agent.puts == [str(library), "/sent/tool", "/sent/tool"], (
+        "the program is sent each time, because it may have changed; its library only once"
+    )
     os.utime(library, ns=(1, 1))
     up.live.send(program)
-    assert up.agent.puts[3:] == [str(library), "/sent/tool"], "it was built again"
+    assert up.agent.puts[3:] == [str(library), "/sent/tool"], "a library that was built again is sent again"
     with pytest.raises(UsageError, match="nothing: no such file"):
         up.live.send(tmp_path / "nothing")
 
@@ -344,7 +346,7 @@ class Server:
 
 
 class Hanging(Server):
-    """One whose connections do not end."""
+    """A server whose connections do not end."""
 
     async def stop(self) -> None:
         await super().stop()

@@ -1,4 +1,4 @@
-"""Templates on disk: what is saved comes back, and what is not what was saved is made again."""
+"""Tests for templates on disk: they are restored as saved, and a damaged one is made again."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ LOG = SavedLog(("[    0.1] Linux version 6.12.0",), 12, "SeaBIOS\n")
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache of its own, of which this process has checked nothing."""
+    """A separate cache, none of which was checked by this process."""
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(template_module, "_verified", set())
 
 
 def write_ram(folder: Path, *pages: int, size_bytes: int = RAM_BYTES) -> None:
-    """RAM with a word in each of these pages and holes elsewhere."""
+    """Write RAM with a word in each of these pages and holes elsewhere."""
     with (folder / "ram").open("wb") as file:
         file.truncate(size_bytes)
         for page in pages:
@@ -52,7 +52,7 @@ def write_ram(folder: Path, *pages: int, size_bytes: int = RAM_BYTES) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Makes a template in an empty folder."""
+    """Make a template in an empty folder."""
     (folder / "state").write_bytes(b"registers")
     write_ram(folder, 1, 5)
     write_meta(folder, READY, BARS, CAPABILITIES, LOG)
@@ -200,7 +200,7 @@ def test_a_booted_machine_is_saved_while_it_stands_still(monkeypatch: pytest.Mon
     assert (template.ready, template.bars, template.capabilities, template.log) == (READY, BARS, CAPABILITIES, LOG)
     data = template.ram.read_bytes()
     assert (len(data), data[3 * PAGE]) == (RAM_BYTES, 7)
-    assert template.ram.stat().st_mode & 0o777 == 0o600, "a guest's memory is nobody else's business"
+    assert template.ram.stat().st_mode & 0o777 == 0o600, "only the user may read a guest's memory"
 
 
 def test_a_template_that_was_thrown_away_for_room_is_checked_again(

@@ -1,4 +1,4 @@
-"""How a VM comes up: when it leaves KVM for TCG, what it remembers of that, and a template that QEMU refuses."""
+"""Tests for the start of a VM: when it falls back from KVM to TCG, what it stores about KVM, and refused templates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dies(console: str) -> BootError:
 
 
 class Host:
-    """A host with a KVM that was proven, on which kernels do what the test says."""
+    """A host whose KVM passed the probe, on which kernels behave as the test says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.ends: dict[Accel, HugepfnError | None] = {}
@@ -52,7 +52,7 @@ class Host:
 
     @property
     def remembered(self) -> list[dict[str, Any]]:
-        """What the cache holds about KVM."""
+        """What the cache has stored about KVM."""
         folder = cache.root() / "accel"
         return [json.loads(path.read_text()) for path in folder.glob("*.json")] if folder.is_dir() else []
 
@@ -78,7 +78,7 @@ def test_a_kernel_that_prints_and_dies_under_tcg_discredits_kvm_too(host: Host) 
 
 
 def test_a_kernel_that_prints_nothing_anywhere_is_no_fault_of_kvm(host: Host) -> None:
-    """A step of a bisection that dies early, or a kernel without ttyS0."""
+    """Such a kernel is a step of a bisection that dies early, or has no ttyS0."""
     host.ends = {Accel.KVM: dies(""), Accel.TCG: dies("")}
     with pytest.raises(BootError):
         host.start()
@@ -87,7 +87,7 @@ def test_a_kernel_that_prints_nothing_anywhere_is_no_fault_of_kvm(host: Host) ->
 
 
 def test_a_kvm_that_cannot_run_a_kernel_is_not_used_any_more(host: Host) -> None:
-    """KVM internal error, which stops the machine (accel/kvm/kvm-all.c, kvm_cpu_exec())."""
+    """QEMU stops the machine after "KVM internal error" (accel/kvm/kvm-all.c, kvm_cpu_exec())."""
     stopped = MachineStopped("waiting: QEMU has stopped the machine (internal-error); it says: KVM internal error")
     host.ends = {Accel.KVM: stopped, Accel.TCG: None}
     host.start()
@@ -115,7 +115,7 @@ def test_where_tcg_is_not_tried(host: Host, accel: str, console: str) -> None:
 
 
 def coming_back(monkeypatch: pytest.MonkeyPatch, folder: Path, refused: int) -> tuple[VM, list[str]]:
-    """A VM whose template is refused so many times, and what happens to the template."""
+    """A VM whose template is refused a number of times, and a list of what happens to the template."""
     happened: list[str] = []
     template = SimpleNamespace(folder=folder, capabilities=SimpleNamespace(layout="layout", bar_misses=NO_BITS))
 
@@ -142,7 +142,7 @@ def test_a_template_that_qemu_refuses_is_made_again_once(monkeypatch: pytest.Mon
     with pytest.raises(MachineryError, match="Unknown ramblock"):
         vm._clone()
     assert happened.count("clone") == 2, "and not for ever"
-    assert happened[-1].startswith("discard"), "nothing that is refused stays"
+    assert happened[-1].startswith("discard"), "a refused template must be removed"
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_a_template_that_qemu_refuses_is_made_again_once(monkeypatch: pytest.Mon
 def test_what_a_program_says_before_it_is_known_to_run_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "EARLY_MAX_BYTES", 100)
     vm = VM("debian")
-    vm.programs.receive(b"x" * 1000)  # nobody has started anything: it is nobody's
+    vm.programs.receive(b"x" * 1000)  # no program was started, so the event belongs to none
     vm.programs._early = bytearray()
     for _ in range(2):
         vm.programs.receive(b"x" * 50)
@@ -166,7 +166,7 @@ def test_what_a_program_says_before_it_is_known_to_run_is_kept_up_to_a_limit(mon
 
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """A template's key on a host with these modules and this kernel."""
+    """Return the key of a template on a host with these modules and this kernel."""
     (tmp_path / "cpuinfo").write_text("model name : A\nflags : fpu\n\n")
     monkeypatch.setattr("harness.machine.template._CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr("harness.machine.template._MODULES", tmp_path)

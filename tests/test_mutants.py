@@ -1,4 +1,4 @@
-"""The mutants' heads, and what is made of a mutant's run. The kernels themselves: ``make mutants``."""
+"""Tests for reading mutants and for the verdict on a mutant's run. ``make mutants`` builds and runs them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _load() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["kill"] = module  # dataclasses look their module up
+    sys.modules["kill"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 

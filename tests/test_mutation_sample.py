@@ -1,4 +1,4 @@
-"""The sampler of mutants: what it changes, what it never changes, and which tests it runs first."""
+"""Tests for the sampler of mutants: what it changes, what it never changes, and which tests it runs first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Thing(Base):
 
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
-    """Each mutant of SOURCE, as the text that it replaces and what becomes of it; all of them compile."""
+    """Return each mutant of SOURCE, as the old text and the new text. All of them must compile."""
     (tmp_path / "thing.py").write_text(SOURCE)
     monkeypatch.setattr(sample, "ROOT", tmp_path)
     found = mutants_of(Path("thing.py"))

@@ -1,4 +1,4 @@
-"""Accessed and dirty bits on the BAR under KVM: what the calibration concludes, and which device is used then."""
+"""Tests for the calibration of accessed and dirty bits on the BAR under KVM, and for the choice of the device."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def leaf(raw: int) -> Leaf:
     ("walks", "missed"),
     [
         ((COPIED, READ, WRITTEN), NO_BITS),
-        ((COPIED | A, READ, WRITTEN), NO_BITS),  # A came early: that is what a CPU may do
-        ((COPIED | D, READ | D, WRITTEN), NO_BITS),  # the kernel's fork() left D: not the CPU's doing
+        ((COPIED | A, READ, WRITTEN), NO_BITS),  # A was set early, which a CPU may do
+        ((COPIED | D, READ | D, WRITTEN), NO_BITS),  # D was left by the kernel's fork(), not set by the CPU
         ((COPIED, READ, WRITTEN & ~D), Bits.D),
         ((COPIED, READ & ~A, WRITTEN), Bits.A),
         ((COPIED, READ, WRITTEN & ~A), Bits.A),
@@ -48,7 +48,7 @@ def test_what_the_walks_say_of_the_cpu(walks: tuple[int, int, int], missed: Bits
 
 
 class Run:
-    """A run of bar_bits.c that shows these entries, or ends in an error."""
+    """A run of bar_bits.c that shows these entries or raises an error."""
 
     def __init__(self, walks: tuple[int, ...], error: Exception | None = None) -> None:
         self._walks = iter(walks)
@@ -77,7 +77,7 @@ def test_the_probe_looks_before_after_a_read_and_after_a_write() -> None:
 
 @pytest.mark.parametrize("error", [PremiseNotMet("no device bound to vfio-pci"), ClaimFailed("child has no entry")])
 def test_what_the_probe_cannot_tell_is_no_finding_about_the_cpu(error: Exception) -> None:
-    """No vfio-pci; or a kernel whose entries are wrong, which its scenarios say."""
+    """There is no vfio-pci, or the kernel's entries are wrong, which its scenarios report."""
     assert probe_bar(probed(Run((), error))) is None
 
 
@@ -129,7 +129,7 @@ def test_which_device_stands_in_and_where_none_does() -> None:
 
 
 class Host:
-    """A host with KVM, on which the CPU leaves bits clear in entries of some devices' BARs."""
+    """A host with KVM, whose CPU leaves bits clear in entries of some devices' BARs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, missed: dict[Device, Bits]) -> None:
         self.missed = missed
@@ -175,7 +175,7 @@ def test_ram_stands_in_for_a_bar_without_memory(on: Hosts, clone: bool) -> None:
     host = on({Device.TESTDEV: Bits.D})
     vm = host.come_up(clone=clone)
     assert host.up == ([Device.SHMEM] if clone else [Device.TESTDEV, Device.SHMEM])
-    assert host.closed == (0 if clone else 1), "nothing of the first is left"
+    assert host.closed == (0 if clone else 1), "the first machine must be closed"
     assert (vm.spec.device, vm.asked_device) == (Device.SHMEM, "pci-testdev")
     assert host.said == [
         "using ivshmem-plain instead of pci-testdev: under KVM on this host, an access does not set D in an entry of "

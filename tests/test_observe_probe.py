@@ -1,4 +1,4 @@
-"""What the probe makes of a new kernel: from its files, from what caps.c says, and from one entry of a page."""
+"""Tests for the probe of a new kernel: from its files, the output of caps.c, and the entry of one page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def image(config: str | None = None) -> KernelImage:
 
 
 class Caps:
-    """caps.c, which makes a dirty page read-only and then says what it could do."""
+    """Simulates caps.c, which makes a dirty page read-only and then reports what it could do."""
 
     def __init__(self, raw: int, said: str, layout: Layout) -> None:
         self.raw, self.said, self.layout = raw, said, layout
@@ -77,7 +77,7 @@ def probed(
     broken: Sequence[str] = (),
     held: list[Caps] | None = None,
 ) -> Capabilities:
-    """Of a kernel whose entry of the read-only page is this; its machine emulates."""
+    """Return the capabilities of a kernel with this entry for the read-only page, under TCG."""
     caps = Caps(raw, said, layout)
     caps.error, caps.broken, caps.held = error, list(broken), [] if held is None else held
 
@@ -92,7 +92,7 @@ def probed(
     ready, spec = {"missing": missing}, SimpleNamespace(accel=Accel.TCG)
     machine = SimpleNamespace(kernel=image(config), ready=ready, spec=spec, get=get, launch=launch)
     found = probe(cast(Any, machine))
-    assert caps.left, "the program is at its end"
+    assert caps.left, "the program must run to its end"
     return found
 
 
@@ -146,7 +146,7 @@ def test_the_word_of_thp_and_the_levels_of_the_tables() -> None:
     ("symbols", "missing", "known"),
     [
         (BUILT_IN, "", True),
-        (SYMBOLS, "", False),  # in a module, whose symbols are known from its file
+        (SYMBOLS, "", False),  # in a module: its symbols are read from the file
         (b"ffffffff81000000 T _text\n", "", False),
         (b"", "", None),  # no kallsyms
         (BUILT_IN, "vfio_pci vfio_iommu_type1 ", None),

@@ -1,4 +1,4 @@
-"""A run of a guest program, over a guest made by hand: what it lets go, what it waits for, and how it ends."""
+"""Tests for a run of a guest program, in a simulated guest: what it releases, what it waits for, and how it ends."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAPS = f"mapping bar 77 {BAR_VADDR:x} {1 << 30:x} 3 bar 0"
 
 
 class Agent:
-    """PID 1 of that guest, with a kernel that logs and gets tainted."""
+    """PID 1 of that guest. Its kernel can log and become tainted."""
 
     def __init__(self, machine: Machine) -> None:
         self.emulator = machine
@@ -82,7 +82,7 @@ class Agent:
 
 
 class Machine(FakeQemu):
-    """A machine that runs one program: its steps are lines for the host; the last one ends it.
+    """A machine that runs one program. The steps of the program are lines for the host; the last one ends it.
 
     The program takes its next step whenever the machine runs and its release word was cleared. A step that begins with
     "process" or "checkpoint" gets the address and a new value of the release word.
@@ -100,7 +100,7 @@ class Machine(FakeQemu):
         self.ends = ends
         self.nonces = itertools.count(NONCE)
         self.waits: list[str] = []
-        self.patience_s = 60.0  # real ones: a busy host may take long for what takes milliseconds
+        self.patience_s = 60.0  # real deadlines, because a busy host may take long
         self.died: Exception | None = None
         self.over: list[GuestRun] = []
         self.abandoned: list[BaseException] = []
@@ -208,7 +208,7 @@ def test_it_stands_still_at_the_checkpoint(machine: Start) -> None:
     at = run.until("mapped")
     assert (at.checkpoint, at.pid, at["parent"].leaf("bar").raw) == ("mapped", 77, SOUND)
     assert not fork.running
-    assert fork.steps == ["checkpoint forked"], "nothing of the program has moved past it"
+    assert fork.steps == ["checkpoint forked"], "the program must not run past the checkpoint"
     assert run.snapshots == [at]
     assert run.violations == []
     assert run.program == "fork"
@@ -318,7 +318,7 @@ def test_the_time_of_a_stop_is_not_the_programs(machine: Start, monkeypatch: pyt
     monkeypatch.setattr("harness.observe.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(Deadline, "credit", lambda _self, seconds: credited.append(seconds))
     fork.run().until("forked")
-    assert credited == [3.0, 3.0], "one for each stop"
+    assert credited == [3.0, 3.0], "the time of each stop is given back"
 
 
 def test_what_was_said_before_the_end_is_still_heard(machine: Start) -> None:
@@ -334,7 +334,7 @@ def test_what_goes_wrong_when_qemu_ends_is_its_end(machine: Start, died: bool) -
     fork = forks(machine)
     run = fork.run()
     run.until("mapped")
-    fork.guest.store(fork.process.stack_entry, 0)  # the word cannot be released: its memory is gone
+    fork.guest.store(fork.process.stack_entry, 0)  # the program cannot be released: its memory is gone
     fork.died = RuntimeError("panic") if died else None
     kind, told = (
         (KernelDied, r"^waiting for checkpoint 'forked' of fork: panic$") if died else (ProtocolError, "release word")
@@ -398,7 +398,7 @@ def test_a_program_that_is_killed_at_a_checkpoint(machine: Start) -> None:
     assert fork.agent.killed == [(fork.job, signal.SIGTERM)]
     assert fork.running
     assert run.finish().reason == "killed by SIGTERM"
-    assert fork.steps == ["checkpoint forked"], "it was not released"
+    assert fork.steps == ["checkpoint forked"], "the program must not be released"
     with pytest.raises(UsageError, match="not at a checkpoint"):
         run.look_again()
 
@@ -416,7 +416,7 @@ def test_it_runs_to_its_end_once(machine: Start) -> None:
     assert "red" in result.stderr
     assert [at.checkpoint for at in run.snapshots] == ["mapped", "forked"]
     assert fork.running
-    assert fork.agent.reads == 1, "the log, to the program's end"
+    assert fork.agent.reads == 1, "the log is read once, to the program's end"
     before = list(fork.commands)
     assert run.finish() is result
     assert run.result is result
@@ -510,7 +510,7 @@ def test_what_the_kernel_said_and_got(machine: Start) -> None:
     fork = forks(machine)
     fork.guest.map(fork.process.root, BAR_VADDR, SOUND & ~SPECIAL, Level.PUD)
     fork.agent.log(BUG)
-    fork.agent.tainted = b"128\n"  # it died, and went on
+    fork.agent.tainted = b"128\n"  # an oops, after which the kernel went on
     run = fork.run()
     run.finish()
     with pytest.raises(ClaimFailed) as caught:
@@ -563,7 +563,7 @@ def test_a_program_that_still_runs_is_killed_at_the_end(machine: Start) -> None:
     assert fork.agent.killed == [(fork.job, signal.SIGKILL)]
     assert fork.waits[-1] == "fork to end after SIGKILL"
     assert fork.running
-    assert fork.agent.reads == 1, "what the kernel said is known"
+    assert fork.agent.reads == 1, "the kernel's log is read once"
 
 
 def test_a_program_that_has_ended_is_not_killed(machine: Start) -> None:

@@ -1,4 +1,4 @@
-"""How a guest program ended: when it passed, why it did not, and the values that it measured."""
+"""Tests for the end of a guest program: when it passed, why it did not, and the values that it reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one stop shows, as values: where a leaf is looked for, what a hole says, what two kernels can be compared by."""
+"""Tests for the values of one stop: how a leaf is found, how a hole is shown, and how two kernels are compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORDINARY = Region("bar0", 0xFEBD0000, 16384)
 
 
 def small(offset: int) -> Leaf:
-    """A page of the BAR, at its own offset in the mapping."""
+    """A pte of the BAR, at an offset of the mapping that equals its offset in the BAR."""
     return Leaf(Entry(BAR.start_paddr + offset | FLAGS, Level.PTE, Layout.MODERN), BAR_VADDR + offset)
 
 
@@ -28,7 +28,7 @@ def large(offset: int) -> Leaf:
 
 
 def hole(offset: int, *, table: bool = True) -> Walk:
-    """A walk that ends at nothing: in a pmd table, or already at the top."""
+    """A walk that ends at an empty entry, in a pmd table or in the top-level table."""
     guest = Guest()
     root = guest.page()
     if table:
@@ -104,7 +104,7 @@ def test_observations_are_relative_to_the_mapping_and_to_the_bar() -> None:
 
 
 def test_a_leaf_that_begins_before_its_mapping_is_shown_at_the_mappings_first_byte() -> None:
-    """A mapping that mremap() or MAP_FIXED has cut out of a huge one, with the huge entry still there."""
+    """mremap() or MAP_FIXED has cut the mapping out of a huge one, and the huge entry is still there."""
     inner = view(large(0), start=BAR_VADDR + 5 * PAGE)
     (found,) = stop("bar", inner).observations()
     assert (found.offset, found.level, found.pfn) == (0, "pmd", f"bar+{5 * PAGE:#x}")

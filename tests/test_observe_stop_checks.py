@@ -1,4 +1,4 @@
-"""The invariants over whole stops: what is compared with what, and what a test may waive."""
+"""Tests for the invariants of whole stops: what is compared with what, and what a test may waive."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def view(mapping: str, flags: int, offset: int = 0) -> MappingView:
 
 
 def stop(checkpoint: str, **processes: dict[str, MappingView]) -> Snapshot:
-    """One stop, at which every process has these mappings."""
+    """A stop at which every process has these mappings."""
     views = {name: ProcessView(name, 1, checkpoint, mappings, {}) for name, mappings in processes.items()}
     return Snapshot(checkpoint, 1, views, (Region("bar", BAR, 1 << 30),))
 
@@ -56,7 +56,7 @@ def test_what_is_gone_is_compared_with_nothing() -> None:
 
 
 def run_with(waived: dict[Invariant, str], *found: Violation) -> GuestRun:
-    """A run whose stops showed that."""
+    """A run with these stops."""
     run = GuestRun.__new__(GuestRun)
     run.vm = cast("VM", SimpleNamespace(waived=waived, runs=[run]))
     run.violations = list(found)

@@ -1,4 +1,4 @@
-"""What a stop is held against, mapping by mapping: where a BAR's mapping begins, and whose pagemap is compared."""
+"""Tests for the checks of each mapping at a stop: its offset in the BAR, its protection, and its pagemap words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mapping(
 
 
 def broken(view: MappingView, *, name: str = "m", pid: int = 1, saved_dirty: bool = True) -> list[Invariant]:
-    """What does not hold at a stop of process 1, in the only mapping of a process."""
+    """Return the violated invariants at a stop of process 1 with this one mapping."""
     one = ProcessView("p", pid, "mapped", {name: view}, {})
     found = violations_at(Snapshot("mapped", 1, {"p": one}, BARS), saved_dirty)
     assert all(violation.mapping == name for violation in found)

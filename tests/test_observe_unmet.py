@@ -1,4 +1,4 @@
-"""A program that has no device: skipped where the kernel is built without, an error where it was given without."""
+"""Tests for a program without a device: a skip if the kernel is built without it, an error if modules are missing."""
 
 from __future__ import annotations
 
@@ -44,8 +44,14 @@ def _reason(stdout: str, missing: str, config: str | None = None) -> HugepfnErro
         (SKIPPED, "vfio_pci vfio_iommu_type1 ", None, UsageError, NONE_GIVEN),
         (SKIPPED, "vfio_iommu_type1 ", None, UsageError, "vfio-iommu-type1 is not built in"),
         (SKIPPED, "vfio_pci ", "CONFIG_VFIO=y\n", PremiseNotMet, "was built without vfio-pci"),
-        (SKIPPED, "", None, PremiseNotMet, "no device bound to vfio-pci"),  # no IOMMU, say
-        (SKIP, "vfio_pci ", None, PremiseNotMet, "no device bound to vfio-pci"),  # a skip for a reason of its own
+        (SKIPPED, "", None, PremiseNotMet, "no device bound to vfio-pci"),  # for example, no IOMMU
+        (
+            SKIP,
+            "vfio_pci ",
+            None,
+            PremiseNotMet,
+            "no device bound to vfio-pci",
+        ),  # the program skipped for another reason
     ],
 )
 def test_why_there_is_no_device(
@@ -57,7 +63,7 @@ def test_why_there_is_no_device(
 
 
 class CapsRun:
-    """caps.c on a kernel with SAVED_DIRTY."""
+    """A run of caps.c on a kernel with SAVED_DIRTY."""
 
     def __enter__(self) -> CapsRun:
         return self

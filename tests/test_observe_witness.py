@@ -1,4 +1,4 @@
-"""The host's witness over page tables made by hand: whose root is found, what is released, what a stop shows."""
+"""Tests for the host's witness, with simulated page tables: finding a root, releasing a process, showing a stop."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def witness_of(guest: Guest, *stops: str, layout: Layout = Layout.MODERN) -> tup
 
 
 def registered(guest: Guest, *stops: str, event: WaitEvent | None = None) -> tuple[Witness, FakeQemu]:
-    """A witness that has registered one process, the machine stopped."""
+    """A witness with one registered process, while the machine is stopped."""
     witness, qemu = witness_of(guest, *stops)
     asyncio.run(witness.register(event or registering(), Deadline(5.0, None)))
     return witness, qemu
 
 
-# --- whose root ----------------------------------------------------------------------------------
+# --- finding the root ----------------------------------------------------------------------------
 
 
 def test_the_vcpu_that_leads_to_the_release_word_has_the_root() -> None:
@@ -68,7 +68,7 @@ def test_the_vcpu_that_leads_to_the_release_word_has_the_root() -> None:
     process = asyncio.run(witness.register(registering(), Deadline(5.0, None)))
     assert (process.root, process.name, process.pid, process.five_level) == (ours.root, "parent", 77, False)
     assert witness.processes == {77: process}
-    assert qemu.commands == ["stop", "human-monitor-command"], "stopped when it returns"
+    assert qemu.commands == ["stop", "human-monitor-command"], "the machine must be stopped when it returns"
 
 
 def test_pcid_and_lam_are_no_part_of_the_root() -> None:
@@ -91,7 +91,7 @@ def test_with_isolated_page_tables_the_kernels_root_is_kept() -> None:
 
     guest.store(user_root + slot, 0)
     witness.release(waiting())
-    assert guest.load(ours.release_word) == 0, "the kernel's root alone leads there"
+    assert guest.load(ours.release_word) == 0, "only the kernel's root must lead to the word"
 
 
 @pytest.mark.parametrize("neighbour", ["empty", "junk", "another process"])
@@ -162,7 +162,7 @@ def test_verify_knows_the_process_by_its_own_tables() -> None:
     guest = Guest()
     ours = guest.process()
     witness, qemu = registered(guest, registers(ours.root))
-    qemu.stops[:] = [registers(0)]  # wherever the vCPUs are by now
+    qemu.stops[:] = [registers(0)]  # the vCPUs may run other processes by now
     guest.store(ours.release_word, NONCE + 2)
     assert witness.verify(waiting(nonce=NONCE + 2)).pid == 77
     with pytest.raises(ProtocolError, match=r"parent \(pid 77\) waits at 'forked', but .* did it exec"):
@@ -184,7 +184,7 @@ def test_release_writes_its_word_and_nothing_else(level: Level) -> None:
     guest = Guest()
     ours = guest.process()
     vaddr = STACK
-    if level is Level.PMD:  # a stack in a huge page: the first 2 MiB, in which all of this guest's RAM is
+    if level is Level.PMD:  # the stack is in a huge page: the first 2 MiB, which contain all RAM of this guest
         guest.map(ours.root, STACK, WRITABLE | HUGE, Level.PMD)
         ours.release_word = STACK % len(guest.ram)
         guest.store(ours.release_word, NONCE)
@@ -221,7 +221,7 @@ def mapping(pid: int, name: str = "bar", vaddr: int = BAR_VADDR, size: int = 1 <
 
 @dataclass
 class Family:
-    """Parent and child over one pud of the BAR; the child's D went to SAVED_DIRTY."""
+    """Parent and child that map one pud of the BAR. The child has SAVED_DIRTY instead of D."""
 
     guest: Guest = field(default_factory=Guest)
 
@@ -314,7 +314,7 @@ def test_reading_can_be_ended_at_every_leaf_and_every_hole() -> None:
 
 
 def abandoned_after(calls: int) -> Callable[[], None]:
-    """Ends at the call after these."""
+    """Return a function that raises Abandoned after this number of calls."""
     left = iter(range(calls))
 
     def check() -> None:
@@ -400,8 +400,8 @@ def test_a_reaped_process_is_gone() -> None:
     witness = Family().witness
     witness.note(GoneEvent(78))
     assert [process.name for process in witness.snapshot("exited", 77)] == ["parent"]
-    witness.note(GoneEvent(99))  # a child that never registered
-    witness.note(PagemapEvent("bar", 78, (0,)))  # read just before it was reaped
+    witness.note(GoneEvent(99))  # another child, which never registered
+    witness.note(PagemapEvent("bar", 78, (0,)))  # pagemap was read just before the child was reaped
 
 
 def test_a_pid_is_one_process_until_that_is_gone() -> None:
@@ -432,7 +432,7 @@ def test_pagemap_has_at_most_a_word_for_each_page_of_the_mapping() -> None:
     witness.note(PagemapEvent("small", 77, (1, 2)))
     with pytest.raises(ProtocolError, match="3 pagemap words for small of pid 77, which has 2 pages"):
         witness.note(PagemapEvent("small", 77, (1, 2, 3)))
-    witness.note(PagemapEvent("never", 77, (1, 2, 3)))  # unmapped while another process read it
+    witness.note(PagemapEvent("never", 77, (1, 2, 3)))  # the mapping was removed while another process read it
     assert list(witness.processes[77].pagemap) == ["small"]
 
 
@@ -465,7 +465,7 @@ def test_mappings_and_processes_are_counted() -> None:
     witness, _ = registered(guest, registers(guest.process().root))
     for number in range(bounds.MAPPINGS_MAX):
         witness.note(mapping(77, f"m{number}", 0x7F0000000000 + number * PAGE, PAGE))
-    witness.note(mapping(77, "m0", 0x7F0000000000, PAGE))  # declared anew
+    witness.note(mapping(77, "m0", 0x7F0000000000, PAGE))  # declared again
     with pytest.raises(ProtocolError, match="pid 77 declared more than 256 mappings"):
         witness.note(mapping(77, "one-more", 0x7E0000000000, PAGE))
     process = witness.processes[77]
@@ -492,7 +492,7 @@ def test_waiting_is_not_noted_in_passing() -> None:
 
 
 def query_pci(regions: Sequence[dict[str, object]]) -> list[dict[str, object]]:
-    """QMP's query-pci of a q35 with the test device in slot 5, as far as it matters."""
+    """The part of QMP's query-pci that is read, of a q35 with the test device in slot 5."""
     bridge = {"bus": 0, "slot": 0, "function": 0, "regions": []}
     device = {"bus": 0, "slot": 5, "function": 0, "qdev_id": "bar", "regions": list(regions)}
     return [{"bus": 0, "devices": [bridge, device]}]

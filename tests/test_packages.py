@@ -1,4 +1,4 @@
-"""The table of packages: what doctor says, and what scripts/setup installs, on the images of several distributions."""
+"""Tests for the table of packages: what doctor says and scripts/setup installs on several distributions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).parent / "data/distributions"
 NAMES = sorted(path.stem for path in DATA.glob("*.txt"))
 COREUTILS = ("dirname", "cat", "head", "env", "sh")
-# As gcc: a library's path in Debian's multiarch folder, Fedora's lib64 or Arch's lib, or its bare name.
+# As gcc does: prints a library's path in Debian's multiarch folder, Fedora's lib64 or Arch's lib, or its bare name.
 GCC = """\
 #!/bin/sh
 case $1 in
@@ -33,13 +33,13 @@ case $1 in
 -fsyntax-only) [ -e "ROOT/usr/include/$3" ] ;;
 esac
 """
-#: What is asked for where nothing has been installed yet, as the distribution calls it.
+#: The packages that doctor names before anything is installed, by the distribution's names.
 RUNNING = {
     "debian-13": "qemu-system-x86 gcc binutils libc6-dev kmod busybox-static dropbear-bin",
     "ubuntu-24.04": "qemu-system-x86 gcc binutils libc6-dev kmod busybox-static dropbear-bin",
     "fedora-42": "qemu-system-x86-core gcc binutils glibc-static kmod util-linux busybox dropbear",
     "opensuse-tumbleweed": "qemu-x86 gcc binutils glibc-devel-static kmod busybox-static dropbear",
-    # glibc and libelf are there with libc.a and gelf.h, but without a compiler nobody can tell
+    # libc.a and gelf.h are present, but without a compiler that cannot be found out
     "arch": "qemu-system-x86 gcc binutils glibc busybox dropbear",
 }
 BUILDING = {
@@ -60,7 +60,7 @@ COMMANDS = {
 
 @dataclass
 class Image:
-    """A distribution's image in a folder: files that can be looked for, and packages that bring more of them."""
+    """A distribution's image in a folder: its files, and packages that add more files."""
 
     name: str
     root: Path
@@ -89,7 +89,7 @@ class Image:
             path.chmod(0o755)
 
     def install(self, names: list[str]) -> None:
-        """As the package manager: a name that the distribution does not have is an error."""
+        """Install packages as the package manager does. A name that the distribution does not have is an error."""
         for name in names:
             self.add(*self.packages[name])
 
@@ -152,7 +152,7 @@ def test_without_apt_a_debian_kernel_is_told_how_to_do_without() -> None:
 def test_only_debian_itself_takes_a_mirrors_kernel_for_granted(image: Image) -> None:
     if image.name == "debian-13":
         assert default_kernel().spec == "debian"
-    else:  # no apt, or (Ubuntu) an apt-get whose sources name no Debian mirror: the stub says nothing at all
+    else:  # no apt, or (Ubuntu) an apt-get whose sources name no Debian mirror: the stub prints nothing
         assert default_kernel().source == HostSource()
 
 
@@ -171,7 +171,7 @@ def test_setup_installs_what_doctor_asks_for(image: Image, tmp_path: Path, argum
 
 
 def run_setup(image: Image, tmp_path: Path, argument: str) -> list[str]:
-    """The words that it calls the package manager with, which then fails, so that setup ends there."""
+    """Run setup, and return the arguments for the package manager, which then fails, so that setup ends there."""
     tree = tmp_path / "tree"
     (tree / "scripts").mkdir(parents=True)
     (tree / "harness/host").mkdir(parents=True)
@@ -208,6 +208,6 @@ def test_an_unknown_distribution_is_told_debians_names(image: Image, monkeypatch
 
 
 def test_the_table_is_whole() -> None:
-    """Every need of a part that is installed has a package on every distribution."""
+    """Every requirement of an installed part has a package on every distribution."""
     everywhere = packages.needs(Part.RUN, Part.VENV, Part.GUEST, Part.BUILD, Part.LLVM, Part.TESTS)
     assert [need.name for need in everywhere if set(need.packages) != set(Manager)] == []

@@ -1,4 +1,4 @@
-"""The follower of pages reads the forms that pages use, and notices what a page shows and a command does not."""
+"""Tests for tests/pages.py: it reads the forms that pages use, and finds lines that a command does not print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries decode to what the CPU and the kernel read in them: golden words for each level and layout.
+"""Tests for decoding entries as the CPU and the kernel do: golden words for each level and layout.
 
 The positions in this file are written out by hand from the SDM and asm/pgtable_types.h, not taken from the code.
 """
@@ -20,7 +20,7 @@ NOPTI = Layout(nopti_shadow=True)
 
 @dataclass(frozen=True)
 class Golden:
-    """A word, and all that is to be read in it."""
+    """A word, and everything that it decodes to."""
 
     what: str
     raw: int
@@ -73,7 +73,7 @@ def test_leaf_golden(golden: Golden) -> None:
 
 
 def test_every_raw_fact_is_its_own_bit() -> None:
-    """One bit of difference is one property of difference: no two facts share a bit."""
+    """A difference of one bit changes exactly one property: no two properties share a bit."""
     facts = ("write", "user", "young", "dirty", "saved_dirty", "special", "soft_dirty", "uffd_wp", "nx")
     positions = (1, 2, 5, 6, 58, 9, 11, 10, 63)
     for fact, position in zip(facts, positions, strict=True):
@@ -193,7 +193,7 @@ layouts = st.builds(
 
 @given(words, st.sampled_from(Level), layouts)
 def test_every_bit_of_an_entry_is_accounted_for(raw: int, level: Level, layout: Layout) -> None:
-    """Names + protection key + address + unnamed = the word, and none of them overlap."""
+    """Names, protection key, address and unnamed bits make up the word, and none of them overlap."""
     entry = Entry(raw, level, layout)
     if not entry.present:
         assert entry.bits == Bits(0)
@@ -282,4 +282,4 @@ def test_two_entries_are_compared_without_a_bit_by_setting_it_in_both() -> None:
     assert young | Bits.A == young
     assert old | Bits(0) == old
     assert (old | Bits.SAVED_DIRTY).raw == 0x84003800400002D7
-    assert (Entry(0, Level.PTE, MODERN) | Bits.A).raw == 0, "nothing is there that could be young"
+    assert (Entry(0, Level.PTE, MODERN) | Bits.A).raw == 0, "an empty entry has no accessed bit to set"

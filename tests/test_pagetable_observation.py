@@ -1,4 +1,4 @@
-"""Observations survive the way through JSON, anything else is refused, and a diff names what changed."""
+"""Tests for observations: JSON and back, refused input, and what a diff names."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_diff_names_bits_level_and_pfn() -> None:
         pagemap=None,
     )
     (change,) = diff([PARENT], [other])
-    assert change.key == Key("forked", "parent", "bar", 0), "the first time"
+    assert change.key == Key("forked", "parent", "bar", 0), "the first of two equal checkpoints is matched first"
     assert change.appeared == ("SAVED_DIRTY",)
     assert change.vanished == ("W", "D")
     assert change.level == ("pud", "pmd")

@@ -1,4 +1,4 @@
-"""Pagemap words decode as Documentation/admin-guide/mm/pagemap.rst says."""
+"""Tests for decoding pagemap words as Documentation/admin-guide/mm/pagemap.rst describes."""
 
 from __future__ import annotations
 

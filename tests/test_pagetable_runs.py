@@ -1,4 +1,4 @@
-"""Runs: neighbours that are alike are one, and no change hides in them."""
+"""Tests for runs: equal neighbours are joined, and no change is hidden."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walks agree with a model: tables built by hand in a buffer, random leaves of all sizes, both halves, both depths."""
+"""Compares walks with a model: tables in a buffer, random leaves of all sizes, both address halves, both depths."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROOT = 0x1000
 
 
 def shifts(layout: Layout) -> list[int]:
-    """Shift of each level, root first, written out here and not taken from the code under test."""
+    """The shift of each level, root first. Written out here, not taken from the code under test."""
     return [48, 39, 30, 21, 12] if layout.five_level else [39, 30, 21, 12]
 
 
@@ -51,7 +51,7 @@ def canonical(linear: int, layout: Layout) -> int:
 
 @dataclass
 class Builder:
-    """Guest RAM with page tables in it, and the list of what they map."""
+    """Guest RAM with page tables, and the list of what they map."""
 
     layout: Layout
     ram: bytearray = field(default_factory=lambda: bytearray(96 * PAGE), repr=False)
@@ -65,7 +65,7 @@ class Builder:
         self.ram[paddr : paddr + 8] = value.to_bytes(8, "little")
 
     def slot(self, linear: int, level: Level) -> int | None:
-        """Return where the entry of this level lies, making tables on the way; None if a leaf is in the way."""
+        """Return where the entry of this level is, and make the tables above it. None if a leaf is in the way."""
         table = ROOT
         for shift in shifts(self.layout):
             paddr = table + (linear >> shift & 511) * 8
@@ -93,7 +93,7 @@ class Builder:
 
 
 def leaf_raw(pfn: int, level: Level, protnone: bool) -> int:
-    """Encode a leaf; P=0 leaves keep their pfn inverted."""
+    """Encode a leaf. If P=0, its pfn is stored inverted."""
     paddr = (pfn << 12) & -level.size_bytes
     huge = 0x80 if level > Level.PTE else 0
     if protnone:
@@ -103,7 +103,7 @@ def leaf_raw(pfn: int, level: Level, protnone: bool) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """One thing to put into the tables."""
+    """One mapping to put into the tables."""
 
     indices: tuple[int, ...]
     level: Level
@@ -134,7 +134,7 @@ def builders(draw: st.DrawFn) -> Builder:
 
 
 def edges(builder: Builder) -> list[int]:
-    """Return addresses worth asking for: first, middle and last byte of each leaf, and their neighbours."""
+    """Return the addresses to test: first, middle and last byte of each leaf, and their neighbours."""
     top = 1 << (57 if builder.layout.five_level else 48)
     linear = {0, top // 2 - 1, top // 2, top - 1}
     for vaddr, (level, _) in builder.model.items():
@@ -204,7 +204,7 @@ def test_every_entry_of_a_range_is_where_a_walk_ends(builder: Builder, data: st.
     found = entry_arrays(builder.memory, ROOT, start, last + 1, builder.layout)
     at = start & top
     for vaddr, raw, level in zip(*(column.tolist() for column in found), strict=True):
-        assert vaddr & top <= at, "no gap"
+        assert vaddr & top <= at, "there is a gap between two entries"
         at = (vaddr & top) + (1 << builder.layout.shift(Level(level)))
         way = walk(builder.memory, ROOT, vaddr, builder.layout)
         assert (way.terminal.raw, way.terminal.level) == (raw, level)
@@ -324,7 +324,7 @@ def test_addresses_that_are_not_canonical_are_refused(start: int, end: int) -> N
 
 
 def test_a_gigabyte_of_small_pages_is_walked_in_bulk() -> None:
-    """262,144 entries, each the right one; `make bench` says how fast."""
+    """Checks 262,144 entries. `make bench` measures the time."""
     ram = bytearray(516 * PAGE)
     pages = np.frombuffer(ram, "<u8").reshape(-1, 512)
     pages[1, 0], pages[2, 1] = 0x2000 | TABLE_FLAGS, 0x3000 | TABLE_FLAGS
@@ -416,7 +416,7 @@ def test_neither_the_hole_nor_what_is_after_ram_can_be_read(paddr: int) -> None:
 
 
 class Repeated(PhysicalMemory):
-    """Guest RAM in which one page table is the table of everything; reading more of them at once than that is told."""
+    """Guest RAM that records how many tables are read at once, and raises at more than 512 where a test reads them."""
 
     asked: tuple[int, ...] = ()
 
@@ -430,7 +430,7 @@ class Repeated(PhysicalMemory):
 @pytest.mark.parametrize(("pages_more", "read"), [(0, (1, 1, 128, 1 << 16)), (1, (1, 1, 129))])
 def test_a_walk_reads_65536_tables_of_one_level_and_no_more(pages_more: int, read: tuple[int, ...]) -> None:
     ram = bytearray(5 * PAGE)
-    for table in range(1, 4):  # pgd, pud and pmd, each of whose entries leads to the same table
+    for table in range(1, 4):  # every entry of pgd, pud and pmd leads to the same table
         entry = ((table + 1) * PAGE | TABLE_FLAGS).to_bytes(8, "little")
         ram[table * PAGE : (table + 1) * PAGE] = entry * 512
     memory = Repeated(ram)

@@ -1,4 +1,4 @@
-"""Output without colour says all that output with colour says: a pipe, a CI log and a mail have none."""
+"""Checks that output without colour has the same information: a pipe, a CI log and a mail have no colour."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Print = Callable[[Console], None]
 
 
 def rendered(draw: Print) -> str:
-    """What a pipe gets; the same with colour has to be the same words."""
+    """Return the output for a pipe. The output with colour must have the same words."""
     plain, coloured = io.StringIO(), io.StringIO()
     draw(Console(file=plain, width=200, highlight=False, force_terminal=False))
     draw(Console(file=coloured, width=200, highlight=False, force_terminal=True, color_system="truecolor"))
@@ -114,7 +114,11 @@ def test_a_walk_a_range_and_vmas_that_are_watched() -> None:
     now, before = ProcessVmas(root, (vma(0x5000),), 0), ProcessVmas(root, (vma(0x9000),), 0)
     words = rendered(printer([process_line(root), *vma_lines(now, before)]))
     assert [line.split()[0] for line in words.splitlines()[2:]] == ["+5000-6000", "-9000-a000"]
-    assert list(range_lines.__annotations__) == ["now", "previous", "return"]  # its cells are those of a walk
+    assert list(range_lines.__annotations__) == [
+        "now",
+        "previous",
+        "return",
+    ]  # its cells are the same as those of a walk
 
 
 def test_what_is_watched_through_a_pipe_is_printed_look_by_look(
@@ -201,7 +205,7 @@ def test_selftests(outcome: Any) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """What a command prints with and without colour, which has to be the same."""
+    """Return what a command prints. The words must be the same with and without colour."""
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho 'QEMU emulator version 8.2.1 (fake)'\n")
     qemu.chmod(0o755)
@@ -244,13 +248,13 @@ def test_commands(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_page_says_with_words_and_shapes_what_it_says_with_colour() -> None:
     style = (PAGE / "page.css").read_text()
-    assert not re.search(r"[ {]content:", style), "what CSS adds is not copied, and not read aloud"
+    assert not re.search(r"[ {]content:", style), "text that CSS adds is neither copied nor read by a screen reader"
     assert "line-through" not in style
     assert "forced-colors: active" in style
     for state in ("changed", "pfn"):
-        assert re.search(rf"\.strip i\.{state} \{{ height: ", style), f"{state} is told by colour alone"
+        assert re.search(rf"\.strip i\.{state} \{{ height: ", style), f"{state} is shown by colour alone"
 
 
 def test_nothing_is_struck_through() -> None:
     for path in Path(cli.__file__).parent.rglob("*.py"):
-        assert not re.search(r"[\"' ]strike\b", path.read_text()), f"{path}: a pipe does not strike through"
+        assert not re.search(r"[\"' ]strike\b", path.read_text()), f"{path}: strike-through is lost in a pipe"

@@ -1,4 +1,4 @@
-"""What a guest says is made printable where its bytes become text: each way in, cut anywhere, twice if need be."""
+"""Tests for making a guest's bytes printable: every way in, streams cut anywhere, and text converted twice."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from harness.printable import PrintableDecoder, printable
 from harness.verdict import ComplaintKind, scan
 from harness.verdict.log.records import parse_records
 
-#: What a terminal obeys (ECMA-48 in C0 and C1, a title by OSC), what hides, and what turns the order of a line around.
+#: Control sequences (ECMA-48 in C0 and C1, a title by OSC), invisible characters, and bidirectional overrides.
 HOSTILE = "\x1b[31m\x1b]0;title\x07 \x9b31m \x85 \r\b\x7f\x00 \u202etxt\u2066 \u200b \u2028 \U000e0041 \ufeff"
 SHOWN = r"\x1b[31m\x1b]0;title\x07 \x9b31m \x85 \x0d\x08\x7f\x00 \u202etxt\u2066 \u200b \u2028 \U000e0041 \ufeff"
 
 
 def unprintable(text: str) -> list[str]:
-    """The characters that no sink may get."""
+    """Return the characters that no output may contain."""
     return [one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") and one not in "\n\t"]
 
 
 def test_each_is_shown_by_its_code_and_words_are_as_they_were() -> None:
     assert printable(HOSTILE) == SHOWN
     assert printable("grüße\t→ 日本語\n") == "grüße\t→ 日本語\n"
-    assert printable("\ud800") == r"\ud800", "a surrogate could not even be printed"
+    assert printable("\ud800") == r"\ud800", "a surrogate cannot be printed"
     assert printable(b"\xff\x1b") == "\ufffd\\x1b"
     assert printable("a\r\nb\r\r\nc\rd") == "a\nb\nc\\x0dd"
-    assert printable("\U0001d173\u3164\u034fx") == r"\U0001d173\u3164\u034fx", "invisible, in music and in Hangul"
-    assert printable("\u0602") == "\u0602", "a sign that is seen"
+    assert printable("\U0001d173\u3164\u034fx") == r"\U0001d173\u3164\u034fx", (
+        "invisible characters of music notation and Hangul"
+    )
+    assert printable("\u0602") == "\u0602", "a visible sign stays as it is"
 
 
 def test_more_carriage_returns_than_terminals_add_are_no_line_end() -> None:

@@ -1,4 +1,4 @@
-"""pytest --hugepfn-bisect ends as ``hugepfn check`` does: a failing tool is no bad commit."""
+"""Checks that pytest --hugepfn-bisect exits like ``hugepfn check``: a failing tool never makes a commit bad."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pytest plugin, as pytest runs it: options, levels, premises, claims, the results file. No kernel is booted."""
+"""Tests for the pytest plugin, run by pytest: options, levels, preconditions, claims, results. Boots no kernel."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 @pytest.fixture(autouse=True)
 def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing cached, a QEMU that is a script, and no other program may be started."""
+    """An empty cache, a script in place of QEMU, and no other program may be started."""
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho 'QEMU emulator version 8.2.1 (fake)'\n")
     qemu.chmod(0o755)
@@ -57,7 +57,7 @@ def _host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def pytest_run(pytester: pytest.Pytester, *args: str, further: Sequence[object] = ()) -> pytest.RunResult:
-    """One session in this process; --hugepfn-json beside it. Hypothesis is left out: it takes a second to say hello."""
+    """Run one session in this process, with --hugepfn-json. Without Hypothesis, whose start takes a second."""
     plugins = ("-p", "harness.pytest_plugin", "-p", "no:hypothesispytest")
     return pytester.runpytest_inprocess(*plugins, "--hugepfn-json=results.json", *args, plugins=further)
 
@@ -70,14 +70,14 @@ def written(pytester: pytest.Pytester) -> dict[str, Any]:
 
 
 def outcomes(pytester: pytest.Pytester) -> dict[str, str]:
-    """Scenario and level -> outcome, in order; each only once."""
+    """Return scenario and level -> outcome, in order. Each may occur only once."""
     results = written(pytester)["results"]
     found = {" ".join(filter(None, (one["scenario"], one["level"]))): one["outcome"] for one in results}
     assert len(found) == len(results)
     return found
 
 
-#: Overrides the machine with something that no test here looks into.
+#: Replaces the machine by an object that the tests here do not use.
 NO_MACHINE = """
     import pytest
 
@@ -366,7 +366,7 @@ def test_all_claims_are_made_and_the_test_fails_at_its_end(pytester: pytest.Pyte
     assert "moved" in moved
     assert held == ""
     assert "another" in another
-    assert one["reason"] == "", "its claims say it"
+    assert one["reason"] == "", "a failed test has no reason of its own: its claims tell it"
 
 
 def test_claims_that_hold(pytester: pytest.Pytester) -> None:
@@ -417,7 +417,7 @@ def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
     pytester.makepyfile(BUGGY.format(d=d, other=other))
     result = pytest_run(pytester)
     results = {one["level"]: one for one in written(pytester)["results"]}
-    assert results["pmd"]["outcome"] == "failed", "the ledger speaks of pud only"
+    assert results["pmd"]["outcome"] == "failed", "the list of known bugs has it for pud only"
     assert (results["pud"]["outcome"], results["pud"]["known_bugs"]) == pud
     known = pud[0] == "known_bug"
     assert results["pud"]["claims"][0]["outcome"] == pud[0]
@@ -429,7 +429,7 @@ def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
     ("seen", "fixed"),
     [
         ('[HP-7.present]\n"6.12.100" = 2026-11-01\n', [{"id": "HP-7", "version": "6.12.100"}]),
-        ('[HP-7.present]\n"6.1.192" = 2026-11-01\n', []),  # another series: this kernel never had it
+        ('[HP-7.present]\n"6.1.192" = 2026-11-01\n', []),  # another series: this kernel never had the bug
         ('[HP-7.present]\n"6.12.118" = 2026-11-01\n', []),
         ("", []),
     ],
@@ -538,7 +538,7 @@ HELD = {"was": None, "outcome": "passed", "message": "", "mismatch": None}  # a 
 
 
 class FakeVM:
-    """What the plugin wants of a machine, and a program that was seen at one stop."""
+    """The part of a machine that the plugin needs, and a program that was seen at one stop."""
 
     started: list[FakeVM]
     log_lines = 3
@@ -558,7 +558,7 @@ class FakeVM:
         self.caps = Capabilities(probe_image(image), True, True, True, False, "always", True)
 
     def run(self, *, violation: str = "", trouble: str = "", gap: str = "", uncalibrated: str = "") -> None:
-        """As if a program had been run."""
+        """Pretend that a program was run."""
         violations = [Violation(Invariant.BAR_PFN, "forked", "parent", "bar", violation)] if violation else []
         complaints = (KernelComplaint(ComplaintKind.BUG, trouble),) if trouble else ()
         troubles = KernelTroubles(complaints, gap=gap)
@@ -616,8 +616,10 @@ def test_each_test_has_its_own_machine_and_it_is_closed(pytester: pytest.Pyteste
     assert {machine.config for machine in machines} == {
         MachineConfig("debian", smp=2, append=("pti=on",), qemu=os.environ["HUGEPFN_QEMU"])
     }
-    assert machines[0].search == [pytester.path], "programs beside the test come first"
-    assert result.stderr.lines.count("hugepfn: fetching the kernel") == 1, "past pytest's capture, and once"
+    assert machines[0].search == [pytester.path], "programs beside the test are found first"
+    assert result.stderr.lines.count("hugepfn: fetching the kernel") == 1, (
+        "the progress line is printed once, despite pytest's capture"
+    )
 
 
 @pytest.mark.usefixtures("machines")
@@ -645,7 +647,7 @@ def test_what_only_the_cpu_decides_is_no_failure(pytester: pytest.Pytester) -> N
 @pytest.mark.parametrize("uncalibrated", ["", "page 3: the walk found D, pagemap a hole"])
 @pytest.mark.usefixtures("machines")
 def test_of_a_walk_that_is_not_to_be_believed_no_claim_is_known(pytester: pytest.Pytester, uncalibrated: str) -> None:
-    """A failing claim is an error then, whatever else ended the test; one that held is left as it was."""
+    """A failing claim is then an error, whatever else ended the test. A claim that held stays as it is."""
     pytester.makepyfile(
         f"""
         def test_fork(vm, claim):
@@ -682,7 +684,7 @@ def test_a_plain_assertion_about_such_a_walk_is_no_verdict(pytester: pytest.Pyte
 @pytest.mark.parametrize(("asked", "outcome"), [("pci-testdev", "passed"), ("ivshmem-plain", "skipped")])
 @pytest.mark.usefixtures("machines")
 def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pytester, asked: str, outcome: str) -> None:
-    """A test wants pci-testdev; the machine was started with ``asked``, and has ivshmem-plain."""
+    """The test requests pci-testdev. The machine was started with ``asked`` and has ivshmem-plain."""
     live: Any = FakeVM(IMAGE, DEFAULT, search=[], say=print)
     live.spec = SimpleNamespace(smp=1, append=(), device=Device.SHMEM, root=Root.INITRAMFS, accel=Accel.KVM)
     live.spec.kernel, live.asked_device = IMAGE.image, asked

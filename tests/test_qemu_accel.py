@@ -1,4 +1,4 @@
-"""The accelerator's proof, against QEMUs that are shell scripts: proven, refused, hanging, remembered."""
+"""Tests for the probe of the accelerator, with shell scripts in place of QEMU: passed, refused, hanging, stored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Host:
         return self.folder / "boot_id"
 
     def qemu(self, body: str) -> QemuBinary:
-        """A QEMU that notes its arguments and then does this."""
+        """A QEMU that records its arguments and then runs this script."""
         script = self.folder / "qemu"
         script.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/starts\n{body}\n')
         script.chmod(0o755)
@@ -152,7 +152,7 @@ def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest
     assert kvm_proof(host.qemu("exec tail -f /dev/null"), "max") == Proof(
         False, "the test guest did not report within 0.05 s", lasting=False
     )
-    assert [process.returncode for process in started] == [-signal.SIGKILL], "ended and reaped"
+    assert [process.returncode for process in started] == [-signal.SIGKILL], "the probe's QEMU must be ended and reaped"
 
 
 def test_no_dev_kvm(host: Host) -> None:
@@ -163,7 +163,7 @@ def test_no_dev_kvm(host: Host) -> None:
         choose_accel("kvm", binary, "max")
     assert host.starts == []
     host.kvm.touch()
-    assert choose_accel("auto", binary, "max") == (Accel.KVM, ""), "a missing file is not remembered"
+    assert choose_accel("auto", binary, "max") == (Accel.KVM, ""), "a missing /dev/kvm must not be stored"
 
 
 def test_a_dev_kvm_that_may_not_be_opened(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_the_answer_is_kept_for_this_boot_of_the_host(host: Host, body: str) -> 
     assert len(host.starts) == 1
     host.boot_id.write_text("0f0e0d0c-boot-2\n")
     assert kvm_proof(binary, "max") == first
-    assert len(host.starts) == 2, "another boot: asked again"
+    assert len(host.starts) == 2, "KVM must be probed again after a reboot"
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_broken_note_is_not_believed(host: Host, note: str) -> None:
 def test_a_cpu_model_with_many_words(host: Host) -> None:
     cpu = "max," + ",".join(f"+feature{number}" for number in range(40))
     assert kvm_proof(host.qemu(PROVEN), cpu).works
-    assert kvm_proof(host.qemu("exit 1"), cpu).works, "and it is remembered"
+    assert kvm_proof(host.qemu("exit 1"), cpu).works, "the result must be stored"
     assert len(host.starts) == 1
 
 

@@ -1,4 +1,4 @@
-"""Which QEMU is used, and what is said of one that cannot be."""
+"""Tests for which QEMU is used, and for the errors about one that cannot be used."""
 
 from __future__ import annotations
 

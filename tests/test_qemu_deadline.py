@@ -1,4 +1,4 @@
-"""A deadline that has passed is the kernel's fault only where QEMU could run: other time is given back."""
+"""Tests for deadlines: only time in which QEMU could run counts against the kernel, other time is given back."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_time_on_a_run_queue_is_given_back_once(host: Host) -> None:
     assert deadline.extend()
     assert deadline.left_s == pytest.approx(15.0)
     host.now_s += 15.0
-    assert not deadline.extend(), "nothing more was taken from it"
+    assert not deadline.extend(), "the time must not be extended twice for the same wait"
 
 
 def test_a_host_that_is_too_busy_is_said_to_be(host: Host) -> None:
@@ -111,14 +111,14 @@ def test_host_work_is_not_the_guests_time(host: Host) -> None:
 
 
 def test_much_host_work_does_not_make_the_host_too_busy(host: Host) -> None:
-    """Many large stops before one short wait for a CPU: the host's own work is no share of :data:`CAP`."""
+    """Many large stops before one short wait for a CPU. The host's own work must not count towards :data:`CAP`."""
     deadline = Deadline(30.0, 7)
     for _ in range(CAP + 1):
         host.now_s += 30.0
         deadline.credit(30.0)
     host.now_s += 30.0
     host.waited_s["8"] += 1.0
-    assert deadline.extend(), "the guest itself has had 30 s, and is owed one"
+    assert deadline.extend(), "the guest itself has used 30 s, and is given back 1 s"
     assert deadline.left_s == pytest.approx(1.0)
 
 
@@ -136,7 +136,7 @@ def test_a_real_process(tmp_path: object) -> None:
             assert os.waitid(os.P_PID, child.pid, os.WCONTINUED | os.WNOWAIT) is not None
             check_runs(child.pid)
             assert was_continued(child.pid)
-            assert not was_continued(child.pid), "it was told"
+            assert not was_continued(child.pid), "a continuation is reported only once"
             assert module._waited_ns(child.pid).keys() == {str(child.pid)}
         finally:
             child.kill()
@@ -188,7 +188,7 @@ def test_work_aside_ends_when_nobody_waits_for_it() -> None:
 
 
 class FakeVm:
-    """What a run needs of a machine: a QEMU that answers, deadlines that end a wait, the layout."""
+    """The part of a machine that a run needs: a QEMU that answers, deadlines that end a wait, the layout."""
 
     def __init__(self, qemu: Any) -> None:
         self.qemu = qemu

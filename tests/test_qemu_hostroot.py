@@ -1,4 +1,4 @@
-"""The host's root for a guest: how a kernel can have it, what QEMU is given, and a view that cannot be written."""
+"""Tests for the host's root in a guest: how a kernel mounts it, QEMU's options, and the read-only view."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_in_the_read_only_view_everything_is_read_and_nothing_written(tmp_path: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the test looks at all mounts of this host")
 @pytest.mark.parametrize("mode", ["all", "view"])
 def test_the_view_has_files_and_nothing_of_the_running_system(mode: str, tmp_path: Path) -> None:
-    """The server itself sees the host as it is: it needs /proc/self/fd."""
+    """The server itself sees the unchanged host, because it needs /proc/self/fd."""
     (tmp_path / "there").touch()
     script = f"""cd {VIEW} && ls -A proc run sys dev && ls .{tmp_path} && ls .{VIEW}/readonly.py && ls /proc/self/fd/0
         while read -r _ _ _ _ place _; do echo "$place"; done <{VIEW}/proc/self/mountinfo"""
@@ -198,7 +198,7 @@ def test_the_view_has_files_and_nothing_of_the_running_system(mode: str, tmp_pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
 def test_without_root_it_takes_a_user_namespace() -> None:
-    """QEMU, which serves 9P, is an ordinary user's process as a rule; it still ends with its parent."""
+    """QEMU, which serves 9P, usually runs as an ordinary user. It must still end with its parent."""
     ask = "import ctypes; v = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(v)); print(v.value)"
     python = next(path for path in ("/usr/bin/python3", sys.executable) if Path(path).exists())
     with tempfile.TemporaryDirectory(prefix="hugepfn-test-") as folder:
@@ -235,7 +235,7 @@ def test_what_is_no_file_system_of_files_is_hidden_whatever_it_is_called() -> No
 
 
 def test_nobody_else_can_be_the_file_servers_first_client(virtiofsd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It serves the first who connects, and an abstract name (unix(7)) is anybody's."""
+    """It serves the first client that connects, and anybody can use an abstract name (unix(7))."""
     names: list[object] = []
 
     class Recorded(socket.socket):
@@ -258,7 +258,7 @@ def test_nobody_else_can_be_the_file_servers_first_client(virtiofsd: Path, monke
 
 
 def test_nobody_but_asyncio_reaps_the_file_server() -> None:
-    """Process.kill() polls first: a server that had just ended was gone then, and asyncio complained on stderr."""
+    """Process.kill() polls first. That reaped a server that had just ended, and asyncio complained on stderr."""
     with subprocess.Popen(["sleep", "100"], start_new_session=True) as child:
 
         class Process:
@@ -266,7 +266,7 @@ def test_nobody_but_asyncio_reaps_the_file_server() -> None:
             returncode = None
 
             def kill(self) -> None:
-                pytest.fail("this polls")
+                pytest.fail("kill() polls, which reaps the process")
 
             async def wait(self) -> int:
                 return await asyncio.to_thread(child.wait)

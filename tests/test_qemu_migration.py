@@ -1,4 +1,4 @@
-"""A machine that was saved goes on only once QEMU allows it."""
+"""Tests for saving a machine: it continues only when QEMU allows it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.qemu.process import Qemu
 
 
 class Saving:
-    """A QEMU whose migration thread has said "completed" and still holds the run state."""
+    """A QEMU whose migration thread has reported "completed" but still holds the run state."""
 
     def __init__(self) -> None:
         self.states = ["finish-migrate", "finish-migrate", "postmigrate"]
@@ -43,7 +43,7 @@ def test_a_saved_machine_is_handed_back_when_it_can_go_on(tmp_path: Path, monkey
 
 
 class Refusing:
-    """QMP of a QEMU before 8.2, which does not know file:."""
+    """QMP of a QEMU before 8.2, which does not support file: URIs."""
 
     async def execute(self, command: str, _arguments: object) -> object:
         error = {"error": {"class": "GenericError", "desc": "unknown migration protocol"}}
@@ -59,7 +59,7 @@ class Old(Qemu):
 
 
 def test_a_command_that_qemu_refuses_is_not_logged_as_failed(caplog: pytest.LogCaptureFixture) -> None:
-    """migration.py expects the refusal, and "failed" in the log would look like a fault."""
+    """migration.py expects the refusal, and "failed" in the log would look like an error."""
     caplog.set_level(logging.DEBUG, "hugepfn")
     with pytest.raises(QemuRefused, match="QEMU refuses migrate: unknown migration protocol"):
         asyncio.run(Old().execute("migrate", {"uri": "file:/dev/fdset/0"}))

@@ -1,4 +1,4 @@
-"""Guest RAM: a file without a name, one line where it cannot be had, and a clone's private view of a template."""
+"""Tests for guest RAM: a file without a name, errors in one line, and a clone's private view of a template."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def open_files() -> set[str]:
-    """What this process has open, less what cannot be looked at."""
+    """Return the open files of this process, except those that cannot be read."""
     found = set()
     for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # the one that reads this folder
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that reads this folder
             found.add(f"{descriptor.name} {descriptor.readlink()}")
     return found
 
@@ -42,7 +42,7 @@ def test_host_and_file_see_the_same_memory_and_nothing_has_a_name(tmp_path: Path
         status = os.fstat(guest.fd)
         assert stat.S_ISREG(status.st_mode)
         assert (status.st_size, status.st_nlink) == (16 * MIB, 0)
-        assert status.st_blocks * 512 < MIB, "sparse"
+        assert status.st_blocks * 512 < MIB, "the file must be sparse"
         guest.memory.write_u64(15 * MIB, 0x1122334455667788)
         assert os.pread(guest.fd, 8, 15 * MIB) == bytes.fromhex("8877665544332211")
         os.pwrite(guest.fd, b"\x01", 4096)
@@ -67,10 +67,10 @@ def test_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HUGEPFN_RAM_DIR", raising=False)
     assert ram_folder() == Path("/dev/shm")
     monkeypatch.setenv("HUGEPFN_RAM_DIR", "")
-    assert ram_folder() == Path("/dev/shm"), "an empty variable is none"
+    assert ram_folder() == Path("/dev/shm"), "an empty variable counts as not set"
     monkeypatch.setenv("HUGEPFN_RAM_DIR", str(tmp_path))
     assert ram_folder() == tmp_path
-    assert ram_folder(Path("/var/tmp")) == Path("/var/tmp"), "the option wins"
+    assert ram_folder(Path("/var/tmp")) == Path("/var/tmp"), "the option overrides the variable"
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_where_no_folder_has_room_the_first_is_told(small: Callable[..., None]) 
 
 
 def refused(memory_mib: int, folder: Path, family: type[HugepfnError] = MachineryError) -> str:
-    """The message, once it is known that nothing was left: no file, nothing open."""
+    """Return the message of the refusal. Checks that no file and no open descriptor is left."""
     before = open_files()
     with pytest.raises(family) as caught:
         SharedRam(memory_mib, folder)
@@ -163,7 +163,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # because root may write everywhere
     assert f"{tmp_path}: you may not write there; choose" in refused(1, tmp_path, UsageError)
 
 
@@ -237,10 +237,10 @@ def template(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clone(template: Path) -> Iterator[PrivateRam]:
-    """A clone whose QEMU is this process: the file is mapped privately in it."""
+    """A clone whose QEMU is this process, which maps the file privately."""
     ram = PrivateRam(template)
     with mmap.mmap(ram.fd, 16 * 4096, flags=mmap.MAP_PRIVATE) as mapped:
-        mapped[0] = mapped[0]  # one page is its own already
+        mapped[0] = mapped[0]  # the clone has its own copy of one page already
         ram.attach(os.getpid())
         yield ram
         ram.close()
@@ -289,7 +289,7 @@ def test_a_clone_gives_everything_back(template: Path) -> None:
 
 def test_a_clone_without_its_template_or_its_process(tmp_path: Path, template: Path) -> None:
     with pytest.raises(RestoreError, match=r"cannot open the template's RAM .*nowhere: No such file"):
-        PrivateRam(tmp_path / "nowhere")  # pruned by another hugepfn: the template is made again
+        PrivateRam(tmp_path / "nowhere")  # removed by another hugepfn, so the template is made again
     ram = PrivateRam(template)
     try:
         with pytest.raises(MachineryError, match="is not running yet"):
@@ -332,7 +332,7 @@ with mmap.mmap(ram.fd, 0, flags=mmap.MAP_PRIVATE):
 
 
 def test_a_clone_on_overlayfs(template: Path, tmp_path: Path) -> None:
-    """There, and on btrfs, /proc/PID/maps shows another device than fstat() does."""
+    """On overlayfs and btrfs, /proc/PID/maps shows another device than fstat()."""
     folder = tmp_path / "overlay"
     folder.mkdir()
     script = ON_OVERLAY.format(folder=folder, template=template, python=sys.executable, root=ROOT)

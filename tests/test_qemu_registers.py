@@ -1,4 +1,4 @@
-"""The registers of every vCPU, out of what a real QEMU said."""
+"""Tests for reading the registers of every vCPU, from the output of a real QEMU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.pagetable import root_paddr
 from harness.qemu.registers import ControlRegisters, parse_registers
 
 #: QEMU 7.2, -cpu max -smp 2: vCPU 0 in long mode with five levels, a PCID and bit 12 set in CR3 (what page-table
-#: isolation has in user mode), vCPU 1 never started and therefore in QEMU's 32-bit words. CRLF, as QMP gives it.
+#: isolation has in user mode); vCPU 1 never started, so QEMU prints 32-bit registers. CRLF, as QMP returns it.
 GOLDEN = Path(__file__).parent / "data" / "machine" / "registers-smp2-la57-pcid.txt"
 
 

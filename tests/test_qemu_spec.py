@@ -1,4 +1,4 @@
-"""A machine's QEMU command line, word for word, and the machines that are refused."""
+"""Tests for a machine's QEMU command line, word for word, and for machines that are refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_whole_command_line() -> None:
 
 
 def difference(spec: MachineSpec) -> tuple[list[str], list[str]]:
-    """What a machine's command line lacks and has beside the golden one's."""
+    """Return what a machine's command line lacks, and what it has in addition to the golden one."""
     before, after = lines(qemu_argv(SPEC, DESCRIPTORS)), lines(qemu_argv(spec, DESCRIPTORS))
     return [one for one in before if one not in after], [one for one in after if one not in before]
 
@@ -120,7 +120,7 @@ def test_a_clone_waits_for_its_state_and_keeps_its_writes_to_itself() -> None:
 def test_the_users_words_come_last_so_that_they_win() -> None:
     spec = replace(SPEC, append=("pti=on", "intel_iommu=off"))
     assert kernel_command_line(spec) == f"{COMMAND_LINE} pti=on intel_iommu=off"
-    assert qemu_argv(spec, DESCRIPTORS)[-1] == kernel_command_line(spec), "one word of argv"
+    assert qemu_argv(spec, DESCRIPTORS)[-1] == kernel_command_line(spec), "the kernel command line is a single argument"
 
 
 def test_another_qemu() -> None:

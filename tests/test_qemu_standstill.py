@@ -1,4 +1,4 @@
-"""A stall that a kernel only saw because its machine was stopped is told, and is not held against it."""
+"""Tests for stalls that a kernel reports only because its machine was stopped: they are shown, but are no failures."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Clock:
 
 
 def stood(stopped_s: float, *, clock_jumps: bool = True) -> Standstill:
-    """Of a machine that was stopped once, for so long."""
+    """The standstill of a machine that was stopped once, for this time."""
     clock = Clock()
     standstill = Standstill(clock_jumps, clock)
     standstill.begin()
     clock.now_s += stopped_s
-    standstill.begin()  # by ourselves, and then by the event that tells of it
+    standstill.begin()  # first by ourselves, then by the event that reports it
     standstill.end()
     standstill.end()
-    clock.now_s += 1000.0  # it runs
+    clock.now_s += 1000.0  # the machine runs
     return standstill
 
 
 def watch(log: str, standstill: Standstill, *, taint: Taint = UNTAINTED, already: bool = False) -> KernelWatch:
-    """Of a program during which the kernel said this; the machine stood still before it began, or meanwhile."""
+    """The watch of a program during which the kernel logged this, while the machine stood still before or meanwhile."""
     before = standstill if already else Standstill(standstill.clock_jumps, lambda: 0.0)
     kernel_log = SimpleNamespace(text="", since=lambda _mark: log, mark=lambda: 0, lost_since=lambda _mark: 0)
     qemu = SimpleNamespace(log=kernel_log, begin_run=lambda: (0, before.total_s), standstill=before)
@@ -74,13 +74,13 @@ def test_it_adds_up_for_how_long() -> None:
     assert standstill.total_s == 12.0
     standstill.begin()
     clock.now_s += 5.0
-    assert standstill.total_s == 17.0, "it stands still now"
+    assert standstill.total_s == 17.0, "a stop that has not ended counts, too"
 
 
 @pytest.mark.parametrize("log", STALLS)
 def test_a_stall_after_a_long_stop_is_told_and_not_held_against_the_kernel(log: str) -> None:
     watched = watch(log, stood(30.0))
-    assert watched.complaints(), "it is still a complaint"
+    assert watched.complaints(), "the stall must still be reported"
     assert not watched.troubles().found
     (excused,) = watched.troubles().excused
     assert excused.line in log
@@ -114,7 +114,9 @@ def test_the_taint_of_a_soft_lockup_goes_with_it() -> None:
     assert not watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP).troubles().found
     both = watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP | Taint.WARN).troubles()
     assert (both.complaints, both.taint) == ((), Taint.WARN)
-    assert watch(RCU_STALL, stood(30.0), taint=Taint.SOFTLOCKUP).troubles().found, "nobody said why"
+    assert watch(RCU_STALL, stood(30.0), taint=Taint.SOFTLOCKUP).troubles().found, (
+        "a taint without a reported soft lockup is not excused"
+    )
 
 
 def test_the_scenario_says_so_and_passes() -> None:
@@ -146,7 +148,9 @@ def test_a_kernel_that_dies_of_our_stall_is_no_verdict() -> None:
     assert "softlockup_panic=0" in str(error)
     assert isinstance(_end(SOFT_LOCKUP + PANIC, stood(30.0, clock_jumps=False)), KernelDied)
     assert isinstance(_end(PANIC, stood(30.0)), KernelDied)
-    assert isinstance(_end(SOFT_LOCKUP + PANIC, stood(30.0), from_s=30.0), KernelDied), "it stood before this run"
+    assert isinstance(_end(SOFT_LOCKUP + PANIC, stood(30.0), from_s=30.0), KernelDied), (
+        "a stop before this run excuses nothing"
+    )
 
 
 @pytest.mark.parametrize(

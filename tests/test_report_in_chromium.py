@@ -1,4 +1,4 @@
-"""How a browser shows the pages of ``--html``, and what they do. Chromium runs headless; the results are simulated."""
+"""Tests for the pages of ``--html`` in a browser. Chromium runs headless; the results are simulated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.verdict.table import Column, Table
 from tests.sample_pages import EVIL, SUBJECT, comparison, kernel, series_of, whole_page
 
 GOOD, BAD = "debian:6.12", "debsrc:6.12+my patches/a 'quoted' and rather long name of a patch, for a long line.patch"
-#: Each page with a cell that is worth a look.
+#: Each page with the cell that the tests open.
 OPENED = {
     "matrix": f"case=fork:pud&kernel={GOOD}",
     "compare": "case=fork:pud",
@@ -44,9 +44,9 @@ class Browser:
         self._folder = folder
 
     def open(self, kind: str, address: str = "", *, width: int = 1400, dark: bool = False) -> None:
-        """Open a page anew.
+        """Load a page, also if it is open already.
 
-        :param address: what stands after the ``#``.
+        :param address: the part after the ``#``.
         """
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -56,23 +56,23 @@ class Browser:
         self.driver.get((self._folder / f"{kind}.html").as_uri() + (f"#{address}" if address else ""))
 
     def run(self, script: str, *values: Any) -> Any:
-        """The value of a script."""
+        """Run a script and return its value."""
         return self.driver.execute_script(script, *values)
 
     def all(self, selector: str) -> list[WebElement]:
-        """Every element that is shown."""
+        """Return every visible element."""
         return [one for one in self.driver.find_elements(By.CSS_SELECTOR, selector) if one.is_displayed()]
 
     def one(self, selector: str) -> WebElement:
-        """The only element that is shown."""
+        """Return the only visible element."""
         found = self.all(selector)
         if not found:
-            raise NoSuchElementException(selector)  # wait() takes that for "not yet"
+            raise NoSuchElementException(selector)  # wait() tries again after this error
         (only,) = found
         return only
 
     def cell(self, label: str) -> WebElement:
-        """The cell with a label that starts so: "fork pud on 6.12"."""
+        """Return the cell whose label starts with this text: "fork pud on 6.12"."""
         return self.one(f'.matrix a[aria-label^="{label}"]')
 
     def press(self, *keys: str) -> None:
@@ -81,21 +81,21 @@ class Browser:
             ActionChains(self.driver).send_keys(key).perform()
 
     def focused(self) -> str:
-        """The label or the text of the element that has the focus."""
+        """Return the label or the text of the focused element."""
         element = self.driver.switch_to.active_element
         return element.get_attribute("aria-label") or element.text
 
     @property
     def address(self) -> str:
-        """What stands after the ``#``."""
+        """The part of the address after the ``#``."""
         return self.driver.current_url.partition("#")[2]
 
     def wait(self, until: Callable[[], object]) -> None:
-        """Wait until something holds."""
+        """Wait until the condition holds."""
         WebDriverWait(self.driver, WAIT_S).until(lambda _: until())
 
     def copied(self, button: str) -> str:
-        """The text that a button copies."""
+        """Return the text that a button copies."""
         self.one(button).click()
         self.wait(lambda: self.one(".mail p").text)
         return self.one(".mail textarea").get_property("value") or ""  # type: ignore[return-value]
@@ -115,7 +115,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Chrome]:
-    """One browser for all tests of this file. It resolves no name."""
+    """One browser for all tests of this file. It cannot resolve host names."""
     driver, browser = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("chromium-browser")
     assert driver, "chromedriver is not installed; run scripts/setup tests"
     assert browser, "chromium is not installed; run scripts/setup tests"
@@ -134,12 +134,12 @@ def chromium() -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(chromium: Chrome, pages: Path) -> Iterator[Browser]:
-    """No test leaves an error in the browser's console."""
+    """The browser of one test. Fails if there is an error in the browser's console."""
     yield Browser(chromium, pages)
     assert [one["message"] for one in chromium.get_log("browser")] == []  # type: ignore[no-untyped-call]
 
 
-# --- what is seen --------------------------------------------------------------------------------
+# --- appearance ----------------------------------------------------------------------------------
 
 
 @WIDTHS
@@ -181,7 +181,7 @@ return [...document.querySelectorAll("main *, dialog *")]
 @KINDS
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_text_has_contrast(browser: Browser, kind: str, dark: bool) -> None:
-    """At least 4.5 to 1, as WCAG 2 asks for (1.4.3)."""
+    """The contrast is at least 4.5 to 1, as WCAG 2 requires (1.4.3)."""
     browser.open(kind, OPENED[kind], dark=dark)
     assert browser.run(CONTRAST) == []
 
@@ -209,7 +209,7 @@ def test_the_names_of_the_bits_stand_above_their_boxes(browser: Browser, kind: s
 
 
 def test_a_changed_bit_has_a_sign_and_a_shape(browser: Browser) -> None:
-    """Colour is not all that tells it."""
+    """A change is not shown by colour alone."""
     browser.open("compare", OPENED["compare"])
     assert {"+W", "+D", "+SAVED_DIRTY"} <= {one.text for one in browser.all("dialog ins")}
     assert {"-W", "-D", "-SAVED_DIRTY"} <= {one.text for one in browser.all("dialog del")}
@@ -265,7 +265,7 @@ def test_a_kernel_function_is_a_link_to_its_source(browser: Browser, kind: str) 
     assert link.get_attribute("rel") == "noopener noreferrer"
 
 
-# --- what runs -----------------------------------------------------------------------------------
+# --- scripts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["matrix", "compare", "evil"])
@@ -384,7 +384,7 @@ def test_a_cell_is_copied_as_text(browser: Browser, kind: str, width: int) -> No
 
 
 def test_the_command_in_a_mail_is_one_that_a_shell_reads(browser: Browser, tmp_path: Path) -> None:
-    """It is longer than a line, and has a space and a quote."""
+    """The command is longer than a line, and has a space and a quote."""
     browser.open("compare", OPENED["compare"])
     text = browser.copied("dialog .copy")
     command = text.partition("To run it again:\n")[2].partition("\n\n")[0]

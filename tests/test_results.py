@@ -1,4 +1,4 @@
-"""What ended a test, as a value that is made of the error."""
+"""Tests for the value that tells what ended a test, made from the error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from harness.verdict.log.troubles import End, EndKind, KernelTroubles
         (BootError("words", exit_status=None, console_tail=""), End(EndKind.BOOT)),
         (AssertionError("words"), End(EndKind.ASSERTION)),
         (ClaimFailed("words"), End(EndKind.ASSERTION)),
-        (RunBroken("words"), End(EndKind.ASSERTION)),  # of a run that is not kept, as that of the probe
+        (RunBroken("words"), End(EndKind.ASSERTION)),  # from a run that is not stored, such as that of the probe
         (MachineryError("words"), None),
         (KeyboardInterrupt(), None),
     ],

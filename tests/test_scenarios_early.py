@@ -1,4 +1,4 @@
-"""No scenario claims that A is clear without saying so: under KVM a CPU may set it ahead of any access."""
+"""Checks that every claim that A is clear has ``clear=Bits.A``: under KVM a CPU may set A before any access."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCENARIOS = Path(__file__).resolve().parents[1] / "guest_tests"
 
 
 def unmarked(source: str) -> list[int]:
-    """Lines with ``not ...young`` in a claim whose ``clear=`` does not name A."""
+    """Return the lines with ``not ...young`` in a claim whose ``clear=`` does not name A."""
     return sorted(set(_unmarked(ast.parse(source), False)))
 
 
@@ -32,7 +32,7 @@ def _keywords(call: ast.expr) -> list[ast.keyword]:
 
 @pytest.mark.parametrize("path", sorted(SCENARIOS.glob("test_*.py")), ids=lambda path: path.stem)
 def test_every_claim_of_an_old_entry_says_that_it_is_one(path: Path) -> None:
-    assert unmarked(path.read_text()) == [], "with claim(..., clear=Bits.A): such a claim cannot be known under KVM"
+    assert unmarked(path.read_text()) == [], "write `with claim(..., clear=Bits.A)`, because KVM may set A early"
 
 
 def test_the_check_itself() -> None:

@@ -1,4 +1,4 @@
-"""docs/schemas/ are valid schemas, have the code's versions and words, and refuse what does not fit.
+"""Checks that docs/schemas/ are valid schemas, have the versions and words of the code, and refuse wrong outputs.
 
 Real outputs are checked where tests make them: ``grep -rn schemas.check tests``.
 """
@@ -69,7 +69,7 @@ def test_the_page_names_every_key() -> None:
 
 
 def test_every_key_has_a_meaning_or_a_name_that_says_it() -> None:
-    """A key without a description is one of these few words."""
+    """A key without a description must have one of these few names."""
     plain = {"scenario", "turn", "checkpoint", "process", "mapping", "message", "reason", "title", "line", "why"}
     plain |= {"name", "before", "after", "subject", "level", "schema", "version", "kernel", "guest"}
     plain |= {

@@ -1,4 +1,4 @@
-"""The words that select tests: what they mean, what they match, and what is said of one that selects nothing."""
+"""Tests for the words that select tests: their meaning, what they match, and the errors about wrong words."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_a_word_means(file: Path, word: str, scenario: str, level: str | None) -> None:
     found = Selected.parse(word)
     assert found == Selected(file if "/" in word else None, scenario, level)
-    assert Selected.parse(str(found)) == found, "a command gives it to its children as a word"
+    assert Selected.parse(str(found)) == found, "the text must parse to the same value, because children get it as text"
 
 
 @pytest.mark.parametrize(

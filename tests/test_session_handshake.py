@@ -1,4 +1,4 @@
-"""Who talks to a session: only those who know its key, and nobody waits for those who say nothing."""
+"""Tests for the handshake of a session: only clients with its key are let in, and silent ones block nobody."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def both(accept: Callable[[Connection], Any], prove: Callable[[Connection], Any]) -> list[BaseException]:
-    """What each end raised."""
+    """Return the exceptions of both ends."""
     raised: list[BaseException] = []
 
     def run(work: Callable[[Connection], Any], end: Connection) -> None:
@@ -74,14 +74,14 @@ def test_who_says_nothing_is_hung_up_on() -> None:
 
 
 class Evil:
-    """What runs code where it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
         return Path.touch, (Path("/tmp/hugepfn-evil"),)
 
 
 def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Server, Listener]:
-    """A session without a machine; it answers "state"."""
+    """A session without a machine. It answers the request "state"."""
     one = Server(server.Start("one", None), folder, print)  # type: ignore[arg-type]
     monkeypatch.setattr(one, "_answer", lambda _connection, call, _descriptors: f"{call.verb} done")
     listener = Listener(str(folder / registry.SOCKET), "AF_UNIX")
@@ -96,10 +96,10 @@ def test_a_session_answers_its_user_while_a_stranger_says_nothing(monkeypatch: p
         _, listener = serving(folder, monkeypatch)
         with listener, Client(str(folder / registry.SOCKET), "AF_UNIX") as silent:
             assert SessionClient(ABOUT).call("state") == "state done"
-            silent.recv_bytes()  # its challenge
+            silent.recv_bytes()  # reads the session's challenge
             silent.send_bytes(pickle.dumps(Evil()))
             assert silent.recv_bytes() == b"#FAILURE#"
-            assert not Path("/tmp/hugepfn-evil").exists(), "what it sent was not unpickled"
+            assert not Path("/tmp/hugepfn-evil").exists(), "the stranger's message was unpickled"
             assert (folder / "key").stat().st_mode & 0o777 == 0o600
             assert len((folder / "key").read_bytes()) == 32
 

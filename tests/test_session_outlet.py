@@ -1,4 +1,4 @@
-"""A job's output and a reader that does not read: the guest keeps the rest, and nobody waits for ever."""
+"""Tests for a job's output and a reader that does not read: the guest keeps the rest, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SOON_S = 30.0
 
 @pytest.fixture
 def ends() -> Iterator[tuple[int, int]]:
-    """A pipe: the reader's end, and the one that output goes to."""
+    """A pipe: the reader's end, and the end for output."""
     both = os.pipe()
     yield both
     for end in both:
@@ -53,7 +53,7 @@ def test_the_guest_keeps_what_nobody_reads_and_goes_on_when_somebody_does(ends: 
     with Outlet(ends[1], ends[1], print) as outlet:
         outlet.on_room(lambda: room.put(outlet.full))
         assert room.get(timeout=SOON_S) is False
-        for _ in range(7):  # one of them is in the pipe
+        for _ in range(7):  # one of the parts is in the pipe
             outlet.sink(Stream.OUT, PART)
         assert outlet.full
         read_exactly(ends[0], 7 * len(PART))
@@ -76,14 +76,14 @@ def test_a_slow_reader_gets_everything_after_the_end(ends: tuple[int, int]) -> N
     with Outlet(ends[1], ends[1], print) as outlet:
         for _ in range(3):
             outlet.sink(Stream.OUT, PART)
-        reader = threading.Timer(0.2, read_exactly, (ends[0], 3 * len(PART)))  # later than a hurried end waits
+        reader = threading.Timer(0.2, read_exactly, (ends[0], 3 * len(PART)))  # later than the deadline of a quick end
         reader.start()
         outlet.end()
     reader.join()
 
 
 class Patience(threading.Condition):
-    """Tells the reader to take one more part whenever somebody waits for it with a deadline."""
+    """Makes the reader take one more part at each wait with a deadline."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_a_descriptor_that_breaks_is_told_once(ends: tuple[int, int]) -> None:
 
 
 class FakeQemu:
-    """The guest's end of the agent's channel: what was sent there, and a way to say something."""
+    """The guest's end of the agent's channel: records what was sent, and can send frames."""
 
     def __init__(self) -> None:
         self.sent: list[Frame] = []
@@ -154,7 +154,7 @@ class FakeQemu:
 
 
 class FakeVM:
-    """A machine whose one job never stops printing, until it is killed."""
+    """A machine whose only job prints until it is killed."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -177,7 +177,7 @@ class FakeVM:
         return agent
 
     def answer(self, frame: Frame) -> None:
-        """What the guest does with it."""
+        """Do what the guest does with a frame."""
         match frame.verb:
             case "pipe":
                 self.qemu.say(Frame("started", frame.id, b"77").encode())
@@ -186,11 +186,11 @@ class FakeVM:
                 self.held.set()
             case "kill":
                 number = frame.payload.decode()
-                self.qemu.say(Frame("out", frame.id, PART).encode())  # what was in its pipe
+                self.qemu.say(Frame("out", frame.id, PART).encode())  # the rest that was in the job's pipe
                 self.qemu.say(Frame("exit", frame.id, f"signal {number}".encode()).encode())
 
     def print(self, job_id: int) -> None:
-        """As the agent pumps a pipe."""
+        """Send output, as the agent does for a pipe."""
         if not self.held.is_set():
             self.qemu.say(Frame("out", job_id, PART).encode())
             self.loop.call_soon(self.print, job_id)
@@ -203,7 +203,7 @@ class FakeVM:
 def test_a_command_whose_reader_never_reads_ends_by_a_signal_and_with_its_caller(
     ends: tuple[int, int], number: signal.Signals
 ) -> None:
-    """SIGKILL is what the server passes on for a caller that is gone (harness/session/server.py, _listen())."""
+    """For a caller that is gone, the server sends SIGKILL (harness/session/server.py, _listen())."""
     vm, signals = FakeVM(), queue.SimpleQueue[int | None]()
     ended: list[ExitStatus] = []
     empty = os.open(os.devnull, os.O_RDONLY)

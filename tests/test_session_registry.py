@@ -1,4 +1,4 @@
-"""Which sessions there are: names, what is left of those that were killed, which one is meant."""
+"""Tests for the registry of sessions: names, the remains of killed sessions, and the session that a command means."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def about(name: str) -> About:
 def test_a_session_is_seen_while_it_lives_and_leaves_nothing(runtime: Path) -> None:
     assert registry.sessions() == []
     with registry.claim("one") as folder:
-        assert registry.sessions() == [], "not before it can be talked to"
+        assert registry.sessions() == [], "a session is listed only when it accepts requests"
         registry.publish(folder, about("one"))
         assert [one.name for one in registry.sessions()] == ["one"]
         assert folder.stat().st_mode & 0o777 == 0o700

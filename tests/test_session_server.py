@@ -1,4 +1,4 @@
-"""A session's process: how it takes callers that leave."""
+"""Tests for a session's process: callers that leave, and callers that wait while the session is stopped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SOON_S = 30.0
 
 
 class FakeVM:
-    """A machine with a shell's line."""
+    """A machine with a shell."""
 
     def __init__(self) -> None:
         self.line, self.guest = socket.socketpair()
@@ -65,7 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 def enter(server: Server) -> tuple[Connection, threading.Thread]:
-    """A caller at the shell, and the thread that serves them."""
+    """Return a caller at the shell, and the thread that serves it."""
     ours, theirs = Pipe()
     serving = threading.Thread(target=server._serve, args=(cast(Any, theirs),))
     serving.start()
@@ -78,7 +78,7 @@ def enter(server: Server) -> tuple[Connection, threading.Thread]:
 
 
 def test_a_caller_that_leaves_the_shell_is_no_error(server: Server) -> None:
-    for _ in range(2):  # the second finds it free
+    for _ in range(2):  # the second caller finds the shell free
         caller, serving = enter(server)
         caller.send(wire.Size(25, 80))
         assert cast(Any, server)._session.vm.sized.wait(SOON_S)
@@ -109,7 +109,7 @@ def test_who_waits_for_an_answer_is_told_that_the_session_was_stopped(server: Se
     def wait(**_arguments: object) -> None:
         going.set()
         ends.wait(SOON_S)
-        raise MachineryError("QEMU was killed by SIGKILL: no word")  # since the session has ended its machine
+        raise MachineryError("QEMU was killed by SIGKILL: no word")  # because the session has ended its machine
 
     setattr(cast(Any, server)._session, verb, wait)
     ours, theirs = Pipe()

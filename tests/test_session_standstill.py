@@ -1,4 +1,4 @@
-"""A session whose machine stands still says so, since when and why, and how it goes on."""
+"""Tests for a session whose machine is stopped: it reports since when, why, and how to resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GDB = "unix:/run/one/gdb,server=on"
 
 
 class Qemu:
-    """A QEMU that stops and goes on as it is told."""
+    """A QEMU that can be stopped and continued."""
 
     def __init__(self) -> None:
         self.state = "running"
@@ -51,7 +51,7 @@ class Qemu:
 
 
 class Machine:
-    """The part of a VM that a session needs to stop it and to let it go on."""
+    """The part of a VM that a session needs to stop and continue it."""
 
     def __init__(self) -> None:
         self.qemu = Qemu()
@@ -91,7 +91,7 @@ def session(machine: Machine) -> Session:
 
 
 def refusal(session: Session) -> str:
-    """What every command that needs the guest's help says."""
+    """Return the error of a command that needs the guest's help."""
     said = set()
     for ask in (lambda: session.maps(1), session.ssh_address, session.check_runs):
         with pytest.raises(UsageError) as caught:
@@ -105,7 +105,7 @@ def test_a_machine_that_runs_is_not_asked_about(session: Session, machine: Machi
     assert session.maps(1) == cast(Any, "VMAs of 1")
     assert session.state() == MachineState()
     assert session.resume() == MachineState()
-    machine.qemu.state = "paused"  # for a moment: somebody looks
+    machine.qemu.state = "paused"  # stopped for a moment, to read memory
     session.check_runs()
     assert session.ssh_address() == cast(Any, "address")
 
@@ -113,7 +113,7 @@ def test_a_machine_that_runs_is_not_asked_about(session: Session, machine: Machi
 def test_pause_and_resume(session: Session, machine: Machine) -> None:
     before = time.time()
     assert session.pause() == MachineState()
-    assert machine.learned, "so that it can be walked"
+    assert machine.learned, "pause must first learn what a walk needs"
     halt = session.state().halt
     assert halt is not None
     assert halt.cause is HaltCause.PAUSED
@@ -142,7 +142,7 @@ def test_gdb(session: Session, machine: Machine) -> None:
     session.check_runs()
     assert session.state() == MachineState()
     machine.on_loop(machine.qemu.stop())
-    assert session.state().halt is not None, "at a breakpoint"
+    assert session.state().halt is not None, "the machine must be shown as stopped at a breakpoint"
     session.resume()
     session.check_runs()
 

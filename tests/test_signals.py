@@ -1,4 +1,4 @@
-"""Signals that are ignored when the command starts stay ignored; the others end it in one line."""
+"""Checks that signals ignored at the start of the command stay ignored, and that the others end it with one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.session.client import passing_signals
 ROOT = Path(__file__).resolve().parents[1]
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-# The command itself, with a subcommand that says "ready", reads a line, and is done.
+# The command itself, with a subcommand that prints "ready", reads a line, and ends.
 COMMAND = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
@@ -36,7 +36,7 @@ entry.main()
 
 
 def _command(ignored: list[signal.Signals]) -> subprocess.Popen[str]:
-    """Starts it as nohup and a background shell do: with signals ignored."""
+    """Start the command with signals ignored, as nohup and a background shell do."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         return subprocess.Popen(
@@ -73,7 +73,7 @@ def test_every_other_one_ends_it_in_one_line(number: signal.Signals) -> None:
 
 @pytest.fixture
 def ignored() -> Iterator[None]:
-    """SIGINT and SIGHUP are ignored in this process while a test runs."""
+    """Ignore SIGINT and SIGHUP in this process during a test."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():

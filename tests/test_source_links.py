@@ -1,4 +1,4 @@
-"""Where a page's kernel functions link to. Nothing is fetched."""
+"""Tests for the links of kernel functions. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_addresses() -> None:
     assert ELIXIR.address("", "", None, "f") == f"{ELIXIR.url}/latest/A/ident/f"
     assert SourceSite("http://here/linux/").address("v6.12", "", 7, "f") == "http://here/linux/v6.12/A/ident/f"
     assert LINES.address("v6.12", "mm/a b.c", 7, "f") == "https://example.org/v6.12/source/mm/a%20b.c#L7"
-    assert LINES.address("v6.12", "mm/memory.c", None, "f") == "", "a line that is not known"
+    assert LINES.address("v6.12", "mm/memory.c", None, "f") == "", "there is no address if the line is not known"
     assert SourceSite("vscode://file/home/me/linux/{file}:{line}").address("", "mm/memory.c", 7, "f") == (
         "vscode://file/home/me/linux/mm/memory.c:7"
     )
@@ -61,7 +61,7 @@ def test_what_is_no_address(url: str) -> None:
 
 
 def test_a_function_has_the_name_that_it_has_in_the_kernel() -> None:
-    """insert_pfn_pud() became insert_pud()."""
+    """For example, insert_pfn_pud() became insert_pud()."""
     said = str(fn.insert_pfn_pud)
     old, new = (functions_of({"release": release}, [said, said], ELIXIR) for release in ("6.12.118", "7.3.4"))
     assert old == {said: (said, f"{ELIXIR.url}/v6.12.118/A/ident/insert_pfn_pud")}
@@ -76,7 +76,7 @@ def test_what_names_no_function_has_no_address() -> None:
 
 @pytest.fixture
 def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What a context says of a kernel that was built from a git tree, whose work tree has changed since."""
+    """The context of a kernel that was built from a git tree. The work tree has changed since."""
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     tree = tmp_path / "linux"
     (tree / "mm").mkdir(parents=True)
@@ -97,7 +97,9 @@ def test_a_line_is_of_the_tree_that_was_built(built: dict[str, str]) -> None:
     assert functions_of(built, [said], LINES) == {
         said: ("mm/huge_memory.c:6 copy_huge_pud()", "https://example.org/v6.12.118/source/mm/huge_memory.c#L6")
     }
-    assert functions_of(built, [str(fn.copy_huge_pmd)], LINES)[str(fn.copy_huge_pmd)][1] == "", "it is not in there"
+    assert functions_of(built, [str(fn.copy_huge_pmd)], LINES)[str(fn.copy_huge_pmd)][1] == "", (
+        "this tree does not have the function"
+    )
 
 
 def test_a_tree_that_is_gone_is_no_error(

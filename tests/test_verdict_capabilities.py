@@ -1,4 +1,4 @@
-"""What follows from a kernel's capabilities: the layout of its entries, and why it cannot have a huge leaf."""
+"""Tests for the conclusions from a kernel's capabilities: its layout, and why it cannot have a huge leaf."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kernel(image: ImageCapabilities = UNKNOWN, *, saved_dirty: bool = True, thp:
     ],
 )
 def test_devmap_is_read_where_the_kernel_may_have_it(devmap: bool | None, saved_dirty: bool, bit: int | None) -> None:
-    """58 before SAVED_DIRTY took that bit (6.6). A kernel without a known configuration may have it."""
+    """DEVMAP was bit 58 before SAVED_DIRTY took that bit (6.6). A kernel of unknown configuration may have it."""
     layout = kernel(ImageCapabilities(None, None, devmap), saved_dirty=saved_dirty).layout
     assert layout == Layout(saved_dirty=saved_dirty, devmap_bit=bit, five_level=False)
 

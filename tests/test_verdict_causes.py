@@ -1,4 +1,4 @@
-"""One cause breaks many claims: what follows from the first is folded under it, and what decides is blamed."""
+"""Tests for grouping broken claims by cause: claims that follow from the first, and the function to blame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ THERE = EntrySeen("pmd", 0xE7, ("P", "W", "U", "A", "D"), Place("written", "pare
 
 
 def broken(name: str, wrong: str, checkpoint: str, process: str = "child", by: str = COPY) -> Claim:
-    """A claim that one bit broke: "+A" or "-W"."""
+    """A claim that is broken by one bit: "+A" or "-W"."""
     bits = tuple(one for one in (*THERE.bits, wrong[1:]) if one != wrong[1:] or wrong[0] == "+")
     entry = EntrySeen("pmd", 0xE5, tuple(dict.fromkeys(bits)), Place(checkpoint, process, "bar", 0))
     values = ("0", "1") if wrong[0] == "+" else ("1", "0")
@@ -41,7 +41,7 @@ def test_another_entry_or_another_difference_is_a_cause_of_its_own() -> None:
 
 
 def test_what_the_first_shows_to_have_changed_follows_from_it() -> None:
-    """All that tells the entry from its reference is seen at the first claim, though that is about one bit of it."""
+    """The first claim has all differences between the entry and its reference, although it is about one bit."""
     assert FIRST.mismatch is not None
     assert FIRST.mismatch.entry is not None
     entry = replace(FIRST.mismatch.entry, bits=("P", "U", "A"))

@@ -1,4 +1,4 @@
-"""Results, their JSON and the exit status that follows."""
+"""Tests for results, their JSON and the exit status that follows from them."""
 
 from __future__ import annotations
 

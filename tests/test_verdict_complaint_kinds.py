@@ -1,4 +1,4 @@
-"""Each first line of a complaint, and for each one that only looks like it."""
+"""Tests for the first lines of complaints, with a line for each rule and one that the rule must not match."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ K = ComplaintKind
 PANIC, GPF, WARN = "Kernel panic - not syncing", "general protection fault", "WARNING: CPU: 0 PID: 85 at"
 AT = "CPU#0: fork/85"
 
-# One row for each rule, in the order of RULES: the kind, a line of it, a line that is nearly it.
+# One row for each rule, in the order of RULES: the kind, a matching line, and a similar line that must not match.
 ROWS: list[tuple[ComplaintKind, str, str]] = [
     (K.STACK_OVERFLOW, f"{PANIC}: stack-protector: Kernel stack is corrupted in: f+0x1/0x2", "stack-protector: Kernel"),
     (K.STACK_OVERFLOW, f"{PANIC}: stack-protector: Kernel stack is corrupted in: ffffffff83436320", "stack-protector"),
@@ -146,7 +146,7 @@ def test_the_rule_and_its_near_miss(index: int) -> None:
     rule = RULES[index]
     assert rule.first.match(line)
     assert not rule.first.match(near_miss)
-    assert classify(line) == rule, f"a rule before {rule.first.pattern} took the line"
+    assert classify(line) == rule, f"a rule before {rule.first.pattern} matched the line"
     found = classify(near_miss)
     assert found is None or found.kind is not kind
 

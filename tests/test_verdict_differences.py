@@ -1,4 +1,4 @@
-"""What differs between two kernels, and what two runs of one kernel may answer differently."""
+"""Tests for the differences between two kernels, and for what may differ between two runs of one kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Observations as a table: neighbours that are alike are one row, and no changed bit is left unmarked."""
+"""Tests for observations as a table: equal neighbours share a row, and every changed bit is marked."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_pagemaps_word_is_decoded(word: int | None, text: str) -> None:
 def test_neighbours_that_are_alike_are_one_row(level: Level) -> None:
     table = rows(pages("read", "P W", range(3), level))
     assert shape(table) == [("read", "bar+0x0", 3)]
-    assert table[0].raw == "0x0000000000000027", "of the first"
+    assert table[0].raw == "0x0000000000000027", "a row shows the raw word of its first entry"
 
 
 def test_a_gap_a_difference_and_another_level_each_begin_a_row() -> None:

@@ -1,4 +1,4 @@
-"""What is expected of cases and claims: read, held against results, and along a series."""
+"""Tests for expectations of cases and claims: parsed, compared with results, and along a series."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ P, F, S, K, E, X = (
 FORK = Case("fork", "pmd")
 
 
-# --- the words -----------------------------------------------------------------------------------
+# --- parsing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,9 @@ FORK = Case("fork", "pmd")
 def test_what_is_said(text: str, said: tuple[str, str | None, str, str]) -> None:
     found = Expectation.parse(text)
     assert (found.test, found.level, found.claim, found.outcome.value) == said
-    assert Expectation.parse(str(found)) == found, "a command gives it to its children as a word"
+    assert Expectation.parse(str(found)) == found, (
+        "the text must parse to the same value, because children get it as text"
+    )
     assert Expectation.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -101,7 +103,7 @@ def claim(name: str, outcome: Outcome) -> Claim:
 
 
 def judged(found: ScenarioResult, *texts: str) -> ScenarioResult:
-    """The result, which can be written and read back."""
+    """Return the judged result. Checks that it can be written and read back."""
     after = held(found, [Expectation.parse(text) for text in texts])
     assert ScenarioResult.from_json(json.loads(json.dumps(after.to_json()))) == after
     return after
@@ -131,13 +133,13 @@ HOLDS, BREAKS = claim("a", P), claim("a", F)
         (result(F, BREAKS), "a=fail", X, "met"),
         (result(K, claim("a", K)), "a=fail", X, "met"),
         (result(P, HOLDS), "a=fail", F, "unmet"),
-        (result(P, claim("a", S)), "a=fail", P, "unknown"),  # this CPU cannot show it
+        (result(P, claim("a", S)), "a=fail", P, "unknown"),  # it cannot be known on this CPU
         (result(P, claim("a", S)), "a=pass", P, "unknown"),
         (result(P, claim("a", S)), "a=skip", P, "met"),
         (result(P, HOLDS), "a=pass", P, "met"),
         (result(F, BREAKS), "a=pass", F, "unmet"),
         (result(P, HOLDS), "b=fail", F, "no_claim"),
-        (result(F, HOLDS, reason="the kernel died"), "b=fail", F, "unknown"),  # it may not have come to it
+        (result(F, HOLDS, reason="the kernel died"), "b=fail", F, "unknown"),  # it may have ended before this claim
         (result(S), "b=fail", S, "unknown"),
         (result(S), "b=pass", F, "unmet"),
         (result(F, BREAKS, claim("b", F)), "a=fail", F, "met"),
@@ -174,7 +176,7 @@ def test_an_expected_claim_covers_what_follows_from_it_and_nothing_else() -> Non
     assert (after.outcome, [one.outcome for one in after.claims]) == (F, [X, F, X])
     assert words.failed(after)[:2] == ["1 claim does not hold", f"BROKEN {other.name} [{other.kernel_function}]"]
     after = judged(result(F, FIRST, LATER), f"fork:{LATER.name}=fail")
-    assert (after.outcome, [one.outcome for one in after.claims]) == (F, [F, X]), "the cause is not expected"
+    assert (after.outcome, [one.outcome for one in after.claims]) == (F, [F, X]), "the cause itself was not expected"
 
 
 def test_a_skip_of_a_claim_that_was_expected_does_not_count_as_strict() -> None:
@@ -249,7 +251,7 @@ def test_only_the_case_that_is_expected_to_is_held_against_it() -> None:
 
 
 def test_real_failures_are_covered_by_their_first_claim() -> None:
-    """A run on a kernel whose fork() leaves the child's pte dirty."""
+    """The results of a run on a kernel whose fork() leaves the child's pte dirty."""
     path = Path(__file__).parent / "data" / "failures" / "fork-pte-stays-dirty.json"
     run = Run.from_json(json.loads(path.read_text()))
     (failed,) = [one for one in run.results if one.outcome is F]
@@ -278,13 +280,13 @@ def columns(*outcomes: Outcome | None) -> list[Column]:
         ((P, None, F), "fork=fail", (P, None, X), [], [(2, True)]),
         ((P, F, E, F), "fork=fail", (P, X, E, X), [], [(1, True)]),
         ((F, P, F), "fork=fail", (F, P, X), [], [(1, False), (2, True)]),
-        ((F, F, F), "fork=fail", (F, X, X), [], []),  # it is so before the series, too
-        ((P, F, P), "fork=fail", (P, X, P), [2], [(1, True), (2, False)]),  # and then undone
+        ((F, F, F), "fork=fail", (F, X, X), [], []),  # the failure exists before the series
+        ((P, F, P), "fork=fail", (P, X, P), [2], [(1, True), (2, False)]),  # and undone by a later patch
         ((P, P, P), "fork=fail", (P, P, P), [2], []),
         ((P, P, E), "fork=fail", (P, P, E), [1], []),
         ((P, F, F), "fork:b=fail", (P, F, F), [2], [(1, False)]),
         ((P, F), "fork=pass", (P, F), [1], [(1, False)]),
-        ((F, P, P), "fork=pass", (F, P, P), [], [(1, False)]),  # it is no failure, but a change
+        ((F, P, P), "fork=pass", (F, P, P), [], [(1, False)]),  # a change that is no failure
         ((P, E, None), "fork=fail", (P, E, None), [], []),
     ],
 )
@@ -321,7 +323,7 @@ def test_a_claim_that_holds_again_is_not_expected_by_the_failure_of_another() ->
 
 
 def pair() -> tuple[Run, Run]:
-    """Two kernels: the second has SAVED_DIRTY where the first has D and W, and a claim is about that."""
+    """Results of two kernels. The second has SAVED_DIRTY where the first has D and W, and a claim is about that."""
     place = broken("keeps D", "-D", "forked")
     assert place.mismatch is not None
     assert place.mismatch.entry is not None

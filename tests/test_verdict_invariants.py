@@ -1,4 +1,4 @@
-"""Each invariant has leaves that break it and nothing else; good leaves break none."""
+"""Tests for the invariants: for each there are leaves that break only this one; good leaves break none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HUGE_FLAG = {Level.PTE: 0, Level.PMD: HUGE, Level.PUD: HUGE}
 
 
 def leaf(flags: int, level: Level = Level.PTE, offset: int = 0, paddr: int | None = None) -> Leaf:
-    """A leaf at a byte offset of the area; the address of one that the CPU may not use is stored inverted (L1TF)."""
+    """A leaf at a byte offset of the VMA. If it is not present, its address is stored inverted (L1TF)."""
     paddr = BAR + offset if paddr is None else paddr
     stored = paddr if flags & P else ~paddr & PFN_MASK & -level.size_bytes
     return Leaf(Entry(stored | flags | HUGE_FLAG[level], level, Layout.MODERN), START + offset)
@@ -95,7 +95,7 @@ def test_a_bad_leaf_breaks_exactly_one(one: Leaf, area: Area, invariant: str) ->
     (message,) = broken(one, area)
     assert message.startswith(f"{invariant}: ")
     offset = max(one.vaddr - area.start, 0)
-    assert f"child bar+{offset:#x}: {one.entry}" in message, "names the place and shows the entry"
+    assert f"child bar+{offset:#x}: {one.entry}" in message, "the message names the place and shows the entry"
 
 
 def test_write_0_dirty_1_is_ordinary_before_saved_dirty() -> None:
@@ -130,7 +130,7 @@ CHILD, PARENT = AREA, replace(AREA, process="parent")
 def test_the_same_cache_bits_at_every_level() -> None:
     same = [(PARENT, leaf(GOOD | PAT_OF_PTE)), (CHILD, leaf(GOOD | PAT_OF_HUGE, Level.PMD))]
     assert list(cache_violations(same)) == []
-    assert list(cache_violations([(PARENT, leaf(GOOD | UNCACHED))])) == [], "there is nothing to compare it with"
+    assert list(cache_violations([(PARENT, leaf(GOOD | UNCACHED))])) == [], "a single leaf cannot be compared"
     assert list(cache_violations([])) == []
 
 
@@ -171,8 +171,8 @@ def disagreements(leaves: list[Leaf], words: list[PagemapWord]) -> list[tuple[st
 def test_witnesses_that_agree() -> None:
     assert disagreements([page(0), page(2, ANON | SOFT_DIRTY)], [word(0), HOLE, word(2, soft_dirty=True)]) == []
     assert disagreements([], [HOLE, HOLE_OF_A_NEW_VMA]) == []
-    assert disagreements([page(0)], [word(0, soft_dirty=True)]) == [], "a whole new vma is soft-dirty to pagemap"
-    assert disagreements([page(0), page(1), page(2)], [word(0)]) == [], "pages that pagemap was not read for"
+    assert disagreements([page(0)], [word(0, soft_dirty=True)]) == [], "pagemap reports a whole new VMA as soft-dirty"
+    assert disagreements([page(0), page(1), page(2)], [word(0)]) == [], "pages without a pagemap word are not compared"
 
 
 def test_a_huge_page_is_compared_page_by_page() -> None:

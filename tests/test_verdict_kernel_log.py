@@ -1,4 +1,4 @@
-"""What a kernel log complains about: golden logs, growing logs, cut anywhere."""
+"""Tests for the complaints in a kernel log: golden logs, growing logs, and logs cut anywhere."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def test_a_breakpoint_is_stale_where_memory_has_none() -> None:
     text = read("stale_breakpoint_6_12.log")
     oops, panic = scan(text)
     assert (oops.stale_breakpoint, panic.stale_breakpoint) == (True, False)
-    assert scan(text.replace("Oops: int3", "int3"))[0].stale_breakpoint, "as older kernels say it"
+    assert scan(text.replace("Oops: int3", "int3"))[0].stale_breakpoint, "the form of older kernels is recognised, too"
     assert not scan(text.replace("66 <90>", "cc <90>"))[0].stale_breakpoint
     code = next(line for line in text.splitlines() if "Code: " in line)
     unread = text.replace(code, "[    1.712331] Code: Unable to access opcode bytes at 0xffffffffa2345678.")
-    assert not scan(unread)[0].stale_breakpoint, "what is not known is no excuse"
+    assert not scan(unread)[0].stale_breakpoint, "a breakpoint in unreadable memory counts as real"
     assert not scan(text.replace("int3: 0000", "invalid opcode: 0000"))[0].stale_breakpoint
 
 

@@ -1,4 +1,4 @@
-"""The ledger: which failures are known, and which are not."""
+"""Tests for the list of known bugs: which failures are known, and which are not."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def facts(present: Sequence[str] = (), absent: Sequence[str] = (), kernels: Mapp
     ("level", "failures", "known"),
     [
         ("pud", [LOST], True),
-        (None, [LOST], True),  # a scenario without levels is about all of them
+        (None, [LOST], True),  # a scenario without levels always matches
         ("pud", [LOST, DIED], True),
         ("pud", [LOST, OTHER], False),
         ("pud", [replace(LOST, mismatch=NO_D)], False),
         ("pud", [replace(LOST, mismatch=None)], False),
         ("pud", [replace(LOST, name="not " + LOST.name)], False),
-        ("pud", [OOPS], False),  # the kernel lives on
+        ("pud", [OOPS], False),  # the kernel did not die
         ("pud", [replace(DIED, end=End(EndKind.HANG))], False),
         ("pud", [replace(DIED, complaint=None)], False),
         ("pud", [replace(DIED, complaint=replace(OOPS, kind=ComplaintKind.PANIC))], False),
@@ -92,7 +92,7 @@ def test_judge(level: str | None, failures: list[Failure], known: bool) -> None:
 def test_a_bug_is_fixed_only_where_an_older_kernel_of_the_series_had_it() -> None:
     ledger, older = parse_ledger(ENTRY), facts(["6.12.117"])
     assert judge(ledger, "mprotect", "pud", []).fixed == ()
-    assert judge(ledger, "mprotect", "pud", [], older).fixed == (), "what kernel this is, nobody says"
+    assert judge(ledger, "mprotect", "pud", [], older).fixed == (), "the kernel's version is not known"
     assert judge(ledger, "mprotect", "pud", [], facts(), "6.12.118").fixed == ()
     assert judge(ledger, "mprotect", "pud", [], older, "6.12.118").fixed == (BugFixed("HP-1", "6.12.117"),)
     assert judge(ledger, "mprotect", None, [], older, "6.12.118").fixed == (BugFixed("HP-1", "6.12.117"),)
@@ -104,19 +104,19 @@ def test_a_bug_is_fixed_only_where_an_older_kernel_of_the_series_had_it() -> Non
     ("present", "absent", "release", "measured"),
     [
         ([], ["6.12.118"], "6.12.118+deb13-cloud-amd64", "6.12.118"),
-        (["6.12.117"], ["6.12.118"], "6.12.118-hugepfn", "6.12.118"),  # built from it, with a patch
+        (["6.12.117"], ["6.12.118"], "6.12.118-hugepfn", "6.12.118"),  # built from that release, with a patch
         (["6.12.117"], ["6.12.118"], "6.12.120", "6.12.118"),  # newer, in the same series
         (["6.12.43"], ["6.12.117", "6.12.118"], "6.12.117", "6.12.117"),
-        (["6.12.43"], ["6.12.117"], "6.12.100", None),  # older than what was measured: it may well have the bug
+        (["6.12.43"], ["6.12.117"], "6.12.100", None),  # older than every measured release, so it may have the bug
         ([], ["6.12.117"], "6.12.100", None),
-        ([], ["6.12.117"], "6.12.118-rc1", None),  # a candidate counts as older than all releases
+        ([], ["6.12.117"], "6.12.118-rc1", None),  # a release candidate is older than all releases
         ([], ["6.12.118"], "6.13.1", None),  # another series
-        (["6.12.120"], ["6.12.118"], "6.12.120", None),  # it came back, and somebody wrote that down
+        (["6.12.120"], ["6.12.118"], "6.12.120", None),  # the bug came back, and that was measured
         (["6.12.118"], ["6.12.118"], "6.12.118", None),
         ([], [], "6.12.118", None),
         ([], ["6.12.118"], "", None),
-        ([], ["6.1.192"], "6.1.0-56-cloud-amd64", "6.1.192"),  # by the release that was measured
-        ([], ["6.1.192"], "6.1.0-57-cloud-amd64", None),  # whose version is not known
+        ([], ["6.1.192"], "6.1.0-56-cloud-amd64", "6.1.192"),  # identified by the measured release
+        ([], ["6.1.192"], "6.1.0-57-cloud-amd64", None),  # its version is not known
     ],
 )
 def test_a_bug_of_which_the_kernel_was_measured_free_is_no_known_bug(
@@ -170,7 +170,7 @@ KILLED = Ended(End(EndKind.PROGRAM, "SIGBUS"))
     ("text", "failure"),
     [
         ('claim = "W is .*"', OTHER),
-        ('claim = "W is kept"', replace(OTHER, mismatch=None)),  # what ended it is a failure, too
+        ('claim = "W is kept"', replace(OTHER, mismatch=None)),  # the end of the test is a failure, too
         ('claim = "W is kept"\nwrong = ["-D"]\nname = "D"\nexpected = "1"\ngot = "0|2"', OTHER),
         ('claim = "W is kept"\nprocess = "parent|child"\nlevel = "pud"', OTHER),
         ('claim = "the rest .*"\nlevel = "none"\nwrong = ["missing"]', LOST),
@@ -181,7 +181,7 @@ KILLED = Ended(End(EndKind.PROGRAM, "SIGBUS"))
         ('taint = ["BAD_PAGE", "WARN"]', TAINTED),
         ('end = "program"', KILLED),
         ('end = "program"\nsignal = "SIGBUS"', KILLED),
-        ('end = "died"', Ended(End(EndKind.DIED))),  # it said nothing
+        ('end = "died"', Ended(End(EndKind.DIED))),  # without a complaint
         ('end = "died"\nfunction = "zap_.*"', DIED),
     ],
 )
@@ -237,7 +237,9 @@ def test_each_thing_that_went_wrong_is_a_failure_once() -> None:
     )
     assert failures_of(result) == [OTHER, VIOLATED, WARNED, OOPS, WARNED, Taint.DIE]
     assert failures_of(replace(result, end=KILLED.end)) == [OTHER, VIOLATED, KILLED, WARNED, OOPS, WARNED, Taint.DIE]
-    assert failures_of(replace(result, end=DIED.end)) == [OTHER, VIOLATED, DIED], "the rest follows from its death"
+    assert failures_of(replace(result, end=DIED.end)) == [OTHER, VIOLATED, DIED], (
+        "other troubles follow from the kernel's death"
+    )
     assert failures_of(replace(result, end=DIED.end, kernel=())) == [OTHER, VIOLATED, Ended(DIED.end)]
 
 

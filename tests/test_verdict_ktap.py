@@ -1,4 +1,4 @@
-"""Reports of guest programs: golden reports, small tables, and text of any kind."""
+"""Tests for reading KTAP reports: golden reports, small reports, and arbitrary text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tap(*lines: str) -> Report:
 
 
 def tree(tests: tuple[Test, ...]) -> list[object]:
-    """(name, outcome) of each test, with the list of its subtests where it has some."""
+    """Return (name, outcome) of each test, and the list of its subtests if it has any."""
     return [(t.name, t.outcome, tree(t.subtests)) if t.subtests else (t.name, t.outcome) for t in tests]
 
 
@@ -230,9 +230,9 @@ def test_plans_alone_nest_no_deeper_than_the_limit() -> None:
 
 
 def counts(tests: tuple[Test, ...]) -> Counter[KtapOutcome]:
-    """The outcomes of the tests that have no subtests, as kunit counts them.
+    """Count the outcomes of the tests without subtests, as kunit does.
 
-    But kunit counts a crash for each test that never came; here that is one test, and a problem that has the number.
+    kunit counts a crash for each test that never reported. Here, they are one test and a problem with their number.
     """
     total: Counter[KtapOutcome] = Counter()
     for test in tests:
@@ -367,7 +367,7 @@ def test_a_test_that_is_skipped_in_all_its_parts_has_their_reasons() -> None:
 
 
 def test_a_line_without_a_time_is_no_result_of_a_report_that_has_times() -> None:
-    """kunit prints with printk(); what a program prints between its lines is not kunit's."""
+    """kunit prints with printk(), so a line without a time was printed by a program."""
     lines = ["[    1.0] KTAP version 1", "[    1.1] 1..1", "not ok 1 a", "KTAP version 1", "[    1.2] ok 1 a"]
     report = parse("\n".join(lines) + "\n")
     assert [(test.name, test.outcome) for test in report.tests] == [("a", KtapOutcome.PASSED)]

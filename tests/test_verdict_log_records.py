@@ -1,4 +1,4 @@
-"""/dev/kmsg's records: text without escapes, properties left out, and no gap unnoticed."""
+"""Tests for records of /dev/kmsg: escapes are decoded, properties are left out, and gaps are noticed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from harness.errors import ProtocolError
 from harness.verdict import LogPart, LogRecord, parse_log_part, scan
 
-# As read on debian:6.12 (no PRINTK_CALLER), with a device's properties and a message of two lines.
+# Read on debian:6.12 (no PRINTK_CALLER), with a device's properties and a message of two lines.
 REAL = rb"""1
 4,0,0,-;Linux version 6.12.117 (gcc-14) #1 SMP
 6,1,1017,-;pci 0000:00:05.0: [1b36:0005] type 00

@@ -1,4 +1,4 @@
-"""The words for a value that was expected and one that was found."""
+"""Tests for the words about expected and found values."""
 
 from __future__ import annotations
 

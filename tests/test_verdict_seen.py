@@ -1,4 +1,4 @@
-"""Which kernels were seen to have a bug: the file, and what "fixed" means."""
+"""Tests for the file of kernels that were seen to have a bug, and for the meaning of "fixed"."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_what_is_written_is_read_back() -> None:
     [
         ("6.12.118", "6.12.117"),
         ("6.12.118+deb13-cloud-amd64", "6.12.117"),
-        ("6.12.117", "6.12.117"),  # built from it, with a patch
+        ("6.12.117", "6.12.117"),  # built from that release, with a patch
         ("6.12.50", "6.12.43"),
         ("6.12.42", None),
         ("6.12.0-rc3", None),
-        ("6.13.0", None),  # of mainline's next series a pass is no repair
+        ("6.13.0", None),  # a pass in mainline's next series is not a fix
         ("6.1.192", None),
     ],
 )

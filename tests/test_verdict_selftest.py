@@ -1,4 +1,4 @@
-"""Programs of the kernel's selftests: their points by name, and the verdict over the whole."""
+"""Tests for results of the kernel's selftests: the names of their points, and the verdict on each program."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def test_a_program_without_a_version_line_is_read() -> None:
     found = points(report)
     assert (len(found), report.planned, report.outcome) == (19, 19, F)
     assert [point.outcome for point in found] == [T] * 3 + [P] * 6 + [F] * 4 + [P] * 6
-    assert found[0].name == "mremap - Source and Destination Regions Overlapping", "it stands behind the XFAIL"
+    assert found[0].name == "mremap - Source and Destination Regions Overlapping", "the name is the text after XFAIL"
     assert found[9].lines == ("\tmremap time:       150766ns", "Failed to map source region: Cannot allocate memory")
     assert judge(report, 1, "exit status 1").reason == "4 of 19 points failed; exit status 1"
-    assert parse(text).outcome is C, "a program of ours always says its version"
+    assert parse(text).outcome is C, "our own programs must print the version line"
 
 
 def test_the_harness_with_skips_and_assertions() -> None:
@@ -70,7 +70,12 @@ HEAD = ("TAP version 13", "1..2")
         ((*HEAD, "ok 1 # SKIP no a", "ok 2 # SKIP no b"), 4, S, "no a; no b"),
         (("TAP version 13", "1..0 # SKIP no THP"), 4, S, "no THP"),
         ((*HEAD, "ok 1 a", "ok 2 # SKIP no b"), 0, P, ""),
-        (("TAP version 13", "1..9", "ok 1 a", "ok 2 # SKIP the rest"), 4, S, "the rest"),  # ksft_exit_skip() midway
+        (
+            ("TAP version 13", "1..9", "ok 1 a", "ok 2 # SKIP the rest"),
+            4,
+            S,
+            "the rest",
+        ),  # ksft_exit_skip() in the middle of the test
         (("TAP version 13", "1..9", "not ok 1 a", "ok 2 # SKIP the rest"), 4, F, "1 of 2 points failed"),
         ((*HEAD, "ok 1 a"), 0, F, "line 3: 1 of 2 planned tests never reported: 2"),
         ((*HEAD, "ok 1 a"), None, F, "killed"),

@@ -1,4 +1,4 @@
-"""At which patch a scenario changes."""
+"""Tests for finding the patch at which a scenario changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ P, F, S, K = Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED, Outcome.KNOWN_BUG
 
 
 def run_of(*outcomes: Outcome | None, claim: str = "W is kept") -> Run:
-    """Scenarios a, b, ... with these outcomes; None: it has no result."""
+    """A run of scenarios a, b, ... with these outcomes; None: no result."""
     results = []
     for name, outcome in zip("abcdef", outcomes, strict=False):
         if outcome is None:
@@ -31,7 +31,7 @@ def broken(why: str) -> Run:
 
 
 def blind(name: str) -> Run:
-    """A scenario that this machine cannot show."""
+    """A run with a scenario that this machine cannot show."""
     return Run((ScenarioResult(name, "pud", S, "blind", cannot_know=True),))
 
 
@@ -50,7 +50,7 @@ def table_of(*runs: Run) -> Table:
         ([run_of(P, P), run_of(P, S), run_of(K, S)], [("b", 1, 0), ("a", 2, 1)]),
         ([run_of(F), run_of(F, claim="D is kept")], [("a", 1, 0)]),
         ([broken("does not boot"), run_of(F)], []),
-        ([run_of(P), blind("a"), run_of(P)], []),  # what cannot be known is no answer
+        ([run_of(P), blind("a"), run_of(P)], []),  # "cannot know" is not compared
         ([run_of(P), blind("a"), run_of(F)], [("a", 2, 0)]),
         ([blind("a"), run_of(P)], []),
         ([run_of(P, P), run_of(P, None), run_of(P, F)], [("b", 2, 0)]),

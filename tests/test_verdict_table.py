@@ -1,4 +1,4 @@
-"""Many runs as one table: what stands in a cell, which reasons are told, what the whole deserves."""
+"""Tests for the table of many runs: the cells, the footnotes and the exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The taint mask."""
+"""Tests for decoding the taint mask."""
 
 from __future__ import annotations
 

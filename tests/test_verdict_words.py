@@ -1,4 +1,4 @@
-"""The words for results are made in one place, and nothing is recognised by them."""
+"""Checks that words for results are made in one place, and that nothing is recognised by them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(claim: Claim, stops: int, *kernel: KernelTroubles) -> Run:
 
 
 def concluded() -> list[object]:
-    """What every table and every verdict has, but for the words."""
+    """Return the content of every table and verdict, without the words."""
     runs = good, longer, bad = run(HELD, 3), run(HELD, 8), run(BROKEN, 8, WARNED)
     table = Table.of([Column(f"debian:6.12.{number}", (one,)) for number, one in enumerate(runs)])
     mutant = kill.Mutant(Path("x.patch"), "x", (kill.Killer("fork", "pud", '{complaint = "warning"}'),))
@@ -106,7 +106,7 @@ TAINTED = KernelTroubles((KernelComplaint(ComplaintKind.BAD_PAGE_MAP, "BUG: Bad 
     [
         ([], [KernelTroubles()], []),
         ([VIOLATED], [GAP], ["pfn is BAR + offset: at 'forked', expected 5"]),
-        ([replace(VIOLATED, invariant=Invariant.HOLE)], [], []),  # it is waived
+        ([replace(VIOLATED, invariant=Invariant.HOLE)], [], []),  # this invariant is waived
         (
             [],
             [GAP, TAINTED],

@@ -1,6 +1,6 @@
-"""Every wait has a deadline, and Ctrl-C ends it: each against a peer that never answers (tests/waiting.py).
+"""Checks that every wait has a deadline and ends at Ctrl-C, with peers that never answer (tests/waiting.py).
 
-docs/waits.md is the table of them. The last test finds calls that wait in the sources of the harness: a new one needs a
+docs/waits.md has the table of waits. The last test finds calls that wait in the sources of harness/: a new one needs a
 deadline, or a line in UNLIMITED that says who ends it.
 """
 
@@ -22,7 +22,7 @@ from tests.waiting import CASES
 ROOT = Path(__file__).resolve().parents[1]
 GENEROUS_S = 90.0  # beside CPU hogs; the deadlines of the long form are 60 s and more, the short ones half a second
 
-# What each wait ends with once its deadline has passed.
+# The error with which each wait ends after its deadline.
 ERRORS = {
     "qmp-greeting": r"MachineryError: QEMU \(pid \d+\) is running, but there was no greeting on QMP within 0.5 s",
     "qmp-greeting-stopped": r"MachineryError: QEMU \(pid \d+\) was stopped by SIGSTOP .*`kill -CONT \d+`",
@@ -44,9 +44,9 @@ ERRORS = {
     "session-stop": r"ended",
     "session-stop-no-socket": r"ended",
     "session-start": r"MachineryError: the session's process reported nothing for 0.5 s",
-    "ssh-channel": r"MachineryError: cut off: Channel (closed|is not open)",  # the second: a busy host asks too late
+    "ssh-channel": r"MachineryError: cut off: Channel (closed|is not open)",  # the second on a busy host
 }
-# Of those that have one only: they end by themselves.
+# Cases with only this form: they end by themselves.
 NO_CTRL_C = {"qemu-stderr", "session-stopped", "session-stop", "session-stop-no-socket"}
 NO_DEADLINE = {"cleanup", "session-exec"}  # a coroutine that is cancelled; a person's program
 
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_a_wait(case: str, tmp_path: Path) -> None:
         assert re.match(r"MachineryError: the session one .* its process is stopped", said), said
     else:
         assert said.startswith("interrupted\n"), said
-    assert took_s < 30, "no deadline of the long form has passed yet"
+    assert took_s < 30, "Ctrl-C must end the wait before its deadline, which is 60 s or more"
 
 
 def test_every_case_is_in_the_table() -> None:
@@ -158,7 +158,7 @@ def _waiting_calls() -> list[tuple[str, str]]:
 
 
 def _is_unlimited(call: ast.Call) -> bool:
-    """A call by the name of one that waits, without anything that looks like a deadline."""
+    """Whether this is a call of a function that waits, without an argument that looks like a deadline."""
     if not isinstance(call.func, ast.Attribute):
         return False
     name, owner = call.func.attr, ast.unparse(call.func.value)

@@ -1,4 +1,4 @@
-"""What walk and maps print: every bit named, every change marked, and nothing marked that did not change."""
+"""Tests for the output of walk and maps: every bit is named, and exactly what changed is marked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plain(lines: list[Text]) -> list[str]:
 
 
 def marked(lines: list[Text], style: str) -> set[str]:
-    """The words that have a style."""
+    """Return the words that have a style."""
     return {line.plain[span.start : span.end].strip() for line in lines for span in line.spans if span.style == style}
 
 

@@ -1,4 +1,4 @@
-"""Every wait of the harness against a peer that never answers; tests/test_waits.py runs each in a process of its own.
+"""Every wait of the harness, with a peer that never answers. tests/test_waits.py runs each in its own process.
 
 ``python waiting.py CASE short`` shortens the deadlines, and prints the error with which the wait ends.
 ``python waiting.py CASE long`` leaves them as they are; the caller ends the wait.
@@ -41,7 +41,7 @@ from harness.session.registry import About
 HERE = Path(__file__).parent
 SHORT_S = 0.5
 
-# A session's process as another one sees it: it proves the key, and then sends nothing more.
+# A session's process as a client sees it: it proves that it knows the key, and then sends nothing more.
 SESSION = """
 import signal, socket, sys
 from pathlib import Path
@@ -113,7 +113,7 @@ async def _start_impatiently(machine: Qemu) -> None:
 
 
 async def _start_stopped(machine: Qemu) -> None:
-    impatient(5.0)  # the fake QEMU is Python, which takes a while on a busy host until it stops itself
+    impatient(5.0)  # the fake QEMU is a Python program, which needs some time on a busy host until it stops itself
     waiting()
     await machine.start()
 
@@ -161,7 +161,7 @@ async def _host_work(machine: Qemu) -> None:
 
 
 def cleanup_that_hangs() -> None:
-    """SIGINT only: a coroutine that cannot be cancelled."""
+    """Ended by SIGINT only: a coroutine that cannot be cancelled."""
 
     async def stubborn() -> None:
         waiting()
@@ -177,7 +177,7 @@ def cleanup_that_hangs() -> None:
 
 
 def cache_lock() -> None:
-    """Another process holds it; for flock(2), another open file is enough."""
+    """Another process holds the lock. For flock(2), another open file is enough."""
     (cache.root() / "locks").mkdir(parents=True)
     with filelock.FileLock(cache.root() / "locks" / "kernels.x.lock", thread_local=False, is_singleton=False):
         waiting()
@@ -195,7 +195,7 @@ def build_lock() -> None:
 
 
 def host_command() -> None:
-    """A command that does not end, and is stopped as well."""
+    """A command that does not end, and is stopped by SIGSTOP as well."""
     waiting()
     process.run(["sh", "-c", "kill -STOP $$"], timeout_s=SHORT_S if short() else 600.0)
 
@@ -209,7 +209,7 @@ def followed_command() -> None:
 
 
 def matrix_child() -> None:
-    """A ``hugepfn run`` of a matrix that is stopped."""
+    """A ``hugepfn run`` of a matrix that is stopped by SIGSTOP."""
     from harness.campaign import kernels
 
     if short():
@@ -253,7 +253,7 @@ def session_that_says_nothing() -> None:
 
 
 def session_stop() -> None:
-    """SIGINT only in the long form: in the short one, the stopped process is told to end and does."""
+    """Ended by SIGINT only in the long form. In the short form, the stopped process is told to end and does."""
     with _session() as client:
         waiting()
         client.stop()
@@ -261,7 +261,7 @@ def session_stop() -> None:
 
 
 def session_without_socket() -> None:
-    """Its files are gone; it can still be found by its lock and ended."""
+    """The session's files are gone. It can still be found by its lock, and ended."""
     with _session(stop=False):
         (registry.root() / "one" / registry.SOCKET).unlink()
         (registry.root() / "one" / "about.json").unlink()
@@ -280,7 +280,7 @@ def session_exec_of_a_stopped_session() -> None:
         def then_stop(*args: Any) -> None:
             send(*args)
             os.kill(client.about.pid, signal.SIGSTOP)
-            os.waitid(os.P_PID, client.about.pid, os.WSTOPPED | os.WNOWAIT)  # on a busy host it takes a while
+            os.waitid(os.P_PID, client.about.pid, os.WSTOPPED | os.WNOWAIT)  # this takes some time on a busy host
             waiting()
 
         vars(wire)["send_descriptors"] = then_stop

@@ -1,4 +1,4 @@
-"""One cell of the compatibility table: the first steps of a user, with this Python and QEMU, on this file system.
+"""Run one cell of the compatibility table: a user's first steps, with this Python and QEMU, on this file system.
 
     python cell.py KERNEL
 
@@ -18,7 +18,7 @@ KEPT = "compat"
 
 
 def main() -> None:
-    """Do every step, also after one that failed."""
+    """Do every step, even if an earlier one failed."""
     kernel = sys.argv[1]
     steps: dict[str, Callable[[], None]] = {
         "clone": lambda: fork_at_all_levels(kernel, clone=True),
@@ -34,14 +34,14 @@ def outcome(step: Callable[[], None]) -> str:
     """Return ``ok``, or the first line that a user would see."""
     try:
         step()
-    except Exception as error:  # whatever it is, the other steps are still of interest
+    except Exception as error:  # the other steps are run after any error
         lines = str(error).splitlines() or [""]
         return f"{type(error).__name__}: {lines[0]}"
     return "ok"
 
 
 def machine(kernel: str, *, clone: bool = True, device: str = "pci-testdev") -> VM:
-    """A machine that does not try KVM: the table is about TCG."""
+    """A machine that does not try KVM, because the table is about TCG."""
     return VM(kernel, accel="tcg", clone=clone, device=device)
 
 

@@ -1,4 +1,4 @@
-"""``make compat``: hugepfn with several QEMUs and Pythons, and with its cache on several file systems.
+"""``make compat``: run hugepfn with several QEMUs and Pythons, and with its cache on several file systems.
 
     python tests/compat/compat.py [--kernel debian:6.12] [--qemu SPEC]... [--python VERSION]... [--filesystem NAME]...
 
@@ -67,7 +67,7 @@ def say(event: Event | str) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder of this run in the cache, which `hugepfn cache clean` leaves alone while the block runs."""
+    """A folder in the cache for this run, which `hugepfn cache clean` does not remove while the block runs."""
     name = str(os.getpid())
     with cache.locked(f"compat.{name}", "runs make compat"):
         folder = cache.root() / "compat" / name
@@ -89,7 +89,7 @@ def mounted(filesystem: str, folder: Path) -> Iterator[Path]:
         below = folder / "below"
         below.mkdir()
         run(["mount", "-t", "tmpfs", "-o", f"size={IMAGE_MIB}m", "tmpfs", below], timeout_s=30)
-        lower = folder / "lower"  # on another file system: only then has overlayfs inode numbers of its own
+        lower = folder / "lower"  # on another file system, because only then overlayfs has its own inode numbers
         lower.mkdir()
         run(["mount", "-t", "tmpfs", "tmpfs", lower], timeout_s=30)
         for name in ("upper", "work"):
@@ -105,12 +105,12 @@ def mounted(filesystem: str, folder: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        for each in (place, folder / "lower", folder / "below"):  # not all are there: check=False
+        for each in (place, folder / "lower", folder / "below"):  # check=False: some of them do not exist
             run(["umount", "-R", each], timeout_s=60, check=False)
 
 
 def python_of(version: str) -> tuple[Path, Path | None]:
-    """A Python of the mirror, and the folder with hugepfn's dependencies for it; None for our own Python."""
+    """A Python from the mirror, and the folder with hugepfn's dependencies for it; None for our own Python."""
     if version == OURS:
         return Path(sys.executable), None
     program = SuiteProgram(
@@ -124,7 +124,7 @@ def python_of(version: str) -> tuple[Path, Path | None]:
 
 
 def _install(version: str, folder: Path) -> None:
-    """hugepfn's dependencies for another Python, as wheels."""
+    """Install hugepfn's dependencies for another Python from wheels."""
     import tomllib
 
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -135,7 +135,7 @@ def _install(version: str, folder: Path) -> None:
 
 
 def try_cell(qemu: str, python: str, filesystem: str, place: Path, kernel: str) -> Cell:
-    """Runs one cell in a cache of its own on the file system."""
+    """Run one cell, with its own cache on the file system."""
     program, packages = python_of(python)
     (place / "ram").mkdir(exist_ok=True)
     environment = {
@@ -161,12 +161,12 @@ def try_cell(qemu: str, python: str, filesystem: str, place: Path, kernel: str) 
     if set(steps) != set(STEPS):
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         steps = dict.fromkeys(STEPS, last)
-    shutil.rmtree(place / "cache" / "templates", ignore_errors=True)  # the next cell makes its own
+    shutil.rmtree(place / "cache" / "templates", ignore_errors=True)  # the next cell makes its own cache
     return Cell(qemu, python, filesystem, steps, took_s)
 
 
 def table(cells: list[Cell], kernel: str) -> str:
-    """The page: a row per cell, and the errors below."""
+    """Return the page: a row per cell, and the errors below."""
     lines = [
         "# Compatibility",
         "",

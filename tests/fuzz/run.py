@@ -1,4 +1,4 @@
-"""``make fuzz``: gives every reader of what a guest sends inputs that a coverage-guided fuzzer makes.
+"""``make fuzz``: run a coverage-guided fuzzer on every reader of a guest's bytes.
 
     python tests/fuzz/run.py [--minutes 10] [--target NAME]...
     python tests/fuzz/run.py --reproduce build/fuzz/NAME-SHA
@@ -62,7 +62,7 @@ def fuzz(name: str, arguments: Sequence[str]) -> None:
     def one(data: bytes) -> None:
         try:
             read(data)
-        except Exception as error:  # every kind: that is what this is for
+        except Exception as error:  # every exception is a finding
             if place(error) not in known:
                 known.add(place(error))
                 traceback.print_exc()
@@ -100,7 +100,7 @@ def campaign(name: str, seconds: int) -> bool:
     (BUILD / f"{name}.log").write_text(log)
     count = log.count("\nfinding: ") + log.startswith("finding: ")
     print("".join(f"{line}\n" for line in log.split("\n") if line.startswith(("finding: ", "  PYTHONPATH="))), end="")
-    for left in BUILD.glob(f"{name}-*-*"):  # of libFuzzer: NAME-timeout-SHA, NAME-oom-SHA, NAME-crash-SHA
+    for left in BUILD.glob(f"{name}-*-*"):  # libFuzzer's names: NAME-timeout-SHA, NAME-oom-SHA, NAME-crash-SHA
         count += not left.name.startswith(f"{name}-slow-unit-")
         if not left.name.startswith(f"{name}-slow-unit-"):
             keep(name, left.read_bytes())

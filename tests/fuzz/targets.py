@@ -1,6 +1,6 @@
-"""The readers of what a guest sends, each as a function of bytes, for tests/test_fuzz.py and tests/fuzz/run.py.
+"""The readers of a guest's bytes, each as a function of bytes, for tests/test_fuzz.py and tests/fuzz/run.py.
 
-A target reads the bytes as hugepfn does, passes over the errors that the reader documents, and asserts what holds for
+A target reads the bytes as hugepfn does, ignores the errors that the reader documents, and asserts what holds for
 every input: the pieces in which a stream arrives do not matter, and what comes out is printable and bounded. Every
 other exception is a finding.
 """
@@ -64,7 +64,7 @@ class Target:
     """What its grammar is made of."""
 
     def seeds(self) -> list[bytes]:
-        """What mutation begins with: inputs that the reader takes, and those that it once could not take."""
+        """The inputs with which mutation begins: inputs that the reader accepts, and former findings."""
         return [*self.own_seeds(), *(path.read_bytes() for path in sorted(FINDINGS.glob(f"{self.name}-*")))]
 
 
@@ -76,20 +76,20 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def refusals(most_chars: int = MESSAGE_MAX_CHARS) -> Iterator[None]:
-    """Pass over an error about what the guest sent, if it is short enough to be shown."""
+    """Ignore an error about what the guest sent, if its message is short enough to be shown."""
     said = ""
     try:
         yield
     except ProtocolError as error:
         said = str(error)
-    assert len(said) <= most_chars, "the message is as long as a guest likes"
+    assert len(said) <= most_chars, "the guest decides how long the message is"
 
 
 def assert_printable(text: str) -> None:
-    """Nothing in a text may control a terminal."""
+    """Fail if a text contains anything that controls a terminal."""
     if not text.isprintable():
         found = {one for one in set(text) if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
-        found -= {"\n", "\t", *VISIBLE_FORMATS, *map(chr, range(0x13430, 0x13440))}  # the last join hieroglyphs
+        found -= {"\n", "\t", *VISIBLE_FORMATS, *map(chr, range(0x13430, 0x13440))}  # the last ones join hieroglyphs
         assert found == set(), ascii(found)
 
 
@@ -166,7 +166,7 @@ def read_ktap(data: bytes) -> None:
 
 
 def check_report(report: Report, text: str) -> None:
-    """A report that passed was fulfilled, and none is larger than its text."""
+    """A report passes only if its plan was fulfilled, and no report is larger than its text."""
     tests = [*every(report.tests)]
     assert len(tests) <= (text.count("\n") + 1) * (MAX_DEPTH + 1)
     assert all(depth <= MAX_DEPTH + 1 for depth, _ in tests)
@@ -179,7 +179,7 @@ def check_report(report: Report, text: str) -> None:
 
 
 def every(tests: tuple[Test, ...], depth: int = 1) -> Iterator[tuple[int, Test]]:
-    """Each test with its depth."""
+    """Yield each test with its depth."""
     for test in tests:
         yield depth, test
         yield from every(test.subtests, depth + 1)
@@ -226,7 +226,7 @@ def read_frames(data: bytes) -> None:
 
 
 class Machine:
-    """Keeps what the agent's channel is pumped into."""
+    """Stores the function that receives the agent's channel."""
 
     def pump(self, channel: str, write: Callable[[bytes], None]) -> None:
         """See :class:`harness.guest.emulator.Emulator`."""
@@ -238,7 +238,7 @@ LOOP = asyncio.new_event_loop()
 
 
 def read_agent(data: bytes) -> None:
-    """harness.guest.agent: what the host's end makes of frames"""
+    """harness.guest.agent: frames at the host's end"""
 
     async def receive() -> None:
         machine = Machine()

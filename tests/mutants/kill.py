@@ -1,23 +1,23 @@
-"""``make mutants``: kernels that are broken on purpose, each with the claim that must turn red.
+"""``make mutants``: build and run kernels that are broken on purpose. Each must break the claim that it names.
 
     python tests/mutants/kill.py [NAME...] [--kernel debsrc:6.12]
 
-A mutant is a patch. Above its first ``---`` line it says what it breaks and who has to notice::
+A mutant is a patch. The text above its first ``---`` line tells what it breaks and which claim has to notice it::
 
     fork() write-protects a pud in parent and child, as if it were private.
 
     Killed-by: fork:pud: the child's entry is writable
     ---
 
-After "Killed-by:" come scenario, level (empty where the scenario knows none) and what must show: the name of a claim
-that must be broken, or a symptom as the list of known bugs has it (harness/verdict/symptoms.py), in braces::
+After "Killed-by:" come scenario, level (empty if the scenario has none) and what must fail: the name of a claim
+that must be broken, or, in braces, a symptom as in the list of known bugs (harness/verdict/symptoms.py)::
 
     Killed-by: munmap_middle:pud: {complaint = "bad-pud"}
 
 "Fragment: NAME" names a file of kconfigs/ that the mutant is built with.
 
-tests/data/failures has what ``hugepfn run SCENARIO`` says first on some of them; a mutant that says something else is
-not killed as it should be. ``--record`` writes these files anew.
+tests/data/failures has the first lines of ``hugepfn run SCENARIO`` for some mutants. A mutant with other lines is not
+killed as it should be. ``--record`` rewrites these files.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from harness.verdict.table import TROUBLE
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "data" / "failures"
-GOLDEN_LINES = 10  # what a person reads in ten seconds
+GOLDEN_LINES = 10  # as many lines as a person reads in ten seconds
 _FRAGMENT = re.compile(r"^Fragment: (\w+)$", re.MULTILINE)
 _KILLER = re.compile(r"^Killed-by: (\w+):(pte|pmd|pud|): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Killer:
-    """Who must notice a mutant."""
+    """The scenario and the claim that must notice a mutant."""
 
     scenario: str
     level: str | None
@@ -63,13 +63,13 @@ class Killer:
 
     @property
     def symptom(self) -> Symptom:
-        """What must show."""
+        """The symptom that must show in the result."""
         if self.sign.startswith("{"):
             return symptom(tomllib.loads(f"sign = {self.sign}")["sign"])
         return ClaimSymptom(re.compile(re.escape(self.sign)))
 
     def kills(self, result: ScenarioResult) -> bool:
-        """Whether this result shows it."""
+        """Whether this result shows that the mutant was noticed."""
         if (result.scenario, result.level) != (self.scenario, self.level):
             return False
         return any(self.symptom.shows_in(failure) for failure in failures_of(result))
@@ -88,12 +88,14 @@ class Mutant:
     def read(cls, path: Path) -> Mutant:
         """Read a patch's head.
 
-        :raises ValueError: nobody is said to kill it.
+        :raises ValueError: it has no description or no "Killed-by:" line.
         """
         head = path.read_text().partition("\n---\n")[0]
         killers = tuple(Killer(scenario, level or None, sign) for scenario, level, sign in _KILLER.findall(head))
         if not killers or head.startswith("Killed-by"):
-            raise ValueError(f"{path.name}: what it breaks, and a line 'Killed-by: SCENARIO:LEVEL: CLAIM', are missing")
+            raise ValueError(
+                f"{path.name}: no text that tells what it breaks, or no line 'Killed-by: SCENARIO:LEVEL: CLAIM'"
+            )
         return cls(path, head.splitlines()[0], killers, tuple(_FRAGMENT.findall(head)))
 
     def kernel(self, base: str) -> str:
@@ -104,7 +106,7 @@ class Mutant:
 
 
 def first_lines(run: Run) -> str:
-    """What ``hugepfn run`` says first of a run."""
+    """The first lines that ``hugepfn run`` prints about a run."""
     console = Console(file=io.StringIO(), width=200)
     RunReporter(console).replay(run)
     assert isinstance(console.file, io.StringIO)
@@ -112,13 +114,13 @@ def first_lines(run: Run) -> str:
 
 
 def stable(text: str) -> list[str]:
-    """First lines without what differs elsewhere: QEMU, where the BAR is, who calls whom, how many tables."""
+    """First lines without what differs on other hosts: QEMU, the BAR's address, callers, the number of tables."""
     lines = text.splitlines()[1:]
     return [re.sub(r"0x[0-9a-f]{16}|, from .*|(?<=on freeing mm: )\d+", "...", line) for line in lines]
 
 
 def recorded(mutant: Mutant, run: Run) -> Run:
-    """What of a run the first lines are made of: of a case that passed no more than that, and of none its log."""
+    """The part of a run that first lines are made from: no logs, and of a passed case only that it passed."""
     results = [
         dataclasses.replace(result, log=())
         if result.outcome is Outcome.FAILED
@@ -130,7 +132,7 @@ def recorded(mutant: Mutant, run: Run) -> Run:
 
 
 def golden(mutant: Mutant, run: Run, record: bool) -> str:
-    """What is wrong with the first lines of a mutant's run; "" where they are as recorded, or none are."""
+    """What is wrong with the first lines of a mutant's run; "" if they are as recorded, or none were recorded."""
     path = GOLDEN / f"{mutant.path.stem}.txt"
     if record:
         path.with_suffix(".json").write_text(json.dumps(recorded(mutant, run).to_json(), indent=1) + "\n")
@@ -141,16 +143,16 @@ def golden(mutant: Mutant, run: Run, record: bool) -> str:
 
 
 def mutants(names: Sequence[str] = ()) -> list[Mutant]:
-    """All of them, or those named, by name."""
+    """Return all mutants, or the named ones, sorted by name."""
     found = [Mutant.read(path) for path in sorted(HERE.glob("*.patch"))]
     unknown = set(names) - {one.path.stem for one in found}
     if unknown:
-        raise click.UsageError(f"no mutant {', '.join(sorted(unknown))}")
+        raise click.UsageError(f"no mutant {', '.join(sorted(unknown))}; expected names of {HERE}/*.patch")
     return [one for one in found if not names or one.path.stem in names]
 
 
 def verdict(mutant: Mutant, run: Run) -> tuple[str, str]:
-    """What became of a mutant: "killed", "killed by another", "survived" or "error"; and by whom, or why."""
+    """Return what happened to a mutant: "killed", "killed by another", "survived" or "error"; and by what, or why."""
     for killer in mutant.killers:
         if not any(killer.kills(result) for result in run.results):
             break
@@ -171,7 +173,7 @@ def verdict(mutant: Mutant, run: Run) -> tuple[str, str]:
 @click.option("--record", is_flag=True, help="write the first lines of the named mutants anew: tests/data/failures")
 @click.option("--no-base", is_flag=True, help="do not run everything on the unmutated kernel first")
 def main(names: tuple[str, ...], kernel: str, record: bool, no_base: bool) -> None:
-    """Builds and runs every mutant; exit 0 when each is killed by whom it names and the unmutated kernel passes."""
+    """Build and run every mutant. Exit 0 if each is killed as it names, and the unmutated kernel passes."""
     console = Console(highlight=False)
     table = Table("mutant", "breaks", "verdict", "by", "s", box=None, pad_edge=False)
     bad = 0
@@ -184,7 +186,7 @@ def main(names: tuple[str, ...], kernel: str, record: bool, no_base: bool) -> No
     for mutant in mutants(names):
         begin = time.monotonic()
         tests = [Selected(None, name) for name in sorted({killer.scenario for killer in mutant.killers})]
-        # Whoever reads the first lines has given no level.
+        # The first lines are those of a run without a given level.
         whole = (record and bool(names)) or (GOLDEN / f"{mutant.path.stem}.txt").is_file()
         levels = () if whole else tuple(sorted({killer.level for killer in mutant.killers if killer.level}))
         run = run_kernel(mutant.kernel(kernel), tests, RunOptions(levels=levels))

@@ -1,4 +1,4 @@
-"""``make mutation``: breaks one place of the Python code at a time, and counts how often the host tests notice it.
+"""``make mutation``: break one place of the Python code at a time, and count how often the host tests notice it.
 
     python tests/mutation/sample.py [--count 200] [--seed 13] [--workers 2] [--list] [FILE...]
 
@@ -8,7 +8,7 @@ Messages, annotations, decorators and docstrings are never changed. The same see
 sources.
 
 Each mutant is written into a copy of the tree. The tests that import its module run first, then those that reach it
-through other modules. A test that fails or does not end has caught it. What is left is written to ``--output``, and
+through other modules. A test that fails or does not end has caught it. The survivors are written to ``--output``, and
 tests/mutation/survivors.md says why a survivor is accepted.
 """
 
@@ -35,7 +35,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("harness/pagetable", "harness/verdict", "harness/observe")
-#: They read the sources of the harness, so they fail at changes that no caller would notice.
+#: These tests read the sources of harness/, so they fail at changes that no caller would notice.
 SOURCE_READERS = ("test_imports.py", "test_waits.py")
 EXPECTED_PERCENT = 95
 _SPARE_S = 30.0
@@ -72,7 +72,7 @@ class End(enum.Enum):
 
     PASSED = "SURVIVED"
     FAILED = "caught"
-    HUNG = "hung"  # they did not end in time: caught as well, unless the host was too busy
+    HUNG = "hung"  # the tests did not end in time: caught as well, unless the host was too busy
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Mutant:
     what: str
 
     def apply(self, source: bytes) -> bytes:
-        """The file with the change."""
+        """Return the content of the file with the change."""
         return source[: self.start] + self.new.encode() + source[self.end :]
 
     def describe(self, source: bytes) -> str:
@@ -127,7 +127,7 @@ class _Finder(ast.NodeVisitor):
             if node is not None:
                 self.visit(node)
 
-    # --- what is never changed ---------------------------------------------------------------------
+    # --- never changed -----------------------------------------------------------------------------
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         pass
@@ -146,7 +146,7 @@ class _Finder(ast.NodeVisitor):
             self._visit_all([node.value])
 
     def visit_keyword(self, node: ast.keyword) -> None:
-        if node.arg != "strict":  # of zip(): it only guards
+        if node.arg != "strict":  # an argument of zip(), which is only a check
             self.visit(node.value)
 
     # --- statements ----------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def _is_class_name(name: str) -> bool:
 
 
 def _logs(node: ast.expr) -> bool:
-    """Whether it is a call like ``log.debug(...)``."""
+    """Whether a statement is a call like ``log.debug(...)``."""
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -319,7 +319,7 @@ def host_tests() -> list[Path]:
 
 
 def stages(module: Path) -> tuple[list[Path], list[Path]]:
-    """The tests of a module: those that import it (itself or through its package), and those that reach it."""
+    """The tests of a module: those that import it (directly or through its package), and those that reach it."""
     wanted = {module}
     package = module.parent / "__init__.py"
     if (ROOT / package).is_file() and module in _imports(package):
@@ -342,7 +342,7 @@ def _run_tests(
         return End.PASSED, ""
     argv = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--no-header"]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
-    if not bytecode:  # a mutant may have the size and the time of the file that it stands in for
+    if not bytecode:  # a mutant may have the same size and time as the original file
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
     with subprocess.Popen(
         [*argv, *map(str, tests)],

@@ -1,4 +1,4 @@
-"""Makes a git tree to bisect: Debian's kernel source and 16 commits, one of which breaks fork() and one the build.
+"""Make a git tree to bisect: Debian's kernel source and 16 commits, one of which breaks fork() and one the build.
 
     python tests/vm/bisect_tree.py FOLDER [--source debsrc:6.12]
     cd FOLDER && git bisect start HEAD v0 && git bisect run hugepfn check . fork:pud
@@ -31,7 +31,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 def make_tree(folder: Path, source: str) -> list[str]:
-    """Writes the tree; returns its 17 commits, oldest first.
+    """Write the tree, and return its 17 commits, oldest first.
 
     :param source: ``debsrc:VERSION``; its objects are borrowed from the cache, not copied.
     """
@@ -68,7 +68,7 @@ def make_tree(folder: Path, source: str) -> list[str]:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--source", default="debsrc:6.12", show_default=True)
 def main(folder: Path, source: str) -> None:
-    """Makes the tree in FOLDER, which must not exist."""
+    """Make the tree in FOLDER, which must not exist."""
     if folder.exists():
         raise click.UsageError(f"{folder} exists already; name a folder that does not")
     make_tree(folder, source)

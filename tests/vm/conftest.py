@@ -1,4 +1,4 @@
-"""What the tests of a real machine share: how to run the command, and proof that it left nothing behind."""
+"""Fixtures of the tests with a real machine: run the command, and check that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def own_qemus(marker: str) -> list[int]:
-    """The QEMUs and file servers that have ``marker`` in their environment: what this test started, in any way."""
+    """The QEMUs and file servers with ``marker`` in their environment: those that this test started, in any way."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -33,7 +33,7 @@ def own_qemus(marker: str) -> list[int]:
 
 @dataclass
 class Command:
-    """Runs ``hugepfn`` as a user does, with a marker in its environment and RAM in a folder for the test."""
+    """Run ``hugepfn`` as a user does, with a marker in its environment and a folder for RAM."""
 
     marker: str
     ram_dir: Path
@@ -56,13 +56,13 @@ class Command:
         )
 
     def left_behind(self) -> list[str]:
-        """QEMUs that are still running, and files in the RAM folder."""
+        """Return the QEMUs that still run, and the files in the RAM folder."""
         return [f"qemu pid {pid}" for pid in own_qemus(self.marker)] + [str(path) for path in self.ram_dir.iterdir()]
 
 
 @pytest.fixture
 def hugepfn(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Command]:
-    """The command; what it leaves behind fails the test."""
+    """The command. The test fails if it leaves anything behind."""
     ram_dir = tmp_path / "ram"
     ram_dir.mkdir()
     command = Command(f"{os.getpid()}-{request.node.nodeid}", ram_dir)
@@ -72,7 +72,7 @@ def hugepfn(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Command]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str, str], Path]:
-    """Writes a guest program for one test, from its name and the body of main()."""
+    """Write a guest program for one test, from its name and the body of main()."""
 
     def write(name: str, body: str) -> Path:
         path = tmp_path / f"{name}.c"

@@ -1,8 +1,8 @@
 """A pytest plugin that simulates a CPU which sets the accessed bit before any access, as one may under KVM.
 
-TCG never does. At every stop, each old leaf of each named mapping gets the accessed bit in the guest's own tables, so
-the kernel sees it, too. ``pytest guest_tests -p harness.pytest_plugin -p tests.vm.eager_cpu``; with
-HUGEPFN_EAGER_CPU=some only every second leaf, and with HUGEPFN_EAGER_CPU=lazy it instead simulates a CPU that leaves
+TCG never does this. At every stop, each old leaf of each named mapping gets the accessed bit in the guest's tables, so
+the kernel sees it, too. Usage: ``pytest guest_tests -p harness.pytest_plugin -p tests.vm.eager_cpu``. With
+HUGEPFN_EAGER_CPU=some, only every second leaf gets it. HUGEPFN_EAGER_CPU=lazy instead simulates a CPU that leaves
 the dirty bit clear in every entry of pci-testdev's BAR.
 """
 
@@ -29,7 +29,7 @@ _look = Witness.snapshot
 
 
 def _leaves(witness: Witness, process: Process) -> Iterator[tuple[Leaf, int]]:
-    """Each leaf, and the physical address of its entry."""
+    """Yield each leaf, and the physical address of its entry."""
     layout = witness._layout_for(process.five_level)
     for name, declared in process.mappings.items():
         if name == CALIBRATION_MAPPING:
@@ -59,7 +59,7 @@ def pytest_configure() -> None:
     key = template.template_key
 
     def own_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
-        return key(spec, f"{kernel_key}-{_MODE}", binary)  # no other machine may use a template of this one
+        return key(spec, f"{kernel_key}-{_MODE}", binary)  # no other machine may use a template of this machine
 
     patch = pytest.MonkeyPatch()
     patch.setattr(Witness, "snapshot", _snapshot)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The other witness: reads another process's pagemap into its own memory, lets the host look at that process's tables
+ * Reads another process's pagemap into its own memory, lets the host walk that process's tables
  * (checkpoint "read"), and only then reports what it read: "# page VADDR WORD" for each word that is not 0, in hex.
- * In between nothing wakes the other process, not even PID 1, which would have to pass the words on.
+ * Nothing wakes the other process in between, not even PID 1, which would have to forward the output.
  */
 #include <fcntl.h>
 #include <inttypes.h>

@@ -30,9 +30,9 @@ static void fill(void)
 	volatile char seen;
 	unsigned long i;
 
-	for (i = 0; i < 64; i += 3)	/* with holes */
+	for (i = 0; i < 64; i += 3)	/* with holes in between */
 		small[i * PAGE] = 1;
-	seen = small[1 * PAGE];		/* the zero page */
+	seen = small[1 * PAGE];		/* maps the zero page */
 	if (mprotect(small + 12 * PAGE, PAGE, PROT_NONE) || mprotect(small + 24 * PAGE, PAGE, PROT_READ))
 		abort();
 	madvise(huge, 8 * MIB, MADV_HUGEPAGE);	/* small pages if the kernel has none */

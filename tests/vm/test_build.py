@@ -1,4 +1,4 @@
-"""A kernel built for real from Debian's source, booted, judged, and changed. Minutes where none is cached."""
+"""Tests with a kernel built from Debian's source: boot, scenarios, incremental builds. Minutes if not cached."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HARMLESS = """\
 
 
 def compiled(spec: str) -> list[str]:
-    """What the build of a kernel that is in the cache compiled."""
+    """The files that were compiled for a kernel in the cache."""
     log = Kernel.parse(spec).resolve().image.parent / "build.log"
     return [line.split()[1] for line in log.read_text().splitlines() if line.startswith("  CC ")]
 
@@ -41,7 +41,7 @@ def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: C
     image = Kernel.parse("debsrc:6.12").resolve()
     assert image.config is not None
     assert image.config.is_builtin("ARCH_SUPPORTS_HUGE_PFNMAP")
-    assert not image.config.is_set("NET"), "the minimal kernel has grown"
+    assert not image.config.is_set("NET"), "the minimal kernel must not have networking"
     assert image.modules_dir is None
     said = str(kernel_functions.copy_huge_pud)
     context = {"spec": image.spec, "release": image.release, "tree": image.tree}
@@ -52,7 +52,7 @@ def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: C
 def test_a_kernel_of_ours_has_each_vcpu_and_split_page_table_locks() -> None:
     image = Kernel.parse("debsrc:6.12").resolve()
     assert image.config is not None
-    assert image.config.is_set("SPLIT_PTE_PTLOCKS"), "as stock kernels; NR_CPUS below 4 would take it away"
+    assert image.config.is_set("SPLIT_PTE_PTLOCKS"), "stock kernels have it; NR_CPUS below 4 would disable it"
     with VM(image, smp=4) as vm:
         assert vm.get("/sys/devices/system/cpu/online") == b"0-3\n"
 
@@ -67,7 +67,7 @@ def test_a_change_in_huge_memory_is_an_incremental_build(hugepfn: Command, tmp_p
     assert done.returncode == 0, done.stderr
     done = hugepfn("run", "fork", "--level", "pud", "--kernel", specs[1], timeout_s=BUILD_TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
-    # Besides, what every link makes anew: the version, the table of symbols.
+    # The other files are made by every link: the version, the table of symbols.
     assert [name for name in compiled(specs[1]) if name.startswith(("mm/", "kernel/", "drivers/"))] == [
         "mm/huge_memory.o"
     ]

@@ -1,4 +1,4 @@
-"""Clones: as good as a boot of one's own, and gone without a trace."""
+"""Checks that clones show what a booted machine shows, are isolated, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image() -> KernelImage:
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache of the test's own, so that its templates are nobody else's. Made a template in, then thrown away."""
+    """A separate cache, so that no other test uses its templates. It is removed after the test."""
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path))
     yield tmp_path
     shutil.rmtree(tmp_path / templates.KIND, ignore_errors=True)
@@ -88,7 +88,7 @@ def test_a_template_that_is_not_what_was_saved_is_made_again(own_cache: Path) ->
 
 def test_twenty_clones_leave_nothing(image: KernelImage) -> None:
     def held() -> tuple[int, int, int]:
-        # Python 3.11's asyncio waits for each child in a thread, which ends on its own once the child is reaped.
+        # asyncio of Python 3.11 waits for each child in a thread, which ends when the child is reaped.
         for thread in threading.enumerate():
             if thread.name.startswith("asyncio-waitpid"):
                 thread.join(10)
@@ -123,7 +123,7 @@ def test_eight_workers_share_a_template(hugepfn: Command, tmp_path: Path) -> Non
     assert {result["outcome"] for result in data["results"]} == {"passed"}
 
 
-#: An assertion ends the test; a broken claim does not, and what comes after it is told as well.
+#: An assertion ends the test. A broken claim does not, so later claims are checked as well.
 BROKEN = "assert 0"
 BROKEN_CLAIM = """with claim('first'):
             assert 0
@@ -157,8 +157,8 @@ def test_a_kept_machine_is_entered_with_its_processes_still_there(
     shell.sendline("ps | grep -c '[f]ork --level=pmd'")
     shell.expect(r"\r\n2\r\n")
     shell.sendline("dmesg | grep -c child-written")
-    shell.expect(r"\r\n0\r\n")  # kept at the first
-    # What is asked of the machine now is not taken for what its jobs of then are.
+    shell.expect(r"\r\n0\r\n")  # kept at the first failure
+    # New jobs are not confused with the jobs from before the save.
     done = subprocess.run([*argv, "cat"], input="now", capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "now"
     shell.sendline("ps | grep -c '[f]ork --level=pmd'")

@@ -1,4 +1,4 @@
-"""One cell of ``make compat``: QEMU 11 and a cache on btrfs."""
+"""Runs one cell of ``make compat``: QEMU 11 and a cache on btrfs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""drgn on a live stock kernel, which has no debug information: the same processes and tables as our own walk."""
+"""Checks that drgn on a stock kernel without debug information shows the same processes and tables as our walk."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_kernel_without_types_says_what_is_missing(tmp_path: Path) -> None:
     built = [entry / "vmlinux" for entry in cache.entries("built") if (entry / "vmlinux").is_file()]
     if not built:
         pytest.skip("no kernel was built on this host")
-    alone = tmp_path / "vmlinux"  # without what its build left beside it
+    alone = tmp_path / "vmlinux"  # without the files that its build stored beside it
     shutil.copyfile(built[0], alone)
     with VM(Kernel.image(alone)) as vm:
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""What KVM may do to A and D, played under TCG (eager_cpu.py): no claim about a kernel breaks because of it."""
+"""Checks that no claim breaks if the CPU sets A and D as KVM may, simulated under TCG (eager_cpu.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.verdict import Outcome, Run
 
 from .conftest import ROOT, Command
 
-#: Every scenario in which an entry is old at some stop, and some in which none is.
+#: Every scenario with an old entry at some stop, and some scenarios without one.
 FILES = ("fork", "forks", "fork_parts", "dirty", "mremap", "teardown", "share_mm")
 
 

@@ -1,4 +1,4 @@
-"""Bad input and bad luck: one clear line, the right exit status, nothing left behind."""
+"""Checks that wrong input and failures end with one clear line and the right exit status, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_qemu_too_old(hugepfn: Command, tmp_path: Path) -> None:
 
 
 def test_no_room_for_guest_ram(hugepfn: Command) -> None:
-    # A real file system that is too small: sysfs has no room at all and everybody has one.
+    # A real file system without room: sysfs, which every host has.
     done = hugepfn("run", "fork", "--kernel", "debian:6.1", "--ram-dir", "/sys")
     assert done.returncode == 3
     _one_line(done, "no space for guest RAM", "--ram-dir")
@@ -113,12 +113,12 @@ def test_ctrl_c_while_booting(hugepfn: Command) -> None:
 
 
 def test_ctrl_c_while_our_modules_are_imported(hugepfn: Command) -> None:
-    """Python's own start, before our first line runs, is Python's."""
+    """Ctrl-C during the start of Python itself, before our first line runs, is not covered."""
     _interrupted(hugepfn, until=lambda pid: "_multiarray_umath" in Path(f"/proc/{pid}/maps").read_text())
 
 
 def _interrupted(hugepfn: Command, until: Callable[[int], bool]) -> None:
-    """Starts a run, waits for a moment of it, interrupts it as a terminal does, and looks at its end."""
+    """Start a run, wait until a condition holds, interrupt it as a terminal does, and check how it ends."""
     with subprocess.Popen(
         hugepfn.argv("run", "fork", "--kernel", "debian:6.1"),
         env=hugepfn.environment(),
@@ -179,7 +179,7 @@ def test_a_program_that_crashes(image: KernelImage, program: Callable[[str, str]
             guest.until("after")
         with pytest.raises(GuestProgramError, match="killed by SIGSEGV"), vm.run(source):
             pass
-        with vm.run("fork") as guest:  # and the machine is still good
+        with vm.run("fork") as guest:  # and the machine can still be used
             assert guest.result.passed
 
 
@@ -228,7 +228,7 @@ def test_a_child_that_crashes_is_named(image: KernelImage, program: Callable[[st
 
 
 def test_the_kernels_last_words_are_heard(image: KernelImage, program: Callable[[str, str], Path]) -> None:
-    """A complaint just before the exit is on its way through the console while the exit is known already."""
+    """A complaint just before the exit may still be on its way through the console when the exit is known."""
     body = """\tint fd = open("/dev/kmsg", 1);
 \tconst char bug[] = "<3>BUG: Bad rss-counter state mm:0 type:0 val:1";
 \tktap_plan(1);
@@ -323,7 +323,7 @@ def test_a_reader_that_leaves_early(hugepfn: Command) -> None:
 
 
 def test_an_installed_wheel_serves_a_test_directory_elsewhere(tmp_path: Path) -> None:
-    """pip install of the wheel; then pytest in a folder that knows nothing of this checkout."""
+    """Installs the wheel with pip, then runs pytest in a folder outside this checkout."""
     venv = tmp_path / "venv"
     build = [str(ROOT / ".venv/bin/python"), "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True)

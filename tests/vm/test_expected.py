@@ -1,4 +1,4 @@
-"""Expectations on a real kernel: an intended failure is none, and what does not happen is one."""
+"""Tests for expectations on a real kernel: an expected failure is none, and an unmet expectation is one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_mine(vm, level, claim):
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A test of a user's own, whose first claim does not hold on 6.12."""
+    """A user's test, whose first claim does not hold on 6.12."""
     file = tmp_path / "test_mine.py"
     file.write_text(TEST)
     return file
@@ -54,7 +54,7 @@ def test_a_failure_that_is_expected_and_a_claim_that_holds_though_it_should_not(
 
 
 def test_a_comparison_of_a_kernel_with_the_change_and_one_without(hugepfn: Command, mine: Path) -> None:
-    """6.1 has no huge pfnmaps, so the test is skipped there: the new kernel is the one that is expected to fail."""
+    """6.1 has no huge pfnmaps, so the test is skipped there. The failure is expected of the new kernel."""
     said = f"{mine}::test_mine=fail"
     done = hugepfn("compare", "debian:6.1", "debian:6.12", str(mine), "--expect", said, "--confirm", "0")
     assert done.returncode == 0, done.stdout + done.stderr

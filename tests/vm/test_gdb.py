@@ -1,4 +1,4 @@
-"""gdb's way in: the stub's protocol by hand, and gdb itself where it is installed."""
+"""Tests for gdb: the protocol of QEMU's stub, and gdb itself if it is installed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_stub_reads_the_kernel_and_the_machine_follows_it() -> None:
         remote.socket.sendall(b"\x03")
         assert remote.answer()[0] == "T"
         assert vm.process_root(1) == process
-        assert vm.on_loop(vm.qemu.is_stopped()), "a look at gdb's stop leaves the guest to gdb"
+        assert vm.on_loop(vm.qemu.is_stopped()), "a walk during gdb's stop must leave the guest stopped"
 
         assert remote.ask("D") == "OK"
         vm.on_loop(vm.qemu.until_resumed(30.0))
@@ -82,7 +82,7 @@ def test_the_stub_reads_the_kernel_and_the_machine_follows_it() -> None:
 
 
 def ask_gdb(stub: GdbStub, *commands: str) -> str:
-    """What gdb says; it detaches at the end."""
+    """Run commands in gdb, detach, and return the output."""
     words = [word for command in (*commands, "detach") for word in ("-ex", command)]
     argv = [*stub.argv, "-batch", *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, stdin=subprocess.DEVNULL)

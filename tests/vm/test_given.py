@@ -1,4 +1,4 @@
-"""A kernel that came without its modules or its configuration: what is missing is said, and silence is no pass."""
+"""Tests with a kernel without its modules or its configuration: what is missing is reported, and nothing passes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import Command
 
 
 def _bare(version: str, folder: Path) -> tuple[KernelImage, Path]:
-    """A stock kernel, and a copy of its bzImage alone."""
+    """Return a stock kernel, and a copy of only its bzImage."""
     image = Kernel.debian(version).resolve()
     return image, Path(shutil.copy(image.image, folder / "bzImage"))
 
@@ -30,7 +30,7 @@ def test_a_bzimage_alone(hugepfn: Command, tmp_path: Path, level: str) -> None:
 
 
 def test_a_bzimage_alone_whose_virtio_is_in_modules(hugepfn: Command, tmp_path: Path) -> None:
-    """It has UARTs only, and what needs no device runs."""
+    """The machine has only UARTs, and scenarios without a device run."""
     _, alone = _bare("6.1", tmp_path)
     done = hugepfn("run", "calibrate_shmem", "--kernel", str(alone))
     assert done.returncode == 0, done.stdout

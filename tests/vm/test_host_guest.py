@@ -1,4 +1,4 @@
-"""A guest with the host's userland: its programs run, the harness works as ever, and nothing reaches the host's files.
+"""Tests with the host's userland in the guest: programs run, walks work, and the guest cannot write to the host.
 
 On a stock kernel over virtio-fs; over 9P on a kernel built for it, which takes ten minutes once (make long-tests).
 """
@@ -26,7 +26,7 @@ from harness.qemu.spec import Root
 from .conftest import Command
 
 RUN_TIMEOUT_S = 120
-#: A guest's root that leaves the overlay behind: with it gone, what lies below is in reach, and is made writable.
+#: Run as root in the guest: removes the overlay, and tries to make the file system below it writable.
 BREAK_OUT = """\
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -45,14 +45,14 @@ for path in sys.argv[1:]:
 
 
 def execute(vm: VM, *argv: str) -> tuple[ExitStatus, str, str]:
-    """Runs a program of the host in the guest: how it ended, its output, its errors."""
+    """Run a program of the host in the guest. Returns how it ended, its output, and its errors."""
     done = vm.exec(argv, timeout_s=RUN_TIMEOUT_S)
     return done.exit, done.stdout.decode(), done.stderr.decode()
 
 
 @pytest.fixture(scope="module", params=["stock", pytest.param("built", marks=pytest.mark.long)])
 def image(request: pytest.FixtureRequest) -> KernelImage:
-    """A kernel that can: Debian's own, and one of ours."""
+    """A kernel that can mount the host's root: Debian's own, and one of ours."""
     if request.param == "built":
         return build(Recipe(parse_origin("debsrc:6.12"), fragments=(*DEFAULT_FRAGMENTS, "hostroot")))
     try:
@@ -130,7 +130,7 @@ def test_a_person_gets_the_hosts_shell(machine: VM) -> None:
 def test_it_is_not_kept(machine: VM) -> None:
     with pytest.raises(UsageError, match="QEMU cannot save a machine that has the host's root mounted"):
         machine.keep("host", "a test")
-    assert execute(machine, "true")[0].ok, "it goes on"
+    assert execute(machine, "true")[0].ok, "the machine must continue to run"
 
 
 def test_checkpoints_and_walks_are_as_ever(machine: VM) -> None:
@@ -144,7 +144,7 @@ def test_checkpoints_and_walks_are_as_ever(machine: VM) -> None:
 def test_below_its_overlay_a_guest_finds_nothing_of_the_running_host_and_writes_nothing(
     machine: VM, tmp_path: Path
 ) -> None:
-    """The last of the module: the guest has no root afterwards."""
+    """The last test of the module, because the guest has no root file system afterwards."""
     there = tmp_path / "there"
     there.write_text("as it was")
     script = tmp_path / "break_out.py"

@@ -1,4 +1,4 @@
-"""The table of kernel functions is what Debian's sources say today: 6.12's, and those of other series that are here."""
+"""Checks the table of kernel functions against Debian's current source of 6.12, and other sources in the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.verdict.seen import series_of
 from tests.kernel_source import Source, Table
 
 TABLE = Table.load()
-FETCHED = "6.12"  # other tests build it, too
+FETCHED = "6.12"  # other tests build this source, too
 
 
 @pytest.mark.parametrize("version", TABLE.versions)
@@ -22,4 +22,6 @@ def test_the_functions_are_where_the_table_says(version: str) -> None:
             raise
         pytest.skip(str(error))
     expected = [name for name, found in TABLE.defined_in.items() if version in found]
-    assert sorted(map(str, source.defined)) == expected, f"{source.version}: run `make kernel-functions`"
+    assert sorted(map(str, source.defined)) == expected, (
+        f"{source.version} differs from the table: run `make kernel-functions`"
+    )

@@ -1,4 +1,4 @@
-"""The kernel's log is read whatever its console shows, and a hole in it is no silence."""
+"""Checks that the kernel's log is read even if the console is silent, and that a gap is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.machine.vm import VM
 from .conftest import Command
 
 STALL = "rcu: INFO: rcu_sched self-detected stall on CPU"
-#: How a guest program makes the console say nothing.
+#: C code of a guest program that silences the console.
 SILENCERS = {
     "printk": 'say("/proc/sys/kernel/printk", "1");',
     "syslog": "if (klogctl(6, NULL, 0)) return 1;",  # SYSLOG_ACTION_CONSOLE_OFF
@@ -41,7 +41,7 @@ def image() -> KernelImage:
 
 @pytest.fixture
 def speaker(program: Callable[[str, str], Path]) -> Callable[[str, str], Path]:
-    """Like ``program``, with a function that writes words into a file."""
+    """Like ``program``, with a C function that writes text into a file."""
 
     def write(name: str, body: str) -> Path:
         path = program(name, body)
@@ -64,7 +64,7 @@ def test_a_program_that_silences_the_console(image: KernelImage, speaker: Callab
             pass
         assert STALL not in vm.qemu.log.console
         assert vm.kernel_log.count(STALL) == 1
-        with vm.run("fork", "--level=pte"):  # and the next program is not blamed for it
+        with vm.run("fork", "--level=pte"):  # and the next program must not be blamed for it
             pass
 
 

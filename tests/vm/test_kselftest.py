@@ -1,4 +1,4 @@
-"""The kernel's own selftests, built and run for real; and programs of our own that end in every bad way."""
+"""Runs the kernel's own selftests, and programs of our own that fail in every way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .conftest import Command
 
-# Enough of a kernel's source to build selftests from.
+# The part of a kernel's source that is needed to build selftests.
 TREE = {
     "Makefile": "headers:\n\t@mkdir -p $(O)/usr/include\n",
     "Kconfig": "",
@@ -59,7 +59,7 @@ def test_a_program_that_ends_badly_fails_with_what_it_had_said(hugepfn: Command,
     assert "the kernel log: BUG: Bad page state in process x  pfn:7" in told["bad::complain"]
     assert "sysrq triggered crash" in told["bad::panic"].lower()
     assert "  FAILED   point\n             on stderr\n             /tests\n" in done.stdout
-    # A panic may take along what its program said just before.
+    # A panic may lose the last output of its program.
     verdict = r"5 failed of 5 programs; (4 passed, 1 failed of 5|3 passed, 1 failed of 4) points"
     assert re.fullmatch(verdict, done.stdout.splitlines()[-1])
 

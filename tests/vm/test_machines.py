@@ -1,4 +1,4 @@
-"""Machines of every shape: the same entries with 1 to 4 vCPUs, isolated page tables, 4 levels, UARTs for channels."""
+"""Checks that every machine shows the same entries: 1 to 4 vCPUs, isolated page tables, 4 levels, UART channels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _fork(vm: VM, level: str) -> list[Observation]:
 
 @pytest.fixture(scope="module")
 def plain(image: KernelImage) -> list[Observation]:
-    """What one vCPU, five levels and no isolation show."""
+    """The observations with one vCPU, five levels and no isolation."""
     with VM(image) as vm:
         assert vm.caps.five_level
         return _fork(vm, "pud")
@@ -58,7 +58,7 @@ def test_another_device_in_the_same_place_shows_the_same(
         assert vm.origin is origin
         assert {bar.name for bar in vm.bars} >= {"bar", "bar0"}
         assert vm.bar.size_bytes >= 2 << 30
-        # Where in the physical address space it is, is its own; everything else is the same.
+        # Its physical address is its own; everything else is the same.
         assert [(one.level, one.bits, one.pfn, one.pagemap) for one in _fork(vm, "pud")] == [
             (one.level, one.bits, one.pfn, one.pagemap) for one in plain
         ]

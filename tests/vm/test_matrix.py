@@ -1,4 +1,4 @@
-"""``hugepfn matrix`` and ``hugepfn compare`` on stock kernels."""
+"""Tests for ``hugepfn matrix`` and ``hugepfn compare`` on stock kernels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_two_kernels_side_by_side(hugepfn: Command, tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_does_not_boot_is_a_column_and_the_next_is_tried(hugepfn: Command, tmp_path: Path) -> None:
-    """Both are given an init that is not there."""
+    """Both kernels are given an init that does not exist."""
     path = tmp_path / "matrix.json"
     done = hugepfn(
         *("matrix", "-k", "debian:6.1", "-k", "debian:6.12", "fork", "calibrate_anon", "calibrate_shmem"),
@@ -88,11 +88,11 @@ def test_ctrl_c_ends_the_child_and_leaves_nothing(hugepfn: Command) -> None:
         argv, env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        for line in process.stderr:  # the first kernel is done, the second one's child is at work
+        for line in process.stderr:  # the first kernel is done, and the child of the second one runs
             if line.startswith("hugepfn: debian:6.1:"):
                 break
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "hugepfn: interrupted"
-    assert out.splitlines()[1].split() == ["fork", "pte", "pass", "?", "1"], "what was found before is still told"
+    assert out.splitlines()[1].split() == ["fork", "pte", "pass", "?", "1"], "the results before Ctrl-C must be shown"

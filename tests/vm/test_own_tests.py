@@ -1,4 +1,4 @@
-"""A user's own tests: anywhere, with what lies beside them, in every command, and told apart by their files."""
+"""Tests for a user's own tests: in any folder, with files beside them, in every command, distinguished by file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CONFTEST = "import pytest\n\n@pytest.fixture\ndef about():\n    return 'the entr
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
-    """Two folders of a user with tests of the same names. The second's claim does not hold."""
+    """Two folders of a user with tests of the same names. The claim in the second one does not hold."""
     found = []
     for name, dirty in (("good", True), ("bad", False)):
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""The tutorial and the how-to pages, followed word by word: each command runs, and shows what the page says."""
+"""Follows the tutorial and the how-to pages word by word: each command must run and show what the page says."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Follow = Callable[[str], Reader]
 
 @pytest.fixture
 def follow(tmp_path: Path, hugepfn: Command) -> Iterator[Follow]:
-    """Follows a page of docs/ in a new directory, and prints how long each command took."""
+    """Follow a page of docs/ in a new directory, and print how long each command took."""
     folder, runtime = tmp_path / "work", tmp_path / "rt"
     folder.mkdir()
     runtime.mkdir(mode=0o700)
     (folder / "examples").symlink_to(ROOT / "examples")
     bin_ = Path(sys.executable).parent
     path = f"{bin_}{os.pathsep}{os.environ['PATH']}"
-    # HOME is new, so that ~/linux and ~/mine are the pages' own; what the caches have is not made again.
+    # HOME is new, so ~/linux and ~/mine belong to the page. The caches are kept.
     home = {"HOME": str(tmp_path), "HUGEPFN_CACHE_DIR": str(cache.root()), "CCACHE_DIR": os.fspath(_ccache())}
     reader = Reader(folder, hugepfn.environment(PATH=path, HUGEPFN_RUNTIME_DIR=str(runtime), **home))
 
@@ -99,12 +99,12 @@ def test_bisect(follow: Follow, tmp_path: Path) -> None:
 
 
 def _ccache() -> Path:
-    """Where ccache keeps its objects, for a user who has not configured it."""
+    """The folder of ccache's objects, for a user who has not configured it."""
     return Path(os.environ.get("CCACHE_DIR") or platformdirs.user_cache_path("ccache"))
 
 
 def _tree(folder: Path, good: int, tip: int) -> None:
-    """A kernel tree as the pages speak of it: v6.12, and a branch ``mine`` that is checked out."""
+    """Make a kernel tree as the pages describe it: v6.12, with a branch ``mine`` checked out."""
     bisect_tree.make_tree(folder, "debsrc:6.12")
     bisect_tree.git(folder, "tag", "v6.12", f"v{good}")
     bisect_tree.git(folder, "checkout", "--quiet", "-b", "mine", f"v{tip}")
@@ -119,7 +119,7 @@ def _tree(folder: Path, good: int, tip: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("system", ["github", "gitlab"])
 def test_ci(tmp_path: Path, hugepfn: Command, system: str) -> None:
-    """The shell lines of the CI files, in a tree as CI checks it out; without those that install packages."""
+    """Runs the shell lines of the CI files in a tree as CI checks it out, except those that install packages."""
     job = yaml.safe_load((ROOT / "examples" / "ci" / f"{system}.yml").read_text())
     tree = tmp_path / "linux"
     bisect_tree.make_tree(tree, "debsrc:6.12")

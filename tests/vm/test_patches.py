@@ -1,4 +1,4 @@
-"""Patches one after the other, and a bisection, on kernels that are built for real. Long: ``make long-tests``."""
+"""Tests for a patch series and a bisection, with kernels that are built. Long: ``make long-tests``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hugepfn run`` on stock kernels: what the JSON file says, and the exit status."""
+"""Tests for ``hugepfn run`` on stock kernels: the JSON file and the exit status."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_6_1_has_no_huge_pfnmap_and_says_so(hugepfn: Command, tmp_path: Path) ->
         assert reason.startswith("no huge pfnmap in this kernel: ")
     pte = next(result for result in data["results"] if result["level"] == "pte")
     assert len([o for o in pte["observations"] if o["checkpoint"] == "read"]) == 4, (
-        "6.1 fills the whole vma at one fault"
+        "6.1 must fill the whole VMA at one fault"
     )
 
 

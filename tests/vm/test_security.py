@@ -1,4 +1,4 @@
-"""What docs/security.md says of a machine that runs: who cannot get in, and what a guest cannot send out."""
+"""Tests for docs/security.md with a running machine: who cannot get in, and what a guest cannot send out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NOTES = Path("/proc/net")
 
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
-    """A session, with SSH and gdb open. All can go as far as its own folder, which pytest's own folders do not let."""
+    """A session with SSH and gdb. Other users can reach its folder, which pytest's own folders would prevent."""
     with tempfile.TemporaryDirectory(prefix="hugepfn-test-") as folder:
         Path(folder).chmod(0o755)
         command = Live(f"security-{os.getpid()}", Path(folder) / "sessions")
@@ -57,7 +57,7 @@ def live() -> Iterator[Live]:
 
 
 def processes_of(marker: str) -> list[int]:
-    """Every process with the marker in its environment."""
+    """Return every process with the marker in its environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -69,7 +69,7 @@ def processes_of(marker: str) -> list[int]:
 
 
 def sockets_of(pid: int) -> set[str]:
-    """The inodes of the sockets that a process has open."""
+    """Return the inodes of the open sockets of a process."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -82,13 +82,13 @@ def sockets_of(pid: int) -> set[str]:
 def test_no_process_of_a_session_has_a_socket_of_the_network(live: Live) -> None:
     processes = processes_of(live.marker)
     ours = {inode for pid in processes for inode in sockets_of(pid)}
-    assert len(processes) >= 2, "the session and its QEMU"
-    assert len(ours) > 5, "their channels are Unix sockets"
+    assert len(processes) >= 2, "the session and its QEMU must be found"
+    assert len(ours) > 5, "their Unix sockets must be found"
     assert ours & network_sockets() == set()
 
 
 def network_sockets() -> set[str]:
-    """The inodes of all sockets of this host's network: the tenth column, of packet sockets the ninth."""
+    """Return the inodes of all network sockets of this host: the tenth column, for packet sockets the ninth."""
     tables = [NOTES / name for name in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet")]
     lines = [line for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
     return {word for line in lines for word in line.split()[8:10]}
@@ -116,7 +116,7 @@ def test_every_socket_that_listens_has_a_name_in_the_sessions_own_folder(live: L
 
 
 def as_nobody(work: Callable[[], int]) -> int:
-    """What work returns in a process of another user."""
+    """Return the result of ``work`` in a process of another user."""
     pid = os.fork()
     if not pid:
         try:
@@ -138,13 +138,15 @@ def test_another_user_cannot_connect(live: Live, name: str) -> None:
         with socket.socket(socket.AF_UNIX) as own:
             return own.connect_ex(str(path))
 
-    assert as_nobody(lambda: 0 if path.parent.parent.is_dir() else 1) == 0, "the way to the session's folder is open"
-    assert as_nobody(connect) == 13, "EACCES"
-    assert connect() == 0, "and there is somebody"
+    assert as_nobody(lambda: 0 if path.parent.parent.is_dir() else 1) == 0, (
+        "another user must be able to reach the session's folder"
+    )
+    assert as_nobody(connect) == 13, "connect() must fail with EACCES"
+    assert connect() == 0, "the session's own user must be able to connect"
 
 
 def test_who_does_not_know_the_key_is_not_listened_to(live: Live) -> None:
-    """Not even a pickle is looked at; and who says nothing keeps nobody waiting."""
+    """No pickle is read from such a client, and a silent client blocks nobody."""
     from multiprocessing import AuthenticationError
     from multiprocessing.connection import Client
 
@@ -158,7 +160,7 @@ def test_who_does_not_know_the_key_is_not_listened_to(live: Live) -> None:
 
 
 def test_many_connections_leave_jobs_for_others() -> None:
-    """Each SSH connection is a job of the agent's, of which there are 16."""
+    """Each SSH connection is a job of the agent, which has at most 16 jobs."""
     with VM(KERNEL) as vm:
         address = vm.ssh_address()
         strangers = [socket.socket(socket.AF_UNIX) for _ in range(20)]
@@ -185,7 +187,7 @@ def test_a_machine_that_is_no_session_has_a_folder_of_its_own_and_takes_it_away(
 
 
 def test_openssh_gets_in_by_the_line_that_is_printed(tmp_path: Path) -> None:
-    """A name with blanks, and a percent sign, which is ssh_config's own."""
+    """The name has blanks and a percent sign, which is special in ssh_config."""
     runtime = tmp_path / "50% of, it"
     runtime.mkdir()
     own = Live(f"openssh-{os.getpid()}", runtime)
@@ -199,7 +201,7 @@ def test_openssh_gets_in_by_the_line_that_is_printed(tmp_path: Path) -> None:
 
 
 def test_the_qemu_that_serves_9p_has_the_view() -> None:
-    """Stock cloud kernels have no 9P, so this one does not get far: its QEMU is what is looked at."""
+    """Stock cloud kernels have no 9P, so this one does not boot. Only its QEMU is checked."""
 
     async def look() -> tuple[list[str], list[str]]:
         spec = dataclasses.replace(MachineSpec(image.image, initramfs), root=Root.HOST_9P, append=("panic=0",))
@@ -238,7 +240,7 @@ HOSTILE_PROGRAM = r"""	const char evil[] = "<4>kernel\x1b[31m\x1b]0;title\x07\xc
 
 @pytest.fixture
 def hostile(tmp_path: Path, program: Callable[[str, str], Path]) -> Path:
-    """A test whose guest program says everything that a terminal obeys."""
+    """A test whose guest program prints every kind of control sequence."""
     source = program("own", HOSTILE_PROGRAM)
     source.write_text("#include <fcntl.h>\n#include <stdio.h>\n" + source.read_text())
     test = tmp_path / "test_own.py"
@@ -247,7 +249,7 @@ def hostile(tmp_path: Path, program: Callable[[str, str], Path]) -> Path:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, names included."""
+    """Yield every string in a JSON value, including names."""
     if isinstance(value, dict):
         for name, one in value.items():
             yield from (name, *strings(one))
@@ -266,7 +268,7 @@ def test_what_a_guest_says_reaches_no_sink_raw(hugepfn: Command, hostile: Path, 
     said = {"pytest": done.stdout + done.stderr, "kept": hugepfn("kept").stdout, "junit": junit.read_text()}
     hugepfn("kept", "--rm", "own")
     assert done.returncode == 1, said["pytest"]
-    assert r"red\x1b[31m\x08\x9b[bold]\u202e" in said["pytest"], "it is told, by codes"
+    assert r"red\x1b[31m\x08\x9b[bold]\u202e" in said["pytest"], "the text must be shown with codes"
     assert "own" in said["kept"]
     data = json.loads(results.read_text())
     page = page_of(PageRequest(), Table.of([Column(KERNEL, (Run.from_json(data),))]), {}, 1, RunOptions())

@@ -1,4 +1,4 @@
-"""hugepfn selfcheck on this very host, and ended in the middle of it."""
+"""Runs hugepfn selfcheck on this host, and interrupts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_this_host_can_be_trusted(hugepfn: Command) -> None:
     assert "FAIL" not in marks.values()
     for what in ("calibration", "fork", "clone, 1 vCPU", "clone, 4 vCPUs", "machines", "nvme"):
         assert marks[what] == "ok"
-    assert len(done.stdout.splitlines()) < 50, "one page"
+    assert len(done.stdout.splitlines()) < 50, "the output must fit on one page"
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing(hugepfn: Command) -> None:
@@ -29,7 +29,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing(hugepfn: Command) -> None:
     assert process.stdout is not None
     with process, process.stdout:
         for line in process.stdout:
-            if " fork: " in line:  # machines were made, and the next is on its way
+            if " fork: " in line:  # machines were made, and the next one starts
                 break
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130

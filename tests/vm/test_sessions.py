@@ -1,4 +1,4 @@
-"""Live machines that outlive a command: start, exec, rerun, shell, ps and stop, as a user types them."""
+"""Tests for live machines: start, exec, rerun, shell, ps and stop, as a user types them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KERNEL = "debian:6.12"
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for this module's sessions alone; all of them are ended with it."""
+    """A folder for the sessions of this module. All of them are ended at the end."""
     folder = tmp_path_factory.mktemp("rt")
     yield folder
     environment = {**os.environ, "HUGEPFN_RUNTIME_DIR": str(folder)}
@@ -34,7 +34,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @dataclass
 class Live(Command):
-    """The command, with sessions of its own."""
+    """The command, with the sessions of this module."""
 
     checkout: Path = ROOT
 
@@ -52,7 +52,7 @@ class Live(Command):
 
 @pytest.fixture(scope="module")
 def live(runtime: Path) -> Live:
-    """One session that the tests share."""
+    """A session that the tests share."""
     command = Live(f"sessions-{os.getpid()}", runtime)
     assert command.ok("start", "--kernel", KERNEL, "-s", "one") == b"one\n"
     return command
@@ -94,7 +94,7 @@ def test_exec_passes_a_signal_on(live: Live) -> None:
 
 
 def _gdb(live: Live, name: str) -> socket.socket:
-    """A connection to the stub of a session's machine."""
+    """Connect to the gdb stub of a session's machine."""
     gdb = socket.socket(socket.AF_UNIX)
     gdb.settimeout(30)
     gdb.connect(str(live.ram_dir / name / "gdb"))
@@ -102,10 +102,10 @@ def _gdb(live: Live, name: str) -> socket.socket:
 
 
 def _until_it_says_no(live: Live, *command: str) -> None:
-    """A command in the guest soon ends with 1: what it looks for is gone."""
+    """Wait until a command in the guest exits with 1, because what it looks for is gone."""
     deadline = time.monotonic() + 30
     while (status := live("exec", "-s", "one", *command).returncode) == 0:
-        assert time.monotonic() < deadline, f"{command}: still there"
+        assert time.monotonic() < deadline, f"{command}: what it looks for is still there"
     assert status == 1
 
 
@@ -125,20 +125,20 @@ def test_a_reader_that_leaves_ends_the_program(live: Live, command: tuple[str, .
         assert child.stdout is not None
         assert child.stdout.readline() == b"y\n"
         child.stdout.close()
-        assert child.wait(60) == 128 + signal.SIGPIPE, "as of a program of this host"
+        assert child.wait(60) == 128 + signal.SIGPIPE, "the status must be that of a host program killed by SIGPIPE"
     _until_it_says_no(live, "pidof", "yes")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_reader_that_does_not_read_stops_the_program_and_costs_no_memory(live: Live, number: signal.Signals) -> None:
-    """SIGINT goes to the program; SIGKILL ends the command, which ends the program."""
+    """SIGINT is passed to the program. SIGKILL ends the command, and with it the program."""
     counting = "i=0; while dd if=/dev/zero bs=64k count=16 2>/dev/null; do i=$((i+1)); echo $i > /tmp/count; done"
     argv = live.argv("exec", "-s", "one", "sh", "-c", f"rm -f /tmp/count; {counting}")
     with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE) as child:
         before = -1
-        while (count := _number(live, "/tmp/count")) != before or not count:  # a look takes longer than a MiB
+        while (count := _number(live, "/tmp/count")) != before or not count:  # a check takes longer than sending 1 MiB
             before = count
-        assert count < 20, "MiB: what the host keeps, and what was on its way"
+        assert count < 20, "the host must not keep more MiB than this, with those on their way"
         child.send_signal(number)
         assert child.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
         _until_it_says_no(live, "pidof", "dd")
@@ -169,7 +169,9 @@ def test_a_signal_waits_for_a_machine_that_stands_still(live: Live) -> None:
         assert child.stdout.readline() == b"up\n"
         live.ok("gdb", "-s", "still")
         said = child.stderr.readline()
-        assert said.startswith(b"hugepfn: the machine stands still since "), "who waits for a command is told"
+        assert said.startswith(b"hugepfn: the machine stands still since "), (
+            "a command that waits must report that the machine is stopped"
+        )
         child.send_signal(signal.SIGTERM)
         with _gdb(live, "still") as gdb:
             gdb.sendall(b"+$c#63")
@@ -186,7 +188,7 @@ def test_a_machine_that_stands_still_says_so(live: Live) -> None:
         assert "the machine stands still since " in done.stderr
         assert "`hugepfn pause` stopped it; `hugepfn resume -s paused` lets it go on\n" in done.stderr
     walked = live("walk", "-s", "paused", "1", "400000")
-    assert "pte[0]" in walked.stdout, "pause has asked the guest for what a walk needs"
+    assert "pte[0]" in walked.stdout, "pause must ask the guest beforehand for what a walk needs"
     assert "the machine stands still since " in walked.stderr
     live.ok("gdb", "-s", "paused")
     assert "no gdb is attached" in live("exec", "-s", "paused", "true").stderr
@@ -244,7 +246,7 @@ def test_a_rerun_that_nobody_waits_for_ends(live: Live) -> None:
         child.kill()
     begin = time.monotonic()
     live.ok("maps", "-s", "one", "1")
-    assert time.monotonic() - begin < 60, "the whole suite takes longer"
+    assert time.monotonic() - begin < 60, "the rerun was not ended: the whole suite takes longer"
 
 
 def test_a_strangers_vfio_program(live: Live, tmp_path: Path) -> None:
@@ -313,8 +315,8 @@ def test_maps_counts_the_leaves_of_every_area(live: Live) -> None:
     said = live.ok("maps", "1").decode()
     (text,) = (line.split() for line in said.splitlines() if "r-xp" in line and line.endswith("/init"))
     start, end = (int(edge, 16) for edge in text[0].split("-"))
-    assert 0 < int(text[2]) <= (end - start) >> 12, "pte leaves"
-    assert text[3:5] == ["-", "-"], "pmd and pud leaves"
+    assert 0 < int(text[2]) <= (end - start) >> 12, "the number of pte leaves"
+    assert text[3:5] == ["-", "-"], "no pmd or pud leaves"
 
 
 def test_watch_marks_what_changes(live: Live) -> None:
@@ -331,7 +333,7 @@ def test_watch_marks_what_changes(live: Live) -> None:
         watching.expect(r"\[stack\]")
         child.stdin.write(b"\n")
         child.stdin.flush()
-        watching.expect(r"\d\x1b\[1;32m \(\+\d+\)")  # so many leaves more since the last look, in green
+        watching.expect(r"\d\x1b\[1;32m \(\+\d+\)")  # the number of new leaves since the last look, in green
         watching.sendintr()
         watching.expect(pexpect.EOF)
         child.stdin.close()
@@ -374,7 +376,7 @@ def test_the_kernels_log(live: Live) -> None:
 
 @contextlib.contextmanager
 def _shell(live: Live, *args: str) -> Iterator[pexpect.spawn]:
-    """A shell that somebody is at; the block leaves it by Ctrl-], or it has ended."""
+    """A terminal at a shell in the guest. After the block it is left by Ctrl-], unless it has ended."""
     program, *argv = live.argv("shell", *args)
     shell = pexpect.spawn(program, argv, encoding="utf-8", timeout=60, env=live.environment(), dimensions=(33, 99))
     try:
@@ -402,7 +404,7 @@ def test_a_shell_knows_the_terminals_size_and_takes_ctrl_c(live: Live) -> None:
         shell.expect("44 111\r\n0")
         shell.sendline("fork --level=pmd | head -1; echo $VFIO_BDF")
         shell.expect("KTAP version 1\r\n0000:00:05.0")
-    assert live.ok("ps").decode().count("one ") == 1, "the session stays"
+    assert live.ok("ps").decode().count("one ") == 1, "the session must continue to run"
 
 
 def test_a_shell_that_is_left_is_entered_again_and_ends_by_exit(live: Live) -> None:

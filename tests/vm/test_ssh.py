@@ -1,4 +1,4 @@
-"""SSH into a guest: commands, their streams and their end; who gets in."""
+"""Tests for SSH into a guest: commands, their streams, their exit status, and authentication."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_signal_is_told(ssh: Ssh) -> None:
 
 
 def test_output_is_there_while_the_command_runs(ssh: Ssh) -> None:
-    """The command ends only once a file is there that is made when its first words are seen."""
+    """The command ends only when a file exists, which the test creates after it has read the first output."""
     seen: list[tuple[Stream, bytes]] = []
 
     def sink(stream: Stream, data: bytes) -> None:
@@ -89,13 +89,13 @@ def test_files_there_and_back(ssh: Ssh, machine: VM, tmp_path: Path) -> None:
 def test_standard_input(ssh: Ssh) -> None:
     data = os.urandom(500_000)
     assert ssh.run("cat", stdin=data).stdout == data
-    assert ssh.run("head -c 3", stdin=data).stdout == data[:3], "what it does not read is in nobody's way"
+    assert ssh.run("head -c 3", stdin=data).stdout == data[:3], "input that the program does not read must not block"
 
 
 def test_a_command_that_does_not_end(ssh: Ssh) -> None:
     with pytest.raises(DeadlineError, match="'sleep 1000' did not end within 1 s"):
         ssh.run("sleep 1000", timeout_s=1)
-    assert ssh.run("true").ok, "the connection lives on"
+    assert ssh.run("true").ok, "the connection must still work"
 
 
 def test_guest_programs_and_the_device_are_known(ssh: Ssh, machine: VM) -> None:
@@ -107,7 +107,7 @@ def test_guest_programs_and_the_device_are_known(ssh: Ssh, machine: VM) -> None:
 
 
 def test_the_machine_may_stand_still_meanwhile(ssh: Ssh, machine: VM) -> None:
-    """A command goes on where it was once the machine runs again."""
+    """A command continues when the machine runs again."""
     data = os.urandom(2_000_000)
     received = bytearray()
     more = threading.Event()

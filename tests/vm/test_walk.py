@@ -1,4 +1,4 @@
-"""Page tables of processes that never called checkpoint(): the walk against pagemap, on every present page."""
+"""Compares walks with pagemap on every present page, for processes that never called checkpoint()."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from harness.pagetable import Bits, Layout, PagemapWord
 from harness.pagetable.bits import PAGE_SIZE_BYTES
 
 HERE = Path(__file__).parent
-#: Areas that are pfnmaps, or were made by special faults: pagemap shows nothing there.
+#: VMAs that are pfnmaps or were filled by special faults. pagemap shows nothing there.
 BLIND = ("[vvar]", "[vvar_vclock]")
 
 Pages = dict[int, int]  # vaddr -> pfn
 
 
 def start_sleeper(vm: VM) -> int:
-    """A process that sleeps, from a program that does not know hugepfn; its pid."""
+    """Start a sleeping process, from a program that does not use hugepfn. Returns its pid."""
     built = compile_program(HERE / "sleeper.c")
 
     async def work() -> int:
@@ -39,7 +39,7 @@ def start_sleeper(vm: VM) -> int:
 
 
 def pages(walk: RangeWalk, vmas: ProcessVmas) -> Pages:
-    """Page by page what a walk found; what lies in VMAs that pagemap does not show is left out."""
+    """Return what a walk found, page by page, without VMAs that pagemap does not show."""
     blind = [vma.line for vma in vmas.vmas if vma.line.name in BLIND]
     return {
         vaddr: leaf.pfn_at(vaddr)
@@ -50,7 +50,7 @@ def pages(walk: RangeWalk, vmas: ProcessVmas) -> Pages:
 
 
 def both(vm: VM, pid: int) -> tuple[Pages, Pages]:
-    """What the walk of the whole user half and pagemap say of the same moment: present pages."""
+    """Return the present pages by the walk of the whole user half, and by pagemap, at the same moment."""
     vmas = vm.vmas(pid)
     with vm.run(HERE / "other_pagemap.c", f"--pid={pid}") as guest:
         guest.until("read")
@@ -67,7 +67,7 @@ MACHINES = [
     ("debian:6.12", 1, ("nokaslr",)),
     ("debian:6.1", 1, ("pti=on",)),
     ("debian:7.3", 2, ("pti=on",)),
-    ("debsrc:6.12", 2, ("pti=on",)),  # the minimal kernel has no BTF: by the offsets that its build left
+    ("debsrc:6.12", 2, ("pti=on",)),  # the minimal kernel has no BTF: its build stored the offsets
 ]
 
 
@@ -89,7 +89,7 @@ def sleeper(vm: VM) -> int:
 
 def test_a_sleeping_process_is_walked_as_pagemap_has_it(vm: VM, sleeper: int) -> None:
     walked, words = both(vm, sleeper)
-    assert len(walked) > 2048 + 16 + 22  # 8 MiB, shared pages, every third of 64
+    assert len(walked) > 2048 + 16 + 22  # 8 MiB, the shared pages, and every third of 64 pages
     assert walked == words
     process = vm.process_root(sleeper)
     assert (process.pid, process.tgid, process.name) == (sleeper, sleeper, "sleeper")
