@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from harness.host.signals import handle
+from harness.host.signals import handle, ignore_ending
 
 # From harness.errors.ExitCode, which is not imported yet.
 _MACHINERY, _STOP, _INTERRUPTED = 3, 128, 130
@@ -44,7 +44,10 @@ def main() -> NoReturn:
         _end(f"it cannot start: {type(error).__name__}: {error}; install it again with scripts/setup", status)
 
     handle(signal.SIGINT, signal.default_int_handler)
-    run()
+    try:
+        run()
+    finally:
+        ignore_ending()
 
 
 if __name__ == "__main__":

@@ -19,28 +19,35 @@ from harness.session.client import passing_signals
 ROOT = Path(__file__).resolve().parents[1]
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-# The command itself, with a subcommand that prints "ready", reads a line, and ends.
+# The command itself, with subcommands that print "ready" and read a line, one of them while Python ends.
 COMMAND = """
-import sys
+import atexit, sys
 sys.path.insert(0, sys.argv.pop(1))
 import click
 from harness import cli, entry
 
-@cli.cli.command()
-def wait() -> None:
+def read():
     print("ready", flush=True)
     print("read", sys.stdin.readline().strip())
+
+@cli.cli.command()
+def wait() -> None:
+    read()
+
+@cli.cli.command()
+def leave() -> None:
+    atexit.register(read)
 
 entry.main()
 """
 
 
-def _command(ignored: list[signal.Signals]) -> subprocess.Popen[str]:
+def _command(ignored: list[signal.Signals], name: str = "wait") -> subprocess.Popen[str]:
     """Start the command with signals ignored, as nohup and a background shell do."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, str(ROOT), "wait"],
+            [sys.executable, "-c", COMMAND, str(ROOT), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -69,6 +76,16 @@ def test_every_other_one_ends_it_in_one_line(number: signal.Signals) -> None:
         child.send_signal(number)
         _, err = child.communicate(timeout=60)
     assert (err.strip(), child.returncode) == ("hugepfn: interrupted", 130)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_command_that_is_leaving_has_its_status(number: signal.Signals) -> None:
+    with _command([], "leave") as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        out, err = child.communicate("a line\n", timeout=60)
+    assert (out, err, child.returncode) == ("read a line\n", "", 0)
 
 
 @pytest.fixture

@@ -26,6 +26,15 @@ def handle(number: signal.Signals, handler: Handler) -> None:
         signal.signal(number, handler)
 
 
+def ignore_ending() -> None:
+    """Ignore the ending signals from now on, because the command has its exit status and is leaving.
+
+    While Python ends, they would raise an exception in a place where nothing catches it, or have their default effect.
+    """
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def handling(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
     """Handle signals while the block runs, except those that are ignored. Only in the main thread."""
