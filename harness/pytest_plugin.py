@@ -62,6 +62,7 @@ from harness.selection.tests import (
 )
 from harness.verdict import Outcome, ScenarioResult, words
 from harness.verdict.bisect import BisectVerdict
+from harness.verdict.expected.complaints import claims_of
 from harness.verdict.expected.judge import held
 
 #: Hooks and fixtures from other modules; this one is the plugin's entry point.
@@ -153,8 +154,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     except pytest.skip.Exception:
         _fail_if_broken(pyfuncitem)  # a skip does not hide broken claims
         raise
-    _fail_if_broken(pyfuncitem)
+    _end(pyfuncitem)
     return result
+
+
+def _end(item: pytest.Item) -> None:
+    """Look at the kernel's log once more when a test has made all its claims, and fail it if anything is wrong."""
+    machine = item.stash.get(_MACHINE, None)
+    if machine is None:
+        _fail_if_broken(item)
+        return
+    machine.end_test()
+    claims = item.stash.setdefault(_CLAIMS, Claims())
+    claims.made += claims_of(machine.expected_complaints, machine.kernel_troubles())
+    _fail_if_broken(item)
+    machine.check_kernel()
 
 
 def _fail_if_broken(item: pytest.Item) -> None:
@@ -223,6 +237,7 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
     machine = item.stash.get(_MACHINE, None)
     runs = machine.runs if machine is not None else []
     called = runs if report.when == "call" else []  # a teardown gives no verdict on them
+    troubles = machine.kernel_troubles() if machine is not None and report.when == "call" else ()
     made = list(claims.made)
     outcome, reason = outcome_of(error, report), reason_of(claims, error)
     if outcome is Outcome.FAILED and error is not None and reason:
@@ -249,7 +264,7 @@ def _result(item: pytest.Item, error: BaseException | None, report: pytest.TestR
         cannot_know=error is not None and isinstance(error.__cause__, CannotKnow) and report.skipped,
         stops=sum(len(run.snapshots) for run in called),
         violations=tuple(one for run in called for one in run.violations),
-        kernel=tuple(run.kernel_troubles() for run in called),
+        kernel=troubles,
     )
     if report.when != "call":
         return result

@@ -68,7 +68,7 @@ def observations_of(machine: VM) -> tuple[Observation, ...]:
 
 def invariants_of(machine: VM) -> Claim:
     """Return the invariants of every stop and the kernel log, as one claim of each scenario."""
-    troubles = [run.kernel_troubles() for run in machine.runs]
+    troubles = machine.kernel_troubles()
     broken = any(run.broken for run in machine.runs) or any(one.found for one in troubles)
     unknown = any(one.gap for one in troubles) and not broken
     unknown |= any(run.uncalibrated for run in machine.runs)
@@ -100,9 +100,12 @@ def reason_of(claims: Claims, error: BaseException | None) -> str:
 
 def end_of(claims: Claims, machine: VM | None, error: BaseException | None) -> End | None:
     """Return what ended the test; None where its claims, or what its runs say, are the failure."""
-    runs = machine.runs if machine is not None and isinstance(error, RunBroken) else []
-    if error is claims.failure or any(run.broken or run.kernel_troubles().found for run in runs):
+    if error is claims.failure:
         return None
+    if isinstance(error, RunBroken) and machine is not None:
+        told = any(run.broken for run in machine.runs) or any(one.found for one in machine.kernel_troubles())
+        if told:
+            return None
     kind = next((kind for family, kind in _ENDS if isinstance(error, family)), None)
     return End(kind, error.signal if isinstance(error, GuestProgramError) else "") if kind is not None else None
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 
-from harness.errors import DeadlineError, MachineryError
+from harness.errors import DeadlineError, MachineryError, RunBroken
 from harness.guest import bounds
 from harness.guest.kernel_log import KernelLog, LogMark, SavedLog
 from harness.guest.log_reader import read_log
 from harness.guest.protocol import Frame
+from harness.machine.watched import WatchedMachine
 from harness.observe.kernel_watch import KernelWatch
 from harness.qemu.standstill import Standstill
 from harness.verdict import LogPart, LogRecord, Taint, scan
 
+T = TypeVar("T")
 STALL = "rcu: INFO: rcu_sched self-detected stall on CPU"
 BUG = "BUG: Bad rss-counter state mm:0 type:0 val:1"
 
@@ -306,3 +309,145 @@ def test_what_an_earlier_program_is_about_may_be_held_against_the_next() -> None
     clone.restore(saved)
     assert [one.line for one in scan(clone.since(clone.begin_run()))] == [BUG]
     assert scan(clone.since(clone.begin_run())) == ()
+
+
+# --- outside of programs -------------------------------------------------------------------------
+
+
+class MachineInATest(WatchedMachine):
+    """A machine on which a test runs, with what a :class:`Machine` has."""
+
+    def __init__(self, *expected: str) -> None:
+        super().__init__()
+        self.fake = Machine()
+        self.fake.qemu.exit_status, self.fake.qemu.stopped = None, False
+        self.expected_complaints = expected
+        self._machine = cast(Any, SimpleNamespace(qemu=self.fake.qemu, agent=self.fake.agent, ready={"taint": "0"}))
+        self.asks()  # so that the log is known up to here
+        self.begin_test()
+
+    def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(work)
+
+    def asks(self, *logs: str) -> None:
+        """As if a command were run in the guest, during which the kernel logs this."""
+        self.fake.agent.log(*logs)
+        asyncio.run(read_log(cast(Any, self.fake.agent), "a command", 1.0))
+
+    def runs_program(self, *logs: str) -> None:
+        """As if a program were run, during which the kernel logs this."""
+        watch = asyncio.run(KernelWatch.begin(cast(Any, self.qemu), cast(Any, self.agent), self.boot_taint, "fork"))
+        self.fake.agent.log(*logs)
+        asyncio.run(watch.settle())
+        run = SimpleNamespace(kernel=watch, kernel_troubles=lambda: self.judged(watch.troubles()))
+        self.runs.append(cast(Any, run))
+
+    def said(self) -> list[list[str]]:
+        """The lines of the complaints, by program; what was outside comes last."""
+        self.end_test()
+        return [[one.line for one in seen.complaints] for seen in self.kernel_troubles()]
+
+
+def warning(function: str) -> str:
+    return f"WARNING: CPU: 0 PID: 1 at mm/memory.c:1 {function}+0x1/0x2"
+
+
+def block(function: str) -> list[str]:
+    return [warning(function), "Call Trace:", " <TASK>", f" {function}+0x1/0x2", " </TASK>", "---[ end trace 0 ]---"]
+
+
+def test_a_complaint_outside_of_programs_is_told_once() -> None:
+    machine = MachineInATest()
+    machine.asks(warning("before"))
+    machine.runs_program(warning("first"))
+    machine.asks(warning("between"))
+    machine.runs_program()
+    machine.fake.agent.log(warning("after"))
+    machine.asks()
+    assert machine.said() == [[warning("first")], [], [warning(name) for name in ("before", "between", "after")]]
+    with pytest.raises(RunBroken, match=r"first[\s\S]*before[\s\S]*between[\s\S]*after"):
+        machine.check_kernel()
+
+
+def test_a_quiet_test_is_a_pass_and_costs_nothing() -> None:
+    machine = MachineInATest()
+    machine.runs_program()
+    asked = machine.agent.next_id
+    assert machine.said() == [[]]
+    assert machine.agent.next_id == asked, "nothing was asked of the guest since the program's end"
+    machine.check_kernel()
+
+
+def test_what_was_said_before_the_test_is_not_its_fault() -> None:
+    machine = MachineInATest()
+    machine.asks(warning("earlier"))
+    machine.begin_test()
+    assert machine.said() == []
+
+
+def test_what_the_probe_made_the_kernel_say_is_told_without_a_program() -> None:
+    machine = MachineInATest()
+    mark = machine.qemu.log.mark()
+    machine.asks(warning("probe"))
+    machine.qemu.log.held = mark
+    machine.begin_test()
+    assert machine.said() == [[warning("probe")]]
+
+
+def test_the_taint_outside_of_programs_counts() -> None:
+    machine = MachineInATest()
+    machine.asks()
+    machine.fake.agent.tainted = b"512\n"
+    machine.end_test()
+    assert [one.taint for one in machine.kernel_troubles()] == [Taint.WARN]
+    machine = MachineInATest()
+    machine.fake.agent.tainted = b"512\n"
+    machine.runs_program()
+    machine.asks()
+    machine.end_test()
+    assert [one.taint for one in machine.kernel_troubles()] == [Taint.WARN], "the program answers for it"
+
+
+def test_an_expected_complaint_is_not_held_against_the_kernel_and_neither_is_its_taint() -> None:
+    machine = MachineInATest("WARNING in f")
+    machine.fake.agent.tainted = b"512\n"
+    machine.asks(*block("f"))
+    machine.runs_program(*block("f"))
+    machine.runs_program()
+    assert machine.said() == [[], [], []]
+    assert [len(one.expected) for one in machine.kernel_troubles()] == [1, 0, 1]
+    machine.check_kernel()
+    machine.expected_complaints = ()  # the next test on this machine
+    machine.runs.clear()
+    machine.begin_test()
+    machine.runs_program()
+    assert machine.said() == [[]]
+    machine.check_kernel()
+
+
+def test_a_log_that_cannot_be_read_to_the_end_of_the_test_is_no_verdict() -> None:
+    machine = MachineInATest()
+    machine.asks()
+    machine.fake.agent.answers_left = 0
+    machine.end_test()
+    with pytest.raises(MachineryError, match="not read up to the end of the test"):
+        machine.check_kernel()
+
+
+def test_nothing_is_asked_of_a_machine_that_has_ended() -> None:
+    machine = MachineInATest()
+    machine.asks()
+    machine.qemu.log.write(f"[    9.000000] {warning('dying')}\n".encode())
+    machine.fake.qemu.exit_status = 0
+    machine.fake.agent.answers_left = 0
+    assert machine.said() == [[warning("dying")]]
+
+
+def test_the_log_of_a_program_ends_with_it() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    machine.agent.log(STALL)
+    asyncio.run(watch.settle())
+    machine.agent.log(BUG)
+    asyncio.run(read_log(cast(Any, machine.agent), "later", 1.0))
+    assert [one.line for one in watch.complaints()] == [STALL]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.config import DEFAULT, MachineConfig
-from harness.errors import BootError, CannotKnow
+from harness.errors import BootError, CannotKnow, RunBroken
 from harness.kernel import ImageKind, Kconfig, KernelImage
 from harness.machine import preparation
 from harness.machine.machine import Origin
@@ -23,8 +23,9 @@ from harness.plugin.fixtures import BOOT_ATTEMPTS
 from harness.qemu.binary import find_qemu
 from harness.qemu.spec import Accel, Device, Root
 from harness.results import LOG_LINES_MAX
-from harness.verdict import ClaimKind, Run, words
+from harness.verdict import ClaimKind, Run, Taint, words
 from harness.verdict.capabilities import Capabilities
+from harness.verdict.expected.complaints import without_expected
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.troubles import KernelComplaint, KernelTroubles
@@ -551,6 +552,9 @@ class FakeVM:
         self.runs: list[SimpleNamespace] = []
         self.origin = Origin.BOOT
         self.waived: dict[Invariant, str] = {}
+        self.expected_complaints: tuple[str, ...] = ()
+        self.outside: list[KernelTroubles] = []
+        self.ended = False
         self.running = True
         self.probed = True
         self.closed = False
@@ -560,8 +564,8 @@ class FakeVM:
     def run(self, *, violation: str = "", trouble: str = "", gap: str = "", uncalibrated: str = "") -> None:
         """Pretend that a program was run."""
         violations = [Violation(Invariant.BAR_PFN, "forked", "parent", "bar", violation)] if violation else []
-        complaints = (KernelComplaint(ComplaintKind.BUG, trouble),) if trouble else ()
-        troubles = KernelTroubles(complaints, gap=gap)
+        complaints = (KernelComplaint(ComplaintKind.BUG, trouble, title=trouble),) if trouble else ()
+        troubles = without_expected(KernelTroubles(complaints, gap=gap), self.expected_complaints, Taint(0))
         self.runs.append(
             SimpleNamespace(
                 snapshots=[STOP],
@@ -575,6 +579,24 @@ class FakeVM:
                 log="".join(f"line {number}\n" for number in range(self.log_lines)),
             )
         )
+
+    def exec(self, *, trouble: str) -> None:
+        """As if a command had made the kernel complain."""
+        complaints = (KernelComplaint(ComplaintKind.WARNING, trouble, title=trouble),)
+        self.outside.append(without_expected(KernelTroubles(complaints), self.expected_complaints, Taint(0)))
+
+    def begin_test(self) -> None:
+        pass
+
+    def end_test(self) -> None:
+        self.ended = True
+
+    def kernel_troubles(self) -> tuple[KernelTroubles, ...]:
+        return (*(run.kernel_troubles() for run in self.runs), *(self.outside if self.ended else ()))
+
+    def check_kernel(self) -> None:
+        if found := [line for one in self.kernel_troubles() for line in words.troubles(one)]:
+            raise RunBroken("\n".join(found))
 
     def __enter__(self) -> FakeVM:
         self.started.append(self)
@@ -688,6 +710,7 @@ def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pyte
     live: Any = FakeVM(IMAGE, DEFAULT, search=[], say=print)
     live.spec = SimpleNamespace(smp=1, append=(), device=Device.SHMEM, root=Root.INITRAMFS, accel=Accel.KVM)
     live.spec.kernel, live.asked_device = IMAGE.image, asked
+    live.kernel_log = ""
     live.kernel, live.programs = IMAGE, SimpleNamespace(add_search=lambda _folder: None)
 
     class Lending:
@@ -814,7 +837,7 @@ def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytest
             "stops": 1,
             "violations": [],
             "waived": [],
-            "kernel": [{"complaints": [], "taint": 0, "excused": [], "gap": ""}],
+            "kernel": [{"complaints": [], "taint": 0, "excused": [], "gap": "", "expected": []}],
             "known_bugs": [],
             "fixed_bugs": [],
             "returned_bugs": [],
@@ -913,6 +936,96 @@ def test_a_waiver_that_means_nothing_stops_everything(pytester: pytest.Pytester,
     result = pytest_run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([words])
+
+
+COMPLAINING = """
+    import pytest
+
+    @pytest.mark.expect_complaint({titles})
+    def test_fork(vm):
+        {body}
+"""
+COMPLAINS = "the kernel complains: WARNING in f"
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    ("titles", "body", "outcome", "message"),
+    [
+        ("'WARNING in f'", "vm.run(trouble='WARNING in f')", "passed", ""),
+        ("'WARNING in f'", "vm.exec(trouble='WARNING in f')", "passed", ""),
+        ("'WARNING in f'", "vm.run()", "failed", "the kernel log has none of this title; it has no complaint"),
+        (
+            "'WARNING in f'",
+            "vm.run(trouble='WARNING in g')",
+            "failed",
+            "the kernel log has none of this title; it has 'WARNING in g'",
+        ),
+        ("'WARNING in f'", "vm.run(gap='a gap')", "error", "a gap"),
+        ("'WARNING in f'", "vm.run(trouble='WARNING in f', gap='a gap')", "passed", ""),
+    ],
+)
+def test_an_expected_complaint_is_a_claim(
+    pytester: pytest.Pytester, titles: str, body: str, outcome: str, message: str
+) -> None:
+    pytester.makepyfile(COMPLAINING.format(titles=titles, body=body))
+    pytest_run(pytester)
+    (result,) = Run.from_json(written(pytester)).results
+    (claim,) = (one for one in result.claims if one.kind is ClaimKind.SCENARIO)
+    assert (claim.name, claim.outcome.value, claim.message) == (COMPLAINS, outcome, message)
+    assert result.outcome.value == ("failed" if outcome == "failed" else "passed")
+    if outcome == "passed":
+        assert [one.title for seen in result.kernel for one in seen.expected] == ["WARNING in f"]
+
+
+@pytest.mark.usefixtures("machines")
+def test_another_complaint_than_the_expected_one_fails(pytester: pytest.Pytester) -> None:
+    body = "vm.run(trouble='WARNING in f'); vm.exec(trouble='WARNING in g')"
+    pytester.makepyfile(COMPLAINING.format(titles="'WARNING in f'", body=body))
+    result = pytest_run(pytester)
+    result.assert_outcomes(failed=1)
+    (one,) = Run.from_json(written(pytester)).results
+    assert [(claim.name, claim.outcome.value) for claim in one.claims] == [("", "failed"), (COMPLAINS, "passed")][::-1]
+    ((name, said),) = ((name, said) for claim, name, said in words.claims(one) if not claim.name)
+    assert (name, said) == (
+        "the invariants held at 1 stop, and the kernel log has no other complaint",
+        "the kernel log: WARNING in g",
+    )
+    assert one.end is None, "the kernel's log tells it"
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_complaint_outside_of_every_program_fails_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_fork(vm): vm.exec(trouble='WARNING in g')")
+    pytest_run(pytester).assert_outcomes(failed=1)
+    (one,) = Run.from_json(written(pytester)).results
+    assert words.failed(one) == ["the kernel log: WARNING in g"]
+
+
+@pytest.mark.usefixtures("machines")
+@pytest.mark.parametrize(
+    ("titles", "words"),
+    [
+        ("", "*expect_complaint() takes titles as `hugepfn dmesg` gives them: *"),
+        ("' '", "*expect_complaint() takes titles*"),
+        ("'WARNING in f', reason='x'", "*expect_complaint() takes titles*"),
+        ("512", "*expect_complaint() takes titles*"),
+    ],
+)
+def test_an_expected_complaint_that_means_nothing_stops_everything(
+    pytester: pytest.Pytester, titles: str, words: str
+) -> None:
+    pytester.makepyfile(COMPLAINING.format(titles=titles, body="vm.run()"))
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([words])
+
+
+def test_a_complaint_is_expected_of_a_machine(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(COMPLAINING.format(titles="'WARNING in f'", body="pass").replace("(vm)", "()"))
+    result = pytest_run(pytester)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*expect_complaint() is for tests that take the fixture vm*"])
 
 
 @pytest.mark.usefixtures("machines")

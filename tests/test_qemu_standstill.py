@@ -127,7 +127,7 @@ def test_the_scenario_says_so_and_passes() -> None:
         uncalibrated=[],
         kernel_troubles=watched.troubles,
     )
-    claim = invariants_of(cast(VM, SimpleNamespace(runs=[run])))
+    claim = invariants_of(cast(VM, SimpleNamespace(runs=[run], kernel_troubles=lambda: (watched.troubles(),))))
     assert claim.outcome is Outcome.PASSED
     result = ScenarioResult("fork", "pud", Outcome.PASSED, claims=(claim,), kernel=(watched.troubles(),))
     ((_, _, message),) = words.claims(result)

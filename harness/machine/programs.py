@@ -16,7 +16,7 @@ from harness.observe.run import GuestRun
 from harness.observe.witness import Witness
 from harness.pagetable import Region
 from harness.qemu.deadline import check_runs
-from harness.verdict import parse_taint
+from harness.verdict import Taint
 
 _INTERRUPTED_S = 0.5  # after Ctrl-C the user does not want to wait for a guest that cleans up
 
@@ -27,6 +27,10 @@ class ProgramHost(RunOwner, Protocol):
     @property
     def bars(self) -> tuple[Region, ...]:
         """Where each memory BAR of the device is."""
+
+    @property
+    def boot_taint(self) -> Taint:
+        """The taint that says nothing about a program."""
 
 
 class Programs:
@@ -82,9 +86,7 @@ class Programs:
 
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
         host = self._host
-        kernel = await KernelWatch.begin(
-            host.qemu, host.agent, parse_taint(host.ready["taint"]), argv[0].rsplit("/", 1)[-1]
-        )
+        kernel = await KernelWatch.begin(host.qemu, host.agent, host.boot_taint, argv[0].rsplit("/", 1)[-1])
         witness = Witness(host.qemu, host.bars, host.layout)
         job_started = asyncio.ensure_future(host.agent.run(argv))
         # The program may send events before the agent reports that it runs: keep them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -27,10 +27,10 @@ from harness.introspect.processes import Processes, ProcessRoot, ProcessVmas, Ra
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
 from harness.machine.bring_up import Timing, boot, clone, revive
-from harness.machine.live import LiveMachine
 from harness.machine.preparation import kernel_of, machine_spec
 from harness.machine.programs import Programs
 from harness.machine.template import Template, discard, obtain, save_template, template_key
+from harness.machine.watched import WatchedMachine
 from harness.observe.bar_bits import EARLY, stand_in, what_is_missed
 from harness.observe.owner import EndingRun
 from harness.observe.probe import probe
@@ -41,7 +41,6 @@ from harness.qemu.binary import QemuBinary, find_qemu
 from harness.qemu.ram import SharedRam
 from harness.qemu.spec import Accel, MachineSpec
 from harness.verdict.capabilities import Capabilities
-from harness.verdict.invariants import Invariant
 
 #: A kernel that KVM runs has printed something long before this.
 _KVM_FIRST_LINE_S = 20.0
@@ -49,7 +48,7 @@ _KVM_FIRST_LINE_S = 20.0
 _BOOTS_MAX = 3
 
 
-class VM(LiveMachine):
+class VM(WatchedMachine):
     """One booted kernel. Use it in a ``with`` statement: the machine ends with the block.
 
     :param kernel: the kernel to boot, or its spec such as ``"debian:6.12"``; by default the one of ``config``.
@@ -77,8 +76,6 @@ class VM(LiveMachine):
         self.programs = Programs(self, search)
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
-        self.runs: list[GuestRun] = []
-        self.waived: Mapping[Invariant, str] = {}  # invariants that need not hold, and why (@pytest.mark.waive)
         self.on_failure: Callable[[VM], None] | None = None  # called while the processes of a failed run still wait
         self.kernel: KernelImage
         self.spec: MachineSpec

@@ -35,6 +35,8 @@ class KernelWatch:
         self._start, self._stood_s = qemu.begin_run()
         self.taint = Taint(0)  # since the boot, without the harmless bits
         self.settled = False  # whether the log was read up to the program's end
+        self.read_at = 0  # the number of the agent's next request then
+        self._log: str | None = None  # as far as the program's end
 
     @classmethod
     async def begin(cls, qemu: Qemu, agent: Agent, boot_taint: Taint, program: str) -> Self:
@@ -52,8 +54,8 @@ class KernelWatch:
 
     @property
     def log(self) -> str:
-        """The kernel log since then, as far as it was read or the console shows it."""
-        return self._qemu.log.since(self._start)
+        """The kernel log from then to the program's end, as far as it was read or the console shows it."""
+        return self._qemu.log.since(self._start) if self._log is None else self._log
 
     def complaints(self) -> tuple[Complaint, ...]:
         """Return the complaints in the log."""
@@ -93,7 +95,7 @@ class KernelWatch:
         await read_log(self._agent, f"after {self._program}", _LOG_TIMEOUT_S)
         tainted = parse_taint(printable(await self._agent.get("/proc/sys/kernel/tainted")))
         self.taint = alarming_taint(added_taint(self._boot_taint, tainted))
-        self.settled = True
+        self._log, self.read_at, self.settled = self._qemu.log.since(self._start), self._agent.next_id, True
 
     async def last_words(self) -> str:
         """Return the last complaint in the log for a program that did not end; read the log if the agent answers."""

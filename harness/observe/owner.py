@@ -11,6 +11,7 @@ from harness.pagetable import Layout
 from harness.qemu.process import Qemu
 from harness.verdict.capabilities import Capabilities
 from harness.verdict.invariants import Invariant
+from harness.verdict.log.troubles import KernelTroubles
 
 T = TypeVar("T")
 
@@ -56,6 +57,9 @@ class RunOwner(Protocol):
     @property
     def waived(self) -> Mapping[Invariant, str]:
         """The invariants that need not hold, and why."""
+
+    def judged(self, troubles: KernelTroubles) -> KernelTroubles:
+        """Return what remains of them if the complaints that are expected are taken away."""
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the machine's event loop."""

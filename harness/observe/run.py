@@ -156,7 +156,7 @@ class GuestRun:
 
     def kernel_troubles(self) -> KernelTroubles:
         """Return what the kernel itself found wrong: the complaints in its log, and its taint."""
-        return self.kernel.troubles()
+        return self.vm.judged(self.kernel.troubles())
 
     def check(self) -> None:
         """Check the invariants of every stop, and the kernel log.

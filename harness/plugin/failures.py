@@ -64,11 +64,8 @@ def told(error: BaseException, item: pytest.Item, machine: VM | None, claims: Cl
         shown = mismatch_words.lines(mismatch) if mismatch is not None else str(error).splitlines()
         return "\n".join([*shown, *_statement(error), *_decided(item)])
     if machine is None or not machine.runs:
-        return (
-            "\n".join([str(error), f"  {words.BEFORE_PROGRAM}", *_decided(item)])
-            if isinstance(error, RunBroken)
-            else ""
-        )
+        probed = isinstance(error, RunBroken) and not (machine is not None and machine.kernel_troubles())
+        return "\n".join([str(error), f"  {words.BEFORE_PROGRAM}", *_decided(item)]) if probed else ""
     if not isinstance(error, KernelError | RunBroken):
         return ""
     following = next_claim(error, claims)

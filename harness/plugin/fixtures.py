@@ -21,7 +21,7 @@ from harness.plugin import evidence
 from harness.plugin.failures import compared, history_of
 from harness.plugin.options import config_of, say_of, unmet
 from harness.qemu.spec import Root
-from harness.selection.tests import level_of, scenario_of, wanted_waivers
+from harness.selection.tests import expected_complaints, level_of, scenario_of, wanted_waivers
 from harness.verdict.capabilities import Capabilities
 
 MACHINE = pytest.StashKey[VM]()  # of a test
@@ -60,6 +60,7 @@ def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]
         unmet(request.config, f"this test wants --guest {wanted.guest}")
     machine.runs.clear()
     request.node.stash[evidence.TRIED] = machine
+    machine.kernel_log  # noqa: B018 - what it has by now is not about the test
     machine.programs.add_search(request.path.parent)
     yield machine
 
@@ -109,10 +110,12 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     for machine in _booted(request, kernel, config):
         request.node.stash[MACHINE] = machine
         machine.waived = wanted_waivers(request.node)
+        machine.expected_complaints = expected_complaints(request.node)
         if request.config.getoption("hugepfn_keep_vm"):
             machine.on_failure = lambda failed: _keep(request.node, failed)
         if reason := machine.caps.why_not(level):
             unmet(request.config, reason)
+        machine.begin_test()
         yield machine
 
 

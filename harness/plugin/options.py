@@ -25,6 +25,8 @@ MARKERS = (
     "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs'): what the test needs: "
     "at least so many vCPUs, words for the kernel command line, a boot of its own (clone=False), a device, a root",
     "waive(*names, reason): invariants, by name, that need not hold in this test; the reason is printed",
+    "expect_complaint(*titles): complaints of the kernel that have to come in this test, each by its title as `hugepfn "
+    "dmesg` gives it, or by a regular expression that matches all of the title; any other complaint fails the test",
     "decided_by(*functions): the kernel functions that decide the test, values of harness.kernel_functions",
 )
 

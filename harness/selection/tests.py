@@ -60,6 +60,23 @@ def wanted_waivers(item: pytest.Item) -> dict[Invariant, str]:
     return {Invariant(name): str(one.kwargs["reason"]) for one in item.iter_markers("waive") for name in one.args}
 
 
+def check_complaints(item: pytest.Item) -> None:
+    """Refuse an expected complaint that is no title, or for a test without a machine of its own."""
+    for marker in item.iter_markers("expect_complaint"):
+        titles = [one for one in marker.args if isinstance(one, str) and one.strip()]
+        if not marker.args or len(titles) < len(marker.args) or marker.kwargs:
+            raise pytest.UsageError(
+                f'{item.nodeid}: expect_complaint() takes titles as `hugepfn dmesg` gives them: "WARNING in FUNC"'
+            )
+        if "vm" not in getattr(item, "fixturenames", ()):
+            raise pytest.UsageError(f"{item.nodeid}: expect_complaint() is for tests that take the fixture vm")
+
+
+def expected_complaints(item: pytest.Item) -> tuple[str, ...]:
+    """Return the titles of the complaints that have to come in a test."""
+    return tuple(dict.fromkeys(title for one in item.iter_markers("expect_complaint") for title in one.args))
+
+
 def has_machine(item: pytest.Item) -> bool:
     """Return whether a test uses a machine."""
     return not {"vm", "live_vm"}.isdisjoint(getattr(item, "fixturenames", ()))
@@ -98,6 +115,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         check_levels(item)
         check_waivers(item)
+        check_complaints(item)
         if has_machine(item):
             try:
                 ledger_of(item.path.parent)

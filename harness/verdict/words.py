@@ -29,7 +29,7 @@ _ENDED = {
     Outcome.ERROR: "is an error",
     Outcome.EXPECTED: "failed",
 }
-_INVARIANTS = "the invariants held at {stops}, and the kernel log has no complaint"
+_INVARIANTS = "the invariants held at {stops}, and the kernel log has no {complaint}"
 
 
 def uncalibrated(violation: Violation) -> str:
@@ -43,13 +43,14 @@ def troubles(seen: KernelTroubles) -> list[str]:
     return lines + ([f"the kernel is now tainted: {', '.join(describe_taint(seen.taint))}"] if seen.taint else [])
 
 
-def invariants(stops: int | None = None) -> str:
+def invariants(stops: int | None = None, *, expected: bool = False) -> str:
     """Return the words for the claim that has no name: the invariants held.
 
     :param stops: the number of stops; None for "every stop".
+    :param expected: whether the kernel complained as the test expects.
     """
     many = "every stop" if stops is None else f"{stops} stop" if stops == 1 else f"{stops} stops"
-    return _INVARIANTS.format(stops=many)
+    return _INVARIANTS.format(stops=many, complaint="other complaint" if expected else "complaint")
 
 
 def claims(result: ScenarioResult) -> tuple[tuple[Claim, str, str], ...]:
@@ -62,7 +63,8 @@ def claims(result: ScenarioResult) -> tuple[tuple[Claim, str, str], ...]:
 
 def _claim(result: ScenarioResult, claim: Claim, first: Claim | None) -> tuple[str, str]:
     if claim.kind is ClaimKind.INVARIANTS:
-        return invariants(result.stops), "\n".join(_held(result))
+        expected = any(seen.expected for seen in result.kernel)
+        return invariants(result.stops, expected=expected), "\n".join(_held(result))
     if first is not None:
         return claim.name, f"for the same entry as: {first.name}"
     return claim.name, EARLY_BIT if claim.outcome is Outcome.SKIPPED else claim.message

@@ -74,6 +74,8 @@ class KernelTroubles:
     excused: tuple[Excused, ...] = ()
     gap: str = ""
     """Why "no complaint" cannot be said; "" if all of the log was read."""
+    expected: tuple[KernelComplaint, ...] = ()
+    """Complaints that the test expects, which are not held against the kernel."""
 
     @property
     def found(self) -> bool:
@@ -87,6 +89,7 @@ class KernelTroubles:
             "taint": int(self.taint),
             "excused": [{"line": one.line, "why": one.why} for one in self.excused],
             "gap": self.gap,
+            "expected": [one.to_json() for one in self.expected],
         }
 
     @classmethod
@@ -100,6 +103,7 @@ class KernelTroubles:
             taint=Taint(value_of(data, "taint", int)),
             excused=tuple(Excused(*strings(one, "line", "why")) for one in objects(data, "excused")),
             gap=value_of(data, "gap", str),
+            expected=tuple(map(KernelComplaint.from_json, data.get("expected") or ())),  # older files have none
         )
 
 
