@@ -107,7 +107,11 @@ def end_of(claims: Claims, machine: VM | None, error: BaseException | None) -> E
         if told:
             return None
     kind = next((kind for family, kind in _ENDS if isinstance(error, family)), None)
-    return End(kind, error.signal if isinstance(error, GuestProgramError) else "") if kind is not None else None
+    if kind is None:
+        return None
+    report = machine.runs[-1].hang_report if machine is not None and machine.runs else None
+    hang = report.hang if report is not None and isinstance(error, DeadlineError) else None
+    return End(kind, error.signal if isinstance(error, GuestProgramError) else "", hang)
 
 
 def held_against_ledger(

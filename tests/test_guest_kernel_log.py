@@ -214,6 +214,22 @@ def test_last_words_of_a_program_that_hangs() -> None:
     assert asyncio.run(watch.last_words()) == "the console shows this"
 
 
+def test_what_the_kernel_answers_is_no_complaint() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    machine.agent.log(BUG)
+    asyncio.run(watch.last_words())
+    watch.ask()
+    machine.agent.log(STALL)
+    asyncio.run(read_log(cast(Any, machine.agent), "asked", 5.0))
+    watch.answered()
+    assert STALL in watch.log
+    assert [one.line for one in watch.complaints()] == [BUG]
+    machine.agent.log("a pause", STALL)
+    asyncio.run(read_log(cast(Any, machine.agent), "later", 5.0))
+    assert [one.line for one in watch.complaints()] == [BUG, STALL]
+
+
 def test_a_saved_machine_goes_on_where_it_was(tmp_path: Path) -> None:
     log = KernelLog()
     log.add(LogPart(True, (record(0, "one"), record(1, "two"))))

@@ -25,6 +25,8 @@ from harness.guest import bounds
 from harness.guest.job import ExitStatus, Job
 from harness.guest.kernel_log import KernelLog, LogMark
 from harness.guest.protocol import Frame
+from harness.observe import run as run_module
+from harness.observe.hung import HangReport
 from harness.observe.kernel_watch import KernelWatch
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import CALIBRATION_MAPPING
@@ -33,6 +35,7 @@ from harness.pagetable import Layout, Level
 from harness.qemu.deadline import Deadline
 from harness.qemu.standstill import Standstill
 from harness.verdict import Taint
+from harness.verdict.hang.hang import Hang, HangKind
 from harness.verdict.invariants import Invariant
 from tests.hand_made_guest import BAR, BAR_VADDR, HUGE, NONCE, PAGE, SPECIAL, STACK, FakeQemu, Guest, registers
 
@@ -182,8 +185,14 @@ class Machine(FakeQemu):
 Start = Callable[..., Machine]
 
 
+async def program_hangs(_kernel: object, _names: object, checkpoint: str, waited_s: float) -> HangReport:
+    """A diagnosis; tests/test_hung.py tests the real one."""
+    return HangReport(Hang(HangKind.PROGRAM, checkpoint, waited_s, 5.0), "the kernel log has no complaint")
+
+
 @pytest.fixture
-def machine() -> Iterator[Start]:
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setattr(run_module, "diagnose", program_hangs)
     made: list[Machine] = []
 
     def make(*steps: str, **how: Any) -> Machine:
@@ -274,7 +283,7 @@ def test_a_program_that_says_nothing_more(machine: Start) -> None:
     with pytest.raises(
         DeadlineError,
         match=r"^waiting for the end of fork: nothing within 5 s; fork: last at checkpoint 'forked', "
-        r"processes \['parent'\]; the kernel log has no complaint$",
+        r"processes \['parent'\]; the program hangs, and .*; the kernel log has no complaint$",
     ):
         run.finish()
     assert run.hung is not None

@@ -570,6 +570,7 @@ class FakeVM:
             SimpleNamespace(
                 snapshots=[STOP],
                 hung=None,
+                hang_report=None,
                 ended=None,
                 job=SimpleNamespace(stdout=b"1..1\n", stderr=b""),
                 violations=violations,

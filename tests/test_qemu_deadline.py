@@ -23,6 +23,7 @@ from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 from harness.qemu import deadline as module
 from harness.qemu.deadline import CAP, Deadline, check_runs, first_of, state, was_continued
+from harness.qemu.threads import ThreadTime, thread_times
 from tests.hand_made_guest import PAGE, WRITABLE, Guest, registers
 from tests.test_observe_witness import registered
 
@@ -32,11 +33,15 @@ class Host:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        self.waited_s = {"7": 5.0, "8": 0.0}
+        self.waited_s = {7: 5.0, 8: 0.0}
         self.continued = False
         self.state = "S"
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
-        monkeypatch.setattr(module, "_waited_ns", lambda _pid: {t: int(s * 1e9) for t, s in self.waited_s.items()})
+
+        def times(_pid: int) -> dict[int, ThreadTime]:
+            return {thread: ThreadTime(0, int(waited_s * 1e9)) for thread, waited_s in self.waited_s.items()}
+
+        monkeypatch.setattr(module, "thread_times", times)
         monkeypatch.setattr(module, "was_continued", lambda _pid: self.continued)
         monkeypatch.setattr(module, "state", lambda _pid: self.state)
 
@@ -57,7 +62,7 @@ def test_on_an_idle_host_the_time_is_over_when_it_is(host: Host) -> None:
 def test_time_on_a_run_queue_is_given_back_once(host: Host) -> None:
     deadline = Deadline(30.0, 7)
     host.now_s += 30.0
-    host.waited_s |= {"7": 11.0, "8": 15.0, "9": 1.0}  # 6 s, 15 s and a new thread's 1 s since the beginning
+    host.waited_s |= {7: 11.0, 8: 15.0, 9: 1.0}  # 6 s, 15 s and a new thread's 1 s since the beginning
     assert deadline.extend()
     assert deadline.left_s == pytest.approx(15.0)
     host.now_s += 15.0
@@ -70,7 +75,7 @@ def test_a_host_that_is_too_busy_is_said_to_be(host: Host) -> None:
     def starve() -> None:
         while passed_s := deadline.left_s:
             host.now_s += passed_s
-            host.waited_s["8"] += 0.99 * passed_s
+            host.waited_s[8] += 0.99 * passed_s
             deadline.extend()
 
     with pytest.raises(MachineryError, match=r"the host is too busy: QEMU \(pid 7\) waited for a CPU for .* of .* s"):
@@ -117,7 +122,7 @@ def test_much_host_work_does_not_make_the_host_too_busy(host: Host) -> None:
         host.now_s += 30.0
         deadline.credit(30.0)
     host.now_s += 30.0
-    host.waited_s["8"] += 1.0
+    host.waited_s[8] += 1.0
     assert deadline.extend(), "the guest itself has used 30 s, and is given back 1 s"
     assert deadline.left_s == pytest.approx(1.0)
 
@@ -137,10 +142,10 @@ def test_a_real_process(tmp_path: object) -> None:
             check_runs(child.pid)
             assert was_continued(child.pid)
             assert not was_continued(child.pid), "a continuation is reported only once"
-            assert module._waited_ns(child.pid).keys() == {str(child.pid)}
+            assert thread_times(child.pid).keys() == {child.pid}
         finally:
             child.kill()
-    assert (state(child.pid), module._waited_ns(child.pid), was_continued(child.pid)) == ("", {}, False)
+    assert (state(child.pid), thread_times(child.pid), was_continued(child.pid)) == ("", {}, False)
 
 
 def test_a_wait_goes_on_for_as_long_as_time_is_given_back() -> None:

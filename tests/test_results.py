@@ -46,7 +46,7 @@ def test_what_ended_a_test(error: BaseException | None, end: End | None) -> None
 
 @pytest.mark.parametrize(("broken", "taint"), [(["a violation"], 0), ([], Taint.WARN)])
 def test_what_the_result_has_as_values_is_no_end(broken: list[str], taint: int) -> None:
-    run = SimpleNamespace(broken=broken, kernel_troubles=lambda: KernelTroubles(taint=Taint(taint)))
+    run = SimpleNamespace(broken=broken, kernel_troubles=lambda: KernelTroubles(taint=Taint(taint)), hang_report=None)
     machine = cast(Any, SimpleNamespace(runs=[run], kernel_troubles=lambda: (run.kernel_troubles(),)))
     assert end_of(Claims(), machine, RunBroken("words")) is None
     assert end_of(Claims(), machine, KernelDied("words")) == End(EndKind.DIED)

@@ -69,7 +69,7 @@ def test_the_documented_object() -> None:
                 "outcome": "failed",
                 "was": None,
                 "reason": "",
-                "end": {"kind": "program", "signal": "SIGBUS"},
+                "end": {"kind": "program", "signal": "SIGBUS", "hang": None},
                 "cannot_know": False,
                 "claims": [
                     {

@@ -81,6 +81,11 @@ class KernelLog:
         """Wait for the first output on the console."""
         await self._spoken.wait()
 
+    async def more(self) -> None:
+        """Wait for further output on the console."""
+        self._spoken.clear()
+        await self._spoken.wait()
+
     def write(self, data: bytes) -> None:
         """Take more output of the console."""
         part = self._decoder.feed(data)

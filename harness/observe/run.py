@@ -28,6 +28,7 @@ from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
 from harness.host.aside import aside
 from harness.kernel import why_missing
 from harness.logs import timed
+from harness.observe.hung import HangReport, diagnose
 from harness.observe.kernel_watch import KernelWatch
 from harness.observe.owner import RunOwner
 from harness.observe.run_result import RunResult
@@ -57,6 +58,7 @@ class GuestRun:
         self.job = job
         self.snapshots: list[Snapshot] = []
         self.hung: Snapshot | None = None  # the tables when a deadline passed
+        self.hang_report: HangReport | None = None  # and what hangs
         self.violations: list[Violation] = []
         self._witness = witness
         self._timeout_s = timeout_s
@@ -269,21 +271,21 @@ class GuestRun:
         try:
             await self.vm.qemu.expect(both, deadline, what)
         except DeadlineError:
-            last_words = await self.kernel.last_words()
-            with contextlib.suppress(HugepfnError):  # the deadline is the error
-                await self._witness.stop()
-                self.hung = self._witness.snapshot("(hangs)", 0)
-            raise DeadlineError(
-                f"waiting for {what}: nothing within {self._timeout_s:g} s; {self._where()}; {last_words}"
-            ) from None
+            raise await self._hangs(what) from None
         finally:
             if not getting.done():
                 getting.cancel()
         return getting.result() if getting.done() and not getting.cancelled() else None
 
-    def _where(self) -> str:
-        last = f"last at checkpoint {self.snapshots[-1].checkpoint!r}" if self.snapshots else "it reached no checkpoint"
-        return f"{self.program}: {last}, processes {sorted(p.name for p in self._witness.processes.values())}"
+    async def _hangs(self, what: str) -> DeadlineError:
+        """Return the error for a deadline that has passed, and keep what hangs, and the tables."""
+        names = {one.pid: one.name for one in self._witness.processes.values()} or {self.job.pid: self.program}
+        checkpoint = self.snapshots[-1].checkpoint if self.snapshots else ""
+        self.hang_report = await diagnose(self.kernel, names, checkpoint, self._timeout_s)
+        with contextlib.suppress(HugepfnError):  # the deadline is the error
+            await self._witness.stop()
+            self.hung = self._witness.snapshot("(hangs)", 0)
+        return DeadlineError(f"waiting for {what}: {self.hang_report.told(self.program, names)}")
 
     async def _look_again(self, held: WaitEvent) -> Snapshot:
         await self.vm.qemu.resume()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
+from harness.qemu.threads import NO_TIME, thread_times
 
 CAP = 10
 _LATE_S = 1.0  # if we wake this late, this process itself did not run
@@ -36,7 +37,7 @@ class Deadline:
         self._pid = pid
         self._begin_s = time.monotonic()
         self._end_s = self._begin_s + timeout_s
-        self._waited_ns = _waited_ns(pid) if pid is not None else {}
+        self._before = thread_times(pid) if pid is not None else {}
         self._given_back_s = 0.0
 
     @property
@@ -83,8 +84,8 @@ class Deadline:
     def _starved_s(self) -> float:
         """How long the QEMU thread that waited most has waited for a CPU since the start."""
         assert self._pid is not None
-        waited = _waited_ns(self._pid)
-        return max((ns - self._waited_ns.get(thread, 0) for thread, ns in waited.items()), default=0) / 1e9
+        before, now = self._before, thread_times(self._pid)
+        return max((time.waited_ns - before.get(one, NO_TIME).waited_ns for one, time in now.items()), default=0) / 1e9
 
 
 async def first_of(either: Collection[asyncio.Future[Any]], deadline: Deadline) -> bool:
@@ -125,13 +126,3 @@ def was_continued(pid: int) -> bool:
     with contextlib.suppress(ChildProcessError):
         return os.waitid(os.P_PID, pid, os.WCONTINUED | os.WNOHANG) is not None
     return False
-
-
-def _waited_ns(pid: int) -> dict[str, int]:
-    """Nanoseconds that each thread has waited on a run queue (Documentation/scheduler/sched-stats.rst, schedstat)."""
-    found = {}
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - at every wait: Path costs 5 times more
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                found[thread] = int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[1])
-    return found

@@ -11,6 +11,8 @@ from harness.errors import ProtocolError
 CR4_LA57 = 1 << 12
 
 _CPU = re.compile(r"^CPU#(\d+)$", re.MULTILINE)
+_STATE = re.compile(r"^[RE]IP=([0-9a-f]+) [RE]FL=([0-9a-f]+) .*CPL=(\d) .*HLT=(\d)", re.MULTILINE)
+_RFLAGS_IF = 1 << 9
 _CONTROL = re.compile(r"\bCR([34])=([0-9a-f]+)")
 
 
@@ -26,6 +28,33 @@ class ControlRegisters:
     def five_level(self) -> bool:
         """Whether a fifth level (p4d) is walked."""
         return bool(self.cr4 & CR4_LA57)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuState:
+    """What one vCPU does."""
+
+    cpu: int
+    rip: int
+    in_kernel: bool  # CPL is 0
+    interrupts: bool  # RFLAGS.IF
+    halted: bool  # it has executed HLT; under KVM, QEMU may not know
+
+
+def parse_cpu_states(text: str) -> list[CpuState]:
+    """One entry per vCPU, in QEMU's order (target/i386/cpu-dump.c, x86_cpu_dump_state()).
+
+    :raises ProtocolError: the text has no such line for a vCPU.
+    """
+    parts = _CPU.split(text.replace("\r", ""))
+    found = []
+    for cpu, body in zip(parts[1::2], parts[2::2], strict=True):
+        if (match := _STATE.search(body)) is None:
+            raise ProtocolError(f"QEMU's registers of vCPU {cpu}: expected a line with RIP, RFL, CPL and HLT")
+        rip, flags, cpl, halted = match.groups()
+        interrupts = bool(int(flags, 16) & _RFLAGS_IF)
+        found.append(CpuState(int(cpu), int(rip, 16), cpl == "0", interrupts, halted == "1"))
+    return found
 
 
 def parse_registers(text: str) -> list[ControlRegisters]:

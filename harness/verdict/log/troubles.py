@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Self
 
+from harness.verdict.hang.hang import Hang
 from harness.verdict.json_fields import JsonObject, as_object, member, objects, strings, value_of
 from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.complaints import Complaint
@@ -129,10 +130,13 @@ class End:
     kind: EndKind
     signal: str = ""
     """The signal that ended the guest program, such as "SIGBUS"; "" if it was none."""
+    hang: Hang | None = None
+    """For HANG: what hangs, and where; None if that was not found out."""
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return this end as an object of schema hugepfn-run."""
-        return {"kind": self.kind.value, "signal": self.signal}
+        hang = self.hang.to_json() if self.hang is not None else None
+        return {"kind": self.kind.value, "signal": self.signal, "hang": hang}
 
     @classmethod
     def from_json(cls, value: object) -> Self:
@@ -141,4 +145,5 @@ class End:
         :raises UsageError: value has another form.
         """
         data = as_object(value, "an end")
-        return cls(member(data, "kind", EndKind), value_of(data, "signal", str))
+        hang = Hang.from_json(data["hang"]) if data.get("hang") is not None else None
+        return cls(member(data, "kind", EndKind), value_of(data, "signal", str), hang)
