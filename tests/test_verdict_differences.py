@@ -150,6 +150,16 @@ def test_neighbours_that_differ_alike_are_folded(odd: int | None) -> None:
     assert counts == ([(0, 8)] if odd is None else [(0, 3), (4096 * 4, 4)])
 
 
+def test_neighbours_that_differ_in_another_way_are_not_folded() -> None:
+    sides = [
+        [seen(bits, level="pte", offset=4096 * number, pfn=f"bar+{4096 * number:#x}") for number, bits in enumerate(all_)]
+        for all_ in (("P W", "P W", "P W"), ("P D", "P D", "P"))
+    ]
+    (one,) = compare_runs(run(*sides[0]), run(*sides[1]))
+    counts = [(d.change.key.offset, count) for d, count in folded(one.differences) if d.change]
+    assert counts == [(0, 2), (4096 * 2, 1)]
+
+
 def _under_kvm(side: Run) -> Run:
     return replace(side, context={**side.context, "capabilities": {"early": ["A"]}})
 
