@@ -152,8 +152,11 @@ def test_neighbours_that_differ_alike_are_folded(odd: int | None) -> None:
 
 def test_neighbours_that_differ_in_another_way_are_not_folded() -> None:
     sides = [
-        [seen(bits, level="pte", offset=4096 * number, pfn=f"bar+{4096 * number:#x}") for number, bits in enumerate(all_)]
-        for all_ in (("P W", "P W", "P W"), ("P D", "P D", "P"))
+        [
+            seen(bits, level="pte", offset=4096 * number, pfn=f"bar+{4096 * number:#x}")
+            for number, bits in enumerate(entries)
+        ]
+        for entries in (("P W", "P W", "P W"), ("P D", "P D", "P"))
     ]
     (one,) = compare_runs(run(*sides[0]), run(*sides[1]))
     counts = [(d.change.key.offset, count) for d, count in folded(one.differences) if d.change]
