@@ -37,7 +37,7 @@ def emulated(machines: list[FakeVM], monkeypatch: pytest.MonkeyPatch) -> list[Fa
     log = SimpleNamespace(console="on the console\n", text="[ 1.0] everything\n")
     spec = SimpleNamespace(accel=SimpleNamespace(value="tcg"))
     binary = SimpleNamespace(package="QEMU 8.2.1 (fake)")
-    told: dict[str, Any] = {"argv": ("qemu", "-m", "1G"), "exit_status": -9, "stderr": "oh no"}
+    told: dict[str, Any] = {"argv": ("qemu", "-m", "1G"), "boot_s": 4.5, "exit_status": -9, "stderr": "oh no"}
     monkeypatch.setattr(FakeVM, "emulator", SimpleNamespace(log=log, spec=spec, binary=binary, **told))
     return machines
 
@@ -66,6 +66,7 @@ def test_the_folder_has_what_explains_the_failure(pytester: pytest.Pytester, emu
         "argv": ["qemu", "-m", "1G"],
         "version": "QEMU 8.2.1 (fake)",
         "accel": "tcg",
+        "boot_s": 4.5,
         "exit_status": -9,
         "stderr": "oh no",
     }

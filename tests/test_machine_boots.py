@@ -186,7 +186,7 @@ def _boots_meanwhile(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], No
 
     class FakeQemu:
         log = SimpleNamespace(text="", tail=lambda: "")
-        argv, exit_status = ("qemu",), 0
+        argv, exit_status, pid = ("qemu",), 0, 0
 
         def __init__(self, *_args: object) -> None:
             pass
@@ -275,7 +275,7 @@ def test_a_kept_machine_knows_its_kernel_by_the_modules_that_were_given(
     vm.kernel = vm._resolve()
     vm.spec = MachineSpec(vm.kernel.image, Path("initramfs"))
     log = SimpleNamespace(saved=lambda: SavedLog((), 0, ""))
-    qemu = SimpleNamespace(spec=vm.spec, log=log, stop=lambda: asyncio.sleep(0))
+    qemu = SimpleNamespace(spec=vm.spec, boot_s=4.5, log=log, stop=lambda: asyncio.sleep(0))
     vm._machine = cast(Any, SimpleNamespace(qemu=qemu, agent=SimpleNamespace(next_id=1), ready={}, bars=()))
     vm._qemu = cast(Any, qemu)
     monkeypatch.setattr(VM, "paused", contextlib.nullcontext)

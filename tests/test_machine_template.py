@@ -55,7 +55,7 @@ def fill(folder: Path) -> None:
     """Make a template in an empty folder."""
     (folder / "state").write_bytes(b"registers")
     write_ram(folder, 1, 5)
-    write_meta(folder, READY, BARS, CAPABILITIES, LOG)
+    write_meta(folder, READY, BARS, CAPABILITIES, LOG, 4.5)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_what_was_saved_comes_back(saved: Path) -> None:
-    assert load(saved) == Template(saved, READY, BARS, CAPABILITIES, LOG)
+    assert load(saved) == Template(saved, READY, BARS, CAPABILITIES, LOG, 4.5)
     assert (load(saved).ram, load(saved).state) == (saved / "ram", saved / "state")
 
 
@@ -189,7 +189,7 @@ def test_a_booted_machine_is_saved_while_it_stands_still(monkeypatch: pytest.Mon
         return []
 
     monkeypatch.setattr(cache, "prune", prune)
-    qemu = SimpleNamespace(stop=stop, ram=ram, log=SimpleNamespace(saved=lambda: LOG))
+    qemu = SimpleNamespace(stop=stop, ram=ram, boot_s=4.5, log=SimpleNamespace(saved=lambda: LOG))
     machine = Machine(cast(Any, qemu), cast(Any, None), READY, BARS, Origin.BOOT)
     try:
         asyncio.run(save_template(machine, folder, CAPABILITIES))
@@ -215,7 +215,7 @@ def test_a_template_that_was_thrown_away_for_room_is_checked_again(
     ram = SharedRam(1, tmp_path)
     monkeypatch.setattr(template_module, "save_state", nothing)
     monkeypatch.setattr(cache, "prune", lambda _kind, _count: [saved])
-    qemu = SimpleNamespace(stop=nothing, ram=ram, log=SimpleNamespace(saved=lambda: LOG))
+    qemu = SimpleNamespace(stop=nothing, ram=ram, boot_s=4.5, log=SimpleNamespace(saved=lambda: LOG))
     try:
         asyncio.run(
             save_template(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,8 +23,11 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 from harness.qemu import deadline as module
+from harness.qemu import speed
 from harness.qemu.deadline import CAP, Deadline, check_runs, first_of, state, was_continued
-from harness.qemu.threads import ThreadTime, thread_times
+from harness.qemu.spec import Accel
+from harness.qemu.speed import MOST, boot_cpu_s, slowness
+from harness.qemu.threads import ThreadTime, stolen_s, thread_times
 from tests.hand_made_guest import PAGE, WRITABLE, Guest, registers
 from tests.test_observe_witness import registered
 
@@ -41,7 +45,9 @@ class Host:
         def times(_pid: int) -> dict[int, ThreadTime]:
             return {thread: ThreadTime(0, int(waited_s * 1e9)) for thread, waited_s in self.waited_s.items()}
 
+        self.stolen_s = 100.0
         monkeypatch.setattr(module, "thread_times", times)
+        monkeypatch.setattr(module, "stolen_s", lambda: self.stolen_s)
         monkeypatch.setattr(module, "was_continued", lambda _pid: self.continued)
         monkeypatch.setattr(module, "state", lambda _pid: self.state)
 
@@ -113,6 +119,51 @@ def test_host_work_is_not_the_guests_time(host: Host) -> None:
     host.now_s += 20.0
     deadline.credit(15.0)
     assert deadline.left_s == 25.0
+
+
+def test_time_that_the_hosts_own_host_took_is_given_back(host: Host) -> None:
+    deadline = Deadline(30.0, 7)
+    host.now_s += 30.0
+    host.stolen_s += 4.0
+    assert deadline.extend()
+    assert deadline.left_s == pytest.approx(4.0)
+    host.now_s += 4.0
+    assert not deadline.extend()
+
+
+def test_a_slow_guest_gets_more_time(host: Host) -> None:
+    deadline = Deadline(30.0, 7, slowness=2.5)
+    assert (deadline.timeout_s, deadline.left_s) == (75.0, 75.0)
+    host.now_s += 75.0
+    assert not deadline.extend()
+
+
+@pytest.mark.parametrize(
+    ("accel", "boot_s", "expected"),
+    [
+        (Accel.TCG, 0.0, 1.0),
+        (Accel.TCG, 3.3, 1.0),
+        (Accel.TCG, 12.5, 2.5),
+        (Accel.TCG, 1000.0, MOST),
+        (Accel.KVM, 5.0, 2.5),
+    ],
+)
+def test_how_slow_a_guest_is_follows_from_its_boot(accel: Accel, boot_s: float, expected: float) -> None:
+    assert slowness(accel, boot_s) == expected
+
+
+def test_the_boot_is_measured_in_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {1: ThreadTime(2_000_000_000, 9_000_000_000), 2: ThreadTime(3_500_000_000, 0)}
+    monkeypatch.setattr(speed, "thread_times", lambda _pid: times)
+    assert boot_cpu_s(7) == 3.5
+
+
+def test_the_time_that_was_stolen_is_in_proc_stat(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "cpu 9 9 9 9 9 9 9 300 0 0\ncpu0 1 2 3 4 5 6 7 100 0 0\ncpu1 1 2 3 4 5 6 7 200 0 0\nintr 5\n"
+    monkeypatch.setattr(Path, "read_text", lambda _path: text)
+    assert stolen_s() == 200 / os.sysconf("SC_CLK_TCK")
+    monkeypatch.setattr(Path, "read_text", lambda _path: "cpu0 1 2\n")
+    assert stolen_s() == 0.0
 
 
 def test_much_host_work_does_not_make_the_host_too_busy(host: Host) -> None:

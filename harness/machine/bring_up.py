@@ -21,6 +21,7 @@ from harness.qemu.migration import restore_state
 from harness.qemu.process import Qemu
 from harness.qemu.ram import PrivateRam, SharedRam
 from harness.qemu.spec import BAR_BDF, BAR_SLOT, Accel, MachineSpec
+from harness.qemu.speed import boot_cpu_s
 
 _BOOT_TIMEOUT_S = {Accel.KVM: 60.0, Accel.TCG: 180.0}
 
@@ -69,6 +70,7 @@ async def boot(
             exit_status=qemu.exit_status,
             console_tail=qemu.log.tail(),
         ) from error
+    qemu.boot_s = boot_cpu_s(qemu.pid)
     qemu.pump(agent.channel.events, on_event)
     bars = bars_from_pci(await qemu.execute("query-pci"), BAR_SLOT)
     if not bars:  # the device is in D3hot
@@ -88,6 +90,7 @@ async def clone(
     :raises MachineryError: QEMU cannot restore it.
     """
     qemu = Qemu(spec, binary, PrivateRam(template.ram))
+    qemu.boot_s = template.boot_s
     started(qemu)
     agent = await _restore(qemu, template.state, template.log, on_event, template.ready)
     return Machine(qemu, agent, template.ready, template.bars, Origin.CLONE)
@@ -105,6 +108,7 @@ async def revive(
     :raises MachineryError: QEMU cannot restore it.
     """
     qemu = Qemu(kept.spec, binary, SharedRam(kept.spec.memory_mib, ram_dir))
+    qemu.boot_s = kept.boot_s
     started(qemu)
     agent = await _restore(qemu, kept.state, kept.log, on_event, kept.ready, kept.next_id)
     return Machine(qemu, agent, kept.ready, kept.bars, Origin.KEPT)

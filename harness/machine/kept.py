@@ -39,6 +39,7 @@ class Kept:
     capabilities: Capabilities | None  # None: it was not probed yet
     next_id: int  # of the agent's requests, whose jobs still exist
     log: SavedLog
+    boot_s: float  # the CPU time of its boot, see harness/qemu/speed.py; 0: not known
 
     @property
     def asked(self) -> Kernel:
@@ -63,7 +64,7 @@ async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
         for name, value in spec.items()
     }
     qemu.log.saved().write(folder)
-    (folder / "meta.json").write_text(json.dumps({"spec": plain, **facts}))
+    (folder / "meta.json").write_text(json.dumps({"spec": plain, "boot_s": qemu.boot_s, **facts}))
 
 
 def find(name: str) -> Kept:
@@ -139,4 +140,5 @@ def _load(folder: Path) -> Kept:
         capabilities=Capabilities.from_json(probed) if probed is not None else None,
         next_id=meta.get("next_id", 1),
         log=SavedLog.read(folder),
+        boot_s=float(meta.get("boot_s", 0.0)),
     )

@@ -35,7 +35,7 @@ from harness.qemu.spec import Accel, MachineSpec, kernel_command_line
 from harness.verdict.capabilities import Capabilities
 
 KIND = "templates"
-_FORMAT = 6
+_FORMAT = 7
 _KEPT = 24  # seven kernels, each with one vCPU, with two, and with another device; 120 MB each
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _ZEROS = bytes(1 << 22)
@@ -51,6 +51,7 @@ class Template:
     bars: tuple[Region, ...]  # as QEMU reported at boot: an idle device has its memory off, and shows no address
     capabilities: Capabilities
     log: SavedLog  # until the machine was saved
+    boot_s: float = 0.0  # the CPU time of its boot, see harness/qemu/speed.py; 0: not known
 
     @property
     def ram(self) -> Path:
@@ -98,7 +99,8 @@ async def save_template(machine: Machine, folder: Path, capabilities: Capabiliti
     await save_state(machine.qemu, folder / "state", with_ram=False)
     assert isinstance(machine.qemu.ram, SharedRam)
     await aside(functools.partial(machine.qemu.ram.copy_to, folder / "ram"))
-    write_meta(folder, machine.ready, machine.bars, capabilities, machine.qemu.log.saved())
+    qemu = machine.qemu
+    write_meta(folder, machine.ready, machine.bars, capabilities, qemu.log.saved(), qemu.boot_s)
     _verified.difference_update(cache.prune(KIND, _KEPT))
 
 
@@ -121,13 +123,19 @@ def obtain(key: str, build: Callable[[Path], None], say: Say) -> Template:
 
 
 def write_meta(
-    folder: Path, ready: Mapping[str, str], bars: Sequence[Region], capabilities: Capabilities, log: SavedLog
+    folder: Path,
+    ready: Mapping[str, str],
+    bars: Sequence[Region],
+    capabilities: Capabilities,
+    log: SavedLog,
+    boot_s: float,
 ) -> None:
     """Complete a template with what clones need to know, and with the checksum of its content."""
     meta = {
         "ready": dict(ready),
         "bars": [asdict(bar) for bar in bars],
         "capabilities": capabilities.to_json(),
+        "boot_s": boot_s,
         "digest": _digest(folder),
     }
     log.write(folder)
@@ -145,7 +153,8 @@ def load(folder: Path) -> Template:
             raise MachineryError(f"the template {folder.name} has changed since it was saved")
         capabilities = Capabilities.from_json(meta["capabilities"])
         log = SavedLog.read(folder)
-        template = Template(folder, meta["ready"], tuple(Region(**bar) for bar in meta["bars"]), capabilities, log)
+        bars, boot_s = tuple(Region(**bar) for bar in meta["bars"]), float(meta["boot_s"])
+        template = Template(folder, meta["ready"], bars, capabilities, log, boot_s)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MachineryError(f"the template {folder.name} cannot be read: {error}") from error
     _verified.add(folder)

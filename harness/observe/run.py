@@ -271,17 +271,17 @@ class GuestRun:
         try:
             await self.vm.qemu.expect(both, deadline, what)
         except DeadlineError:
-            raise await self._hangs(what) from None
+            raise await self._hangs(what, deadline.timeout_s) from None
         finally:
             if not getting.done():
                 getting.cancel()
         return getting.result() if getting.done() and not getting.cancelled() else None
 
-    async def _hangs(self, what: str) -> DeadlineError:
+    async def _hangs(self, what: str, waited_s: float) -> DeadlineError:
         """Return the error for a deadline that has passed, and keep what hangs, and the tables."""
         names = {one.pid: one.name for one in self._witness.processes.values()} or {self.job.pid: self.program}
         checkpoint = self.snapshots[-1].checkpoint if self.snapshots else ""
-        self.hang_report = await diagnose(self.kernel, names, checkpoint, self._timeout_s)
+        self.hang_report = await diagnose(self.kernel, names, checkpoint, waited_s)
         with contextlib.suppress(HugepfnError):  # the deadline is the error
             await self._witness.stop()
             self.hung = self._witness.snapshot("(hangs)", 0)

@@ -110,6 +110,7 @@ def _about_qemu(emulator: Qemu) -> dict[str, Any]:
         "argv": list(emulator.argv),
         "version": emulator.binary.package,
         "accel": emulator.spec.accel.value,
+        "boot_s": emulator.boot_s,
         "exit_status": emulator.exit_status,
         "stderr": emulator.stderr,
     }

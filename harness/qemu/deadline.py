@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
-from harness.qemu.threads import NO_TIME, thread_times
+from harness.qemu.threads import NO_TIME, stolen_s, thread_times
 
 CAP = 10
 _LATE_S = 1.0  # if we wake this late, this process itself did not run
@@ -28,16 +28,19 @@ _WORTH = 0.02  # of the given time: less starvation than this is ignored
 class Deadline:
     """The deadline of a wait for a guest."""
 
-    def __init__(self, timeout_s: float, pid: int | None) -> None:
+    def __init__(self, timeout_s: float, pid: int | None, slowness: float = 1.0) -> None:
         """Start now.
 
+        :param timeout_s: on a host of usual speed.
         :param pid: of QEMU; None if there is none, and the deadline is never extended.
+        :param slowness: how much slower than usual the guest runs, see :func:`harness.qemu.speed.slowness`.
         """
-        self.timeout_s = timeout_s
+        self.timeout_s = timeout_s * slowness
         self._pid = pid
         self._begin_s = time.monotonic()
-        self._end_s = self._begin_s + timeout_s
+        self._end_s = self._begin_s + self.timeout_s
         self._before = thread_times(pid) if pid is not None else {}
+        self._stolen_s = stolen_s() if pid is not None else 0.0
         self._given_back_s = 0.0
 
     @property
@@ -82,10 +85,14 @@ class Deadline:
         return True
 
     def _starved_s(self) -> float:
-        """How long the QEMU thread that waited most has waited for a CPU since the start."""
+        """How long the QEMU thread that waited most has waited for a CPU since the start, of this host or of its host.
+
+        A host that is a virtual machine itself does not see in its run queues when it was not run (steal time).
+        """
         assert self._pid is not None
         before, now = self._before, thread_times(self._pid)
-        return max((time.waited_ns - before.get(one, NO_TIME).waited_ns for one, time in now.items()), default=0) / 1e9
+        waits = (time.waited_ns - before.get(one, NO_TIME).waited_ns for one, time in now.items())
+        return max(waits, default=0) / 1e9 + max(stolen_s() - self._stolen_s, 0.0)
 
 
 async def first_of(either: Collection[asyncio.Future[Any]], deadline: Deadline) -> bool:

@@ -25,6 +25,7 @@ from harness.qemu.hostroot import FileServer
 from harness.qemu.launch import connect, launch
 from harness.qemu.ram import GuestRam
 from harness.qemu.spec import MachineSpec, Root
+from harness.qemu.speed import slowness
 from harness.qemu.standstill import LastStop, Standstill
 from harness.qemu.stderr import LastWords
 from harness.verdict import Complaint, scan
@@ -59,6 +60,7 @@ class Qemu:
         self.stood_from_s = 0.0  # how long the machine had been stopped by then
         self.stopped = False
         self.standstill = Standstill()
+        self.boot_s = 0.0  # the CPU time of the machine's boot, once it is known (speed.py)
         self.last_stop = LastStop()
         self.qmp = QMPClient("hugepfn")
         self._ends: dict[str, socket.socket] = {}
@@ -149,8 +151,9 @@ class Qemu:
         return self.log_from, self.stood_from_s
 
     def deadline(self, timeout_s: float) -> Deadline:
-        """A deadline for a wait for the guest that begins now."""
-        return Deadline(timeout_s, self._process.pid if self._process is not None else None)
+        """A deadline for a wait for the guest that begins now; later if the guest runs slower than usual."""
+        pid = self._process.pid if self._process is not None else None
+        return Deadline(timeout_s, pid, slowness(self.spec.accel, self.boot_s))
 
     async def expect(self, awaitable: Awaitable[T], limit: float | Deadline, what: str) -> T:
         """Wait for something that the guest does.
