@@ -187,7 +187,7 @@ def test_a_request_is_answered(agent: Running) -> None:
     assert agent.ask("ping", b"x" * 100_000, number=4294967295) == Frame("done", 4294967295, b"pong")
 
 
-def test_a_request_that_there_is_not(agent: Running) -> None:
+def test_unknown_request(agent: Running) -> None:
     assert agent.refusal("dance") == (errno.ENOSYS, f"request 'dance': {os.strerror(errno.ENOSYS)}")
     assert agent.ask("ping").verb == "done"
 
@@ -202,7 +202,7 @@ def test_a_program_prints_and_ends(agent: Running, tmp_path: Path) -> None:
     assert agent.events.recv(100) == b"an event\n"
 
 
-def test_a_program_has_its_own_descriptors_alone_and_no_input(agent: Running) -> None:
+def test_a_program_has_only_its_own_descriptors_and_no_input(agent: Running) -> None:
     out, err, end = agent.run("sh", "-c", "cat; ls /proc/$$/fd; true")
     assert (out, err, end) == (b"0\n1\n2\n3\n", b"", "status 0")
 
@@ -213,13 +213,13 @@ def test_a_program_leads_a_session_once_it_has_started(agent: Running) -> None:
     assert os.getpgid(pid) == pid
 
 
-def test_both_streams_as_one_stay_in_order(agent: Running) -> None:
+def test_merged_output_streams_stay_in_order(agent: Running) -> None:
     script = "for i in 1 2 3; do echo o$i; echo e$i >&2; done"
     out, err, _ = agent.run("sh", "-c", script, HUGEPFN_ONE_STREAM="1")
     assert (out, err) == (b"o1\ne1\no2\ne2\no3\ne3\n", b"")
 
 
-def test_all_that_was_printed_comes_before_the_end(agent: Running) -> None:
+def test_all_output_comes_before_the_end(agent: Running) -> None:
     out, _, end = agent.run("sh", "-c", "head -c 300000 /dev/zero")
     assert (len(out), end) == (300_000, "status 0")
 
@@ -234,24 +234,24 @@ def test_a_program_that_cannot_be_run(agent: Running, program_name: str, status:
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0", b"A=1\0", b"A=1\0\0", b"A=1"])
-def test_no_program(agent: Running, payload: bytes) -> None:
+def test_a_run_without_a_program_is_refused(agent: Running, payload: bytes) -> None:
     assert agent.refusal("run", payload)[0] == errno.EINVAL
 
 
-def test_words_up_to_a_limit(agent: Running) -> None:
+def test_the_number_of_arguments_is_limited(agent: Running) -> None:
     out, _, end = agent.run("printf", *["."] * 254)
     assert (out, end) == (b".", "status 0")
     assert agent.refusal("run", run_payload(["printf", *["."] * 255]))[0] == errno.E2BIG
     assert agent.refusal("run", run_payload(["true"] * 10_000))[0] == errno.E2BIG
 
 
-def test_a_last_word_without_its_nul(agent: Running) -> None:
+def test_the_last_argument_may_lack_its_nul(agent: Running) -> None:
     assert agent.ask("run", b"\0echo\0word").verb == "started"
     seen, end = agent.until("exit", 1)
     assert (seen[0].payload, end.text) == (b"word\n", "status 0")
 
 
-def test_as_many_jobs_as_there_is_room_for(agent: Running) -> None:
+def test_the_number_of_jobs_is_limited(agent: Running) -> None:
     for number in range(1, 17):
         agent.start("cat", verb="pipe", number=number)
     assert agent.refusal("run", run_payload(["true"]), 17)[0] == errno.EAGAIN
@@ -261,7 +261,7 @@ def test_as_many_jobs_as_there_is_room_for(agent: Running) -> None:
 
 
 @pytest.mark.parametrize("verb", ["pipe", "socket"])
-def test_a_job_for_which_there_are_no_descriptors(agent: Running, verb: str) -> None:
+def test_a_job_without_enough_descriptors_is_refused(agent: Running, verb: str) -> None:
     """Nothing is left behind, whichever of the job's channels is the one for which there is no descriptor."""
     for number in range(1, 16):  # poll(2) takes no more descriptors than RLIMIT_NOFILE, so the limit has to be large
         agent.start("cat", verb="pipe", number=number)
@@ -281,7 +281,7 @@ def test_a_job_for_which_there_are_no_descriptors(agent: Running, verb: str) -> 
 # --- signals ---------------------------------------------------------------------------------------
 
 
-def test_a_signal_that_comes_right_after_the_start(agent: Running) -> None:
+def test_a_signal_right_after_the_start_arrives(agent: Running) -> None:
     """A child without a process group of its own would not get the signal."""
     for number in range(1, 51):
         agent.send(Frame("pipe", number, run_payload(["cat"])), Frame("kill", number, b"15"))
@@ -289,7 +289,7 @@ def test_a_signal_that_comes_right_after_the_start(agent: Running) -> None:
         assert end.text == "signal 15"
 
 
-def test_a_signal_reaches_all_that_a_job_started(agent: Running) -> None:
+def test_a_signal_reaches_all_processes_of_a_job(agent: Running) -> None:
     agent.start("sh", "-c", "sleep 1000 & echo $!; cat; echo not reached", verb="pipe")
     with os.fdopen(os.pidfd_open(int(agent.next().payload))) as orphan:
         agent.send(Frame("kill", 1, b"9"))
@@ -301,7 +301,7 @@ def test_a_signal_reaches_all_that_a_job_started(agent: Running) -> None:
     assert children.read_text() == ""
 
 
-def test_what_a_job_leaves_in_its_group_ends_with_it(agent: Running) -> None:
+def test_processes_left_in_a_jobs_group_end_with_it(agent: Running) -> None:
     agent.start("sh", "-c", "sleep 1000 & echo $!")
     seen, end = agent.until("exit", 1)
     assert end.text == "status 0"
@@ -319,12 +319,12 @@ async def _readable(descriptor: int) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"lots", b"0", b"-9", b"65", b"99999999999999999999"])
-def test_a_signal_that_is_none(agent: Running, payload: bytes) -> None:
+def test_an_invalid_signal_is_refused(agent: Running, payload: bytes) -> None:
     agent.start("cat", verb="pipe")
     assert agent.refusal("kill", payload)[0] == errno.EINVAL
 
 
-def test_a_signal_for_a_job_that_is_not_there(agent: Running) -> None:
+def test_a_signal_for_an_unknown_job(agent: Running) -> None:
     agent.send(Frame("kill", 9, b"15"))
     assert agent.ask("ping").verb == "done"
 
@@ -333,7 +333,7 @@ def test_a_signal_for_a_job_that_is_not_there(agent: Running) -> None:
 
 
 @pytest.mark.parametrize("verb", ["pipe", "socket"])
-def test_input_of_any_size_goes_through_and_comes_back(agent: Running, verb: str) -> None:
+def test_input_of_any_size_is_echoed(agent: Running, verb: str) -> None:
     agent.start("cat", verb=verb)
     data = bytes(range(256)) * 4096
     agent.send(Frame("in", 1, data[:300_000]), Frame("in", 1, data[300_000:]), Frame("in", 1))
@@ -343,7 +343,7 @@ def test_input_of_any_size_goes_through_and_comes_back(agent: Running, verb: str
     assert sum(int(frame.text) for frame in seen if frame.verb == "took") == len(data)
 
 
-def test_input_for_a_job_that_reads_none_of_it(agent: Running) -> None:
+def test_input_for_a_job_that_does_not_read(agent: Running) -> None:
     agent.start("sh", "-c", "exec <&-; echo closed; exec sleep 1000", verb="pipe")
     assert agent.next() == Frame("out", 1, b"closed\n")
     agent.send(Frame("in", 1, b"x" * 100_000))
@@ -353,21 +353,21 @@ def test_input_for_a_job_that_reads_none_of_it(agent: Running) -> None:
     assert agent.next().verb == "exit"
 
 
-def test_input_that_is_still_there_when_the_job_ends(agent: Running) -> None:
+def test_unread_input_at_the_end_of_a_job(agent: Running) -> None:
     agent.start("sleep", "1000", verb="pipe")
     agent.send(Frame("in", 1, b"x" * 1_000_000), Frame("kill", 1, b"9"))
     seen, _ = agent.until("exit", 1)
     assert 0 < sum(int(frame.text) for frame in seen) <= 1_000_000
 
 
-def test_input_for_nobody(agent: Running) -> None:
+def test_input_for_an_unknown_job(agent: Running) -> None:
     assert agent.ask("in", b"abc", 5) == Frame("took", 5, b"3")
     agent.start("true", verb="run")
     agent.until("exit", 1)
     assert agent.ask("in", b"abc") == Frame("took", 1, b"3")
 
 
-def test_a_job_that_has_ended_is_told_of_although_somebody_writes_to_its_output(agent: Running) -> None:
+def test_the_end_of_a_job_is_reported_although_another_process_has_its_output(agent: Running) -> None:
     agent.start("sh", "-c", "setsid yes & cat", verb="pipe")
     assert agent.next().verb == "out"
     agent.send(Frame("in", 1))
@@ -376,7 +376,7 @@ def test_a_job_that_has_ended_is_told_of_although_somebody_writes_to_its_output(
     assert agent.ask("ping").verb == "done"
 
 
-def test_a_job_whose_output_is_held(agent: Running) -> None:
+def test_held_output_is_not_sent(agent: Running) -> None:
     agent.start("yes")
     agent.send(Frame("hold", 1), Frame("hold", 99), Frame("ping", 2))
     agent.until("done", 2)
@@ -387,7 +387,7 @@ def test_a_job_whose_output_is_held(agent: Running) -> None:
     assert agent.until("exit", 1)[1].text == "signal 9"
 
 
-def test_what_was_held_comes_before_the_end(agent: Running) -> None:
+def test_held_output_comes_before_the_end(agent: Running) -> None:
     agent.start("sh", "-c", "read line; echo said; exit 3", verb="pipe")
     agent.send(Frame("hold", 1), Frame("in", 1, b"go\n"))
     seen, end = agent.until("exit", 1)
@@ -399,14 +399,14 @@ def test_what_was_held_comes_before_the_end(agent: Running) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 200_000, PAYLOAD_MAX])
-def test_a_file_of_any_size_that_is_allowed(agent: Running, tmp_path: Path, size: int) -> None:
+def test_a_file_of_any_allowed_size_is_read(agent: Running, tmp_path: Path, size: int) -> None:
     data = os.urandom(1 << 16) * (size // 65536 + 1)
     (tmp_path / "there").write_bytes(data[:size])
     assert agent.ask("get", str(tmp_path / "there").encode()) == Frame("done", 1, data[:size])
 
 
 @pytest.mark.parametrize("path", ["too large", "/dev/zero"])
-def test_a_file_that_is_too_large(agent: Running, tmp_path: Path, path: str) -> None:
+def test_a_too_large_file_is_refused(agent: Running, tmp_path: Path, path: str) -> None:
     with (tmp_path / "too large").open("wb") as file:
         file.truncate(PAYLOAD_MAX + 1)
     assert agent.refusal("get", str(tmp_path / path).encode())[0] == errno.EFBIG
@@ -424,12 +424,12 @@ def test_files_that_cannot_be_read(agent: Running, tmp_path: Path) -> None:
     assert agent.refusal("get", b"/proc/self/mem")[0] == errno.EIO
 
 
-def test_a_fifo_that_nobody_writes_to_does_not_stop_the_agent(agent: Running, tmp_path: Path) -> None:
+def test_a_fifo_without_a_writer_does_not_block_the_agent(agent: Running, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert agent.ask("get", str(tmp_path / "fifo").encode()) == Frame("done", 1, b"")
 
 
-def test_a_file_is_put_with_its_mode_and_the_directories_above_it(agent: Running, tmp_path: Path) -> None:
+def test_put_creates_directories_and_sets_the_mode(agent: Running, tmp_path: Path) -> None:
     path = tmp_path / "a/b c/file"
     assert agent.ask("put", put_payload(str(path), b"one\ntwo\n\0", 0o640)) == Frame("done", 1, str(path).encode())
     assert path.read_bytes() == b"one\ntwo\n\0"
@@ -438,7 +438,7 @@ def test_a_file_is_put_with_its_mode_and_the_directories_above_it(agent: Running
     assert path.read_bytes() == b""
 
 
-def test_a_file_that_somebody_has_open_is_replaced(agent: Running, tmp_path: Path) -> None:
+def test_an_open_file_is_replaced(agent: Running, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with path.open("rb") as old:
@@ -469,7 +469,7 @@ def test_a_file_that_somebody_has_open_is_replaced(agent: Running, tmp_path: Pat
         ),
     ],
 )
-def test_a_put_that_makes_no_sense(agent: Running, payload: bytes) -> None:
+def test_a_malformed_put_is_refused(agent: Running, payload: bytes) -> None:
     assert agent.refusal("put", payload)[0] == errno.EINVAL
     assert not Path("/nowhere").exists()
 
@@ -482,7 +482,7 @@ def test_files_that_cannot_be_put(agent: Running, tmp_path: Path) -> None:
     assert agent.refusal("put", put_payload("/proc/self/oom_score_adj", b"lots"))[0] == errno.EINVAL
 
 
-def test_a_path_is_never_cut_short(agent: Running, tmp_path: Path) -> None:
+def test_a_too_long_path_is_refused_and_not_truncated(agent: Running, tmp_path: Path) -> None:
     path = f"{tmp_path}/" + "./" * 2100 + "file"
     assert len(path) > 4096
     assert agent.refusal("put", put_payload(path, b"x"))[0] == errno.ENAMETOOLONG
@@ -523,7 +523,7 @@ def test_more_records_than_one_answer_holds(start: Start, kmsg: tuple[socket.soc
     assert first[2:] + second[2:] == b"".join(b"%d" % number * 8000 for number in range(5))
 
 
-def test_a_line_for_the_log_has_a_limit(start: Start, kmsg: tuple[socket.socket, socket.socket]) -> None:
+def test_a_line_for_the_log_is_limited(start: Start, kmsg: tuple[socket.socket, socket.socket]) -> None:
     kernel, device = kmsg
     agent = start(kmsg=device)
     assert agent.ask("kmsg", b"x" * 251).verb == "done"
@@ -531,7 +531,7 @@ def test_a_line_for_the_log_has_a_limit(start: Start, kmsg: tuple[socket.socket,
     assert agent.refusal("kmsg", b"x" * 252)[0] == errno.EMSGSIZE
 
 
-def test_a_log_that_breaks_off(start: Start, kmsg: tuple[socket.socket, socket.socket]) -> None:
+def test_an_error_of_the_log_device(start: Start, kmsg: tuple[socket.socket, socket.socket]) -> None:
     kernel, device = kmsg
     agent = start(kmsg=device)
     kernel.close()
@@ -539,7 +539,7 @@ def test_a_log_that_breaks_off(start: Start, kmsg: tuple[socket.socket, socket.s
     assert agent.ask("kmsg").payload == b"1\n"
 
 
-def test_something_that_is_no_log(start: Start, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_log(start: Start, tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
     agent = start(kmsg=folder)
     os.close(folder)
@@ -573,7 +573,7 @@ def _until(master: int, expected: bytes) -> None:
         seen += os.read(master, 1000)
 
 
-def test_a_shell_for_people(start: Start, terminal: tuple[int, str]) -> None:
+def test_an_interactive_shell(start: Start, terminal: tuple[int, str]) -> None:
     master, name = terminal
     agent = start(terminal=name)
     first = agent.ask("shell", number=1)
@@ -589,7 +589,7 @@ def test_a_shell_for_people(start: Start, terminal: tuple[int, str]) -> None:
     assert agent.next() == Frame("exit", 3, b"status 0")
 
 
-def test_the_size_of_its_terminal(start: Start, terminal: tuple[int, str]) -> None:
+def test_the_terminals_size_is_set(start: Start, terminal: tuple[int, str]) -> None:
     master, name = terminal
     agent = start(terminal=name)
     assert agent.ask("size", b"30 100") == Frame("done", 1, b"30 100")
@@ -598,7 +598,7 @@ def test_the_size_of_its_terminal(start: Start, terminal: tuple[int, str]) -> No
         assert agent.refusal("size", payload)[0] == errno.EINVAL
 
 
-def test_no_terminal_and_no_shell(start: Start) -> None:
+def test_a_missing_terminal_or_shell(start: Start) -> None:
     agent = start(shell="/nowhere/busybox")
     assert agent.refusal("size", b"30 100")[0] == errno.ENOENT
     number, reason = agent.refusal("shell")
@@ -619,30 +619,30 @@ def test_no_terminal_and_no_shell(start: Start) -> None:
         *(b"ping 1 18446744073709551616\n", b"ping 1 0\0\n", b"ping\x001 0\n", b"\xff\xfe 1\n", b"x" * 127 + b"\n"),
     ],
 )
-def test_a_header_that_makes_no_sense(agent: Running, header: bytes) -> None:
+def test_a_malformed_header_ends_the_agent(agent: Running, header: bytes) -> None:
     agent.send(header)
     number, reason = agent.failure()
     assert number == errno.EPROTO
     assert "expected 'VERB ID LENGTH'" in reason
 
 
-def test_a_header_without_an_end(agent: Running) -> None:
+def test_an_endless_header_ends_the_agent(agent: Running) -> None:
     agent.send(b"x" * 128)
     assert agent.failure() == (errno.EPROTO, f"the host sent no header in 128 bytes: {os.strerror(errno.EPROTO)}")
 
 
-def test_the_longest_header(agent: Running) -> None:
+def test_the_longest_header_is_accepted(agent: Running) -> None:
     verb = "x" * (128 - len(" 1 0\n"))
     assert agent.refusal(verb) == (errno.ENOSYS, f"request '{verb}': {os.strerror(errno.ENOSYS)}")
 
 
-def test_a_payload_up_to_the_limit(agent: Running) -> None:
+def test_the_size_of_a_payload_is_limited(agent: Running) -> None:
     assert agent.ask("ping", b"x" * PAYLOAD_MAX).verb == "done"
     agent.send(b"ping 1 %d\n" % (PAYLOAD_MAX + 1))
     assert agent.failure()[0] == errno.EMSGSIZE
 
 
-def test_a_request_for_which_there_is_no_memory(start: Start, tmp_path: Path) -> None:
+def test_a_request_without_enough_memory_is_refused(start: Start, tmp_path: Path) -> None:
     """The request is read to its end, and the next one is answered."""
     agent = start(options=":max_allocation_size_mb=2")
     assert agent.refusal("ping", b"x" * (3 << 20))[0] == errno.ENOMEM
@@ -652,7 +652,7 @@ def test_a_request_for_which_there_is_no_memory(start: Start, tmp_path: Path) ->
     assert agent.ask("ping").verb == "done"
 
 
-def test_no_memory_for_input_is_no_input_that_is_lost(start: Start) -> None:
+def test_input_without_enough_memory_is_reported_as_lost(start: Start) -> None:
     agent = start(options=":max_allocation_size_mb=2")
     agent.start("sh", "-c", "read line; exec cat", verb="pipe")
     agent.send(*[Frame("in", 1, b"x" * (3 << 19))] * 2)
@@ -661,30 +661,30 @@ def test_no_memory_for_input_is_no_input_that_is_lost(start: Start) -> None:
     agent.finish(_FAILED)
 
 
-def test_a_frame_may_come_in_parts(agent: Running) -> None:
+def test_a_frame_may_arrive_in_parts(agent: Running) -> None:
     for byte in Frame("ping", 3, b"xyz").encode():
         agent.send(bytes([byte]))
     assert agent.next() == Frame("done", 3, b"pong")
 
 
-def test_frames_may_come_together(agent: Running) -> None:
+def test_several_frames_may_arrive_together(agent: Running) -> None:
     agent.send(*(Frame("ping", number, b"x" * number) for number in range(1, 200)))
     assert [agent.next().id for _ in range(1, 200)] == list(range(1, 200))
 
 
 @pytest.mark.parametrize("left", [b"", b"pi", b"ping 1 4\n", b"ping 1 4\nxx"])
-def test_a_host_that_closes_its_end(agent: Running, left: bytes) -> None:
+def test_the_agent_ends_when_the_host_closes_its_end(agent: Running, left: bytes) -> None:
     agent.send(left)
     agent.finish()
 
 
-def test_a_host_that_closes_its_end_while_a_program_prints(agent: Running) -> None:
+def test_the_host_closes_its_end_while_a_program_prints(agent: Running) -> None:
     agent.start("yes")
     assert agent.next().verb == "out"
     agent.finish()
 
 
-def test_a_line_that_loses_bytes_is_told_what_was_read(start: Start) -> None:
+def test_a_lossy_line_gets_a_count_of_the_bytes_read(start: Start) -> None:
     agent = start(lossy=True)
     agent.send(Frame("ping", 1, b"x" * 10_000))
     seen, _ = agent.until("done", 1)
@@ -703,7 +703,7 @@ harmless = st.builds(
 
 @settings(max_examples=60)
 @given(said=st.lists(harmless | st.binary(max_size=200), max_size=6))
-def test_anything_is_answered_or_refused(
+def test_any_request_is_answered_or_refused(
     program: Path, tmp_path_factory: pytest.TempPathFactory, said: list[bytes]
 ) -> None:
     folder = tmp_path_factory.getbasetemp()

@@ -62,7 +62,7 @@ def test_deb822() -> None:
     ]
 
 
-def test_an_embedded_key_is_carried_over() -> None:
+def test_an_embedded_key_is_kept() -> None:
     key = "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n -----END PGP PUBLIC KEY BLOCK-----"
     text = f"Types: deb\nURIs: file:/m\nSuites: sid\nComponents: main\nSigned-By:{key}\n"
     (archive,) = parse_sources([("x.sources", text)])
@@ -92,7 +92,7 @@ def test_only_debians_archives_are_taken() -> None:
     assert debian_archives(backports, {("http://m/", "bookworm-backports"): "Debian Backports"}) == backports
 
 
-def test_other_suites_are_asked_of_the_machines_own_mirrors() -> None:
+def test_other_suites_use_the_configured_mirrors() -> None:
     own = debian_archives(parse_sources([("debian.sources", DEB822)]), {})
     asked = candidates(own, extra=["bullseye", "bullseye-security"])
     suites = [a.suite for a in asked]
@@ -128,7 +128,7 @@ Reading package lists...
 """
 
 
-def test_why_suites_were_left_out() -> None:
+def test_the_reason_why_a_suite_is_missing() -> None:
     assert parse_failures(UPDATE) == {
         ("http://mirror.example/debian/", "bookworm"): "The following signatures couldn't be verified because the "
         "public key is not available: NO_PUBKEY 6ED0E7B82643E131",

@@ -39,7 +39,7 @@ OFFERS = [
 ]
 
 
-def test_what_the_mirror_has() -> None:
+def test_the_versions_on_the_mirror() -> None:
     assert parse_policy(POLICY) == OFFERS
     assert [offer.name for offer in OFFERS][2:] == ["10.0.13@trixie", "10.0.13@trixie-security", "7.2@bookworm"]
     assert parse_policy("N: Unable to locate package qemu-system-x86\n") == []
@@ -55,12 +55,12 @@ def test_what_the_mirror_has() -> None:
         ("debian:7.2", OFFERS[4]),
     ],
 )
-def test_the_newest_that_fits(spec: str, expected: SuiteOffer) -> None:
+def test_the_newest_matching_version_is_taken(spec: str, expected: SuiteOffer) -> None:
     assert choose_offer(OFFERS, spec, "--qemu") == expected
 
 
 @pytest.mark.parametrize("spec", ["debian:1", "debian:11.1@bookworm", "debian:9.2"])
-def test_one_that_is_not_there(spec: str) -> None:
+def test_a_version_that_does_not_exist(spec: str) -> None:
     with pytest.raises(UsageError, match=rf"--qemu {spec}: the mirror has no such version; expected one of: debian:11"):
         choose_offer(OFFERS, spec, "--qemu")
 
@@ -105,7 +105,7 @@ def debian_qemu(spec: str, say: Say | None = None) -> Path:
     return unpacked_program(QEMU, spec, "--qemu", say)
 
 
-def test_it_is_started_with_its_own_loader_libraries_and_firmware(mirror: list[list[str]]) -> None:
+def test_a_program_starts_with_its_own_loader_libraries_and_firmware(mirror: list[list[str]]) -> None:
     said: list[str] = []
     program = debian_qemu("debian:10.0", Sparing(said.append))
     assert said == ["fetching qemu-system-x86 10.0.13 of trixie with its libraries"]
@@ -121,7 +121,7 @@ def test_it_is_started_with_its_own_loader_libraries_and_firmware(mirror: list[l
     assert not list(program.parent.rglob("*.deb")), "packages are deleted after they are unpacked"
 
 
-def test_what_is_unpacked_is_used_without_asking(mirror: list[list[str]]) -> None:
+def test_an_unpacked_program_is_used_without_the_mirror(mirror: list[list[str]]) -> None:
     first = debian_qemu("debian:10.0")
     mirror.clear()
     assert debian_qemu("debian:10.0") == debian_qemu("debian:10.0.13@trixie") == first

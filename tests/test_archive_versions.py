@@ -41,7 +41,7 @@ def test_order(left: str, right: str) -> None:
     assert compare(left, left) == 0
 
 
-def test_leading_zeros_are_no_difference() -> None:
+def test_leading_zeros_do_not_matter() -> None:
     assert compare("1.02-1", "1.2-01") == 0
 
 
@@ -85,13 +85,13 @@ def test_what_a_version_means(wanted: str | None, version: str | None) -> None:
     assert (chosen and chosen.version) == version
 
 
-def test_the_default_takes_a_release_candidate_only_where_there_is_nothing_else() -> None:
+def test_the_default_takes_a_release_candidate_only_if_there_is_no_release() -> None:
     assert choose(OFFERS[:1], None, "6.12") is None
     only = choose([OFFERS[0], OFFERS[6]], None, "6.12")
     assert only is OFFERS[6]
 
 
-def test_of_equals_the_first_suite_wins() -> None:
+def test_the_first_suite_wins_for_equal_versions() -> None:
     twice = [offer("6.12.1-1", "own"), offer("6.12.1-1", "other")]
     chosen = choose(twice, "6.12", "6.12")
     assert chosen is not None
@@ -155,7 +155,7 @@ def test_an_empty_or_poor_packages_file_offers_nothing(data: bytes) -> None:
     assert parse_packages(data, "file:/m/", "sid") == []
 
 
-def test_an_image_that_only_lacks_linux_base_is_whole() -> None:
+def test_a_missing_linux_base_does_not_make_an_image_incomplete() -> None:
     """The packages of 6.18 and 6.19 have vmlinuz, modules and configuration, and depend on linux-base-REL."""
     name = "linux-image-6.18.15+deb13-cloud-amd64"
     data = stanza(name, "6.18.15-1", "kmod, linux-base-6.18.15+deb13-cloud-amd64 (= 6.18.15-1)").encode()
@@ -164,7 +164,7 @@ def test_an_image_that_only_lacks_linux_base_is_whole() -> None:
     assert [file.package for file in offer.files] == [name]
 
 
-def test_stock_is_the_newest_of_each_series_that_is_whole() -> None:
+def test_stock_is_the_newest_complete_kernel_of_each_series() -> None:
     def offer(upstream: str, *gone: str, cached: bool = False) -> Offer:
         return Offer(f"linux-image-{upstream}", f"{upstream}-1", upstream, "sid", upstream, cached, gone=gone)
 

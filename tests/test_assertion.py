@@ -175,7 +175,7 @@ def test_whose_entry_and_what_was_expected(check: Callable[[], None], told: str)
     assert mismatch_words.headline(failing(check)) == told
 
 
-def test_a_helper_of_the_test_is_not_called_again_and_its_entries_are_shown() -> None:
+def test_a_helper_is_not_called_again_but_its_entries_are_shown() -> None:
     assert mismatch_words.lines(failing(a_helper_of_the_test)) == [
         "child bar+0x0 at 'forked', same(FORKED['child'].leaf('bar'), FORKED['parent'].leaf('bar')): "
         "expected true, got false",
@@ -199,7 +199,7 @@ def test_a_call_with_an_effect_is_not_repeated() -> None:
     assert (found.expected, found.got, found.entry) == ("false", "true", None)
 
 
-def test_the_stops_that_a_claim_is_about_are_shown_and_not_the_last() -> None:
+def test_the_stops_of_the_claim_are_shown_instead_of_the_last_one() -> None:
     assert mismatch_words.lines(failing(a_bit_that_is_set))[1:] == [
         "  written  parent  bar+0x0  pmd  0x80000003800002f7  P W U PCD A D PSE SPECIAL NX",
         "  forked   child   bar+0x0  pmd  0x80000003800002f7  P W U PCD A D PSE SPECIAL NX",
@@ -210,7 +210,7 @@ def test_the_stops_that_a_claim_is_about_are_shown_and_not_the_last() -> None:
     ]
 
 
-def test_equal_neighbours_are_one_line() -> None:
+def test_equal_neighbours_share_a_line() -> None:
     at = stop("unmapped", parent=(*PTES, leaf(DIRTY, Level.PTE, 512)))
 
     def check() -> None:
@@ -222,7 +222,7 @@ def test_equal_neighbours_are_one_line() -> None:
     ]
 
 
-def test_of_two_lists_of_entries_the_first_difference_is_shown() -> None:
+def test_the_first_difference_of_two_lists_is_shown() -> None:
     moved = (*PTES[:7], leaf(PLAIN, Level.PTE, 7, page=9), *PTES[8:])
     before, after = stop("before", parent=PTES), stop("after", parent=moved)
 
@@ -235,13 +235,13 @@ def test_of_two_lists_of_entries_the_first_difference_is_shown() -> None:
     assert len(table) == 2
 
 
-def test_equal_entries_are_told_apart_by_where_they_were_seen() -> None:
+def test_equal_entries_are_distinguished_by_their_stop() -> None:
     assert WRITTEN["parent"].leaf("bar") == FORKED["child"].leaf("bar")
     assert HISTORY.place_of(FORKED["child"].leaf("bar")) == Place("forked", "child", "bar", 0)
     assert HISTORY.place_of(WRITTEN["parent"].leaf("bar").entry) == Place("written", "parent", "bar", 0)
 
 
-def test_the_two_sides_that_pytest_saw_stand_in_for_what_is_not_repeated() -> None:
+def test_pytests_values_are_used_for_expressions_that_are_not_repeated() -> None:
     def holders() -> list[str]:
         return ["child bar"]
 
@@ -252,7 +252,7 @@ def test_the_two_sides_that_pytest_saw_stand_in_for_what_is_not_repeated() -> No
     assert mismatch_words.headline(found) == "holders() after 'exited': expected none, got child bar"
 
 
-def test_the_claim_that_would_have_come_next() -> None:
+def test_the_next_claim_is_named_if_the_kernel_dies() -> None:
     claim = Claims()
 
     def until(checkpoint: str) -> None:

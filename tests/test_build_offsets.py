@@ -81,14 +81,14 @@ def ask(objects: Path) -> BuiltOffsets:
 
 
 @pytest.mark.parametrize("prefix", ["savedcmd", "cmd"])
-def test_the_command_of_the_build_says_the_offsets(objects: Path, prefix: str) -> None:
+def test_the_saved_command_gives_the_offsets(objects: Path, prefix: str) -> None:
     save(objects, f"gcc {FLAGS}   {TAIL}   ; ./tools/objtool/objtool --orc kernel/fork.o", prefix)
     assert ask(objects) == BuiltOffsets(ID, EXPECTED)
     assert not list((objects / "kernel").glob("*.o")), "the kernel's own object was written"
     assert not list((objects / "kernel").glob(".*.d")), "the list of headers was written"
 
 
-def test_the_flags_decide(objects: Path) -> None:
+def test_the_offsets_depend_on_the_flags(objects: Path) -> None:
     """The order of a struct's members can depend on the flags in the saved command."""
     save(objects, f"gcc {FLAGS} -DSHUFFLED {TAIL}")
     assert ask(objects).bytes_to["task_struct.mm"] == 4096 + 24
@@ -101,7 +101,7 @@ def test_a_saved_command_is_split_as_the_shell_would() -> None:
     ]
 
 
-def test_a_member_that_is_gone_is_named(objects: Path) -> None:
+def test_a_missing_member_is_named(objects: Path) -> None:
     header = objects / "include/linux/sched.h"
     header.write_text(header.read_text().replace("*mm", "*memory"))
     save(objects, f"gcc {FLAGS} {TAIL}")
@@ -133,7 +133,7 @@ def compiler(objects: Path, script: str) -> str:
         ('gcc -c -o "$2" -x c /dev/null', "expected 80 bytes in the section .hugepfn_offsets"),
     ],
 )
-def test_what_goes_wrong_is_a_reason_and_no_error(objects: Path, command: str | None, words: str) -> None:
+def test_a_failure_is_stored_as_a_reason(objects: Path, command: str | None, words: str) -> None:
     if command is not None:
         is_script = command.startswith(("true", "kill", "echo", "gcc -c"))
         save(objects, compiler(objects, command) if is_script else command)
@@ -142,7 +142,7 @@ def test_what_goes_wrong_is_a_reason_and_no_error(objects: Path, command: str | 
     assert found == BuiltOffsets(ID, {}, found.problem)
 
 
-def test_a_file_that_is_no_command_and_a_vmlinux_that_is_none(objects: Path) -> None:
+def test_a_malformed_command_file_and_a_malformed_vmlinux(objects: Path) -> None:
     (objects / "kernel/.fork.o.cmd").write_bytes(b"\x7fELF\0\xff garbage")
     assert "cannot be parsed" in ask(objects).problem
     (objects / "vmlinux").write_bytes(b"")
@@ -154,7 +154,7 @@ def kernel(tmp_path: Path) -> KernelImage:
     return KernelImage("tree:here", tmp_path / "vmlinux", ImageKind.VMLINUX, "6.0.0", None, None)
 
 
-def test_what_was_left_is_read_for_the_kernel_that_was_built(kernel: KernelImage) -> None:
+def test_stored_offsets_are_read_only_for_the_same_build(kernel: KernelImage) -> None:
     assert find_offsets(kernel, ID) is None
     for left in (BuiltOffsets(ID, EXPECTED), BuiltOffsets(ID, {}, "why")):
         left.write(kernel.image.parent)
@@ -175,7 +175,7 @@ GARBAGE: list[Any] = [
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
-def test_garbage_is_told(kernel: KernelImage, garbage: Any) -> None:
+def test_garbage_is_an_error(kernel: KernelImage, garbage: Any) -> None:
     path = kernel.image.parent / OFFSETS_FILE
     path.write_text(garbage if isinstance(garbage, str) else json.dumps(garbage))
     found = find_offsets(kernel, ID)
@@ -196,7 +196,7 @@ def facts(kernel: KernelImage) -> Callable[..., KernelFacts]:
     return make
 
 
-def test_walks_use_what_the_build_left(kernel: KernelImage, facts: Callable[..., KernelFacts]) -> None:
+def test_walks_use_the_stored_offsets(kernel: KernelImage, facts: Callable[..., KernelFacts]) -> None:
     BuiltOffsets(ID, EXPECTED).write(kernel.image.parent)
     assert facts().offsets == TaskOffsets(
         tasks=8, pid=32, tgid=36, comm=56, flags=0, mm=24, signal=72, thread_node=40, thread_head=8, pgd=8

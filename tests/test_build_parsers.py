@@ -42,12 +42,12 @@ def test_a_fragment_is_read_with_its_places() -> None:
 
 
 @pytest.mark.parametrize("line", ["CONFIG_X", "CONFIG_X = y", "X=y", "CONFIG_X=y z", 'CONFIG_X="a'])
-def test_a_line_that_means_nothing_is_told_with_its_place(line: str) -> None:
+def test_a_malformed_line_is_reported_with_its_place(line: str) -> None:
     with pytest.raises(UsageError, match=r"f\.config:2: .* is not a request"):
         parse("f.config", f"CONFIG_A=y\n{line}\n")
 
 
-def test_the_last_word_counts_and_what_is_not_so_is_found() -> None:
+def test_the_last_setting_counts_and_unfulfilled_ones_are_found() -> None:
     wanted = merge([parse("a", FRAGMENT), parse("b", "CONFIG_NR=8\nCONFIG_GONE=y\n")])
     config = Kconfig('CONFIG_SMP=y\nCONFIG_NAME="a # b \\"c\\""\nCONFIG_NR=4\nCONFIG_OFF=m\n')
     assert [(each.symbol, each.file) for each in unmet(wanted, config)] == [("NR", "b"), ("OFF", "a"), ("GONE", "b")]
@@ -74,7 +74,7 @@ def test_a_mailbox_gives_its_patches_in_order_without_the_cover_letter() -> None
     assert patches[2].diff.startswith(b"--- a/mm/a.c\n+++ b/mm/a.c\n@@ -3 +3 @@\n-three\n+drei\n")
 
 
-def test_a_plain_diff_is_one_patch_and_words_are_none() -> None:
+def test_a_plain_diff_is_one_patch_and_text_is_none() -> None:
     diff = b"words: before\n\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
     (patch,) = split("x.patch", diff)
     assert patch.name == "x.patch"
@@ -83,7 +83,7 @@ def test_a_plain_diff_is_one_patch_and_words_are_none() -> None:
         split("no.patch", b"From nobody\n--- this is not one\n")
 
 
-def test_where_a_patch_does_not_apply_is_told_by_hunk() -> None:
+def test_a_patch_that_does_not_apply_is_reported_by_hunk() -> None:
     diff = b"--- a/m/a.c\n+++ b/m/a.c\n@@ -1,2 +1 @@\n-x\n y\n@@ -7 +6 @@ int f(void)\n-x\n"
     diff += b"--- a/b.c\n+++ b/b.c\n@@ -7 +7 @@\n"
     patch = Patch("p", diff)
@@ -94,7 +94,7 @@ def test_where_a_patch_does_not_apply_is_told_by_hunk() -> None:
     assert why_not("error: corrupt patch at line 3\n", patch) == "corrupt patch at line 3"
 
 
-def test_a_failed_build_is_file_line_and_the_compilers_words() -> None:
+def test_a_failed_build_has_file_line_and_message() -> None:
     lines = (DATA / "compiler-error.log").read_text().splitlines()
     assert [str(each) for each in diagnostics(lines, "/c/builds/linux-1/src")] == [
         "mm/huge_memory.c:1630: ‘pmdd’ undeclared (first use in this function); did you mean ‘pmd’?",
@@ -121,7 +121,7 @@ WORDS = [
 
 
 @pytest.mark.parametrize(("line", "told"), WORDS)
-def test_every_tools_way_to_complain_is_known(line: str, told: str | None) -> None:
+def test_the_error_format_of_every_tool_is_known(line: str, told: str | None) -> None:
     found = [str(each) for each in diagnostics([line], "/s")]
     assert [each[: len(told or "")] for each in found] == ([told] if told else [])
 
@@ -138,7 +138,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("line", "fault"), FAULTS)
-def test_what_is_this_machines_fault_is_told_apart(line: str, fault: str | None) -> None:
+def test_failures_of_this_machine_are_distinguished(line: str, fault: str | None) -> None:
     assert machine_fault([line]) == fault
 
 
@@ -219,7 +219,7 @@ EXPRESSIONS = [
 
 
 @pytest.mark.parametrize(("expression", "missing"), EXPRESSIONS)
-def test_what_is_missing_for_an_expression(expression: str, missing: list[str]) -> None:
+def test_the_missing_part_of_an_expression(expression: str, missing: list[str]) -> None:
     assert why_false(expression, Kconfig('CONFIG_A=y\nCONFIG_M=m\nCONFIG_N=4\nCONFIG_S="text"\n')) == missing
 
 

@@ -161,7 +161,7 @@ def test_a_folder_is_built_once_and_never_written_to(tree: Tree) -> None:
     assert tree.said == [], "the kernel was built again"
 
 
-def test_offsets_are_left_beside_the_kernel_or_the_reason_why_not(tree: Tree) -> None:
+def test_offsets_or_the_reason_are_stored_beside_the_kernel(tree: Tree) -> None:
     image = tree.build()
     (line,) = [line for line in tree.said if "`walk` will not work" in line]
     assert "kbuild saved no command for kernel/fork.o" in line
@@ -190,7 +190,7 @@ def test_offsets_are_left_beside_the_kernel_or_the_reason_why_not(tree: Tree) ->
     assert found.bytes_to["signal_struct.thread_head"] == 8
 
 
-def test_a_change_builds_what_it_concerns(tree: Tree) -> None:
+def test_a_change_rebuilds_only_dependent_files(tree: Tree) -> None:
     first = tree.build()
     tree.write("mm/b.c", FILES["mm/b.c"].replace("2", "3"))
     second = tree.build()
@@ -202,7 +202,7 @@ def test_a_change_builds_what_it_concerns(tree: Tree) -> None:
     assert compiled(tree.build()) == ["mm/a.o", "mm/b.o", "version.o"], "b.c was restored as well"
 
 
-def test_a_git_tree_as_it_stands_and_at_a_revision(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_git_work_tree_and_a_revision(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     committed = repository.build("HEAD")
     assert compiled(committed) == ALL
     assert repository.build().image == committed.image, "an unchanged work tree is the same kernel as its commit"
@@ -217,7 +217,7 @@ def test_a_git_tree_as_it_stands_and_at_a_revision(repository: Tree, monkeypatch
     assert repository.git("status", "--porcelain").split() == ["M", "mm/a.c", "M", "mm/b.c", "??", "mm/new.h"]
 
 
-def test_a_linked_worktree_is_a_tree_of_its_own(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linked_worktree_is_a_separate_tree(repository: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GIT_DIR")
     repository.git("worktree", "add", "--quiet", "../linked")
     linked = Tree(repository.path.parent / "linked", repository.fragment, [])
@@ -226,7 +226,7 @@ def test_a_linked_worktree_is_a_tree_of_its_own(repository: Tree, monkeypatch: p
     assert linked.build("HEAD").image == repository.build().image
 
 
-def test_only_the_kernels_used_last_are_kept(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_recently_used_kernels_are_kept(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "_KEPT", 2)
     images = []
     for number in (1, 4, 5):
@@ -235,7 +235,7 @@ def test_only_the_kernels_used_last_are_kept(tree: Tree, monkeypatch: pytest.Mon
     assert [image.exists() for image in images] == [False, True, True]
 
 
-def test_patches_go_on_and_off(repository: Tree) -> None:
+def test_patches_are_applied_and_removed(repository: Tree) -> None:
     plain = repository.build()
     spec = f"tree:{repository.path}@HEAD+{repository.patch()}"
     assert Kernel.parse(spec).spec == spec
@@ -265,7 +265,7 @@ def test_a_patch_that_does_not_apply_leaves_nothing_behind(repository: Tree) -> 
     assert repository.build("HEAD").image == plain.image
 
 
-def test_a_build_that_fails_is_file_line_and_words_and_the_next_one_goes_on(tree: Tree) -> None:
+def test_a_failed_build_has_file_line_and_message_and_the_next_one_continues(tree: Tree) -> None:
     tree.write("mm/b.c", '#include "common.h"\nint b = nothing;\n')
     with pytest.raises(KernelBuildError) as caught:
         tree.build()
@@ -277,7 +277,7 @@ def test_a_build_that_fails_is_file_line_and_words_and_the_next_one_goes_on(tree
     assert set(compiled(tree.build())) >= {"mm/b.o"}
 
 
-def test_a_symbol_nobody_defines_and_one_that_is_dropped(tree: Tree) -> None:
+def test_an_undefined_symbol_and_a_dropped_symbol(tree: Tree) -> None:
     tree.fragment.write_text("# what for\nCONFIG_TINY=y\nCONFIG_TYPO=y\n")
     with pytest.raises(UsageError, match=r"f\.config:3: no Kconfig file of tree:.* has a symbol TYPO; use --lax"):
         tree.build()
@@ -297,7 +297,7 @@ def test_a_symbol_nobody_defines_and_one_that_is_dropped(tree: Tree) -> None:
         tree.build()
 
 
-def test_it_is_configured_again_when_kconfig_changes_and_only_then(tree: Tree) -> None:
+def test_it_is_configured_again_only_if_kconfig_changes(tree: Tree) -> None:
     tree.build()
     (objects,) = (TreeOrigin(tree.path).slot.folder / "obj").iterdir()
     tree.write("mm/b.c", FILES["mm/b.c"] + "int c;\n")
@@ -308,7 +308,7 @@ def test_it_is_configured_again_when_kconfig_changes_and_only_then(tree: Tree) -
     assert (objects / "configured").read_text() == "configured\n" * 2
 
 
-def test_another_configuration_has_its_own_objects_and_the_same_source(tree: Tree) -> None:
+def test_another_configuration_has_its_own_objects_but_shares_the_source(tree: Tree) -> None:
     first = tree.build()
     tree.fragment.write_text("CONFIG_TINY=y\nCONFIG_ABSENT=y\n")
     second = tree.build()
@@ -325,7 +325,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("spec", "words"), WRONG)
-def test_what_is_no_source_is_told(repository: Tree, tmp_path: Path, spec: str, words: str) -> None:
+def test_an_invalid_source_is_an_error(repository: Tree, tmp_path: Path, spec: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Kernel.parse(spec.format(tmp=tmp_path, tree=repository.path)).resolve()
 
@@ -335,13 +335,13 @@ def test_a_folder_without_git_has_no_revisions(tree: Tree) -> None:
         tree.build("v6")
 
 
-def test_a_cache_where_kbuild_cannot_work_is_told(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_path_that_kbuild_cannot_use_is_an_error(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tree.path.parent / "a space"))
     with pytest.raises(MachineryError, match="its path has a space or a colon"):
         tree.build()
 
 
-def test_what_is_missing_is_told_before_anything_is_done(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tools_are_reported_first(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MachineryError, match="there is no compiler 'clang-99'"):
         tree.build(cc="clang-99")
     with monkeypatch.context() as patch:
@@ -392,7 +392,7 @@ def ours(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Tree:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_build_after_one_that_was_ended_is_right(ours: Tree, gate: Gate, number: signal.Signals) -> None:
+def test_the_build_after_an_interrupted_one_is_correct(ours: Tree, gate: Gate, number: signal.Signals) -> None:
     process = hugepfn(ours, more=gate.names)
     gate.reached()
     process.send_signal(number)
@@ -415,7 +415,7 @@ def test_the_build_after_one_that_was_ended_is_right(ours: Tree, gate: Gate, num
     assert Kernel.image(out.strip()).resolve().key == image.key, "the kernel differs from that of a fresh build"
 
 
-def test_a_make_that_somebody_ends_is_no_fault_of_the_source(ours: Tree, gate: Gate) -> None:
+def test_a_killed_make_is_not_blamed_on_the_source(ours: Tree, gate: Gate) -> None:
     process = hugepfn(ours, more=gate.names)
     gate.reached()
     make = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/stat") if is_make_of(p, process.pid)]
@@ -434,7 +434,7 @@ def is_make_of(stat: Path, parent: int) -> bool:
     return name.endswith("(make") and int(rest.split()[1]) == parent
 
 
-def test_a_source_that_was_half_updated_is_mended(tree: Tree) -> None:
+def test_a_half_updated_source_is_repaired(tree: Tree) -> None:
     first = tree.build()
     slot = TreeOrigin(tree.path).slot
     # As git leaves it when it is killed in the middle of a checkout.
@@ -451,7 +451,7 @@ def test_a_source_that_was_half_updated_is_mended(tree: Tree) -> None:
     assert tree.build().key == first.key
 
 
-def test_of_two_builds_of_the_same_kernel_one_builds_and_one_waits(ours: Tree, gate: Gate) -> None:
+def test_two_builds_of_the_same_kernel_build_it_once(ours: Tree, gate: Gate) -> None:
     first = hugepfn(ours, more=gate.names)
     gate.reached()
     second = hugepfn(ours, more=gate.names)
@@ -475,7 +475,7 @@ def test_the_command_prints_the_vmlinux_and_how_to_run_it(ours: Tree) -> None:
     assert err.splitlines()[-1].endswith(f"run it with: hugepfn run --kernel {out.strip()}")
 
 
-def test_on_a_terminal_a_bar_counts_the_files(ours: Tree, gate: Gate) -> None:
+def test_a_progress_bar_counts_the_files_on_a_terminal(ours: Tree, gate: Gate) -> None:
     argv = [str(ROOT / "vm.py"), "build", str(ours.path)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **gate.names, "TERM": "xterm", "COLUMNS": "100"}
     with pexpect.spawn(sys.executable, argv, env=env, timeout=60, dimensions=(24, 100)) as child:
@@ -510,7 +510,7 @@ def test_a_full_disk_is_one_line(ours: Tree, tmp_path: Path) -> None:
     assert str(small) in err.splitlines()[-1]
 
 
-def test_ccache_is_used_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ccache_is_used_unless_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CCACHE_DISABLE", raising=False)
     monkeypatch.setattr(tools, "find_command", lambda command: f"/usr/bin/{command}")
     assert tools.make_compiler("gcc-12") == "ccache gcc-12"
@@ -536,7 +536,7 @@ def llvm(folder: Path) -> None:
         (folder / name).chmod(0o755)
 
 
-def test_with_llvm_make_gets_llvm_and_clang(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_gets_llvm_and_clang(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree.write(
         "Makefile", MAKEFILE.replace("vmlinux: $(objects)\n", "vmlinux: $(objects)\n\t@echo uses '$(LLVM)' $(CC)\n")
     )
@@ -554,7 +554,7 @@ def test_with_llvm_make_gets_llvm_and_clang(tree: Tree, tmp_path: Path, monkeypa
     assert "uses 1 clang" in (tree.build(cc="clang", llvm=True).image.parent / "build.log").read_text()
 
 
-def test_without_llvm_one_line_says_what_is_missing(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_llvm_tools_are_named_in_one_line(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools, "find_command", lambda name: None if name in LLVM else find_command(name))
     with pytest.raises(MachineryError) as caught:
         tree.build(llvm=True)

@@ -62,7 +62,7 @@ def test_a_build_that_fails_leaves_nothing(root: Path, error: BaseException) -> 
     assert cache.obtain("kernels", "a", lambda _: None).is_dir()
 
 
-def test_no_room_is_one_line_and_leaves_nothing(root: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(root: Path) -> None:
     def full(folder: Path) -> None:
         (folder / "half").touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -88,7 +88,7 @@ def _build_slowly(ready: Connection, go: Connection) -> None:
     cache.obtain("kernels", "a", build)
 
 
-def test_of_two_processes_one_builds_and_one_waits(root: Path) -> None:
+def test_two_processes_build_an_entry_once(root: Path) -> None:
     ready, child_ready = FORK.Pipe()
     child_go, go = FORK.Pipe()
     builder = FORK.Process(target=_build_slowly, args=(child_ready, child_go))
@@ -112,7 +112,7 @@ def test_of_two_processes_one_builds_and_one_waits(root: Path) -> None:
     assert leftovers(root) == ["a"]
 
 
-def test_what_a_killed_builder_left_is_swept_but_not_a_living_ones(root: Path) -> None:
+def test_leftovers_of_a_killed_builder_are_removed_but_not_those_of_a_living_one(root: Path) -> None:
     ready, child_ready = FORK.Pipe()
     child_go, _go = FORK.Pipe()
     builder = FORK.Process(target=_build_slowly, args=(child_ready, child_go))
@@ -131,7 +131,7 @@ def test_what_a_killed_builder_left_is_swept_but_not_a_living_ones(root: Path) -
     assert leftovers(root) == ["other", "third"]
 
 
-def test_waiting_has_an_end() -> None:
+def test_waiting_for_a_lock_has_a_deadline() -> None:
     with (
         cache.locked("x", "does something"),
         pytest.raises(MachineryError, match="still does something after"),
@@ -140,14 +140,14 @@ def test_waiting_has_an_end() -> None:
         pass
 
 
-def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_cache_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "file/cache"))
     with pytest.raises(MachineryError, match="cannot write to"):
         cache.obtain("kernels", "a", lambda _: None)
 
 
-def test_a_note_is_read_back_and_a_torn_one_is_none(root: Path) -> None:
+def test_a_note_is_read_back_and_a_damaged_one_is_ignored(root: Path) -> None:
     note = root / "notes/a.json"
     assert cache.read_note(note) is None
     cache.write_note(note, {"a": 1})
@@ -156,7 +156,7 @@ def test_a_note_is_read_back_and_a_torn_one_is_none(root: Path) -> None:
     assert cache.read_note(note) is None
 
 
-def test_a_command_that_fails_says_its_first_useful_words() -> None:
+def test_a_failed_command_reports_its_first_useful_line() -> None:
     with pytest.raises(MachineryError, match=r"sh failed \(exit status 3\): no such thing$"):
         run(["sh", "-c", "echo 'W: noise' >&2; echo 'E: no such thing' >&2; exit 3"], timeout_s=20)
     with pytest.raises(MachineryError, match="no space left for sh"):
@@ -167,7 +167,7 @@ def test_a_command_that_fails_says_its_first_useful_words() -> None:
 
 
 @pytest.mark.parametrize("ends_early", [False, True])
-def test_a_command_that_was_followed_leaves_no_pipe_open(tmp_path: Path, ends_early: bool) -> None:
+def test_a_followed_command_leaves_no_pipe_open(tmp_path: Path, ends_early: bool) -> None:
     """Python does not warn about an "unclosed file", whichever way the command ended."""
 
     def on_line(_line: str) -> None:
@@ -243,14 +243,14 @@ def umask() -> Iterator[None]:
 
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("kind", ["kept", "templates"])
-def test_a_guests_memory_is_nobody_elses_business(kind: str) -> None:
+def test_only_the_user_can_read_a_guests_memory(kind: str) -> None:
     entry = cache.obtain(kind, "one", lambda folder: (folder / "ram").touch())
     assert [path.stat().st_mode & 0o777 for path in (cache.root(), entry.parent, entry)] == [0o700] * 3
 
 
 @pytest.mark.usefixtures("umask")
 @pytest.mark.parametrize("look", [lambda kind: cache.find(kind, "one"), cache.entries])
-def test_what_an_older_version_left_open_is_closed(look: Callable[[str], object]) -> None:
+def test_permissions_left_by_an_older_version_are_fixed(look: Callable[[str], object]) -> None:
     for kind in ("kept", "templates"):
         old = cache.root() / kind / "one"
         old.mkdir(parents=True)
@@ -260,7 +260,7 @@ def test_what_an_older_version_left_open_is_closed(look: Callable[[str], object]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="giving a folder away takes root")
-def test_machines_of_somebody_else_are_not_restored() -> None:
+def test_machines_of_another_user_are_not_restored() -> None:
     folder = cache.root() / "templates"
     folder.mkdir(parents=True)
     os.chown(folder, 65534, 65534)
@@ -268,14 +268,14 @@ def test_machines_of_somebody_else_are_not_restored() -> None:
         cache.obtain("templates", "one", lambda _folder: None)
 
 
-def test_a_cache_that_everybody_may_write_to_is_refused() -> None:
+def test_a_world_writable_cache_is_refused() -> None:
     cache.root().mkdir(parents=True)
     cache.root().chmod(0o777)
     with pytest.raises(MachineryError, match=r"run `chmod o-w .*`"):
         cache.obtain("programs", "one", lambda _folder: None)
 
 
-def test_what_another_user_may_have_made_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_another_user_may_have_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = cache.obtain("kernels", "one", lambda _folder: None).parent
     cache.root().chmod(0o1777)  # the mode of a new tmpfs
     assert cache.find("kernels", "one") == folder / "one"
@@ -289,7 +289,7 @@ def test_what_another_user_may_have_made_is_not_taken(monkeypatch: pytest.Monkey
     assert cache.find("kernels", "two") is None
 
 
-def test_what_is_in_a_cache_without_the_sticky_bit_is_not_taken() -> None:
+def test_entries_in_a_cache_without_the_sticky_bit_are_refused() -> None:
     cache.obtain("kernels", "one", lambda _folder: None)
     cache.root().chmod(0o777)
     with pytest.raises(MachineryError, match=r"run `chmod o-w .*`"):

@@ -62,7 +62,7 @@ def test_parts_are_shown_by_size(hugepfn: Command, root: Path) -> None:
     assert rows[0].rstrip().endswith(CONTENTS["kernels"])
 
 
-def test_holes_take_no_room() -> None:
+def test_holes_do_not_count_as_size() -> None:
     def sparse(folder: Path) -> None:
         with (folder / "ram").open("wb") as file:
             file.truncate(1 << 30)
@@ -82,7 +82,7 @@ def test_holes_take_no_room() -> None:
         (("--older-than", "1w"), {"kernels", "templates", "kept", "builds"}),
     ],
 )
-def test_what_is_cleaned(hugepfn: Command, root: Path, args: tuple[str, ...], left: set[str]) -> None:
+def test_which_parts_are_cleaned(hugepfn: Command, root: Path, args: tuple[str, ...], left: set[str]) -> None:
     for kind in ("kernels", "templates", "kept"):
         unused(kind, "a")
     unused("kept", "old", days=30)
@@ -97,7 +97,7 @@ def test_what_is_cleaned(hugepfn: Command, root: Path, args: tuple[str, ...], le
     assert {part.name for part in parts() if part.entries} == left
 
 
-def test_a_folder_for_builds_is_as_old_as_what_is_in_it(root: Path) -> None:
+def test_a_build_folder_is_as_old_as_its_newest_file(root: Path) -> None:
     slot = root / "builds/linux-1"
     slot.mkdir(parents=True)
     (slot / "index").touch()
@@ -105,7 +105,7 @@ def test_a_folder_for_builds_is_as_old_as_what_is_in_it(root: Path) -> None:
     assert entry_of(slot).used_at > time.time() - DAY_S
 
 
-def test_what_this_process_uses_stays_until_it_ends() -> None:
+def test_entries_in_use_by_this_process_stay_until_it_ends() -> None:
     entry = cache.obtain("kernels", "a", write(4))
     assert not remove(entry_of(entry))
     assert cache.find("kernels", "a") == entry
@@ -115,7 +115,7 @@ def test_what_this_process_uses_stays_until_it_ends() -> None:
     assert cache.find("kernels", "a") is None
 
 
-def test_what_another_process_uses_stays(hugepfn: Command) -> None:
+def test_entries_in_use_by_another_process_stay(hugepfn: Command) -> None:
     entry = unused("built", "a")
     use = "import sys; from pathlib import Path; from harness.host import cache; cache.use_path(Path(sys.argv[1]))"
     child = subprocess.Popen(
@@ -135,7 +135,7 @@ def test_what_another_process_uses_stays(hugepfn: Command) -> None:
     assert not entry.exists()
 
 
-def test_what_is_being_built_stays() -> None:
+def test_entries_that_are_being_built_stay() -> None:
     built: list[bool] = []
 
     def build(folder: Path) -> None:
@@ -148,7 +148,7 @@ def test_what_is_being_built_stays() -> None:
 
 
 @pytest.mark.parametrize("lock", ["builds.linux-1", "builds.linux-1.import"])
-def test_a_slot_stays_while_somebody_has_one_of_its_locks(root: Path, lock: str) -> None:
+def test_a_slot_stays_while_one_of_its_locks_is_held(root: Path, lock: str) -> None:
     slot = root / "builds/linux-1"
     slot.mkdir(parents=True)
     with cache.locked(lock, "reads a source"):
@@ -159,7 +159,7 @@ def test_a_slot_stays_while_somebody_has_one_of_its_locks(root: Path, lock: str)
     assert remove(entry_of(slot))
 
 
-def test_what_a_dead_builder_left_goes(root: Path) -> None:
+def test_leftovers_of_a_dead_builder_are_removed(root: Path) -> None:
     leftover = root / "built/.a.tmp-1234"
     leftover.mkdir(parents=True)
     with cache.locked("built.a", "builds"):
@@ -168,7 +168,7 @@ def test_what_a_dead_builder_left_goes(root: Path) -> None:
     assert not leftover.exists()
 
 
-def test_an_entry_that_is_just_removed_is_not_found_and_made_again() -> None:
+def test_an_entry_that_is_being_removed_is_not_found_and_is_made_again() -> None:
     entry = unused("kernels", "a")
     with (entry / ".complete").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -180,7 +180,7 @@ def test_an_entry_that_is_just_removed_is_not_found_and_made_again() -> None:
     assert not remove(entry_of(entry)), "the new entry is in use, as the old one was"
 
 
-def test_use_is_noted_and_looking_is_not() -> None:
+def test_use_is_recorded_but_listing_is_not() -> None:
     entry = unused("kernels", "a", days=9)
     cache.has("kernels", "a")
     assert entry_of(entry).used_at < time.time() - 8 * DAY_S
@@ -197,7 +197,7 @@ def test_use_is_noted_and_looking_is_not() -> None:
         (("--older-than", "soon"), "'soon'; expected a number of hours, days or weeks: 12h, 14d, 2w"),
     ],
 )
-def test_what_cannot_be_cleaned(hugepfn: Command, args: tuple[str, ...], words: str) -> None:
+def test_parts_that_cannot_be_cleaned(hugepfn: Command, args: tuple[str, ...], words: str) -> None:
     unused("kernels", "a")
     done = hugepfn("cache", "clean", *args)
     assert done.status == 2

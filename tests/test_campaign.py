@@ -64,7 +64,7 @@ def write_events(*events: RunEvent) -> str:
     return EVENTS + "".join(f"print({encode(event)!r}, file=events, flush=True)\n" for event in events)
 
 
-def test_a_run_is_what_the_child_wrote_and_its_events_are_told(child: Path) -> None:
+def test_a_run_has_the_childs_results_and_its_events_are_passed_on(child: Path) -> None:
     told: list[RunEvent] = [Compiled("mm/memory.o", 7, 900, 1.5), TestStarted("test_fork[pud]"), TestEnded(PASSED)]
     child.write_text(write_results(PASSED, SKIPPED) + "print('fork pud: passed')\n" + write_events(*told))
     said: list[RunEvent] = []
@@ -74,7 +74,7 @@ def test_a_run_is_what_the_child_wrote_and_its_events_are_told(child: Path) -> N
     assert said == told, "what the child prints for people is not passed on"
 
 
-def test_why_a_child_has_no_results_is_in_its_last_event(child: Path) -> None:
+def test_a_child_without_results_gives_the_reason_in_its_last_event(child: Path) -> None:
     words = "no kernel matches debian:6.99"
     child.write_text("import sys\n" + write_events(RunEnded(ExitCode.USAGE, words)) + "sys.exit(2)\n")
     assert run_kernel("debian:6.99", [Selected(None, "fork")], RunOptions()).context[TROUBLE] == words
@@ -86,7 +86,7 @@ def test_a_child_whose_events_are_garbage_is_an_error(child: Path) -> None:
         run_kernel("debian:6.12", [Selected(None, "fork")], RunOptions())
 
 
-def test_the_child_is_given_the_options(child: Path) -> None:
+def test_the_child_gets_the_options(child: Path) -> None:
     child.write_text(write_results(PASSED))
     options = RunOptions(
         MachineConfig(smp=2, append=("pti=on", "no5lvl"), modules=Path("/m"), boot_timeout_s=9, guest="host"),
@@ -103,7 +103,7 @@ def test_the_child_is_given_the_options(child: Path) -> None:
     assert "--modules=/m" not in run_kernel("debian:6.12", [], options).context["argv"]
 
 
-def test_the_child_shows_its_log_where_we_do(child: Path, tmp_path: Path) -> None:
+def test_the_child_shows_its_log_on_our_standard_error(child: Path, tmp_path: Path) -> None:
     logging_child = "import logging\nfrom harness import logs\nlogs.show_as_parent()\n"
     child.write_text(f"{logging_child}logging.getLogger('hugepfn.x').debug('of the child')\n{write_results(PASSED)}")
     with (tmp_path / "log").open("w") as log:
@@ -127,13 +127,13 @@ def test_the_child_shows_its_log_where_we_do(child: Path, tmp_path: Path) -> Non
         ("", "no results"),
     ],
 )
-def test_a_child_that_fails_is_trouble_with_its_words_and_no_exception(child: Path, script: str, trouble: str) -> None:
+def test_a_failed_child_is_recorded_as_trouble(child: Path, script: str, trouble: str) -> None:
     child.write_text(script)
     run = run_kernel("debian:6.1", [], RunOptions())
     assert (run.results, run.context[TROUBLE]) == ((), trouble)
 
 
-def test_a_child_that_is_killed_after_its_results_keeps_them_and_says_so(child: Path) -> None:
+def test_a_child_killed_after_its_results_keeps_them_and_is_reported(child: Path) -> None:
     child.write_text(write_results(PASSED) + "import os; os.kill(os.getpid(), 11)\n")
     run = run_kernel("debian:6.1", [], RunOptions())
     assert run.results == (PASSED,)
@@ -141,7 +141,7 @@ def test_a_child_that_is_killed_after_its_results_keeps_them_and_says_so(child: 
 
 
 @pytest.mark.parametrize("status", [1, 2, 3])
-def test_a_child_whose_status_is_not_that_of_its_results_has_lost_some(child: Path, status: int) -> None:
+def test_a_child_with_an_unexpected_status_has_lost_results(child: Path, status: int) -> None:
     child.write_text(write_results(PASSED) + f"sys.exit({status})\n")
     run = run_kernel("debian:6.1", [], RunOptions())
     assert run.results == (PASSED,)
@@ -151,14 +151,14 @@ def test_a_child_whose_status_is_not_that_of_its_results_has_lost_some(child: Pa
     assert TROUBLE not in run_kernel("debian:6.1", [], RunOptions(strict=True)).context
 
 
-def test_a_child_that_was_interrupted_interrupts(child: Path) -> None:
+def test_an_interrupted_child_interrupts_the_campaign(child: Path) -> None:
     child.write_text("import sys; sys.exit(130)")
     with pytest.raises(KeyboardInterrupt):
         run_kernel("debian:6.1", [], RunOptions())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_child_ends_with_its_parent(tmp_path: Path, number: signal.Signals) -> None:
     """The child holds a pipe open until it ends, so the end of the pipe shows that it has ended."""
     (tmp_path / "vm.py").write_text("import signal, sys\n" + write_events(Note("up")) + "signal.pause()\n")
     reader, writer = os.pipe()
@@ -191,7 +191,7 @@ def test_whatever_ends_us_ends_the_child(tmp_path: Path, number: signal.Signals)
 # --- the kernels -----------------------------------------------------------------------------------
 
 
-def test_all_stock_is_the_newest_of_each_series_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_stock_is_the_newest_of_each_series_and_names_incomplete_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     offers = [Offer("i", f"{v}-1", v, "sid", v) for v in ("6.12.1", "6.12.9", "6.1.4")]
     offers.append(Offer("linux-image-7.0.1", "7.0.1-1", "7.0.1", "sid", "7.0.1", gone=("linux-modules-7.0.1",)))
     monkeypatch.setattr(kernels, "available", lambda *_, **__: offers)
@@ -253,7 +253,7 @@ def test_a_narrow_terminal_gets_the_columns_in_blocks() -> None:
     )
 
 
-def test_what_differs_is_printed_with_both_entries() -> None:
+def test_a_difference_is_printed_with_both_entries() -> None:
     runs = (run_of(observation("P W D", 0xC3)), run_of(observation("P SAVED_DIRTY", 1 << 58 | 0x81)))
     lines = [line.plain for line in report_lines(Comparison(("debian:6.12", "./bzImage"), runs, compare_runs(*runs)))]
     assert lines == [

@@ -34,7 +34,7 @@ def said(path: Path, script: str) -> None:
     path.chmod(0o755)
 
 
-def test_what_b4_fetches_goes_the_way_of_an_mbox(b4: Path, tmp_path: Path) -> None:
+def test_fetched_patches_are_read_as_an_mbox(b4: Path, tmp_path: Path) -> None:
     said(b4, f"echo $@ >{tmp_path}/argv; echo 'Looking up' >&2; cat {SERIES}")
     mbox = fetch(MAIL, tmp_path)
     assert (tmp_path / "argv").read_text() == f"am -T -o - {MAIL}\n"
@@ -70,20 +70,22 @@ def test_the_command(b4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ([], "give BASE..TIP, --mbox FILE or --b4 MSGID"),
     ],
 )
-def test_words_that_make_no_sense(b4: Path, capfd: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused(
+    b4: Path, capfd: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     said(b4, "exit 9")
     with pytest.raises(SystemExit) as ended:
         cli.main(["series", "debsrc:6.12", *words])
     assert (ended.value.code, message in capfd.readouterr().err) == (2, True)
 
 
-def test_an_option_is_no_message_id(tmp_path: Path) -> None:
+def test_an_option_is_not_taken_as_a_message_id(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         fetch("--outdir=/@", tmp_path)
 
 
 @pytest.mark.usefixtures("b4")
-def test_without_b4(tmp_path: Path) -> None:
+def test_missing_b4_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MachineryError, match=r"^--b4 needs b4; install it with: pip install 'hugepfn\[b4\]'"):
         fetch(MAIL, tmp_path)
 

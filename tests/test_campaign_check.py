@@ -96,7 +96,7 @@ def ended(args: list[str]) -> object:
         ({"run": KeyboardInterrupt()}, 128, "interrupted"),
     ],
 )
-def test_the_exit_status_is_what_git_understands(
+def test_the_exit_status_is_the_one_that_git_expects(
     world: Callable[..., None], capfd: pytest.CaptureFixture[str], what: dict[str, Any], status: int, words: str
 ) -> None:
     world(**what)
@@ -121,7 +121,7 @@ def test_the_exit_status_is_what_git_understands(
         (F, "zap=fail", 128, "'zap=fail' is expected of no test that was selected; these were: fork"),
     ],
 )
-def test_what_was_expected_is_good_and_what_did_not_happen_is_bad(
+def test_an_expected_failure_is_good_and_an_unmet_expectation_is_bad(
     world: Callable[..., None], capfd: pytest.CaptureFixture[str], outcome: Outcome, said: str, status: int, words: str
 ) -> None:
     world(run=Run((result(outcome),)))
@@ -130,5 +130,5 @@ def test_what_was_expected_is_good_and_what_did_not_happen_is_bad(
 
 
 @pytest.mark.parametrize("args", [[], ["/tree"], ["/tree", "fork:p4d"], ["/tree", "fork", "--smp=9"], ["--what"]])
-def test_bad_words_never_make_a_bad_commit(args: list[str]) -> None:
+def test_invalid_arguments_never_make_a_bad_commit(args: list[str]) -> None:
     assert ended(args) == 128

@@ -98,7 +98,7 @@ def test_the_table_and_the_exit_status(
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
 @pytest.mark.parametrize(("command", "good"), [(MATRIX, P), (COMPARE, P)])
-def test_a_file_that_is_lost_takes_no_verdict_away(
+def test_a_file_that_cannot_be_written_does_not_change_the_verdict(
     hugepfn: Command, suite: Suite, tmp_path: Path, command: tuple[str, ...], good: Outcome, option: str
 ) -> None:
     other = tmp_path / "other"
@@ -124,7 +124,7 @@ def test_the_page_has_the_commands_that_made_it_and_that_run_a_case_again(
 
 
 @pytest.mark.parametrize("command", [MATRIX, COMPARE])
-def test_an_address_that_is_none_leaves_nothing_behind(
+def test_an_invalid_source_url_leaves_nothing_behind(
     hugepfn: Command, suite: Suite, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     done = hugepfn(*command, "--html", str(tmp_path / "out.html"), "--source-url", "elixir")
@@ -133,7 +133,7 @@ def test_an_address_that_is_none_leaves_nothing_behind(
     assert "--source-url 'elixir'; expected an address such as https://" in done.err
 
 
-def test_a_kernel_that_comes_to_nothing_does_not_stop_the_next(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
+def test_a_failed_kernel_does_not_stop_the_next(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
     suite.answers = {"debian:6.1": [Run((), {TROUBLE: "QEMU is gone"})], "debian:6.12": [P]}
     file = tmp_path / "out.json"
     done = hugepfn(*MATRIX, "--json", str(file), "--html", str(tmp_path / "out.html"))
@@ -156,7 +156,7 @@ def test_repeats_name_the_flakes(hugepfn: Command, suite: Suite) -> None:
     assert done.status == 1
 
 
-def test_ctrl_c_at_the_very_line_that_tells_of_a_kernel_loses_nothing(
+def test_ctrl_c_while_a_kernel_is_reported_loses_nothing(
     hugepfn: Command, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite.answers = {"debian:6.1": [P], "debian:6.12": [P]}
@@ -173,7 +173,7 @@ def test_ctrl_c_at_the_very_line_that_tells_of_a_kernel_loses_nothing(
     assert done.out.splitlines()[1] == "fork pud  pass  ? 1"
 
 
-def test_what_was_found_before_ctrl_c_is_told_and_written(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
+def test_results_before_ctrl_c_are_shown_and_written(hugepfn: Command, suite: Suite, tmp_path: Path) -> None:
     suite.answers = {"debian:6.1": [P], "debian:6.12": [KeyboardInterrupt()]}
     file = tmp_path / "out.json"
     done = hugepfn(*MATRIX, "--json", str(file))
@@ -183,7 +183,7 @@ def test_what_was_found_before_ctrl_c_is_told_and_written(hugepfn: Command, suit
     assert json.loads(file.read_text())["interrupted"] is True
 
 
-def test_the_mirror_s_failure_is_the_kernel_s_column(
+def test_a_failure_of_the_mirror_is_shown_in_the_kernels_column(
     hugepfn: Command, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -206,7 +206,7 @@ def test_the_mirror_s_failure_is_the_kernel_s_column(
         (("compare", "debian:6.1", "fedora:40"), "there is no kernel 'fedora:40'"),
     ],
 )
-def test_what_is_not_understood_is_told_before_anything_runs(
+def test_invalid_arguments_are_refused_before_anything_runs(
     hugepfn: Command, suite: Suite, args: tuple[str, ...], words: str
 ) -> None:
     done = hugepfn(*args)
@@ -242,7 +242,7 @@ def test_the_same_or_different(
     assert (tmp_path / "out.html").read_text().startswith("<!DOCTYPE html>")
 
 
-def test_an_answer_that_changes_from_run_to_run_is_no_difference(hugepfn: Command, suite: Suite) -> None:
+def test_an_outcome_that_varies_between_runs_is_no_difference(hugepfn: Command, suite: Suite) -> None:
     suite.answers = {"debian:6.1": [P, P], "debian:6.12": [F, P]}
     done = hugepfn(*COMPARE)
     assert done.status == 0
@@ -250,7 +250,7 @@ def test_an_answer_that_changes_from_run_to_run_is_no_difference(hugepfn: Comman
     assert len(suite.asked) == 4, "no third round if nothing differs any more"
 
 
-def test_an_answer_of_the_other_side_in_another_round_counts_too(hugepfn: Command, suite: Suite) -> None:
+def test_an_outcome_that_both_kernels_show_is_no_difference(hugepfn: Command, suite: Suite) -> None:
     """Each round alone differs, but both kernels give both answers."""
     suite.answers = {"debian:6.1": [P, F], "debian:6.12": [F, P]}
     assert hugepfn(*COMPARE, "--confirm", "1").status == 0
@@ -258,7 +258,7 @@ def test_an_answer_of_the_other_side_in_another_round_counts_too(hugepfn: Comman
     assert hugepfn(*COMPARE, "--confirm", "0").status == 1
 
 
-def test_nothing_is_known_where_one_side_is_an_error(hugepfn: Command, suite: Suite) -> None:
+def test_an_error_on_one_side_is_not_compared(hugepfn: Command, suite: Suite) -> None:
     suite.answers = {"debian:6.1": [P], "debian:6.12": [E]}
     done = hugepfn(*COMPARE)
     assert done.status == 3
@@ -272,7 +272,7 @@ def test_a_side_without_results_ends_the_comparison(hugepfn: Command, suite: Sui
     assert done.err.splitlines()[-1] == "hugepfn: debian:6.12: QEMU is gone"
 
 
-def test_only_what_differs_is_run_again(hugepfn: Command, suite: Suite) -> None:
+def test_only_differing_cases_are_run_again(hugepfn: Command, suite: Suite) -> None:
     def run(bits: tuple[str, ...]) -> Run:
         seen = Observation("forked", "child", "bar", 0, "pud", 1, bits, "bar+0x0", None)
         return Run((ScenarioResult("fork", "pud", P, "", (), (seen,)), ScenarioResult("calibrate_anon", "pte", P)))
@@ -346,7 +346,7 @@ def test_a_comparison_whose_second_kernel_changes_on_purpose(
 
 
 @pytest.mark.parametrize("command", [MATRIX, COMPARE])
-def test_an_expectation_that_no_test_is_about_runs_nothing(
+def test_an_expectation_without_a_test_is_refused(
     hugepfn: Command, suite: Suite, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "expected").write_text("# one\nfork:p4d=fail\n")

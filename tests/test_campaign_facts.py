@@ -66,20 +66,20 @@ def ledger(text: str = LIST) -> list[KnownBug]:
 # --- conclusions -----------------------------------------------------------------------------------
 
 
-def test_present_and_absent_with_the_day_on_which_it_was_first_seen_so() -> None:
+def test_present_and_absent_have_the_date_of_the_first_result() -> None:
     first = sightings(table(run(OLD, {"fork": BUG}, DAY)), ledger(), Facts())
     assert first == {"HP-001": Sightings({OLD: DAY})}
     both = table(run(OLD, {"fork": BUG}), run(NEW, {"fork": PASS}))
     assert sightings(both, ledger(), Facts(bugs=first)) == {"HP-001": Sightings({OLD: DAY}, {NEW: LATER})}
 
 
-def test_a_kernel_that_is_measured_again_may_turn() -> None:
+def test_a_new_measurement_may_change_the_result() -> None:
     before = Facts(bugs={"HP-001": Sightings({OLD: DAY})})
     assert sightings(table(run(OLD, {"fork": PASS})), ledger(), before)["HP-001"] == Sightings({}, {OLD: LATER})
 
 
 @pytest.mark.parametrize("outcome", [SKIP, Outcome.FAILED, Outcome.ERROR])
-def test_what_did_not_pass_says_nothing(outcome: Outcome) -> None:
+def test_only_a_pass_means_absent(outcome: Outcome) -> None:
     assert sightings(table(run(NEW, {"fork": outcome})), ledger(), Facts())["HP-001"] == Sightings()
     assert sightings(table(run(NEW, {"exit": PASS})), ledger(), Facts())["HP-001"] == Sightings()
 
@@ -91,7 +91,7 @@ def test_a_bug_that_another_may_hide_is_not_absent() -> None:
 
 
 @pytest.mark.parametrize("more", ["sometimes = true", 'config = ["DEBUG_VM"]'])
-def test_one_pass_says_nothing_of_a_race_or_of_a_kernel_configured_otherwise(more: str) -> None:
+def test_one_pass_proves_nothing_for_a_race_or_another_configuration(more: str) -> None:
     one = ledger(ENTRY.format(id="HP-001", scenario="fork", more=more))
     before = Facts(bugs={"HP-001": Sightings({OLD: DAY})})
     assert sightings(table(run(OLD, {"fork": PASS})), one, before)["HP-001"] == Sightings({OLD: DAY})
@@ -160,7 +160,7 @@ def texts(tree: Path) -> dict[str, str]:
     return {str(path.relative_to(tree)): path.read_text() for path in tree.rglob("*") if path.is_file()}
 
 
-def test_a_bug_that_is_mended_in_a_series(tree: Path) -> None:
+def test_a_bug_that_is_fixed_in_a_series(tree: Path) -> None:
     assert "fork pud  bug HP-001 1  bug HP-001 1" in (tree / "docs" / "matrix.md").read_text()
     said = write(results(run(NEW, {"fork": PASS}), run("7.3.4", {"fork": BUG})), [], tree)
     assert said == [
@@ -191,7 +191,7 @@ def test_the_same_results_change_nothing_but_the_date(tree: Path) -> None:
     assert texts(tree)["docs/matrix.md"] != before["docs/matrix.md"], "the date must change"
 
 
-def test_kernels_that_come_and_go_and_cases_that_are_new(tree: Path) -> None:
+def test_new_and_removed_kernels_and_new_cases(tree: Path) -> None:
     said = write(results(run(OLD, {"fork": BUG, "exit": PASS}), run("7.4.1", {"fork": Outcome.FAILED})), [], tree)
     assert said == [
         "kernel 7.4.1: a new series",
@@ -201,7 +201,7 @@ def test_kernels_that_come_and_go_and_cases_that_are_new(tree: Path) -> None:
     ]
 
 
-def test_what_was_seen_elsewhere_counts_for_bugs_alone(tree: Path) -> None:
+def test_other_runs_count_for_bugs_only(tree: Path) -> None:
     built = run("7.4.1", {"fork": BUG})
     said = write(results(run(OLD, {"fork": BUG}), run("7.3.4", {"fork": BUG})), [results(built)], tree)
     assert said == ["HP-001 on 7.4.1: present"]
@@ -210,7 +210,7 @@ def test_what_was_seen_elsewhere_counts_for_bugs_alone(tree: Path) -> None:
     assert list(facts.kernels) == [OLD, "7.3.4"]
 
 
-def test_a_race_that_shows_or_does_not_is_no_change(tree: Path) -> None:
+def test_a_race_that_does_not_always_show_is_no_change(tree: Path) -> None:
     (tree / "guest_tests" / "known_bugs.toml").write_text(
         ENTRY.format(id="HP-001", scenario="fork", more="sometimes = true")
     )
@@ -229,7 +229,7 @@ def test_a_kernel_without_results_is_not_written_down(tree: Path) -> None:
     assert texts(tree) == before
 
 
-def test_a_day_without_the_samples_series_and_without_bugs(tree: Path) -> None:
+def test_without_the_series_of_the_sample_and_without_bugs(tree: Path) -> None:
     before = (tree / "README.md").read_text()
     write(results(run("7.4.1", {"fork": PASS})), [], tree)
     after = (tree / "README.md").read_text()
@@ -237,7 +237,7 @@ def test_a_day_without_the_samples_series_and_without_bugs(tree: Path) -> None:
     assert "1 so far, each with the command that shows it.\n<!-- facts:end -->" in after
 
 
-def test_a_mark_that_nobody_writes_is_refused() -> None:
+def test_an_unknown_mark_is_refused() -> None:
     known = Known(Facts(), Grid((), {}), ())
     with pytest.raises(UsageError, match="README: facts:begin date is not a known piece"):
         fill("<!-- facts:begin date --><!-- facts:end -->", known, "README")
@@ -263,7 +263,7 @@ def test_a_command_names_a_kernel_that_has_the_bug(kernel: str, shows: bool) -> 
     assert command_shows(f"hugepfn run fork --kernel {kernel}", seen) is shows
 
 
-def test_a_bug_that_no_kernel_of_today_has_keeps_an_older_one() -> None:
+def test_a_bug_without_a_current_kernel_keeps_its_command() -> None:
     (bug,) = ledger()
     facts = Facts(None, {NEW: "x"}, {"HP-001": Sightings({OLD: DAY}, {NEW: DAY})})
     assert mended_command(bug, facts) == "hugepfn run fork --level pud --kernel debian:6.12.117"
@@ -291,7 +291,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return specs
 
 
-def test_an_interrupted_run_goes_on_where_it_was(ran: list[str]) -> None:
+def test_an_interrupted_run_is_continued(ran: list[str]) -> None:
     nothing = RunsByKernel({}, {})
     with pytest.raises(KeyboardInterrupt):
         command.collect(("all-stock",), RunOptions(), 1, nothing, offline=False)

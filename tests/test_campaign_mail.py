@@ -63,7 +63,7 @@ def test_a_change_of_a_series_has_the_patch_and_the_entries() -> None:
     assert len(everything) == 11, "a terminal shows every entry"
 
 
-def test_no_line_is_wider_than_a_mail_and_the_command_stays_one() -> None:
+def test_lines_have_at_most_72_columns_and_the_command_stays_valid() -> None:
     command = f"{COMMAND} {' '.join(f'--append=word{number}' for number in range(9))}"
     text = mail.mail(["word " * 40, "    indented " + "x" * 60 + " " + "y" * 60], run(GOOD), command)
     assert max(map(len, text.splitlines())) <= mail.COLUMNS

@@ -98,7 +98,7 @@ def test_a_cell_has_claims_log_and_entries_with_what_changed() -> None:
     assert (bits[0], bits[6], bits[7], bits[58], bits[63]) == ("P", "D", "PSE", "SAVED_DIRTY", "NX")
 
 
-def test_repeats_that_agree_are_stored_once_and_flakes_all() -> None:
+def test_equal_repeats_are_stored_once_and_flakes_completely() -> None:
     failed = Run((ScenarioResult("fork", "pud", Outcome.FAILED, "x"),))
     same = Column("a", (run_of(), run_of()))
     flaky = Column("b", (run_of(), failed))
@@ -106,7 +106,7 @@ def test_repeats_that_agree_are_stored_once_and_flakes_all() -> None:
     assert [len(cell["runs"]) for cell in page.data["cells"][0]] == [1, 2]
 
 
-def test_the_page_of_a_comparison_has_only_what_differs_marked_against_the_other() -> None:
+def test_a_comparison_shows_only_differences_with_marked_bits() -> None:
     same = ScenarioResult("zap", None, Outcome.PASSED)
     broken = Claim("keeps W", Outcome.FAILED, "copy_huge_pud()", "W=0")
     before, after = run_of(observation("P W", 0x83)), run_of(observation("P", 0x81), claims=(broken,))
@@ -156,7 +156,7 @@ def test_a_page_says_how_it_was_made() -> None:
     assert "<code>hugepfn matrix -k &#x27;&lt;x&gt;&#x27;</code>" in text
 
 
-def test_a_series_has_the_subjects_and_what_changes() -> None:
+def test_a_series_has_the_subjects_and_the_changes() -> None:
     failed = Run((ScenarioResult("fork", "pud", Outcome.FAILED, "why"),))
     page = Page(series_of(Column("", (run_of(),)), Column("", (failed,)), subject=EVIL))
     assert [(one["name"], one["subject"]) for one in page.data["columns"]] == [("base", "debsrc:6.12"), ("1/1", EVIL)]
@@ -174,7 +174,7 @@ def test_the_text_for_a_mail_has_72_columns() -> None:
     assert "".join("".join(made).split()) == "".join("".join(lines).split())
 
 
-def test_the_command_that_runs_a_case_of_one_s_own_again_has_its_file() -> None:
+def test_the_command_for_a_users_case_has_its_file() -> None:
     file = "/home/me/test_mine.py"
     results = (
         ScenarioResult("mine[thp]", "pmd", Outcome.PASSED, file=file),

@@ -123,7 +123,7 @@ def other(seen: Observation, where: Callable[[Shape, str], bool]) -> See:
     return lambda shape, program, args: [seen] if where(shape, program) else sound(shape, program, args)
 
 
-def test_witnesses_that_disagree() -> None:
+def test_disagreeing_witnesses_fail() -> None:
     error = MachineryError("the walk and pagemap disagree, so the walk proves nothing: page 3")
     lab = FakeLab(see=raising(error, lambda shape, program: program == "calibrate" and shape == Shape()))
     failed = [one for one in look(lab) if one.state is State.FAILED]
@@ -131,7 +131,7 @@ def test_witnesses_that_disagree() -> None:
     assert failed[0].found == str(error)
 
 
-def test_a_level_that_the_walk_does_not_find() -> None:
+def test_a_missing_level_fails() -> None:
     small = entry("pte")
     lab = FakeLab(see=lambda shape, program, args: [small] if "--level=pmd" in args else sound(shape, program, args))
     failed = [one for one in look(lab) if one.what == "fork"]
@@ -139,26 +139,26 @@ def test_a_level_that_the_walk_does_not_find() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_clone_that_is_not_as_a_boot(shape: Shape) -> None:
+def test_a_clone_that_differs_from_a_boot_fails(shape: Shape) -> None:
     booted = replace(shape, clone=False)
     failed = only_failure(FakeLab(see=other(entry(bits="P U A", raw=0x25), lambda where, _program: where == booted)))
     assert failed.what == f"clone, {shape}"
     assert "a clone and a boot differ" in failed.found
 
 
-def test_a_machine_that_is_not_as_the_others() -> None:
+def test_a_machine_that_differs_from_the_others_fails() -> None:
     lab = FakeLab(see=other(entry(bits="P U A", raw=0x25), lambda shape, program: shape.smp == 4 and program == "fork"))
     failed = only_failure(lab)
     assert failed.what == "machines"
     assert "1 vCPU and 4 vCPUs differ" in failed.found
 
 
-def test_kvm_that_shows_something_else() -> None:
+def test_kvm_that_differs_from_tcg_fails() -> None:
     lab = FakeLab(see=other(entry(bits="P W U A", raw=0xA7), lambda shape, _program: shape.accel is Accel.KVM))
     assert only_failure(lab).what == "KVM beside TCG"
 
 
-def test_a_that_kvm_sets_early_is_told_and_is_no_failure() -> None:
+def test_an_accessed_bit_set_early_by_kvm_is_reported_but_no_failure() -> None:
     def see(shape: Shape, program: str, args: tuple[str, ...]) -> list[Observation]:
         seen = sound(shape, program, args)
         return [one.aged() for one in seen] if shape.accel is Accel.TCG else seen
@@ -169,14 +169,14 @@ def test_a_that_kvm_sets_early_is_told_and_is_no_failure() -> None:
     assert "differ only in A" in finding.found
 
 
-def test_entries_that_are_missing() -> None:
+def test_another_number_of_entries_fails() -> None:
     lab = FakeLab(see=lambda shape, program, args: sound(shape, program, args) * (2 if shape.clone else 1))
     failed = [one for one in look(lab) if one.state is State.FAILED]
     assert [one.what for one in failed] == [f"clone, {shape}" for shape in SHAPES]
     assert failed[0].found == "a clone shows 4 entries, a boot 2"
 
 
-def test_without_kvm_the_reason_is_there() -> None:
+def test_without_kvm_the_reason_is_shown() -> None:
     found = look(FakeLab(kvm="there is no /dev/kvm"))
     (skipped,) = (one for one in found if one.state is State.SKIPPED)
     assert (skipped.what, skipped.found) == ("KVM beside TCG", "there is no /dev/kvm")
@@ -191,12 +191,12 @@ def test_without_kvm_the_reason_is_there() -> None:
         ([None], "not known in 1 of 20 rounds"),
     ],
 )
-def test_a_cpu_that_leaves_bits_clear_once_in_twenty_times(misses: list[Bits | None], said: str) -> None:
+def test_a_cpu_that_sometimes_leaves_bits_clear(misses: list[Bits | None], said: str) -> None:
     assert BAR_ROUNDS == 20
     assert only_failure(FakeLab(misses=misses)).found == said
 
 
-def test_what_works_and_should_be_known() -> None:
+def test_notes_about_limitations() -> None:
     found = {one.what.partition(",")[0]: one for one in look(FakeLab(device=Device.SHMEM, levels=(Level.PTE,)))}
     assert found["accessed and dirty bits on the BAR"].state is State.NOTE
     assert "ivshmem-plain stands in" in found["accessed and dirty bits on the BAR"].found
@@ -212,14 +212,14 @@ def test_what_works_and_should_be_known() -> None:
         (PremiseNotMet("no device bound to vfio-pci\nand more"), State.SKIPPED),
     ],
 )
-def test_a_device_that_cannot_be_reset(error: Exception, state: State) -> None:
+def test_an_error_about_a_device_is_one_line(error: Exception, state: State) -> None:
     lab = FakeLab(see=raising(error, lambda shape, _program: shape.device is Device.NVME))
     (finding,) = (one for one in look(lab) if one.what == "nvme")
     assert (finding.state, finding.found) == (state, str(error).splitlines()[0]), "each finding is one line"
     assert lab.open == 0
 
 
-def test_it_is_bounded() -> None:
+def test_the_total_time_is_limited() -> None:
     times = iter([0.0, 1.0, 2.0, *[LIMIT_S + 1] * 20])
     found = look(FakeLab(), lambda: next(times))
     assert [one.state for one in found[:2]] == [State.OK, State.OK]
@@ -285,7 +285,7 @@ def test_file_systems_and_room(seen: Space, state: State) -> None:
 
 
 @pytest.mark.parametrize(("roomy", "state"), [(True, State.NOTE), (False, State.FAILED)])
-def test_ram_that_goes_elsewhere_is_a_note(
+def test_ram_outside_dev_shm_is_a_note(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roomy: bool, state: State
 ) -> None:
     """This is so in a container: podman and docker give /dev/shm 64 MiB."""
@@ -382,7 +382,7 @@ def test_the_command_prints_the_page_and_its_status(monkeypatch: pytest.MonkeyPa
     assert "\x1b" not in done.output
 
 
-def test_the_whole_host_is_looked_at_before_any_machine() -> None:
+def test_the_host_is_checked_before_any_machine() -> None:
     """Runs on this host: every line has text, whatever the finding is."""
     found = [*selfcheck_host.host_findings(find_qemu())]
     assert [one.what for one in found] == [

@@ -59,12 +59,12 @@ def test_the_steps_of_a_range(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("revisions", ["main", "main...main~1", "nobody..main", "main..nobody", "..main", "main..main"])
-def test_a_range_that_is_none(tree: Path, revisions: str) -> None:
+def test_an_invalid_range_is_refused(tree: Path, revisions: str) -> None:
     with pytest.raises(UsageError):
         steps_of_range(str(tree), revisions)
 
 
-def test_a_folder_that_is_no_git_tree(tmp_path: Path) -> None:
+def test_a_folder_without_git_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a git repository"):
         steps_of_range(str(tmp_path), "a..b")
 
@@ -84,7 +84,7 @@ def test_the_steps_of_an_mbox_without_its_cover_letter(tree: Path, tmp_path: Pat
     assert "+3\n" in Path(two).read_text()
 
 
-def test_a_patch_that_is_no_mail_is_named_by_its_file(tree: Path, tmp_path: Path) -> None:
+def test_a_patch_without_a_subject_is_named_by_its_file(tree: Path, tmp_path: Path) -> None:
     patch = tmp_path / "fix.patch"
     patch.write_text("mm: some words\n\n" + git(tree, "diff", "main~1"))
     (tmp_path / "p").mkdir()
@@ -130,7 +130,7 @@ def follow_steps(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | None) -> 
         (None, False, 3),  # the step's patch does not build, or this host failed
     ],
 )
-def test_only_what_a_patch_does_is_a_verdict(
+def test_the_exit_status_of_a_series(
     tree: Path, monkeypatch: pytest.MonkeyPatch, last: Outcome | None, lost: bool, status: int
 ) -> None:
     follow_steps(monkeypatch, Outcome.PASSED, Outcome.PASSED, last)
@@ -138,7 +138,7 @@ def test_only_what_a_patch_does_is_a_verdict(
     assert run_series(str(tree), "main~2..main", [FORK], RunOptions(), file, PageRequest()) == status
 
 
-def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
+def test_a_patch_that_does_not_build_does_not_hide_the_others(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     follow_steps(monkeypatch, Outcome.PASSED, None, Outcome.FAILED)
@@ -154,7 +154,7 @@ def test_a_patch_that_does_not_build_hides_nothing_of_the_others(
     assert "the same at every step: 1 pass" in capsys.readouterr().out
 
 
-def test_why_a_test_is_an_error_at_every_step_is_told(
+def test_the_reason_of_an_error_at_every_step_is_shown(
     tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     follow_steps(monkeypatch, Outcome.ERROR, Outcome.ERROR, Outcome.ERROR)
@@ -185,7 +185,7 @@ def test_a_mail_has_the_changes_without_the_table(
     ],
 )
 @pytest.mark.parametrize("mail", [False, True])
-def test_an_intended_change_is_not_red_and_is_told_as_such(
+def test_an_expected_change_is_shown_and_is_no_failure(
     tree: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -210,16 +210,14 @@ def test_an_intended_change_is_not_red_and_is_told_as_such(
     assert ("Expected, but not so" in page and "is not met" in page) or not data["unmet"]
 
 
-def test_an_expectation_of_no_case_is_refused_before_anything_is_built(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_expectation_without_a_case_is_refused_before_a_build(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow_steps(monkeypatch)
     options = RunOptions(expected=(Expectation.parse("frok=fail"),))
     with pytest.raises(UsageError, match="is expected of no test that was selected; did you mean 'fork'"):
         run_series(str(tree), "main~2..main", [FORK], options, None, PageRequest())
 
 
-def test_what_of_a_change_was_expected_stands_apart_from_what_counts() -> None:
+def test_expected_parts_of_a_change_are_shown_separately() -> None:
     def run(outcome: Outcome) -> Run:
         claims = tuple(Claim(name, outcome, "f()") for name in ("on purpose", "not so"))
         return Run((ScenarioResult("fork", "pud", outcome, "", claims),))

@@ -17,7 +17,7 @@ from harness.qemu.spec import Device, MachineSpec, Root
 from harness.selection.selected import Selected
 
 
-def test_a_session_ends_after_the_test_at_hand() -> None:
+def test_a_session_ends_after_the_current_test() -> None:
     session, stopping = SimpleNamespace(shouldstop=False), Stopping()
     stopping.begin(session)
     assert not session.shouldstop
@@ -25,7 +25,7 @@ def test_a_session_ends_after_the_test_at_hand() -> None:
     assert session.shouldstop == "its caller has gone"
 
 
-def test_a_session_that_nobody_waits_for_before_it_begins_runs_no_test() -> None:
+def test_a_session_ended_before_its_start_runs_no_test() -> None:
     session, stopping = SimpleNamespace(shouldstop=False), Stopping()
     stopping.stop()
     stopping.begin(session)

@@ -92,7 +92,7 @@ def test_words_and_levels_select_in_any_file(own: Path) -> None:
         choose([Selected(file, "mine", "pud")], ["pte"])
 
 
-def test_pytest_gets_words_that_no_other_file_answers(own: Path) -> None:
+def test_a_users_test_does_not_shadow_a_scenario(own: Path) -> None:
     """`fork` is hugepfn's scenario, even where the user's file has a test_fork."""
     args = choose([Selected(None, "fork"), Selected(own / "test_mine.py", "mine")]).pytest_args()
     words = [arg.partition("=")[2] for arg in args if arg.startswith("--hugepfn-scenario")]
@@ -107,7 +107,7 @@ def test_pytest_gets_words_that_no_other_file_answers(own: Path) -> None:
         ('import pytest\n@pytest.mark.levels("pdm")\ndef test_mine(vm): pass\n', "valid values: pte, pmd, pud"),
     ],
 )
-def test_a_file_in_which_nothing_can_be_run(own: Path, text: str, message: str) -> None:
+def test_a_file_without_a_runnable_test_is_refused(own: Path, text: str, message: str) -> None:
     (own / "test_mine.py").write_text(text)
     with pytest.raises(UsageError) as refused:
         choose([Selected(own / "test_mine.py")])
@@ -124,7 +124,7 @@ def test_a_file_in_which_nothing_can_be_run(own: Path, text: str, message: str) 
         ("import broken\n", "broken.py:2: ValueError: mine"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line_with_its_place(own: Path, text: str, said: str) -> None:
+def test_an_error_while_importing_a_file_is_one_line_with_its_place(own: Path, text: str, said: str) -> None:
     (own / "test_mine.py").write_text(text)
     (own / "broken.py").write_text("\nraise ValueError('mine\\nand more')\n")
     with pytest.raises(UsageError) as refused:
@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_read_is_one_line_with_its_place(own: Path, text: 
     assert "\n" not in str(refused.value)
 
 
-def test_two_helpers_of_one_name_are_refused(own: Path, tmp_path: Path) -> None:
+def test_two_helpers_with_the_same_name_are_refused(own: Path, tmp_path: Path) -> None:
     """Python would import only one of them, and the tests of both folders would use it."""
     other = tmp_path / "other"
     other.mkdir()
@@ -164,7 +164,7 @@ COMMANDS: dict[str, Callable[[str], list[str]]] = {
         ("test_mine.py::test_mnie", "test_mine.py has no test 'test_mnie'; did you mean 'test_mine'?"),
     ],
 )
-def test_every_command_refuses_a_wrong_word_in_the_same_line(
+def test_every_command_refuses_a_wrong_word_with_the_same_message(
     own: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, word: str, message: str
 ) -> None:
     monkeypatch.chdir(own)

@@ -58,13 +58,13 @@ def test_a_report_carries_the_same_value_in_both_processes(crossed: Any, carried
     assert sent.user_properties == [], "the value must not appear in JUnit files"
 
 
-def test_a_report_of_somebody_else_carries_nothing(crossed: Any) -> None:
+def test_a_report_of_another_plugin_carries_nothing(crossed: Any) -> None:
     assert carried_by(report()) is None
     assert carried_by(crossed(report())) is None
 
 
 @pytest.mark.parametrize("outcome", [Outcome.PASSED, Outcome.KNOWN_BUG])
-def test_a_teardown_that_goes_wrong_takes_nothing_of_what_was_seen(outcome: Outcome) -> None:
+def test_a_failing_teardown_keeps_the_observations(outcome: Outcome) -> None:
     claims = (Claim("it stays", outcome, ""),)
     results = {"test_fork": replace(RESULT, outcome=outcome, claims=claims)}
     keep_worse(results, "test_fork", ScenarioResult("fork", "pud", Outcome.ERROR, "QEMU does not end"))
@@ -72,7 +72,7 @@ def test_a_teardown_that_goes_wrong_takes_nothing_of_what_was_seen(outcome: Outc
     assert exit_code(results.values()) == ExitCode.MACHINERY
 
 
-def test_a_teardown_that_goes_wrong_takes_no_failure_back() -> None:
+def test_a_failing_teardown_keeps_the_failure() -> None:
     results = {"test_fork": RESULT}
     keep_worse(results, "test_fork", ScenarioResult("fork", "pud", Outcome.ERROR, "QEMU does not end"))
     assert results["test_fork"] == RESULT

@@ -42,7 +42,7 @@ def test_a_broken_claim_does_not_hide_the_next() -> None:
     assert [claim.name for claim in claims.broken] == ["first", "third"]
 
 
-def test_an_assertion_of_our_own_code_is_no_claim() -> None:
+def test_an_assertion_in_hugepfn_itself_is_no_broken_claim() -> None:
     def broken() -> None:
         raise AssertionError("RAM is a file")
 
@@ -93,7 +93,7 @@ def test_a_kernel_that_dies_breaks_its_claim_and_ends_the_test() -> None:
 @pytest.mark.parametrize(
     "error", [MachineryError("QEMU is gone"), KeyError("typo"), KeyboardInterrupt(), pytest.skip.Exception("no THP")]
 )
-def test_what_says_nothing_about_the_kernel_is_no_claim(error: BaseException) -> None:
+def test_an_error_of_the_machinery_is_no_broken_claim(error: BaseException) -> None:
     claims = Claims()
     with pytest.raises(type(error)), claims("unknown", BY):
         raise error
@@ -104,7 +104,7 @@ def test_what_says_nothing_about_the_kernel_is_no_claim(error: BaseException) ->
 # --- bits that a CPU may set by itself ---------------------------------------------------------------
 
 
-def test_a_bit_that_the_cpu_may_have_set_is_not_held_against_the_kernel() -> None:
+def test_a_bit_that_the_cpu_may_have_set_does_not_break_a_claim() -> None:
     claims = Claims(early=lambda: Bits.A)
     with claims("the child's entry is old", BY, clear=Bits.A):
         raise AssertionError("A=1")
@@ -118,7 +118,7 @@ def test_a_bit_that_the_cpu_may_have_set_is_not_held_against_the_kernel() -> Non
     assert (name, message) == ("the child's entry is old", words.EARLY_BIT)
 
 
-def test_where_the_cpu_sets_nothing_by_itself_every_claim_is_as_strong_as_ever() -> None:
+def test_without_early_bits_every_claim_is_checked_fully() -> None:
     claims = Claims()
     with claims("the child's entry is old", BY, clear=Bits.A):
         raise AssertionError("A=1")

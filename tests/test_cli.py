@@ -108,7 +108,7 @@ def test_list_names_each_scenario_with_its_levels_and_its_claim(hugepfn: Command
     assert total == f"{len(scenarios)} scenarios, {cases} cases"
 
 
-def test_the_front_door_is_the_same_command() -> None:
+def test_vm_py_is_the_same_command() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "vm.py"), "list"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "calibrate_shmem" in done.stdout
@@ -142,7 +142,7 @@ def test_version(hugepfn: Command) -> None:
         (["build"], "missing argument 'TREE' (see `hugepfn build --help`)"),
     ],
 )
-def test_words_that_are_not_understood(hugepfn: Command, args: list[str], words: str) -> None:
+def test_wrong_arguments_are_one_line(hugepfn: Command, args: list[str], words: str) -> None:
     done = hugepfn(*args)
     assert done.status == 2
     assert words in done.one_line(), "click's own errors must have our format"
@@ -157,7 +157,7 @@ def test_no_command_at_all_shows_the_commands(hugepfn: Command) -> None:
 # --- missing things ------------------------------------------------------------------------------
 
 
-def test_of_an_unknown_scenario_what_comes_close_is_told(hugepfn: Command) -> None:
+def test_an_unknown_scenario_gets_suggestions(hugepfn: Command) -> None:
     done = hugepfn("run", "frok")
     line = "no scenario 'frok'; did you mean 'fork' or 'vfork'? hugepfn list names them all"
     assert (done.status, done.one_line()) == (2, line)
@@ -173,7 +173,7 @@ def test_of_an_unknown_scenario_what_comes_close_is_told(hugepfn: Command) -> No
         (["--kernel", "debian:6.12", "--modules", "/m"], "--modules is only for the path of a kernel"),
     ],
 )
-def test_a_kernel_that_is_none(hugepfn: Command, args: list[str], words: str) -> None:
+def test_a_file_that_is_not_a_kernel(hugepfn: Command, args: list[str], words: str) -> None:
     done = hugepfn("run", "fork", "--accel", "tcg", *args)
     assert done.status == 2
     assert words in done.one_line()
@@ -193,9 +193,7 @@ def test_no_qemu(hugepfn: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--ram-dir", "/nonexistent"), "cannot put guest RAM into /nonexistent: no such folder; choose an existing"),
     ],
 )
-def test_a_program_or_a_folder_that_makes_no_sense_is_a_usage_error(
-    hugepfn: Command, option: tuple[str, str], words: str
-) -> None:
+def test_an_invalid_program_or_folder_is_a_usage_error(hugepfn: Command, option: tuple[str, str], words: str) -> None:
     done = hugepfn("run", "fork", "--accel", "tcg", *option)
     assert done.status == 2
     assert words in done.one_line()
@@ -283,7 +281,7 @@ def test_a_line_of_a_table_does_not_end_in_blanks(hugepfn: Command) -> None:
         (OSError(errno.EMFILE, "Too many open files"), "this host is at its limits: Too many open files"),
     ],
 )
-def test_what_nobody_expected_is_one_line_and_no_verdict(
+def test_an_unexpected_error_is_one_line_and_no_verdict(
     hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str
 ) -> None:
     _fail_with(error, monkeypatch)
@@ -301,7 +299,7 @@ def test_a_full_disk_is_no_bug(hugepfn: Command, monkeypatch: pytest.MonkeyPatch
     assert (done.status, done.one_line()) == (3, "/x cannot be written: No space left on device; free some room")
 
 
-def test_every_exit_status_is_where_people_look_for_it(hugepfn: Command) -> None:
+def test_help_and_docs_list_every_exit_status(hugepfn: Command) -> None:
     said = {"hugepfn --help": hugepfn("--help").out}
     said |= {"docs/results.md": (ROOT / "docs" / "results.md").read_text()}
     for name, text in said.items():
@@ -361,7 +359,7 @@ def test_a_machine_that_does_not_come_up(
 
 @pytest.mark.parametrize(("args", "status"), [([], 0), (["--strict"], 1)])
 @pytest.mark.usefixtures("machine")
-def test_a_premise_that_is_not_met(hugepfn: Command, tmp_path: Path, args: list[str], status: int) -> None:
+def test_an_unmet_precondition_is_a_skip(hugepfn: Command, tmp_path: Path, args: list[str], status: int) -> None:
     results = tmp_path / "results.json"
     done = hugepfn(*FORK, "--level", "pud", "--json", str(results), "--junit", str(tmp_path / "junit.xml"), *args)
     assert (done.status, done.err) == (status, "")
@@ -382,7 +380,7 @@ def test_a_scenario_that_skips_itself(
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_selection_that_runs_nothing_proves_nothing(hugepfn: Command) -> None:
+def test_a_selection_that_runs_nothing_is_no_pass(hugepfn: Command) -> None:
     done = hugepfn("run", "calibrate_thp", *FORK[2:], "--level", "pud")
     assert done.status == 2
     assert done.one_line() == "none of these tests has the level pud"
@@ -390,7 +388,7 @@ def test_a_selection_that_runs_nothing_proves_nothing(hugepfn: Command) -> None:
 
 @pytest.mark.parametrize("option", ["--json", "--junit"])
 @pytest.mark.usefixtures("machine")
-def test_a_results_file_that_cannot_be_written_is_told_before_anything_runs(hugepfn: Command, option: str) -> None:
+def test_an_unwritable_results_file_is_refused_before_anything_runs(hugepfn: Command, option: str) -> None:
     done = hugepfn(*FORK, "--level", "pud", option, "/proc/results.json")
     assert (done.status, done.out) == (2, "")
     assert done.one_line().startswith(f"{option} /proc/results.json cannot be written: ")
@@ -439,7 +437,7 @@ def only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *names: str) -> None:
     monkeypatch.setenv("PATH", str(folder))
 
 
-def test_doctor_names_what_is_missing_and_how_to_mend_it(
+def test_doctor_names_what_is_missing_and_how_to_install_it(
     hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only(monkeypatch, tmp_path, *(need.name for need in packages.needs() if need.name not in ("gcc", "busybox")))
@@ -496,7 +494,7 @@ def test_doctor_does_not_miss_a_qemu_that_is_fetched(
     assert "qemu" not in hugepfn("doctor", "--missing").out
 
 
-def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path) -> None:
+def test_doctor_does_not_interpret_markup(hugepfn: Command, tmp_path: Path) -> None:
     (tmp_path / "qemu").write_text("#!/bin/sh\necho '[/red] [bold]frob'\n")
     done = hugepfn("doctor")
     assert done.status == 3
@@ -506,7 +504,7 @@ def test_doctor_shows_words_as_they_are(hugepfn: Command, tmp_path: Path) -> Non
 # --- kept ----------------------------------------------------------------------------------------
 
 
-def test_kept_machines_are_shown_and_thrown_away(
+def test_kept_machines_are_listed_and_deleted(
     hugepfn: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path))
@@ -584,7 +582,7 @@ def test_list_finds_what_a_kernel_function_decides(hugepfn: Command) -> None:
     assert set(named) < set(listed(hugepfn("list", "--function", "mm/huge_memory.c")))
 
 
-def test_a_filter_that_nothing_fits(hugepfn: Command) -> None:
+def test_a_filter_without_a_match(hugepfn: Command) -> None:
     done = hugepfn("list", "frok")
     assert (done.status, done.one_line().startswith("no scenario matches; `hugepfn list` shows all")) == (2, True)
 
@@ -632,7 +630,7 @@ def test_a_session_is_named_in_one_way(
 
 
 @pytest.mark.parametrize("command", ["exec", "shell"])
-def test_a_new_machine_is_meant_where_it_is_described_or_no_session_runs(
+def test_a_new_machine_is_used_if_described_or_without_a_session(
     hugepfn: Command, running: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setattr("harness.guest.terminal.require_terminal", lambda: None)

@@ -56,7 +56,7 @@ def read(**said: str | bool) -> MachineConfig:
         ("cpu", None, "a text"),
     ],
 )
-def test_a_value_that_is_not_valid_names_those_that_are(name: str, value: object, valid: str) -> None:
+def test_an_invalid_value_gets_a_list_of_valid_ones(name: str, value: object, valid: str) -> None:
     with pytest.raises(UsageError) as error:
         replace(DEFAULT, **{name: value})  # type: ignore[arg-type]
     assert str(error.value) == f"{name} {value!r}; valid values: {valid}"
@@ -68,7 +68,7 @@ def test_words_may_be_given_as_a_list() -> None:
     assert hash(config) == hash(MachineConfig(append=("pti=on", "no5lvl")))
 
 
-def test_every_device_of_the_machine_can_be_asked_for() -> None:
+def test_every_device_can_be_requested() -> None:
     (device,) = (one for one in fields(MachineConfig) if one.name == "device")
     assert option_of(device).valid == ", ".join(one.value for one in Device)
     assert device.default == Device.TESTDEV.value
@@ -110,13 +110,13 @@ class Came(Exception):
 
 
 @given(CONFIGS)
-def test_what_is_passed_to_a_child_comes_out_of_it(config: MachineConfig) -> None:
+def test_a_child_gets_the_same_configuration(config: MachineConfig) -> None:
     with pytest.raises(Came) as came:
         child.main(config.argv(), standalone_mode=False)
     assert came.value.config == config
 
 
-def test_a_child_does_not_look_at_what_its_parent_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_ignores_the_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     for one in fields(MachineConfig):
         monkeypatch.setenv(variable_of(one), "no value at all")
     with pytest.raises(Came) as came:
@@ -146,7 +146,7 @@ SAID: Mapping[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("source", ["environment", "ini", "pyproject"])
-def test_every_field_can_be_said_by_every_source(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_source_can_set_every_field(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_field = {one.name: one for one in fields(MachineConfig)}
     assert SAID.keys() == by_field.keys()
     ini: dict[str, str] = {}
@@ -181,7 +181,7 @@ def test_the_order_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found(None) == 4, "an empty variable counts as not set"
 
 
-def test_values_of_toml_and_paths_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_toml_values_and_paths_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = '[tool.hugepfn]\nkernel = "./bzImage"\nmodules = "root"\nsmp = 2\nappend = ["a", "b"]\nclone = false\n'
     (tmp_path / "pyproject.toml").write_text(text + "boot-timeout = 90\nram-dir = '/ram'\n")
     inner = tmp_path / "a/b"
@@ -225,7 +225,7 @@ def test_a_command_reads_only_the_fields_that_it_offers(monkeypatch: pytest.Monk
         ("[tool.hugepfn\n", "pyproject.toml is not valid TOML: Expected ']'"),
     ],
 )
-def test_a_pyproject_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_pyproject_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     with pytest.raises(UsageError) as error:
         MachineConfig.read(NOTHING)
@@ -234,12 +234,12 @@ def test_a_pyproject_that_is_wrong(tmp_path: Path, text: str, words: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["[tool.hugepfn-other]\nx = 1", "not toml at all", "# tool.hugepfn\n[project]\n"])
-def test_a_pyproject_of_somebody_else(tmp_path: Path, text: str) -> None:
+def test_a_pyproject_without_our_table_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     assert read() == replace(DEFAULT, kernel="debian")
 
 
-def test_which_source_was_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wrong_source_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"^--smp 17; valid"):
         read(smp="17")
     with pytest.raises(UsageError, match=r"^ini setting hugepfn_smp 'x'; valid"):

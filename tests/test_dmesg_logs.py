@@ -33,7 +33,7 @@ def without_prefix(text: str) -> str:
 
 
 @named
-def test_what_is_read(log: GoldenLog, request: pytest.FixtureRequest) -> None:
+def test_the_complaints_of_each_log(log: GoldenLog, request: pytest.FixtureRequest) -> None:
     found = scan(log.text)
     if request.config.getoption("--update"):
         log.write(found)
@@ -42,7 +42,7 @@ def test_what_is_read(log: GoldenLog, request: pytest.FixtureRequest) -> None:
     ]
 
 
-def test_there_are_enough_and_of_every_kind() -> None:
+def test_there_are_enough_logs_of_every_kind() -> None:
     kinds = {json.loads(line)["kind"] for log in LOGS for line in log.expected}
     assert {kind.value for kind in ComplaintKind} - kinds == set()
     assert len(LOGS) >= 80
@@ -62,7 +62,7 @@ def test_a_report_read_again_has_the_same_title(log: GoldenLog) -> None:
 
 
 @named
-def test_a_stream_hands_out_the_same(log: GoldenLog) -> None:
+def test_a_stream_gives_the_same_complaints(log: GoldenLog) -> None:
     stream = ReportStream()
     pieces = [log.text[start : start + 700] for start in range(0, len(log.text), 700)]
     found = [one for piece in pieces for one in stream.feed(piece)] + stream.finish()
@@ -90,7 +90,7 @@ PREFIXES = [
 
 
 @named
-def test_any_prefix_gives_the_same(log: GoldenLog) -> None:
+def test_any_prefix_gives_the_same_titles(log: GoldenLog) -> None:
     callers = {split_caller(line)[0] for line in log.text.split("\n")} - {""}
     if len(callers) > 1:
         pytest.skip("its prefix tells callers apart, so another prefix changes its blocks")
@@ -102,7 +102,7 @@ def test_any_prefix_gives_the_same(log: GoldenLog) -> None:
         assert titles(shown) == titles(log.text), ascii(prefix)
 
 
-def test_callers_that_talk_at_once_are_told_apart() -> None:
+def test_interleaved_callers_are_separated() -> None:
     one, two = (log.text for log in LOGS if log.path.stem in ("kasan_slab_uaf", "warning_6_19"))
     rows = [
         "".join(f"[    1.000000][   {caller:>3}] {line}\n" for line in without_prefix(text).split("\n"))
@@ -132,7 +132,7 @@ line = st.one_of(
 
 
 @given(st.lists(line, max_size=30), st.sampled_from(PREFIXES))
-def test_never_an_exception(lines: list[str], prefix: str) -> None:
+def test_no_text_raises_an_exception(lines: list[str], prefix: str) -> None:
     for one in scan("\n".join(prefix + line for line in lines)):
         assert len(one.title) <= 120
         assert summary(one)
@@ -140,7 +140,7 @@ def test_never_an_exception(lines: list[str], prefix: str) -> None:
 
 
 @given(st.lists(line, max_size=30))
-def test_each_line_is_looked_at_once(lines: list[str]) -> None:
+def test_each_line_is_read_once(lines: list[str]) -> None:
     """Counts work instead of time: the lines that were split, and the lines that rules were tried on."""
     text = "\n".join(lines) + "\n"
     with pytest.MonkeyPatch.context() as patch:
@@ -170,7 +170,7 @@ def test_a_log_three_times_has_three_times_the_reports(log: GoldenLog) -> None:
     assert sum(len(one.excerpt) for one in thrice) <= 6 * (len(log.text) + 1)
 
 
-def test_a_report_knows_its_process() -> None:
+def test_a_report_names_its_process() -> None:
     (one,) = scan("BUG: Bad page state in process my prog  pfn:00001\n")
     assert isinstance(one, Complaint)
     assert (one.task.comm, one.task.pid, one.task.cpu, one.task.taint) == ("my prog", None, None, None)

@@ -77,14 +77,14 @@ def test_the_commands_of_a_ci_file_exist(page: Path) -> None:
     assert [why for line in lines if (why := refused(shlex.split(line)[1:]))] == []
 
 
-def test_what_would_be_refused() -> None:
+def test_wrong_commands_are_refused() -> None:
     text = "```\n$ hugepfn rum fork\n$ cd x && .venv/bin/hugepfn run --nosuch $(hugepfn build --none x)\n```\n"
     whys = [refused(words) for words in commands(text)]
     assert [bool(why) for why in whys] == [True, True, True]
     assert refused(["cache", "clean", "--older-than", "14d"]) == ""
 
 
-def test_the_links_of_readme_lead_somewhere() -> None:
+def test_the_links_of_readme_exist() -> None:
     text = (ROOT / "README.md").read_text()
     links = re.findall(r"\]\(([^)#]+)\)", text)
     assert [link for link in links if not (ROOT / link).exists()] == []

@@ -70,7 +70,7 @@ def test_a_line_that_is_no_event_is_an_error(line: str) -> None:
         decode(line)
 
 
-def test_plain_lines_say_nothing_twice_and_of_the_files_one_in_200() -> None:
+def test_plain_lines_are_not_repeated_and_show_every_200th_file() -> None:
     said: list[str] = []
     say = Sparing(said.append)
     for number in range(1, 401):
@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_happens(tmp_pa
         pytest.fail("the block must not run")
 
 
-def test_nobody_asked_for_events() -> None:
+def test_without_a_file_nothing_is_written() -> None:
     with event_stream.writing(None) as say:
         assert say is None
 

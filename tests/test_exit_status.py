@@ -139,12 +139,12 @@ def test_broken_streams(shell: Shell, command: str, streams: str, status: int, w
 
 
 @pytest.mark.parametrize("streams", ["| head -c 1", ">/dev/full", ">&- 2>&- <&-"])
-def test_a_failure_stays_one_whoever_listens(shell: Shell, streams: str) -> None:
+def test_a_failure_keeps_its_status_with_broken_streams(shell: Shell, streams: str) -> None:
     assert shell(f"hugepfn run {streams}", FAIL="pmd").status == 1
 
 
 @pytest.mark.parametrize("streams", ["", "| head -c 1", ">/dev/full"])
-def test_a_step_of_a_bisection_never_calls_a_commit_bad_for_that(shell: Shell, tmp_path: Path, streams: str) -> None:
+def test_broken_streams_never_make_a_commit_bad(shell: Shell, tmp_path: Path, streams: str) -> None:
     """The step fails, because there is no tree."""
     assert shell(f"hugepfn check {tmp_path}/none fork:pud {streams}", entry=True).status == 128
 
@@ -182,12 +182,12 @@ def test_a_file_on_a_full_disk(shell: Shell, option: str, workers: str) -> None:
     assert (done.status, "No space left on device" in done.one_line()) == (1, True)
 
 
-def test_a_file_on_a_full_disk_takes_no_other_file_away(shell: Shell, tmp_path: Path) -> None:
+def test_a_full_disk_does_not_lose_the_other_file(shell: Shell, tmp_path: Path) -> None:
     assert shell("hugepfn run --json out.json --junit /dev/full").status == 3
     assert len(json.loads((tmp_path / "out.json").read_text())["results"]) == 4
 
 
-def test_plain_pytest_does_not_call_it_a_failed_test(shell: Shell, tmp_path: Path) -> None:
+def test_plain_pytest_does_not_report_a_failed_test(shell: Shell, tmp_path: Path) -> None:
     line = f"{sys.executable} -m pytest -q -p harness.pytest_plugin --hugepfn-json=/dev/full guest_tests"
     done = shell(line, PYTHONPATH=f"{ROOT}:{tmp_path}")
     assert "4 passed" in done.out
@@ -221,7 +221,7 @@ def test_a_worker_that_is_killed_leaves_its_case_by_name(shell: Shell, tmp_path:
     assert shell("hugepfn run -n 2", KILL="pud", FAIL="pte").status == 1
 
 
-def test_workers_that_all_die_lose_nothing_in_silence(shell: Shell, tmp_path: Path) -> None:
+def test_workers_that_all_die_are_reported(shell: Shell, tmp_path: Path) -> None:
     done = shell("hugepfn run -n 2 --pytest=--max-worker-restart=0 --json out.json", KILL="pte")
     assert done.status == 3
     assert len(results(tmp_path)["results"]) == 4
@@ -240,24 +240,24 @@ def test_a_run_that_stops_at_the_first_failure_says_so(shell: Shell, tmp_path: P
     assert "interrupted" not in results(tmp_path)
 
 
-def test_what_breaks_in_pytest_itself(shell: Shell) -> None:
+def test_an_internal_error_of_pytest(shell: Shell) -> None:
     done = shell("hugepfn run", BREAK_PYTEST="1")
     assert done.status == 3
     assert done.one_line().startswith("a bug of hugepfn: KeyError: 'a bug of ours' (conftest.py:")
 
 
-def test_memory_that_is_out_in_a_test(shell: Shell) -> None:
+def test_out_of_memory_in_a_test(shell: Shell) -> None:
     assert shell("hugepfn run", BROKEN="pte").status == 3
     assert shell("hugepfn run", BROKEN="pte", FAIL="pud").status == 1
 
 
-def test_a_run_that_is_ended_from_outside(shell: Shell, tmp_path: Path) -> None:
+def test_a_run_that_is_terminated(shell: Shell, tmp_path: Path) -> None:
     done = shell("hugepfn run --json out.json", END="pmd")
     assert (done.status, done.one_line()) == (130, "interrupted")
     assert (results(tmp_path)["interrupted"], len(results(tmp_path)["results"])) == (True, 1)
 
 
-def test_a_test_that_is_about_no_machine_is_told_too(shell: Shell, tmp_path: Path) -> None:
+def test_a_test_without_a_machine_is_reported_too(shell: Shell, tmp_path: Path) -> None:
     file = tmp_path / "guest_tests/test_scenarios.py"
     for body, status, word in (("pass", 0, "passed"), ("assert not 1", 1, "failed"), ("raise KeyError", 3, "error")):
         file.write_text(f"def test_plain():\n    {body}\n")
@@ -273,7 +273,7 @@ def test_both_ways_to_start_it(shell: Shell) -> None:
 # --- the documented table ------------------------------------------------------------------------
 
 
-def test_the_statuses_are_those_that_are_documented() -> None:
+def test_the_exit_statuses_are_documented() -> None:
     assert {code.value for code in ExitCode} == {0, 1, 2, 3, 125, 128, 130}
     assert all(code.meaning for code in ExitCode)
     assert ExitCode(3) is ExitCode.MACHINERY
@@ -302,13 +302,13 @@ def test_the_statuses_are_those_that_are_documented() -> None:
         ),
     ],
 )
-def test_what_was_expected_is_no_failure(shell: Shell, said: str, status: int, words: str, workers: str) -> None:
+def test_an_expected_failure_is_no_failure(shell: Shell, said: str, status: int, words: str, workers: str) -> None:
     done = shell(f"hugepfn run {workers} --expect '{said}'", FAIL="pmd")
     assert (done.status, done.err) == (status, "")
     assert words in done.out
 
 
-def test_an_expectation_of_no_test_is_refused_before_a_kernel_is_looked_for(shell: Shell) -> None:
+def test_an_expectation_without_a_test_is_refused_before_a_kernel_is_resolved(shell: Shell) -> None:
     done = shell("hugepfn run --expect frok=fail")
     assert (done.status, done.out) == (2, "")
     assert done.one_line() == (

@@ -12,7 +12,9 @@ from harness.selection.selected import Selected
 from harness.verdict.table import Case
 
 
-def test_a_file_has_one_a_line_and_its_tests_are_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_has_one_expectation_per_line_and_tests_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "expected.txt").write_text(
         "# on purpose\n\nfork:pmd=fail\n  # and\n./test_x.py::test_y:# is no comment here=skip\nfork:pmd=fail\n"
@@ -25,7 +27,7 @@ def test_a_file_has_one_a_line_and_its_tests_are_beside_it(tmp_path: Path, monke
     assert [one.test for one in absolute(found)] == ["zap", "fork", f"{tmp_path}/mine/test_x.py::test_y"]
 
 
-def test_a_file_that_cannot_be_read_is_told_with_its_line(tmp_path: Path) -> None:
+def test_an_invalid_file_is_reported_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "expected.txt"
     file.write_text("fork=fail\nfork=fial\n")
     with pytest.raises(UsageError, match=f"^{file}:2: 'fork=fial': no outcome 'fial'; did you mean 'fail'"):
@@ -42,7 +44,7 @@ def known_tests(file: Path) -> list[Selected]:
     return [*ours, Selected(None, "plain", None), Selected(file, "mine", "pud"), Selected(file, "mine[thp]", "pud")]
 
 
-def test_what_is_expected_of_which_case(tmp_path: Path) -> None:
+def test_which_case_an_expectation_is_about(tmp_path: Path) -> None:
     file = tmp_path / "test_mine.py"
     file.write_text("")
     said = read(["fork=fail", "fork:2M:a claim=fail", f"{file}::test_mine=skip", "plain=pass"])
@@ -71,7 +73,7 @@ def test_what_is_expected_of_which_case(tmp_path: Path) -> None:
         ("none.py=fail", "none.py: no such file"),
     ],
 )
-def test_what_no_test_is_about_is_one_line_with_what_comes_close(tmp_path: Path, said: str, message: str) -> None:
+def test_an_expectation_without_a_test_gets_suggestions(tmp_path: Path, said: str, message: str) -> None:
     file, other = tmp_path / "test_mine.py", tmp_path / "test_other.py"
     file.write_text("")
     other.write_text("")
@@ -82,7 +84,7 @@ def test_what_no_test_is_about_is_one_line_with_what_comes_close(tmp_path: Path,
     assert "\n" not in str(refused.value)
 
 
-def test_what_contradicts_itself(tmp_path: Path) -> None:
+def test_contradictory_expectations_are_refused(tmp_path: Path) -> None:
     known = known_tests(tmp_path / "test_mine.py")
     with pytest.raises(UsageError, match="'fork=fail' and 'fork:pmd=pass' contradict each other for fork pmd"):
         resolve(read(["fork=fail", "fork:pmd=pass"]), known)

@@ -29,7 +29,7 @@ def unmarked(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_marked_pieces_are_what_was_measured(name: str) -> None:
+def test_the_marked_pieces_match_the_measurements(name: str) -> None:
     assert fill(TEXTS[name], KNOWN, name) == TEXTS[name], TODO
 
 
@@ -38,7 +38,7 @@ def test_every_piece_is_in_a_document() -> None:
     assert set(marked) == set(PIECES)
 
 
-def test_the_file_of_sightings_is_as_it_is_written() -> None:
+def test_the_file_of_sightings_is_in_canonical_form() -> None:
     assert dump_facts(FACTS) == (ROOT / "guest_tests" / "known_bugs_seen.toml").read_text()
 
 
@@ -87,7 +87,7 @@ PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("how
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/tutorial.md", "docs/index.md", *PAGES])
-def test_nothing_that_is_measured_is_typed(name: str) -> None:
+def test_measured_values_are_generated(name: str) -> None:
     typed = re.findall(r"\b\d\.\d+\.\d+\b|\b\d+ (?:scenarios|cases)\b", unmarked(name))
     assert [word for word in typed if word != "0.1.0"] == [], (
         "generate this version: put it between <!-- facts:begin NAME --> marks"

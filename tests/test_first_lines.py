@@ -44,7 +44,7 @@ SAID = {
 }
 
 
-def test_there_is_one_of_each_kind() -> None:
+def test_there_is_a_recording_of_each_kind() -> None:
     assert sorted(SAID) == NAMES
     assert set(NAMES) <= {mutant.path.stem for mutant in kill.mutants()}
 
@@ -58,7 +58,7 @@ def test_the_first_ten_lines(name: str) -> None:
     assert [word for word in SAID[name] if word not in lines] == []
 
 
-def test_what_a_kernel_says_otherwise_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_first_lines_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "order-no-pud"
     (mutant,) = kill.mutants([name])
     run = Run.from_json(json.loads((FOLDER / f"{name}.json").read_text()))

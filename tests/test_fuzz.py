@@ -76,7 +76,7 @@ def test_a_finding_belongs_to_a_target() -> None:
     assert {path.name.partition("-")[0] for path in FINDINGS.iterdir()} <= {*TARGETS}
 
 
-def test_two_errors_of_one_place_are_one_finding() -> None:
+def test_two_errors_at_one_place_are_one_finding() -> None:
     def places(*values: str) -> set[tuple[str, int]]:
         found = set()
         for value in values:
@@ -93,7 +93,7 @@ def test_a_dictionary_for_libfuzzer_has_no_raw_quotes_or_newlines() -> None:
     assert run.quoted(b'a"\\\n\xff') == '"a\\x22\\x5c\\x0a\\xff"\n'
 
 
-def test_a_finding_is_shown_again(tmp_path: Path) -> None:
+def test_a_finding_can_be_reproduced(tmp_path: Path) -> None:
     """A reader that raises is distinguished from one that refuses its input."""
     input_file = tmp_path / "frames-0123"
     input_file.write_bytes(b"not a header\n")

@@ -62,7 +62,7 @@ async def _agent_with_a_job() -> tuple[FakeQemu, Agent, Job]:
         (Frame("ready", 0, b"taint=0"), "agent: ready 'taint=0', expected release="),
     ],
 )
-def test_what_is_no_number_is_refused_in_words(frame: Frame, expected: str) -> None:
+def test_an_invalid_number_is_refused_with_a_reason(frame: Frame, expected: str) -> None:
     async def receive() -> None:
         qemu, _, job = await _agent_with_a_job()
         job.on_its_way_bytes = 10
@@ -82,7 +82,7 @@ frames = st.builds(
 
 @settings(max_examples=100)
 @given(st.lists(frames, max_size=8))
-def test_any_frames_are_taken_or_refused(said: list[Frame]) -> None:
+def test_any_frames_are_accepted_or_refused(said: list[Frame]) -> None:
     async def receive() -> None:
         qemu, _, job = await _agent_with_a_job()
         job.on_its_way_bytes = 4
@@ -107,7 +107,7 @@ def test_a_signal_that_python_does_not_know() -> None:
     assert ExitStatus(None, signal.SIGSEGV).signal_name == "SIGSEGV"
 
 
-def test_output_that_nobody_takes_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_output_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "OUTPUT_MAX_BYTES", 2 << 20)
 
     async def receive() -> None:
@@ -129,7 +129,7 @@ def test_output_that_nobody_takes_is_kept_up_to_a_limit(monkeypatch: pytest.Monk
     asyncio.run(receive())
 
 
-def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unrequested_jobs_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     async def receive() -> None:
         qemu, agent, _ = await _agent_with_a_job()
 
@@ -143,7 +143,7 @@ def test_jobs_that_nobody_asked_for_are_counted(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("said", ["", "many", "1e9", "9" * 5000, "\u0663"])
-def test_a_number_of_faults_that_is_none(said: str) -> None:
+def test_an_invalid_number_of_faults_is_refused(said: str) -> None:
     result = RunResult(parse_ktap(""), ExitStatus(0, None), f"# value read-faults={said}\n", "")
     with pytest.raises(ProtocolError, match=r"the program's value read-faults is .*; expected a number of faults"):
         result.faults("read-faults", "read")
@@ -161,14 +161,14 @@ class Refusing:
         raise AgentRefused(f"the guest's agent: get {path}: No such file or directory", self.number)
 
 
-def test_a_file_that_a_guest_may_lack_is_empty_only_if_it_is_not_there() -> None:
+def test_an_optional_file_is_empty_only_if_it_does_not_exist() -> None:
     """Decided by the errno, not by the text."""
     assert KernelFacts(cast(VM, Refusing(errno.ENOENT))).optional("/proc/kallsyms") == b""
     with pytest.raises(AgentRefused):
         KernelFacts(cast(VM, Refusing(errno.EIO))).optional("/proc/kallsyms")
 
 
-def test_kallsyms_that_is_none() -> None:
+def test_malformed_kallsyms_is_refused() -> None:
     assert kernel_symbols(b"ffffffff81000000 T _text\n") == [(0xFFFFFFFF81000000, b"_text", b"T")]
     with pytest.raises(ProtocolError, match="a line without an address"):
         kernel_symbols(b"here T _text\n")

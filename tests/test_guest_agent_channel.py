@@ -112,7 +112,7 @@ def test_the_channel_is_the_one_on_which_the_guest_speaks(channel: Channel) -> N
     assert asyncio.run(run()) is channel
 
 
-def test_a_machine_that_comes_back_has_its_channel() -> None:
+def test_a_restored_machine_keeps_its_channel() -> None:
     async def run() -> set[str]:
         qemu = FakeQemu()
         Agent(cast(Any, qemu), 7, Channel.SERIAL)
@@ -122,7 +122,7 @@ def test_a_machine_that_comes_back_has_its_channel() -> None:
     assert asyncio.run(run()) == {"agent_uart"}
 
 
-def test_a_uart_is_given_no_more_than_its_reader_has_room_for() -> None:
+def test_a_uart_gets_no_more_than_its_reader_has_room_for() -> None:
     """The guest's tty drops what it has no room for, and QEMU's UART has no hardware flow control."""
 
     async def put(qemu: FakeQemu, agent: Agent) -> Guest:
@@ -137,7 +137,7 @@ def test_a_uart_is_given_no_more_than_its_reader_has_room_for() -> None:
     assert 0 < guest.most <= 8192
 
 
-def test_a_uart_that_is_slow_is_waited_for_and_one_that_is_dead_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_uart_is_waited_for_but_a_dead_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[str] = []
 
     async def put(qemu: FakeQemu, agent: Agent) -> None:
@@ -177,12 +177,12 @@ async def _silent(_qemu: FakeQemu, agent: Agent) -> None:
     await agent.request("get", b"/proc/uptime", 0.05)
 
 
-def test_silence_before_a_program_ran_is_no_verdict() -> None:
+def test_a_silent_agent_before_the_first_program_is_no_verdict() -> None:
     with pytest.raises(MachineryError, match="no guest program has run yet"):
         on_uart(_silent)
 
 
-def test_silence_after_a_program_ran_is_the_kernels() -> None:
+def test_a_silent_agent_after_a_program_is_the_kernels_fault() -> None:
     async def after_a_program(qemu: FakeQemu, agent: Agent) -> None:
         starting = asyncio.ensure_future(agent.run(["/tests/fork"]))
         await asyncio.sleep(0)
@@ -195,7 +195,7 @@ def test_silence_after_a_program_ran_is_the_kernels() -> None:
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["a request", "a signal"])
-def test_a_machine_that_ends_meanwhile_leaves_no_failure_that_nobody_hears(asked: bool) -> None:
+def test_a_machine_that_ends_meanwhile_leaves_no_unretrieved_exception(asked: bool) -> None:
     unheard: list[dict[str, Any]] = []
 
     async def ended(qemu: FakeQemu, agent: Agent) -> None:
@@ -222,7 +222,7 @@ def test_a_machine_that_ends_meanwhile_leaves_no_failure_that_nobody_hears(asked
     assert unheard == []
 
 
-def test_a_frame_that_nobody_waits_for_any_more_is_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_frame_is_sent_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the next frame would begin in the middle of it."""
     monkeypatch.setattr(agent_module, "_UART_PIECE_BYTES", 1000)
 

@@ -123,7 +123,7 @@ def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("changed", ["hello.c", "own.h", "lib/hugepfn.h", "flags", "compiler"])
-def test_it_is_compiled_again_when_something_it_is_made_of_changes(
+def test_a_program_is_compiled_again_when_an_input_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     guest_tests = tmp_path / "guest_tests"
@@ -168,7 +168,7 @@ int main(void)
 """
 
 
-def test_a_program_of_the_user_begins_as_a_selftest_and_may_warn(
+def test_a_users_program_may_include_kselftest_h_and_have_warnings(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "hugepfn")
@@ -180,7 +180,7 @@ def test_a_program_of_the_user_begins_as_a_selftest_and_may_warn(
     assert "unused variable" in caplog.text
 
 
-def test_a_program_of_ours_may_not_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_programs_may_not_have_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guest_tests = tmp_path / "guest_tests"
     shutil.copytree(guest_tests_dir() / "lib", guest_tests / "lib")
     monkeypatch.setattr(compiler, "guest_tests_dir", lambda: guest_tests)
@@ -213,7 +213,7 @@ def compile_error(source: Path) -> str:
     return str(caught.value)
 
 
-def test_the_first_error_is_told_in_one_line(tmp_path: Path) -> None:
+def test_the_first_error_is_shown_in_one_line(tmp_path: Path) -> None:
     source = write(tmp_path / "bad.c", "int main(void)\n{\n\talpha = 1;\n\tbeta = 2;\n\treturn 0;\n}\n")
     message = compile_error(source)
     assert message.startswith("guest program bad.c does not compile: ")
@@ -222,7 +222,7 @@ def test_the_first_error_is_told_in_one_line(tmp_path: Path) -> None:
     assert "beta" not in message
 
 
-def test_a_missing_function_is_told(tmp_path: Path) -> None:
+def test_a_missing_function_is_reported(tmp_path: Path) -> None:
     source = write(tmp_path / "link.c", "void nowhere(void);\nint main(void)\n{\n\tnowhere();\n\treturn 0;\n}\n")
     assert "undefined reference to `nowhere'" in compile_error(source)
 
@@ -232,7 +232,7 @@ def test_a_file_with_error_in_its_name(tmp_path: Path) -> None:
     assert "nothing" in compile_error(source)
 
 
-def test_a_compiler_that_fails_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_compiler(tmp_path, monkeypatch, "exit 7")
     assert compile_error(write(tmp_path / "x.c", HELLO)) == "guest program x.c does not compile: no message"
 
@@ -279,7 +279,7 @@ def test_a_program_by_its_name(tmp_path: Path) -> None:
     assert find_source("fork", (tmp_path,)) == own, "the user's own program comes first"
 
 
-def test_an_unknown_name_says_what_comes_close_and_where_it_would_be(tmp_path: Path) -> None:
+def test_an_unknown_name_gets_suggestions_and_the_expected_path(tmp_path: Path) -> None:
     write(tmp_path / "mine.c", HELLO)
     expected = rf"'mnie'; did you mean 'mine'\? expected mnie\.c in {tmp_path} or /.*/guest_tests; write it there, or"
     with pytest.raises(UsageError, match=f"^no guest program {expected}"):

@@ -94,7 +94,7 @@ def record(number: int, text: str) -> LogRecord:
     return LogRecord(number, number, text)
 
 
-def test_what_the_console_does_not_show_is_heard() -> None:
+def test_messages_that_the_console_does_not_show_are_found() -> None:
     machine = Machine()
     machine.agent.log("Linux version", BUG)
     watch = machine.begin()
@@ -110,7 +110,7 @@ def test_what_the_console_does_not_show_is_heard() -> None:
     assert watch.gap == ""
 
 
-def test_what_both_show_is_told_once() -> None:
+def test_messages_from_both_sources_are_reported_once() -> None:
     machine = Machine()
     watch = machine.begin()
     machine.agent.log(STALL)
@@ -132,7 +132,7 @@ def test_a_console_without_times_shows_the_same_thing_once() -> None:
     assert len(watch.complaints()) == 1
 
 
-def test_a_late_line_of_the_console_is_not_the_next_programs() -> None:
+def test_a_late_console_line_does_not_belong_to_the_next_program() -> None:
     machine = Machine()
     machine.agent.log(BUG)
     watch = machine.begin()
@@ -142,7 +142,7 @@ def test_a_late_line_of_the_console_is_not_the_next_programs() -> None:
     assert len(watch.complaints()) == 1
 
 
-def test_a_gap_in_the_run_is_told_and_none_before_it() -> None:
+def test_only_a_gap_during_the_run_is_reported() -> None:
     machine = Machine(room=20)
     machine.agent.log(*(f"boot {number}" for number in range(100)))
     watch = machine.begin()
@@ -154,7 +154,7 @@ def test_a_gap_in_the_run_is_told_and_none_before_it() -> None:
     assert "81 records of the kernel log are lost here" in watch.log
 
 
-def test_what_only_the_console_has_of_a_gap_is_still_scanned() -> None:
+def test_console_lines_in_a_gap_are_still_scanned() -> None:
     machine = Machine(room=20)
     watch = machine.begin()
     machine.agent.log(STALL, *(f"flood {number}" for number in range(100)))
@@ -163,7 +163,7 @@ def test_what_only_the_console_has_of_a_gap_is_still_scanned() -> None:
     assert [one.line for one in watch.complaints()] == [STALL]
 
 
-def test_records_that_nobody_got_are_a_gap() -> None:
+def test_lost_records_are_a_gap() -> None:
     """The answer came too late, or the reader was interrupted."""
     machine = Machine()
     watch = machine.begin()
@@ -182,7 +182,7 @@ def test_a_log_in_many_answers_is_read_to_its_end() -> None:
     assert watch.troubles().found
 
 
-def test_a_flood_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_flood_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.guest.log_reader._READ_MAX_BYTES", 20_000)
     machine = Machine(room=50)
     machine.agent.each_answer = 40
@@ -191,7 +191,7 @@ def test_a_flood_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(read_log(cast(Any, machine.agent), "now", 30.0))
 
 
-def test_a_kernel_that_drops_our_line_hides_its_end() -> None:
+def test_a_dropped_marker_line_makes_the_end_of_the_log_unknown() -> None:
     machine = Machine()
     machine.agent.drops = True
     with pytest.raises(MachineryError, match="printk_devkmsg"):
@@ -204,7 +204,7 @@ def test_a_log_that_was_not_read_to_the_end_is_not_called_clean() -> None:
     assert "not read up to the end of fork" in watch.gap
 
 
-def test_last_words_of_a_program_that_hangs() -> None:
+def test_messages_of_a_program_that_hangs_are_found() -> None:
     machine = Machine()
     watch = machine.begin()
     assert asyncio.run(watch.last_words()) == "the kernel log has no complaint"
@@ -230,7 +230,7 @@ def test_what_the_kernel_answers_is_no_complaint() -> None:
     assert [one.line for one in watch.complaints()] == [BUG, STALL]
 
 
-def test_a_saved_machine_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_restored_machine_continues_its_log(tmp_path: Path) -> None:
     log = KernelLog()
     log.add(LogPart(True, (record(0, "one"), record(1, "two"))))
     log.write(b"[    0.000001] two\n[    0.000002] three\n")
@@ -287,7 +287,7 @@ def test_records_of_the_run_that_are_not_kept_are_a_gap(monkeypatch: pytest.Monk
     assert watch.log.splitlines()[0] == f"hugepfn: {lost} lines of the kernel log were dropped here, to keep the newest"
 
 
-def test_what_only_the_console_had_and_is_not_kept_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_console_lines_are_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 4000)
     machine = Machine()
     watch = machine.begin()
@@ -299,7 +299,7 @@ def test_what_only_the_console_had_and_is_not_kept_is_a_gap(monkeypatch: pytest.
     assert machine.watch("next").gap == "the kernel log was not read up to the end of next"
 
 
-def test_a_line_that_is_longer_than_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LOG_MAX_BYTES", 1000)
     log = KernelLog()
     log.add(LogPart(True, (record(0, "x" * 1001),)))
@@ -309,7 +309,7 @@ def test_a_line_that_is_longer_than_all_that_is_kept(monkeypatch: pytest.MonkeyP
     assert log.lost_since(LogMark()) == 1
 
 
-def test_what_an_earlier_program_is_about_may_be_held_against_the_next() -> None:
+def test_a_complaint_after_a_program_may_count_for_the_next() -> None:
     machine = Machine()
     machine.agent.log("quiet")
     earlier = machine.begin()

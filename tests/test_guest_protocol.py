@@ -36,7 +36,7 @@ def test_a_frame_on_the_wire() -> None:
     assert Frame("ping", 0).encode() == b"ping 0 0\n"
 
 
-def test_a_payload_is_text_where_it_is_words() -> None:
+def test_the_text_of_a_payload() -> None:
     assert Frame("error", 1, b"no such file \xff").text == "no such file \N{REPLACEMENT CHARACTER}"
 
 
@@ -60,7 +60,7 @@ def test_frames_survive_any_cut(sent: list[Frame], cuts: list[int]) -> None:
     assert received + decoder.feed(stream) == sent
 
 
-def test_a_frame_comes_out_with_its_last_byte_and_not_before() -> None:
+def test_a_frame_is_decoded_with_its_last_byte_and_not_before() -> None:
     decoder = FrameDecoder()
     stream = Frame("out", 3, b"xy").encode()
     assert [decoder.feed(stream[at : at + 1]) for at in range(len(stream) - 1)] == [[]] * (len(stream) - 1)
@@ -79,13 +79,13 @@ def test_a_frame_comes_out_with_its_last_byte_and_not_before() -> None:
         b"[    1.234567] Oops: general protection fault\n",
     ],
 )
-def test_a_header_that_is_none_is_quoted(header: bytes) -> None:
+def test_a_malformed_header_is_quoted(header: bytes) -> None:
     with pytest.raises(ProtocolError, match="expected 'VERB ID LENGTH'") as caught:
         FrameDecoder().feed(header)
     assert repr(header[:-1]) in str(caught.value)
 
 
-def test_a_stream_without_headers_is_not_collected_for_ever() -> None:
+def test_a_stream_without_headers_is_limited() -> None:
     decoder = FrameDecoder()
     assert decoder.feed(b"x" * 127) == []
     with pytest.raises(ProtocolError, match="b'xxx"):
@@ -138,7 +138,7 @@ def test_ready_words() -> None:
         ("vfio_group=1", "vfio_group=" + "1" * 10000, r"1'\.\.\. \(10011 characters\), expected vfio_group= and"),
     ],
 )
-def test_ready_words_that_are_none(before: str, after: str, expected: str) -> None:
+def test_malformed_ready_words_are_refused(before: str, after: str, expected: str) -> None:
     said = "release=6.12.1\nversion=#1\ntaint=0\nvfio_bdf=0000:00:05.0\nvfio_group=1\nvfio_why=\n"
     assert parse_ready(said)
     with pytest.raises(ProtocolError, match=f"agent: ready .*{expected}"):
@@ -198,7 +198,7 @@ def test_every_event(line: str, event: Event) -> None:
         "Checkpoint a 77 1 1000 5",
     ],
 )
-def test_what_is_no_event_is_quoted(line: str) -> None:
+def test_a_malformed_event_is_quoted(line: str) -> None:
     with pytest.raises(ProtocolError, match=r"is not an event of docs/protocol\.md") as caught:
         parse_event(line)
     assert repr(line) in str(caught.value)
@@ -243,7 +243,7 @@ def test_what_is_no_event_is_quoted(line: str) -> None:
         ("gone " + "9" * 5000, r"pid '9{80}'\.\.\. \(5000 characters\), expected"),
     ],
 )
-def test_what_the_guest_says_is_bounded(line: str, expected: str) -> None:
+def test_values_from_the_guest_are_bounded(line: str, expected: str) -> None:
     with pytest.raises(ProtocolError, match=expected) as caught:
         parse_event(line)
     assert len(str(caught.value)) < 400
@@ -286,7 +286,7 @@ def test_any_line_is_an_event_within_bounds_or_refused(line: str) -> None:
 
 @settings(max_examples=100)
 @given(st.lists(st.binary(max_size=300) | st.just(b"x" * 5000) | st.just(b"out 1 999999999\n"), max_size=12))
-def test_any_bytes_are_decoded_or_refused_and_little_is_kept(stream: list[bytes]) -> None:
+def test_any_bytes_are_decoded_or_refused_and_memory_is_bounded(stream: list[bytes]) -> None:
     for decoder, limit in ((LineDecoder(), bounds.LINE_MAX_BYTES), (FrameDecoder(), 128 + sum(map(len, stream)))):
         with contextlib.suppress(ProtocolError):
             for data in stream:
@@ -294,7 +294,7 @@ def test_any_bytes_are_decoded_or_refused_and_little_is_kept(stream: list[bytes]
         assert len(decoder._pending) <= limit
 
 
-def test_a_line_that_does_not_end_is_not_collected_for_ever() -> None:
+def test_an_endless_line_is_limited() -> None:
     decoder = LineDecoder()
     for _ in range(16):
         assert decoder.feed(b"x" * 1024) == []
@@ -304,12 +304,12 @@ def test_a_line_that_does_not_end_is_not_collected_for_ever() -> None:
         LineDecoder().feed(b"gone 1\n" + b"y" * 16385 + b"\n")
 
 
-def test_a_frame_that_announces_too_much_is_refused_at_once() -> None:
+def test_a_too_large_frame_is_refused_at_its_header() -> None:
     with pytest.raises(ProtocolError, match="agent: a frame of 268435457 bytes, expected at most 268435456"):
         FrameDecoder().feed(b"out 1 268435457\n")
 
 
-def test_the_bounds_are_those_of_the_guests_side() -> None:
+def test_both_sides_have_the_same_bounds() -> None:
     source = (Path(__file__).parents[1] / "guest_tests/lib/shared.h").read_text()
     said = {name: int(number) for name, number in re.findall(r"#define (HP_\w+) (\d+)$", source, re.MULTILINE)}
     assert said["HP_PAGEMAP_PAGES"] == bounds.PAGEMAP_WORDS_MAX

@@ -38,7 +38,7 @@ def spawn() -> pexpect.spawn:
     return child
 
 
-def test_every_key_is_the_guests_but_one() -> None:
+def test_every_key_but_one_goes_to_the_guest() -> None:
     child = spawn()
     for key, seen in (("\x03", "03"), ("\x1a", "1a"), ("\x04", "04"), ("é", "c3a9")):
         child.send(key)
@@ -48,7 +48,7 @@ def test_every_key_is_the_guests_but_one() -> None:
     child.expect(pexpect.EOF)
 
 
-def test_a_new_size_is_told() -> None:
+def test_a_new_size_is_reported() -> None:
     child = spawn()
     child.setwinsize(31, 90)
     child.expect("31x90")
@@ -56,14 +56,14 @@ def test_a_new_size_is_told() -> None:
     child.expect("left")
 
 
-def test_the_other_side_may_end_it() -> None:
+def test_the_guest_may_end_the_connection() -> None:
     child = spawn()
     child.send("q")
     child.expect("<71>")
     child.expect("left")
 
 
-def test_without_a_terminal_it_says_so() -> None:
+def test_without_a_terminal_it_is_refused() -> None:
     program = PROGRAM.format(root=str(ROOT))
     done = subprocess.run([sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert "must be a terminal" in done.stderr

@@ -62,7 +62,7 @@ def test_a_file_without_dwarf_is_refused(tmp_path: Path) -> None:
         dwarf_offset(compiled(tmp_path))
 
 
-def test_what_an_elf_file_tells(tmp_path: Path) -> None:
+def test_the_contents_of_an_elf_file(tmp_path: Path) -> None:
     elf = Elf(compiled(tmp_path, "-g").read_bytes(), "it")
     assert elf.has_section(".debug_info")
     assert not elf.has_section(".BTF")
@@ -108,7 +108,7 @@ def test_symbols_out_of_kallsyms() -> None:
     assert KallsymsFinder(drgn, b"")(None, None, 5, True) == []
 
 
-def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_drgn_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "drgn", None)
     with pytest.raises(PremiseNotMet, match=r"pip install 'hugepfn\[drgn\]'"):
         import_drgn()

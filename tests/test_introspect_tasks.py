@@ -83,12 +83,12 @@ def test_reading_kernel_memory() -> None:
 @pytest.mark.parametrize(
     "cr3s", [(ROOT,), (ROOT | 0x801,), (USER_ROOT,), (0, USER_ROOT | 1 << 63), (0x7000, OTHER_ROOT)], ids=str
 )
-def test_a_root_is_proven_by_init_task(cr3s: tuple[int, ...]) -> None:
+def test_a_root_is_verified_by_init_task(cr3s: tuple[int, ...]) -> None:
     """CR3 may have a PCID, be the user's copy, belong to a vCPU that never started, or to other tables."""
     assert Ram().prove(*cr3s).root in (ROOT, OTHER_ROOT)
 
 
-def test_what_does_not_prove_it_is_refused() -> None:
+def test_an_unverified_root_is_refused() -> None:
     ram = Ram()
     for cr3s, cr4 in [((), 0), ((0,), 0), ((0x7000,), 0), ((ROOT,), CR4_LA57)]:
         with pytest.raises(MachineryError, match="init_task at 0xffffffff80010000"):
@@ -114,7 +114,7 @@ def test_tasks_and_threads_are_found() -> None:
     assert tasks.root(tasks.find(100)) == tasks.root(thread) == OTHER_ROOT
 
 
-def test_what_has_no_tables_says_why() -> None:
+def test_a_task_without_page_tables_has_a_reason() -> None:
     tasks = Ram().tasks()
     with pytest.raises(UsageError, match=r"no process 77 in the guest; expected one of 100 \(sleeper\)"):
         tasks.find(77)
@@ -133,7 +133,7 @@ def test_a_pgd_that_does_not_map_the_kernel_is_no_root(pgd: int) -> None:
         tasks.root(tasks.find(100))
 
 
-def test_a_list_that_leads_nowhere_is_an_error() -> None:
+def test_a_broken_task_list_is_an_error() -> None:
     ram = Ram()
     ram.put(TASK + AT.tasks, 0x1234567000)
     with pytest.raises(MachineryError, match="nothing is mapped"):
@@ -161,7 +161,7 @@ def test_maps() -> None:
         parse_maps("nonsense\n")
 
 
-def test_vmas_count_leaves_bits_and_what_lies_elsewhere() -> None:
+def test_vmas_count_leaves_bits_and_leaves_outside_of_vmas() -> None:
     ram = Ram()
     ram.put(ROOT, 0x7067)
     ram.put(0x7000, 0x8067)

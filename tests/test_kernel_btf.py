@@ -103,12 +103,12 @@ def test_a_longer_header_is_skipped() -> None:
         ("counter.a", "no struct/union counter"),
     ],
 )
-def test_what_is_not_there_is_named(path: str, words: str) -> None:
+def test_a_missing_struct_or_member_is_named(path: str, words: str) -> None:
     with pytest.raises(BtfError, match=words):
         Btf(sample().data()).offset(path)
 
 
-def test_a_struct_that_holds_itself_ends() -> None:
+def test_a_struct_that_contains_itself_is_refused() -> None:
     build = Builder()
     build.composite(4, "loop", [("", 1, 0)])
     with pytest.raises(BtfError, match="contains itself"):
@@ -120,7 +120,7 @@ def test_a_struct_that_holds_itself_ends() -> None:
         Btf(build.data()).offset("outer.x.y")
 
 
-def test_a_kind_from_the_future_is_named() -> None:
+def test_an_unknown_kind_is_named() -> None:
     build = sample()
     build.add(25, "new", 0)
     with pytest.raises(BtfError, match="kind 25"):
@@ -138,13 +138,13 @@ def test_types_by_id() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 10, 23, 24, 60, 300])
-def test_what_is_cut_short_is_refused(cut: int) -> None:
+def test_truncated_btf_is_refused(cut: int) -> None:
     with pytest.raises(BtfError, match=r"BTF .*(is truncated|header of 24 bytes)"):
         Btf(sample().data()[:cut])
 
 
 @pytest.mark.parametrize("data", [b"\x7fELF" + bytes(60), bytes(64), Builder().data(version=2)])
-def test_what_is_no_btf_is_refused(data: bytes) -> None:
+def test_malformed_btf_is_refused(data: bytes) -> None:
     with pytest.raises(BtfError, match="no BTF: magic"):
         Btf(data)
 

@@ -208,7 +208,7 @@ def test_the_default_is_the_newest_release_of_any_suite_and_comes_from_split_pac
 
 
 @pytest.mark.usefixtures("mirror")
-def test_a_second_time_runs_nothing_and_takes_no_time(request: pytest.FixtureRequest) -> None:
+def test_the_second_call_runs_nothing_and_is_fast(request: pytest.FixtureRequest) -> None:
     first = Kernel.debian("6.12").resolve()
     request.getfixturevalue("no_commands")
     before_s = time.thread_time()
@@ -221,7 +221,7 @@ def test_a_second_time_runs_nothing_and_takes_no_time(request: pytest.FixtureReq
 
 
 @pytest.mark.usefixtures("mirror")
-def test_both_places_of_modules_are_unpacked_the_same_way() -> None:
+def test_modules_in_lib_and_in_usr_lib_are_unpacked_the_same_way() -> None:
     for version, release in (("6.1", "6.1.0-1-cloud-amd64"), ("6.12.5", "6.12.5+deb13-cloud-amd64")):
         image = Kernel.debian(version).resolve()
         assert image.release == release
@@ -230,7 +230,7 @@ def test_both_places_of_modules_are_unpacked_the_same_way() -> None:
 
 
 @pytest.mark.usefixtures("mirror")
-def test_a_release_candidate_is_had_by_name() -> None:
+def test_a_release_candidate_is_found_by_name() -> None:
     assert Kernel.debian("7.4").resolve().release == "7.4-cloud-amd64"
 
 
@@ -249,7 +249,7 @@ UNKNOWN = [
 
 
 @pytest.mark.usefixtures("mirror")
-def test_what_does_not_exist_is_answered_with_what_does() -> None:
+def test_a_missing_version_gets_a_list_of_existing_ones() -> None:
     for spec, words in UNKNOWN:
         with pytest.raises(UsageError, match=words) as caught:
             Kernel.parse(spec).resolve()
@@ -330,7 +330,7 @@ def expire(name: str) -> None:
             cache.write_note(note, value)
 
 
-def test_without_a_network_the_cached_kernel_serves(mirror: Mirror) -> None:
+def test_without_a_network_the_cached_kernel_is_used(mirror: Mirror) -> None:
     release = Kernel.debian("6.12").resolve().release
     lose_network(mirror)
     expire("debian_6.12.json")
@@ -346,7 +346,7 @@ def test_without_a_network_the_cached_kernel_serves(mirror: Mirror) -> None:
     assert available()[0].upstream == "7.3.4"
 
 
-def test_without_a_network_what_is_not_cached_says_what_is(mirror: Mirror) -> None:
+def test_without_a_network_an_uncached_kernel_gets_a_list_of_cached_ones(mirror: Mirror) -> None:
     with pytest.raises(MachineryError, match=r"debian:7\.3 is not cached .*\(offline\); cached: no kernel"):
         Kernel.debian("7.3").resolve(offline=True)
     Kernel.debian("6.1").resolve()
@@ -363,7 +363,7 @@ def test_without_a_network_what_is_not_cached_says_what_is(mirror: Mirror) -> No
     assert [p.name for p in (cache.root() / "kernels").iterdir()] == ["linux-image-6.1.0-1-cloud-amd64_6.1.100-1"]
 
 
-def test_a_mirror_never_reached_is_told(mirror: Mirror) -> None:
+def test_a_mirror_that_was_never_reached_is_reported(mirror: Mirror) -> None:
     lose_network(mirror)
     with pytest.raises(MachineryError, match=r"cannot be reached.*cached: no kernel"):
         Kernel.debian().resolve()
@@ -372,14 +372,14 @@ def test_a_mirror_never_reached_is_told(mirror: Mirror) -> None:
 
 
 @pytest.mark.usefixtures("mirror")
-def test_an_exact_version_is_remembered_for_good(request: pytest.FixtureRequest) -> None:
+def test_an_exact_version_is_cached_without_expiry(request: pytest.FixtureRequest) -> None:
     Kernel.debian("6.12.5").resolve()
     expire("debian_6.12.5.json")
     request.getfixturevalue("no_commands")
     Kernel.debian("6.12.5").resolve()
 
 
-def test_a_package_that_was_tampered_with_is_refused_and_nothing_is_left(mirror: Mirror) -> None:
+def test_a_tampered_package_is_refused_and_leaves_nothing(mirror: Mirror) -> None:
     deb = mirror.folder / "debian/pool/linux-image-6.1.0-1-cloud-amd64_6.1.100-1_amd64.deb"
     data = bytearray(deb.read_bytes())
     data[-100] ^= 1
@@ -409,14 +409,14 @@ def test_without_depmod_its_package_is_named(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.usefixtures("mirror")
-def test_a_machine_without_a_debian_mirror_is_told(tmp_path: Path) -> None:
+def test_a_machine_without_a_debian_mirror_is_reported(tmp_path: Path) -> None:
     (tmp_path / "etc/sources.list.d/debian.sources").unlink()
     with pytest.raises(MachineryError, match="names no Debian mirror"):
         Kernel.debian().resolve()
 
 
 @pytest.mark.usefixtures("mirror")
-def test_a_full_disk_is_told_before_apt_hangs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_apt_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(MachineryError, match="no space left for"):

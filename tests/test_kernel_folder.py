@@ -83,7 +83,7 @@ def test_the_modules_of_a_build_tree_load_as_they_were_built(tree: Path, prefix:
     assert Kernel.parse(str(tree)).resolve().key != before, "a rebuilt module must change the key"
 
 
-def test_modules_that_are_named_win(tree: Path, tmp_path: Path) -> None:
+def test_given_modules_take_precedence(tree: Path, tmp_path: Path) -> None:
     put(tree / "modules.order", "drivers/vfio/vfio.o\n")
     put(tree / "drivers/vfio/vfio.ko", "no ELF")
     put(tmp_path / "root/lib/modules" / BUILT / "modules.dep", "")
@@ -121,7 +121,7 @@ def test_a_modules_folder_with_its_image_is_a_kernel_too(tmp_path: Path) -> None
     assert Kernel.parse(str(folder)).resolve().modules_dir == folder
 
 
-def test_a_folder_without_a_kernel_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_a_kernel_lists_the_expected_files(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"has no kernel: expected one of arch/x86/boot/bzImage, vmlinuz, .*vmlinux in it$"
     ):
@@ -167,7 +167,7 @@ def test_without_an_image_of_the_running_kernel_the_places_are_named(tmp_path: P
         assert str(tmp_path / place) in str(caught.value)
 
 
-def test_an_image_that_only_root_may_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_only_root_may_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ubuntu's /boot/vmlinuz-* has mode 0600. root, who may run this test, can read it anyway."""
     image = put(tmp_path / "boot" / f"vmlinuz-{RELEASE}", bzimage())
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -181,7 +181,7 @@ def test_an_image_of_another_release_is_not_the_running_kernel(tmp_path: Path) -
         HostSource(tmp_path, RELEASE).resolve(None, offline=False)
 
 
-def test_host_is_a_kernel_as_one_writes_it() -> None:
+def test_host_is_a_kernel_spec() -> None:
     assert Kernel.parse("host").source == HostSource()
     assert Kernel.parse("host").spec == "host"
     with pytest.raises(UsageError, match=r"host:6\.1' is not a kernel"):
@@ -199,7 +199,7 @@ def test_host_is_a_kernel_as_one_writes_it() -> None:
         ("ID=devuan\nID_LIKE=debian", True, True, "debian"),  # with apt sources that name a Debian mirror
     ],
 )
-def test_the_default_is_the_mirrors_kernel_or_else_the_hosts(
+def test_the_default_is_the_mirrors_kernel_or_the_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, os_release: str, has_apt: bool, mirror: bool, expected: str
 ) -> None:
     def sources() -> list[object]:

@@ -35,7 +35,7 @@ def claimed(function: KernelFunction, found: tuple[str, ...], versions: tuple[st
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=str)
-def test_every_function_is_in_the_kernels_that_it_says(function: KernelFunction) -> None:
+def test_since_and_until_of_every_function_are_correct(function: KernelFunction) -> None:
     found = TABLE.defined_in.get(str(function), ())
     assert claimed(function, found, TABLE.versions), (
         f"{function}: since={function.since}, until={function.until}, but of {', '.join(TABLE.versions)} it is in "
@@ -44,7 +44,7 @@ def test_every_function_is_in_the_kernels_that_it_says(function: KernelFunction)
 
 
 @pytest.mark.parametrize("function", [one for one in FUNCTIONS if one.elsewhere], ids=str)
-def test_what_a_function_is_elsewhere_is_in_kernels_that_lack_it(function: KernelFunction) -> None:
+def test_alternatives_of_a_function_exist_in_kernels_without_it(function: KernelFunction) -> None:
     assert {*TABLE.defined_in[str(function.elsewhere)]} - {*TABLE.defined_in[str(function)]}
 
 
@@ -64,7 +64,7 @@ def test_the_range_of_a_function_is_checked() -> None:
     assert claimed(KernelFunction("mm/a.c", "f", until="6.12"), versions[:2], versions)
 
 
-def test_the_table_is_made_of_sources_in_any_order() -> None:
+def test_the_table_does_not_depend_on_the_order_of_sources() -> None:
     one, *others = FUNCTIONS
     table = Table.of([Source("6.12.118", frozenset(FUNCTIONS)), Source("6.1.192", frozenset(others))])
     assert table.versions == ("6.1.192", "6.12.118")
@@ -160,5 +160,5 @@ def test_a_definition_is_found(name: str) -> None:
         *("prefix_pud", "one", "unfinished", "absent"),
     ],
 )
-def test_what_is_no_definition_is_not_found(name: str) -> None:
+def test_only_definitions_are_found(name: str) -> None:
     assert definition_line(SOURCE, name) is None

@@ -47,13 +47,13 @@ def put(path: Path, data: bytes | str) -> Path:
     return path
 
 
-def test_a_bzimage_tells_its_release(tmp_path: Path) -> None:
+def test_the_release_of_a_bzimage(tmp_path: Path) -> None:
     image = open_image(put(tmp_path / "vmlinuz", bzimage()))
     assert (image.kind, image.release) == (ImageKind.BZIMAGE, RELEASE)
     assert (image.modules_dir, image.config, image.config_hash) == (None, None, None)
 
 
-def test_a_vmlinux_tells_its_release_and_embedded_configuration(tmp_path: Path) -> None:
+def test_the_release_and_embedded_configuration_of_a_vmlinux(tmp_path: Path) -> None:
     embedded = b"IKCFG_ST" + gzip.compress(b"CONFIG_VFIO=m\n", mtime=0) + b"IKCFG_ED"
     image = open_image(put(tmp_path / "vmlinux", vmlinux(BANNER + embedded)))
     assert (image.kind, image.release) == (ImageKind.VMLINUX, "6.12.0-rc1")
@@ -82,14 +82,14 @@ def test_a_vmlinux_tells_its_release_and_embedded_configuration(tmp_path: Path) 
         (vmlinux(b"")[:30], "is truncated"),
     ],
 )
-def test_what_is_no_kernel_is_named_in_one_line(tmp_path: Path, data: bytes, words: str) -> None:
+def test_a_file_that_is_not_a_kernel_is_one_line(tmp_path: Path, data: bytes, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         Kernel.image(put(tmp_path / "file", data)).resolve()
     assert "expected an x86-64 bzImage or vmlinux" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_a_directory_and_a_bare_version_are_told(
+def test_a_missing_file_a_directory_and_a_bare_version_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -139,7 +139,7 @@ def test_the_configuration_is_found_beside_the_image(tmp_path: Path, kernel: str
     assert image.config.is_builtin("PCI")
 
 
-def test_the_key_follows_the_contents(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_contents(tmp_path: Path) -> None:
     kernel = put(tmp_path / "vmlinuz", bzimage())
     module = put(tmp_path / "lib/modules" / RELEASE / "kernel/vfio.ko", "one")
     first = open_image(kernel, modules=tmp_path).key
@@ -187,7 +187,7 @@ def test_kconfig_values() -> None:
         ("vmlinux", "vmlinux"),
     ],
 )
-def test_a_spec_survives_parsing(text: str, spec: str) -> None:
+def test_a_spec_parses_to_itself(text: str, spec: str) -> None:
     kernel = Kernel.parse(text)
     assert kernel.spec == str(kernel) == spec
     assert Kernel.parse(spec) == kernel
@@ -196,11 +196,11 @@ def test_a_spec_survives_parsing(text: str, spec: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "tree:", "debsrc:", "vng:6.12", "debian:", "debian:six", "debian:6.12@", "debian:6.12@A b", "deb:6"]
 )
-def test_what_is_not_understood_is_answered_with_what_is(text: str) -> None:
+def test_an_invalid_spec_gets_a_list_of_valid_forms(text: str) -> None:
     with pytest.raises(UsageError, match="expected"):
         Kernel.parse(text)
 
 
-def test_modules_go_with_a_path_only() -> None:
+def test_modules_are_allowed_only_with_a_path() -> None:
     with pytest.raises(UsageError, match="has its own modules"):
         Kernel.parse("debian:6.12", modules="/lib/modules")

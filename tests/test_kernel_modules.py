@@ -50,7 +50,7 @@ def test_dependencies_come_first_and_once(tree: Path) -> None:
     assert len(order) == 5
 
 
-def test_builtin_and_missing_names_are_told_apart(tree: Path) -> None:
+def test_builtin_and_missing_modules_are_distinguished(tree: Path) -> None:
     order = load_order(kernel(tree), ["virtio-pci", "vfio_virqfd", "vfio"])
     assert (order.builtin, order.missing) == (("virtio-pci",), ("vfio_virqfd",))
     assert [module.name for module in order] == ["vfio"]
@@ -81,7 +81,7 @@ def _configured(modules_dir: Path | None, text: str | None) -> KernelImage:
         ("CONFIG_VFIO_PCI=y\n", False, None, ""),
     ],
 )
-def test_what_was_not_given_is_told_from_what_the_kernel_is_built_without(
+def test_missing_modules_are_distinguished_from_disabled_ones(
     tree: Path, config: str | None, given: bool, kind: type[HugepfnError] | None, words: str
 ) -> None:
     (tree / "modules.dep").write_text("kernel/drivers/vfio/vfio.ko.xz:\n")
@@ -99,7 +99,7 @@ def test_a_kernel_without_modules_has_none() -> None:
     assert has_symbol(kernel(None), "vfio", "x") is None
 
 
-def test_a_circle_in_modules_dep_ends(tree: Path) -> None:
+def test_a_cycle_in_modules_dep_ends(tree: Path) -> None:
     (tree / "modules.dep").write_text("a.ko: b.ko\nb.ko: a.ko\n")
     assert [module.name for module in load_order(kernel(tree), ["a"])] == ["b", "a"]
 
@@ -119,7 +119,7 @@ def test_without_modules_dep_the_command_that_makes_it_is_named(tree: Path, tmp_
         (".ko.gz", gzip.compress(b"\x7fELF...", mtime=0)),
     ],
 )
-def test_every_compression_is_read_and_a_cut_one_refused(tmp_path: Path, suffix: str, packed: bytes) -> None:
+def test_every_compression_is_read_and_a_truncated_file_is_refused(tmp_path: Path, suffix: str, packed: bytes) -> None:
     module = Module("m", tmp_path / f"m{suffix}")
     module.path.write_bytes(packed)
     assert read(module) == b"\x7fELF..."

@@ -88,7 +88,7 @@ def test_a_program_is_built_statically_and_nothing_is_written_to_the_tree(tree: 
     assert found.timeout_s == 900
 
 
-def test_what_is_run_is_what_the_collection_s_script_runs(tree: Path) -> None:
+def test_the_programs_are_those_of_the_collections_script(tree: Path) -> None:
     found = mm(tree)
     assert found.programs == ("good", "bad", "numa", "acl", "shared", "helper")
     assert found.scripts == ("run_vmtests.sh",)
@@ -103,7 +103,7 @@ def test_what_is_run_is_what_the_collection_s_script_runs(tree: Path) -> None:
         ("shared", "its Makefile links it dynamically"),
     ],
 )
-def test_what_this_machine_cannot_build_is_no_error(tree: Path, program: str, words: str) -> None:
+def test_a_program_that_this_machine_cannot_build_is_a_skip(tree: Path, program: str, words: str) -> None:
     with pytest.raises(PremiseNotMet, match=f"mm/{program}.*{words}"):
         mm(tree).build(program)
     assert mm(tree).build("good").is_file()
@@ -121,7 +121,7 @@ def test_headers_that_do_not_build_name_the_source(tree: Path) -> None:
         mm(tree)
 
 
-def test_only_what_goes_in_builds_anew(tree: Path) -> None:
+def test_only_changed_inputs_cause_a_rebuild(tree: Path) -> None:
     before = mm(tree).build("good")
     (tree / "mm/memory.c").write_text("int other;\n")
     assert mm(tree).build("good") == before
@@ -131,7 +131,7 @@ def test_only_what_goes_in_builds_anew(tree: Path) -> None:
     assert subprocess.run([after], check=False).returncode == 1
 
 
-def test_a_collection_that_is_not_there(tree: Path) -> None:
+def test_an_unknown_collection_is_refused(tree: Path) -> None:
     for name in ("vfio", "../mm", ""):
         with pytest.raises(UsageError, match=f"has no selftests '{name}'"):
             collection(Recipe(TreeOrigin(tree)), name)
@@ -146,11 +146,11 @@ def test_a_missing_tool_is_one_line_before_anything_is_read(tree: Path, monkeypa
     assert not (cache.root() / "builds").exists()
 
 
-def test_what_a_kernel_lacks_of_the_collection_s_wishes(tree: Path) -> None:
+def test_the_symbols_of_the_collections_config_that_a_kernel_lacks(tree: Path) -> None:
     assert mm(tree).lacking(Kconfig("CONFIG_USERFAULTFD=y\nCONFIG_GUP_TEST=m\n")) == ["TEST_HMM=m"]
 
 
-def test_arguments_that_the_shell_works_out_are_left_out() -> None:
+def test_arguments_with_shell_expansions_are_left_out() -> None:
     script = 'CATEGORY="x" run_test ./a -b 0x1 "c"\nCATEGORY="x" run_test ./a $n\nrun_test() {\n# run_test ./b\n'
     assert arguments(script) == [("a", '-b 0x1 "c"')]
 

@@ -196,7 +196,7 @@ def test_how_programs_end(session: Session, program: str, outcome: str, points: 
 
 
 @pytest.mark.parametrize(("program", "points"), [("lost", {}), ("gap", {"first": "passed", "second": "passed"})])
-def test_a_broken_driver_and_a_log_with_a_gap_are_no_verdict(
+def test_a_broken_harness_and_a_gap_in_the_log_are_no_verdict(
     session: Session, program: str, points: dict[str, str]
 ) -> None:
     own = {f"mm::{program}::{point}": one for point, one in points.items()}
@@ -215,7 +215,7 @@ def test_a_broken_driver_and_a_log_with_a_gap_are_no_verdict(
         (("lost", "dies"), 1),
     ],
 )
-def test_the_exit_status_is_a_verdict_or_none(
+def test_the_exit_status_is_a_verdict_or_a_machinery_error(
     session: Session, monkeypatch: pytest.MonkeyPatch, programs: tuple[str, ...], status: int
 ) -> None:
     """A failed program counts even if other results are lost. A failure of the harness is not a failed program."""
@@ -248,7 +248,7 @@ def test_collecting_and_choosing_run_nothing(session: Session) -> None:
     assert session.runner.machines == 1
 
 
-def test_x_stops_behind_the_program_that_failed_with_all_its_points(session: Session) -> None:
+def test_x_stops_after_the_failed_program_with_all_its_points(session: Session) -> None:
     recorder = session("mixed", "good", args=("-x",))
     reports = recorder.getreports("pytest_runtest_logreport")
     assert len({report.nodeid for report in reports}) == 5
@@ -312,7 +312,7 @@ def test_huge_pages_as_the_tests_own_script_reserves_them() -> None:
     assert wanted == ["128", "1"]
 
 
-def test_what_is_asked_for() -> None:
+def test_the_arguments_of_the_command() -> None:
     assert parse_selectors(["mm:a", "vfio", "mm:b -x 1", "mm:a"]) == {"mm": ["a", "b -x 1"], "vfio": []}
     assert parse_selectors(["mm:a", "mm"]) == {"mm": []}
     for wrong in ("", ":a", "mm:", "mm: "):
@@ -320,7 +320,7 @@ def test_what_is_asked_for() -> None:
             parse_selectors([wrong])
 
 
-def test_programs_that_are_asked_for(session: Session) -> None:
+def test_the_selected_programs(session: Session) -> None:
     found = session.collection()
     assert commands_of(found, []) == list(SAYS)
     assert commands_of(found, ["good", "good -v", "good"]) == ["good", "good -v"]
@@ -345,6 +345,6 @@ def test_the_source_that_fits_a_kernel(kernel: str, release: str, sources: list[
     assert [recipe.spec for recipe in recipes_of(Kernel.parse(kernel), image, "/linux@v7.0")] == ["tree:/linux@v7.0"]
 
 
-def test_of_a_kernel_by_path_the_source_has_to_be_said() -> None:
+def test_a_kernel_given_by_path_needs_a_source() -> None:
     with pytest.raises(UsageError, match="--source tree:PATH or --source debsrc:VERSION"):
         recipes_of(Kernel.parse("./bzImage"), IMAGE, None)

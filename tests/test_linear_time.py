@@ -178,7 +178,7 @@ def calls(function: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_four_times_the_input_is_four_times_the_work(name: str) -> None:
+def test_work_is_proportional_to_the_input(name: str) -> None:
     read, made = LINES[name]
     few, many = made(300), made(1200)
     assert 3 <= len(many) / len(few) <= 5 or "levels" in name or read is read_kept_log
@@ -260,7 +260,7 @@ REPEATED = (
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_no_expression_of_the_log_tries_ever_more_ways(beginning: str) -> None:
+def test_no_expression_of_the_log_backtracks(beginning: str) -> None:
     """The longest line that the reader looks at has MAX_LINE_CHARS, eight times the shorter one here."""
     details = {rule.detail for rule in RULES if rule.detail is not None}
 
@@ -276,7 +276,7 @@ def test_no_expression_of_the_log_tries_ever_more_ways(beginning: str) -> None:
     assert_linear(read, MAX_LINE_CHARS // 8)
 
 
-def test_a_caller_that_complains_for_ever_has_few_open_complaints() -> None:
+def test_the_open_complaints_of_one_caller_are_limited() -> None:
     """Each complaint waits for the stack of the next one. Without a limit, 1,000 of them ended in RecursionError."""
     count = 3000
     stream = ReportStream()

@@ -79,7 +79,7 @@ def test_a_child_shows_it_where_we_do(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().endswith(" x] of the child\n")
 
 
-def test_a_child_that_hides_it_keeps_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_without_a_log_keeps_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody may wait for the end of a command's standard error while its session continues to run."""
     theirs, ours = os.pipe()
     monkeypatch.setenv("HUGEPFN_LOG", f"1:{ours}")
@@ -92,7 +92,7 @@ def test_a_child_that_hides_it_keeps_nothing_open(monkeypatch: pytest.MonkeyPatc
     os.close(theirs)
 
 
-def test_who_shows_nothing_tells_a_child_nothing() -> None:
+def test_without_a_log_a_child_gets_no_variable() -> None:
     assert logs.for_child() == (dict(os.environ), ())
 
 
@@ -103,7 +103,7 @@ def test_a_variable_that_is_not_ours_is_ignored(monkeypatch: pytest.MonkeyPatch,
     assert logs.verbosity() == 0
 
 
-def test_a_step_has_its_time_also_where_it_fails(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_step_has_its_time_too(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "hugepfn")
     with logs.timed(LOG, "request %d %s", 3, "put"):
         pass
@@ -116,7 +116,7 @@ def test_a_step_has_its_time_also_where_it_fails(caplog: pytest.LogCaptureFixtur
     assert re.fullmatch(r"start: failed after \d+\.\d ms", second[1])
 
 
-def test_the_cache_says_what_it_had(
+def test_the_cache_logs_hits_and_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
@@ -128,7 +128,7 @@ def test_the_cache_says_what_it_had(
     assert had == "programs fork-1: in the cache"
 
 
-def test_a_key_is_logged_in_a_line_that_one_can_read(
+def test_a_key_is_logged_in_a_readable_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))

@@ -45,7 +45,7 @@ def _end(log: str, accel: Accel, status: int | None = 0, stderr: str = "") -> Hu
     return end_error("waiting: ", QemuEnd(77, status, stderr, scan(log), accel, "7.2", Standstill().excuse))
 
 
-def test_what_emulation_did_is_not_laid_at_the_kernels_door() -> None:
+def test_a_failure_of_the_emulation_is_not_blamed_on_the_kernel() -> None:
     error = _end(LOG, Accel.TCG)
     assert isinstance(error, EmulatorError)
     assert str(error).startswith("waiting: the kernel died at a breakpoint that is not in its memory")
@@ -61,7 +61,7 @@ def test_what_emulation_did_is_not_laid_at_the_kernels_door() -> None:
     ],
 )
 @pytest.mark.parametrize("log", ["", OOPS])
-def test_a_qemu_that_somebody_ends_is_no_death_of_the_kernel(log: str, status: int, stderr: str, told: str) -> None:
+def test_a_killed_qemu_is_not_a_dead_kernel(log: str, status: int, stderr: str, told: str) -> None:
     error = _end(log, Accel.TCG, status, stderr)
     assert isinstance(error, MachineryError)
     assert told in str(error)
@@ -79,7 +79,7 @@ def test_a_qemu_that_closes_qmp_and_does_not_end_is_judged_by_its_log() -> None:
     [(LOG, Accel.KVM), (OOPS, Accel.TCG), (LOG.replace("66 <90>", "cc <90>"), Accel.TCG)],
     ids=["a processor runs what is in memory", "another oops", "the breakpoint is there"],
 )
-def test_every_other_death_is_the_kernels(log: str, accel: Accel) -> None:
+def test_every_other_death_is_the_kernels_fault(log: str, accel: Accel) -> None:
     assert isinstance(_end(log, accel), KernelDied)
 
 
@@ -106,7 +106,7 @@ def _boot(monkeypatch: pytest.MonkeyPatch, *errors: HugepfnError) -> tuple[VM, B
     return vm, boots, said
 
 
-def test_a_boot_that_emulation_spoils_is_tried_again_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_boot_that_the_emulation_breaks_is_repeated_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     vm, boots, said = _boot(monkeypatch, EmulatorError("stale"))
     try:
         vm._boot(Timing())
@@ -116,7 +116,7 @@ def test_a_boot_that_emulation_spoils_is_tried_again_and_told(monkeypatch: pytes
         vm.close()
 
 
-def test_after_three_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_failed_boots_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     vm, boots, _ = _boot(monkeypatch, *[EmulatorError(f"stale {number}") for number in range(4)])
     with pytest.raises(EmulatorError, match="stale 2"):
         vm._boot(Timing())
@@ -141,7 +141,7 @@ def test_a_kernel_that_does_not_boot_is_not_tried_again(monkeypatch: pytest.Monk
         (MachineryError("QEMU was killed by SIGKILL"), -9, MachineryError),
     ],
 )
-def test_only_what_says_that_a_template_is_bad_is_a_reason_to_make_it_again(
+def test_only_an_error_about_the_template_rebuilds_it(
     monkeypatch: pytest.MonkeyPatch, error: Exception, exit_status: int | None, expected: type[Exception]
 ) -> None:
     async def fail(*_asked: object, **_how: object) -> None:
@@ -222,12 +222,12 @@ def _boots_meanwhile(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], No
     return boot
 
 
-def test_a_kernel_that_stays_boots(monkeypatch: pytest.MonkeyPatch, image: KernelImage) -> None:
+def test_an_unchanged_kernel_boots(monkeypatch: pytest.MonkeyPatch, image: KernelImage) -> None:
     assert _boots_meanwhile(monkeypatch, lambda: None)(image)
 
 
 @pytest.mark.parametrize("content", [b"other", None])
-def test_a_kernel_that_is_built_while_it_boots_is_not_called_by_its_old_key(
+def test_a_kernel_replaced_during_its_boot_is_an_error(
     monkeypatch: pytest.MonkeyPatch, image: KernelImage, content: bytes | None
 ) -> None:
     boot = _boots_meanwhile(monkeypatch, lambda: _rebuild(image, content))
@@ -237,7 +237,9 @@ def test_a_kernel_that_is_built_while_it_boots_is_not_called_by_its_old_key(
         boot(image)
 
 
-def test_half_a_kernel_that_does_not_boot_is_no_verdict(monkeypatch: pytest.MonkeyPatch, image: KernelImage) -> None:
+def test_a_half_written_kernel_that_does_not_boot_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, image: KernelImage
+) -> None:
     def dies() -> None:
         _rebuild(image)
         raise KernelDied("Kernel panic - not syncing")
@@ -247,7 +249,7 @@ def test_half_a_kernel_that_does_not_boot_is_no_verdict(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("rebuilt", [False, True])
-def test_a_kept_machine_has_its_kernel_only_while_that_is_the_same(
+def test_a_kept_machine_knows_its_kernel_only_if_unchanged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image: KernelImage, rebuilt: bool
 ) -> None:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
@@ -263,7 +265,7 @@ def test_a_kept_machine_has_its_kernel_only_while_that_is_the_same(
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_a_kept_machine_knows_its_kernel_by_the_modules_that_were_given(
+def test_a_kept_machine_finds_its_kernel_with_the_given_modules(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: bool
 ) -> None:
     """The key of a kernel includes the list of its modules."""

@@ -129,7 +129,7 @@ def up() -> Iterator[Up]:
 # --- its life ------------------------------------------------------------------------------------------
 
 
-def test_what_did_not_come_up_can_do_nothing() -> None:
+def test_a_machine_that_is_not_up_refuses_every_request() -> None:
     live = LiveMachine()
     asked: list[str] = []
 
@@ -145,7 +145,7 @@ def test_what_did_not_come_up_can_do_nothing() -> None:
     assert asked == []
 
 
-def test_what_comes_up_is_there(up: Up) -> None:
+def test_a_machine_comes_up(up: Up) -> None:
     assert up.live.running
     assert cast(Any, up.live.qemu) is up.qemu
     assert cast(Any, up.live.agent) is up.agent
@@ -154,7 +154,7 @@ def test_what_comes_up_is_there(up: Up) -> None:
     assert cast(Any, up.live.memory) == "RAM"
 
 
-def test_the_end_gives_everything_back_once(up: Up) -> None:
+def test_close_releases_everything_once(up: Up) -> None:
     folder = up.live.sockets.socket("gdb").parent
     up.live.close()
     up.live.close()
@@ -164,7 +164,7 @@ def test_the_end_gives_everything_back_once(up: Up) -> None:
         up.live.get("/proc/sys/kernel/tainted")
 
 
-def test_what_fails_to_come_up_is_ended() -> None:
+def test_a_machine_that_fails_to_come_up_is_closed() -> None:
     live, qemu = LiveMachine(), Qemu()
 
     async def fail() -> Machine:
@@ -209,7 +209,7 @@ def test_a_word_of_the_bar_is_read_by_qemu(up: Up) -> None:
         (-8, "000000037ffffff8: 0x0000000000000000\r\n"),
     ],
 )
-def test_what_is_no_word_of_the_bar(up: Up, offset: int, answer: str) -> None:
+def test_an_invalid_word_of_the_bar_is_refused(up: Up, offset: int, answer: str) -> None:
     up.qemu.answer = answer
     with pytest.raises(MachineryError, match=f"QEMU cannot read BAR 2 at offset {offset:#x}"):
         up.live.bar_word(offset)
@@ -218,7 +218,7 @@ def test_what_is_no_word_of_the_bar(up: Up, offset: int, answer: str) -> None:
 @pytest.mark.parametrize(
     ("stopped", "exit_status", "asked"), [(False, None, 1), (True, None, 0), (False, 0, 0), (True, -9, 0)]
 )
-def test_the_log_is_asked_for_where_somebody_can_answer(
+def test_the_log_is_requested_only_if_the_agent_can_answer(
     up: Up, monkeypatch: pytest.MonkeyPatch, stopped: bool, exit_status: int | None, asked: int
 ) -> None:
     reads: list[object] = []
@@ -238,7 +238,7 @@ def test_the_taint_now(up: Up) -> None:
     assert up.live.taint is Taint.DIE
 
 
-def test_a_pause_ends_as_it_began(up: Up) -> None:
+def test_a_pause_restores_the_previous_state(up: Up) -> None:
     with up.live.paused():
         assert up.qemu.stopped
     assert up.qemu.asked == ["stop", "cont"]
@@ -254,13 +254,13 @@ def test_a_pause_ends_as_it_began(up: Up) -> None:
 # --- files and programs --------------------------------------------------------------------------------
 
 
-def test_files_there_and_back(up: Up) -> None:
+def test_files_are_put_and_read_back(up: Up) -> None:
     up.live.put("/tmp/x", b"1", 0o600)
     assert up.agent.files["/tmp/x"] == (b"1", 0o600)
     assert up.live.get("/tmp/x") == b"1"
 
 
-def test_a_program_goes_with_its_libraries_each_of_them_once(
+def test_a_program_is_sent_with_its_libraries_each_once(
     up: Up, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program, library = tmp_path / "tool", tmp_path / "libz.so"
@@ -377,7 +377,7 @@ def test_ssh_is_installed_once_and_ends_with_the_machine(
     assert up.qemu.asked == ["quit", "RAM is given back"]
 
 
-def test_work_of_others_runs_on_its_loop(up: Up) -> None:
+def test_other_coroutines_run_on_its_loop(up: Up) -> None:
     async def where() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 

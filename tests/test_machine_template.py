@@ -66,7 +66,7 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_was_saved_comes_back(saved: Path) -> None:
+def test_a_template_is_restored_as_saved(saved: Path) -> None:
     assert load(saved) == Template(saved, READY, BARS, CAPABILITIES, LOG, 4.5)
     assert (load(saved).ram, load(saved).state) == (saved / "ram", saved / "state")
 
@@ -82,13 +82,13 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     ],
     ids=["state", "a page elsewhere", "a page less", "a page more", "more RAM"],
 )
-def test_what_is_not_what_was_saved_is_refused(saved: Path, change: Callable[[Path], object]) -> None:
+def test_a_changed_template_is_refused(saved: Path, change: Callable[[Path], object]) -> None:
     change(saved)
     with pytest.raises(MachineryError, match=r"^the template key has changed since it was saved$"):
         load(saved)
 
 
-def test_a_part_of_zeroes_is_a_hole(saved: Path) -> None:
+def test_a_block_of_zeros_is_a_hole(saved: Path) -> None:
     """Some file systems allocate more than was written."""
     with (saved / "ram").open("r+b") as file:
         file.seek(20 * PAGE)
@@ -111,14 +111,14 @@ def test_the_content_is_checked_once_in_a_process(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["meta.json", "state", "ram", "log.json"])
-def test_a_file_that_is_gone(saved: Path, name: str) -> None:
+def test_a_missing_file_is_an_error(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(MachineryError, match=r"^the template key cannot be read: .*No such file"):
         load(saved)
 
 
 @pytest.mark.parametrize("lacking", ["ready", "bars", "capabilities", "digest"])
-def test_a_template_of_another_version(saved: Path, lacking: str) -> None:
+def test_a_template_of_another_version_is_refused(saved: Path, lacking: str) -> None:
     meta = json.loads((saved / "meta.json").read_text())
     del meta[lacking]
     (saved / "meta.json").write_text(json.dumps(meta))
@@ -146,7 +146,7 @@ def test_a_template_is_made_once() -> None:
     assert first.folder == cache.find(KIND, "one")
 
 
-def test_one_that_is_spoilt_is_made_again_once() -> None:
+def test_a_damaged_template_is_made_again_once() -> None:
     def build(folder: Path) -> None:
         fill(folder)
 
@@ -167,7 +167,7 @@ def test_one_that_is_spoilt_is_made_again_once() -> None:
     assert said == ["the template two has changed since it was saved; building it again"], "and not for ever"
 
 
-def test_a_booted_machine_is_saved_while_it_stands_still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_is_saved_while_it_is_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     happened: list[str] = []
     folder = tmp_path / "new"
     folder.mkdir()
@@ -203,9 +203,7 @@ def test_a_booted_machine_is_saved_while_it_stands_still(monkeypatch: pytest.Mon
     assert template.ram.stat().st_mode & 0o777 == 0o600, "only the user may read a guest's memory"
 
 
-def test_a_template_that_was_thrown_away_for_room_is_checked_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saved: Path
-) -> None:
+def test_a_pruned_template_is_checked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, saved: Path) -> None:
     async def nothing(*_asked: object, **_how: object) -> None:
         (folder / "state").write_bytes(b"")
 
@@ -232,7 +230,7 @@ def test_a_template_that_was_thrown_away_for_room_is_checked_again(
 # --- its key -------------------------------------------------------------------------------------------
 
 
-def test_everything_that_goes_in_makes_another_key(tmp_path: Path) -> None:
+def test_every_input_changes_the_key(tmp_path: Path) -> None:
     program = tmp_path / "qemu"
     program.write_text("one")
     binary = QemuBinary(str(program), "7.2.0", "QEMU emulator version 7.2.0")

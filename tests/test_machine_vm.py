@@ -62,7 +62,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
     return Host(monkeypatch, tmp_path)
 
 
-def test_a_kernel_that_prints_under_tcg_alone_discredits_kvm(host: Host) -> None:
+def test_a_kernel_that_prints_only_under_tcg_disables_kvm(host: Host) -> None:
     host.ends = {Accel.KVM: dies(""), Accel.TCG: None}
     host.start()
     assert host.tried == [Accel.KVM, Accel.TCG]
@@ -70,14 +70,14 @@ def test_a_kernel_that_prints_under_tcg_alone_discredits_kvm(host: Host) -> None
     assert host.said[0].startswith("using TCG, because KVM does not run this kernel: ")
 
 
-def test_a_kernel_that_prints_and_dies_under_tcg_discredits_kvm_too(host: Host) -> None:
+def test_a_kernel_that_prints_and_dies_under_tcg_disables_kvm_too(host: Host) -> None:
     host.ends = {Accel.KVM: dies(""), Accel.TCG: dies("Kernel panic - not syncing: VFS")}
     with pytest.raises(BootError):
         host.start()
     assert [note["works"] for note in host.remembered] == [False]
 
 
-def test_a_kernel_that_prints_nothing_anywhere_is_no_fault_of_kvm(host: Host) -> None:
+def test_a_kernel_that_never_prints_does_not_disable_kvm(host: Host) -> None:
     """Such a kernel is a step of a bisection that dies early, or has no ttyS0."""
     host.ends = {Accel.KVM: dies(""), Accel.TCG: dies("")}
     with pytest.raises(BootError):
@@ -86,7 +86,7 @@ def test_a_kernel_that_prints_nothing_anywhere_is_no_fault_of_kvm(host: Host) ->
     assert host.remembered == []
 
 
-def test_a_kvm_that_cannot_run_a_kernel_is_not_used_any_more(host: Host) -> None:
+def test_a_kvm_with_an_internal_error_is_disabled(host: Host) -> None:
     """QEMU stops the machine after "KVM internal error" (accel/kvm/kvm-all.c, kvm_cpu_exec())."""
     stopped = MachineStopped("waiting: QEMU has stopped the machine (internal-error); it says: KVM internal error")
     host.ends = {Accel.KVM: stopped, Accel.TCG: None}
@@ -96,7 +96,7 @@ def test_a_kvm_that_cannot_run_a_kernel_is_not_used_any_more(host: Host) -> None
     assert "KVM internal error" in host.said[0]
 
 
-def test_a_kvm_that_was_asked_for_is_not_replaced(host: Host) -> None:
+def test_a_requested_kvm_is_not_replaced(host: Host) -> None:
     host.ends = {Accel.KVM: MachineStopped("QEMU has stopped the machine (internal-error)")}
     with pytest.raises(MachineStopped):
         host.start("kvm")
@@ -104,7 +104,7 @@ def test_a_kvm_that_was_asked_for_is_not_replaced(host: Host) -> None:
 
 
 @pytest.mark.parametrize(("accel", "console"), [("kvm", ""), ("auto", "Linux version 6.12.118")])
-def test_where_tcg_is_not_tried(host: Host, accel: str, console: str) -> None:
+def test_tcg_is_not_tried_without_need(host: Host, accel: str, console: str) -> None:
     host.ends = {Accel.KVM: dies(console)}
     with pytest.raises(BootError):
         host.start(accel)
@@ -148,7 +148,7 @@ def test_a_template_that_qemu_refuses_is_made_again_once(monkeypatch: pytest.Mon
 # --- events ---------------------------------------------------------------------------------------
 
 
-def test_what_a_program_says_before_it_is_known_to_run_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_events_of_a_program_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "EARLY_MAX_BYTES", 100)
     vm = VM("debian")
     vm.programs.receive(b"x" * 1000)  # no program was started, so the event belongs to none
@@ -180,7 +180,7 @@ def key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
     return key
 
 
-def test_under_kvm_a_template_is_of_this_host_kernel_and_these_module_parameters(key: Callable[..., str]) -> None:
+def test_a_template_under_kvm_depends_on_the_host_kernel_and_module_parameters(key: Callable[..., str]) -> None:
     assert key(Accel.KVM) == key(Accel.KVM)
     assert key(Accel.KVM) != key(Accel.KVM, release="6.12.2")
     assert key(Accel.KVM) != key(Accel.KVM, ept="N")

@@ -89,7 +89,7 @@ def test_a_mutant_is_built_with_the_fragments_that_it_names(
     assert built == [("debsrc:6.12", (mutant.path,), ("faultinject",), "tiny", False, "gcc", False)]
 
 
-def test_a_patch_that_nobody_kills_is_refused(tmp_path: Path) -> None:
+def test_a_patch_without_killed_by_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.patch"
     path.write_text("breaks something\n---\ndiff\n")
     with pytest.raises(ValueError, match="Killed-by"):
@@ -110,7 +110,7 @@ def test_a_patch_that_nobody_kills_is_refused(tmp_path: Path) -> None:
         ([W_LOST, replace(WARNED, kernel=(KernelTroubles((BUG,)),))], "killed by another"),
     ],
 )
-def test_what_became_of_a_mutant(mutant: Any, results: list[ScenarioResult], what: str) -> None:
+def test_the_verdict_on_a_mutant(mutant: Any, results: list[ScenarioResult], what: str) -> None:
     assert kill.verdict(mutant, Run(tuple(results)))[0] == what
 
 

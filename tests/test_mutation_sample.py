@@ -52,7 +52,7 @@ def changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, 
     return [(source[mutant.start : mutant.end].decode(), mutant.new) for mutant in found]
 
 
-def test_what_is_changed(changed: list[tuple[str, str]]) -> None:
+def test_the_changes_of_a_source(changed: list[tuple[str, str]]) -> None:
     assert sorted(changed) == sorted(
         [
             ("7", "(8)"),

@@ -43,7 +43,7 @@ def leaf(raw: int) -> Leaf:
     ],
     ids=["sound", "early A", "kernel's D", "no D", "no A", "A gone", "neither", "D of a read"],
 )
-def test_what_the_walks_say_of_the_cpu(walks: tuple[int, int, int], missed: Bits) -> None:
+def test_the_conclusions_about_the_cpu(walks: tuple[int, int, int], missed: Bits) -> None:
     assert misses(*(leaf(raw) for raw in walks)) == missed
 
 
@@ -70,13 +70,13 @@ def probed(run: Run, accel: Accel = Accel.KVM) -> VM:
     return cast(VM, SimpleNamespace(launch=start, spec=SimpleNamespace(accel=accel)))
 
 
-def test_the_probe_looks_before_after_a_read_and_after_a_write() -> None:
+def test_the_probe_walks_before_and_after_a_read_and_a_write() -> None:
     assert probe_bar(probed(Run((COPIED, READ, WRITTEN)))) == NO_BITS
     assert probe_bar(probed(Run((COPIED, READ, WRITTEN & ~D)))) == Bits.D
 
 
 @pytest.mark.parametrize("error", [PremiseNotMet("no device bound to vfio-pci"), ClaimFailed("child has no entry")])
-def test_what_the_probe_cannot_tell_is_no_finding_about_the_cpu(error: Exception) -> None:
+def test_a_failed_probe_says_nothing_about_the_cpu(error: Exception) -> None:
     """There is no vfio-pci, or the kernel's entries are wrong, which its scenarios report."""
     assert probe_bar(probed(Run((), error))) is None
 
@@ -115,7 +115,7 @@ def test_tcg_is_not_calibrated_and_sets_nothing_early(
     assert Capabilities.from_json(caps.to_json()) == caps
 
 
-def test_which_device_stands_in_and_where_none_does() -> None:
+def test_the_replacement_device() -> None:
     assert stand_in(Device.TESTDEV, Bits.D) is Device.SHMEM
     with pytest.raises(
         MachineryError, match=r"does not set A and D in an entry of ivshmem-plain's BAR, .* --accel tcg"
@@ -171,7 +171,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Hosts:
 
 
 @pytest.mark.parametrize("clone", [True, False])
-def test_ram_stands_in_for_a_bar_without_memory(on: Hosts, clone: bool) -> None:
+def test_ram_replaces_a_bar_without_memory(on: Hosts, clone: bool) -> None:
     host = on({Device.TESTDEV: Bits.D})
     vm = host.come_up(clone=clone)
     assert host.up == ([Device.SHMEM] if clone else [Device.TESTDEV, Device.SHMEM])
@@ -184,7 +184,7 @@ def test_ram_stands_in_for_a_bar_without_memory(on: Hosts, clone: bool) -> None:
 
 
 @pytest.mark.parametrize("clone", [True, False])
-def test_where_neither_passes_it_is_no_verdict_about_a_kernel(on: Hosts, clone: bool) -> None:
+def test_if_no_device_passes_there_is_no_verdict(on: Hosts, clone: bool) -> None:
     host = on({Device.TESTDEV: Bits.D, Device.SHMEM: Bits.A})
     with pytest.raises(MachineryError, match="although RAM is behind it"):
         host.come_up(clone=clone)
@@ -192,7 +192,7 @@ def test_where_neither_passes_it_is_no_verdict_about_a_kernel(on: Hosts, clone: 
 
 
 @pytest.mark.parametrize("clone", [True, False])
-def test_a_bar_that_passes_is_taken(on: Hosts, clone: bool) -> None:
+def test_a_bar_that_passes_is_used(on: Hosts, clone: bool) -> None:
     host = on({})
     assert host.come_up(clone=clone).spec.device is Device.TESTDEV
     assert (host.up, host.said, host.closed) == ([Device.TESTDEV], [], 0)

@@ -106,7 +106,7 @@ def probed(
         (KEPT, "CONFIG_VFIO=y\n", False),
     ],
 )
-def test_where_the_dirty_bit_of_a_read_only_page_went(raw: int, config: str | None, saved_dirty: bool) -> None:
+def test_the_place_of_the_dirty_bit_of_a_read_only_page(raw: int, config: str | None, saved_dirty: bool) -> None:
     assert probed(raw, config=config).saved_dirty is saved_dirty
 
 
@@ -121,20 +121,20 @@ def test_where_the_dirty_bit_of_a_read_only_page_went(raw: int, config: str | No
         (KEPT | SAVED_DIRTY, SHADOW_STACK, "W=0, D=0, SAVED_DIRTY=1"),
     ],
 )
-def test_a_kernel_that_does_neither_is_broken(raw: int, config: str | None, expected: str) -> None:
+def test_a_kernel_that_keeps_no_dirty_bit_is_broken(raw: int, config: str | None, expected: str) -> None:
     with pytest.raises(ClaimFailed, match=f"made read-only by mprotect.*expected {expected}, got "):
         probed(raw, config=config)
 
 
 @pytest.mark.parametrize("name", ["soft_dirty", "pagemap_scan", "guard_regions", "kvm_clock"])
 @pytest.mark.parametrize(("word", "can"), [("1", True), ("0", False), ("", False), ("11", False)])
-def test_what_caps_says_the_kernel_can(name: str, word: str, can: bool) -> None:
+def test_the_capabilities_that_caps_reports(name: str, word: str, can: bool) -> None:
     assert getattr(probed(said=f"# value {name}={word}\nok 1 probed\n"), name) is can
     others = {"soft_dirty", "pagemap_scan", "guard_regions", "kvm_clock"} - {name}
     assert not any(getattr(probed(said=f"# value {name}=1\n"), other) for other in others)
 
 
-def test_the_word_of_thp_and_the_levels_of_the_tables() -> None:
+def test_the_thp_setting_and_the_table_levels() -> None:
     assert probed(said="# value thp=madvise\n").thp == "madvise"
     assert probed().thp == ""
     assert not probed().five_level
@@ -157,7 +157,7 @@ def test_a_handler_that_is_built_in_is_in_kallsyms(symbols: bytes, missing: str,
     assert probed(symbols=symbols, missing=missing).image.huge_fault is known
 
 
-def test_what_the_configuration_tells_without_a_boot() -> None:
+def test_capabilities_known_from_the_configuration() -> None:
     config = "CONFIG_ARCH_SUPPORTS_PMD_PFNMAP=y\n# CONFIG_ARCH_SUPPORTS_PUD_PFNMAP is not set\n"
     found = probe_image(image(config))
     assert (found.pfnmap_levels, found.devmap, found.huge_fault) == (frozenset({Level.PMD}), False, None)
@@ -169,7 +169,7 @@ def test_what_the_configuration_tells_without_a_boot() -> None:
     assert (unknown.pfnmap_levels, unknown.devmap) == (None, None)
 
 
-def test_what_the_kernel_complains_about_is_held_against_the_next_program() -> None:
+def test_a_complaint_during_the_probe_counts_for_the_next_program() -> None:
     held: list[Caps] = []
     assert probed(held=held).saved_dirty
     assert held == []

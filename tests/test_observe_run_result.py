@@ -76,7 +76,7 @@ def test_it_lacks_a_device_only_if_it_was_skipped_for_that(stdout: str, status: 
     assert result(stdout, status).lacks_device is lacks
 
 
-def test_the_last_word_on_each_value_counts() -> None:
+def test_the_last_report_of_a_value_counts() -> None:
     said = "# value a=1\n# value b=x=y z\nok # value c=1\n# value a=2\n# value  d=1\n# value e=\n"
     assert result(said).values == {"a": "2", "b": "x=y z", "e": ""}
 
@@ -87,7 +87,7 @@ def test_a_number_of_faults(word: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "1 ", "x", "1" * 10, "--1", "1.0"])
-def test_what_is_no_number_of_faults(word: str) -> None:
+def test_an_invalid_number_of_faults_is_refused(word: str) -> None:
     for said in (f"# value write-faults={word}\n", "# value other=1\n"):
         with pytest.raises(ProtocolError, match=r"value write-faults is '.*'; expected a number of faults"):
             result(said).faults("write-faults", "written")

@@ -57,7 +57,7 @@ def test_a_leaf_is_found_by_any_byte_that_it_maps() -> None:
     assert repr(parent) == "<parent (pid 77) at 'mapped'>"
 
 
-def test_what_is_not_mapped_shows_the_walk_to_the_nearest_gap_before_it() -> None:
+def test_an_unmapped_offset_shows_the_walk_to_the_nearest_hole_before_it() -> None:
     seen = view(small(0), large(2 * PMD_BYTES))
     parent = stop("bar", seen, hole(PAGE), hole(3 * PMD_BYTES))["parent"]
     for offset, nearest in ((PAGE, PAGE), (PMD_BYTES, PAGE), (3 * PMD_BYTES, 3 * PMD_BYTES)):
@@ -76,7 +76,7 @@ def test_an_empty_top_level_hints_at_a_process_that_has_exited() -> None:
         parent.leaf("bar")
 
 
-def test_tables_that_cannot_be_walked_say_why() -> None:
+def test_tables_that_cannot_be_walked_have_a_reason() -> None:
     parent = stop("bar", view(broken="a table lies outside RAM"), hole(0))["parent"]
     with pytest.raises(ClaimFailed, match=r"bar\+0x0 at 'mapped': a table lies outside RAM$"):
         parent.leaf("bar")

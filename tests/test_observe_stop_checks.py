@@ -48,7 +48,7 @@ def test_processes_are_compared_with_each_other() -> None:
     assert "child low+0x0: " in found.message
 
 
-def test_what_is_gone_is_compared_with_nothing() -> None:
+def test_processes_that_are_gone_are_not_compared() -> None:
     before = stop("uncached", parent={"old": view("old", GOOD)})
     after = stop("combining", parent={"new": view("new", GOOD | PWT)})
     assert violations_at(before, True) == []
@@ -79,7 +79,7 @@ def test_a_waived_invariant_breaks_no_run() -> None:
     assert run_with({Invariant.WRITE: "another one"}, found).broken == [found]
 
 
-def test_a_waiver_that_was_not_needed_says_so() -> None:
+def test_an_unneeded_waiver_is_reported() -> None:
     run = run_with({Invariant.HOLE: "a kernel of mine shows it"})
     assert words.waived(result_of(run)) == [
         "pagemap shows a hole over a pfnmap: a kernel of mine shows it (not needed: it held)",

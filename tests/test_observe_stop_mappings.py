@@ -50,12 +50,12 @@ def broken(view: MappingView, *, name: str = "m", pid: int = 1, saved_dirty: boo
         ("bar0", 0, 0x380000000, False),
     ],
 )
-def test_a_pfn_is_that_bar_and_that_offset(backing: str, offset: int, paddr: int, holds: bool) -> None:
+def test_a_pfn_must_match_the_bar_and_the_offset(backing: str, offset: int, paddr: int, holds: bool) -> None:
     found = broken(mapping(leaf(paddr | SOUND), backing=backing, offset=offset))
     assert found == ([] if holds else [Invariant.BAR_PFN])
 
 
-def test_a_leaf_is_held_against_the_end_and_the_protection_of_its_mapping() -> None:
+def test_a_leaf_must_match_the_end_and_the_protection_of_its_mapping() -> None:
     bar = BARS[1].start_paddr
     assert broken(mapping(leaf(bar | SOUND), leaf(bar + PAGE | SOUND, 1))) == [Invariant.INSIDE]
     assert broken(mapping(leaf(bar | SOUND), leaf(bar + PAGE | SOUND, 1), pages=2)) == []
@@ -64,9 +64,7 @@ def test_a_leaf_is_held_against_the_end_and_the_protection_of_its_mapping() -> N
 
 
 @pytest.mark.parametrize(("saved_dirty", "found"), [(True, [Invariant.SHADOW_STACK]), (False, [])])
-def test_a_shadow_stack_is_looked_for_where_the_kernel_has_saved_dirty(
-    saved_dirty: bool, found: list[Invariant]
-) -> None:
+def test_shadow_stacks_are_checked_if_the_kernel_has_saved_dirty(saved_dirty: bool, found: list[Invariant]) -> None:
     dirty = leaf(BARS[1].start_paddr | SOUND & ~2 | 0x40)
     assert broken(mapping(dirty), saved_dirty=saved_dirty) == found
 
@@ -83,7 +81,7 @@ def test_pagemap_shows_a_hole_over_a_bar_and_not_over_memory() -> None:
     ("name", "pid", "compared"),
     [("m", 1, True), ("m", 2, False), (CALIBRATION_MAPPING, 1, True), (CALIBRATION_MAPPING, 2, True)],
 )
-def test_ordinary_memory_is_compared_where_nobody_touches_it_any_more(name: str, pid: int, compared: bool) -> None:
+def test_ordinary_memory_is_compared_only_if_it_is_not_used_any_more(name: str, pid: int, compared: bool) -> None:
     page = leaf(RAM | ANONYMOUS)
     soft_dirty = 1 << 55
     assert broken(mapping(page, backing="ram", words=(PRESENT | soft_dirty | 5,)), name=name, pid=pid) == []
@@ -97,7 +95,7 @@ def test_tables_that_cannot_be_walked_are_a_violation() -> None:
     assert broken(MappingView(declared, (), (), "a table lies outside RAM")) == [Invariant.WALKABLE]
 
 
-def test_the_cache_bits_of_ordinary_memory_are_its_own() -> None:
+def test_the_cache_bits_of_ordinary_memory_are_not_compared() -> None:
     bar, ram = leaf(BARS[1].start_paddr | SOUND), leaf(RAM | ANONYMOUS, 1)
     views = {"bar": mapping(bar), "ram": mapping(ram, backing="ram", words=(0,))}
     at = Snapshot("mapped", 1, {"p": ProcessView("p", 2, "mapped", views, {})}, BARS)

@@ -54,7 +54,7 @@ def _reason(stdout: str, missing: str, config: str | None = None) -> HugepfnErro
         ),  # the program skipped for another reason
     ],
 )
-def test_why_there_is_no_device(
+def test_the_reason_why_there_is_no_device(
     stdout: str, missing: str, config: str | None, kind: type[HugepfnError], words: str
 ) -> None:
     reason = _reason(stdout, missing, config)
@@ -83,7 +83,7 @@ class CapsRun:
 
 
 @pytest.mark.parametrize(("missing", "known"), [("vfio_pci ", None), ("", False)])
-def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, known: bool | None) -> None:
+def test_a_missing_module_is_no_verdict_about_the_kernel(missing: str, known: bool | None) -> None:
     vm = SimpleNamespace(
         launch=lambda *_: CapsRun(),
         kernel=_image(None),
@@ -102,7 +102,7 @@ def test_a_module_that_is_not_there_says_nothing_of_the_kernel(missing: str, kno
 @pytest.mark.parametrize(
     ("usage", "misused"), [([True], True), ([True, True], True), ([True, False], False), ([], False)]
 )
-def test_only_what_was_asked_for_is_wrong(usage: list[bool], misused: bool) -> None:
+def test_a_session_is_misused_only_if_every_test_is(usage: list[bool], misused: bool) -> None:
     reporter = RunReporter(Console(quiet=True), quiet=True)
     context = {"kernel": {"release": None}}
     for number, wrong in enumerate(usage):

@@ -60,7 +60,7 @@ def registered(guest: Guest, *stops: str, event: WaitEvent | None = None) -> tup
 # --- finding the root ----------------------------------------------------------------------------
 
 
-def test_the_vcpu_that_leads_to_the_release_word_has_the_root() -> None:
+def test_the_root_is_that_of_the_vcpu_that_maps_the_release_word() -> None:
     guest = Guest()
     never_started, other, junk, ours = 0, guest.process(nonce=0x4E00000003), guest.page(), guest.process()
     guest.ram[junk : junk + PAGE] = b"\xff" * PAGE
@@ -71,7 +71,7 @@ def test_the_vcpu_that_leads_to_the_release_word_has_the_root() -> None:
     assert qemu.commands == ["stop", "human-monitor-command"], "the machine must be stopped when it returns"
 
 
-def test_pcid_and_lam_are_no_part_of_the_root() -> None:
+def test_pcid_and_lam_are_not_part_of_the_root() -> None:
     guest = Guest()
     ours = guest.process()
     cr3 = ours.root | 0x801 | 1 << 61 | 1 << 63
@@ -79,7 +79,7 @@ def test_pcid_and_lam_are_no_part_of_the_root() -> None:
     assert witness.processes[77].root == ours.root
 
 
-def test_with_isolated_page_tables_the_kernels_root_is_kept() -> None:
+def test_with_page_table_isolation_the_kernels_root_is_taken() -> None:
     guest = Guest()
     kernel_root = guest.page(count=2, align=2)
     user_root = kernel_root | PAGE
@@ -107,7 +107,7 @@ def test_a_root_at_an_odd_page_without_isolation(neighbour: str) -> None:
     assert witness.processes[77].root == before | PAGE
 
 
-def test_a_process_on_no_vcpu_is_met_at_a_later_stop() -> None:
+def test_a_process_on_no_vcpu_is_found_at_a_later_stop() -> None:
     guest = Guest()
     other, ours = guest.process(nonce=0x4E00000003), guest.process()
     away, here = registers(other.root, 0), registers(other.root, ours.root)
@@ -144,7 +144,7 @@ def test_each_vcpu_has_its_own_depth() -> None:
     assert guest.load(ours.release_word) == 0
 
 
-def test_an_address_that_only_five_levels_have_is_no_error_on_a_vcpu_with_four() -> None:
+def test_a_five_level_address_is_no_error_on_a_vcpu_with_four_levels() -> None:
     guest = Guest()
     root, stack, high = guest.page(), guest.page(), 0xFF000012345678
     guest.map(root, high, stack | WRITABLE, five_level=True)
@@ -158,7 +158,7 @@ def test_an_address_that_only_five_levels_have_is_no_error_on_a_vcpu_with_four()
 # --- at a checkpoint -----------------------------------------------------------------------------
 
 
-def test_verify_knows_the_process_by_its_own_tables() -> None:
+def test_verify_uses_the_process_s_own_tables() -> None:
     guest = Guest()
     ours = guest.process()
     witness, qemu = registered(guest, registers(ours.root))
@@ -180,7 +180,7 @@ def test_a_process_that_never_registered() -> None:
 
 
 @pytest.mark.parametrize("level", [Level.PTE, Level.PMD])
-def test_release_writes_its_word_and_nothing_else(level: Level) -> None:
+def test_release_writes_only_its_word(level: Level) -> None:
     guest = Guest()
     ours = guest.process()
     vaddr = STACK
@@ -200,7 +200,7 @@ def test_release_writes_its_word_and_nothing_else(level: Level) -> None:
 
 
 @pytest.mark.parametrize("flags", [READ_ONLY, READ_ONLY | SAVED_DIRTY, 0])
-def test_release_writes_only_into_a_page_of_the_process_alone(flags: int) -> None:
+def test_release_writes_only_to_a_private_page(flags: int) -> None:
     guest = Guest()
     ours = guest.process()
     witness, _ = registered(guest, registers(ours.root))
@@ -238,7 +238,7 @@ class Family:
         asyncio.run(self.witness.register(born, Deadline(5.0, None)))
 
 
-def test_a_child_has_what_its_parent_had_mapped_when_it_was_born() -> None:
+def test_a_child_inherits_the_mappings_of_its_parent() -> None:
     witness = Family().witness
     witness.note(mapping(77, "later", 0x7F0000000000, PAGE))
     assert witness.processes[78].mappings == {"bar": mapping(78)}
@@ -247,7 +247,7 @@ def test_a_child_has_what_its_parent_had_mapped_when_it_was_born() -> None:
     assert sorted(witness.processes[77].mappings) == ["bar", "later"]
 
 
-def test_a_program_that_execs_registers_anew_with_other_tables_and_no_mapping() -> None:
+def test_a_program_registers_again_after_exec() -> None:
     family = Family()
     family.witness.note(GoneEvent(78))
     execed = family.guest.process(NONCE + 2)
@@ -293,7 +293,7 @@ def test_a_stop_shows_parent_and_child() -> None:
     assert [one.pagemap for one in at.observations()] == [1 << 55, None]
 
 
-def test_a_stop_tells_how_long_the_machine_stood_still() -> None:
+def test_a_stop_records_how_long_the_machine_was_stopped() -> None:
     family = Family()
     before_s = time.perf_counter()
     asyncio.run(family.witness.stop())
@@ -301,7 +301,7 @@ def test_a_stop_tells_how_long_the_machine_stood_still() -> None:
     assert 0 < stopped_s <= time.perf_counter() - before_s
 
 
-def test_reading_can_be_ended_at_every_leaf_and_every_hole() -> None:
+def test_reading_can_be_abandoned_at_every_leaf_and_hole() -> None:
     family = Family()
     family.witness.note(mapping(77, "hole", 0x7F0000000000, PAGE))
     calls: list[int] = []
@@ -324,7 +324,7 @@ def abandoned_after(calls: int) -> Callable[[], None]:
     return check
 
 
-def test_all_stops_of_a_run_have_a_limited_number_of_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_leaves_of_all_stops_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LEAVES_MAX", 4)
     family = Family()
     for _ in range(2):
@@ -335,7 +335,7 @@ def test_all_stops_of_a_run_have_a_limited_number_of_leaves(monkeypatch: pytest.
         family.witness.snapshot("forked", 77)
 
 
-def test_what_was_read_of_pagemap_goes_with_its_mapping() -> None:
+def test_pagemap_words_are_dropped_with_their_mapping() -> None:
     witness = Family().witness
     for event in (mapping(77), UnmappingEvent("bar", 77)):
         witness.note(mapping(77))
@@ -345,7 +345,7 @@ def test_what_was_read_of_pagemap_goes_with_its_mapping() -> None:
         assert witness.processes[77].pagemap == {}
 
 
-def test_a_stop_is_a_value_that_stays() -> None:
+def test_a_stop_does_not_change_later() -> None:
     family = Family()
     at = family.witness.snapshot("forked", 77)
     family.guest.ram[:] = bytes(len(family.guest.ram))
@@ -364,7 +364,7 @@ def test_a_kernel_without_saved_dirty_is_read_as_such() -> None:
     assert Bits.SAVED_DIRTY not in bits
 
 
-def test_nothing_mapped_is_shown_as_far_as_the_walk_came() -> None:
+def test_an_unmapped_address_shows_how_far_the_walk_got() -> None:
     family = Family()
     family.guest.store(family.child_slot, 0)
     at = family.witness.snapshot("unmapped", 78)
@@ -378,7 +378,7 @@ def test_nothing_mapped_is_shown_as_far_as_the_walk_came() -> None:
     assert (hole.level, hole.bits, hole.pfn) == ("none", (), "")
 
 
-def test_the_calibration_page_is_no_scenarios_business() -> None:
+def test_the_calibration_page_is_hidden_from_scenarios() -> None:
     family = Family()
     family.witness.note(mapping(77, "calibration", STACK & ~0xFFF, PAGE))
     at = family.witness.snapshot("forked", 77)
@@ -404,7 +404,7 @@ def test_a_reaped_process_is_gone() -> None:
     witness.note(PagemapEvent("bar", 78, (0,)))  # pagemap was read just before the child was reaped
 
 
-def test_a_pid_is_one_process_until_that_is_gone() -> None:
+def test_a_pid_can_be_used_again_only_after_its_process_is_gone() -> None:
     family = Family()
     other = family.guest.process(NONCE + 4)
     family.qemu.stops[:] = [registers(other.root)]
@@ -414,7 +414,7 @@ def test_a_pid_is_one_process_until_that_is_gone() -> None:
     assert family.witness.processes == before
 
 
-def test_a_name_is_one_process_until_that_is_gone() -> None:
+def test_a_name_can_be_used_again_only_after_its_process_is_gone() -> None:
     family = Family()
     other = family.guest.process(NONCE + 4)
     family.qemu.stops[:] = [registers(other.root)]
@@ -436,7 +436,7 @@ def test_pagemap_has_at_most_a_word_for_each_page_of_the_mapping() -> None:
     assert list(witness.processes[77].pagemap) == ["small"]
 
 
-def test_the_pagemap_words_and_the_holes_of_a_run_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pagemap_words_and_holes_of_a_run_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "PAGEMAP_RUN_MAX", 10)
     monkeypatch.setattr(bounds, "LEAVES_MAX", 10)
     witness = Family().witness
@@ -460,7 +460,7 @@ def test_a_mapping_ends_where_its_bar_ends() -> None:
         witness.note(MappingEvent("bar", 77, BAR_VADDR, PAGE, 3, "bar3", 0))
 
 
-def test_mappings_and_processes_are_counted() -> None:
+def test_mappings_and_processes_are_limited() -> None:
     guest = Guest()
     witness, _ = registered(guest, registers(guest.process().root))
     for number in range(bounds.MAPPINGS_MAX):
@@ -481,7 +481,7 @@ def test_a_mapping_of_an_unknown_process(event: MappingEvent | UnmappingEvent) -
         Family().witness.note(event)
 
 
-def test_waiting_is_not_noted_in_passing() -> None:
+def test_a_wait_event_is_refused_as_a_plain_event() -> None:
     with pytest.raises(ProtocolError, match="needs a stop"):
         Family().witness.note(waiting())
     assert needs_registration(registering())
@@ -504,7 +504,7 @@ REGIONS: list[dict[str, object]] = [
 ]
 
 
-def test_the_bars_out_of_query_pci() -> None:
+def test_the_bars_from_query_pci() -> None:
     ports: dict[str, object] = {"bar": 1, "type": "io", "address": 0xC000, "size": 256}
     assert bars_from_pci(query_pci([*REGIONS, ports]), 5) == (Region("bar0", 0xFEBD5000, 4096), BAR)
 
@@ -512,7 +512,7 @@ def test_the_bars_out_of_query_pci() -> None:
 @pytest.mark.parametrize(
     "regions", [REGIONS[:1], [{**REGIONS[1], "address": -1}], []], ids=["none", "asleep", "no BAR"]
 )
-def test_a_bar_without_an_address_now(regions: list[dict[str, object]]) -> None:
+def test_a_bar_without_an_address(regions: list[dict[str, object]]) -> None:
     assert bars_from_pci(query_pci(regions), 5) == ()
 
 
@@ -534,7 +534,7 @@ RESOURCE = """\
 """
 
 
-def test_the_bars_of_a_device_that_sleeps_out_of_the_guest() -> None:
+def test_the_bars_of_a_sleeping_device_from_the_guest() -> None:
     assert bars_from_sysfs(RESOURCE) == (Region("bar0", 0xFEBD0000, 16384), Region("bar", 0x380000000000, 2 << 30))
     with pytest.raises(ProtocolError, match="neither QEMU nor the guest has an address for BAR 2"):
         bars_from_sysfs(RESOURCE.replace("0x0000380000000000", "0x0000000000000000"))

@@ -115,7 +115,7 @@ def missing() -> list[str]:
     return packages.translated(doctor.examine()[1])
 
 
-def test_doctor_asks_for_this_distributions_packages_and_with_them_is_content(image: Image) -> None:
+def test_doctor_names_this_distributions_packages_and_then_passes(image: Image) -> None:
     findings, wanted = doctor.examine()
     assert not all(finding.fine for finding in findings if finding.required)
     expected = f"{RUNNING[image.name]} {BUILDING[image.name]}".split()
@@ -140,7 +140,7 @@ def test_messages_name_this_distributions_command(image: Image) -> None:
 
 
 @pytest.mark.usefixtures("image")
-def test_without_apt_a_debian_kernel_is_told_how_to_do_without() -> None:
+def test_without_apt_the_error_says_what_to_do() -> None:
     with pytest.raises(MachineryError, match="apt-config is missing on this host; ") as caught:
         Kernel.parse("debian:6.12").resolve()
     if packages.manager() is Manager.APT:
@@ -149,7 +149,7 @@ def test_without_apt_a_debian_kernel_is_told_how_to_do_without() -> None:
         assert str(caught.value).endswith("use --kernel host, the path of a kernel, or tree:PATH")
 
 
-def test_only_debian_itself_takes_a_mirrors_kernel_for_granted(image: Image) -> None:
+def test_the_default_kernel_is_the_hosts_except_on_debian(image: Image) -> None:
     if image.name == "debian-13":
         assert default_kernel().spec == "debian"
     else:  # no apt, or (Ubuntu) an apt-get whose sources name no Debian mirror: the stub prints nothing
@@ -157,7 +157,7 @@ def test_only_debian_itself_takes_a_mirrors_kernel_for_granted(image: Image) -> 
 
 
 @pytest.mark.parametrize("argument", ["", "tests"])
-def test_setup_installs_what_doctor_asks_for(image: Image, tmp_path: Path, argument: str) -> None:
+def test_setup_installs_the_packages_that_doctor_names(image: Image, tmp_path: Path, argument: str) -> None:
     log = run_setup(image, tmp_path, argument)
     parts = [Part.VENV, Part.RUN, Part.MIRROR, Part.GUEST, Part.FASTER, *([Part.BUILD, Part.TESTS] if argument else [])]
     needs = [need for need in packages.needs(*parts) if not (image.root / "usr/bin" / need.name).exists()]
@@ -198,7 +198,7 @@ def run_setup(image: Image, tmp_path: Path, argument: str) -> list[str]:
     return (tmp_path / "log").read_text().split()
 
 
-def test_an_unknown_distribution_is_told_debians_names(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_distribution_gets_debians_names(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     (image.root / "etc/os-release").write_text("ID=frobix\nID_LIKE=\n")
     assert packages.manager() is None
     assert packages.how_to_install(["kmod"]) == "your package manager (in Debian: kmod)"
@@ -207,7 +207,7 @@ def test_an_unknown_distribution_is_told_debians_names(image: Image, monkeypatch
     assert packages.distribution() == ""
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     """Every requirement of an installed part has a package on every distribution."""
     everywhere = packages.needs(Part.RUN, Part.VENV, Part.GUEST, Part.BUILD, Part.LLVM, Part.TESTS)
     assert [need.name for need in everywhere if set(need.packages) != set(Manager)] == []

@@ -46,14 +46,14 @@ def test_steps() -> None:
     ]
 
 
-def test_numbers_may_differ_and_are_learned() -> None:
+def test_numbers_may_differ_and_are_replaced_later() -> None:
     numbers: dict[str, str] = {}
     assert missing(("process 136 ... at 0x7f00", "..."), "x\n  process 22  (a) at 0x1\n", numbers) == ""
     assert numbers == {"136": "22", "0x7f00": "0x1"}
 
 
 @pytest.mark.parametrize("shown", [("two", "one"), ("three",), ("one 5",)])
-def test_a_line_that_did_not_come(shown: tuple[str, ...]) -> None:
+def test_a_missing_line(shown: tuple[str, ...]) -> None:
     assert missing(shown, "one\ntwo\n", {}) == shown[-1]
 
 

@@ -72,7 +72,7 @@ def test_leaf_golden(golden: Golden) -> None:
     assert str(entry).endswith(f"pfn={golden.pfn:#x}")
 
 
-def test_every_raw_fact_is_its_own_bit() -> None:
+def test_every_property_is_its_own_bit() -> None:
     """A difference of one bit changes exactly one property: no two properties share a bit."""
     facts = ("write", "user", "young", "dirty", "saved_dirty", "special", "soft_dirty", "uffd_wp", "nx")
     positions = (1, 2, 5, 6, 58, 9, 11, 10, 63)
@@ -258,7 +258,7 @@ def test_canonical(vaddr: int, in_four: bool, in_five: bool) -> None:
     assert Layout(five_level=True).is_canonical(vaddr) is in_five
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_values_are_refused() -> None:
     with pytest.raises(UsageError, match="64 bits"):
         Entry(1 << 64, Level.PTE, MODERN)
     with pytest.raises(UsageError, match="58"):
@@ -267,7 +267,7 @@ def test_nonsense_is_refused() -> None:
         Layout(devmap_bit=9)
 
 
-def test_bits_do_not_mix_with_numbers() -> None:
+def test_bits_cannot_be_used_as_numbers() -> None:
     """A Bits value is not a mask: using it as one must fail loudly."""
     with pytest.raises(TypeError):
         _ = Bits.NX & 0x8000000000000000  # type: ignore[operator]
@@ -275,7 +275,7 @@ def test_bits_do_not_mix_with_numbers() -> None:
     assert str(Bits.P | Bits.NX) == "P NX"
 
 
-def test_two_entries_are_compared_without_a_bit_by_setting_it_in_both() -> None:
+def test_setting_a_bit_in_both_entries_excludes_it_from_a_comparison() -> None:
     old, young = (Entry(raw, Level.PUD, MODERN) for raw in (0x80003800400002D7, 0x80003800400002F7))
     assert old != young
     assert old | Bits.A == young

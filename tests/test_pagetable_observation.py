@@ -158,7 +158,7 @@ def test_the_same_checkpoint_twice_is_matched_in_turn() -> None:
     assert "(time 2)" in str(change)
 
 
-def test_where_ordinary_memory_lies_is_no_difference() -> None:
+def test_frames_of_ordinary_memory_are_no_difference() -> None:
     here, there = replace(PARENT, pfn="ram+0x1000"), replace(PARENT, pfn="ram+0x2000")
     assert diff([here], [there]) == []
     assert diff([here], [PARENT])[0].pfn == ("ram+0x1000", "bar+0x0")
@@ -168,7 +168,7 @@ def test_where_ordinary_memory_lies_is_no_difference() -> None:
     assert diff([mapped], [PARENT])[0].pagemap == ("SOFT_DIRTY EXCLUSIVE PRESENT", "SOFT_DIRTY")
 
 
-def test_a_change_is_of_an_observation_on_one_side_at_least() -> None:
+def test_a_change_needs_an_observation_on_one_side() -> None:
     key = Key("forked", "child", "bar", 0, 0)
     with pytest.raises(UsageError, match="one side at least"):
         EntryChange(key, None, None)

@@ -36,18 +36,18 @@ def test_golden(raw: int, names: str, text: str) -> None:
     assert {name for name, is_set in facts.items() if is_set} == set(names.split())
 
 
-def test_a_frame_is_only_read_where_there_is_one() -> None:
+def test_a_frame_is_read_only_from_a_present_page() -> None:
     assert PagemapWord(0x4000000000024682).pfn is None
     assert PagemapWord(0x0080000000000000).pfn is None
     assert PagemapWord(0x8000000000024682).swap_type is None
     assert PagemapWord(0x8000000000024682).swap_offset is None
 
 
-def test_one_more_bit_is_no_hole() -> None:
+def test_a_word_with_another_bit_is_no_hole() -> None:
     for bit in range(64):
         assert PagemapWord(1 << bit).hole is (bit == 55)
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_words_are_refused() -> None:
     with pytest.raises(UsageError, match="64 bits"):
         PagemapWord(1 << 64)

@@ -30,7 +30,7 @@ def look(now: LeafArrays, previous: LeafArrays | None = None, end: int | None = 
     return list(runs(now, FOUR, int(now.vaddr[0]), end or last, previous))
 
 
-def test_alike_neighbours_are_one_run() -> None:
+def test_equal_neighbours_are_one_run() -> None:
     found = look(ptes(RW | 0x5000, RW | 0x6000, RW | 0x9000, RO | 0xA000, RO | 0xB000, 0, 0, 0x1E, 0x2E))
     assert [(run.vaddr // PAGE, run.end // PAGE, run.count) for run in found] == [
         (0, 3, 3),
@@ -51,7 +51,7 @@ def test_levels_are_not_mixed_and_edges_cut_holes_only() -> None:
     assert [(run.vaddr, run.end) for run in clipped] == [(PAGE, 3 * PAGE)]
 
 
-def test_a_change_of_bits_is_told_and_splits_a_run() -> None:
+def test_a_change_of_bits_is_marked_and_splits_a_run() -> None:
     before = ptes(*[RW | 0x5000 + index * PAGE for index in range(4)])
     now = ptes(RW | 0x5000, RO | 0x6000, RO | 0x7000, RW | 0x8000)
     found = look(now, before)
@@ -72,7 +72,7 @@ def test_a_moved_page_is_a_change_without_bits() -> None:
     assert moved_swap[0].before == Entry(0x2E, Level.PTE, FOUR)
 
 
-def test_a_split_keeps_the_pages_and_a_collapse_is_told() -> None:
+def test_a_split_keeps_the_pages_and_a_collapse_is_marked() -> None:
     huge = arrays((0, RW | 0x80 | 3 << 21, Level.PMD))
     small = ptes(*[RW | (3 << 21) + index * PAGE for index in range(512)])
     split = look(small, huge)

@@ -228,7 +228,7 @@ def test_bulk_and_single_walk_agree_on_any_word(words: list[int], level_number: 
         assert found.get(index << level.shift) == (leaf.raw if leaf else None)
 
 
-def test_hole_says_how_deep_it_is() -> None:
+def test_a_hole_has_its_level() -> None:
     builder = Builder(FOUR)
     builder.map(0x40000000, Level.PTE, leaf_raw(7, Level.PTE, False))
     ends = {vaddr: walk(builder.memory, ROOT, vaddr, FOUR) for vaddr in (0x40001000, 0x40200000, 0, 1 << 40)}
@@ -247,7 +247,7 @@ def test_kernel_half_of_four_levels() -> None:
     assert [one.vaddr for one in walk_range(builder.memory, ROOT, 0, 1 << 64, FOUR)] == [0xFFFF888040000000]
 
 
-def test_leaf_delegates_each_fact() -> None:
+def test_a_leaf_delegates_to_its_entry() -> None:
     builder = Builder(FOUR)
     builder.map(0, Level.PMD, 0x84000000002012D5 | 0x400 | 0x800)
     leaf = walk(builder.memory, ROOT, 0x1000, FOUR).leaf
@@ -303,7 +303,7 @@ def test_a_leaf_above_pud_is_refused() -> None:
         walk_arrays(builder.memory, ROOT, 0, PAGE, FOUR)
 
 
-def test_tables_that_point_to_themselves_do_not_eat_the_memory() -> None:
+def test_recursive_tables_do_not_exhaust_the_memory() -> None:
     builder = Builder(FOUR)
     for index in range(512):
         builder.store(ROOT + 8 * index, ROOT | TABLE_FLAGS)
@@ -352,7 +352,7 @@ def test_words_are_little_endian_and_tables_are_copies() -> None:
     assert int(tables[0, 1]) == 0x1122334455667788
 
 
-def test_memory_refuses_what_it_cannot_do() -> None:
+def test_memory_refuses_invalid_accesses() -> None:
     memory = PhysicalMemory(bytes(PAGE))
     with pytest.raises(WalkError, match="read-only"):
         memory.write_u64(0, 1)
@@ -371,7 +371,7 @@ def test_memory_refuses_what_it_cannot_do() -> None:
             PhysicalMemory(bytes(size_bytes))
 
 
-def test_release_lets_an_mmap_close() -> None:
+def test_an_mmap_can_be_closed_after_release() -> None:
     buffer = mmap.mmap(-1, 2 * PAGE)
     memory = PhysicalMemory(buffer)
     memory.write_u64(8, 5)
@@ -404,7 +404,7 @@ def test_ram_with_a_hole_below_4_gib() -> None:
 
 
 @pytest.mark.parametrize("paddr", [3 * PAGE, (4 << 30) - 8, (4 << 30) + PAGE, -8])
-def test_neither_the_hole_nor_what_is_after_ram_can_be_read(paddr: int) -> None:
+def test_the_hole_and_addresses_after_ram_cannot_be_read(paddr: int) -> None:
     memory = SplitMemory(PhysicalMemory(bytearray(4 * PAGE)), 3 * PAGE)
     with pytest.raises(WalkError, match="which ends at 0x3000 and goes on from 0x100000000 to 0x100001000"):
         memory.read_u64(paddr)
@@ -455,7 +455,7 @@ def test_ram_is_read_from_its_first_word_to_its_last() -> None:
         flat.read_u64(2 * PAGE)
 
 
-def test_a_table_may_be_the_last_page_of_ram_and_not_the_one_after() -> None:
+def test_a_table_may_be_the_last_page_of_ram_but_not_after_it() -> None:
     memory = PhysicalMemory(bytearray(2 * PAGE))
     assert walk(memory, PAGE, 0, FOUR).leaf is None
     assert len(walk_arrays(memory, PAGE, 0, PAGE, FOUR).raw) == 0

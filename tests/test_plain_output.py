@@ -71,7 +71,7 @@ def seen(checkpoint: str, bits: tuple[str, ...], raw: int = 1, level: str = "pud
 # --- entries -------------------------------------------------------------------------------------
 
 
-def test_a_bit_that_went_away_does_not_read_as_set() -> None:
+def test_a_cleared_bit_does_not_look_set() -> None:
     table = rows([seen("forked", ("P", "W", "D")), seen("cleaned", ("P", "SAVED_DIRTY")), seen("gone", (), 0, "none")])
     lines = rendered(printer(entry_lines(table))).splitlines()
     bits = [line.split("0x00")[1].split(" ", 1)[1].split("bar+")[0].split() for line in lines if " 0x" in line]
@@ -81,7 +81,7 @@ def test_a_bit_that_went_away_does_not_read_as_set() -> None:
 
 @settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy host
 @given(st.lists(st.frozensets(st.sampled_from(NAMES)), min_size=1, max_size=4))
-def test_what_is_set_can_be_read_from_the_words_alone(stops: list[frozenset[str]]) -> None:
+def test_set_bits_are_visible_without_colour(stops: list[frozenset[str]]) -> None:
     found = [seen(f"stop{n}", tuple(name for name in NAMES if name in bits), n) for n, bits in enumerate(stops)]
     table = rows(found)
     printed = [line.plain for line in entry_lines(table) if " 0x" in line.plain]
@@ -99,7 +99,7 @@ def walk(raw: int, vaddr: int = 0x7F0000003000) -> Walk:
     return Walk(vaddr, tuple(Entry(word, level, Layout.MODERN) for word, level in raws))
 
 
-def test_a_walk_a_range_and_vmas_that_are_watched() -> None:
+def test_watched_walks_ranges_and_vmas() -> None:
     line = next(
         line
         for line in rendered(printer(walk_lines(walk(0x8400000000006025), walk(0x8000000000005067)))).splitlines()
@@ -121,7 +121,7 @@ def test_a_walk_a_range_and_vmas_that_are_watched() -> None:
     ]  # its cells are the same as those of a walk
 
 
-def test_what_is_watched_through_a_pipe_is_printed_look_by_look(
+def test_watching_through_a_pipe_prints_every_reading(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     root = ProcessRoot(100, 100, "sleeper", 0x2000, Layout.MODERN)
@@ -154,7 +154,7 @@ def run_report(result: ScenarioResult) -> str:
     return rendered(draw)
 
 
-def test_each_outcome_has_a_word_of_its_own() -> None:
+def test_each_outcome_has_its_own_word() -> None:
     whole = {run_report(ScenarioResult("fork", "pud", outcome, "why")) for outcome in Outcome}
     claims = {
         run_report(ScenarioResult("fork", "pud", Outcome.PASSED, "", (Claim("keeps D", outcome, "f()"),))).split()[3]
@@ -246,7 +246,7 @@ def test_commands(command: Callable[..., str], monkeypatch: pytest.MonkeyPatch) 
 # --- the page ------------------------------------------------------------------------------------
 
 
-def test_the_page_says_with_words_and_shapes_what_it_says_with_colour() -> None:
+def test_the_page_does_not_depend_on_colour() -> None:
     style = (PAGE / "page.css").read_text()
     assert not re.search(r"[ {]content:", style), "text that CSS adds is neither copied nor read by a screen reader"
     assert "line-through" not in style

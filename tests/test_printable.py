@@ -25,7 +25,7 @@ def unprintable(text: str) -> list[str]:
     return [one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Cs", "Zl", "Zp") and one not in "\n\t"]
 
 
-def test_each_is_shown_by_its_code_and_words_are_as_they_were() -> None:
+def test_control_characters_are_shown_by_code_and_text_is_unchanged() -> None:
     assert printable(HOSTILE) == SHOWN
     assert printable("grüße\t→ 日本語\n") == "grüße\t→ 日本語\n"
     assert printable("\ud800") == r"\ud800", "a surrogate cannot be printed"
@@ -37,7 +37,7 @@ def test_each_is_shown_by_its_code_and_words_are_as_they_were() -> None:
     assert printable("\u0602") == "\u0602", "a visible sign stays as it is"
 
 
-def test_more_carriage_returns_than_terminals_add_are_no_line_end() -> None:
+def test_extra_carriage_returns_are_not_part_of_a_line_end() -> None:
     assert printable("\r" * 8 + "\n") == "\n"
     assert printable("\r" * 10 + "\n") == r"\x0d\x0d" + "\n"
     decoder = PrintableDecoder()
@@ -47,7 +47,7 @@ def test_more_carriage_returns_than_terminals_add_are_no_line_end() -> None:
 
 
 @given(st.text(st.sampled_from(HOSTILE + "\n\t日")))
-def test_nothing_that_a_terminal_obeys_is_left_and_twice_is_once(text: str) -> None:
+def test_no_control_character_is_left_and_a_second_pass_changes_nothing(text: str) -> None:
     once = printable(text)
     assert unprintable(once) == []
     assert printable(once) == once
@@ -75,7 +75,7 @@ def test_the_kernel_log_the_agents_words_and_event_lines_are_printable() -> None
     assert event.name == r"a\x1b[31m\u202eb"
 
 
-def test_a_record_of_the_kernel_log_is_printable_though_dev_kmsg_has_codes_of_its_own() -> None:
+def test_a_decoded_record_of_dev_kmsg_is_printable() -> None:
     (record,) = parse_records([rb"4,7,1500000,-;evil\x1b[31m\x07\xc2\x9b\xe2\x80\xae \x5cx1b"])
     assert record.text == r"evil\x1b[31m\x07\x9b\u202e \x1b"
 

@@ -51,7 +51,9 @@ def run(pytester: pytest.Pytester, text: str, *args: str) -> tuple[int, str]:
         ("typo", 128, "broken: pytest ended with status 2"),
     ],
 )
-def test_the_exit_status_is_what_git_understands(pytester: pytest.Pytester, text: str, status: int, said: str) -> None:
+def test_the_exit_status_is_the_one_that_git_expects(
+    pytester: pytest.Pytester, text: str, status: int, said: str
+) -> None:
     ended, line = run(pytester, text, "--hugepfn-bisect")
     assert (ended, line.startswith(f"hugepfn: {said}")) == (status, True), line
 
@@ -61,11 +63,11 @@ def test_without_the_option_the_exit_status_is_pytests(pytester: pytest.Pytester
     assert run(pytester, SKIP)[0] == pytest.ExitCode.OK
 
 
-def test_an_option_without_sense_is_no_verdict(pytester: pytest.Pytester) -> None:
+def test_an_invalid_option_is_no_verdict(pytester: pytest.Pytester) -> None:
     ended, line = run(pytester, GOOD, "--hugepfn-bisect", "--hugepfn-smp=none")
     assert ended == 128
     assert line.startswith("hugepfn: broken: ")
 
 
-def test_workers_tell_the_same(pytester: pytest.Pytester) -> None:
+def test_the_exit_status_is_the_same_with_workers(pytester: pytest.Pytester) -> None:
     assert run(pytester, GOOD + no_kernel("boot"), "--hugepfn-bisect", "-n", "2", "-p", "xdist")[0] == 125

@@ -71,12 +71,12 @@ def noting(said: list[str]) -> Say:
     return lambda event: said.append(str(event))
 
 
-def test_kvm_is_used_once_guest_code_has_reported(host: Host) -> None:
+def test_kvm_is_used_after_guest_code_has_reported(host: Host) -> None:
     assert choose_accel("auto", host.qemu(PROVEN), "max") == (Accel.KVM, "")
     assert choose_accel("kvm", host.qemu(PROVEN), "max") == (Accel.KVM, "")
 
 
-def test_the_proof_runs_the_machine_and_cpu_that_the_kernel_will_get(host: Host) -> None:
+def test_the_probe_uses_the_machine_and_cpu_of_the_kernel(host: Host) -> None:
     kvm_proof(host.qemu(PROVEN), "Skylake-Server")
     assert len(host.starts) == 1
     for words in (
@@ -90,7 +90,7 @@ def test_the_proof_runs_the_machine_and_cpu_that_the_kernel_will_get(host: Host)
         assert words in host.starts[0]
 
 
-def test_tcg_needs_no_proof(host: Host) -> None:
+def test_tcg_is_not_probed(host: Host) -> None:
     assert choose_accel("tcg", host.qemu(PROVEN), "max") == (Accel.TCG, "")
     assert host.starts == []
 
@@ -115,7 +115,7 @@ def test_auto_falls_back_with_one_line_that_says_why(host: Host, said: list[str]
     assert said == [f"using TCG, because KVM does not work on this host: {why} (not repeated until the host reboots)"]
 
 
-def test_why_is_told_once_until_the_host_boots_again(host: Host, said: list[str]) -> None:
+def test_the_reason_is_shown_once_per_boot_of_the_host(host: Host, said: list[str]) -> None:
     for why in ("", "no KVM", "no KVM", "broken", "no KVM", "broken"):
         tell_why_tcg(why, noting(said))
     assert [line.split(": ")[1].split(" (")[0] for line in said] == ["no KVM", "broken"]
@@ -126,7 +126,7 @@ def test_why_is_told_once_until_the_host_boots_again(host: Host, said: list[str]
     assert len(said) == 4
 
 
-def test_why_is_told_where_the_cache_cannot_be_written(
+def test_the_reason_is_shown_if_the_cache_cannot_be_written(
     host: Host, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(host.kvm / "cache"))
@@ -134,12 +134,12 @@ def test_why_is_told_where_the_cache_cannot_be_written(
     assert len(said) == 1
 
 
-def test_kvm_on_demand_fails_with_the_reason(host: Host) -> None:
+def test_a_requested_kvm_fails_with_the_reason(host: Host) -> None:
     with pytest.raises(MachineryError, match="does not work on this host: KVM is broken here; use --accel tcg"):
         choose_accel("kvm", host.qemu("echo 'KVM is broken here' >&2; exit 1"), "max")
 
 
-def test_a_kvm_that_hangs_is_no_kvm_and_is_ended(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kvm_that_hangs_is_killed_and_not_used(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
 
     class Watched(subprocess.Popen[bytes]):
@@ -166,7 +166,7 @@ def test_no_dev_kvm(host: Host) -> None:
     assert choose_accel("auto", binary, "max") == (Accel.KVM, ""), "a missing /dev/kvm must not be stored"
 
 
-def test_a_dev_kvm_that_may_not_be_opened(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dev_kvm_without_permission(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Path, int]] = []
 
     def access(path: Path, mode: int) -> bool:
@@ -180,7 +180,7 @@ def test_a_dev_kvm_that_may_not_be_opened(host: Host, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("body", [PROVEN, "echo no >&2; exit 1"])
-def test_the_answer_is_kept_for_this_boot_of_the_host(host: Host, body: str) -> None:
+def test_the_result_is_stored_for_this_boot_of_the_host(host: Host, body: str) -> None:
     binary = host.qemu(body)
     first = kvm_proof(binary, "max")
     assert kvm_proof(binary, "max") == first
@@ -199,7 +199,7 @@ def test_the_answer_is_kept_for_this_boot_of_the_host(host: Host, body: str) -> 
     ],
     ids=["cpu", "version", "path"],
 )
-def test_another_cpu_or_qemu_has_its_own_answer(
+def test_another_cpu_or_qemu_has_its_own_result(
     host: Host, other: Callable[[QemuBinary], tuple[QemuBinary, str]]
 ) -> None:
     binary = host.qemu(PROVEN)
@@ -210,7 +210,7 @@ def test_another_cpu_or_qemu_has_its_own_answer(
     assert kvm_proof(other_binary, cpu) == Proof(False, "it lied too")
 
 
-def test_a_lie_is_remembered_until_the_host_boots_again(host: Host) -> None:
+def test_a_disproved_result_is_stored_until_the_host_reboots(host: Host) -> None:
     binary = host.qemu(PROVEN)
     assert choose_accel("auto", binary, "max") == (Accel.KVM, "")
     remember_lie(binary, "max", "a kernel printed nothing")
@@ -222,7 +222,7 @@ def test_a_lie_is_remembered_until_the_host_boots_again(host: Host) -> None:
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"works": "yes"}', "{}"])
-def test_a_broken_note_is_not_believed(host: Host, note: str) -> None:
+def test_a_damaged_note_is_ignored(host: Host, note: str) -> None:
     binary = host.qemu(PROVEN)
     remember_lie(binary, "max", "it lied")
     (path,) = (host.folder / "cache").rglob("*.json")
@@ -253,7 +253,7 @@ def test_no_setpriv_is_one_line(host: Host, monkeypatch: pytest.MonkeyPatch) -> 
     ],
     ids=["another hypervisor", "memory", "a busy host"],
 )
-def test_what_may_pass_is_not_kept(host: Host, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+def test_a_temporary_failure_is_not_stored(host: Host, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     monkeypatch.setattr(accel, "_DEADLINE_S", 0.05 if "tail" in body else 10.0)
     assert not kvm_proof(host.qemu(body), "max").works
     monkeypatch.setattr(accel, "_DEADLINE_S", 10.0)

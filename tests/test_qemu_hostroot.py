@@ -65,7 +65,7 @@ def test_qemu_serves_9p_itself_and_read_only() -> None:
     assert device == f"virtio-9p-pci,fsdev={name},mount_tag=ROOTFS"
 
 
-def test_a_guest_with_an_initramfs_gets_nothing_of_the_host() -> None:
+def test_a_guest_with_an_initramfs_gets_no_files_of_the_host() -> None:
     assert root_args(Root.INITRAMFS, None) == []
     assert root_modules(Root.INITRAMFS) == ()
     assert "hugepfn.root" not in kernel_command_line(SPEC)
@@ -77,7 +77,7 @@ def test_init_is_told_and_the_modules_come_along(root: Root) -> None:
     assert "overlay" in root_modules(root)
 
 
-def test_what_qemu_cannot_save_says_so() -> None:
+def test_a_machine_that_qemu_cannot_save_has_a_reason() -> None:
     assert SPEC.why_not_saved == ""
     assert "nvme" in replace(SPEC, device=Device.NVME).why_not_saved
     for root in (Root.HOST_9P, Root.HOST_VIRTIOFS):
@@ -120,7 +120,7 @@ def test_without_a_virtiofsd_the_message_says_how_to_get_one(make_kernel: MakeKe
         ),
     ],
 )
-def test_a_kernel_that_cannot_names_what_it_lacks(
+def test_an_unsuitable_kernel_gets_a_list_of_missing_symbols(
     make_kernel: MakeKernel, config: str, ninep: str, virtiofs: str
 ) -> None:
     with pytest.raises(UsageError) as raised:
@@ -129,7 +129,7 @@ def test_a_kernel_that_cannot_names_what_it_lacks(
     assert "\n" not in str(raised.value)
 
 
-def test_there_are_two_guests() -> None:
+def test_an_unknown_guest_is_refused() -> None:
     with pytest.raises(UsageError, match="guest 'debian'; valid values: initramfs, host"):
         MachineConfig(guest="debian")
 
@@ -172,7 +172,7 @@ def in_the_view(*argv: str, mode: str = "all") -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the test looks at all mounts of this host")
-def test_in_the_read_only_view_everything_is_read_and_nothing_written(tmp_path: Path) -> None:
+def test_the_view_can_be_read_but_not_written(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("as it was")
     there = f"{VIEW}{tmp_path}/there"
     script = f"cat {there}; echo x >{there}; echo x >/dev/shm/hugepfn-x; echo to the end"
@@ -186,7 +186,7 @@ def test_in_the_read_only_view_everything_is_read_and_nothing_written(tmp_path: 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the test looks at all mounts of this host")
 @pytest.mark.parametrize("mode", ["all", "view"])
-def test_the_view_has_files_and_nothing_of_the_running_system(mode: str, tmp_path: Path) -> None:
+def test_the_view_has_files_but_no_kernel_file_systems(mode: str, tmp_path: Path) -> None:
     """The server itself sees the unchanged host, because it needs /proc/self/fd."""
     (tmp_path / "there").touch()
     script = f"""cd {VIEW} && ls -A proc run sys dev && ls .{tmp_path} && ls .{VIEW}/readonly.py && ls /proc/self/fd/0
@@ -197,7 +197,7 @@ def test_the_view_has_files_and_nothing_of_the_running_system(mode: str, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
-def test_without_root_it_takes_a_user_namespace() -> None:
+def test_without_root_the_view_uses_a_user_namespace() -> None:
     """QEMU, which serves 9P, usually runs as an ordinary user. It must still end with its parent."""
     ask = "import ctypes; v = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(v)); print(v.value)"
     python = next(path for path in ("/usr/bin/python3", sys.executable) if Path(path).exists())
@@ -229,7 +229,7 @@ MOUNTINFO = r"""22 27 0:21 / /proc rw - proc proc rw
 """
 
 
-def test_what_is_no_file_system_of_files_is_hidden_whatever_it_is_called() -> None:
+def test_special_file_systems_are_hidden() -> None:
     expected = ["/a place", "/dev", "/never/heard/of", "/proc", "/run", "/sys", "/var/lib/lxcfs"]
     assert special_mounts(MOUNTINFO) == expected
 
@@ -257,7 +257,7 @@ def test_nobody_else_can_be_the_file_servers_first_client(virtiofsd: Path, monke
     assert not Path(str(name)).parent.exists()
 
 
-def test_nobody_but_asyncio_reaps_the_file_server() -> None:
+def test_only_asyncio_reaps_the_file_server() -> None:
     """Process.kill() polls first. That reaped a server that had just ended, and asyncio complained on stderr."""
     with subprocess.Popen(["sleep", "100"], start_new_session=True) as child:
 
@@ -277,7 +277,7 @@ def test_nobody_but_asyncio_reaps_the_file_server() -> None:
         assert child.returncode == -signal.SIGKILL
 
 
-def test_a_program_that_is_not_there_is_one_line() -> None:
+def test_a_missing_program_is_one_line() -> None:
     done = in_the_view("/nowhere/virtiofsd")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr

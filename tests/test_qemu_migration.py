@@ -32,7 +32,7 @@ class Saving:
         return await awaitable
 
 
-def test_a_saved_machine_is_handed_back_when_it_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_machine_is_returned_when_it_can_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def migrate(*_args: object, **_options: object) -> None:
         pass
 
@@ -58,7 +58,7 @@ class Old(Qemu):
         return await awaitable
 
 
-def test_a_command_that_qemu_refuses_is_not_logged_as_failed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_command_is_not_logged_as_failed(caplog: pytest.LogCaptureFixture) -> None:
     """migration.py expects the refusal, and "failed" in the log would look like an error."""
     caplog.set_level(logging.DEBUG, "hugepfn")
     with pytest.raises(QemuRefused, match="QEMU refuses migrate: unknown migration protocol"):

@@ -34,7 +34,7 @@ def open_files() -> set[str]:
     return found
 
 
-def test_host_and_file_see_the_same_memory_and_nothing_has_a_name(tmp_path: Path) -> None:
+def test_memory_and_file_are_the_same_and_have_no_name(tmp_path: Path) -> None:
     guest = SharedRam(16, tmp_path)
     try:
         assert list(tmp_path.iterdir()) == []
@@ -51,7 +51,7 @@ def test_host_and_file_see_the_same_memory_and_nothing_has_a_name(tmp_path: Path
         guest.close()
 
 
-def test_close_gives_everything_back_and_may_be_called_twice(tmp_path: Path) -> None:
+def test_close_releases_everything_and_may_be_called_twice(tmp_path: Path) -> None:
     before = open_files()
     guest = SharedRam(1, tmp_path)
     assert len(open_files() - before) >= 1
@@ -63,7 +63,7 @@ def test_close_gives_everything_back_and_may_be_called_twice(tmp_path: Path) -> 
         guest.memory.read_u64(0)
 
 
-def test_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_guest_ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HUGEPFN_RAM_DIR", raising=False)
     assert ram_folder() == Path("/dev/shm")
     monkeypatch.setenv("HUGEPFN_RAM_DIR", "")
@@ -91,7 +91,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     return only
 
 
-def test_without_room_in_dev_shm_it_goes_elsewhere_and_a_line_says_so(
+def test_without_room_in_dev_shm_another_folder_is_used_and_reported(
     small: Callable[..., None], tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -111,7 +111,7 @@ def test_without_room_in_dev_shm_it_goes_elsewhere_and_a_line_says_so(
         guest.close()
 
 
-def test_a_folder_that_somebody_chose_is_not_left(
+def test_a_chosen_folder_is_not_replaced(
     small: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(Path("/var/tmp"))
@@ -122,7 +122,7 @@ def test_a_folder_that_somebody_chose_is_not_left(
         find_room(512)
 
 
-def test_where_no_folder_has_room_the_first_is_told(small: Callable[..., None]) -> None:
+def test_if_no_folder_has_room_the_first_is_named(small: Callable[..., None]) -> None:
     small()
     with pytest.raises(MachineryError, match="/dev/shm has 64 MiB free, expected 512 MiB"):
         find_room(512)
@@ -143,7 +143,7 @@ def has_free(monkeypatch: pytest.MonkeyPatch, size_bytes: int) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=size_bytes // 512, f_frsize=512))
 
 
-def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_enough_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     has_free(monkeypatch, 64 * MIB - 512)
     assert f"no space for guest RAM: {tmp_path} has 63 MiB free, expected 64 MiB" in refused(64, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -154,7 +154,7 @@ def test_just_enough_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     SharedRam(64, tmp_path).close()
 
 
-def test_no_room_in_a_real_file_system_that_has_none() -> None:
+def test_a_real_file_system_without_room() -> None:
     assert "/sys has 0 MiB free" in refused(1, Path("/sys"))
 
 
@@ -167,7 +167,7 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"{tmp_path}: you may not write there; choose" in refused(1, tmp_path, UsageError)
 
 
-def test_a_default_folder_that_is_missing_is_no_error_of_the_user(tmp_path: Path) -> None:
+def test_a_missing_default_folder_is_no_usage_error(tmp_path: Path) -> None:
     with pytest.raises(MachineryError, match=f"cannot put guest RAM into {tmp_path}/nowhere: No such file"):
         check_room(1, tmp_path / "nowhere")
 
@@ -178,7 +178,7 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["truncate", "mmap"])
-def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_failed_allocation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
@@ -187,9 +187,7 @@ def test_what_fails_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_a_machine_is_looked_at_without_making_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checking_a_folder_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_room(1, tmp_path)
     has_free(monkeypatch, MIB - 512)
     with pytest.raises(MachineryError, match="has 0 MiB free, expected 1 MiB"):
@@ -211,7 +209,7 @@ def test_a_copy_has_the_same_bytes_and_the_same_holes(tmp_path: Path) -> None:
         guest.close()
 
 
-def test_where_a_sparse_file_holds_data(tmp_path: Path) -> None:
+def test_the_data_ranges_of_a_sparse_file(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(16 * MIB)
@@ -246,12 +244,12 @@ def clone(template: Path) -> Iterator[PrivateRam]:
         ram.close()
 
 
-def test_a_clone_is_read_out_of_its_process(clone: PrivateRam) -> None:
+def test_a_clone_is_read_from_its_process(clone: PrivateRam) -> None:
     assert clone.memory.size_bytes == 16 * 4096
     assert [clone.memory.read_u64(paddr) for paddr in (0, 4096, 16 * 4096 - 8)] == [1, 4097, 16 * 4096 - 7]
 
 
-def test_what_is_written_stays_in_the_clone(clone: PrivateRam, template: Path) -> None:
+def test_writes_stay_in_the_clone(clone: PrivateRam, template: Path) -> None:
     before = template.read_bytes()
     clone.memory.write_u64(8192, 0x1122334455667788)
     assert clone.memory.read_u64(8192) == 0x1122334455667788
@@ -277,7 +275,7 @@ def test_addresses_outside_a_clones_memory(clone: PrivateRam, paddr: int) -> Non
             clone.memory.tables(np.array([0, paddr], np.uint64))
 
 
-def test_a_clone_gives_everything_back(template: Path) -> None:
+def test_a_clone_releases_everything(template: Path) -> None:
     before = open_files()
     ram = PrivateRam(template)
     with mmap.mmap(ram.fd, 0, flags=mmap.MAP_PRIVATE):
@@ -343,7 +341,7 @@ def test_a_clone_on_overlayfs(template: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "4097\n"), done.stderr
 
 
-def test_where_a_large_guests_ram_is() -> None:
+def test_the_address_of_a_large_guests_ram() -> None:
     """QEMU 7.2 to 11.1: -m 2815M is one block, -m 2816M is split at 2 GiB (HMP info mtree)."""
     assert [low_ram_bytes(mib * MIB) // MIB for mib in (256, 2048, 2815, 2816, 65536)] == [256, 2048, 2815, 2048, 2048]
 

@@ -110,14 +110,14 @@ def test_another_device_takes_the_slot(device: Device, expected: list[str]) -> N
     assert (gone, new) == (["-device pci-testdev,membar=2G,id=bar,addr=05.0"], expected)
 
 
-def test_a_clone_waits_for_its_state_and_keeps_its_writes_to_itself() -> None:
+def test_a_clone_waits_for_its_state_and_maps_its_ram_privately() -> None:
     original = qemu_argv(SPEC, DESCRIPTORS)
     clone = qemu_argv(SPEC, DESCRIPTORS, share=False, incoming=True)
     assert clone == [*(word.replace("share=on", "share=off") for word in original), "-incoming", "defer"]
     assert clone != [*original, "-incoming", "defer"]
 
 
-def test_the_users_words_come_last_so_that_they_win() -> None:
+def test_the_users_kernel_arguments_come_last() -> None:
     spec = replace(SPEC, append=("pti=on", "intel_iommu=off"))
     assert kernel_command_line(spec) == f"{COMMAND_LINE} pti=on intel_iommu=off"
     assert qemu_argv(spec, DESCRIPTORS)[-1] == kernel_command_line(spec), "the kernel command line is a single argument"
@@ -129,7 +129,7 @@ def test_another_qemu() -> None:
 
 @pytest.mark.parametrize("memory_mib", [256, 65536])
 @pytest.mark.parametrize("smp", [1, 16])
-def test_the_limits_themselves_are_in(memory_mib: int, smp: int) -> None:
+def test_the_limits_themselves_are_allowed(memory_mib: int, smp: int) -> None:
     argv = qemu_argv(replace(SPEC, memory_mib=memory_mib, smp=smp), DESCRIPTORS)
     assert argv[argv.index("-m") + 1] == f"{memory_mib}M"
     assert argv[argv.index("-smp") + 1] == str(smp)

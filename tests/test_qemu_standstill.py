@@ -62,7 +62,7 @@ def watch(log: str, standstill: Standstill, *, taint: Taint = UNTAINTED, already
     return watched
 
 
-def test_it_adds_up_for_how_long() -> None:
+def test_the_times_of_all_stops_are_added() -> None:
     clock = Clock()
     standstill = Standstill(clock=clock)
     for _ in range(3):
@@ -78,7 +78,7 @@ def test_it_adds_up_for_how_long() -> None:
 
 
 @pytest.mark.parametrize("log", STALLS)
-def test_a_stall_after_a_long_stop_is_told_and_not_held_against_the_kernel(log: str) -> None:
+def test_a_stall_after_a_long_stop_is_reported_but_excused(log: str) -> None:
     watched = watch(log, stood(30.0))
     assert watched.complaints(), "the stall must still be reported"
     assert not watched.troubles().found
@@ -93,7 +93,7 @@ def test_a_stall_after_a_long_stop_is_told_and_not_held_against_the_kernel(log: 
     [(stood(30.0, clock_jumps=False), False), (stood(9.0), False), (stood(30.0), True)],
     ids=["its clock stopped as well", "it did not stand still for long", "that was before it began"],
 )
-def test_every_other_stall_is_the_kernels(log: str, standstill: Standstill, already: bool) -> None:
+def test_every_other_stall_counts_as_a_failure(log: str, standstill: Standstill, already: bool) -> None:
     watched = watch(log, standstill, already=already)
     assert len(watched.troubles().complaints) == 1
     assert watched.troubles().excused == ()
@@ -110,7 +110,7 @@ def test_a_complaint_of_another_kind_is_never_excused() -> None:
     assert [told.split(":")[0] for told in words.troubles(troubles)] == ["the kernel log", "the kernel is now tainted"]
 
 
-def test_the_taint_of_a_soft_lockup_goes_with_it() -> None:
+def test_the_taint_of_an_excused_soft_lockup_is_excused() -> None:
     assert not watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP).troubles().found
     both = watch(SOFT_LOCKUP, stood(30.0), taint=Taint.SOFTLOCKUP | Taint.WARN).troubles()
     assert (both.complaints, both.taint) == ((), Taint.WARN)
@@ -119,7 +119,7 @@ def test_the_taint_of_a_soft_lockup_goes_with_it() -> None:
     )
 
 
-def test_the_scenario_says_so_and_passes() -> None:
+def test_an_excused_stall_is_shown_and_the_scenario_passes() -> None:
     watched = watch(RCU_STALL, stood(30.0))
     run = SimpleNamespace(
         snapshots=[1],
@@ -142,7 +142,7 @@ def _end(log: str, standstill: Standstill, from_s: float = 0.0) -> HugepfnError:
     return end_error("waiting: ", QemuEnd(77, 0, "", scan(log), Accel.KVM, "7.2", excuse))
 
 
-def test_a_kernel_that_dies_of_our_stall_is_no_verdict() -> None:
+def test_a_panic_after_an_excused_stall_is_no_verdict() -> None:
     error = _end(SOFT_LOCKUP + PANIC, stood(30.0))
     assert isinstance(error, MachineryError)
     assert "softlockup_panic=0" in str(error)
@@ -157,7 +157,7 @@ def test_a_kernel_that_dies_of_our_stall_is_no_verdict() -> None:
     ("accel", "kvm_clock", "jumps"),
     [(Accel.KVM, False, True), (Accel.KVM, True, False), (Accel.TCG, False, False), (Accel.TCG, True, False)],
 )
-def test_whose_clock_jumps(accel: Accel, kvm_clock: bool, jumps: bool) -> None:
+def test_which_machines_have_a_clock_that_jumps(accel: Accel, kvm_clock: bool, jumps: bool) -> None:
     vm = VM("debian")
     vm.spec = cast(Any, SimpleNamespace(accel=accel))
     vm._machine = cast(Any, SimpleNamespace(qemu=SimpleNamespace(standstill=Standstill())))

@@ -328,7 +328,7 @@ def test_an_address_opens_a_cell_and_a_cell_has_an_address(browser: Browser) -> 
 @pytest.mark.parametrize(
     "address", ["case=none&kernel=debian:6.12", "case=fork:pud&kernel=debian:5.4", "case=fork:pud"]
 )
-def test_an_address_of_another_page_says_so(browser: Browser, address: str) -> None:
+def test_an_address_without_a_cell_on_this_page_is_reported(browser: Browser, address: str) -> None:
     browser.open("matrix", address)
     assert browser.all("dialog") == []
     assert browser.one(".filters output").text.startswith("This page has no ")
@@ -383,7 +383,7 @@ def test_a_cell_is_copied_as_text(browser: Browser, kind: str, width: int) -> No
     assert "all is well" not in text
 
 
-def test_the_command_in_a_mail_is_one_that_a_shell_reads(browser: Browser, tmp_path: Path) -> None:
+def test_the_command_in_a_mail_is_valid_shell(browser: Browser, tmp_path: Path) -> None:
     """The command is longer than a line, and has a space and a quote."""
     browser.open("compare", OPENED["compare"])
     text = browser.copied("dialog .copy")

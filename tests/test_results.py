@@ -40,12 +40,12 @@ from harness.verdict.log.troubles import End, EndKind, KernelTroubles
         (KeyboardInterrupt(), None),
     ],
 )
-def test_what_ended_a_test(error: BaseException | None, end: End | None) -> None:
+def test_the_end_of_a_test(error: BaseException | None, end: End | None) -> None:
     assert end_of(Claims(), None, error) == end
 
 
 @pytest.mark.parametrize(("broken", "taint"), [(["a violation"], 0), ([], Taint.WARN)])
-def test_what_the_result_has_as_values_is_no_end(broken: list[str], taint: int) -> None:
+def test_failures_that_are_recorded_as_values_are_no_end(broken: list[str], taint: int) -> None:
     run = SimpleNamespace(broken=broken, kernel_troubles=lambda: KernelTroubles(taint=Taint(taint)), hang_report=None)
     machine = cast(Any, SimpleNamespace(runs=[run], kernel_troubles=lambda: (run.kernel_troubles(),)))
     assert end_of(Claims(), machine, RunBroken("words")) is None

@@ -31,7 +31,7 @@ def _keywords(call: ast.expr) -> list[ast.keyword]:
 
 
 @pytest.mark.parametrize("path", sorted(SCENARIOS.glob("test_*.py")), ids=lambda path: path.stem)
-def test_every_claim_of_an_old_entry_says_that_it_is_one(path: Path) -> None:
+def test_every_claim_about_a_clear_accessed_bit_is_marked(path: Path) -> None:
     assert unmarked(path.read_text()) == [], "write `with claim(..., clear=Bits.A)`, because KVM may set A early"
 
 

@@ -30,14 +30,14 @@ RUN: dict[str, Any] = {"schema": "hugepfn-run", "version": claims.VERSION, "resu
 RUN |= {"kernel": {"spec": "debian:6.12", "release": None, "config_hash": None}}
 
 
-def test_each_is_a_valid_schema_of_the_version_that_is_written() -> None:
+def test_each_schema_is_valid_and_has_the_current_version() -> None:
     written = {one.SCHEMA: one.VERSION for one in (claims, table, differences, bench, complaints)}
     assert {name: one["properties"]["version"]["const"] for name, one in schemas.SCHEMAS.items()} == written
     for one in schemas.SCHEMAS.values():
         Draft202012Validator.check_schema(one)
 
 
-def test_the_words_are_those_of_the_code() -> None:
+def test_enumerations_match_the_code() -> None:
     run, matrix, compare = (schemas.SCHEMAS[one.SCHEMA] for one in (claims, table, differences))
     parts = run["$defs"]
     assert parts["result"]["properties"]["outcome"]["enum"] == [one.value for one in Outcome]
@@ -68,7 +68,7 @@ def test_the_page_names_every_key() -> None:
     assert {key for one in schemas.SCHEMAS.values() for key in keys(one) if f"`{key}`" not in page} == set()
 
 
-def test_every_key_has_a_meaning_or_a_name_that_says_it() -> None:
+def test_every_key_has_a_description_or_a_self_explanatory_name() -> None:
     """A key without a description must have one of these few names."""
     plain = {"scenario", "turn", "checkpoint", "process", "mapping", "message", "reason", "title", "line", "why"}
     plain |= {"name", "before", "after", "subject", "level", "schema", "version", "kernel", "guest"}
@@ -107,7 +107,7 @@ def test_every_key_has_a_meaning_or_a_name_that_says_it() -> None:
         ({"news": 1}, "'news' was unexpected"),
     ],
 )
-def test_what_does_not_fit(change: dict[str, Any], words: str) -> None:
+def test_invalid_outputs_are_refused(change: dict[str, Any], words: str) -> None:
     try:
         schemas.check({**RUN, **change})
     except AssertionError as error:

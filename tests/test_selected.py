@@ -55,7 +55,7 @@ def test_what_a_word_means(file: Path, word: str, scenario: str, level: str | No
     ],
 )
 @pytest.mark.usefixtures("file")
-def test_a_word_that_means_nothing(word: str, message: str) -> None:
+def test_an_invalid_word_is_refused(word: str, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         Selected.parse(word)
     assert message in str(refused.value)

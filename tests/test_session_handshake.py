@@ -46,7 +46,7 @@ def both(accept: Callable[[Connection], Any], prove: Callable[[Connection], Any]
     return raised
 
 
-def test_who_knows_the_key_is_let_in_and_may_take_its_time_afterwards() -> None:
+def test_a_client_with_the_key_is_accepted_without_a_later_deadline() -> None:
     def after(end: Connection) -> None:
         handshake.prove(end, KEY, 1)
         end.send("hello")
@@ -67,7 +67,7 @@ def test_another_key_is_refused_on_both_sides() -> None:
     assert any(isinstance(error, AuthenticationError) for error in raised)
 
 
-def test_who_says_nothing_is_hung_up_on() -> None:
+def test_a_silent_client_is_disconnected() -> None:
     ours, theirs = Pipe()
     with ours, theirs, pytest.raises(BlockingIOError):
         handshake.accept(theirs, KEY, 1)
@@ -89,7 +89,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Server, List
     return one, listener
 
 
-def test_a_session_answers_its_user_while_a_stranger_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_client_does_not_block_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     from multiprocessing.connection import Client
 
     with registry.claim("one") as folder:
@@ -104,7 +104,7 @@ def test_a_session_answers_its_user_while_a_stranger_says_nothing(monkeypatch: p
             assert len((folder / "key").read_bytes()) == 32
 
 
-def test_a_command_with_another_key_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_with_another_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with registry.claim("one") as folder:
         _, listener = serving(folder, monkeypatch)
         (folder / "key").write_bytes(bytes(32))

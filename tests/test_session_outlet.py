@@ -48,7 +48,7 @@ def read_exactly(end: int, size: int) -> None:
         size -= len(os.read(end, size))
 
 
-def test_the_guest_keeps_what_nobody_reads_and_goes_on_when_somebody_does(ends: tuple[int, int]) -> None:
+def test_the_guest_keeps_unread_output_until_it_is_read(ends: tuple[int, int]) -> None:
     room: queue.SimpleQueue[bool] = queue.SimpleQueue()
     with Outlet(ends[1], ends[1], print) as outlet:
         outlet.on_room(lambda: room.put(outlet.full))
@@ -64,7 +64,7 @@ def test_the_guest_keeps_what_nobody_reads_and_goes_on_when_somebody_does(ends: 
     assert room.empty()
 
 
-def test_a_guest_that_does_not_keep_it_is_refused(ends: tuple[int, int]) -> None:
+def test_a_guest_that_ignores_hold_is_refused(ends: tuple[int, int]) -> None:
     with (
         Outlet(ends[1], ends[1], print) as outlet,
         pytest.raises(ProtocolError, match="so expected at most 4194304"),
@@ -95,7 +95,7 @@ class Patience(threading.Condition):
         return super().wait_for(predicate, timeout)
 
 
-def test_a_reader_that_goes_on_gets_everything_after_a_signal(
+def test_a_reader_that_continues_gets_everything_after_a_signal(
     ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_LAST_OUTPUT_S", 2.0)
@@ -121,7 +121,7 @@ def test_a_reader_that_goes_on_gets_everything_after_a_signal(
     assert got == 4
 
 
-def test_a_descriptor_that_breaks_is_told_once(ends: tuple[int, int]) -> None:
+def test_a_broken_descriptor_is_reported_once(ends: tuple[int, int]) -> None:
     broken: list[OSError] = []
     full = os.open("/dev/full", os.O_WRONLY)
     with Outlet(full, ends[1], broken.append) as outlet:
@@ -200,7 +200,7 @@ class FakeVM:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_command_whose_reader_never_reads_ends_by_a_signal_and_with_its_caller(
+def test_a_command_without_a_reader_ends_by_a_signal_or_with_its_caller(
     ends: tuple[int, int], number: signal.Signals
 ) -> None:
     """For a caller that is gone, the server sends SIGKILL (harness/session/server.py, _listen())."""
@@ -220,7 +220,7 @@ def test_a_command_whose_reader_never_reads_ends_by_a_signal_and_with_its_caller
     assert ended == [ExitStatus(None, number)]
 
 
-def test_a_job_is_told_once_whenever_that_changes() -> None:
+def test_hold_and_resume_are_sent_once_per_change() -> None:
     async def pace() -> list[str]:
         sent: list[str] = []
         qemu = FakeQemu()

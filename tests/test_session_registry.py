@@ -25,7 +25,7 @@ def about(name: str) -> About:
     return About(name, os.getpid(), "debian:6.12", "6.12.1", time.time())
 
 
-def test_a_session_is_seen_while_it_lives_and_leaves_nothing(runtime: Path) -> None:
+def test_a_session_is_listed_while_it_lives_and_leaves_nothing(runtime: Path) -> None:
     assert registry.sessions() == []
     with registry.claim("one") as folder:
         assert registry.sessions() == [], "a session is listed only when it accepts requests"
@@ -36,7 +36,7 @@ def test_a_session_is_seen_while_it_lives_and_leaves_nothing(runtime: Path) -> N
     assert list(runtime.iterdir()) == []
 
 
-def test_names_are_taken_or_numbered() -> None:
+def test_a_session_gets_the_requested_or_a_numbered_name() -> None:
     with registry.claim("one"), registry.claim("one*") as second, registry.claim("one*") as third:
         assert (second.name, third.name) == ("one-2", "one-3")
         with pytest.raises(UsageError, match="there is already a session 'one'"), registry.claim("one"):
@@ -44,13 +44,13 @@ def test_names_are_taken_or_numbered() -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "..*", "a/b", "a b", "a..b", ".a", "x.lock", "x" * 41])
-def test_what_is_no_name(name: str, runtime: Path) -> None:
+def test_invalid_names_are_refused(name: str, runtime: Path) -> None:
     with pytest.raises(UsageError, match="is not a session name"), registry.claim(name):
         pass
     assert not runtime.exists()
 
 
-def test_a_folder_that_others_can_write_to_is_not_believed(runtime: Path) -> None:
+def test_a_folder_that_others_can_write_to_is_refused(runtime: Path) -> None:
     runtime.mkdir(mode=0o777)
     runtime.chmod(0o777)
     for ask in (registry.sessions, lambda: registry.claim("one").__enter__()):
@@ -71,7 +71,7 @@ def _live(name: str, ready: Connection) -> None:
         time.sleep(1000)
 
 
-def test_what_a_killed_session_left_is_thrown_away(runtime: Path) -> None:
+def test_leftovers_of_a_killed_session_are_removed(runtime: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("spawn").Process(target=_live, args=("one", theirs))
     child.start()
@@ -84,7 +84,7 @@ def test_what_a_killed_session_left_is_thrown_away(runtime: Path) -> None:
     assert list(runtime.iterdir()) == []
 
 
-def test_the_only_session_is_the_one_that_is_meant() -> None:
+def test_the_only_session_is_the_default() -> None:
     with pytest.raises(UsageError, match="no session is running; start one with `hugepfn start`"):
         registry.choose(None)
     with registry.claim("one") as one, registry.claim("two") as two:
@@ -98,13 +98,13 @@ def test_the_only_session_is_the_one_that_is_meant() -> None:
             registry.choose("three")
 
 
-def test_a_remote_error_has_the_words_and_the_status() -> None:
+def test_a_remote_error_has_the_message_and_the_exit_status() -> None:
     error = wire.RemoteError(wire.RemoteFailure("the kernel died: BUG", 1))
     assert str(error) == "the kernel died: BUG"
     assert error.exit_code is ExitCode.CLAIM_FAILED
 
 
-def test_descriptors_go_over() -> None:
+def test_descriptors_are_passed() -> None:
     ours, theirs = multiprocessing.Pipe()
     readable, writable = os.pipe()
     wire.send_descriptors(ours, [writable])

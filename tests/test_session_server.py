@@ -89,7 +89,7 @@ def test_a_caller_that_leaves_the_shell_is_no_error(server: Server) -> None:
     assert not (cache.root() / "traceback.txt").exists()
 
 
-def test_a_bug_at_the_shell_is_still_told(server: Server) -> None:
+def test_a_bug_in_the_shell_is_still_reported(server: Server) -> None:
     caller, serving = enter(server)
     cast(Any, server)._session.vm.resize_shell = None
     caller.send(wire.Size(25, 80))
@@ -103,7 +103,7 @@ def test_a_bug_at_the_shell_is_still_told(server: Server) -> None:
 
 
 @pytest.mark.parametrize("verb", ["exec", "rerun", "look", "attend"])
-def test_who_waits_for_an_answer_is_told_that_the_session_was_stopped(server: Server, verb: str) -> None:
+def test_a_waiting_caller_is_told_that_the_session_was_stopped(server: Server, verb: str) -> None:
     going, ends = threading.Event(), threading.Event()
 
     def wait(**_arguments: object) -> None:
@@ -162,7 +162,7 @@ def test_a_command_in_the_guest_is_told_that_the_machine_was_stopped(server: Ser
         end.close()
 
 
-def test_a_call_that_comes_too_late_is_told_so(server: Server) -> None:
+def test_a_call_to_an_ended_session_is_refused(server: Server) -> None:
     server._dismiss()
     cast(Any, server)._session.look = lambda: "an answer of a machine that is gone"
     ours, theirs = Pipe()
@@ -190,7 +190,7 @@ def test_the_command_that_stops_a_session_is_answered(server: Server) -> None:
     ours.close()
 
 
-def test_a_kept_machine_comes_back_with_its_ram_where_it_was_asked_for(
+def test_a_kept_machine_is_restored_with_ram_in_the_requested_folder(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spec = MachineSpec(Path("bzImage"), Path("initramfs"))

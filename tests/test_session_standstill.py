@@ -101,7 +101,7 @@ def refusal(session: Session) -> str:
     return line
 
 
-def test_a_machine_that_runs_is_not_asked_about(session: Session, machine: Machine) -> None:
+def test_a_running_machine_refuses_nothing(session: Session, machine: Machine) -> None:
     assert session.maps(1) == cast(Any, "VMAs of 1")
     assert session.state() == MachineState()
     assert session.resume() == MachineState()
@@ -147,7 +147,7 @@ def test_gdb(session: Session, machine: Machine) -> None:
     session.check_runs()
 
 
-def test_a_walk_that_cannot_ask_the_guest_says_why(session: Session, machine: Machine) -> None:
+def test_a_walk_that_needs_the_guest_gives_the_reason(session: Session, machine: Machine) -> None:
     session.gdb()
     machine.learned = False
     with pytest.raises(UsageError, match=r"the machine stands still since .* for gdb"):
@@ -159,7 +159,7 @@ def test_a_walk_that_cannot_ask_the_guest_says_why(session: Session, machine: Ma
         session.look(1, 0, None)
 
 
-def test_qemu_that_gave_up_is_not_resumed(session: Session, machine: Machine) -> None:
+def test_a_machine_with_an_internal_error_is_not_resumed(session: Session, machine: Machine) -> None:
     machine.qemu.state = "internal-error"
     words = "the machine stands still: QEMU has stopped it and cannot go on; end the session with `hugepfn stop`"
     with pytest.raises(UsageError, match=words):
@@ -190,7 +190,7 @@ def test_a_rerun_in_progress_is_not_waited_for(session: Session, monkeypatch: py
     thread.join()
 
 
-def test_words(session: Session, machine: Machine) -> None:
+def test_the_text_of_each_state(session: Session, machine: Machine) -> None:
     assert {cause: halt_words(Halt(cause, None), "") for cause in HaltCause}[HaltCause.PAUSED].endswith(
         "`hugepfn resume` lets it go on"
     )

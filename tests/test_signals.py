@@ -59,7 +59,7 @@ def _command(ignored: list[signal.Signals], name: str = "wait") -> subprocess.Po
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_what_is_ignored_at_the_start_does_not_end_the_command(number: signal.Signals) -> None:
+def test_signals_ignored_at_the_start_do_not_end_the_command(number: signal.Signals) -> None:
     with _command([number]) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -69,7 +69,7 @@ def test_what_is_ignored_at_the_start_does_not_end_the_command(number: signal.Si
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_every_other_one_ends_it_in_one_line(number: signal.Signals) -> None:
+def test_every_other_signal_ends_the_command_with_one_line(number: signal.Signals) -> None:
     with _command([]) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -113,7 +113,7 @@ def test_children_inherit_what_is_ignored() -> None:
     assert said.stdout == b"SIG_IGN\n"
 
 
-def test_every_signal_that_ends_a_command_is_held_while_a_child_starts() -> None:
+def test_signals_are_blocked_while_a_child_starts() -> None:
     heard: list[int] = []
     with signals.handling(ENDING, lambda number, _frame: heard.append(number)):
         held = signals.HeldSignals()
@@ -124,7 +124,7 @@ def test_every_signal_that_ends_a_command_is_held_while_a_child_starts() -> None
     assert heard == ENDING
 
 
-def test_one_module_installs_handlers() -> None:
+def test_only_one_module_installs_handlers() -> None:
     found = set()
     for path in (ROOT / "harness").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

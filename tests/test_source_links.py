@@ -31,7 +31,7 @@ def test_the_tag_of_a_release(spec: str, release: str | None, tag: str) -> None:
     assert KernelSource({"spec": spec, "release": release}).tag == tag
 
 
-def test_a_release_of_debian_that_was_measured_has_its_version() -> None:
+def test_a_measured_debian_release_has_its_version() -> None:
     version, release = next(pair for pair in facts_of_the_project().items() if pair[0].startswith("6.1."))
     assert KernelSource({"spec": "debian:6.1", "release": release}).tag == f"v{version}"
 
@@ -55,12 +55,12 @@ def test_the_addresses() -> None:
     "url",
     ["", "elixir", "javascript:alert(1)", "https://x/{commit}", "https://x/{", "https://x/{}", "https://x/{file.x}"],
 )
-def test_what_is_no_address(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match=r"expected an address such as https://.* \{version\}, \{file\}, \{line\}"):
         SourceSite(url)
 
 
-def test_a_function_has_the_name_that_it_has_in_the_kernel() -> None:
+def test_a_function_has_the_name_of_that_kernel() -> None:
     """For example, insert_pfn_pud() became insert_pud()."""
     said = str(fn.insert_pfn_pud)
     old, new = (functions_of({"release": release}, [said, said], ELIXIR) for release in ("6.12.118", "7.3.4"))
@@ -68,7 +68,7 @@ def test_a_function_has_the_name_that_it_has_in_the_kernel() -> None:
     assert new == {said: ("mm/huge_memory.c insert_pud()", f"{ELIXIR.url}/v7.3.4/A/ident/insert_pud")}
 
 
-def test_what_names_no_function_has_no_address() -> None:
+def test_a_text_that_is_not_a_function_has_no_address() -> None:
     assert functions_of({"release": "6.12"}, ["", fn.CPU, "f", "<x>()"], ELIXIR) == {}
     assert functions_of({"release": "6.12"}, ["f()"], ELIXIR) == {"f()": ("f()", f"{ELIXIR.url}/v6.12/A/ident/f")}
     assert functions_of({"release": "6.12"}, ["f()"], LINES) == {"f()": ("f()", "")}
@@ -92,7 +92,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return context
 
 
-def test_a_line_is_of_the_tree_that_was_built(built: dict[str, str]) -> None:
+def test_a_line_belongs_to_the_tree_that_was_built(built: dict[str, str]) -> None:
     said = str(fn.copy_huge_pud)
     assert functions_of(built, [said], LINES) == {
         said: ("mm/huge_memory.c:6 copy_huge_pud()", "https://example.org/v6.12.118/source/mm/huge_memory.c#L6")
@@ -102,9 +102,7 @@ def test_a_line_is_of_the_tree_that_was_built(built: dict[str, str]) -> None:
     )
 
 
-def test_a_tree_that_is_gone_is_no_error(
-    built: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_tree_is_no_error(built: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = str(fn.copy_huge_pud)
     assert functions_of({**built, "tree": "0" * 40}, [said], LINES) == {said: (said, "")}
     monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "other"))

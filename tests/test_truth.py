@@ -22,21 +22,21 @@ NAMED = [
 ]
 
 
-def test_it_has_such_tables() -> None:
+def test_the_page_has_tables_with_scenarios() -> None:
     assert len(NAMED) > 50
 
 
 @pytest.mark.parametrize("word", sorted(set(NAMED)))
-def test_a_scenario_that_is_named_exists(word: str) -> None:
+def test_every_named_scenario_exists(word: str) -> None:
     names = [line.name for line in scenario_lines()]
     assert fnmatch.filter(names, word), f"docs/truth.md names {word}, but there is no such scenario"
 
 
-def test_it_names_the_known_bugs() -> None:
+def test_every_known_bug_is_named() -> None:
     assert set(re.findall(r"HP-\d+", TRUTH)) == {bug.id for bug in ledger_of(ROOT / "guest_tests")}
 
 
-def test_every_known_bug_is_met_by_scenarios_and_its_command_names_one() -> None:
+def test_every_known_bug_has_scenarios_and_a_command_with_one() -> None:
     lines = {line.name: line.levels.split() for line in scenario_lines()}
     for bug in ledger_of(ROOT / "guest_tests"):
         met = [name for name, levels in lines.items() for level in (levels or (None,)) if bug.covers(name, level)]

@@ -28,7 +28,7 @@ def kernel(image: ImageCapabilities = UNKNOWN, *, saved_dirty: bool = True, thp:
         (None, False, 58),
     ],
 )
-def test_devmap_is_read_where_the_kernel_may_have_it(devmap: bool | None, saved_dirty: bool, bit: int | None) -> None:
+def test_devmap_is_decoded_if_the_kernel_may_have_it(devmap: bool | None, saved_dirty: bool, bit: int | None) -> None:
     """DEVMAP was bit 58 before SAVED_DIRTY took that bit (6.6). A kernel of unknown configuration may have it."""
     layout = kernel(ImageCapabilities(None, None, devmap), saved_dirty=saved_dirty).layout
     assert layout == Layout(saved_dirty=saved_dirty, devmap_bit=bit, five_level=False)
@@ -49,7 +49,7 @@ def test_a_level_is_ruled_out_by_the_configuration_and_by_the_handler(level: Lev
     assert kernel(ImageCapabilities(False, frozenset(), None)).why_not(level) == f"{begin}{symbol}, {handler}"
 
 
-def test_one_fault_fills_the_vma_only_where_there_surely_is_no_huge_handler() -> None:
+def test_one_fault_fills_the_vma_only_without_a_huge_fault_handler() -> None:
     known = [kernel(ImageCapabilities(handler, None, None)).fault_fills_vma for handler in (True, False, None)]
     assert known == [False, True, False]
 
@@ -75,7 +75,7 @@ def test_why_there_are_no_transparent_huge_pages(thp: str, why: str) -> None:
         ImageCapabilities(False, frozenset(), True),
     ],
 )
-def test_capabilities_survive_the_way_through_json(image: ImageCapabilities) -> None:
+def test_capabilities_can_be_stored_as_json(image: ImageCapabilities) -> None:
     for name in ("saved_dirty", "soft_dirty", "pagemap_scan", "guard_regions", "five_level", "kvm_clock"):
         caps = dataclasses.replace(kernel(image, saved_dirty=False), soft_dirty=False, guard_regions=False)
         caps = dataclasses.replace(caps, early=Bits.A, bar_misses=Bits.A | Bits.D)
@@ -85,6 +85,6 @@ def test_capabilities_survive_the_way_through_json(image: ImageCapabilities) -> 
     assert Capabilities.from_json(kernel(image).to_json()).early == NO_BITS
 
 
-def test_levels_are_told_from_small_to_large() -> None:
+def test_levels_are_listed_from_small_to_large() -> None:
     image = ImageCapabilities(None, frozenset({Level.PUD, Level.PMD}), None)
     assert kernel(image).to_json()["pfnmap_levels"] == ["pmd", "pud"]

@@ -26,12 +26,12 @@ FIRST = broken("the child's entry is writable", "-W", "forked")
 LATER = broken("the child's write sets its own accessed and dirty bits", "-W", "child-written", by=CPU)
 
 
-def test_the_same_entry_and_difference_follow_from_the_first() -> None:
+def test_claims_about_the_same_difference_follow_from_the_first() -> None:
     (cause,) = causes([FIRST, LATER])
     assert (cause.claim, cause.followers, cause.kernel_function) == (FIRST, (LATER,), COPY)
 
 
-def test_another_entry_or_another_difference_is_a_cause_of_its_own() -> None:
+def test_another_entry_or_difference_is_a_separate_cause() -> None:
     other = broken("the parent's entry is writable", "-W", "forked", process="parent")
     clean = broken("the child's entry is clean", "-D", "forked")
     value = Claim("no fault", Outcome.FAILED, COPY, mismatch=Mismatch(Subject.VALUE, "faults", "0", "1"))
@@ -40,7 +40,7 @@ def test_another_entry_or_another_difference_is_a_cause_of_its_own() -> None:
     assert [cause.claim for cause in causes(made)] == made
 
 
-def test_what_the_first_shows_to_have_changed_follows_from_it() -> None:
+def test_other_bits_changed_at_the_first_claim_follow_from_it() -> None:
     """The first claim has all differences between the entry and its reference, although it is about one bit."""
     assert FIRST.mismatch is not None
     assert FIRST.mismatch.entry is not None
@@ -49,7 +49,7 @@ def test_what_the_first_shows_to_have_changed_follows_from_it() -> None:
     assert len(causes([first, broken("the child keeps its dirty bit", "-D", "forked")])) == 1
 
 
-def test_a_comparison_with_what_was_wrong_follows_as_well() -> None:
+def test_a_comparison_with_a_wrong_entry_follows_too() -> None:
     third = broken("the grandchild has what the child had", "+W", "later", process="grandchild")
     assert FIRST.mismatch is not None
     assert third.mismatch is not None
@@ -57,7 +57,7 @@ def test_a_comparison_with_what_was_wrong_follows_as_well() -> None:
     assert [cause.followers for cause in causes([FIRST, third])] == [(third,)]
 
 
-def test_what_decides_at_the_stop_where_it_went_wrong_is_blamed() -> None:
+def test_the_function_of_the_first_wrong_stop_is_blamed() -> None:
     held = Claim("the parent has its entry", Outcome.PASSED, COPY, checkpoint="forked")
     assert LATER.mismatch is not None
     since = replace(LATER, mismatch=replace(LATER.mismatch, since="forked"))
@@ -85,7 +85,7 @@ def test_the_words_lead_with_the_first_and_count_the_others() -> None:
     ]
 
 
-def test_known_bugs_are_no_failures_and_the_last_line_says_so() -> None:
+def test_known_bugs_are_no_failures_and_are_named_in_the_last_line() -> None:
     held = Claim("x", Outcome.PASSED, "f()")
     known = [ScenarioResult("fork", level, Outcome.KNOWN_BUG, claims=(held,)) for level in ("pmd", "pud")]
     assert words.totals(known[:1]) == "1 known bug; 1 of 1 claim holds; a known bug does not count as a failure"

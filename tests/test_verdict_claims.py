@@ -177,7 +177,7 @@ runs = st.builds(Run, results=st.lists(results, max_size=3).map(tuple), context=
 
 @settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy host
 @given(runs)
-def test_a_run_survives_the_way_through_json(run: Run) -> None:
+def test_a_run_can_be_stored_as_json(run: Run) -> None:
     assert Run.from_json(json.loads(json.dumps(run.to_json()))) == run
 
 
@@ -187,7 +187,7 @@ def test_unknown_keys_are_ignored_in_a_result_and_are_context_in_a_run() -> None
     assert Run.from_json(data | {"later": 1}) == Run((RESULT,), {"later": 1})
 
 
-def test_a_file_of_an_older_version_says_to_run_again() -> None:
+def test_the_error_about_an_older_version_says_to_run_again() -> None:
     data = Run((RESULT,)).to_json() | {"version": 1}
     with pytest.raises(UsageError) as refused:
         Run.from_json(data)
@@ -221,13 +221,13 @@ def test_a_file_of_an_older_version_says_to_run_again() -> None:
         ),
     ],
 )
-def test_what_is_no_run_says_what_was_expected(change: dict[str, Any], match: str) -> None:
+def test_the_error_about_an_invalid_run_says_what_was_expected(change: dict[str, Any], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         Run.from_json(Run((RESULT,)).to_json() | change)
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 1])
-def test_a_file_that_is_no_object(value: object) -> None:
+def test_a_file_that_is_not_an_object(value: object) -> None:
     with pytest.raises(UsageError, match="expected a JSON object"):
         Run.from_json(value)
 
@@ -265,7 +265,7 @@ def test_exit_code(found: list[ScenarioResult], expected: ExitCode, strict: Exit
     ],
     ids=["failed", "known", "another-reason"],
 )
-def test_how_many_claims_made_it_fail(changes: dict[str, Any], count: int) -> None:
+def test_the_number_of_claims_that_failed(changes: dict[str, Any], count: int) -> None:
     found = result(Outcome.FAILED, Outcome.FAILED, Outcome.PASSED, Outcome.FAILED)
     invariants = Claim("", Outcome.FAILED, "f", kind=ClaimKind.INVARIANTS)
     found = replace(found, claims=(*found.claims, invariants), **changes)

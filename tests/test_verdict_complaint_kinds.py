@@ -157,7 +157,7 @@ def test_a_line_that_a_rule_matches_contains_a_trigger(line: str) -> None:
 
 
 @pytest.mark.parametrize("index", range(len(ROWS)))
-def test_a_quoted_line_is_no_complaint(index: int) -> None:
+def test_a_quoted_line_is_not_a_complaint(index: int) -> None:
     assert classify(f"hugepfn: note: {ROWS[index][1]}") is None
 
 
@@ -206,7 +206,7 @@ def test_further_forms(line: str, kind: ComplaintKind) -> None:
         "",
     ],
 )
-def test_what_is_no_complaint(line: str) -> None:
+def test_lines_that_are_not_complaints(line: str) -> None:
     assert classify(line) is None
 
 
@@ -244,5 +244,5 @@ def test_text_before_the_timestamp(line: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["[ BUG: x ]", "[vfio] 1.0", " [    0.000000] x", "[    0.000000]x"])
-def test_what_is_no_prefix(line: str) -> None:
+def test_text_that_is_not_a_prefix(line: str) -> None:
     assert split(line) == ("", line)

@@ -33,11 +33,11 @@ def told(before: Run, after: Run) -> list[tuple[str, str, str, str]]:
     return [(d.what.value, d.name, d.before, d.after) for one in compare_runs(before, after) for d in one.differences]
 
 
-def test_the_same_is_no_difference() -> None:
+def test_equal_runs_have_no_difference() -> None:
     assert compare_runs(run(seen("P W D")), run(seen("P W D"))) == ()
 
 
-def test_what_one_kernel_may_answer_differently_is_no_difference() -> None:
+def test_what_varies_between_runs_of_one_kernel_is_no_difference() -> None:
     memory = [seen("P W", mapping="memory", pfn=f"ram+{paddr:#x}", raw=paddr | 3) for paddr in (0x1000, 0x9000)]
     assert compare_runs(run(memory[0]), run(memory[1])) == ()
     reasons = [
@@ -78,7 +78,7 @@ def test_a_claim_whose_outcome_differs_is_named_with_its_function() -> None:
     ]
 
 
-def test_a_claim_that_only_one_kernel_is_held_to() -> None:
+def test_a_claim_that_only_one_kernel_has() -> None:
     assert told(run(claims=()), run()) == [("claim", "the child keeps its dirty bit", "not claimed", "passed")]
 
 
@@ -94,7 +94,7 @@ def test_the_number_of_stops_is_not_part_of_a_claim() -> None:
     assert told(few, broken) == [("claim", name, "passed", "failed")]
 
 
-def test_a_hang_is_the_checkpoint_that_was_never_reached_not_every_entry_after_it() -> None:
+def test_a_hang_is_one_difference_at_the_missing_checkpoint() -> None:
     before = run(
         *(seen("P"), seen("P", checkpoint="child-written"), seen("P", checkpoint="child-written", offset=4096)),
         claims=(CLAIM, Claim("every process wrote and exited", Outcome.PASSED, "")),
@@ -120,13 +120,13 @@ def test_a_case_that_only_one_run_has() -> None:
     assert told(Run(()), run()) == [("outcome", "", "nothing", "passed")]
 
 
-def test_an_error_is_not_compared_but_told() -> None:
+def test_an_error_is_reported_and_not_compared() -> None:
     lost = run(outcome=Outcome.ERROR, reason="QEMU is gone")
     assert told(lost, run(seen("P"))) == []
     assert [(str(case), why) for case, why in unknown_cases(lost, run()).items()] == [("fork pud", "QEMU is gone")]
 
 
-def test_what_differs_only_from_time_to_time_is_set_apart() -> None:
+def test_unstable_differences_are_listed_separately() -> None:
     first = compare_runs(run(seen("P W"), seen("P", process="parent")), run(seen("P"), seen("P W", process="parent")))
     again = compare_runs(run(seen("P W"), seen("P", process="parent")), run(seen("P"), seen("P", process="parent")))
     stays, passes = lasting([first, again])
@@ -168,7 +168,7 @@ def _under_kvm(side: Run) -> Run:
 
 
 @pytest.mark.parametrize("sides", [(True, True), (True, False), (False, True)])
-def test_where_the_cpu_may_set_a_early_it_is_no_difference_of_the_kernels(sides: tuple[bool, bool]) -> None:
+def test_an_accessed_bit_that_the_cpu_may_set_early_is_no_difference(sides: tuple[bool, bool]) -> None:
     runs = run(seen("P W A", raw=0xA7)), run(seen("P W", raw=0x87))
     one, other = (_under_kvm(side) if kvm else side for side, kvm in zip(runs, sides, strict=True))
     assert told(*runs) != []
@@ -177,13 +177,13 @@ def test_where_the_cpu_may_set_a_early_it_is_no_difference_of_the_kernels(sides:
     assert [what for what, *_ in told(one, dirty)] == ["entry"], "every other bit still counts"
 
 
-def test_a_claim_that_cannot_be_known_of_one_kernel_is_not_compared() -> None:
+def test_a_claim_that_is_unknown_on_one_kernel_is_not_compared() -> None:
     unknown = run(claims=(replace(CLAIM, outcome=Outcome.SKIPPED),))
     assert compare_runs(run(), unknown) == ()
     assert told(run(), run(claims=(replace(CLAIM, outcome=Outcome.FAILED),))) != []
 
 
-def test_what_differs_besides_entries_is_never_folded() -> None:
+def test_only_differences_of_entries_are_folded() -> None:
     sides = [
         run(claims=tuple(Claim(name, outcome, "f()") for name in "ab")) for outcome in (Outcome.PASSED, Outcome.FAILED)
     ]

@@ -67,13 +67,13 @@ def test_pagemaps_word_is_decoded(word: int | None, text: str) -> None:
 
 
 @pytest.mark.parametrize("level", [Level.PTE, Level.PMD, Level.PUD])
-def test_neighbours_that_are_alike_are_one_row(level: Level) -> None:
+def test_equal_neighbours_are_one_row(level: Level) -> None:
     table = rows(pages("read", "P W", range(3), level))
     assert shape(table) == [("read", "bar+0x0", 3)]
     assert table[0].raw == "0x0000000000000027", "a row shows the raw word of its first entry"
 
 
-def test_a_gap_a_difference_and_another_level_each_begin_a_row() -> None:
+def test_a_gap_a_difference_or_another_level_begins_a_row() -> None:
     table = rows(
         [
             *pages("read", "P W", range(2)),
@@ -118,7 +118,7 @@ def marks(table: list[Row]) -> list[tuple[str, int, set[str], tuple[str, ...]]]:
     return [(row.place, row.count, set(row.appeared), row.vanished) for row in table]
 
 
-def test_bits_that_came_and_went_since_the_stop_before() -> None:
+def test_bits_that_were_set_or_cleared_since_the_previous_stop() -> None:
     table = rows(
         [seen("read", "P W"), seen("written", "P W A D"), seen("forked", "P A SAVED_DIRTY"), seen("end", "P A")]
     )
@@ -130,7 +130,7 @@ def test_bits_that_came_and_went_since_the_stop_before() -> None:
     ]
 
 
-def test_a_place_is_compared_with_itself() -> None:
+def test_a_page_is_compared_with_itself() -> None:
     table = rows(
         [
             seen("a", "P D"),
@@ -143,7 +143,7 @@ def test_a_place_is_compared_with_itself() -> None:
     assert [set(row.appeared) for row in table] == [set(), set(), set(), {"D"}, set()]
 
 
-def test_a_leaf_that_went_lost_all_its_bits() -> None:
+def test_a_removed_leaf_lost_all_its_bits() -> None:
     table = rows([seen("a", "P W"), seen("b", "", level="none", raw=0), seen("c", "P W")])
     assert [(set(row.appeared), row.vanished) for row in table] == [(set(), ()), (set(), ("P", "W")), ({"P", "W"}, ())]
 
@@ -180,7 +180,7 @@ def test_what_changed_is_marked_as_a_mask() -> None:
     assert (first.changed, second.changed) == (0, 0x3040)
 
 
-def test_against_another_run_the_twin_is_what_counts_not_the_stop_before() -> None:
+def test_against_another_run_the_same_stop_is_compared_not_the_previous_one() -> None:
     mine = [seen("read", "P W", raw=0x3), seen("written", "P W D", raw=0x43), seen("only-here", "P", raw=0x1)]
     other = [seen("read", "P W", raw=0x3), seen("written", "P W", raw=0x3)]
     read, written, only = rows(mine, other)
@@ -189,7 +189,7 @@ def test_against_another_run_the_twin_is_what_counts_not_the_stop_before() -> No
     assert (only.changed, only.appeared) == (0, frozenset())
 
 
-def test_against_another_run_ordinary_memory_may_be_elsewhere() -> None:
+def test_against_another_run_frames_of_ordinary_memory_may_differ() -> None:
     sides = [
         Observation("filled", "parent", "memory", 0, "pte", raw, bits, f"ram+{raw & ~0xFFF:#x}", None)
         for raw, bits in ((0x5003, ("P", "W")), (0x9001, ("P",)))

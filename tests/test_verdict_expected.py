@@ -50,7 +50,7 @@ FORK = Case("fork", "pmd")
         ("fork:pmd:see ./test_x.py::y=fail", ("fork", "pmd", "see ./test_x.py::y", "fail")),
     ],
 )
-def test_what_is_said(text: str, said: tuple[str, str | None, str, str]) -> None:
+def test_an_expectation_is_parsed(text: str, said: tuple[str, str | None, str, str]) -> None:
     found = Expectation.parse(text)
     assert (found.test, found.level, found.claim, found.outcome.value) == said
     assert Expectation.parse(str(found)) == found, (
@@ -74,7 +74,7 @@ def test_what_is_said(text: str, said: tuple[str, str | None, str, str]) -> None
         ("./mine.py::=fail", "where TEST is"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(text: str, message: str) -> None:
+def test_an_invalid_expectation_is_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError) as refused:
         Expectation.parse(text)
     assert message in str(refused.value)
@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_one_line(text: str, message: str) -> None:
 
 
 @given(st.text(alphabet=st.sampled_from("fp m\td:=[]/.py4KaiskPl\n'\\")) | st.text())
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     for words_ in (text, f"{text}=fail", f"fork:{text}=fail", f"x.py{text}=skip"):
         try:
             found = Expectation.parse(words_)
@@ -155,7 +155,7 @@ HOLDS, BREAKS = claim("a", P), claim("a", F)
         (result(F, BREAKS, Claim("", F, "", kind=ClaimKind.INVARIANTS)), "fail", X, "met"),
     ],
 )
-def test_what_becomes_of_an_expectation(found: ScenarioResult, said: str, outcome: Outcome, answer: str) -> None:
+def test_an_expectation_changes_the_outcome(found: ScenarioResult, said: str, outcome: Outcome, answer: str) -> None:
     text = f"fork:{said}" if "=" in said else f"fork={said}"
     after = judged(found, text)
     assert (after.outcome, [one.answer.value for one in after.expectations]) == (outcome, [answer])
@@ -167,7 +167,7 @@ def test_what_becomes_of_an_expectation(found: ScenarioResult, said: str, outcom
     assert bisected([after])[0] is verdict.get(outcome, BisectVerdict.GOOD)
 
 
-def test_an_expected_claim_covers_what_follows_from_it_and_nothing_else() -> None:
+def test_an_expected_claim_covers_only_what_follows_from_it() -> None:
     other = broken("the parent's entry is writable", "-W", "forked", process="parent")
     name = FIRST.name
     after = judged(result(F, FIRST, LATER), f"fork:{name}=fail")
@@ -179,7 +179,7 @@ def test_an_expected_claim_covers_what_follows_from_it_and_nothing_else() -> Non
     assert (after.outcome, [one.outcome for one in after.claims]) == (F, [F, X]), "the cause itself was not expected"
 
 
-def test_a_skip_of_a_claim_that_was_expected_does_not_count_as_strict() -> None:
+def test_an_expected_skip_of_a_claim_passes_with_strict() -> None:
     found = result(P, claim("a", S))
     assert exit_code([found], strict=True) == ExitCode.CLAIM_FAILED
     assert exit_code([judged(found, "fork:a=skip")], strict=True) == ExitCode.OK
@@ -244,7 +244,7 @@ def test_the_words_of_what_was_expected() -> None:
     assert [row[0].mark for row in table.cells] == [Mark.EXPECTED, Mark.EXPECTED]
 
 
-def test_only_the_case_that_is_expected_to_is_held_against_it() -> None:
+def test_an_expectation_applies_only_to_its_case() -> None:
     run = Run((result(F), replace(result(F), level="pud")))
     after = held_run(run, {FORK: (Expectation.parse("fork:pmd=fail"),)})
     assert [one.outcome for one in after.results] == [X, F]
@@ -290,7 +290,7 @@ def columns(*outcomes: Outcome | None) -> list[Column]:
         ((P, E, None), "fork=fail", (P, E, None), [], []),
     ],
 )
-def test_an_expectation_of_a_series_holds_from_the_patch_on_that_meets_it(
+def test_an_expectation_holds_from_the_first_patch_that_meets_it(
     outcomes: tuple[Outcome | None, ...],
     said: str,
     found: tuple[Outcome | None, ...],
@@ -305,7 +305,7 @@ def test_an_expectation_of_a_series_holds_from_the_patch_on_that_meets_it(
     assert [(change.step, change.expected) for change in changes(Table.of(after))] == changed
 
 
-def test_a_claim_that_breaks_beside_the_expected_one_is_a_change_that_counts() -> None:
+def test_another_claim_that_breaks_is_a_change_that_counts() -> None:
     runs = [result(P, HOLDS, claim("b", P)), result(F, BREAKS, claim("b", P)), result(F, BREAKS, claim("b", F))]
     after, missed = held_along(
         [Column(str(n), (Run((one,)),)) for n, one in enumerate(runs)], {FORK: (Expectation.parse("fork:a=fail"),)}
@@ -314,7 +314,7 @@ def test_a_claim_that_breaks_beside_the_expected_one_is_a_change_that_counts() -
     assert (found, missed) == ([(1, True, "expected fail"), (2, False, "FAIL")], ())
 
 
-def test_a_claim_that_holds_again_is_not_expected_by_the_failure_of_another() -> None:
+def test_an_expectation_does_not_cover_another_claim_that_holds_again() -> None:
     runs = [result(F, BREAKS, claim("b", F)), result(F, BREAKS, claim("b", P))]
     after, _ = held_along(
         [Column(str(n), (Run((one,)),)) for n, one in enumerate(runs)], {FORK: (Expectation.parse("fork:a=fail"),)}
@@ -335,7 +335,7 @@ def pair() -> tuple[Run, Run]:
 
 
 @pytest.mark.parametrize("said", ["fork:pmd=fail", "fork:pmd:keeps D=fail"])
-def test_the_differences_of_what_was_expected_do_not_count(said: str) -> None:
+def test_expected_differences_do_not_count(said: str) -> None:
     one, other = pair()
     found, unmet = held_along([Column("A", (one,)), Column("B", (other,))], {FORK: (Expectation.parse(said),)})
     counted, expected = split_differences(compare_runs(one, other), found[1])

@@ -109,7 +109,7 @@ def test_a_message_has_what_was_expected() -> None:
     assert f"vma {START:#x}-{START + (1 << 20):#x}, leaf at {START:#x}" in message
 
 
-def test_every_bad_leaf_is_told() -> None:
+def test_every_bad_leaf_is_reported() -> None:
     leaves = [leaf(GOOD, offset=0), leaf(GOOD & ~SPECIAL, offset=4096), leaf(GOOD & ~(SPECIAL | W), offset=8192)]
     found = list(pfnmap_violations(AREA, leaves, [], True))
     assert [violation.message.split("bar+")[1].split(":")[0] for violation in found] == ["0x1000", "0x2000", "0x2000"]
@@ -138,7 +138,9 @@ def test_the_same_cache_bits_at_every_level() -> None:
     ("flags", "level", "index"),
     [(GOOD | PCD, Level.PTE, 2), (GOOD | PAT_OF_PTE, Level.PTE, 4), (GOOD | PAT_OF_HUGE, Level.PUD, 4)],
 )
-def test_other_cache_bits_are_told_with_the_place_that_has_the_usual_ones(flags: int, level: Level, index: int) -> None:
+def test_different_cache_bits_are_reported_with_a_place_that_has_the_usual_ones(
+    flags: int, level: Level, index: int
+) -> None:
     other = leaf(flags, level)
     usual = [(PARENT, leaf(GOOD | UNCACHED, offset=offset)) for offset in (4096, 8192)]
     (found,) = cache_violations([usual[0], (CHILD, other), usual[1]])
@@ -168,7 +170,7 @@ def disagreements(leaves: list[Leaf], words: list[PagemapWord]) -> list[tuple[st
     return [(one.invariant.value, one.message.split(": ")[0]) for one in found]
 
 
-def test_witnesses_that_agree() -> None:
+def test_agreeing_witnesses() -> None:
     assert disagreements([page(0), page(2, ANON | SOFT_DIRTY)], [word(0), HOLE, word(2, soft_dirty=True)]) == []
     assert disagreements([], [HOLE, HOLE_OF_A_NEW_VMA]) == []
     assert disagreements([page(0)], [word(0, soft_dirty=True)]) == [], "pagemap reports a whole new VMA as soft-dirty"
@@ -203,13 +205,13 @@ def test_a_huge_page_is_compared_page_by_page() -> None:
         ),
     ],
 )
-def test_witnesses_that_disagree_on_one_thing(
+def test_witnesses_that_disagree_on_one_property(
     leaves: list[Leaf], words: list[PagemapWord], invariant: str, place: str
 ) -> None:
     assert disagreements(leaves, words) == [(invariant, place)]
 
 
-def test_a_disagreement_shows_both() -> None:
+def test_a_disagreement_shows_both_words() -> None:
     (found,) = calibration_violations(MEMORY, [page(0)], [word(5)])
     assert str(word(5)) in found.message
     assert str(page(0).entry) in found.message

@@ -87,7 +87,7 @@ def test_the_first_line_is_the_message_and_the_excerpt_keeps_the_log(name: str) 
 
 
 @given(name=st.sampled_from(LOGS), sizes=st.lists(st.integers(1, 200), min_size=1))
-def test_a_log_cut_anywhere_says_the_same(name: str, sizes: list[int]) -> None:
+def test_a_log_read_in_pieces_gives_the_same_complaints(name: str, sizes: list[int]) -> None:
     text = read(name).replace("\n", "\r\n")
     scanner, handed_out, position, turn = Scanner(), 0, 0, 0
     while position < len(text):
@@ -105,7 +105,7 @@ def test_no_text_raises(text: str) -> None:
     scan(text)
 
 
-def test_a_breakpoint_is_stale_where_memory_has_none() -> None:
+def test_a_breakpoint_is_stale_if_memory_has_no_int3() -> None:
     text = read("stale_breakpoint_6_12.log")
     oops, panic = scan(text)
     assert (oops.stale_breakpoint, panic.stale_breakpoint) == (True, False)
@@ -136,7 +136,7 @@ def test_a_last_line_without_a_newline_counts_at_the_end() -> None:
     assert scanner.finish() == []
 
 
-def test_a_block_that_nothing_closes_ends() -> None:
+def test_an_unclosed_block_ends() -> None:
     text = "BUG: sleeping function called from invalid context\n" + "noise\n" * 1000
     (complaint,) = scan(text)
     assert complaint.excerpt.count("\n") == MAX_QUIET_LINES
@@ -216,7 +216,7 @@ def test_a_flood_of_complaints_does_not_fill_the_memory_or_hide_a_fatal_one() ->
     assert scanner.fatal.excerpt == "Kernel panic - not syncing: a\nits stack"
 
 
-def test_lines_are_counted_whether_they_are_looked_at_or_not() -> None:
+def test_skipped_lines_are_counted_too() -> None:
     text = "a\n\nb\nBUG: x\n</TASK>\nc\nd BUG\ne\nBUG: Bad rss-counter state mm:1\nf\nBUG: z\n"
     assert [one.number for one in scan(text)] == [4, 9, 11]
     assert [one.number for one in scan("BUG: x\n" + text)] == [1, 5, 10, 12]
@@ -250,7 +250,7 @@ def test_the_last_checkpoint() -> None:
     "line",
     ["say hugepfn: checkpoint a pid 1", "hugepfn: checkpoint a b pid 1", "hugepfn: checkpoint a pid", "hugepfn: a"],
 )
-def test_what_is_no_checkpoint(line: str) -> None:
+def test_lines_that_are_not_checkpoints(line: str) -> None:
     assert last_checkpoint_of(f"{line}\n") == ""
 
 
@@ -275,18 +275,18 @@ OOPS = """\
         ("? ", "in _raw_spin_lock(), from __split_huge_pmd(), vma_adjust_trans_huge(), pagemap_read()"),
     ],
 )
-def test_where_it_happened_is_told_without_guesses_unless_there_is_nothing_else(sure: str, where: str) -> None:
+def test_guessed_functions_are_used_only_if_there_are_no_others(sure: str, where: str) -> None:
     (complaint,) = scan(OOPS.format(sure=sure))
     assert complaint.where == where
 
 
-def test_a_complaint_without_a_trace_is_nowhere() -> None:
+def test_a_complaint_without_a_trace_has_no_functions() -> None:
     (complaint,) = scan("[    1.0] BUG: Bad rss-counter state mm:1 type:2 val:3\n")
     assert complaint.where == ""
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 12])
-def test_the_innermost_eight_functions_are_told(count: int) -> None:
+def test_the_innermost_eight_functions_are_kept(count: int) -> None:
     frames = "".join(f"[    1.0]  f{number}+0x1/0x2\n" for number in range(count))
     end = "[    1.0]  </TASK>\n[    1.0] ---[ end trace 0000000000000000 ]---\n"
     (complaint,) = scan(f"[    1.0] BUG: kernel NULL pointer dereference, address: 0\n[    1.0]  <TASK>\n{frames}{end}")

@@ -119,7 +119,7 @@ def test_a_bug_is_fixed_only_where_an_older_kernel_of_the_series_had_it() -> Non
         ([], ["6.1.192"], "6.1.0-57-cloud-amd64", None),  # its version is not known
     ],
 )
-def test_a_bug_of_which_the_kernel_was_measured_free_is_no_known_bug(
+def test_a_bug_that_was_measured_absent_is_no_known_bug(
     present: list[str], absent: list[str], release: str, measured: str | None
 ) -> None:
     known = facts(present, absent, {"6.1.192": "6.1.0-56-cloud-amd64"})
@@ -130,19 +130,19 @@ def test_a_bug_of_which_the_kernel_was_measured_free_is_no_known_bug(
         assert (finding.known, finding.returned) == ((), (BugReturned("HP-1", measured, DAY),))
 
 
-def test_a_race_that_was_not_seen_was_not_measured() -> None:
+def test_a_race_that_did_not_show_is_not_measured_as_absent() -> None:
     ledger = parse_ledger(ENTRY.replace("levels =", "sometimes = true\nlevels ="))
     assert judge(ledger, "mprotect", "pud", [LOST], facts([], ["6.12.118"]), "6.12.118").known == SEEN
 
 
-def test_another_bug_may_explain_what_has_not_returned() -> None:
+def test_another_bug_may_explain_a_symptom_of_an_absent_one() -> None:
     ledger = parse_ledger(ENTRY + ENTRY.replace("HP-1", "HP-2"))
     finding = judge(ledger, "mprotect", "pud", [LOST], facts([], ["6.12.118"]), "6.12.118")
     assert finding.known == (BugSeen("HP-2", "the rest is lost"),)
     assert finding.returned == ()
 
 
-def test_what_returned_is_named_beside_what_nobody_knows() -> None:
+def test_a_returned_bug_is_named_beside_an_unknown_failure() -> None:
     finding = judge(parse_ledger(ENTRY), "mprotect", "pud", [OTHER, LOST], facts([], ["6.12.118"]), "6.12.118")
     assert finding.returned == (BugReturned("HP-1", "6.12.118", DAY),)
     assert judge(parse_ledger(ENTRY), "mprotect", "pud", [OTHER], facts([], ["6.12.118"]), "6.12.118").returned == ()
@@ -185,7 +185,7 @@ KILLED = Ended(End(EndKind.PROGRAM, "SIGBUS"))
         ('end = "died"\nfunction = "zap_.*"', DIED),
     ],
 )
-def test_a_symptom_is_what_its_values_say(text: str, failure: Failure) -> None:
+def test_a_symptom_matches_by_its_values(text: str, failure: Failure) -> None:
     sign = symptom(tomllib.loads(text))
     assert sign.shows_in(failure)
     others: list[Failure] = [LOST, OTHER, VIOLATED, WARNED, TAINTED, KILLED, DIED, OOPS, Taint.WARN]
@@ -220,11 +220,11 @@ def test_a_symptom_is_what_its_values_say(text: str, failure: Failure) -> None:
         ('end = "program"\ncomplaint = "oops"', KILLED),
     ],
 )
-def test_a_symptom_is_not_what_one_value_contradicts(text: str, failure: Failure) -> None:
+def test_one_different_value_makes_a_symptom_not_match(text: str, failure: Failure) -> None:
     assert not symptom(tomllib.loads(text)).shows_in(failure)
 
 
-def test_each_thing_that_went_wrong_is_a_failure_once() -> None:
+def test_each_problem_is_one_failure() -> None:
     held = Claim("holds", Outcome.PASSED, "")
     unnamed = Claim("", Outcome.FAILED, "", kind=ClaimKind.INVARIANTS)
     waived = replace(VIOLATED, invariant=Invariant.HOLE)
@@ -298,13 +298,13 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
         ("[[bug]]", "[[bug]", "no TOML"),
     ],
 )
-def test_a_ledger_that_cannot_be_read_says_why(old: str, new: str, words: str) -> None:
+def test_the_error_about_an_invalid_list_has_a_reason(old: str, new: str, words: str) -> None:
     assert old in ENTRY
     with pytest.raises(UsageError, match=words):
         parse_ledger(ENTRY.replace(old, new))
 
 
-def test_a_bug_may_need_a_kernel_that_is_configured_for_it() -> None:
+def test_a_bug_may_need_a_configured_symbol() -> None:
     (bug,) = parse_ledger(ENTRY)
     assert bug.shows({"DEBUG_VM"}.__contains__)
     assert bug.shows(set().__contains__)
@@ -318,7 +318,7 @@ def test_ids_are_unique() -> None:
         parse_ledger(ENTRY + ENTRY)
 
 
-def test_a_bug_may_be_met_by_several_scenarios() -> None:
+def test_a_bug_may_have_several_scenarios() -> None:
     (bug,) = parse_ledger(ENTRY.replace('"mprotect"', '"mprotect(_part)?"'))
     assert bug.covers("mprotect", "pud")
     assert bug.covers("mprotect_part", "pud")

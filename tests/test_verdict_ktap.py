@@ -116,7 +116,7 @@ def test_versions(version: str) -> None:
         (["1..1", "  ok 1 a"], C, "never reported"),
     ],
 )
-def test_whole_reports(lines: list[str], outcome: KtapOutcome, problem: str) -> None:
+def test_complete_reports(lines: list[str], outcome: KtapOutcome, problem: str) -> None:
     report = tap(*lines)
     assert report.outcome is outcome
     assert any(problem in one for one in report.problems) if problem else report.problems == ()
@@ -160,7 +160,7 @@ def test_result_lines(line: str, name: str, outcome: KtapOutcome, reason: str) -
     assert (test.name, test.outcome, test.reason) == (name, outcome, reason)
 
 
-def test_skip_reasons_of_the_whole() -> None:
+def test_skip_reasons_of_a_report() -> None:
     assert tap("1..0 # SKIP no vfio").reason == "no vfio"
     assert tap("1..3", "ok 1 a # SKIP x", "ok 2 b # SKIP y", "ok 3 c # SKIP x").reason == "x; y"
 
@@ -194,7 +194,7 @@ def test_a_test_is_no_better_than_its_subtests(
     assert [one.name for one in test.subtests] == ["x"]
 
 
-def test_a_test_that_gives_up_may_leave_its_plan_undone() -> None:
+def test_a_skipped_test_may_leave_its_plan_unfinished() -> None:
     report = tap("1..1", "# TAP version 13", "# 1..4", "# ok 1 # SKIP no vfio", "ok 1 a # SKIP")
     assert report.outcome is S
 
@@ -275,7 +275,7 @@ def test_the_result_of_a_middle_level_is_lost() -> None:
     assert tree(report.tests) == [("a", C, [("", C, [("x", P)])])]
 
 
-def test_the_next_suite_starts_before_the_last_one_reported() -> None:
+def test_the_next_suite_starts_before_the_result_of_the_last_one() -> None:
     report = tap(
         "1..2", "  KTAP version 1", "  # Subtest: one", "  1..1", "  ok 1 x", "  KTAP version 1", "  1..1", "  ok 1 y",
         "ok 2 two",
@@ -323,7 +323,7 @@ reports = st.lists(lines_of_ktap, max_size=25).map("\n".join)
 
 @given(reports | st.text())
 @example("KTAP version 1\n1..1\nok 1 a")
-def test_never_passed_without_a_plan_fulfilled(text: str) -> None:
+def test_a_report_passes_only_with_a_fulfilled_plan(text: str) -> None:
     report = parse(text)
     if report.passed:
         assert re.search(r"K?TAP version \d", text)
@@ -342,13 +342,13 @@ def test_a_failed_result_of_the_outermost_level_is_never_forgotten(text: str) ->
 
 
 @pytest.mark.parametrize("name", ["kunit.ktap", "kselftest.ktap"])
-def test_a_report_cut_short_never_passes(name: str) -> None:
+def test_a_truncated_report_never_passes(name: str) -> None:
     text = (DATA / name).read_text().replace("not ok", "ok")
     last = text.rindex("ok ")
     assert all(parse(text[:end]).outcome in (F, C) for end in range(last))
 
 
-def test_the_same_report_passes_whole() -> None:
+def test_the_complete_report_passes() -> None:
     assert parse((DATA / "kunit.ktap").read_text().replace("not ok", "ok")).passed
 
 
@@ -358,7 +358,7 @@ def test_a_problem_names_its_line() -> None:
     assert report.outcome is C
 
 
-def test_a_test_that_is_skipped_in_all_its_parts_has_their_reasons() -> None:
+def test_a_test_with_only_skipped_subtests_has_their_reasons() -> None:
     report = tap(
         "1..1", "  KTAP version 1", "  1..3", *(f"  ok {n} x # SKIP {why}" for n, why in enumerate("aba", 1)), "ok 1 t"
     )
@@ -374,6 +374,6 @@ def test_a_line_without_a_time_is_no_result_of_a_report_that_has_times() -> None
     assert report.problems == ()
 
 
-def test_a_version_line_is_no_words_of_the_test_that_follows() -> None:
+def test_a_version_line_is_not_output_of_the_next_test() -> None:
     report = tap("1..1", "    KTAP version 1", "    1..1", "    not ok 1 x", "not ok 1 a")
     assert report.tests[0].subtests[0].diagnostics == ()

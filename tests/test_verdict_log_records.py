@@ -37,7 +37,7 @@ def test_nothing_new() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"2\n", b"1\nwords\n", b"1\n6,1,-;no time\n", b"6,1,2,-;no head\n"])
-def test_what_is_no_log(payload: bytes) -> None:
+def test_malformed_records_are_refused(payload: bytes) -> None:
     with pytest.raises(ProtocolError, match="kmsg"):
         parse_log_part(payload)
 
@@ -51,12 +51,12 @@ def test_gaps(numbers: list[int], due: int, gaps: tuple[tuple[int, int], ...] | 
     assert part.gaps(due) == (gaps if gaps is not None else ((0, 1), (1, 1), (2, 1)))
 
 
-def test_numbers_that_go_back_are_no_gap_but_an_error() -> None:
+def test_decreasing_numbers_are_an_error() -> None:
     with pytest.raises(ProtocolError, match="go back"):
         LogPart(True, (LogRecord(4, 0, "x"),)).gaps(5)
 
 
-def test_a_complaint_at_a_level_that_no_console_shows() -> None:
+def test_a_complaint_below_the_console_level_is_found() -> None:
     part = parse_log_part(b"1\n4,7,1000,-;rcu: INFO: rcu_sched self-detected stall on CPU\n")
     (complaint,) = scan("\n".join(part.records[0].lines))
     assert complaint.line == "rcu: INFO: rcu_sched self-detected stall on CPU"

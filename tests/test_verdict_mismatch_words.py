@@ -16,5 +16,5 @@ from harness.verdict.mismatch_words import word_of
         ([*range(8), 8, 9], "0, 1, 2, 3, 4, 5, 6, 7, and 2 more"),
     ],
 )
-def test_equal_neighbours_are_one_and_no_more_than_eight_are_told(values: list[int], said: str) -> None:
+def test_equal_neighbours_are_joined_and_at_most_eight_are_shown(values: list[int], said: str) -> None:
     assert word_of(values) == said

@@ -17,7 +17,7 @@ FACTS = Facts(
 )
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_a_written_file_is_read_back() -> None:
     assert parse_facts(dump_facts(FACTS)) == FACTS
     assert dump_facts(parse_facts(dump_facts(FACTS))) == dump_facts(FACTS)
     assert parse_facts("") == Facts()
@@ -36,7 +36,7 @@ def test_what_is_written_is_read_back() -> None:
         ("6.1.192", None),
     ],
 )
-def test_fixed_is_said_only_within_a_series(version: str, older: str | None) -> None:
+def test_a_bug_is_fixed_only_within_a_series(version: str, older: str | None) -> None:
     assert Sightings({"6.12.43": DAY, "6.12.117": DAY, "6.2.9": DAY}).had_it(version) == older
 
 
@@ -49,7 +49,7 @@ def test_versions_are_ordered_by_number() -> None:
         version_key("sid")
 
 
-def test_the_newest_of_a_series_that_was_looked_at() -> None:
+def test_the_newest_measured_release_of_a_series() -> None:
     seen = FACTS.of("HP-1")
     assert seen.newest_of("6.12") == "6.12.118"
     assert seen.newest_of("6.1") is None
@@ -67,6 +67,6 @@ def test_the_newest_of_a_series_that_was_looked_at() -> None:
         ("[measured]\nqemu = 7", "wants date, qemu"),
     ],
 )
-def test_a_file_that_cannot_be_read_says_why(text: str, words: str) -> None:
+def test_the_error_about_an_invalid_file_has_a_reason(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse_facts(text)

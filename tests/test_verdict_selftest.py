@@ -39,14 +39,14 @@ def test_the_harness_with_skips_and_assertions() -> None:
     assert judge(report, 1, "exit status 1").outcome is F
 
 
-def test_points_of_one_name_are_told_apart() -> None:
+def test_points_with_the_same_name_are_distinguished() -> None:
     found = of("TAP version 13", "1..4", "# [RUN] a", "ok 1 x", "# [INFO] b", "ok 2 x", "ok 3 x", "ok 4 y")
     assert [point.name for point in found] == ["a: x", "b: x", "b: x (2)", "y"]
     assert [point.name for point in of("1..2", "ok 1 x", "ok 2 x")] == ["x", "x (2)"]
     assert [point.name for point in of("1..1", "ok 1")] == ["test 1"]
 
 
-def test_nested_points_are_the_innermost_ones() -> None:
+def test_only_innermost_points_count() -> None:
     found = of("TAP version 13", "1..1", "  TAP version 13", "  1..2", "  ok 1 a", "  not ok 2 b", "not ok 1 outer")
     assert [(point.name, point.outcome) for point in found] == [("outer / a", P), ("outer / b", F)]
     found = of("TAP version 13", "1..1", "  TAP version 13", "  1..1", "  ok 1 a", "not ok 1 outer # exit=1")
@@ -88,7 +88,7 @@ HEAD = ("TAP version 13", "1..2")
         ((), None, F, "killed"),
     ],
 )
-def test_report_and_exit_status_make_the_verdict(
+def test_the_verdict_follows_from_report_and_exit_status(
     lines: tuple[str, ...], status: int | None, outcome: KtapOutcome, reason: str
 ) -> None:
     report = parse("\n".join(lines), headless=True)
@@ -104,7 +104,7 @@ def test_the_kernel_s_complaint_fails_a_program_that_passed() -> None:
     assert (judgement.outcome, judgement.reason) == (F, "the kernel log: WARNING: mm/memory.c:1")
 
 
-def test_a_skip_after_a_failed_point_is_no_excuse_for_the_rest_of_the_plan() -> None:
+def test_a_skip_after_a_failed_point_does_not_excuse_missing_points() -> None:
     report = parse("TAP version 13\n1..4\nnot ok 1 a\nok 2 # SKIP the rest", headless=True)
     assert judge(report, 4, "exit status 4").reason == f"1 of 2 points failed; {report.problems[0]}"
     assert "2 of 4 planned tests never reported: 3, 4" in report.problems[0]

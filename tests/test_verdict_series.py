@@ -61,7 +61,7 @@ def test_changes(runs: list[Run], expected: list[tuple[str, int, int]]) -> None:
     assert found == expected
 
 
-def test_what_never_changes_is_counted() -> None:
+def test_cases_that_never_change_are_counted() -> None:
     table = table_of(run_of(P, P, S), broken("does not build"), run_of(P, F, S))
     assert dict(steady(table)) == {Mark.PASS: 1, Mark.SKIP: 1}
     assert dict(steady(table_of(blind("a"), run_of(P), blind("a")))) == {Mark.PASS: 1}
@@ -86,7 +86,7 @@ def test_a_table_of_some_rows() -> None:
     assert table.only([]).cases == ()
 
 
-def test_a_case_without_any_answer_is_counted_as_its_first_step_says() -> None:
+def test_a_case_without_any_verdict_is_counted_by_its_first_step() -> None:
     table = table_of(blind("a"), broken("does not build"))
     assert dict(steady(table)) == {Mark.UNKNOWN: 1}
     assert dict(steady(table_of(broken("does not build"), blind("a")))) != {Mark.UNKNOWN: 1}

@@ -61,7 +61,7 @@ def column(spec: str, *results: ScenarioResult, trouble: str = "") -> Column:
         (ScenarioResult("fork", "pud", Outcome.PASSED, "", (BROKEN,)), "FAIL", "the child keeps its dirty bit; D=0"),
     ],
 )
-def test_a_cell_says_what_became_of_it(one: ScenarioResult, word: str, note: str) -> None:
+def test_the_word_of_a_cell(one: ScenarioResult, word: str, note: str) -> None:
     ((cell,),) = Table.of([column("debian:6.12", one)]).cells
     assert (cell.word, cell.note) == (word, note)
 
@@ -88,13 +88,13 @@ def test_rows_are_those_of_every_kernel_in_the_order_of_the_suite() -> None:
     assert "cannot know" in table.cells[0][0].note
 
 
-def test_two_results_of_one_name_are_two_rows() -> None:
+def test_two_results_with_the_same_name_are_two_rows() -> None:
     table = Table.of([column("a", result("fork", "pte"), result("fork", "pte", Outcome.FAILED, "x"))])
     assert [str(case) for case in table.cases] == ["fork pte", "fork pte (2)"]
     assert [row[0].mark for row in table.cells] == [Mark.PASS, Mark.FAIL]
 
 
-def test_a_kernel_without_results_is_a_column_of_errors_and_the_others_stand() -> None:
+def test_a_kernel_without_results_is_a_column_of_errors_beside_the_others() -> None:
     table = Table.of([column("a", PASSED), column("b", trouble="the mirror is gone")])
     ((first, second),) = table.cells
     assert (first.mark, second.mark, second.note) == (Mark.PASS, Mark.ERROR, "the mirror is gone")
@@ -127,7 +127,7 @@ def test_a_cell_whose_repeats_differ_is_a_flake() -> None:
     assert table.exit_code() is ExitCode.CLAIM_FAILED
 
 
-def test_repeats_that_differ_in_the_bug_alone_are_a_flake() -> None:
+def test_repeats_that_differ_only_in_the_known_bug_are_a_flake() -> None:
     one, other = known(("HP-1", "a")), known(("HP-2", "b"))
     ((cell,),) = Table.of([Column("a", (Run((one,)), Run((other,))))]).cells
     assert (cell.mark, cell.note) == (Mark.FLAKE, "1 of 2 bug HP-1, 1 of 2 bug HP-2: known bug HP-1: a")
@@ -169,13 +169,13 @@ def test_the_json_has_the_table_and_every_run() -> None:
     assert row["cells"][1] == {"mark": "error", "was": None, "bugs": [], "reason": "gone"}
 
 
-def test_cases_that_nobody_expected_stand_by_scenario_as_they_were_found() -> None:
+def test_unknown_cases_are_listed_by_scenario() -> None:
     found = [result("zap", "pud"), result("fork", "pud"), result("zap", "pte"), result("fork", "pte")]
     rows = [str(case) for case in Table.of([column("debian:6.1", *found)]).cases]
     assert rows == ["zap pte", "zap pud", "fork pte", "fork pud"]
 
 
-def test_a_row_has_as_much_of_its_file_as_tells_it_apart() -> None:
+def test_a_row_has_the_shortest_distinguishing_file_name() -> None:
     alone = Case("alone", "pud", file="/a/test_mine.py")
     ours = Case("mine", "pud")
     first, second = (Case("mine", "pud", file=f"/home/{who}/tests/test_mine.py") for who in "ab")

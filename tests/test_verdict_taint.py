@@ -30,7 +30,7 @@ def test_decode(text: str, expected: Taint, shown: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "0x200", "W", "1 2", "9" * 5000])
-def test_what_is_no_mask(text: str) -> None:
+def test_invalid_masks_are_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match="tainted reads"):
         parse(text)
 
@@ -39,7 +39,7 @@ def test_describe_names_value_and_meaning() -> None:
     assert describe(Taint.WARN) == ("W (512): the kernel issued a warning",)
 
 
-def test_a_bit_of_a_newer_kernel_is_kept_and_alarms() -> None:
+def test_an_unknown_bit_is_kept_and_is_not_harmless() -> None:
     taint = parse(str(1 << 40 | 512))
     assert letters(taint) == "W?"
     assert int(alarming(taint)) == 1 << 40 | 512

@@ -82,7 +82,7 @@ def test_the_claim_of_invariants_may_be_called_anything(monkeypatch: pytest.Monk
     assert renamed == EVIL.format(stops="1 stop")
 
 
-def test_what_a_test_says_of_itself_makes_no_known_bug() -> None:
+def test_the_output_of_a_test_makes_no_known_bug() -> None:
     said = ScenarioResult("fork", "pud", Outcome.PASSED, EVIL, (replace(OWN, name=EVIL),))
     for outcome, mark in ((Outcome.PASSED, Mark.PASS), (Outcome.SKIPPED, Mark.SKIP), (Outcome.FAILED, Mark.FAIL)):
         ((cell,),) = Table.of([Column("a", (Run((replace(said, outcome=outcome),)),))]).cells
@@ -179,7 +179,7 @@ def test_the_reason_of_an_outcome(result: ScenarioResult, reason: str) -> None:
         ("BUG: x", "", "BUG: x"),
     ],
 )
-def test_a_complaint_is_told_by_its_title_where_that_says_more(line: str, title: str, words: str) -> None:
+def test_a_complaint_is_shown_by_its_title_if_that_says_more(line: str, title: str, words: str) -> None:
     assert KernelComplaint(ComplaintKind.BUG, line, (), title).words.startswith(words)
 
 

@@ -179,5 +179,5 @@ def _is_unlimited(call: ast.Call) -> bool:
     return False
 
 
-def test_no_other_call_waits_without_end() -> None:
+def test_every_other_call_has_a_deadline() -> None:
     assert set(_waiting_calls()) == set(UNLIMITED)

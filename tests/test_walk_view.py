@@ -82,7 +82,7 @@ def test_a_walk_shows_every_level() -> None:
     ]
 
 
-def test_what_changed_on_the_way_is_marked() -> None:
+def test_changes_along_a_walk_are_marked() -> None:
     same = way(0x3067, 0x4067, 0x5067, RW)
     assert marked(walk_lines(same, same), "bold green") | marked(walk_lines(same, same), "red") == set()
     lines = walk_lines(way(0x3067, 0x4067, 0x5067, RO), same)
@@ -111,7 +111,7 @@ def test_a_range_shows_runs_and_holes() -> None:
     assert apart[1].endswith("pfn=0x5 and others")
 
 
-def test_what_changed_in_a_range_is_marked() -> None:
+def test_changes_in_a_range_are_marked() -> None:
     lines = range_lines(of_range(RO, 0, RW), of_range(RW, RW, RW))
     assert marked(lines, "bold green") == {"+SAVED_DIRTY", "hole"}
     assert {"-W", "-D", "(was pfn=0x5)"} <= marked(lines, "red")
@@ -119,7 +119,7 @@ def test_what_changed_in_a_range_is_marked() -> None:
     assert marked(quiet, "bold green") | marked(quiet, "red") == set()
 
 
-def test_vmas_show_counts_and_how_they_moved() -> None:
+def test_vmas_show_counts_and_their_changes() -> None:
     before = ProcessVmas(SLEEPER, (of_vma("[heap]", 0x1000, 0x3000, 2, P=2, W=2), of_vma("gone", 0x9000, 0xA000, 0)), 0)
     now = ProcessVmas(
         SLEEPER,
@@ -138,7 +138,7 @@ def test_vmas_show_counts_and_how_they_moved() -> None:
     assert plain(vma_lines(ProcessVmas(SLEEPER, (), 3)))[-1] == "  3 leaves are outside all VMAs"
 
 
-def test_an_area_that_became_another_says_what_it_was() -> None:
+def test_a_changed_vma_shows_its_old_mapping() -> None:
     (heap,) = ProcessVmas(SLEEPER, (of_vma("", 0x1000, 0x3000, 0),), 0).vmas
     grown = replace(heap, line=replace(heap.line, end=0x4000, perms="r--p", name="[heap]"))
     other = replace(heap, line=replace(heap.line, offset=4096))
@@ -149,12 +149,12 @@ def test_an_area_that_became_another_says_what_it_was() -> None:
     assert plain(vma_lines(ProcessVmas(SLEEPER, (other,), 0), before))[1].split()[0] == "+1000-3000"
 
 
-def test_what_no_name_stands_for_is_signed_too() -> None:
+def test_unnamed_bits_are_marked_too() -> None:
     lines = plain(walk_lines(way(0x3067, 0x4067, 0x5067, 1 << 59 | RW), way(0x3067, 0x4067, 0x5067, 1 << 60 | RW)))
     assert "P W U A D NX +pkey=1 -pkey=2" in lines[4]
 
 
-def test_who_it_is() -> None:
+def test_the_header_of_a_process() -> None:
     assert process_line(SLEEPER).plain == "process 100 (sleeper)  root 0x2000, 4 levels"
     thread = ProcessRoot(101, 100, "worker", 0x2000, Layout(five_level=True))
     assert process_line(thread).plain == "process 101 (worker), a thread of 100  root 0x2000, 5 levels"

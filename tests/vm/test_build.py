@@ -34,7 +34,7 @@ def compiled(spec: str) -> list[str]:
     return [line.split()[1] for line in log.read_text().splitlines() if line.startswith("  CC ")]
 
 
-def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: Command) -> None:
+def test_debians_source_builds_and_boots_and_passes_fork(hugepfn: Command) -> None:
     done = hugepfn("run", "fork", "--level", "pud", "--kernel", "debsrc:6.12", timeout_s=BUILD_TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
@@ -49,7 +49,7 @@ def test_debians_source_builds_boots_and_every_claim_about_fork_holds(hugepfn: C
     assert re.fullmatch(r"mm/huge_memory\.c:\d+ copy_huge_pud\(\)", shown)
 
 
-def test_a_kernel_of_ours_has_each_vcpu_and_split_page_table_locks() -> None:
+def test_our_kernel_has_all_vcpus_and_split_page_table_locks() -> None:
     image = Kernel.parse("debsrc:6.12").resolve()
     assert image.config is not None
     assert image.config.is_set("SPLIT_PTE_PTLOCKS"), "stock kernels have it; NR_CPUS below 4 would disable it"
@@ -77,7 +77,7 @@ def test_a_change_in_huge_memory_is_an_incremental_build(hugepfn: Command, tmp_p
     ("level", "broken"),
     [("pmd", "the child has the parent's leaf"), ("pud", "the parent's entry is as it was before fork")],
 )
-def test_without_the_fork_patch_the_claims_about_fork_fail_by_name(hugepfn: Command, level: str, broken: str) -> None:
+def test_reverting_the_fork_patch_breaks_the_claims_about_fork(hugepfn: Command, level: str, broken: str) -> None:
     spec = f"debsrc:6.12+{UNDONE}"
     done = hugepfn("run", "fork", "--level", level, "--kernel", spec, timeout_s=BUILD_TIMEOUT_S)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -51,7 +51,7 @@ def test_a_clone_shows_what_a_boot_shows(image: KernelImage, smp: int) -> None:
             assert comparable(seen(vm, program, args)) == comparable(cloned)
 
 
-def test_nothing_is_left_from_the_test_before(image: KernelImage) -> None:
+def test_nothing_is_left_from_the_previous_test(image: KernelImage) -> None:
     for _ in range(2):
         with VM(image) as vm:
             with pytest.raises(Exception, match=r"No such file"):
@@ -60,7 +60,7 @@ def test_nothing_is_left_from_the_test_before(image: KernelImage) -> None:
             assert vm.get("/tmp/trace") == b"x"
 
 
-def test_clones_at_once_do_not_see_each_other(image: KernelImage) -> None:
+def test_concurrent_clones_are_isolated(image: KernelImage) -> None:
     with VM(image) as one, VM(image) as two:
         one.on_loop(one.agent.put("/tmp/mine", b"one"))
         two.on_loop(two.agent.put("/tmp/mine", b"two"))
@@ -68,7 +68,7 @@ def test_clones_at_once_do_not_see_each_other(image: KernelImage) -> None:
         assert (one.get("/tmp/mine"), two.get("/tmp/mine")) == (b"one", b"two")
 
 
-def test_a_template_that_is_not_what_was_saved_is_made_again(own_cache: Path) -> None:
+def test_a_changed_template_is_made_again(own_cache: Path) -> None:
     said: list[str] = []
     image = Kernel.debian("6.1").resolve()
     with VM(image, say=Sparing(said.append)):
@@ -133,9 +133,7 @@ BROKEN_CLAIM = """with claim('first'):
 
 
 @pytest.mark.parametrize(("broken", "told"), [(BROKEN, 1), (BROKEN_CLAIM, 2)])
-def test_a_kept_machine_is_entered_with_its_processes_still_there(
-    hugepfn: Command, tmp_path: Path, broken: str, told: int
-) -> None:
+def test_a_kept_machine_still_has_its_processes(hugepfn: Command, tmp_path: Path, broken: str, told: int) -> None:
     (tmp_path / "test_kept.py").write_text(
         "def test_kept(vm, claim):\n    with vm.run('fork', '--level=pmd') as guest:\n"
         f"        guest.until('forked')\n        {broken}\n"

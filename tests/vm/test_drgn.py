@@ -18,7 +18,7 @@ drgn = pytest.importorskip("drgn")
 @pytest.mark.parametrize(
     ("kernel", "append"), [("debian:6.12", ("pti=on",)), ("debian:6.12", ("no5lvl",)), ("debian:7.3", ())], ids=str
 )
-def test_drgn_sees_what_the_walk_sees(kernel: str, append: tuple[str, ...]) -> None:
+def test_drgn_and_the_walk_agree(kernel: str, append: tuple[str, ...]) -> None:
     from drgn.helpers.linux.mm import follow_phys, for_each_vma
     from drgn.helpers.linux.pid import find_task, for_each_task
 
@@ -45,7 +45,7 @@ def test_drgn_sees_what_the_walk_sees(kernel: str, append: tuple[str, ...]) -> N
                 program["no_such_variable"]
 
 
-def test_a_kernel_without_types_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_kernel_without_types_is_refused_with_the_reason(tmp_path: Path) -> None:
     built = [entry / "vmlinux" for entry in cache.entries("built") if (entry / "vmlinux").is_file()]
     if not built:
         pytest.skip("no kernel was built on this host")

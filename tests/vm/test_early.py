@@ -29,14 +29,14 @@ def _run(hugepfn: Command, folder: Path, mode: str, *names: str) -> tuple[Run, s
 
 
 @pytest.mark.parametrize("mode", ["all", "some"])
-def test_a_cpu_that_sets_a_ahead_of_any_access_breaks_no_claim(hugepfn: Command, tmp_path: Path, mode: str) -> None:
+def test_a_cpu_that_sets_a_early_breaks_no_claim(hugepfn: Command, tmp_path: Path, mode: str) -> None:
     run, _ = _run(hugepfn, tmp_path, mode, *FILES)
     assert run.context["capabilities"]["early"] == ["A"]
     unknown = {claim.name for result in run.results for claim in result.claims if claim.outcome is Outcome.SKIPPED}
     assert "the child's entry is old" in unknown
 
 
-def test_a_bar_in_whose_entries_no_d_is_set_is_replaced(hugepfn: Command, tmp_path: Path) -> None:
+def test_a_bar_without_dirty_bits_is_replaced(hugepfn: Command, tmp_path: Path) -> None:
     run, said = _run(hugepfn, tmp_path, "lazy", "fork")
     assert "using ivshmem-plain instead of pci-testdev: " in said
     claims = [claim for result in run.results for claim in result.claims]

@@ -43,13 +43,13 @@ def _one_line(done: subprocess.CompletedProcess[str], *expected: str) -> None:
         assert words in lines[0]
 
 
-def test_a_path_that_is_no_kernel(hugepfn: Command) -> None:
+def test_a_file_that_is_not_a_kernel(hugepfn: Command) -> None:
     done = hugepfn("run", "--kernel", "/etc/passwd")
     assert done.returncode == 2
     _one_line(done, "/etc/passwd", "expected an x86-64 bzImage or vmlinux")
 
 
-def test_a_path_that_is_not_there(hugepfn: Command) -> None:
+def test_a_missing_path(hugepfn: Command) -> None:
     done = hugepfn("run", "--kernel", "./no-such-kernel")
     assert done.returncode == 2
     _one_line(done, "no such file")
@@ -227,7 +227,7 @@ def test_a_child_that_crashes_is_named(image: KernelImage, program: Callable[[st
         guest.until("never")
 
 
-def test_the_kernels_last_words_are_heard(image: KernelImage, program: Callable[[str, str], Path]) -> None:
+def test_a_complaint_just_before_the_exit_is_found(image: KernelImage, program: Callable[[str, str], Path]) -> None:
     """A complaint just before the exit may still be on its way through the console when the exit is known."""
     body = """\tint fd = open("/dev/kmsg", 1);
 \tconst char bug[] = "<3>BUG: Bad rss-counter state mm:0 type:0 val:1";
@@ -244,13 +244,13 @@ def test_the_kernels_last_words_are_heard(image: KernelImage, program: Callable[
                 pass
 
 
-def test_an_unmet_premise_is_a_skip(hugepfn: Command) -> None:
+def test_an_unmet_precondition_is_a_skip(hugepfn: Command) -> None:
     done = hugepfn("run", "fork", "--kernel", "debian:6.1", "--level", "pte", "--append", "intel_iommu=off")
     assert done.returncode == 0, done.stdout
     assert "fork pte: skipped: no device bound to vfio-pci" in done.stdout
 
 
-def test_the_machine_stands_still_at_a_checkpoint(image: KernelImage) -> None:
+def test_the_machine_is_stopped_at_a_checkpoint(image: KernelImage) -> None:
     with VM(image) as vm, vm.run("fork") as guest:
         guest.until("written")
         with pytest.raises(UsageError, match="the machine is stopped"):
@@ -261,7 +261,7 @@ def test_the_machine_stands_still_at_a_checkpoint(image: KernelImage) -> None:
         assert guest.until("forked")["child"].leaf("bar")
 
 
-def test_what_a_child_does_after_the_pagemap_was_read_is_no_disagreement(
+def test_changes_by_a_child_after_reading_pagemap_are_no_disagreement(
     image: KernelImage, program: Callable[[str, str], Path]
 ) -> None:
     body = """\tsize_t length = 4096 * 512;
@@ -285,7 +285,7 @@ def test_what_a_child_does_after_the_pagemap_was_read_is_no_disagreement(
         assert guest.violations == []
 
 
-def test_an_agent_that_cannot_go_on_is_not_the_kernels_fault(image: KernelImage) -> None:
+def test_an_agent_that_cannot_continue_is_not_the_kernels_fault(image: KernelImage) -> None:
     """PID 1 says so and waits; if it ended, the kernel would panic."""
 
     async def send(vm: VM) -> None:
@@ -298,7 +298,7 @@ def test_an_agent_that_cannot_go_on_is_not_the_kernels_fault(image: KernelImage)
             vm.get("/proc/uptime")
 
 
-def test_qemu_that_is_killed_is_not_the_kernels_fault(image: KernelImage) -> None:
+def test_a_killed_qemu_is_not_the_kernels_fault(image: KernelImage) -> None:
     def killed(vm: VM) -> None:
         with vm.run("fork") as guest:
             guest.until("forked")
@@ -309,7 +309,7 @@ def test_qemu_that_is_killed_is_not_the_kernels_fault(image: KernelImage) -> Non
         killed(vm)
 
 
-def test_a_reader_that_leaves_early(hugepfn: Command) -> None:
+def test_a_reader_that_closes_the_pipe_early(hugepfn: Command) -> None:
     argv = hugepfn.argv("run", "fork", "--kernel", "debian:6.1", "--level", "pte")
     with subprocess.Popen(argv, env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -322,7 +322,7 @@ def test_a_reader_that_leaves_early(hugepfn: Command) -> None:
     assert "INTERNALERROR" not in errors
 
 
-def test_an_installed_wheel_serves_a_test_directory_elsewhere(tmp_path: Path) -> None:
+def test_an_installed_wheel_works_in_another_folder(tmp_path: Path) -> None:
     """Installs the wheel with pip, then runs pytest in a folder outside this checkout."""
     venv = tmp_path / "venv"
     build = [str(ROOT / ".venv/bin/python"), "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
@@ -353,7 +353,7 @@ def test_an_installed_wheel_serves_a_test_directory_elsewhere(tmp_path: Path) ->
     assert "fork" in done.stdout
 
 
-def test_a_qemu_that_is_stopped_is_not_the_kernels_fault(image: KernelImage) -> None:
+def test_a_stopped_qemu_is_not_the_kernels_fault(image: KernelImage) -> None:
     def stopped_on_the_way(vm: VM) -> None:
         with vm.run("fork", "--level=pte", timeout_s=3) as guest:
             guest.until("read")
@@ -364,7 +364,7 @@ def test_a_qemu_that_is_stopped_is_not_the_kernels_fault(image: KernelImage) -> 
         stopped_on_the_way(vm)
 
 
-def test_a_qemu_that_was_stopped_for_a_while_gets_its_time_back(image: KernelImage) -> None:
+def test_time_in_which_qemu_was_stopped_is_given_back(image: KernelImage) -> None:
     with VM(image) as vm, vm.run("fork", "--level=pte", timeout_s=3) as guest:
         guest.until("read")
         os.kill(vm.qemu.pid, signal.SIGSTOP)

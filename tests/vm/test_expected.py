@@ -35,9 +35,7 @@ def mine(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_failure_that_is_expected_and_a_claim_that_holds_though_it_should_not(
-    hugepfn: Command, tmp_path: Path, mine: Path
-) -> None:
+def test_an_expected_failure_and_a_claim_that_unexpectedly_holds(hugepfn: Command, tmp_path: Path, mine: Path) -> None:
     out, said = tmp_path / "out.json", tmp_path / "expected"
     said.write_text("# the patch makes the child's leaf dirty\n./test_mine.py:2M:the child's leaf is clean=fail\n")
     words = ("-k", "debian:6.12", f"{mine}", "--expect-file", str(said), "--json", str(out))

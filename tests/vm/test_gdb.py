@@ -47,7 +47,7 @@ class Remote:
         return self.answer()
 
 
-def test_the_stub_reads_the_kernel_and_the_machine_follows_it() -> None:
+def test_the_stub_reads_kernel_memory_and_stops_the_machine() -> None:
     with VM(STOCK) as vm:
         stub = vm.gdb()
         assert vm.qemu.stopped
@@ -90,7 +90,7 @@ def ask_gdb(stub: GdbStub, *commands: str) -> str:
 
 
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed")
-def test_gdb_knows_the_names_of_a_stock_kernel_that_kaslr_moved() -> None:
+def test_gdb_finds_the_symbols_of_a_stock_kernel_with_kaslr() -> None:
     with VM(STOCK) as vm:
         stub = vm.gdb()
         assert stub.offset

@@ -19,7 +19,7 @@ def _bare(version: str, folder: Path) -> tuple[KernelImage, Path]:
 
 
 @pytest.mark.parametrize("level", ["pte", "pud"])
-def test_a_bzimage_alone(hugepfn: Command, tmp_path: Path, level: str) -> None:
+def test_a_bzimage_without_modules(hugepfn: Command, tmp_path: Path, level: str) -> None:
     image, alone = _bare("6.12", tmp_path)
     done = hugepfn("run", "fork", "--level", level, "--kernel", str(alone))
     assert done.returncode == 2, done.stdout
@@ -29,7 +29,7 @@ def test_a_bzimage_alone(hugepfn: Command, tmp_path: Path, level: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_a_bzimage_alone_whose_virtio_is_in_modules(hugepfn: Command, tmp_path: Path) -> None:
+def test_a_bzimage_without_its_virtio_modules(hugepfn: Command, tmp_path: Path) -> None:
     """The machine has only UARTs, and scenarios without a device run."""
     _, alone = _bare("6.1", tmp_path)
     done = hugepfn("run", "calibrate_shmem", "--kernel", str(alone))

@@ -68,12 +68,12 @@ def machine(image: KernelImage) -> Iterator[VM]:
         yield vm
 
 
-def test_it_boots_each_time_with_the_file_server_that_the_kernel_can(machine: VM) -> None:
+def test_it_boots_with_the_file_server_that_the_kernel_supports(machine: VM) -> None:
     assert machine.origin is Origin.BOOT
     assert machine.spec.root is (Root.HOST_9P if machine.kernel.modules_dir is None else Root.HOST_VIRTIOFS)
 
 
-def test_programs_of_the_host_run_with_status_and_output_apart(machine: VM) -> None:
+def test_programs_of_the_host_run_with_status_and_separate_output(machine: VM) -> None:
     assert execute(machine, "uname", "-r") == (ExitStatus(0, None), f"{machine.kernel.release}\n", "")
     assert machine.kernel.release != platform.release()
     status, out, err = execute(machine, "sh", "-c", "echo to stdout; echo to stderr >&2; exit 3")
@@ -95,7 +95,7 @@ def test_a_python_script_of_the_host_runs_in_its_virtual_environment(machine: VM
     assert out == f"{machine.kernel.release} {sys.prefix} an argument /root /root\n"
 
 
-def test_what_the_guest_writes_is_the_guests(machine: VM, tmp_path: Path) -> None:
+def test_writes_stay_in_the_guest(machine: VM, tmp_path: Path) -> None:
     (tmp_path / "changed").write_text("as it was\n")
     (tmp_path / "removed").write_text("still here\n")
     (tmp_path / "folder").mkdir()
@@ -119,7 +119,7 @@ def test_modprobe_finds_the_kernels_modules(machine: VM) -> None:
     assert b"\nloop " in b"\n" + machine.get("/proc/modules")
 
 
-def test_a_person_gets_the_hosts_shell(machine: VM) -> None:
+def test_a_terminal_gets_the_hosts_shell(machine: VM) -> None:
     console = machine.console()
     console.expect_exact("guest# ")
     console.sendline("echo $0 $((6 * 7)) $(uname -n)")
@@ -127,13 +127,13 @@ def test_a_person_gets_the_hosts_shell(machine: VM) -> None:
     console.close()
 
 
-def test_it_is_not_kept(machine: VM) -> None:
+def test_it_cannot_be_kept(machine: VM) -> None:
     with pytest.raises(UsageError, match="QEMU cannot save a machine that has the host's root mounted"):
         machine.keep("host", "a test")
     assert execute(machine, "true")[0].ok, "the machine must continue to run"
 
 
-def test_checkpoints_and_walks_are_as_ever(machine: VM) -> None:
+def test_checkpoints_and_walks_work(machine: VM) -> None:
     with machine.run("fork", "--level=pud") as guest:
         at = guest.until("forked")
         assert at["parent"].leaf("bar").level is Level.PUD
@@ -141,9 +141,7 @@ def test_checkpoints_and_walks_are_as_ever(machine: VM) -> None:
     assert guest.result.passed
 
 
-def test_below_its_overlay_a_guest_finds_nothing_of_the_running_host_and_writes_nothing(
-    machine: VM, tmp_path: Path
-) -> None:
+def test_below_its_overlay_the_guest_cannot_see_or_write_the_running_host(machine: VM, tmp_path: Path) -> None:
     """The last test of the module, because the guest has no root file system afterwards."""
     there = tmp_path / "there"
     there.write_text("as it was")
@@ -166,7 +164,7 @@ def test_the_command_boots_it_and_leaves_nothing_behind(hugepfn: Command) -> Non
     assert "fork pud: passed" in done.stdout
 
 
-def test_exec_runs_a_file_of_the_host_where_it_lies(hugepfn: Command, tmp_path: Path) -> None:
+def test_exec_runs_a_file_of_the_host_in_place(hugepfn: Command, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"#!{sys.executable}\nimport os, sys\nprint(os.uname().release)\nsys.exit('to stderr')\n")
     script.chmod(0o755)
@@ -176,7 +174,7 @@ def test_exec_runs_a_file_of_the_host_where_it_lies(hugepfn: Command, tmp_path: 
     assert done.stderr.splitlines()[-1] == "to stderr"
 
 
-def test_a_kernel_that_cannot_is_one_line_before_anything_boots(hugepfn: Command, tmp_path: Path) -> None:
+def test_an_unsuitable_kernel_is_refused_before_a_boot(hugepfn: Command, tmp_path: Path) -> None:
     stock = Kernel.debian("6.12").resolve()
     assert stock.config is not None
     (tmp_path / "bzImage").symlink_to(stock.image)

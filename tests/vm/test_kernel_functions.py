@@ -13,7 +13,7 @@ FETCHED = "6.12"  # other tests build this source, too
 
 
 @pytest.mark.parametrize("version", TABLE.versions)
-def test_the_functions_are_where_the_table_says(version: str) -> None:
+def test_the_sources_agree_with_the_table(version: str) -> None:
     series = series_of(version)
     try:
         source = Source.read(f"debsrc:{series}", offline=series != FETCHED)

@@ -69,9 +69,7 @@ def test_a_program_that_silences_the_console(image: KernelImage, speaker: Callab
 
 
 @pytest.mark.parametrize("word", ["quiet", "loglevel=3", "printk.time=0"])
-def test_a_kernel_whose_console_is_told_to_be_quiet(
-    image: KernelImage, speaker: Callable[[str, str], Path], word: str
-) -> None:
+def test_a_kernel_with_a_quiet_console(image: KernelImage, speaker: Callable[[str, str], Path], word: str) -> None:
     source = speaker("stall", stalled())
     with VM(image, append=[word]) as vm:
         with pytest.raises(ClaimFailed, match="self-detected stall"), vm.run(source):
@@ -90,7 +88,7 @@ def test_a_program_that_hangs_beside_a_silent_console(image: KernelImage, speake
         guest.until("never")
 
 
-def test_a_flood_is_a_gap_and_no_clean_log(image: KernelImage, speaker: Callable[[str, str], Path]) -> None:
+def test_a_flood_makes_a_gap_and_no_clean_log(image: KernelImage, speaker: Callable[[str, str], Path]) -> None:
     flood = """\tstatic char line[900] = "<7>";
 \tktap_plan(1);
 \tmemset(line + 3, 'x', sizeof(line) - 5);
@@ -106,7 +104,7 @@ def test_a_flood_is_a_gap_and_no_clean_log(image: KernelImage, speaker: Callable
             pass
 
 
-def test_a_kernel_that_takes_no_lines_of_ours(hugepfn: Command) -> None:
+def test_a_kernel_that_refuses_writes_to_dev_kmsg(hugepfn: Command) -> None:
     done = hugepfn("run", "fork", "--level", "pte", "--kernel", "debian:6.12", "--append", "printk.devkmsg=off")
     assert done.returncode == 3, done.stdout
     assert "boot without printk.devkmsg=off" in done.stdout + done.stderr

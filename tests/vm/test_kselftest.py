@@ -45,7 +45,7 @@ def test_mkdirty_from_debians_source_on_debians_kernel(hugepfn: Command, tmp_pat
     assert sorted(case.get("classname", "") for case in cases) == ["mm"] + ["mm.mkdirty"] * 6
 
 
-def test_a_program_that_ends_badly_fails_with_what_it_had_said(hugepfn: Command, tmp_path: Path) -> None:
+def test_a_program_that_fails_keeps_its_output(hugepfn: Command, tmp_path: Path) -> None:
     for name, text in TREE.items():
         (tmp_path / "linux" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "linux" / name).write_text(text)
@@ -64,7 +64,7 @@ def test_a_program_that_ends_badly_fails_with_what_it_had_said(hugepfn: Command,
     assert re.fullmatch(verdict, done.stdout.splitlines()[-1])
 
 
-def test_a_test_that_is_not_there_names_those_that_are(hugepfn: Command) -> None:
+def test_an_unknown_test_gets_a_list_of_existing_ones(hugepfn: Command) -> None:
     done = hugepfn("kselftest", "mm:soft_dirty", "--kernel", "debian:6.12", timeout_s=1800)
     assert done.returncode == 2
     assert "has no test 'soft_dirty'; expected one of: cow, " in done.stderr

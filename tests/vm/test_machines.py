@@ -69,7 +69,7 @@ def test_no_such_device(image: KernelImage) -> None:
         VM(image, device="e1000")
 
 
-def test_with_kaslr_and_through_pvh_without(image: KernelImage, plain: list[Observation]) -> None:
+def test_kaslr_is_on_by_default_and_off_with_pvh(image: KernelImage, plain: list[Observation]) -> None:
     def text(vm: VM) -> str:
         return vm.get("/proc/kallsyms").split(b" T _text\n")[0].split()[-1].decode()
 
@@ -83,7 +83,7 @@ def test_with_kaslr_and_through_pvh_without(image: KernelImage, plain: list[Obse
         assert _fork(vm, "pud") == plain
 
 
-def test_uarts_carry_the_channels_where_there_is_no_virtio(image: KernelImage, plain: list[Observation]) -> None:
+def test_uarts_carry_the_channels_without_virtio(image: KernelImage, plain: list[Observation]) -> None:
     with VM(image, append=["hugepfn.channel=serial"]) as vm:
         assert vm.agent.channel is Channel.SERIAL
         assert _fork(vm, "pud") == plain
@@ -134,7 +134,7 @@ def test_a_program_of_the_users_own(image: KernelImage, program: Callable[[str, 
         assert not leaf.special
 
 
-def test_qemu_tells_when_the_machine_stopped(image: KernelImage) -> None:
+def test_the_time_of_the_last_stop_is_known(image: KernelImage) -> None:
     with VM(image) as vm:
         before = time.time()
         vm.on_loop(vm.qemu.stop())

@@ -37,7 +37,7 @@ def test_two_kernels_side_by_side(hugepfn: Command, tmp_path: Path) -> None:
     assert "hugepfn: checkpoint" in files[1].read_text()
 
 
-def test_a_kernel_that_does_not_boot_is_a_column_and_the_next_is_tried(hugepfn: Command, tmp_path: Path) -> None:
+def test_a_kernel_that_does_not_boot_is_a_column_of_errors(hugepfn: Command, tmp_path: Path) -> None:
     """Both kernels are given an init that does not exist."""
     path = tmp_path / "matrix.json"
     done = hugepfn(
@@ -60,7 +60,7 @@ def test_one_kernel_against_itself_is_the_same(hugepfn: Command) -> None:
     assert done.stdout.splitlines()[-1] == "the same in 4 cases"
 
 
-def test_what_6_12_does_otherwise_than_6_1(hugepfn: Command, tmp_path: Path) -> None:
+def test_the_differences_between_6_1_and_6_12(hugepfn: Command, tmp_path: Path) -> None:
     files = [tmp_path / "compare.json", tmp_path / "compare.html"]
     done = hugepfn(
         *("compare", "debian:6.1", "debian:6.12", "calibrate_anon", "fork", "--confirm", "1"),

@@ -66,7 +66,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def test_two_tests_of_one_name_are_two_rows(hugepfn: Command, tmp_path: Path, files: tuple[Path, Path]) -> None:
+def test_two_tests_with_the_same_name_are_two_rows(hugepfn: Command, tmp_path: Path, files: tuple[Path, Path]) -> None:
     good, bad = files
     out = tmp_path / "out.json"
     words = (str(good), f"{bad}::test_mine:pud")

@@ -80,7 +80,7 @@ def test_a_series_shows_the_bad_patch_in_its_middle(tree: Path, tmp_path: Path, 
     assert changes[0]["subject"] == "mm/huge_memory: write-protect a pud that is copied"
 
 
-def test_a_commit_that_does_not_build_is_passed_over(tree: Path, hugepfn: Command) -> None:
+def test_a_commit_that_does_not_build_is_skipped(tree: Path, hugepfn: Command) -> None:
     bisect_tree.git(tree, "checkout", "--quiet", f"v{bisect_tree.BROKEN}")
     done = hugepfn("check", str(tree), "fork:pud", timeout_s=TIMEOUT_S)
     bisect_tree.git(tree, "checkout", "--quiet", "main")

@@ -84,7 +84,7 @@ def test_6_1_has_no_huge_pfnmap_and_says_so(hugepfn: Command, tmp_path: Path) ->
     )
 
 
-def test_strict_fails_on_an_unmet_premise(hugepfn: Command) -> None:
+def test_strict_fails_on_an_unmet_precondition(hugepfn: Command) -> None:
     done = hugepfn("run", "fork", "--kernel", "debian:6.1", "--level", "pud", "--strict")
     assert done.returncode == 1
     assert "precondition not met: no huge pfnmap in this kernel" in done.stdout

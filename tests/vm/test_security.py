@@ -94,7 +94,7 @@ def network_sockets() -> set[str]:
     return {word for line in lines for word in line.split()[8:10]}
 
 
-def test_nor_has_a_worker_of_pytest_xdist(tmp_path: Path) -> None:
+def test_no_worker_of_pytest_xdist_has_a_network_socket(tmp_path: Path) -> None:
     """execnet talks to its workers through pipes."""
     test = tmp_path / "test_worker.py"
     test.write_text(
@@ -145,7 +145,7 @@ def test_another_user_cannot_connect(live: Live, name: str) -> None:
     assert connect() == 0, "the session's own user must be able to connect"
 
 
-def test_who_does_not_know_the_key_is_not_listened_to(live: Live) -> None:
+def test_a_client_without_the_key_is_disconnected(live: Live) -> None:
     """No pickle is read from such a client, and a silent client blocks nobody."""
     from multiprocessing import AuthenticationError
     from multiprocessing.connection import Client
@@ -178,7 +178,7 @@ def test_many_connections_leave_jobs_for_others() -> None:
             one.close()
 
 
-def test_a_machine_that_is_no_session_has_a_folder_of_its_own_and_takes_it_away() -> None:
+def test_a_machine_without_a_session_has_and_removes_its_own_folder() -> None:
     with VM(KERNEL) as vm:
         ssh, gdb = vm.ssh_address().socket, vm.gdb().socket
         assert ssh.parent == gdb.parent
@@ -186,7 +186,7 @@ def test_a_machine_that_is_no_session_has_a_folder_of_its_own_and_takes_it_away(
     assert not ssh.parent.exists()
 
 
-def test_openssh_gets_in_by_the_line_that_is_printed(tmp_path: Path) -> None:
+def test_openssh_connects_with_the_printed_command(tmp_path: Path) -> None:
     """The name has blanks and a percent sign, which is special in ssh_config."""
     runtime = tmp_path / "50% of, it"
     runtime.mkdir()
@@ -200,7 +200,7 @@ def test_openssh_gets_in_by_the_line_that_is_printed(tmp_path: Path) -> None:
         own.ok("stop", "-s", "two")
 
 
-def test_the_qemu_that_serves_9p_has_the_view() -> None:
+def test_the_qemu_that_serves_9p_uses_the_read_only_view() -> None:
     """Stock cloud kernels have no 9P, so this one does not boot. Only its QEMU is checked."""
 
     async def look() -> tuple[list[str], list[str]]:
@@ -260,7 +260,7 @@ def strings(value: Any) -> Iterator[str]:
         yield value
 
 
-def test_what_a_guest_says_reaches_no_sink_raw(hugepfn: Command, hostile: Path, tmp_path: Path) -> None:
+def test_output_of_a_guest_is_never_shown_raw(hugepfn: Command, hostile: Path, tmp_path: Path) -> None:
     results, junit = tmp_path / "out.json", tmp_path / "out.xml"
     argv = [sys.executable, "-m", "pytest", f"--hugepfn-kernel={KERNEL}", "--hugepfn-keep-vm", str(hostile)]
     argv += [f"--hugepfn-json={results}", f"--junitxml={junit}"]
@@ -278,7 +278,7 @@ def test_what_a_guest_says_reaches_no_sink_raw(hugepfn: Command, hostile: Path, 
     assert "\\u001b" not in page
 
 
-def test_nor_a_session_s_and_a_programs_own_stream_stays_its_own(live: Live, hostile: Path) -> None:
+def test_a_session_shows_no_raw_output_except_streams_of_programs(live: Live, hostile: Path) -> None:
     live.ok("start", "--kernel", KERNEL, "-s", "evil")
     try:
         rerun = live("rerun", "-s", "evil", str(hostile))

@@ -66,13 +66,13 @@ def test_ps_shows_it(live: Live) -> None:
     assert line[5] == "runs"
 
 
-def test_a_name_is_one_sessions(live: Live) -> None:
+def test_two_sessions_cannot_have_the_same_name(live: Live) -> None:
     done = live("start", "--kernel", KERNEL, "-s", "one")
     assert done.returncode == 2
     assert "there is already a session 'one'" in done.stderr
 
 
-def test_exec_has_the_programs_streams_and_status(live: Live) -> None:
+def test_exec_passes_on_streams_and_status(live: Live) -> None:
     done = live("exec", "-s", "one", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.stdout, done.returncode) == ("out\n", 7)
     assert done.stderr == "err\n"
@@ -109,7 +109,7 @@ def _until_it_says_no(live: Live, *command: str) -> None:
     assert status == 1
 
 
-def test_what_exec_ran_ends_with_the_command(live: Live) -> None:
+def test_the_program_ends_with_the_exec_command(live: Live) -> None:
     argv = live.argv("exec", "-s", "one", "sh", "-c", "echo $$; exec sleep 1000")
     with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -119,7 +119,7 @@ def test_what_exec_ran_ends_with_the_command(live: Live) -> None:
 
 
 @pytest.mark.parametrize("command", [("exec", "-s", "one", "yes"), ("ssh", "-s", "one", "--", "yes")])
-def test_a_reader_that_leaves_ends_the_program(live: Live, command: tuple[str, ...]) -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_program(live: Live, command: tuple[str, ...]) -> None:
     argv = live.argv(*command)
     with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None
@@ -130,7 +130,7 @@ def test_a_reader_that_leaves_ends_the_program(live: Live, command: tuple[str, .
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_reader_that_does_not_read_stops_the_program_and_costs_no_memory(live: Live, number: signal.Signals) -> None:
+def test_a_reader_that_does_not_read_pauses_the_program(live: Live, number: signal.Signals) -> None:
     """SIGINT is passed to the program. SIGKILL ends the command, and with it the program."""
     counting = "i=0; while dd if=/dev/zero bs=64k count=16 2>/dev/null; do i=$((i+1)); echo $i > /tmp/count; done"
     argv = live.argv("exec", "-s", "one", "sh", "-c", f"rm -f /tmp/count; {counting}")
@@ -149,7 +149,7 @@ def _number(live: Live, path: str) -> int:
 
 
 @pytest.mark.parametrize("command", [("exec", "-s", "one", "yes"), ("ssh", "-s", "one", "--", "yes")])
-def test_output_on_a_full_disk_ends_the_program_and_is_no_status_of_its(live: Live, command: tuple[str, ...]) -> None:
+def test_output_to_a_full_disk_ends_the_program_with_our_own_status(live: Live, command: tuple[str, ...]) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             live.argv(*command), env=live.environment(), stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
@@ -159,7 +159,7 @@ def test_output_on_a_full_disk_ends_the_program_and_is_no_status_of_its(live: Li
     _until_it_says_no(live, "pidof", "yes")
 
 
-def test_a_signal_waits_for_a_machine_that_stands_still(live: Live) -> None:
+def test_a_signal_waits_until_the_machine_runs(live: Live) -> None:
     live.ok("start", "--kernel", KERNEL, "-s", "still")
     argv = live.argv("exec", "-s", "still", "sh", "-c", "echo up; exec sleep 1000")
     pipe = subprocess.PIPE
@@ -179,7 +179,7 @@ def test_a_signal_waits_for_a_machine_that_stands_still(live: Live) -> None:
     live.ok("stop", "-s", "still")
 
 
-def test_a_machine_that_stands_still_says_so(live: Live) -> None:
+def test_a_stopped_machine_is_reported(live: Live) -> None:
     live.ok("start", "--kernel", KERNEL, "-s", "paused")
     assert live.ok("pause", "-s", "paused") == b"paused is paused; `hugepfn resume -s paused` lets it go on\n"
     for command in (("exec", "-s", "paused", "true"), ("ssh", "-s", "paused", "true"), ("maps", "-s", "paused", "1")):
@@ -202,7 +202,7 @@ def test_a_machine_that_stands_still_says_so(live: Live) -> None:
 
 
 @pytest.mark.parametrize("command", ["exec", "ssh"])
-def test_a_command_in_a_session_that_is_stopped_says_so(live: Live, command: str) -> None:
+def test_a_command_in_a_stopped_session_is_reported(live: Live, command: str) -> None:
     live.ok("start", "--kernel", KERNEL, "-s", "short")
     argv = live.argv(command, "-s", "short", "sh -c 'echo up; exec sleep 1000'")
     if command == "exec":
@@ -216,7 +216,7 @@ def test_a_command_in_a_session_that_is_stopped_says_so(live: Live, command: str
         assert (child.returncode, said) == (3, b"hugepfn: the session short was stopped\n")
 
 
-def test_a_large_program_and_one_that_is_too_large(live: Live, tmp_path: Path) -> None:
+def test_a_large_and_a_too_large_program(live: Live, tmp_path: Path) -> None:
     program = tmp_path / "large"
     program.write_bytes(b"#!/bin/sh\necho large\nexit\n" + bytes(70 << 20))
     program.chmod(0o755)
@@ -228,7 +228,7 @@ def test_a_large_program_and_one_that_is_too_large(live: Live, tmp_path: Path) -
     assert "has 300 MiB; the guest accepts at most 256 MiB" in done.stderr
 
 
-def test_a_program_called_as_a_scenario_is_apart_from_it(live: Live, tmp_path: Path) -> None:
+def test_a_program_with_the_name_of_a_scenario_is_separate(live: Live, tmp_path: Path) -> None:
     own = tmp_path / "fork"
     own.write_text("#!/bin/sh\necho mine\n")
     own.chmod(0o755)
@@ -237,7 +237,7 @@ def test_a_program_called_as_a_scenario_is_apart_from_it(live: Live, tmp_path: P
     assert live.ok("rerun", "-s", "one", "fork", "-l", "pte", "-q")
 
 
-def test_a_rerun_that_nobody_waits_for_ends(live: Live) -> None:
+def test_an_abandoned_rerun_ends(live: Live) -> None:
     argv = live.argv("rerun", "-s", "one", "-q")
     with subprocess.Popen(argv, env=live.environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None
@@ -249,14 +249,14 @@ def test_a_rerun_that_nobody_waits_for_ends(live: Live) -> None:
     assert time.monotonic() - begin < 60, "the rerun was not ended: the whole suite takes longer"
 
 
-def test_a_strangers_vfio_program(live: Live, tmp_path: Path) -> None:
+def test_a_vfio_program_without_hugepfn(live: Live, tmp_path: Path) -> None:
     program = tmp_path / "vfio-regions"
     subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, ROOT / "examples/vfio-regions.c"], check=True)
     said = live.ok("exec", "-s", "one", str(program), "{bdf}").decode()
     assert "BAR 2: 2147483648 bytes, first word 0\n" in said
 
 
-def test_rerun_takes_the_source_as_it_is_now(tmp_path: Path) -> None:
+def test_rerun_uses_the_current_source(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     for part in ("harness", "guest_tests"):
         shutil.copytree(ROOT / part, checkout / part)
@@ -278,7 +278,7 @@ def test_rerun_takes_the_source_as_it_is_now(tmp_path: Path) -> None:
         copy.ok("stop")
 
 
-def test_rerun_of_a_test_of_ones_own(live: Live, tmp_path: Path, program: Callable[[str, str], Path]) -> None:
+def test_rerun_of_a_users_test(live: Live, tmp_path: Path, program: Callable[[str, str], Path]) -> None:
     program("own", '\tktap_plan(1);\n\tcheckpoint("here");\n\tktap_ok(true, "was here");')
     test = tmp_path / "test_own.py"
     test.write_text(
@@ -291,13 +291,13 @@ def test_rerun_of_a_test_of_ones_own(live: Live, tmp_path: Path, program: Callab
     assert "ended before checkpoint 'there'" in changed.stdout
 
 
-def test_rerun_names_what_there_is(live: Live) -> None:
+def test_rerun_of_an_unknown_test(live: Live) -> None:
     done = live("rerun", "nonesuch")
     assert done.returncode == 2
     assert "no scenario 'nonesuch'" in done.stderr
 
 
-def test_rerun_skips_what_this_machine_is_not(live: Live) -> None:
+def test_rerun_skips_tests_for_other_machines(live: Live) -> None:
     done = live("rerun", "race_fault", "-q")
     assert done.returncode == 0
     assert "the live machine has 1 vCPU, this test wants 2" in done.stdout
@@ -350,14 +350,14 @@ def test_watch_marks_what_changes(live: Live) -> None:
         (("maps", "-s", "other", "1"), "there is no session 'other'; expected one of: one"),
     ],
 )
-def test_what_cannot_be_looked_at(live: Live, args: tuple[str, ...], words: str) -> None:
+def test_wrong_arguments_of_walk_and_maps_are_one_line(live: Live, args: tuple[str, ...], words: str) -> None:
     done = live(*args)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_gdb_finds_the_machine_standing_still(live: Live) -> None:
+def test_gdb_finds_the_machine_stopped(live: Live) -> None:
     live.ok("start", "--kernel", KERNEL, "-s", "four")
     assert live.ok("gdb", "-s", "four").decode().endswith(f"target remote {live.ram_dir}/four/gdb'\n")
     with _gdb(live, "four") as gdb:
@@ -407,7 +407,7 @@ def test_a_shell_knows_the_terminals_size_and_takes_ctrl_c(live: Live) -> None:
     assert live.ok("ps").decode().count("one ") == 1, "the session must continue to run"
 
 
-def test_a_shell_that_is_left_is_entered_again_and_ends_by_exit(live: Live) -> None:
+def test_a_shell_can_be_left_and_entered_again_and_ends_by_exit(live: Live) -> None:
     with _shell(live, "-s", "one") as shell:
         shell.expect("guest# ")
         shell.sendline("variable=kept")
@@ -456,7 +456,7 @@ def _gone(pidfd: int) -> None:
     os.close(pidfd)
 
 
-def test_a_kernel_that_dies_is_told(live: Live) -> None:
+def test_a_dead_kernel_is_reported(live: Live) -> None:
     live.ok("start", "--kernel", KERNEL, "-s", "three")
     done = live("exec", "-s", "three", "sh", "-c", "echo c > /proc/sysrq-trigger")
     assert done.returncode == 1
@@ -466,7 +466,7 @@ def test_a_kernel_that_dies_is_told(live: Live) -> None:
     live.ok("stop", "-s", "three")
 
 
-def test_nobody_to_talk_to(tmp_path: Path) -> None:
+def test_without_a_session(tmp_path: Path) -> None:
     command = Live("nobody", tmp_path)
     for args in (("ssh",), ("rerun", "fork"), ("log",), ("stop",), ("exec", "-s", "x", "true")):
         done = command(*args)

@@ -49,17 +49,17 @@ def test_commands_with_random_output_and_status(ssh: Ssh, count: int) -> None:
         assert (done.exit.status, done.exit.signal) == (status, None)
 
 
-def test_words_are_not_looked_into_and_a_line_is(ssh: Ssh) -> None:
+def test_arguments_are_not_interpreted_but_a_command_line_is(ssh: Ssh) -> None:
     assert ssh.run(["echo", "$HOME", "a  b"]).stdout == b"$HOME a  b\n"
     assert ssh.run("echo $((6 * 7))").stdout == b"42\n"
 
 
-def test_a_signal_is_told(ssh: Ssh) -> None:
+def test_a_signal_is_reported(ssh: Ssh) -> None:
     assert ssh.run(["sh", "-c", "kill -TERM $$"]).exit.signal == signal.SIGTERM
     assert ssh.run(["sh", "-c", "kill -SEGV $$"]).exit.signal == signal.SIGSEGV
 
 
-def test_output_is_there_while_the_command_runs(ssh: Ssh) -> None:
+def test_output_arrives_while_the_command_runs(ssh: Ssh) -> None:
     """The command ends only when a file exists, which the test creates after it has read the first output."""
     seen: list[tuple[Stream, bytes]] = []
 
@@ -74,7 +74,7 @@ def test_output_is_there_while_the_command_runs(ssh: Ssh) -> None:
     assert done.stdout == b""
 
 
-def test_files_there_and_back(ssh: Ssh, machine: VM, tmp_path: Path) -> None:
+def test_files_are_put_and_read_back(ssh: Ssh, machine: VM, tmp_path: Path) -> None:
     data = os.urandom(300_000)
     file = tmp_path / "file"
     file.write_bytes(data)
@@ -106,7 +106,7 @@ def test_guest_programs_and_the_device_are_known(ssh: Ssh, machine: VM) -> None:
     assert ssh.run("echo $VFIO_BDF").stdout.decode().strip() == machine.ready["vfio_bdf"]
 
 
-def test_the_machine_may_stand_still_meanwhile(ssh: Ssh, machine: VM) -> None:
+def test_the_machine_may_be_stopped_meanwhile(ssh: Ssh, machine: VM) -> None:
     """A command continues when the machine runs again."""
     data = os.urandom(2_000_000)
     received = bytearray()
@@ -146,7 +146,7 @@ def test_a_password_is_refused(machine: VM) -> None:
         transport.close()
 
 
-def test_another_server_is_not_believed(machine: VM) -> None:
+def test_another_server_key_is_refused(machine: VM) -> None:
     other = paramiko.ECDSAKey.generate(bits=256)
     address = dataclasses.replace(machine.ssh_address(), host_key=f"{other.get_name()} {other.get_base64()}")
     with pytest.raises(MachineryError, match="cannot connect to the guest's SSH server"):
@@ -170,7 +170,7 @@ def test_a_kernel_that_dies_ends_the_command() -> None:
             vm.get("/proc/version")
 
 
-def test_no_dropbear_on_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dropbear_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     with VM("debian:6.12") as vm, monkeypatch.context() as patch:
         patch.setattr("harness.host.process.os.access", lambda *_args, **_kwargs: False)
         with pytest.raises(MachineryError, match="dropbear-bin"):

@@ -87,7 +87,7 @@ def sleeper(vm: VM) -> int:
     return start_sleeper(vm)
 
 
-def test_a_sleeping_process_is_walked_as_pagemap_has_it(vm: VM, sleeper: int) -> None:
+def test_walk_and_pagemap_agree_on_a_sleeping_process(vm: VM, sleeper: int) -> None:
     walked, words = both(vm, sleeper)
     assert len(walked) > 2048 + 16 + 22  # 8 MiB, the shared pages, and every third of 64 pages
     assert walked == words
@@ -95,14 +95,14 @@ def test_a_sleeping_process_is_walked_as_pagemap_has_it(vm: VM, sleeper: int) ->
     assert (process.pid, process.tgid, process.name) == (sleeper, sleeper, "sleeper")
 
 
-def test_pid_1_is_walked_as_pagemap_has_it(vm: VM) -> None:
+def test_walk_and_pagemap_agree_on_pid_1(vm: VM) -> None:
     walked, words = both(vm, 1)
     assert len(walked) > 100
     assert walked == words
     assert vm.process_root(1).name == "init"
 
 
-def test_each_address_leads_where_the_range_says(vm: VM, sleeper: int) -> None:
+def test_walks_of_single_addresses_agree_with_the_range(vm: VM, sleeper: int) -> None:
     with vm.paused():
         found = vm.walk_range(sleeper, 0, 1 << 46)
         for leaf in found.leaves[::17]:
@@ -113,7 +113,7 @@ def test_each_address_leads_where_the_range_says(vm: VM, sleeper: int) -> None:
     assert sum(run.count for run in runs if run.entry.leaf) == len(found.leaves)
 
 
-def test_vmas_count_what_the_sleeper_made(vm: VM, sleeper: int) -> None:
+def test_vmas_count_the_leaves_of_the_sleeper(vm: VM, sleeper: int) -> None:
     found = vm.vmas(sleeper)
     assert found.elsewhere == 0
     layout = found.process.layout
@@ -126,7 +126,7 @@ def test_vmas_count_what_the_sleeper_made(vm: VM, sleeper: int) -> None:
     assert layout == dataclasses.replace(vm.caps.layout, five_level=layout.five_level)
 
 
-def test_what_has_no_tables_says_so(vm: VM) -> None:
+def test_a_task_without_tables_is_refused(vm: VM) -> None:
     with pytest.raises(UsageError, match=r"2 \(kthreadd\).*kernel thread"):
         vm.process_root(2)
     with pytest.raises(UsageError, match=r"no process 4000000 .*1 \(init\)"):
