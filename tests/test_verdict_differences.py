@@ -9,6 +9,7 @@ import pytest
 
 from harness.pagetable import Observation
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
+from harness.verdict.claims import BugSeen
 from harness.verdict.differences import What, compare_runs, folded, lasting, unknown_cases
 
 CLAIM = Claim("the child keeps its dirty bit", Outcome.PASSED, "copy_huge_pud()")
@@ -192,3 +193,13 @@ def test_only_differences_of_entries_are_folded() -> None:
         (What.CLAIM, "a", 1),
         (What.CLAIM, "b", 1),
     ]
+
+
+def test_two_known_bugs_differ_by_their_ids_and_not_by_their_words() -> None:
+    def with_bug(bug: str, reason: str) -> Run:
+        one = run(outcome=Outcome.KNOWN_BUG, reason=reason)
+        return replace(one, results=(replace(one.results[0], known_bugs=(BugSeen(bug, bug),)),))
+
+    assert told(with_bug("HP-001", "D is lost"), with_bug("HP-001", "W is lost")) == []
+    ((what, *_),) = told(with_bug("HP-001", "D is lost"), with_bug("HP-002", "D is lost"))
+    assert what == What.REASON.value
