@@ -1,4 +1,4 @@
-"""Entries of the cache that nobody builds again: each has a name of its own, and the old ones go by age and size."""
+"""Entries of the cache that cannot be built again. Each has its own name, and old ones are removed by age and size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the cache holds, and how it gets smaller. What somebody uses is never removed.
+"""The parts of the cache, and how they are cleaned. An entry that is in use is never removed.
 
 A finished entry is in use while a process that found it lives, which shares a lock on the entry's marker. It is also in
-use while somebody holds a lock in ``locks/`` for it, because it is being built. A folder in which kernels are built has
+use while a process holds its lock in ``locks/``, because it is being built. A folder in which kernels are built has
 a lock of its own, which lasts as long as make.
 """
 

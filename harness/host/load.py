@@ -1,4 +1,4 @@
-"""How busy this host is, for whoever wonders later whether it was too busy."""
+"""How busy this host is, so that a later reader can tell whether it was too busy."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Becomes another program, with a view of this host's files for a guest: ``readonly.py COVER MODE PROGRAM ARG...``
 
-In a mount namespace of its own the folder COVER is covered by a read-only copy of the whole tree of mounts, in which
-everything that is no file system of files (proc, sysfs, devtmpfs, cgroup, ...) and all of /proc, /sys, /dev and /run
-is empty: a guest that gets below its overlay finds nothing of the running host there. PROGRAM serves COVER and sees the
-host as it is elsewhere; with MODE "all" nothing at all can be written by it, with "view" only COVER cannot.
+In a new mount namespace, a read-only copy of the whole tree of mounts is mounted over the folder COVER. In this copy,
+special file systems (proc, sysfs, devtmpfs, cgroup, ...) and all of /proc, /sys, /dev and /run are empty, so a guest
+that gets below its overlay finds nothing of the running host. PROGRAM serves COVER, and sees the host unchanged
+elsewhere. With MODE "all", PROGRAM cannot write to any file; with "view", it only cannot write to COVER.
 
-Without root it takes a user namespace. Run as a file, since whatever it imports is paid for with every machine.
+Without root, it uses a user namespace. It is run as a file, because each import delays the start of every machine.
 """
 
 from __future__ import annotations

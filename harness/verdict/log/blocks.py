@@ -3,7 +3,7 @@
 A complaint is a block: a first line, and a last line that ends it ("---[ end trace", "</TASK>", a ruler, the next
 complaint). Several first lines can belong to one event: a page fault in the kernel prints "BUG: unable to handle" and
 then "Oops: 0002 [#1]", which is one complaint. Where the log tells who printed a line (CONFIG_PRINTK_CALLER), each
-caller has a block of its own, so that CPUs that talk at once are told apart.
+caller has its own block, so the output of CPUs that print at the same time is separated.
 """
 
 from __future__ import annotations

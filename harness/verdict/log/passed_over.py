@@ -1,6 +1,6 @@
-"""Functions that are on a stack without being to blame: whatever notices a bug, and helpers that anybody may misuse.
+"""Functions on a stack that are not to blame: those that detect a bug, and helpers that any caller may misuse.
 
-Data only; :mod:`harness.verdict.log.guilty` does the work. Titles in the field's form ("KASAN: ... Read in FUNC") name
+Data only; :mod:`harness.verdict.log.frames` does the work. Titles in the field's form ("KASAN: ... Read in FUNC") name
 the innermost function that is not one of these, so that a kernel's bug has the same title wherever it is met.
 Every expression is searched in the function's name.
 """

@@ -1,6 +1,6 @@
 """The title of a complaint, in the form that syzkaller's dashboard has made the field's own.
 
-One bug has one title, on whatever machine and in whatever process it is met: "KASAN: slab-use-after-free Read in FUNC",
+One bug has one title, on any machine and in any process: "KASAN: slab-use-after-free Read in FUNC",
 "WARNING in FUNC", "INFO: rcu detected stall in FUNC". So a title has no addresses, no numbers and no line numbers.
 """
 
