@@ -91,6 +91,15 @@ def test_the_links_of_readme_exist() -> None:
     assert len(text.splitlines()) <= README_LINES_MAX
 
 
+@pytest.mark.parametrize("page", ["security.md", "before-and-after.md"])
+def test_the_tests_that_a_page_names_exist(page: str) -> None:
+    sources = [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "tests" / "vm").glob("test_*.py")]
+    known = {name for source in sources for name in re.findall(r"def (test_\w+)", source.read_text())}
+    named = re.findall(r"`(test_\w+)(?:\[[^`]*\])?`", (ROOT / "docs" / page).read_text())
+    assert named
+    assert [name for name in named if name not in known] == []
+
+
 @pytest.mark.parametrize("page", [ROOT / "docs" / "tutorial.md", *HOW_TO], ids=lambda page: page.name)
 def test_a_page_to_follow_says_how_long_it_takes(page: Path) -> None:
     assert re.search(r"^This page takes about .* on .*\.$", page.read_text().splitlines()[-1])

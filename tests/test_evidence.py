@@ -1,4 +1,4 @@
-"""A test that fails leaves a folder with what explains it, and names it; one that passes leaves nothing."""
+"""Tests for the folder of evidence: a failed test writes and names it, and a test that passes leaves nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folders() -> list[Path]:
 
 @pytest.fixture
 def emulated(machines: list[FakeVM], monkeypatch: pytest.MonkeyPatch) -> list[FakeVM]:
-    """Machines with a QEMU that has said something."""
+    """Simulated machines, with a QEMU that has printed something."""
     log = SimpleNamespace(console="on the console\n", text="[ 1.0] everything\n")
     spec = SimpleNamespace(accel=SimpleNamespace(value="tcg"))
     binary = SimpleNamespace(package="QEMU 8.2.1 (fake)")
@@ -87,14 +87,14 @@ def test_the_folder_has_what_explains_the_failure(pytester: pytest.Pytester, emu
 @pytest.mark.parametrize(
     "source", ["def test_a(vm): pass", "def test_a(vm): pytest.skip('no')", "def test_a(): assert 0"]
 )
-def test_what_did_not_fail_on_a_machine_leaves_nothing(pytester: pytest.Pytester, source: str) -> None:
+def test_a_test_without_a_machine_or_failure_leaves_nothing(pytester: pytest.Pytester, source: str) -> None:
     pytester.makepyfile(f"import pytest\n{source}\n")
     pytest_run(pytester)
     assert folders() == []
 
 
 @pytest.mark.usefixtures("machines")
-def test_it_can_be_switched_off(pytester: pytest.Pytester) -> None:
+def test_the_evidence_can_be_disabled(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(FAILS)
     result = pytest_run(pytester, "--hugepfn-no-evidence")
     result.assert_outcomes(failed=1)
@@ -150,7 +150,7 @@ def _fill(folder: Path, size_kib: int) -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_what_is_too_old_goes_but_never_the_new_one() -> None:
+def test_old_entries_are_removed_but_not_the_new_one() -> None:
     limits = Limits(age_s=86400, size_bytes=1 << 30)
     old, young = put("a", limits, days=2), put("b", limits, days=0.5)
     new = put("c", limits)
@@ -161,7 +161,7 @@ def test_what_is_too_old_goes_but_never_the_new_one() -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_what_is_too_much_goes_the_oldest_first() -> None:
+def test_the_oldest_entries_are_removed_first() -> None:
     limits = Limits(age_s=1e9, size_bytes=300 << 10)
     put("a", limits, days=3, size_kib=100)
     put("b", limits, days=2, size_kib=100)
@@ -170,7 +170,7 @@ def test_what_is_too_much_goes_the_oldest_first() -> None:
     assert [one.name for one in folders()] == ["c", "d"]
 
 
-def test_one_that_cannot_be_filled_leaves_nothing(root: Path) -> None:
+def test_an_entry_that_cannot_be_written_leaves_nothing(root: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         add("failures", "a", lambda _folder: print(1 / 0), WIDE)
     assert list((root / "failures").iterdir()) == []
@@ -180,7 +180,7 @@ def _put_same(_number: int) -> str:
     return put("same", WIDE).name
 
 
-def test_many_at_once_do_not_collide(root: Path) -> None:
+def test_concurrent_entries_do_not_collide(root: Path) -> None:
     with _pool() as pool:
         names = pool.map(_put_same, range(20))
     assert len(set(names)) == 20

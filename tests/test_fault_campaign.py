@@ -1,4 +1,4 @@
-"""The fault campaign itself notices a wrong end, a leftover, and a fault that never came."""
+"""Checks that the fault campaign notices a wrong end, leftovers, and a fault that was never injected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hangs: as values, in words, and from what QEMU and the agent answer."""
+"""Tests for finding out what hangs: the values, the words, and the conclusions from QEMU's and the agent's answers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_state_of_each_cpu_is_in_qemus_text() -> None:
 
 
 class Guest:
-    """A QEMU, its agent and what watches the kernel, as a diagnosis wants them."""
+    """The parts of QEMU, the agent and the kernel watch that a diagnosis needs."""
 
     def __init__(self, files: dict[str, str] | None, registers: str = REGISTERS) -> None:
         self.files = files  # None: the agent does not answer
@@ -118,7 +118,7 @@ class Guest:
         return Frame("done", 1, b"")
 
     async def put(self, path: str, data: bytes) -> None:
-        assert self.frozen, "what it logs now is no complaint"
+        assert self.frozen, "what the kernel logs during the diagnosis is no complaint"
         self.said.append(f"{path} {data.decode()}")
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> object:
@@ -199,7 +199,7 @@ def test_an_agent_that_does_not_answer_means_that_the_kernel_hangs(run: Any) -> 
     assert report.last_words == "nothing on the console"
 
 
-def test_cpus_that_wait_for_nothing_stand_still(run: Any) -> None:
+def test_halted_cpus_are_a_standstill(run: Any) -> None:
     assert run(Guest(None)).hang.kind is HangKind.STANDSTILL
 
 
@@ -218,7 +218,7 @@ def test_a_kernel_that_died_meanwhile_did_not_hang(run: Any, monkeypatch: pytest
         run(Guest({}))
 
 
-def test_the_kernels_answer_has_come_when_it_is_silent() -> None:
+def test_the_kernels_answer_ends_when_the_log_is_silent() -> None:
     log, asked = KernelLog(), []
 
     async def expect(awaitable: Awaitable[object], _limit: float, what: str) -> object:

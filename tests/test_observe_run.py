@@ -55,14 +55,14 @@ class Agent:
     def __init__(self, machine: Machine) -> None:
         self.emulator = machine
         self.next_id = 1
-        self.records: list[bytes] = []  # that nobody has read
+        self.records: list[bytes] = []  # not read yet
         self.number = 0
         self.tainted = b"0\n"
         self.reads = 0
         self.killed: list[tuple[Job, int]] = []
 
     def log(self, text: str, lost: int = 0) -> None:
-        """The kernel logs something, after records that are overwritten before anybody reads them."""
+        """Log a line, after ``lost`` records that were overwritten before they were read."""
         self.number += lost
         self.records.append(b"4,%d,1000000,-;%s\n" % (self.number, text.encode()))
         self.number += 1
@@ -186,7 +186,7 @@ Start = Callable[..., Machine]
 
 
 async def program_hangs(_kernel: object, _names: object, checkpoint: str, waited_s: float) -> HangReport:
-    """A diagnosis; tests/test_hung.py tests the real one."""
+    """A fixed diagnosis. tests/test_hung.py tests the real one."""
     return HangReport(Hang(HangKind.PROGRAM, checkpoint, waited_s, 5.0), "the kernel log has no complaint")
 
 
@@ -212,7 +212,7 @@ def forks(machine: Start, **how: Any) -> Machine:
 # --- to a checkpoint ---------------------------------------------------------------------------------
 
 
-def test_it_stands_still_at_the_checkpoint(machine: Start) -> None:
+def test_the_machine_is_stopped_at_the_checkpoint(machine: Start) -> None:
     fork = forks(machine)
     run = fork.run()
     at = run.until("mapped")
@@ -275,7 +275,7 @@ def test_a_program_that_ends_at_once_reached_nothing(machine: Start) -> None:
         machine().run().until("mapped")
 
 
-def test_a_program_that_says_nothing_more(machine: Start) -> None:
+def test_a_program_that_becomes_silent(machine: Start) -> None:
     fork = forks(machine, ends=None)
     run = fork.run()
     run.until("forked")
@@ -294,7 +294,7 @@ def test_a_program_that_says_nothing_more(machine: Start) -> None:
         silent.run().until("mapped")
 
 
-def test_a_program_that_is_late_is_still_heard(machine: Start) -> None:
+def test_late_events_of_a_program_are_still_read(machine: Start) -> None:
     fork = machine(ends=None)
     run = fork.run()
     fork.patience_s = 0.05
@@ -307,7 +307,7 @@ def test_a_program_that_is_late_is_still_heard(machine: Start) -> None:
 
 
 def test_a_checkpoint_of_other_tables_is_refused(machine: Start) -> None:
-    """The program's tables no longer lead to the word that it named: it has called exec(), or lies."""
+    """The program's tables no longer map the word that it named: it has called exec(), or sent a false address."""
     run = machine(REGISTERS, ends=None).run()
     run.receive(f"checkpoint mapped 77 1 {STACK:x} {NONCE + 9:x}\n".encode())
     with pytest.raises(ProtocolError, match=r"parent \(pid 77\) waits at 'mapped', but .* did it exec"):
@@ -321,7 +321,7 @@ def test_pagemap_is_of_one_checkpoint(machine: Start) -> None:
     assert run.until("forked")["parent"].pagemap("bar") == ()
 
 
-def test_the_time_of_a_stop_is_not_the_programs(machine: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_stop_does_not_count_for_the_program(machine: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     fork = forks(machine)
     clock = itertools.count(10.0, 3.0)
     credited: list[float] = []
@@ -331,7 +331,7 @@ def test_the_time_of_a_stop_is_not_the_programs(machine: Start, monkeypatch: pyt
     assert credited == [3.0, 3.0], "the time of each stop is given back"
 
 
-def test_what_was_said_before_the_end_is_still_heard(machine: Start) -> None:
+def test_events_before_the_end_are_still_read(machine: Start) -> None:
     late = machine(REGISTERS, MAPS, "checkpoint mapped", "gone 77")
     run = late.run()
     run.until("mapped")
@@ -340,7 +340,7 @@ def test_what_was_said_before_the_end_is_still_heard(machine: Start) -> None:
 
 
 @pytest.mark.parametrize("died", [True, False])
-def test_what_goes_wrong_when_qemu_ends_is_its_end(machine: Start, died: bool) -> None:
+def test_an_error_at_the_end_of_qemu_is_reported_as_that_end(machine: Start, died: bool) -> None:
     fork = forks(machine)
     run = fork.run()
     run.until("mapped")
@@ -374,7 +374,7 @@ def test_tables_that_take_too_long_to_read(machine: Start, monkeypatch: pytest.M
 # --- at a checkpoint ---------------------------------------------------------------------------------
 
 
-def test_looking_again_lets_the_kernel_run_and_the_program_wait(machine: Start) -> None:
+def test_reading_again_runs_the_kernel_while_the_program_waits(machine: Start) -> None:
     fork = machine(REGISTERS, MAPS, "pagemap bar 77 80000000000000*2", "checkpoint mapped", "checkpoint forked")
     run = fork.run()
     with pytest.raises(UsageError, match="fork is not at a checkpoint; call until"):
@@ -453,7 +453,7 @@ def test_a_block_that_passes_forgets_the_run(machine: Start) -> None:
         ((SKIPPED, ExitStatus(4, None)), PremiseNotMet, "^no guard regions$"),
     ],
 )
-def test_a_block_that_does_not_pass_gives_the_run_up(
+def test_a_block_that_fails_abandons_the_run(
     machine: Start, ends: tuple[bytes, ExitStatus], kind: type[Exception], told: str
 ) -> None:
     fork = forks(machine, ends=ends)
@@ -463,7 +463,7 @@ def test_a_block_that_does_not_pass_gives_the_run_up(
     assert fork.over == []
 
 
-def test_an_error_in_the_block_is_what_is_told(machine: Start) -> None:
+def test_an_error_in_the_block_is_the_one_reported(machine: Start) -> None:
     fork = forks(machine)
     with pytest.raises(ZeroDivisionError) as caught, fork.run():
         raise ZeroDivisionError
@@ -485,7 +485,7 @@ def test_an_invariant_that_does_not_hold_fails_the_block(machine: Start) -> None
     assert run.broken == []
 
 
-def test_saved_dirty_decides_whether_a_shadow_stack_is_looked_for(machine: Start) -> None:
+def test_shadow_stacks_are_checked_only_with_saved_dirty(machine: Start) -> None:
     shadow = (SOUND & ~2) | 0x40  # W=0, D=1
     for layout, broken in ((Layout.MODERN, 2), (Layout.CLASSIC, 0)):
         fork = forks(machine)
@@ -496,7 +496,7 @@ def test_saved_dirty_decides_whether_a_shadow_stack_is_looked_for(machine: Start
         assert [one.invariant for one in run.violations] == [Invariant.SHADOW_STACK] * broken
 
 
-def test_check_wants_the_log_to_the_end(machine: Start) -> None:
+def test_check_needs_the_log_up_to_the_end(machine: Start) -> None:
     fork = forks(machine)
     run = fork.run()
     with pytest.raises(MachineryError, match="the kernel log was not read up to the end of fork"):
@@ -516,7 +516,7 @@ def test_a_gap_in_the_log_is_no_verdict_unless_something_is_broken(machine: Star
         pass
 
 
-def test_what_the_kernel_said_and_got(machine: Start) -> None:
+def test_complaints_and_taint_of_the_kernel(machine: Start) -> None:
     fork = forks(machine)
     fork.guest.map(fork.process.root, BAR_VADDR, SOUND & ~SPECIAL, Level.PUD)
     fork.agent.log(BUG)
@@ -532,7 +532,7 @@ def test_what_the_kernel_said_and_got(machine: Start) -> None:
     assert run.taint is Taint.DIE
 
 
-def test_where_the_witnesses_disagree_nothing_else_is_told(machine: Start) -> None:
+def test_disagreeing_witnesses_are_the_only_error_reported(machine: Start) -> None:
     page = f"mapping {CALIBRATION_MAPPING} 77 {STACK & -PAGE:x} {PAGE:x} 3 ram 0"
     word = f"pagemap {CALIBRATION_MAPPING} 77 "
     fork = machine(REGISTERS, MAPS, page, word + "0*1", "checkpoint mapped")
@@ -545,7 +545,7 @@ def test_where_the_witnesses_disagree_nothing_else_is_told(machine: Start) -> No
 
 
 @pytest.mark.parametrize(("count", "more"), [(8, []), (9, ["... and 1 more"]), (11, ["... and 3 more"])])
-def test_check_tells_eight_and_counts_the_rest(machine: Start, count: int, more: list[str]) -> None:
+def test_check_lists_eight_violations_and_counts_the_rest(machine: Start, count: int, more: list[str]) -> None:
     fork = machine(REGISTERS, MAPS, *(f"checkpoint number{number}" for number in range(count)))
     fork.guest.map(fork.process.root, BAR_VADDR, SOUND & ~SPECIAL, Level.PUD)
     with pytest.raises(ClaimFailed) as caught, fork.run() as run:
@@ -553,7 +553,7 @@ def test_check_tells_eight_and_counts_the_rest(machine: Start, count: int, more:
     assert str(caught.value).splitlines() == [*map(str, run.violations[:8]), *more]
 
 
-def test_events_that_nobody_takes_are_bounded(machine: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_events_are_limited(machine: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     run = machine(ends=None).run()
     monkeypatch.setattr(bounds, "EVENTS_MAX", 2)
     run.receive(b"gone 78\ngo")

@@ -91,7 +91,7 @@ NO_MACHINE = """
 # --- options -------------------------------------------------------------------------------------
 
 
-def test_the_header_tells_what_is_known_and_fetches_nothing(pytester: pytest.Pytester) -> None:
+def test_the_header_shows_what_is_known_and_fetches_nothing(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_nothing(): pass")
     result = pytest_run(pytester, "--hugepfn-kernel=debian:6.12", "--hugepfn-accel=tcg")
     assert result.ret == 0
@@ -130,7 +130,7 @@ def test_an_option_that_does_not_exist_lists_those_that_do(pytester: pytest.Pyte
     result.stderr.fnmatch_lines([words])
 
 
-def test_the_config_is_what_was_asked_for(pytester: pytest.Pytester) -> None:
+def test_the_config_has_the_requested_values(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         from pathlib import Path
@@ -179,7 +179,7 @@ def scenarios(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def test_a_test_is_run_once_a_level(scenarios: pytest.Pytester) -> None:
+def test_a_test_runs_once_per_level(scenarios: pytest.Pytester) -> None:
     result = pytest_run(scenarios, "-v", "-s", "--strict-markers")
     result.assert_outcomes(passed=5)
     result.stdout.fnmatch_lines(["*::test_fork[[]pte[]]*", "*::test_fork[[]pmd[]]*", "*::test_fork[[]pud[]]*"])
@@ -203,12 +203,12 @@ def test_level_and_scenario_select(scenarios: pytest.Pytester, args: list[str], 
     assert list(outcomes(scenarios)) == kept
 
 
-def test_nothing_left_is_no_success(scenarios: pytest.Pytester) -> None:
+def test_an_empty_selection_is_no_success(scenarios: pytest.Pytester) -> None:
     result = pytest_run(scenarios, "--hugepfn-scenario=thp", "--hugepfn-level=pud")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
-def test_an_unknown_scenario_is_a_usage_error_that_tells_what_comes_close(scenarios: pytest.Pytester) -> None:
+def test_an_unknown_scenario_is_a_usage_error_with_suggestions(scenarios: pytest.Pytester) -> None:
     result = pytest_run(scenarios, "--hugepfn-scenario=frok")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: no scenario 'frok'; did you mean 'fork'? hugepfn list names them all"])
@@ -234,7 +234,7 @@ def test_a_level_of_a_marker_may_be_the_size_of_its_page(pytester: pytest.Pytest
 
 @pytest.mark.parametrize("marker", ['levels("pte", "pdm")', "levels()", "levels(3)"])
 @pytest.mark.parametrize("argument", ["level", "vm"])
-def test_an_unknown_level_is_a_usage_error_that_lists_the_valid(
+def test_an_unknown_level_is_a_usage_error_with_the_valid_ones(
     pytester: pytest.Pytester, marker: str, argument: str
 ) -> None:
     pytester.makeconftest(NO_MACHINE)
@@ -249,7 +249,7 @@ def test_an_unknown_level_is_a_usage_error_that_lists_the_valid(
 # --- outcomes ------------------------------------------------------------------------------------
 
 
-def test_whose_fault_it_is(pytester: pytest.Pytester) -> None:
+def test_the_outcome_depends_on_the_cause(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(NO_MACHINE)
     pytester.makepyfile(
         """
@@ -410,7 +410,7 @@ BUGGY = """
         ("0", "False", ("failed", [])),
     ],
 )
-def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
+def test_a_known_bug_is_recognised_by_its_symptom_and_hides_nothing_else(
     pytester: pytest.Pytester, d: str, other: str, pud: tuple[str, list[dict[str, str]]]
 ) -> None:
     pytester.makeconftest(NO_MACHINE)
@@ -435,7 +435,7 @@ def test_a_known_bug_is_known_by_its_symptom_and_hides_nothing_else(
         ("", []),
     ],
 )
-def test_a_known_bug_is_fixed_only_where_an_older_kernel_had_it(
+def test_a_known_bug_is_fixed_only_if_an_older_kernel_had_it(
     pytester: pytest.Pytester, seen: str, fixed: list[dict[str, str]]
 ) -> None:
     (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("pud", "pmd"))
@@ -447,9 +447,7 @@ def test_a_known_bug_is_fixed_only_where_an_older_kernel_had_it(
 
 @pytest.mark.usefixtures("machines")
 @pytest.mark.parametrize("measured", ["6.12.117", "6.12.100"])  # this kernel, and an older one
-def test_a_known_bug_of_which_this_kernel_was_measured_free_is_a_failure(
-    pytester: pytest.Pytester, measured: str
-) -> None:
+def test_a_known_bug_that_was_measured_absent_is_a_failure(pytester: pytest.Pytester, measured: str) -> None:
     (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("pud", "pmd"))
     (pytester.path / "known_bugs_seen.toml").write_text(f'[HP-7.absent]\n"{measured}" = 2026-11-01\n')
     pytester.makepyfile(BUGGY.format(d="0", other="True"))
@@ -461,7 +459,7 @@ def test_a_known_bug_of_which_this_kernel_was_measured_free_is_a_failure(
     assert (one["outcome"], one["claims"][0]["outcome"], one["known_bugs"]) == ("failed", "failed", [])
 
 
-def test_sightings_that_cannot_be_read_stop_everything(pytester: pytest.Pytester) -> None:
+def test_an_invalid_file_of_sightings_is_a_usage_error(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(NO_MACHINE)
     (pytester.path / "known_bugs_seen.toml").write_text('[HP-7.present]\n"6.12.100" = true\n')
     pytester.makepyfile("def test_fork(vm): pass")
@@ -470,7 +468,7 @@ def test_sightings_that_cannot_be_read_stop_everything(pytester: pytest.Pytester
     result.stderr.fnmatch_lines(["*known_bugs_seen.toml: HP-7: 6.12.100 = True; expected a day*"])
 
 
-def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester) -> None:
+def test_an_invalid_list_of_known_bugs_is_a_usage_error(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(NO_MACHINE)
     (pytester.path / "known_bugs.toml").write_text(LEDGER.replace("[[bug.symptom]]", "[[bug.sign]]"))
     pytester.makepyfile("def test_fork(vm): pass")
@@ -487,7 +485,7 @@ def test_a_ledger_that_cannot_be_read_stops_everything(pytester: pytest.Pytester
         ("device='nvme'", "1 () True nvme"),
     ],
 )
-def test_a_test_may_wish_for_a_machine(pytester: pytest.Pytester, marker: str, expected: str) -> None:
+def test_a_test_may_request_a_machine(pytester: pytest.Pytester, marker: str, expected: str) -> None:
     pytester.makepyfile(
         f"""
         import pytest
@@ -582,7 +580,7 @@ class FakeVM:
         )
 
     def exec(self, *, trouble: str) -> None:
-        """As if a command had made the kernel complain."""
+        """Pretend that a command made the kernel complain."""
         complaints = (KernelComplaint(ComplaintKind.WARNING, trouble, title=trouble),)
         self.outside.append(without_expected(KernelTroubles(complaints), self.expected_complaints, Taint(0)))
 
@@ -646,7 +644,7 @@ def test_each_test_has_its_own_machine_and_it_is_closed(pytester: pytest.Pyteste
 
 
 @pytest.mark.usefixtures("machines")
-def test_what_only_the_cpu_decides_is_no_failure(pytester: pytest.Pytester) -> None:
+def test_a_bit_that_only_the_cpu_decides_is_no_failure(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         from dataclasses import replace
@@ -669,7 +667,7 @@ def test_what_only_the_cpu_decides_is_no_failure(pytester: pytest.Pytester) -> N
 
 @pytest.mark.parametrize("uncalibrated", ["", "page 3: the walk found D, pagemap a hole"])
 @pytest.mark.usefixtures("machines")
-def test_of_a_walk_that_is_not_to_be_believed_no_claim_is_known(pytester: pytest.Pytester, uncalibrated: str) -> None:
+def test_with_an_unreliable_walk_no_claim_is_known(pytester: pytest.Pytester, uncalibrated: str) -> None:
     """A failing claim is then an error, whatever else ended the test. A claim that held stays as it is."""
     pytester.makepyfile(
         f"""
@@ -690,7 +688,7 @@ def test_of_a_walk_that_is_not_to_be_believed_no_claim_is_known(pytester: pytest
 
 
 @pytest.mark.usefixtures("machines")
-def test_a_plain_assertion_about_such_a_walk_is_no_verdict(pytester: pytest.Pytester) -> None:
+def test_an_assertion_about_an_unreliable_walk_is_no_verdict(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         def test_fork(vm):
@@ -706,7 +704,7 @@ def test_a_plain_assertion_about_such_a_walk_is_no_verdict(pytester: pytest.Pyte
 
 @pytest.mark.parametrize(("asked", "outcome"), [("pci-testdev", "passed"), ("ivshmem-plain", "skipped")])
 @pytest.mark.usefixtures("machines")
-def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pytester, asked: str, outcome: str) -> None:
+def test_a_live_machine_may_have_the_replacement_device(pytester: pytest.Pytester, asked: str, outcome: str) -> None:
     """The test requests pci-testdev. The machine was started with ``asked`` and has ivshmem-plain."""
     live: Any = FakeVM(IMAGE, DEFAULT, search=[], say=print)
     live.spec = SimpleNamespace(smp=1, append=(), device=Device.SHMEM, root=Root.INITRAMFS, accel=Accel.KVM)
@@ -723,7 +721,7 @@ def test_a_live_machine_may_have_the_device_that_stands_in(pytester: pytest.Pyte
 
 
 @pytest.mark.usefixtures("machines")
-def test_a_machine_that_this_host_cannot_give_is_a_skip_with_the_reason(
+def test_a_machine_that_this_host_cannot_provide_is_a_skip(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def enter(_vm: FakeVM) -> FakeVM:
@@ -758,7 +756,7 @@ def test_a_kernel_that_cannot_have_the_guest_is_skipped_without_a_boot(
 
 
 @pytest.mark.usefixtures("machines")
-def test_a_machine_that_cannot_be_kept_says_why(pytester: pytest.Pytester) -> None:
+def test_a_machine_that_cannot_be_kept_has_a_reason(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_fork(vm, claim):\n    with claim('holds', by='f()'): assert False\n")
     result = pytest_run(pytester, "--hugepfn-keep-vm")
     result.assert_outcomes(failed=1)
@@ -787,7 +785,7 @@ def test_a_level_that_turns_out_impossible_after_the_boot(
     assert [machine.closed for machine in machines] == [True]
 
 
-def test_strict_fails_on_a_premise_that_is_not_met(scenarios: pytest.Pytester, machines: list[FakeVM]) -> None:
+def test_strict_fails_on_an_unmet_precondition(scenarios: pytest.Pytester, machines: list[FakeVM]) -> None:
     (scenarios.path / "conftest.py").unlink()
     result = pytest_run(scenarios, "--hugepfn-strict", "--hugepfn-scenario=fork", "--hugepfn-level=pud")
     result.assert_outcomes(errors=1, deselected=4)
@@ -797,7 +795,7 @@ def test_strict_fails_on_a_premise_that_is_not_met(scenarios: pytest.Pytester, m
 
 
 @pytest.mark.usefixtures("machines")
-def test_the_file_says_what_was_run_on_and_what_was_seen(pytester: pytest.Pytester) -> None:
+def test_the_results_file_has_the_context_and_the_observations(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_fork(vm, claim):\n    vm.run()\n    with claim('holds', by='f()'): pass\n")
     pytest_run(pytester, "--hugepfn-smp=2", "--hugepfn-append=pti=on no5lvl", "--hugepfn-accel=auto")
     data = written(pytester)
@@ -911,7 +909,7 @@ TOLD = "pfn is BAR + offset: two BARs (broken once, first expected 5)"
 
 
 @pytest.mark.usefixtures("machines")
-def test_a_waived_invariant_is_told_with_its_reason(pytester: pytest.Pytester) -> None:
+def test_a_waived_invariant_is_shown_with_its_reason(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(WAIVING.format(waived=PFN))
     pytest_run(pytester, "--junitxml=junit.xml").assert_outcomes(passed=1)
     (one,) = written(pytester)["results"]
@@ -932,7 +930,7 @@ def test_a_waived_invariant_is_told_with_its_reason(pytester: pytest.Pytester) -
         ("'pfn is BAR + offset', reason=' '", "*waive() needs a reason*"),
     ],
 )
-def test_a_waiver_that_means_nothing_stops_everything(pytester: pytest.Pytester, waived: str, words: str) -> None:
+def test_an_invalid_waiver_is_a_usage_error(pytester: pytest.Pytester, waived: str, words: str) -> None:
     pytester.makepyfile(WAIVING.format(waived=waived))
     result = pytest_run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -992,7 +990,7 @@ def test_another_complaint_than_the_expected_one_fails(pytester: pytest.Pytester
         "the invariants held at 1 stop, and the kernel log has no other complaint",
         "the kernel log: WARNING in g",
     )
-    assert one.end is None, "the kernel's log tells it"
+    assert one.end is None, "the claim about the kernel's log tells the reason"
 
 
 @pytest.mark.usefixtures("machines")
@@ -1013,9 +1011,7 @@ def test_a_complaint_outside_of_every_program_fails_the_test(pytester: pytest.Py
         ("512", "*expect_complaint() takes titles*"),
     ],
 )
-def test_an_expected_complaint_that_means_nothing_stops_everything(
-    pytester: pytest.Pytester, titles: str, words: str
-) -> None:
+def test_an_invalid_expected_complaint_is_a_usage_error(pytester: pytest.Pytester, titles: str, words: str) -> None:
     pytester.makepyfile(COMPLAINING.format(titles=titles, body="vm.run()"))
     result = pytest_run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -1063,7 +1059,7 @@ def expecting(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
-def test_what_is_expected_does_not_fail_the_session(expecting: pytest.Pytester) -> None:
+def test_an_expected_failure_does_not_fail_the_session(expecting: pytest.Pytester) -> None:
     (expecting.path / "said").write_text("# by the patch\nno=skip\n\nplain=fail\n")
     said = ("--hugepfn-expect=fork:2M:keeps D=fail", "--hugepfn-expect-file=said", "--hugepfn-expect=any=pass")
     result = pytest_run(expecting, *said, "--junitxml=out.xml", "-rx")
@@ -1098,9 +1094,7 @@ def test_what_is_expected_does_not_fail_the_session(expecting: pytest.Pytester) 
     ],
 )
 @pytest.mark.parametrize("bisect", [False, True])
-def test_what_does_not_happen_as_expected_fails_the_test(
-    expecting: pytest.Pytester, said: str, line: str, bisect: bool
-) -> None:
+def test_an_unmet_expectation_fails_the_test(expecting: pytest.Pytester, said: str, line: str, bisect: bool) -> None:
     test = f"--hugepfn-scenario={said.partition('=')[0].replace(':keps D', '')}"
     result = pytest_run(
         expecting, test, f"--hugepfn-expect={said}", "--junitxml=out.xml", *(["--hugepfn-bisect"] * bisect)
@@ -1111,7 +1105,7 @@ def test_what_does_not_happen_as_expected_fails_the_test(
     assert "is not met" in (expecting.path / "out.xml").read_text()
 
 
-def test_what_is_expected_is_good_for_git(expecting: pytest.Pytester) -> None:
+def test_an_expected_failure_is_good_for_git(expecting: pytest.Pytester) -> None:
     result = pytest_run(expecting, "--hugepfn-scenario=fork", "--hugepfn-expect=fork:pmd=fail", "--hugepfn-bisect")
     assert result.ret == 0
     result.stderr.fnmatch_lines(["hugepfn: good: 1 of 2 passed, 1 as expected"])
@@ -1128,7 +1122,7 @@ def test_what_is_expected_is_good_for_git(expecting: pytest.Pytester) -> None:
         ("--hugepfn-expect-file=none", "ERROR: none cannot be read: No such file or directory"),
     ],
 )
-def test_an_expectation_that_means_nothing_runs_nothing(expecting: pytest.Pytester, said: str, line: str) -> None:
+def test_an_invalid_expectation_runs_nothing(expecting: pytest.Pytester, said: str, line: str) -> None:
     result = pytest_run(expecting, said)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([line])

@@ -1,4 +1,4 @@
-"""Complaints that a test expects: which titles they match, and which taint goes with them."""
+"""Tests for complaints that a test expects: the titles that they match, and the taint that is expected with them."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_title_or_an_expression_for_all_of_it(expected: str, title: str) -> No
     assert not is_expected(f"a {title}", [expected])
 
 
-def test_the_taint_of_what_was_expected_goes_with_it() -> None:
+def test_the_taint_of_an_expected_complaint_is_expected_too() -> None:
     seen = KernelTroubles((WARNING, OTHER), Taint.WARN | Taint.BAD_PAGE)
     left = without_expected(seen, ["WARNING in f"], taint_of([WARNING]))
     assert (left.complaints, left.taint, left.expected) == ((OTHER,), Taint.BAD_PAGE, (WARNING,))
@@ -52,7 +52,7 @@ def test_the_taint_that_a_complaint_sets(kind: ComplaintKind, taint: Taint) -> N
     assert bool(taint_of([KernelComplaint(kind, "")])) is bool(taint)
 
 
-def test_each_expected_complaint_is_a_claim_of_its_own() -> None:
+def test_each_expected_complaint_is_a_separate_claim() -> None:
     seen = [KernelTroubles(expected=(WARNING,)), KernelTroubles((OTHER,))]
     came, missing = claims_of(["WARNING in f", "WARNING in h"], seen)
     assert (came.name, came.outcome) == ("the kernel complains: WARNING in f", Outcome.PASSED)

@@ -1,4 +1,4 @@
-"""A complaint of a real kernel fails a test, unless the test expects it; and an expected one has to come."""
+"""Checks that a complaint of a real kernel fails a test unless it expects it, and that an expected one must occur."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .conftest import Command
 
-#: Linux 6.1 warns when vfio-pci's mapping is moved (known bug HP-011). A list of known bugs is not beside these tests.
+#: Linux 6.1 warns when vfio-pci's mapping is moved (known bug HP-011). These tests have no list of known bugs.
 TESTS = """
 import pytest
 from vm import KernelError

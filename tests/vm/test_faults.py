@@ -1,4 +1,4 @@
-"""A sample of the faults of ``make faults``: each has the right end and the right cause, and leaves nothing behind."""
+"""Injects a sample of the faults of ``make faults``. Each must have the right end and cause, and leave nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Place = tuple[World, Measured]
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    """A world of this module's own. It is not below /tmp, because its commands have another /tmp."""
+    """A separate world for this module. It is not below /tmp, because its commands have another /tmp."""
     folder = ROOT / "build" / "faults" / f"tests-{os.getpid()}"
     try:
         world = make_world(folder, KERNEL)

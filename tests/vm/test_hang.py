@@ -1,4 +1,4 @@
-"""A program that passes its deadline: it is said whether the program hangs or the kernel, and where."""
+"""Tests for a program that passes its deadline: the error tells whether the program or the kernel hangs, and where."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.observe.run import GuestRun
 from harness.verdict.hang.hang import Hang, HangKind
 
 Write = Callable[[str, str], Path]
-#: Of a function that nothing has called yet, so that TCG has not translated it: jmp to itself, without and with cli.
+#: A jmp to itself, without and with cli. The overwritten function was not called yet, so TCG has not translated it.
 LOOPS = {"on": bytes.fromhex("ebfe"), "off": bytes.fromhex("faebfe")}
 FUNCTION = "__x64_sys_swapoff"
 
@@ -25,7 +25,7 @@ def image() -> KernelImage:
 
 
 def hangs(vm: VM, source: Path, words: str) -> tuple[Hang, GuestRun]:
-    """Runs a program up to its hang, which must be told in these words."""
+    """Run a program that hangs. The error must have these words."""
 
     def run() -> None:
         with vm.run(source, timeout_s=2) as guest:
@@ -39,7 +39,7 @@ def hangs(vm: VM, source: Path, words: str) -> tuple[Hang, GuestRun]:
 
 
 def overwrite(vm: VM, function: str, code: bytes) -> int:
-    """Writes instructions over a function of the kernel, and returns its address."""
+    """Overwrite a function of the kernel with instructions, and return its address."""
     vaddr = vm.processes.facts.address(function)
     leaf = vm.walk(1, vaddr).leaf
     assert leaf is not None
@@ -68,7 +68,7 @@ def test_a_program_in_an_endless_loop(image: KernelImage, program: Write) -> Non
         assert hang.tasks[0].user_s > hang.tasks[0].system_s
         assert "sysrq: Show Blocked State" in guest.log
         assert any("Show backtrace of all active CPUs" in line for line in hang.dump)
-        assert not guest.kernel_troubles().found, "the answer is no complaint"
+        assert not guest.kernel_troubles().found, "the kernel's answer to sysrq is no complaint"
         with vm.run("fork") as after:
             assert after.result.passed
 
