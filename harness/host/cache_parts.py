@@ -36,6 +36,7 @@ CONTENTS = {
     "programs": "guest programs that were compiled",
     "qemu-system-x86_64": "QEMU from the Debian mirror",
     "resolved": "which version a kernel's name means today",
+    "sandbox": "which sandbox QEMU has on this host",
     "selftest-sources": "sources of the kernel's selftests",
     "selftests": "selftests that were built",
     "staged": "modules of build trees",

@@ -16,6 +16,7 @@ from harness.host.process import guarded
 from harness.qemu.binary import QemuBinary
 from harness.qemu.hostroot import FileServer, in_view, root_args
 from harness.qemu.ram import GuestRam
+from harness.qemu.sandbox import sandbox_args
 from harness.qemu.spec import Descriptors, MachineSpec, Root, qemu_argv
 from harness.qemu.stderr import LastWords
 
@@ -59,7 +60,8 @@ async def launch(
     """
     descriptors = Descriptors(ram=ram.fd, **{name: end.fileno() for name, end in theirs.items()})
     root = root_args(spec.root, files)
-    argv = qemu_argv(spec, descriptors, binary.path, root=root, share=ram.share, incoming=incoming)
+    more = {"root": root, "sandbox": sandbox_args(binary)}
+    argv = qemu_argv(spec, descriptors, binary.path, share=ram.share, incoming=incoming, **more)
     # If QEMU itself serves files, it gets the view; a virtiofsd has its own.
     argv = in_view("view", argv) if spec.root is Root.HOST_9P else argv
     inherited = [ram.fd, *(end.fileno() for end in theirs.values())]

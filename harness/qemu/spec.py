@@ -158,17 +158,20 @@ def qemu_argv(
     qemu: str = "qemu-system-x86_64",
     *,
     root: Sequence[str] = (),
+    sandbox: Sequence[str] = (),
     share: bool = True,
     incoming: bool = False,
 ) -> list[str]:
     """The complete command line.
 
     :param root: what serves the guest's root, see :func:`harness.qemu.hostroot.root_args`.
+    :param sandbox: see :func:`harness.qemu.sandbox.sandbox_args`.
     :param share: the guest writes to the RAM file; otherwise its writes are private to QEMU.
     :param incoming: wait for a saved machine's state instead of booting.
     """
     return [
         qemu,
+        *sandbox,
         *_platform_args(spec, descriptors, share),
         *_channel_args(descriptors),
         *_device_args(spec),

@@ -29,6 +29,7 @@ from harness.qemu.binary import find_qemu
 from harness.qemu.hostroot import VIEW
 from harness.qemu.process import Qemu
 from harness.qemu.ram import SharedRam
+from harness.qemu.sandbox import sandbox_args
 from harness.qemu.spec import MachineSpec, Root
 from harness.verdict import Run
 from harness.verdict.table import Column, Table
@@ -293,3 +294,29 @@ def test_a_session_shows_no_raw_output_except_streams_of_programs(live: Live, ho
         assert unprintable(live.ok("ps").decode()) == []
     finally:
         live.ok("stop", "-s", "evil")
+
+
+def test_qemu_runs_in_its_sandbox() -> None:
+    """Every thread, also of a clone and of a boot; and nothing that a machine does needs what it denies."""
+    binary = find_qemu()
+    if not sandbox_args(binary):
+        pytest.skip("this QEMU has no sandbox")
+    for clone in (True, False):
+        with VM(KERNEL, clone=clone) as vm:
+            states = [(task / "status").read_text() for task in Path(f"/proc/{vm.qemu.pid}/task").iterdir()]
+            assert all(re.search(r"^Seccomp:\t2$", state, re.MULTILINE) for state in states), "SECCOMP_MODE_FILTER"
+            with vm.run("fork", "--level=pte") as guest:
+                assert guest.result.passed
+            vm.keep("sandboxed", "a test")
+            assert vm.exec(["true"]).exit.ok, "it goes on after it was saved"
+
+
+def test_a_qemu_without_a_sandbox_works_as_well(tmp_path: Path) -> None:
+    wrapper = tmp_path / "qemu"
+    refuses = "echo 'seccomp is not compiled into this build' >&2; exit 1"
+    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *-sandbox*) {refuses};; esac\nexec {find_qemu().path} "$@"\n')
+    wrapper.chmod(0o755)
+    with VM(KERNEL, qemu=str(wrapper), clone=False) as vm:
+        assert "-sandbox" not in vm.qemu.argv
+        with vm.run("fork", "--level=pte") as guest:
+            assert guest.result.passed
