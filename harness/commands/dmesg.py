@@ -6,13 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.errors import ExitCode
+from harness.errors import ExitCode, PremiseNotMet, UsageError
 
 if TYPE_CHECKING:
+    from harness.introspect.source_lines import SourceLines
     from harness.verdict.log.complaints import Complaint
     from harness.verdict.log.taint import Taint
 
@@ -22,7 +24,12 @@ _PIECE_BYTES = 1 << 20
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, readable=True))
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object: docs/schemas/hugepfn-dmesg.schema.json")
-def dmesg(file: str, as_json: bool) -> None:
+@click.option(
+    "--vmlinux",
+    metavar="FILE|KERNEL",
+    help="show file and line of each function, from this kernel's debug information: a vmlinux, or a kernel as for run",
+)
+def dmesg(file: str, as_json: bool, vmlinux: str | None) -> None:
     """Name what a kernel log complains about: oopses, warnings, lockups, sanitizers' reports.
 
     FILE is the log of any kernel, as a console, dmesg, journalctl -k or /dev/kmsg shows it; - reads standard input.
@@ -36,15 +43,18 @@ def dmesg(file: str, as_json: bool) -> None:
     from harness.verdict.log.complaints import SCHEMA, VERSION
     from harness.verdict.log.scanner import ReportStream
 
+    lines = _source_lines(vmlinux) if vmlinux is not None else None
     stream, decoder, found = ReportStream(), PrintableDecoder(), 0
     if as_json:
         click.echo(f'{{"schema": "{SCHEMA}", "version": {VERSION}, "reports": [', nl=False)
     for piece in _pieces(file):
         for report in stream.finish() if piece is None else stream.feed(decoder.feed(piece)):
             if as_json:
-                click.echo(("," if found else "") + "\n" + json.dumps(report.to_json()), nl=False)
+                data = report.to_json() | ({} if lines is None else {"trace": _trace(report, lines)})
+                click.echo(("," if found else "") + "\n" + json.dumps(data), nl=False)
             else:
-                click.echo(("\n" if found else "") + "\n".join(_report_lines(report)))
+                told = (*_report_lines(report), *(_trace_lines(report, lines) if lines is not None else ()))
+                click.echo(("\n" if found else "") + "\n".join(told))
             found += 1
     if as_json:
         click.echo("\n]}" if found else "]}")
@@ -63,6 +73,50 @@ def _pieces(file: str) -> Iterator[bytes | None]:
         if file != "-":
             os.close(descriptor)
     yield None
+
+
+def _source_lines(said: str) -> SourceLines | None:
+    """The source of a vmlinux, or of the kernel that a spec names; None, which is said, if it has no lines."""
+    from harness.introspect.source_lines import SourceLines
+
+    path = Path(said) if Path(said).is_file() else _vmlinux_of(said)
+    try:
+        return SourceLines(path)
+    except PremiseNotMet as error:
+        click.echo(f"hugepfn: {error}", err=True)
+        return None
+
+
+def _vmlinux_of(said: str) -> Path:
+    from harness.kernel import Kernel
+    from harness.kernel.vmlinux import find_vmlinux
+
+    image = Kernel.parse(said).resolve()
+    found = find_vmlinux(image, None)
+    if found is None:
+        raise UsageError(f"{said}: {image.release} has no vmlinux with symbols; give its file: --vmlinux FILE")
+    return found.path
+
+
+def _trace(complaint: Complaint, lines: SourceLines) -> list[dict[str, Any]]:
+    """The places of a report's stacks as values of schema hugepfn-dmesg."""
+    from harness.verdict.log.trace import places
+
+    return [
+        {
+            "place": str(place),
+            "source": [{"function": one.function, "file": one.file, "line": one.line} for one in lines.of(place)],
+        }
+        for place in places(complaint.messages)
+    ]
+
+
+def _trace_lines(complaint: Complaint, lines: SourceLines) -> Iterator[str]:
+    from harness.introspect.source_lines import told
+    from harness.verdict.log.trace import places
+
+    for number, line in enumerate(told(places(complaint.messages), lines)):
+        yield f"  {'' if number else 'trace':<9}  {line}"
 
 
 def _report_lines(complaint: Complaint) -> tuple[str, ...]:
