@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harness.verdict.ktap.parse import MAX_DEPTH, KtapOutcome, Report, Test, parse
+from harness.verdict.selftest import points
 
 DATA = Path(__file__).parent / "data" / "verdict"
 P, F, S, C, T = KtapOutcome.PASSED, KtapOutcome.FAILED, KtapOutcome.SKIPPED, KtapOutcome.CRASHED, KtapOutcome.TODO
@@ -229,38 +230,81 @@ def test_plans_alone_nest_no_deeper_than_the_limit() -> None:
     assert 1 < depth <= MAX_DEPTH
 
 
-def counts(tests: tuple[Test, ...]) -> Counter[KtapOutcome]:
-    """Count the outcomes of the tests without subtests, as kunit does.
+_ABSENT = re.compile(r"(\d+) of \d+ planned tests.* never reported")
 
-    kunit counts a crash for each test that never reported. Here, they are one test and a problem with their number.
+
+def kunit_counts(report: Report) -> dict[KtapOutcome, int]:
+    """Count as kunit does (tools/testing/kunit/kunit_parser.py).
+
+    That is: tests without subtests; a test that failed although its subtests passed; and each planned test that never
+    reported as a crash, apart from one whose subtests did.
     """
-    total: Counter[KtapOutcome] = Counter()
-    for test in tests:
-        total += counts(test.subtests) if test.subtests else Counter([test.outcome])
-    return total
+    found = Counter(point.outcome for point in points(report) if point.outcome is not C)
+    absent = sum(int(match[1]) for problem in report.problems if (match := _ABSENT.match(problem)))
+    crashed = absent - cut_off(report.tests)
+    return {**found, **({C: crashed} if crashed else {})}
 
 
-@pytest.mark.parametrize(
-    ("name", "expected", "outcome"),
-    [
-        ("printk_time", {P: 4}, P),
-        ("printk_caller", {P: 3}, P),
-        ("interrupted", {P: 4}, P),
-        ("nested", {P: 5}, P),
-        ("failure", {P: 2, F: 1}, F),
-        ("panic", {P: 3, C: 1}, C),
-        ("skipped", {P: 2, S: 1}, P),
-        ("all_skipped", {S: 3}, S),
-        ("pound_signs", {P: 3}, P),
-        ("attributes", {P: 1}, P),
-        ("no_plan", {P: 2}, C),
-    ],
-)
-def test_the_cases_of_kunit_give_its_counts(name: str, expected: dict[KtapOutcome, int], outcome: KtapOutcome) -> None:
+def cut_off(tests: tuple[Test, ...]) -> int:
+    """The number of tests that never reported, but some of their subtests did."""
+    here = sum(test.outcome is C and not test.number and bool(test.subtests) for test in tests)
+    return here + sum(cut_off(test.subtests) for test in tests)
+
+
+#: What kunit of Linux 7.3 counts in each case, and our outcome: without a plan, nothing passes.
+KUNIT_COUNTS: dict[str, tuple[dict[KtapOutcome, int], KtapOutcome]] = {
+    "all_passed_nested": ({P: 4}, P),
+    "all_skipped": ({S: 3}, S),
+    "attributes": ({P: 1}, P),
+    "failure": ({P: 2, F: 1}, F),
+    "failure_nested": ({P: 1, F: 2}, F),
+    "failure_nested_tabs": ({P: 1, F: 2}, F),
+    "interrupted": ({P: 4}, P),
+    "isolated": ({P: 2}, P),
+    "multiple_prefixes": ({P: 1, F: 1}, F),
+    "nested": ({P: 5}, P),
+    "no_memory": ({}, C),
+    "no_plan": ({P: 2}, C),
+    "no_tests": ({}, S),
+    "no_tests_no_plan": ({P: 1}, P),
+    "no_version": ({}, C),
+    "panic": ({P: 3, C: 2}, C),
+    "panic_early": ({P: 2, F: 1, C: 4}, C),
+    "pound_signs": ({P: 3}, P),
+    "printk_caller": ({P: 3}, P),
+    "printk_time": ({P: 4}, P),
+    "skipped": ({P: 2, S: 1}, P),
+    "strip_hyphen": ({P: 2}, P),
+    "subtest_header": ({P: 1}, P),
+}
+#: What it counts of kselftest's runner, whose programs' own tests it takes for comments. We read those as well.
+KSELFTEST_COUNTS = {"kselftest": {P: 2, S: 1}, "kselftest_failure": {P: 1, F: 1}}
+
+
+def test_every_case_of_kunit_has_its_counts() -> None:
+    cases = {path.stem for path in (DATA / "kunit_cases").glob("*.ktap")}
+    assert cases == KUNIT_COUNTS.keys() | KSELFTEST_COUNTS.keys()
+
+
+@pytest.mark.parametrize("name", KUNIT_COUNTS)
+def test_the_cases_of_kunit_give_its_counts(name: str) -> None:
     report = read(f"kunit_cases/{name}.ktap")
-    assert counts(report.tests) == expected
-    assert report.outcome is outcome
+    assert (kunit_counts(report), report.outcome) == KUNIT_COUNTS[name]
     assert not any(line.strip().startswith(("ok ", "not ok ")) for line in report.diagnostics)
+
+
+@pytest.mark.parametrize("name", KSELFTEST_COUNTS)
+def test_the_programs_of_kselftest_give_its_counts(name: str) -> None:
+    report = read(f"kunit_cases/{name}.ktap")
+    assert Counter(test.outcome for test in report.tests) == KSELFTEST_COUNTS[name]
+    assert sum(len(test.subtests) for test in report.tests) == {"kselftest": 3, "kselftest_failure": 2}[name]
+
+
+def test_a_result_at_the_level_of_its_plan_after_deeper_ones_is_not_lost() -> None:
+    report = tap("1..1", "  KTAP version 1", "  1..1", "    ok 1 a", "  not ok 1 a", "ok 1 s")
+    assert report.outcome is F
+    report = tap("1..1", "  KTAP version 1", "  1..2", "  ok 1 a", "    not ok 2 b", "ok 1 s")
+    assert report.outcome is C, "what a test prints is no result"
 
 
 def test_three_levels() -> None:

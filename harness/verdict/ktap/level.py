@@ -51,6 +51,8 @@ class KtapLevel:
     name: str = ""
     planned: int | None = None
     plan_reason: str = ""
+    deeper: str = ""
+    """By how much the results of this level are indented further than its plan."""
     tests: list[Test] = field(default_factory=list)
     numbers: set[int] = field(default_factory=set)
     last: int = 0

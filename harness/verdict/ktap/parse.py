@@ -135,10 +135,26 @@ class _Reader:
             case SelftestHeader(name):
                 level.upcoming = name
             case None:
+                if self._deeper(level, text):
+                    return True
                 if not text.startswith("#"):
                     return False
                 level.pending.append(text.removeprefix("#").removeprefix(" "))
         return True
+
+    def _deeper(self, level: KtapLevel, text: str) -> bool:
+        """Apply a result that is indented further than the plan of its level, as kunit accepts it."""
+        inner = text.lstrip(" \t")
+        indent = text[: len(text) - len(inner)]
+        if not indent or level is not self.stack[-1] or level is self.stack[0] or level.planned is None:
+            return False
+        if level.deeper != indent and level.tests:
+            return False
+        result = grammar.classify(inner)
+        if isinstance(result, Result):
+            level.deeper = indent
+            self._result(level, result)
+        return isinstance(result, Result)
 
     def _plan(self, level: KtapLevel, plan: Plan) -> None:
         if plan.indent:
