@@ -50,6 +50,35 @@ def test_an_entry_is_built_once(root: Path) -> None:
     assert leftovers(root) == ["a"]
 
 
+@pytest.mark.parametrize("damaged", [b"", b"wholf", b"whole and more", None])
+def test_an_entry_with_a_damaged_file_is_built_again(monkeypatch: pytest.MonkeyPatch, damaged: bytes | None) -> None:
+    """The file is read once in a process: another process finds the damage."""
+
+    def build(folder: Path) -> None:
+        (folder / "one").write_bytes(b"whole")
+
+    entry = cache.obtain("kernels", "a", build, summed=("one", "none"))
+    assert cache.obtain("kernels", "a", build) == cache.find("kernels", "a") == entry
+    if damaged is None:
+        (entry / "one").unlink()
+    else:
+        (entry / "one").write_bytes(damaged)
+    monkeypatch.setattr(cache, "_used", {})
+    said: list[Event] = []
+    assert cache.find("kernels", "a", said.append) is None
+    assert str(said[0]) == f"{entry}/one has changed since it was saved; not using it"
+    cache.obtain("kernels", "a", build, summed=("one",))
+    assert (entry / "one").read_bytes() == b"whole"
+    assert cache.find("kernels", "a") == entry
+
+
+@pytest.mark.parametrize("marker", ["", "{", "[1]", '{"one": 7}', '{"one": [1, "x"]}'])
+def test_a_marker_without_checksums_says_nothing_about_files(root: Path, marker: str) -> None:
+    entry = cache.obtain("kernels", "a", lambda folder: (folder / "one").touch())
+    (entry / ".complete").write_text(marker)
+    assert cache.find("kernels", "a") == entry == root / "kernels/a"
+
+
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt()])
 def test_a_build_that_fails_leaves_nothing(root: Path, error: BaseException) -> None:
     def fail(folder: Path) -> None:

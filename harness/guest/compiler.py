@@ -135,7 +135,7 @@ def _compile(name: str, files: Sequence[Path], parts: Mapping[str, bytes], flags
         _call([compiler, *flags, *includes, *map(str, files), "-o", str(elf)], f"{name}.c")
         _call(["strip", "-o", str(folder / name), str(elf)], f"{name}.c")
 
-    folder = cache.obtain("programs", f"{name}-{key}", build)
+    folder = cache.obtain("programs", f"{name}-{key}", build, summed=(name,))
     return Program(name, folder / f"{name}.debug", folder / name)
 
 

@@ -20,6 +20,7 @@ from harness.kernel import read as read_module
 #: The modules that vfio-pci depends on come from modules.dep; built-in ones are skipped.
 MODULES = ("virtio_pci", "virtio_console", "vfio_iommu_type1", "vfio_pci")
 _FORMAT = 3  # version of the archive's layout
+_FILE = "initramfs.cpio"
 _FOLDERS = ("bin", "dev", "proc", "run", "sys", "tests", "tmp", "modules")
 
 
@@ -42,9 +43,9 @@ def build_initramfs(kernel: KernelImage, extra_modules: Sequence[str] = ()) -> P
     def build(folder: Path) -> None:
         modules = [(f"{module.name}.ko", read_module(module)) for module in order.modules]
         archive = _archive(init.read(), modules, Path(busybox) if busybox else None)
-        (folder / "initramfs.cpio").write_bytes(archive)
+        (folder / _FILE).write_bytes(archive)
 
-    return cache.obtain("initramfs", key, build) / "initramfs.cpio"
+    return cache.obtain("initramfs", key, build, summed=(_FILE,)) / _FILE
 
 
 def _archive(init: bytes, modules: Sequence[tuple[str, bytes]], busybox: Path | None) -> bytes:

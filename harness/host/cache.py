@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,13 +24,14 @@ import filelock
 import platformdirs
 
 from harness.errors import MachineryError
-from harness.events import Say, Waiting, tell
+from harness.events import Note, Say, Waiting, tell
+from harness.host import cache_sums
 from harness.host.cache_key import short
+from harness.host.cache_sums import MARKER
 from harness.logs import timed
 
 _LOG = logging.getLogger("hugepfn.cache")
 #: The file that a finished entry has.
-MARKER = ".complete"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: Kinds of entry that contain a guest's memory or log. Only their owner may read them, whatever the mode of the cache
 #: folder.
@@ -177,8 +178,10 @@ def has(kind: str, name: str) -> bool:
     return (folder_of(kind) / name / MARKER).is_file()
 
 
-def find(kind: str, name: str) -> Path | None:
+def find(kind: str, name: str, say: Say | None = None) -> Path | None:
     """The folder of a finished entry, which is in use until this process ends; None if there is none.
+
+    An entry with a damaged file counts as none. Its files are read once in each process.
 
     :raises MachineryError: every user may write to the cache, so the entry may come from anybody.
     """
@@ -186,6 +189,9 @@ def find(kind: str, name: str) -> Path | None:
     if not (entry / MARKER).is_file():
         return None
     _check_owner(entry.parent)
+    if entry not in _used and (damaged := cache_sums.changed(entry)):
+        tell(say, Note(f"{entry / damaged} has changed since it was saved; not using it"))
+        return None
     return entry if _use(entry) else None
 
 
@@ -250,6 +256,7 @@ def obtain(
     say: Say | None = None,
     timeout_s: float = 1800,
     what: str | None = None,
+    summed: Sequence[str] = (),
 ) -> Path:
     """The folder of an entry, which is built now if it is missing.
 
@@ -257,9 +264,10 @@ def obtain(
     :param build: fills the empty folder that it is given; if it raises, nothing is left behind.
     :param timeout_s: how long to wait for another process that is building it.
     :param what: what the other process does, for the message about the wait; None: "prepares NAME".
+    :param summed: files of the entry whose checksums are kept; if one of them has changed, the entry is built again.
     :raises MachineryError: no space, or another process took too long to build it.
     """
-    if found := find(kind, name):
+    if found := find(kind, name, say):
         _LOG.info("%s %s: in the cache", kind, short(name))
         return found
     with locked(f"{kind}.{name}", what or f"prepares {name}", say, timeout_s):
@@ -276,7 +284,7 @@ def obtain(
                 temporary.mkdir(mode=mode)
                 with timed(_LOG, "%s %s: not in the cache; building it", kind, short(name), level=logging.INFO):
                     build(temporary)
-                (temporary / MARKER).touch()
+                cache_sums.write(temporary, summed)
                 shutil.rmtree(folder / name, ignore_errors=True)  # left without its marker, so it is incomplete
                 temporary.rename(folder / name)
             finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.host import cache
 from harness.host.cache_parts import size_bytes
+from harness.host.cache_sums import MARKER
 
 _TIMEOUT_S = 60.0  # for others that write such an entry at this moment: each takes less than a second
 
@@ -42,7 +43,7 @@ def add(kind: str, name: str, fill: Callable[[Path], None], limits: Limits) -> P
             try:
                 temporary.mkdir(mode=0o700)
                 fill(temporary)
-                (temporary / cache.MARKER).touch()
+                (temporary / MARKER).touch()
                 entry = temporary.rename(_free(folder / name))
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

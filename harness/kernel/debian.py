@@ -68,7 +68,7 @@ class DebianSource:
         """
         request = self._request
         known = request.recall()
-        entry = cache.find(_KIND, known["entry"]) if known else None
+        entry = cache.find(_KIND, known["entry"], say) if known else None
         if entry is not None:
             return _open(entry, self.spec)
         try:
@@ -172,7 +172,7 @@ def _open(entry: Path, spec: str) -> KernelImage:
 
 
 def _obtain(offer: Offer, say: Say | None) -> Path:
-    return cache.obtain(_KIND, offer.entry, lambda folder: _build(offer, folder, say), say)
+    return cache.obtain(_KIND, offer.entry, lambda folder: _build(offer, folder, say), say, summed=("vmlinuz",))
 
 
 def _build(offer: Offer, folder: Path, say: Say | None) -> None:
