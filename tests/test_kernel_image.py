@@ -89,6 +89,17 @@ def test_a_file_that_is_not_a_kernel_is_one_line(tmp_path: Path, data: bytes, wo
     assert "\n" not in str(caught.value)
 
 
+def test_a_bzimage_that_is_shorter_than_it_says_is_refused(tmp_path: Path) -> None:
+    """setup_sects and syssize of the header; more may follow, such as a signature."""
+    data = bytearray(bzimage())
+    data[0x1F1] = 3
+    struct.pack_into("<I", data, 0x1F4, (len(data) - 4 * 512) // 16)
+    for whole in (data, data + b"signature"):
+        assert open_image(put(tmp_path / "vmlinuz", bytes(whole))).release == RELEASE
+    with pytest.raises(UsageError, match="truncated after 4095 bytes: its header announces 4096"):
+        open_image(put(tmp_path / "vmlinuz", bytes(data[:-1])))
+
+
 def test_a_missing_file_a_directory_and_a_bare_version_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

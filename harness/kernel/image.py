@@ -22,6 +22,7 @@ _EXPECTED = "expected an x86-64 bzImage or vmlinux"
 
 # Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
 _BOOT_FLAG, _HEADER, _PROTOCOL, _VERSION_POINTER, _XLOADFLAGS = 0x1FE, 0x202, 0x206, 0x20E, 0x236
+_SETUP_SECTS, _SYSSIZE = 0x1F1, 0x1F4
 _SETUP_START = 0x200  # kernel_version counts from the end of the boot sector
 _XLF_KERNEL_64 = 1
 _SETUP_MAX_BYTES = 0x200 + 0x10000  # kernel_version is 16 bits wide, so nothing that we read is beyond this
@@ -171,6 +172,13 @@ def _bzimage_release(path: Path, head: bytes) -> str:
         struct.unpack_from("<H", head, _VERSION_POINTER)[0],
     )
     xloadflags = struct.unpack_from("<H", head, _XLOADFLAGS)[0]
+    sectors, paragraphs = head[_SETUP_SECTS] or 4, struct.unpack_from("<I", head, _SYSSIZE)[0]
+    size_bytes, announced_bytes = path.stat().st_size, (sectors + 1) * 512 + paragraphs * 16
+    if paragraphs and size_bytes < announced_bytes:
+        raise UsageError(
+            f"{path} is a bzImage that is truncated after {size_bytes} bytes: its header announces {announced_bytes}; "
+            "copy or build it again"
+        )
     if protocol < 0x20C or not xloadflags & _XLF_KERNEL_64:
         raise UsageError(f"{path} is a 32-bit bzImage; {_EXPECTED}")
     text = head[_SETUP_START + pointer :].split(b"\0", 1)[0] if pointer else b""
