@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -68,6 +69,11 @@ class Command:
     def pid(self) -> int:
         """Of the command."""
         return self._process.pid
+
+    @property
+    def terminal(self) -> int | None:
+        """Our end of its terminal, if it has one."""
+        return self._terminal[0] if self._terminal is not None else None
 
     def follow(self, after: str, nth: int, delay_s: float, act: Callable[[], bool]) -> Ended:
         """Wait for its end.
@@ -145,8 +151,9 @@ class Command:
         mine, theirs = self._terminal
         text = bytes(self._output.get(mine, b""))
         wrong = []
-        if termios.tcgetattr(theirs) != self._before:
-            wrong.append("the terminal's settings (termios) have changed")
+        with contextlib.suppress(termios.error):  # it was closed
+            if termios.tcgetattr(theirs) != self._before:
+                wrong.append("the terminal's settings (termios) have changed")
         if text.rfind(b"\x1b[?25l") > text.rfind(b"\x1b[?25h"):
             wrong.append("the terminal's cursor is hidden")
         if text.rfind(b"\x1b[?1049h") > text.rfind(b"\x1b[?1049l"):

@@ -59,6 +59,7 @@ class Kind:
     :ivar done: what is done, as a clause of the table.
     :ivar endings: the ways in which the command may end; any of them is right.
     :ivar argv: the arguments of ``hugepfn``. ``--json`` is added to ``run``.
+    :ivar before: commands that have to succeed before it, in the same world.
     :ivar prepare: changes the world before the command starts.
     :ivar moment: when ``act`` happens; None if the fault is there from the start.
     :ivar act: injects the fault.
@@ -66,6 +67,7 @@ class Kind:
     :ivar factor: how often the time of an undisturbed run may pass, beside that.
     :ivar runs: how many there are of it in a whole campaign.
     :ivar afterwards: commands that have to succeed after it, in the same world.
+    :ivar repairs: the files of the cache that ``prepare`` damages, as a glob pattern, and hugepfn has to replace.
     :ivar may_leave: names of files that are no leftovers of it.
     :ivar terminal: the command gets a terminal.
     :ivar sampled: it may be in the sample of the test-suite, which has no time for some.
@@ -83,7 +85,9 @@ class Kind:
     patience_s: float = 0.0
     factor: float = 10.0
     runs: int = 6
+    before: tuple[tuple[str, ...], ...] = ()
     afterwards: tuple[tuple[str, ...], ...] = ()
+    repairs: str = ""
     may_leave: tuple[str, ...] = ()
     terminal: bool = False
     sampled: bool = True

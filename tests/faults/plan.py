@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Sequence
 from random import Random
 
-from tests.faults import kinds_guest, kinds_qemu, kinds_signals
+from tests.faults import kinds_channels, kinds_files, kinds_guest, kinds_host, kinds_qemu, kinds_sessions, kinds_signals
 from tests.faults.kind import Fault, Kind
 
-KINDS: tuple[Kind, ...] = (*kinds_guest.KINDS, *kinds_qemu.KINDS, *kinds_signals.KINDS)
+_MODULES = (kinds_guest, kinds_channels, kinds_qemu, kinds_files, kinds_host, kinds_signals, kinds_sessions)
+KINDS: tuple[Kind, ...] = tuple(kind for module in _MODULES for kind in module.KINDS)
 
 
 def plan(kinds: Sequence[Kind], seed: str) -> list[Fault]:

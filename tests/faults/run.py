@@ -6,7 +6,10 @@ import contextlib
 import json
 import os
 import subprocess
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.faults.command import Command, Ended
@@ -15,9 +18,11 @@ from tests.faults.kind import Fault, Kind
 from tests.faults.leftovers import leftovers, look
 from tests.faults.measure import Measured
 from tests.faults.scene import Scene
-from tests.faults.world import MARKER, World, hugepfn
+from tests.faults.world import World, hugepfn
 
 _TAIL_LINES = 40
+_UNDISTURBED_S = 300
+_WITH_KERNEL = ("run", "start")
 #: A host that is busy may be slower than the measured run by any factor; below this, it is not worth a thought.
 _LEAST_S = 20.0
 #: By what the delay of a fault is multiplied, at the first attempt and if it came too late.
@@ -65,15 +70,18 @@ def _inject(fault: Fault, world: World, measured: Measured, hurry: float) -> tup
     kind, marker = fault.kind, f"{os.getpid()}-{fault.seed}"
     world.reset()
     scene = Scene(world, fault.random(), [*kind.argv])
-    if kind.argv[0] == "run":
-        scene.argv += ["--kernel", world.kernel, "--json", str(world.results)]
+    scene.argv += ["--kernel", world.kernel] if kind.argv[0] in _WITH_KERNEL else []
+    scene.argv += ["--json", str(world.results)] if kind.argv[0] == "run" else []
     kind.prepare(scene)
     scene.argv += ["-vv"] if kind.logs else []
     deadline_s = max(kind.patience_s + kind.factor * measured.boot, _LEAST_S)
-    before = look(world)
+    before, damaged = look(world), _contents(world, kind.repairs)
+    wrong = _undisturbed(scene, kind.before, "before", marker)
     ended = _follow(scene, kind, marker, deadline_s, hurry, measured)
-    wrong = problems(kind, ended, _results(world))
-    wrong += _afterwards(scene, kind, marker)
+    wrong += problems(kind, ended, _results(world))
+    now = _contents(world, kind.repairs)
+    wrong += [f"{path} is still damaged" for path, crc in damaged.items() if now.get(path) == crc]
+    wrong += _undisturbed(scene, kind.afterwards, "afterwards", marker)
     wrong += [f"left behind: {one}" for one in leftovers(world, before, marker, kind.may_leave)]
     tail = "\n".join((ended.out + ended.err).splitlines()[-_TAIL_LINES:])
     drawn = ", ".join(scene.drawn)
@@ -96,7 +104,7 @@ def _follow(scene: Scene, kind: Kind, marker: str, deadline_s: float, hurry: flo
         cwd=scene.cwd or scene.world.work(),
         start_new_session=not kind.terminal,
     )
-    scene.pid = command.pid
+    scene.pid, scene.terminal = command.pid, command.terminal
 
     def act() -> bool:
         try:
@@ -108,6 +116,11 @@ def _follow(scene: Scene, kind: Kind, marker: str, deadline_s: float, hurry: flo
     return command.follow(moment.after if moment is not None else "", nth, delay_s, act)
 
 
+def _contents(world: World, pattern: str) -> dict[Path, int]:
+    """The CRC of the cache's files that match a pattern."""
+    return {path: zlib.crc32(path.read_bytes()) for path in world.cache.glob(pattern)} if pattern else {}
+
+
 def _results(world: World) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads(world.results.read_text())
@@ -115,22 +128,21 @@ def _results(world: World) -> dict[str, Any] | None:
     return None
 
 
-def _afterwards(scene: Scene, kind: Kind, marker: str) -> list[str]:
-    """Run the commands that have to succeed after the fault."""
+def _undisturbed(scene: Scene, commands: Sequence[Sequence[str]], when: str, marker: str) -> list[str]:
+    """Run commands that have to succeed before or after the fault; returns what is wrong."""
     wrong = []
-    for words in kind.afterwards:
-        argv = scene.world.isolated(hugepfn(*words, *(["--kernel", scene.world.kernel] if words[0] == "run" else [])))
-        environment = {**scene.world.environment(marker), MARKER: marker}
+    for words in commands:
+        kernel = ["--kernel", scene.world.kernel] if words[0] in _WITH_KERNEL else []
         done = subprocess.run(
-            argv,
-            env=environment,
+            scene.world.isolated(hugepfn(*words, *kernel)),
+            env=scene.world.environment(marker),
             cwd=scene.world.work(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=_UNDISTURBED_S,
             check=False,
         )
         if done.returncode != 0:
-            wrong.append(f"hugepfn {' '.join(words)} afterwards: status {done.returncode}: {done.stderr[-300:]}")
+            wrong.append(f"hugepfn {' '.join(words)} {when}: status {done.returncode}: {done.stderr[-300:]}")
     return wrong

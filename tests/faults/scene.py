@@ -21,6 +21,7 @@ class Scene:
     :ivar environment: beside that of the world.
     :ivar cwd: the working directory.
     :ivar pid: of the started command.
+    :ivar terminal: our end of the command's terminal, if it has one.
     :ivar drawn: what was drawn at random, in words, for the report.
     """
 
@@ -33,12 +34,25 @@ class Scene:
     cwd: Path | None = None
     pid: int = 0
     drawn: list[str] = field(default_factory=list)
+    terminal: int | None = None
 
     def choose(self, what: str, least: int, most: int) -> int:
         """Draw a number, and note it."""
         number = self.random.randint(least, most)
         self.drawn.append(f"{what} {number}")
         return number
+
+    def type(self, keys: bytes) -> None:
+        """Type at the command's terminal."""
+        assert self.terminal is not None
+        os.write(self.terminal, keys)
+
+    def hang_up(self) -> None:
+        """Close the command's terminal. Its number stays in use, so that nobody else gets it."""
+        assert self.terminal is not None
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self.terminal)
+        os.close(null)
 
     def qemu(self) -> int:
         """The pid of the command's QEMU.

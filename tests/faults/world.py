@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.host import cache
+from harness.host import cache, cache_sums
 from harness.kernel import Kernel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ MARKER = "HUGEPFN_FAULT"
 _FOLDERS = ("home", "run", "tmp", "shm", "work")
 #: Shows the command folders of the world in place of the host's own, and then becomes the command.
 _ISOLATE = 'mount --bind "$1/tmp" /tmp && mount --bind "$1/tmp" /var/tmp && mount --bind "$1/shm" /dev/shm && shift'
-_COPIED = ("accel", "hashes", "programs", "resolved")
+_COPIED = ("accel", "resolved")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class World:
         return self.folder / "cache"
 
     @property
-    def _pristine(self) -> Path:
+    def pristine(self) -> Path:
+        """The cache as it was before the first fault. Only read it."""
         return self.folder / "pristine"
 
     def work(self) -> Path:
@@ -83,15 +84,17 @@ class World:
         for name in _FOLDERS:
             _remove(self.folder / name)
             (self.folder / name).mkdir(mode=0o700)
-        self.results.unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_file():
+                path.unlink()
         _remove(self.cache)
-        _link_tree(self._pristine, self.cache)
+        _link_tree(self.pristine, self.cache)
 
     def seal(self) -> None:
         """Keep the cache as it is now for every later :meth:`reset`."""
-        _remove(self._pristine)
+        _remove(self.pristine)
         shutil.rmtree(self.cache / "locks", ignore_errors=True)
-        self.cache.rename(self._pristine)
+        self.cache.rename(self.pristine)
 
     def own(self, path: Path) -> Path:
         """Replace a file of the cache by a copy of its own, which may be changed. Its times stay as they are."""
@@ -99,11 +102,6 @@ class World:
         shutil.copy2(path, copy)
         copy.replace(path)
         return path
-
-    def entry(self, kind: str) -> Path:
-        """The only entry of a kind that the kernel of this world uses."""
-        (found,) = [path for path in (self.cache / kind).iterdir() if (path / ".complete").is_file()]
-        return found
 
 
 def make_world(folder: Path, spec: str) -> World:
@@ -123,7 +121,9 @@ def make_world(folder: Path, spec: str) -> World:
     for kind in _COPIED:
         if (cache.root() / kind).is_dir():
             shutil.copytree(cache.root() / kind, world.cache / kind, symlinks=True)
-    shutil.copytree(entry, world.cache / "kernels" / entry.name, symlinks=True)
+    copy = world.cache / "kernels" / entry.name
+    shutil.copytree(entry, copy, symlinks=True)
+    cache_sums.write(copy, ("vmlinuz",))  # an older hugepfn may have made the user's
     for name in _FOLDERS:
         (folder / name).mkdir(mode=0o700)
     return world

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hugepfn.h"
@@ -154,22 +155,35 @@ static void write_whole(int fd, const char *data, size_t length)
 	}
 }
 
-/* --text (~ is a newline) to the port, --times times; or --random bytes from a generator with the seed --seed. */
+/* A copy of TEXT in which ~ is a newline, and @ the caller's pid. */
+static char *expanded(const char *text)
+{
+	char *copy = malloc(strlen(text) * 8 + 1), *at = copy;
+
+	if (!copy)
+		hp_die("malloc");
+	for (; *text; text++)
+		if (*text == '@')
+			at += sprintf(at, "%d", getpid());
+		else
+			*at++ = *text == '~' ? '\n' : *text;
+	*at = 0;
+	return copy;
+}
+
+/* --text to the port, --times times; then --random bytes from a generator with the seed --seed. */
 static void lie(const struct hp_options *options)
 {
 	int fd = agents_port(atoi(hp_option(options, "port", "1")));
-	const char *text = hp_option(options, "text", "");
+	char *text = expanded(hp_option(options, "text", "")), noise[4096], many[64 << 10];
 	long times = atol(hp_option(options, "times", "1")), bytes = atol(hp_option(options, "random", "0"));
-	size_t length = strlen(text);
-	char *data = strdup(text), noise[4096];
+	size_t length = strlen(text), fit = length ? sizeof(many) / length : 1;
 
-	if (!data)
-		hp_die("strdup");
-	for (size_t i = 0; i < length; i++)
-		if (data[i] == '~')
-			data[i] = '\n';
-	for (; times; times--)
-		write_whole(fd, data, length);
+	for (size_t i = 0; i < fit; i++)
+		memcpy(many + i * length, text, length);
+	for (; times >= (long)fit; times -= (long)fit)
+		write_whole(fd, many, fit * length);
+	write_whole(fd, many, (size_t)times * length);
 	srandom((unsigned int)atoi(hp_option(options, "seed", "1")));
 	for (; bytes > 0; bytes -= (long)sizeof(noise)) {
 		for (size_t i = 0; i < sizeof(noise); i++)
@@ -177,7 +191,35 @@ static void lie(const struct hp_options *options)
 		write_whole(fd, noise, sizeof(noise));
 	}
 	close(fd);
-	free(data);
+	free(text);
+}
+
+/* Overwrites the code of PID 1, whose next instruction is then a breakpoint that nobody expects. */
+static void kill_agent(const struct hp_options *options)
+{
+	unsigned long start, end;
+	char permissions[8], breakpoints[4096];
+	FILE *maps = fopen("/proc/1/maps", "r");
+	int memory = open("/proc/1/mem", O_RDWR);
+
+	(void)options;
+	memset(breakpoints, 0xcc, sizeof(breakpoints));
+	while (maps && memory >= 0 && fscanf(maps, "%lx-%lx %7s%*[^\n]", &start, &end, permissions) == 3)
+		if (permissions[2] == 'x' && start < 1UL << 47 && permissions[1] != 'w')
+			for (; start < end; start += sizeof(breakpoints))
+				if (pwrite(memory, breakpoints, sizeof(breakpoints), (off_t)start) < 0)
+					break;
+}
+
+static void jump(const struct hp_options *options)
+{
+	long long by = atoll(hp_option(options, "seconds", "1")) % 300000000;
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	now.tv_sec += by % 2 ? by : -by;
+	if (clock_settime(CLOCK_REALTIME, &now))
+		hp_die("clock_settime");
 }
 
 static const struct {
@@ -187,6 +229,7 @@ static const struct {
 	{ "nothing", nothing }, { "crash", crash }, { "leave", leave }, { "hang", hang }, { "spin", spin },
 	{ "sysrq", sysrq }, { "system-call", system_call }, { "out-of-memory", out_of_memory },
 	{ "print-endlessly", print_endlessly }, { "print", print }, { "flood", flood }, { "lie", lie },
+	{ "kill-agent", kill_agent }, { "jump", jump },
 };
 
 int main(int argc, char **argv)
