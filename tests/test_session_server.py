@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +26,7 @@ from harness.qemu.spec import MachineSpec
 from harness.session import handshake, wire
 from harness.session.client import SessionClient
 from harness.session.registry import About
-from harness.session.server import Server, Start
+from harness.session.server import Server, Start, serve
 from harness.session.state import Halt, HaltCause, MachineState
 
 SOON_S = 30.0
@@ -200,3 +200,24 @@ def test_a_kept_machine_is_restored_with_ram_in_the_requested_folder(
     server._start = Start("one", MachineConfig(ram_dir=tmp_path / "nowhere"), "fork-pud")
     with pytest.raises(UsageError, match=f"cannot put guest RAM into {tmp_path}/nowhere: no such folder"):
         server._machine()
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_session_whose_starter_was_killed_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, early: bool) -> None:
+    monkeypatch.setenv("HUGEPFN_RUNTIME_DIR", str(tmp_path / "run"))
+    ours, theirs = Pipe()
+    came_up = []
+
+    def run(_server: Server, ready: Callable[[About], None]) -> None:
+        ours.close()
+        came_up.append(True)
+        ready(About("one", 1, "", "", 0.0))
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(Server, "run", run)
+    if early:
+        ours.close()
+    else:
+        ours.send(Start("one", DEFAULT))
+    serve(theirs)
+    assert (bool(came_up), list((tmp_path / "run").glob("*"))) == (not early, [])

@@ -19,7 +19,7 @@ from harness import logs
 from harness.campaign.session import Stopping
 from harness.config import MachineConfig
 from harness.ending import explain
-from harness.errors import ExitCode, HugepfnError, UsageError
+from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.events import Event, Note, Say
 from harness.guest.job import Job
 from harness.machine import preparation
@@ -244,8 +244,10 @@ def _listen(connection: Connection, signals: queue.SimpleQueue[int | None]) -> N
 
 
 def serve(control: Connection) -> None:
-    """Run a session's process; ``control`` connects to the command that started it, until the session is ready."""
-    start: Start = control.recv()
+    """Run a session's process; ``control`` connects to the command that started it, until the session is ready.
+
+    If that command is killed, nobody knows of the session, and it ends.
+    """
 
     def say(event: Event) -> None:
         with contextlib.suppress(OSError):
@@ -253,14 +255,18 @@ def serve(control: Connection) -> None:
 
     def ready(about: About) -> None:
         logs.hide()  # where our caller showed it, who goes now
-        control.send(wire.Answer(about))
+        try:
+            control.send(wire.Answer(about))
+        except OSError as error:
+            raise MachineryError("the command that started this session has gone") from error
         control.close()
 
     try:
+        start: Start = control.recv()
         with registry.claim(start.name) as folder:
             Server(start, folder, say).run(ready)
     except HugepfnError as error:
         with contextlib.suppress(OSError):
             control.send(wire.RemoteFailure(str(error), int(error.exit_code)))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         pass
