@@ -149,15 +149,17 @@ class Command:
         if self._terminal is None:
             return ""
         mine, theirs = self._terminal
-        text = bytes(self._output.get(mine, b""))
         wrong = []
-        with contextlib.suppress(termios.error):  # it was closed
+        with contextlib.suppress(termios.error):  # it was closed, and has no state
             if termios.tcgetattr(theirs) != self._before:
                 wrong.append("the terminal's settings (termios) have changed")
-        if text.rfind(b"\x1b[?25l") > text.rfind(b"\x1b[?25h"):
-            wrong.append("the terminal's cursor is hidden")
-        if text.rfind(b"\x1b[?1049h") > text.rfind(b"\x1b[?1049l"):
-            wrong.append("the terminal shows its other screen")
+            text = bytes(self._output.get(mine, b""))
+            for on, off, what in (
+                (b"?25l", b"?25h", "has no cursor"),
+                (b"?1049h", b"?1049l", "shows its other screen"),
+            ):
+                if text.rfind(b"\x1b[" + on) > text.rfind(b"\x1b[" + off):
+                    wrong.append(f"the terminal {what}")
         for end in self._terminal:
             os.close(end)
         return "; ".join(wrong)
