@@ -20,6 +20,7 @@ from harness.qemu.standstill import Standstill
 from harness.results import invariants_of
 from harness.verdict import Complaint, Outcome, ScenarioResult, Taint, scan, words
 from harness.verdict.log.complaint_kinds import ComplaintKind
+from tests.dmesg_logs import logs
 
 SOFT_LOCKUP = "[  88.1] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [fork:71]\n[  88.2]  </TASK>\n"
 RCU_STALL = "[  90.1] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:\n"
@@ -172,3 +173,9 @@ def test_the_kinds_of_stalls() -> None:
     assert {kind for kind in kinds if kind.stall} >= {ComplaintKind.RCU_STALL, ComplaintKind.SOFT_LOCKUP}
     assert not ComplaintKind.OOPS.stall
     assert not ComplaintKind.PANIC.stall
+
+
+def test_a_kernel_that_dies_is_told_by_its_title() -> None:
+    (log,) = (one.text for one in logs() if one.path.stem == "null_read_7_3")
+    first = scan(log)[0]
+    assert str(_end(log, Standstill())).startswith(f"waiting: the kernel died: {first.title} ({first.line}) in ")

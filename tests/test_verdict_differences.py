@@ -11,6 +11,8 @@ from harness.pagetable import Observation
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
 from harness.verdict.claims import BugSeen
 from harness.verdict.differences import What, compare_runs, folded, lasting, unknown_cases
+from harness.verdict.log.complaint_kinds import ComplaintKind
+from harness.verdict.log.troubles import KernelComplaint, KernelTroubles
 
 CLAIM = Claim("the child keeps its dirty bit", Outcome.PASSED, "copy_huge_pud()")
 
@@ -50,6 +52,22 @@ def test_what_varies_between_runs_of_one_kernel_is_no_difference() -> None:
         for reason, spec in zip(reasons, ("debian:6.1", "./bzImage"), strict=True)
     ]
     assert compare_runs(*failed) == ()
+
+
+def test_a_complaint_is_compared_by_its_title() -> None:
+    def died(line: str, title: str) -> Run:
+        complaint = KernelComplaint(ComplaintKind.WARNING, line, (), title)
+        ended = run(outcome=Outcome.FAILED, reason=f"the kernel log: {complaint.words}\npfn is BAR + offset")
+        (one,) = ended.results
+        return replace(ended, results=(replace(one, kernel=(KernelTroubles((complaint,)),)),))
+
+    older = died("WARNING: CPU: 0 PID: 81 at mm/memory.c:1028 f+0xd5/0xe0", "WARNING in f")
+    newer = died("WARNING: mm/memory.c:1130 at f+0xd7/0xf0, CPU#0: fork/85", "WARNING in f")
+    assert compare_runs(older, newer) == ()
+    another = died("WARNING: mm/memory.c:1130 at g+0xd7/0xf0, CPU#0: fork/85", "WARNING in g")
+    assert [what for what, *_ in told(older, another)] == ["reason"]
+    unknown = [died(f"WARNING: mm/{file}.c:1 at 0x1, CPU#0: fork/85", "WARNING in corrupted") for file in ("a", "b")]
+    assert [what for what, *_ in told(*unknown)] == ["reason"]
 
 
 def test_an_entry_that_differs_with_its_bits() -> None:

@@ -123,4 +123,6 @@ class KernelWatch:
         except HugepfnError:
             return self.qemu.complaint()
         complaints = self.complaints()
-        return f"the kernel log says: {complaints[-1].line}" if complaints else "the kernel log has no complaint"
+        if not complaints:
+            return "the kernel log has no complaint"
+        return f"the kernel log says: {KernelComplaint.of(complaints[-1]).words}"

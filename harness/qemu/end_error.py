@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from harness.errors import EmulatorError, KernelDied, MachineryError, MachineStopped
 from harness.qemu.spec import Accel
 from harness.verdict import Complaint
+from harness.verdict.log.troubles import KernelComplaint
 
 _TOLD_TO_END = "terminating on signal"  # QEMU then exits with 0 (system/runstate.c, qemu_kill_report())
 #: Run states that QEMU does not leave by itself (qapi/run-state.json, RunState).
@@ -62,7 +63,7 @@ def _died(when: str, end: QemuEnd, first: Complaint) -> KernelDied | MachineryEr
             f"{when}the kernel died of a stall that hugepfn caused ({first.line}): {ours}; boot it with "
             "--append 'softlockup_panic=0 panic_on_rcu_stall=0 hung_task_panic=0', or use --accel tcg"
         )
-    words = [first.line, first.where, f"(after checkpoint {first.after})" if first.after else ""]
+    words = [KernelComplaint.of(first).words, first.where, f"(after checkpoint {first.after})" if first.after else ""]
     return KernelDied(f"{when}the kernel died: {' '.join(filter(None, words))}")
 
 

@@ -29,6 +29,7 @@ from harness.qemu.speed import slowness
 from harness.qemu.standstill import LastStop, Standstill
 from harness.qemu.stderr import LastWords
 from harness.verdict import Complaint, scan
+from harness.verdict.log.troubles import KernelComplaint
 
 T = TypeVar("T")
 
@@ -220,7 +221,9 @@ class Qemu:
     def complaint(self) -> str:
         """The last complaint in the part of the kernel log that has arrived, in words."""
         complaints = self._complaints()
-        return f"the kernel log says: {complaints[-1].line}" if complaints else "the console shows no complaint"
+        if not complaints:
+            return "the console shows no complaint"
+        return f"the kernel log says: {KernelComplaint.of(complaints[-1]).words}"
 
     async def has_ended(self) -> bool:
         """Whether QEMU has ended or is ending."""

@@ -39,9 +39,14 @@ class KernelComplaint:
         return {"kind": self.kind.value, "line": self.line, "functions": functions, "title": self.title}
 
     @property
+    def has_function(self) -> bool:
+        """Whether the title is one, and says all that it should."""
+        return bool(self.title) and UNKNOWN not in self.title.split()
+
+    @property
     def words(self) -> str:
         """The title, and the kernel's own words; these alone where the title says no more than they do."""
-        told = not self.title or UNKNOWN in self.title.split() or canonical(self.line).startswith(self.title)
+        told = not self.has_function or canonical(self.line).startswith(self.title)
         return self.line if told else f"{self.title} ({self.line})"
 
     @classmethod
