@@ -48,7 +48,9 @@ def clipped(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     half = most // 2
-    return f"{text[:half]}\n... hugepfn: {len(text) - 2 * half} characters are left out here ...\n{text[-half:]}"
+    end = "\n" if "\n" in text else " "
+    note = f"... hugepfn: {len(text) - 2 * half} characters are left out here ..."
+    return f"{text[:half]}{end}{note}{end}{text[-half:]}"
 
 
 class PrintableDecoder:

@@ -22,12 +22,14 @@ from harness.errors import (
     RunBroken,
     UsageError,
 )
+from harness.guest import bounds
 from harness.kernel import KernelImage
 from harness.machine.vm import VM
 from harness.outputs import write_text
 from harness.pagetable import Observation
 from harness.plugin.accounts import Accounts, keep_worse
 from harness.plugin.carried import carried_by
+from harness.printable import clipped
 from harness.verdict import Claim, ClaimKind, Outcome, Run, ScenarioResult
 from harness.verdict.known_bugs import KnownBug, judge
 from harness.verdict.log.troubles import End, EndKind
@@ -79,7 +81,7 @@ def invariants_of(machine: VM) -> Claim:
 def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
     """Return the lines of the kernel log since the first guest program started; the last lines if it did not boot.
 
-    The middle of a log with more than LOG_LINES_MAX lines is left out.
+    The middle of a log with more than LOG_LINES_MAX lines is left out, and that of a very long line.
     """
     if isinstance(error, BootError):
         lines = error.console_tail.splitlines()
@@ -87,10 +89,10 @@ def log_of(machine: VM | None, error: BaseException | None) -> tuple[str, ...]:
         lines = machine.runs[0].log.splitlines()
     else:
         return ()
-    if len(lines) <= LOG_LINES_MAX:
-        return tuple(lines)
-    half = LOG_LINES_MAX // 2
-    return (*lines[:half], f"... {len(lines) - 2 * half} lines ...", *lines[-half:])
+    if len(lines) > LOG_LINES_MAX:
+        half = LOG_LINES_MAX // 2
+        lines = [*lines[:half], f"... {len(lines) - 2 * half} lines ...", *lines[-half:]]
+    return tuple(clipped(line, bounds.LOG_LINE_MAX) for line in lines)
 
 
 def reason_of(claims: Claims, error: BaseException | None) -> str:

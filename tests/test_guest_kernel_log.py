@@ -214,6 +214,14 @@ def test_messages_of_a_program_that_hangs_are_found() -> None:
     assert asyncio.run(watch.last_words()) == "the console shows this"
 
 
+def test_complaints_without_end_are_cut() -> None:
+    machine = Machine()
+    watch = machine.begin()
+    machine.agent.log(*(f"BUG: Bad page state in process a{number} pfn:1" for number in range(200)))
+    asyncio.run(watch.settle())
+    assert len(watch.troubles().complaints) == 100
+
+
 def test_what_the_kernel_answers_is_no_complaint() -> None:
     machine = Machine()
     watch = machine.begin()

@@ -131,11 +131,14 @@ def test_ready_words() -> None:
     ("before", "after", "expected"),
     [
         ("release=6.12.1", "release=", "'release=', expected release= and"),
+        ("release=6.12.1", "release=6.12.1\nchannel=pigeon", "'channel=pigeon', expected channel= and"),
+        ("release=6.12.1", "release=6.12.1\nmissing=" + 4001 * "x", r"'missing=x+'\.\.\. .* expected missing= and"),
+        ("release=6.12.1", "release=6.12.1\n" + 9000 * "x", "has 90.. characters, expected at most 8192"),
         ("release=6.12.1", "release=6.12.1\x1b[2J", "'release=6.12.1.x1b.2J', expected release= and"),
         ("taint=0", "taint=W", "'taint=W', expected taint= and .0-9"),
         ("taint=0\n", "", "expected taint= and"),
         ("vfio_bdf=0000:00:05.0", "vfio_bdf=--help", "'vfio_bdf=--help', expected vfio_bdf= and"),
-        ("vfio_group=1", "vfio_group=" + "1" * 10000, r"1'\.\.\. \(10011 characters\), expected vfio_group= and"),
+        ("vfio_group=1", "vfio_group=" + "1" * 1000, r"1'\.\.\. \(1011 characters\), expected vfio_group= and"),
     ],
 )
 def test_malformed_ready_words_are_refused(before: str, after: str, expected: str) -> None:

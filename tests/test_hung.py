@@ -187,6 +187,15 @@ def test_a_program_that_was_interrupted_in_user_space_is_not_in_the_kernel(run: 
     assert report.hang.tasks[0] == HungTask("parent", 7, "R", 0.0, 0.0, ())
 
 
+def test_what_a_guest_says_about_its_tasks_has_limits(run: Any) -> None:
+    stack = "".join(f"[<0>] {'f' * 9000}+0x37/0x60\n" for _ in range(1000))
+    guest = Guest({"/proc/7/stat": "7 (a) " + "S" * 9000 + " 0" * 20, "/proc/7/stack": stack})
+    guest.log = "x" * 9000 + "\n"
+    hang = run(guest).hang
+    assert (hang.tasks[0].state, len(hang.tasks[0].stack), len(hang.tasks[0].stack[0])) == ("S", 64, 512)
+    assert [len(line) for line in hang.log] == [2000]
+
+
 def test_an_agent_that_does_not_answer_means_that_the_kernel_hangs(run: Any) -> None:
     guest = Guest(None, REGISTERS.replace("HLT=1", "HLT=0", 1))
     report = run(guest)

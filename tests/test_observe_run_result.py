@@ -81,6 +81,11 @@ def test_the_last_report_of_a_value_counts() -> None:
     assert result(said).values == {"a": "2", "b": "x=y z", "e": ""}
 
 
+def test_values_without_end_are_cut() -> None:
+    said = "".join(f"# value a{number}=1\n" for number in range(20_000))
+    assert len(result(said).values) == 10_000
+
+
 @pytest.mark.parametrize(("word", "count"), [("0", 0), ("1", 1), ("999999999", 999999999)])
 def test_a_number_of_faults(word: str, count: int) -> None:
     assert result(f"# value write-faults={word}\n").faults("write-faults", "written") == count

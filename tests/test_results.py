@@ -18,7 +18,7 @@ from harness.errors import (
     MachineryError,
     RunBroken,
 )
-from harness.results import end_of
+from harness.results import end_of, log_of
 from harness.verdict.log.taint import Taint
 from harness.verdict.log.troubles import End, EndKind, KernelTroubles
 
@@ -53,3 +53,11 @@ def test_failures_that_are_recorded_as_values_are_no_end(broken: list[str], tain
     claims = Claims()
     claims.failure = ClaimFailed("a claim does not hold")
     assert end_of(claims, machine, claims.failure) is None
+
+
+def test_a_line_of_the_log_without_end_is_cut() -> None:
+    machine = cast(Any, SimpleNamespace(runs=[SimpleNamespace(log="short\n" + "x" * 50_000_000 + "\n")]))
+    short, long = log_of(machine, None)
+    assert short == "short"
+    assert len(long) < 2100
+    assert "49998000 characters are left out here" in long

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from harness.verdict.ktap import parse as ktap_parse
 from harness.verdict.ktap.parse import MAX_DEPTH, KtapOutcome, Report, Test, parse
 from harness.verdict.selftest import points
 
@@ -421,3 +422,47 @@ def test_a_line_without_a_time_is_no_result_of_a_report_that_has_times() -> None
 def test_a_version_line_is_not_output_of_the_next_test() -> None:
     report = tap("1..1", "    KTAP version 1", "    1..1", "    not ok 1 x", "not ok 1 a")
     assert report.tests[0].subtests[0].diagnostics == ()
+
+
+# --- more than any kernel's test prints ------------------------------------------------------------
+
+FEW = {"MAX_RESULTS": 10, "MAX_LINES": 40, "MAX_DIAGNOSTICS": 5, "MAX_PROBLEMS": 3}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in FEW.items():
+        monkeypatch.setattr(ktap_parse, name, value)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("ok 1", "line 12: more than 10 results and plans; what follows was not read"),
+        ("1..1", "line 12: more than 10 results and plans; what follows was not read"),
+        ("    KTAP version 1", "line 12: more than 10 results and plans; what follows was not read"),
+        ("  # Subtest: a", "line 12: more than 10 results and plans; what follows was not read"),
+        ("# a diagnostic", "line 40: more than 40 lines; what follows was not read"),
+        ("", "line 40: more than 40 lines; what follows was not read"),
+    ],
+)
+def test_a_report_without_end_does_not_pass_and_says_why(line: str, cause: str) -> None:
+    report = parse("KTAP version 1\n" + f"{line}\n" * 1000)
+    assert report.problems[0] == cause
+    assert len(report.problems) <= FEW["MAX_PROBLEMS"]
+    assert not report.passed
+
+
+@pytest.mark.usefixtures("few")
+def test_a_report_of_the_allowed_length_is_read_whole() -> None:
+    report = parse("KTAP version 1\n1..9\n" + "".join(f"ok {number}\n" for number in range(1, 10)))
+    assert (report.passed, len(report.tests), report.problems) == (True, 9, ())
+
+
+@pytest.mark.usefixtures("few")
+def test_diagnostics_beyond_the_limit_are_counted_and_change_no_verdict() -> None:
+    report = parse("KTAP version 1\n1..1\n" + "# noise\n" * 20 + "ok 1\n")
+    assert report.passed
+    assert report.tests[0].diagnostics == ("noise",) * 5
+    assert report.problems == ("15 further lines of diagnostics were not kept",)

@@ -13,7 +13,7 @@ PAGE_BYTES = 4096  # not from harness.pagetable, which loads numpy: `hugepfn ssh
 #: One line of the events channel: HP_LINE of guest_tests/lib/shared.h is 11,904.
 LINE_MAX_BYTES = 16 << 10
 #: Events that have not been handled yet. A program waits at each checkpoint, so there are never many.
-EVENTS_MAX = 1 << 16
+EVENTS_MAX = 1 << 12
 #: Events of a program before the agent reports that it runs. It waits to be registered, which is one line.
 EARLY_MAX_BYTES = 1 << 20
 #: HP_NAME of guest_tests/lib/shared.h, without its NUL.
@@ -37,6 +37,17 @@ OUTPUT_MAX_BYTES = 64 << 20
 #: What is kept of the kernel log, of the records and of the console each: the newest, about 300 MB of host memory.
 LOG_MAX_BYTES = 64 << 20
 
+#: Characters of a line of the kernel log in a result. A record of the kernel has at most 1,024 (LOG_LINE_MAX),
+#: but a guest may write to its console without a newline.
+LOG_LINE_MAX = 2000
+#: Complaints of the kernel that a result has. After the first few, the others are consequences, or lies.
+COMPLAINTS_MAX = 100
+#: Values that a program may report with ktap_value().
+VALUES_MAX = 10_000
+#: Bytes of the agent's first message: init/main.c has a buffer of 4,096.
+READY_MAX_BYTES = 8192
+#: Functions in the stack of a process, and characters of each: KSYM_NAME_LEN is 512.
+STACK_MAX, SYMBOL_MAX = 64, 512
 #: Characters of the agent's reason for a refusal: the longest one has a path of PATH_MAX (4,096) in it.
 REASON_MAX = 4200
 #: MAX_ERRNO, include/linux/err.h.

@@ -28,6 +28,8 @@ _READY = {
     "release": re.compile(r"[!-~]{1,64}"),  # __NEW_UTS_LEN
     "version": re.compile(r"[ -~]{0,64}"),
     "taint": re.compile(r"[0-9]{1,20}"),
+    "channel": re.compile(r"(virtio|serial)?"),
+    "missing": re.compile(r"[ -~]{0,4000}"),
     "vfio_bdf": re.compile(r"([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])?"),
     "vfio_group": re.compile(r"[!-~]{0,15}"),
     "vfio_why": re.compile(r"[ -~]{0,1000}"),
@@ -113,6 +115,8 @@ def parse_ready(text: str) -> dict[str, str]:
 
     :raises ProtocolError: a required name is missing, or a value is malformed.
     """
+    if len(text) > bounds.READY_MAX_BYTES:
+        raise ProtocolError(f"agent: ready has {len(text)} characters, expected at most {bounds.READY_MAX_BYTES}")
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
     for name, allowed in _READY.items():
         if not allowed.fullmatch(found.get(name, "")):

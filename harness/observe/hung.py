@@ -13,8 +13,10 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from harness.errors import DeadlineError, HugepfnError
+from harness.guest import bounds
 from harness.guest.agent import Agent
 from harness.guest.log_reader import read_log
 from harness.observe.kernel_watch import KernelWatch
@@ -82,8 +84,9 @@ async def _task(agent: Agent, pid: int, name: str) -> HungTask:
     task = HungTask(name, pid, "", 0.0, 0.0, ())
     with contextlib.suppress(HugepfnError, ValueError, IndexError):  # it has ended
         stat = (await _file(agent, f"/proc/{pid}/stat")).rpartition(")")[2].split()
-        task = replace(task, state=stat[0], user_s=int(stat[11]) / _USER_HZ, system_s=int(stat[12]) / _USER_HZ)
-        stack = tuple(_FRAME.findall(await _file(agent, f"/proc/{pid}/stack")))
+        task = replace(task, state=stat[0][:1], user_s=int(stat[11]) / _USER_HZ, system_s=int(stat[12]) / _USER_HZ)
+        frames = _FRAME.finditer(await _file(agent, f"/proc/{pid}/stack"))
+        stack = tuple(one[1][: bounds.SYMBOL_MAX] for one in islice(frames, bounds.STACK_MAX))
         in_user_space = bool(stack) and stack[-1].startswith("asm_")  # interrupted there, and not in a system call
         task = replace(task, stack=() if in_user_space else stack)
     return task
@@ -157,6 +160,6 @@ async def _silence(qemu: Qemu) -> None:
 
 def _with_log(hang: Hang, before: str, after: str) -> Hang:
     """Add the last lines before the kernel was asked, and what it has answered."""
-    said = after.splitlines()
-    new = said[len(before.splitlines()) :]
-    return replace(hang, log=tuple(before.splitlines()[-LOG_LINES:]), dump=tuple(new[:DUMP_LINES]))
+    old, new = before.splitlines(), after.splitlines()[len(before.splitlines()) :]
+    log, dump = ([line[: bounds.LOG_LINE_MAX] for line in part] for part in (old[-LOG_LINES:], new[:DUMP_LINES]))
+    return replace(hang, log=tuple(log), dump=tuple(dump))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from harness.errors import HugepfnError
+from harness.guest import bounds
 from harness.guest.agent import Agent
 from harness.guest.kernel_log import LogMark
 from harness.guest.log_reader import read_log
@@ -81,7 +82,7 @@ class KernelWatch:
 
     def troubles(self) -> KernelTroubles:
         """Return complaints and taint, and the complaints that are not held against the kernel."""
-        told = [(one, self._excuse(one)) for one in self.complaints()]
+        told = [(one, self._excuse(one)) for one in self.complaints()[: bounds.COMPLAINTS_MAX]]
         taint = self.taint
         if any(one.kind is ComplaintKind.SOFT_LOCKUP and why for one, why in told):
             taint = added_taint(Taint.SOFTLOCKUP, taint)

@@ -9,6 +9,7 @@ puts it in front of everything that a program prints).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.verdict.ktap import lines as grammar
@@ -21,6 +22,14 @@ __all__ = ["MAX_DEPTH", "KtapOutcome", "Report", "Test", "parse"]
 _SILENT = "no KTAP or TAP version line: the program reported nothing"
 MAX_DEPTH = 32
 """Levels below this one are not distinguished. No kernel test has a tenth of it."""
+MAX_RESULTS = 100_000
+"""Lines that may begin or end a test: results, plans, version lines. No kernel test has a tenth of it."""
+MAX_LINES = 2_000_000
+"""Lines of any kind that are read."""
+MAX_DIAGNOSTICS = 100_000
+"""Other lines that are kept; further ones are counted."""
+MAX_PROBLEMS = 100
+"""Problems that are kept."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,25 @@ class _Reader:
         self.stack: list[KtapLevel] = [KtapLevel("")] if headless else []
         self._stamped = False
         self._line_number = 0
+        self._results_left = MAX_RESULTS
+        self._diagnostics = 0
+        self._problems = 0
 
-    def take(self, line: str) -> None:
-        """Read one line."""
+    def take(self, line: str) -> bool:
+        """Read one line; return False if the report is too long, and no further line is wanted."""
         self._line_number += 1
+        if line:
+            self._read(line)
+        if self._results_left >= 0 and self._line_number < MAX_LINES:
+            return True
+        if self.stack:
+            limit = f"{MAX_RESULTS} results and plans" if self._results_left < 0 else f"{MAX_LINES} lines"
+            text = f"line {self._line_number}: more than {limit}; what follows was not read"
+            self.stack[0].problems.insert(0, text)
+            self.stack[0].broken = True
+        return False
+
+    def _read(self, line: str) -> None:
         stamp, text = split(line)
         if not self.stack:
             if found := grammar.version(text):
@@ -90,6 +114,9 @@ class _Reader:
         outermost = self.stack[0]
         self._fold(outermost)
         close(outermost)
+        if (dropped := self._diagnostics - MAX_DIAGNOSTICS) > 0:
+            outermost.problems.append(f"{dropped} further lines of diagnostics were not kept")
+        del outermost.problems[MAX_PROBLEMS:]
         return outermost
 
     def _open(self, prefix: str, known: bool) -> None:
@@ -98,6 +125,7 @@ class _Reader:
             self._problem(self.stack[-1], "a version of TAP that hugepfn does not know")
 
     def _version(self, found: grammar.Version) -> None:
+        self._results_left -= 1
         outermost = self.stack[0]
         if not found.indent.startswith(outermost.prefix):
             self._problem(outermost, "a version line outside the report", breaks=True)
@@ -121,7 +149,9 @@ class _Reader:
 
     def _known(self, level: KtapLevel, text: str) -> bool:
         """Apply a line to a level; return False if the line is not part of KTAP."""
-        match grammar.classify(text):
+        kind = grammar.classify(text)
+        self._results_left -= kind is not None
+        match kind:
             case Result() as result:
                 self._fold(level)
                 self._result(level, result)
@@ -139,7 +169,7 @@ class _Reader:
                     return True
                 if not text.startswith("#"):
                     return False
-                level.pending.append(text.removeprefix("#").removeprefix(" "))
+                self._keep(level, text.removeprefix("#").removeprefix(" "))
         return True
 
     def _deeper(self, level: KtapLevel, text: str) -> bool:
@@ -183,9 +213,13 @@ class _Reader:
         settle(level, result)
 
     def _stranger(self, text: str) -> None:
-        if not text.strip():
-            return
-        self.stack[-1].pending.append(text)
+        if text.strip():
+            self._keep(self.stack[-1], text)
+
+    def _keep(self, level: KtapLevel, diagnostic: str) -> None:
+        self._diagnostics += 1
+        if self._diagnostics <= MAX_DIAGNOSTICS:
+            level.pending.append(diagnostic)
 
     def _fold(self, level: KtapLevel) -> None:
         """Close every level inside this one and attach each to its parent."""
@@ -200,7 +234,9 @@ class _Reader:
                 outer.inner.append(inner)
 
     def _problem(self, level: KtapLevel, text: str, *, breaks: bool = False) -> None:
-        level.problems.append(f"line {self._line_number}: {text}")
+        self._problems += 1
+        if self._problems <= MAX_PROBLEMS:
+            level.problems.append(f"line {self._line_number}: {text}")
         level.broken = level.broken or breaks
 
 
@@ -229,6 +265,16 @@ def parse(text: str, *, headless: bool = False) -> Report:
 
 
 def _outermost(text: str, reader: _Reader) -> KtapLevel | None:
-    for line in text.split("\n"):
-        reader.take(line.rstrip("\r"))
+    for line in _lines(text):
+        if not reader.take(line.rstrip("\r")):
+            break
     return reader.finish()
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines one by one: a list of millions of empty ones would take eight times the room of the text."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
