@@ -73,7 +73,9 @@ def test_a_page_is_followed(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "why"), [("$ false\n", "exit status 1"), ("$ echo 1\nno\n", "did not come:\nno")], ids=["status", "line"]
+    ("block", "why"),
+    [("$ false\n", "exit status 1"), ("$ echo 1\nno\n", "does not have it:\nno")],
+    ids=["status", "line"],
 )
 def test_a_page_that_is_wrong(reader: Reader, block: str, why: str) -> None:
     try:
