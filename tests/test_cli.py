@@ -19,6 +19,7 @@ import pytest
 from harness import cli, doctor
 from harness.campaign import scenarios
 from harness.commands.sessions import say
+from harness.config import DEFAULT
 from harness.errors import BootError, ClaimFailed, ExitCode, GuestProgramError, MachineryError, UsageError
 from harness.host import cache, packages
 from harness.kernel import ImageKind, Kconfig, KernelImage
@@ -323,6 +324,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     errors: list[BaseException] = []
 
     class NoMachine:
+        config, emulator, runs = DEFAULT, None, ()
+
         def __enter__(self) -> None:
             raise errors[0]
 

@@ -28,7 +28,7 @@ CONTENTS = {
     "builds": "sources and object files, for the next build of a kernel",
     "built": "kernels that were built",
     "compat": "the file systems of a `make compat` that runs, or was killed",
-    "failures": "evidence of tests that failed, see docs/reference/evidence.md",
+    "failures": "evidence of tests that failed",
     "hashes": "the identity of kernel files",
     "initramfs": "what guests start from",
     "kept": "machines that --keep-vm kept; `hugepfn kept` lists them",

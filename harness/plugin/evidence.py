@@ -48,9 +48,11 @@ def begin(item: pytest.Item) -> None:
 
 def keep(item: pytest.Item, result: ScenarioResult, context: Mapping[str, object], error: BaseException | None) -> str:
     """Keep the evidence of a test that failed, and return the folder; "" if it did not fail, or if none is wanted."""
+    if result.outcome not in (Outcome.FAILED, Outcome.ERROR) or isinstance(error, UsageError):
+        return ""
     machine = item.stash.get(TRIED, None) or getattr(item, "funcargs", {}).get("live_vm")
     config = machine.config if machine is not None else config_of(item.config)
-    if result.outcome not in (Outcome.FAILED, Outcome.ERROR) or isinstance(error, UsageError) or not config.evidence:
+    if not config.evidence:
         return ""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^\w.-]+", "-", f"{now}-{result.scenario}-{result.level or ''}").strip("-.")[:100]

@@ -24,6 +24,7 @@ from harness.errors import MachineryError
 from harness.guest.initramfs import build_initramfs
 from harness.guest.sshd import CONNECTIONS_MAX
 from harness.kernel import Kernel
+from harness.machine import kept
 from harness.machine.vm import VM
 from harness.qemu.binary import find_qemu
 from harness.qemu.hostroot import VIEW
@@ -308,6 +309,7 @@ def test_qemu_runs_in_its_sandbox() -> None:
             with vm.run("fork", "--level=pte") as guest:
                 assert guest.result.passed
             vm.keep("sandboxed", "a test")
+            kept.remove("sandboxed")
             assert vm.exec(["true"]).exit.ok, "it goes on after it was saved"
 
 
