@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # slow to import
 
 #: Errors of a host that is at its limits, in contrast to a wrong request.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class _Descriptor(io.FileIO):
@@ -120,7 +121,7 @@ def check_writable(files: Mapping[str, Path | None]) -> None:
 
     :param files: the files, by the options that name them.
     :raises UsageError: a file cannot be created.
-    :raises MachineryError: there is no space left on this host.
+    :raises MachineryError: this host is at its limits: no space, no file descriptors.
     """
     for option, file in files.items():
         if file is None:
@@ -146,7 +147,9 @@ def write_text(file: Path | None, make: Callable[[], str]) -> None:
 
 
 def _refused(file: str, error: OSError, family: type[UsageError | MachineryError]) -> UsageError | MachineryError:
-    if error.errno in NO_ROOM:
+    if error.errno in (*NO_ROOM, *NO_DESCRIPTORS):
         family = MachineryError
     hint = "free some room" if family is MachineryError else "name another file"
+    if error.errno in NO_DESCRIPTORS:
+        hint = "raise ulimit -n"
     return family(f"{file} cannot be written: {error.strerror}; {hint}")

@@ -96,7 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         try:
             check_writable({"--hugepfn-json": config.getoption("hugepfn_json")})
-        except HugepfnError as error:
+        except UsageError as error:  # a full disk is nobody's wrong request, and no usage error
             raise pytest.UsageError(str(error)) from error
 
 

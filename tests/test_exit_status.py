@@ -5,6 +5,7 @@ The kernel and the machines are stubs, so that each run takes a second. The proc
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from harness.errors import ExitCode
+from harness.errors import ExitCode, MachineryError
+from harness.outputs import check_writable
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = (sys.executable, "-m", "harness.entry")
@@ -50,6 +52,15 @@ def kernel():
 @pytest.fixture
 def vm():
     return None
+
+if "NO_DESCRIPTORS" in os.environ:
+    from harness import pytest_plugin
+    from harness.errors import MachineryError
+
+    def refuse(_files):
+        raise MachineryError("out.json cannot be written")
+
+    pytest_plugin.check_writable = refuse
 
 def pytest_collection_finish(session):
     if "BREAK_PYTEST" in os.environ:
@@ -180,6 +191,19 @@ def test_a_file_on_a_full_disk(shell: Shell, option: str, workers: str) -> None:
     assert "4 passed; 4 of 4 claims hold" in done.out
     done = shell(f"hugepfn run {workers} {option} /dev/full", FAIL="pud")
     assert (done.status, "No space left on device" in done.one_line()) == (1, True)
+
+
+def test_a_host_at_its_limits_is_no_wrong_request(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is tried twice, by the command and by the plugin in its pytest session."""
+    done = shell("hugepfn run --json out.json", NO_DESCRIPTORS="1")
+    assert (done.status, done.one_line()) == (3, "out.json cannot be written")
+
+    def open_no_more(path: Path, _text: str) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    monkeypatch.setattr(Path, "write_text", open_no_more)
+    with pytest.raises(MachineryError, match=r"--json x cannot be written: Too many open files; raise ulimit -n"):
+        check_writable({"--json": Path("x")})
 
 
 def test_a_full_disk_does_not_lose_the_other_file(shell: Shell, tmp_path: Path) -> None:
