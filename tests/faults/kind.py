@@ -84,7 +84,7 @@ class Kind:
     act: Callable[[Scene], None] = field(default=lambda _scene: None, repr=False)
     patience_s: float = 0.0
     factor: float = 10.0
-    runs: int = 6
+    runs: int = 3
     before: tuple[tuple[str, ...], ...] = ()
     afterwards: tuple[tuple[str, ...], ...] = ()
     repairs: str = ""

@@ -69,7 +69,7 @@ def _healed(
     """Damage that hugepfn repairs."""
     repairs = pattern if change in (truncated, flipped) else ""
     endings = (Ending(0, (words,), "passed"),)
-    return Kind(name, _GROUP, done, endings, argv, changing(pattern, change), logs=False, runs=4, repairs=repairs)
+    return Kind(name, _GROUP, done, endings, argv, changing(pattern, change), logs=False, runs=3, repairs=repairs)
 
 
 def _lost(name: str, done: str, change: Change) -> Kind:
@@ -82,7 +82,7 @@ def _lost(name: str, done: str, change: Change) -> Kind:
         scene.environment["APT_CONFIG"] = str(config)
 
     endings = (Ending(3, ("vmlinuz has changed since it was saved", "is not cached and cannot be fetched")),)
-    return Kind(name, _GROUP, done, endings, _BOOT, prepare, logs=False, runs=4)
+    return Kind(name, _GROUP, done, endings, _BOOT, prepare, logs=False, runs=3)
 
 
 def _own_kernel(scene: Scene) -> None:
@@ -144,7 +144,7 @@ KINDS = (
         _BOOT,
         moment=Moment(r"qemu\] \S*qemu-system", within="boot", share=0.3),
         act=_replace_kernel,
-        runs=4,
+        runs=3,
     ),
     Kind(
         "template-removed",
@@ -153,7 +153,7 @@ KINDS = (
         (_FINE,),
         moment=Moment(r"cache\] key of initramfs", within="restore"),
         act=_remove("templates"),
-        runs=4,
+        runs=3,
     ),
     Kind(
         "cache-removed",
@@ -162,6 +162,6 @@ KINDS = (
         (_FINE, Ending(3, ("was removed|was replaced|no such|cannot|No such file",), "error")),
         moment=Moment(r"cache\] key of initramfs", within="restore"),
         act=_remove("templates", "programs", "initramfs", "kernels"),
-        runs=4,
+        runs=3,
     ),
 )

@@ -110,7 +110,7 @@ KINDS = (
         ARGV,
         doing("--do=system-call", _CLI_SPIN, 6.0),
         patience_s=60,
-        runs=4,
+        runs=3,
         logs=False,
     ),
     Kind(
@@ -121,7 +121,7 @@ KINDS = (
         ARGV,
         doing("--do=system-call --watchdog=0", _SPIN, 6.0),
         patience_s=60,
-        runs=4,
+        runs=3,
         logs=False,
     ),
     Kind(
@@ -179,7 +179,7 @@ KINDS = (
         ARGV,
         doing("--do=hang", timeout_s=6.0),
         patience_s=30,
-        runs=4,
+        runs=3,
         logs=False,
     ),
     Kind(
@@ -190,7 +190,7 @@ KINDS = (
         ARGV,
         doing("--do=spin", timeout_s=6.0),
         patience_s=30,
-        runs=4,
+        runs=3,
         logs=False,
     ),
     _program(

@@ -135,7 +135,7 @@ KINDS = (
         prepare=_limits("nofile", 8, 40),
         may_leave=("traceback.txt",),
         logs=False,
-        runs=10,
+        runs=6,
     ),
     Kind(
         "memory-out",
@@ -145,7 +145,7 @@ KINDS = (
         prepare=_limits("as", 200, 1800, 1 << 20),
         may_leave=("traceback.txt",),
         logs=False,
-        runs=8,
+        runs=6,
     ),
     Kind(
         "clock-jumps",
@@ -227,7 +227,7 @@ KINDS = (
         (_FINE, Ending(3, ("working directory was deleted",))),
         moment=Moment(_STARTS, within="restore"),
         act=_delete_folder,
-        runs=4,
+        runs=3,
     ),
     Kind(
         "terminal-ctrl-c",

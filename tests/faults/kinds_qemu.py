@@ -57,7 +57,7 @@ def _stopped(name: str, when: str, argv: tuple[str, ...], moment: Moment, patien
         moment=moment,
         act=sending(signal.SIGSTOP),
         patience_s=patience_s,
-        runs=4,
+        runs=3,
     )
 
 

@@ -53,7 +53,7 @@ def _exec(
         act=act,
         afterwards=afterwards,
         patience_s=patience_s,
-        runs=4,
+        runs=3,
         logs=False,
     )
 
@@ -121,7 +121,7 @@ KINDS = (
         ("exec", "sh", "-c", "echo c > /proc/sysrq-trigger"),
         before=(_START,),
         afterwards=(("ps",), _STOP),
-        runs=4,
+        runs=3,
         logs=False,
     ),
 )

@@ -22,7 +22,7 @@ def _ending(number: signal.Signals, name: str, when: str, argv: tuple[str, ...],
         moment=Moment(_STARTS, within=within, share=0.6),
         act=lambda scene: scene.signal(number),
         factor=2.0,
-        runs=5,
+        runs=3,
     )
 
 

@@ -101,17 +101,18 @@ static void print(const struct hp_options *options)
 	_exit(0);
 }
 
-/* BYTES of text to PATH, in lines of a length that no reader has a buffer for. */
+/* BYTES of text to PATH, a line with each write. The kernel log keeps them, and does not show them on the console. */
 static void flood(const struct hp_options *options)
 {
 	long long left = atoll(hp_option(options, "bytes", "104857600"));
-	int fd = open(hp_option(options, "path", "/dev/ttyS0"), O_WRONLY | O_NOCTTY);
-	size_t length = (size_t)atoi(hp_option(options, "line", "4096"));
+	int fd = open(hp_option(options, "path", "/dev/kmsg"), O_WRONLY | O_NOCTTY);
+	size_t length = (size_t)atoi(hp_option(options, "line", "900"));
 	char *line = malloc(length);
 
 	if (fd < 0 || !line)
 		hp_die("flood");
 	memset(line, 'f', length - 1);
+	memcpy(line, "<7>", 3);
 	line[length - 1] = '\n';
 	for (ssize_t n; left > 0; left -= n) {
 		n = write(fd, line, length);
