@@ -23,8 +23,9 @@ What hugepfn does when a kernel, QEMU or this host goes wrong. You can rely on f
   is as it was.
 
 `make faults` puts this to the test. It runs `hugepfn` in directories of its own, and each time does to it one of the
-things below, at a moment that is drawn at random. `make faults FAULTS="--seed 7"` draws other moments, and
-`FAULTS="--kind NAME"` injects only one kind. A sample of {sample} faults is part of `make test`.
+things below, at a moment that is drawn at random. The words in the tables are regular expressions, which the output
+must match; the state of a case is as in [results](../results.md). `make faults FAULTS="--seed 7"` draws other moments,
+and `FAULTS="--kind NAME"` injects only one kind. A sample of {sample} faults is part of `make test`.
 """
 
 
