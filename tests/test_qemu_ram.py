@@ -275,6 +275,26 @@ def test_addresses_outside_a_clones_memory(clone: PrivateRam, paddr: int) -> Non
             clone.memory.tables(np.array([0, paddr], np.uint64))
 
 
+def test_a_clone_whose_qemu_has_ended_has_no_memory(template: Path) -> None:
+    """The kernel reads nothing from a process that has ended, which must not look like empty tables."""
+    script = "import mmap, signal; m = mmap.mmap(0, 0, flags=mmap.MAP_PRIVATE); print(flush=True); signal.pause()"
+    ram = PrivateRam(template)
+    with subprocess.Popen([sys.executable, "-c", script], stdin=ram.fd, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        ram.attach(child.pid)
+        assert ram.memory.read_u64(4096) == 4097
+        child.kill()
+    for act in (
+        lambda: ram.memory.read_u64(4096),
+        lambda: ram.memory.tables(np.array([0], np.uint64)),
+        lambda: ram.memory.write_u64(0, 1),
+    ):
+        with pytest.raises(MachineryError, match=rf"QEMU \(pid {child.pid}\) has ended, and its memory is gone"):
+            act()
+    ram.close()
+
+
 def test_a_clone_releases_everything(template: Path) -> None:
     before = open_files()
     ram = PrivateRam(template)

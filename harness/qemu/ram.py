@@ -205,6 +205,7 @@ class ProcessMemory:
 
     def __init__(self, pid: int, ram_fd: int) -> None:
         """:raises MachineryError: the process does not map the file, or may not be read."""
+        self._pid = pid
         self.size_bytes = os.fstat(ram_fd).st_size
         self._base = _mapped_at(pid, ram_fd)
         try:
@@ -219,16 +220,35 @@ class ProcessMemory:
             raise WalkError(f"paddr {paddr:#x} lies outside guest RAM, which ends at {self.size_bytes:#x}")
         return self._base + paddr
 
+    def _check_moved(self, moved_bytes: int, wanted_bytes: int) -> None:
+        """Refuse a short read: what a process that has ended does not give would look like empty tables.
+
+        :raises MachineryError: the memory is gone.
+        """
+        if moved_bytes != wanted_bytes:
+            raise MachineryError(f"QEMU (pid {self._pid}) has ended, and its memory is gone")
+
     def read_u64(self, paddr: int) -> int:
-        """Return the 8-byte word at an 8-byte-aligned physical address."""
-        return int.from_bytes(os.pread(self._fd, 8, self._check(paddr, 8)), "little")
+        """Return the 8-byte word at an 8-byte-aligned physical address.
+
+        :raises MachineryError: QEMU has ended.
+        """
+        word = os.pread(self._fd, 8, self._check(paddr, 8))
+        self._check_moved(len(word), 8)
+        return int.from_bytes(word, "little")
 
     def write_u64(self, paddr: int, value: int) -> None:
-        """Write an 8-byte word."""
-        os.pwrite(self._fd, value.to_bytes(8, "little"), self._check(paddr, 8))
+        """Write an 8-byte word.
+
+        :raises MachineryError: QEMU has ended.
+        """
+        self._check_moved(os.pwrite(self._fd, value.to_bytes(8, "little"), self._check(paddr, 8)), 8)
 
     def tables(self, paddrs: U64Array) -> U64Array:
-        """Return a copy of the tables at these addresses, uint64[len(paddrs), 512]; neighbours are read at once."""
+        """Return a copy of the tables at these addresses, uint64[len(paddrs), 512]; neighbours are read at once.
+
+        :raises MachineryError: QEMU has ended.
+        """
         found = np.empty((len(paddrs), PAGE_SIZE_BYTES // 8), np.uint64)
         breaks = np.flatnonzero(np.diff(paddrs) != PAGE_SIZE_BYTES) + 1
         for rows in np.split(np.arange(len(paddrs)), breaks):
@@ -236,7 +256,8 @@ class ProcessMemory:
                 first, last = int(rows[0]), int(rows[-1]) + 1
                 self._check(int(paddrs[last - 1]), PAGE_SIZE_BYTES)
                 offset = self._check(int(paddrs[first]), PAGE_SIZE_BYTES)
-                os.preadv(self._fd, [found[first:last].data.cast("B")], offset)
+                part = found[first:last]
+                self._check_moved(os.preadv(self._fd, [part.data.cast("B")], offset), part.nbytes)
         return found
 
     def close(self) -> None:
