@@ -10,10 +10,11 @@
 # make mutation    break the Python code in 200 places, one at a time, and count which the tests notice (half an hour)
 # make fuzz     give every reader of what a guest sends inputs that a coverage-guided fuzzer makes (ten minutes)
 # make faults   kill, stop, starve and corrupt all that hugepfn works with, 300 times, and look at how it ends (half an hour)
+# make bisect-simulation  bisect 20,000 histories in numbers beside git-bayesect and git bisect; writes docs/bisection.md (half an hour)
 # make container-steps  run the steps of the Containerfile in a debootstrap; needs root, downloads 500 MB
 # make long-tests  run a bisection and a patch series with kernels that are really built (half an hour)
 # make compat      test QEMU 7.2 to 11, four file systems and two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation fuzz faults long-tests compat container-steps setup test-setup clean
+.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation fuzz faults bisect-simulation long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
 # A file or pipe that was never closed is an error. Python reports it when the object is garbage-collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
@@ -65,6 +66,10 @@ fuzz: test-setup
 
 faults: test-setup
 	PYTHONPATH=. $(PYTHON) tests/faults/campaign.py $(FAULTS)
+
+bisect-simulation: test-setup
+	@$(PYTHON) -c 'import git_bayesect' 2>/dev/null || $(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[bayesect]'
+	PYTHONPATH=. $(PYTHON) tests/bisection/simulation.py --write $(SIMULATION)
 
 long-tests: test-setup
 	$(PYTHON) -m pytest -q -m long tests/vm

@@ -16,7 +16,7 @@ ROWS = """
 errors printable logs levels events
 outputs host
 pagetable
-verdict kernel_functions
+verdict bisection kernel_functions
 archive
 kernel
 guest
@@ -40,7 +40,7 @@ entry
 """
 RANK = {room: rank for rank, row in enumerate(ROWS.strip().splitlines()) for room in row.split()}
 ROOM_FILES_MAX = 18
-PURE = ("pagetable", "verdict")
+PURE = ("pagetable", "verdict", "bisection")
 IMPURE = {"asyncio", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "select", "shutil", "signal"} | {
     *("socket", "subprocess", "sys", "tempfile", "threading", "time", "urllib")
 }
