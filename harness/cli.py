@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import click
 
 from harness import logs
+from harness.commands.bisect import bisect
 from harness.commands.build import build
 from harness.commands.cache import cache
 from harness.commands.dmesg import dmesg
@@ -208,7 +209,9 @@ def _show_log(_context: click.Context, _parameter: click.Parameter, verbosity: i
 SECTIONS = (
     CommandSection("Verdicts", (run, list_scenarios, kselftest), "hugepfn run fork --level pud"),
     CommandSection("Kernels", (kernels, build), "hugepfn build ~/linux --patch fix.patch"),
-    CommandSection("Campaigns", (matrix, compare, series, check), "hugepfn compare debian:6.12 tree:~/linux fork"),
+    CommandSection(
+        "Campaigns", (matrix, compare, series, bisect, check), "hugepfn compare debian:6.12 tree:~/linux fork"
+    ),
     CommandSection(
         "Live machines",
         *((start, ps, shell, ssh, exec_, rerun, walk, maps, gdb, pause, resume, log, stop, kept),),

@@ -34,7 +34,11 @@ class ExitCode(enum.IntEnum):
         "a claim failed or the kernel died (compare: they differ; series: something changes; dmesg: the log has some)",
     )
     USAGE = 2, "usage"
-    MACHINERY = 3, "no verdict: the machinery failed, results could not be written, or (series) a patch does not build"
+    MACHINERY = (
+        3,
+        "no verdict: the machinery failed, results could not be written, (series) a patch does not build, or (bisect) "
+        "more than one commit is left",
+    )
     CANNOT_TELL = 125, "check alone: the commit cannot be judged, and git skips it"
     STOP = 128, "check alone: no verdict, and git bisect stops"
     INTERRUPTED = 130, "interrupted"

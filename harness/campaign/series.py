@@ -172,6 +172,14 @@ def steps_of_mbox(tree: str, mbox: Path, folder: Path) -> list[PatchStep]:
     return steps
 
 
+def git_lines(folder: str | Path, *words: str) -> list[str]:
+    """Return what git prints about a repository, which is only read.
+
+    :raises UsageError: git refuses.
+    """
+    return _git(Path(folder).expanduser(), *words).splitlines()
+
+
 def _git(folder: Path, *words: str) -> str:
     done = git("-C", folder, *words, env=git_environment({}), check=False)
     if done.status:

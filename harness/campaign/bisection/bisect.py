@@ -1,0 +1,126 @@
+"""``hugepfn bisect``: runs what the search wants, and notes it before anything else happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from harness.bisection.choice import Costs
+from harness.bisection.search import Search, Tip, Where
+from harness.bisection.symptom import Sighting, Trait, sighting, traits_of
+from harness.campaign.bisection.executor import Unit, UnitExecutor
+from harness.campaign.bisection.journal import Journal, Noted
+from harness.campaign.bisection.steps import Course
+from harness.campaign.series import PatchStep
+from harness.selection.selected import Selected
+from harness.verdict.claims import ScenarioResult
+
+#: What it costs to get a kernel ready, in runs: one that is compiled, and one that is fetched.
+BUILD_COST, FETCH_COST = 60.0, 10.0
+_ENDS = {"bad": Tip.BAD, "good": Tip.GOOD}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is looked for."""
+
+    test: Selected
+    any_failure: bool = False
+    repeats: int | None = None
+
+
+class Bisection:
+    """A bisection of a course.
+
+    :param line: called with each line of the progress.
+    """
+
+    def __init__(
+        self, course: Course, looked: Looked, executor: UnitExecutor, journal: Journal, line: Callable[[str], None]
+    ) -> None:
+        self.course, self._looked, self._executor, self._journal, self._line = course, looked, executor, journal, line
+        self.search = Search(course.history, looked.repeats)
+        self.sought: Trait | None = None
+        self.results: dict[Where, ScenarioResult] = {}
+        self._test = looked.test
+        self._keys: dict[str, Where] = {}
+        self._numbers: dict[str, Where] = {**_ENDS, **{one.name: at for at, one in enumerate(course.steps)}}
+
+    def run(self, noted: Sequence[Noted] = ()) -> None:
+        """Bisect.
+
+        :param noted: what an earlier run noted, which is not run again.
+        :raises UsageError: an end is not what it was said to be.
+        :raises MachineryError: the machinery failed, or the results contradict each other.
+        """
+        self.replay(noted)
+        while (wanted := self.search.wanted(self._costs())) is not None:
+            for _ in range(wanted.runs):
+                one = self._run(wanted.where)
+                self._journal.note(one)
+                self._take(one)
+                self._line(self._told(wanted.where, one))
+                if one.same_as or one.seen is not Sighting.PASSES:
+                    break
+
+    def replay(self, noted: Sequence[Noted]) -> None:
+        """Take what an earlier run noted."""
+        for one in noted:
+            self._take(one)
+
+    def step_of(self, where: Where) -> PatchStep:
+        """The step at a place."""
+        ends = {Tip.BAD: self.course.bad, Tip.GOOD: self.course.good}
+        return ends[where] if isinstance(where, Tip) else self.course.steps[where]
+
+    def _run(self, where: Where) -> Noted:
+        name = next(name for name, at in self._numbers.items() if at == where)
+        others = [key for key, at in self._keys.items() if at != where]
+        answer = self._executor.run(Unit(self.step_of(where).spec, self._test, others))
+        if answer.unusable:
+            return Noted(name, Sighting.UNTESTABLE, answer.unusable, answer.key)
+        if answer.run is None:
+            other = self._keys[answer.key]
+            same = next(name for name, at in self._numbers.items() if at == other)
+            return Noted(name, Sighting.UNTESTABLE, key=answer.key, same_as=same)
+        seen = [(*sighting(one, self.sought), one) for one in answer.run.results]
+        rank = (Sighting.SHOWS, Sighting.UNTESTABLE, Sighting.PASSES)
+        best, reason, result = min(seen, key=lambda one: rank.index(one[0]))
+        return Noted(name, best, reason, answer.key, result=result)
+
+    def _take(self, one: Noted) -> None:
+        where = self._numbers[one.step]
+        if one.same_as:
+            if isinstance(where, int):
+                self.search.same(where, self._numbers[one.same_as])
+            return
+        if one.key:
+            self._keys.setdefault(one.key, where)
+        if one.result is not None:
+            self.results[where] = one.result
+            if where is Tip.BAD and one.seen is Sighting.SHOWS and not self.search.shown[where]:
+                self._narrow(one.result)
+        self.search.take(where, one.seen, one.reason)
+
+    def _narrow(self, result: ScenarioResult) -> None:
+        """From now on, look for what the bad end showed first, and run only that test."""
+        if not self._looked.any_failure:
+            self.sought = next(iter(traits_of(result)), None)
+        file = Path(result.file) if result.file else self._test.file
+        self._test = replace(self._test, file=file, scenario=result.scenario, level=result.level)
+
+    def _costs(self) -> Costs:
+        ready = set(self._keys.values())
+        costs = (
+            0.0 if at in ready else FETCH_COST if one.spec.startswith("debian:") else BUILD_COST
+            for at, one in enumerate(self.course.steps)
+        )
+        return Costs(np.fromiter(costs, np.float64))
+
+    def _told(self, where: Where, one: Noted) -> str:
+        name = where.value if isinstance(where, Tip) else f"{one.step[:12]} {self.step_of(where).subject}"
+        said = f"the same kernel as {one.same_as[:12]}" if one.same_as else f"{one.seen.value} {one.reason}".strip()
+        return f"{name}: {said} ({self.search.belief.entropy_bits:.1f} bits are missing)"

@@ -1,0 +1,123 @@
+"""What ``hugepfn bisect`` and ``hugepfn bisect log`` do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness.bisection.belief import CONFIDENCE
+from harness.campaign.bisection.bisect import Bisection, Looked
+from harness.campaign.bisection.executor import LocalExecutor, Unit, UnitAnswer, UnitExecutor
+from harness.campaign.bisection.journal import Journal, read
+from harness.campaign.bisection.report import git_log, report_lines
+from harness.campaign.bisection.steps import Course, of_debian, of_series, of_tree
+from harness.campaign.kernels import RunOptions
+from harness.campaign.matrix import print_lines
+from harness.campaign.progress import Live
+from harness.campaign.series import steps_of_mbox
+from harness.campaign.wanted import choose
+from harness.errors import ExitCode, UsageError
+from harness.events import Say
+from harness.host import cache
+from harness.selection.selected import Selected
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is bisected, in the words of the command line."""
+
+    tree: str = "."
+    good: str = ""
+    bad: str = ""
+    paths: tuple[str, ...] = ()
+    debian: bool = False
+    """``good`` and ``bad`` are versions of Debian's kernels."""
+    mbox: str = ""
+    fixed: bool = False
+
+    def course(self, folder: Path, say: Say | None) -> Course:
+        """Look up what lies between the ends.
+
+        :param folder: for the patches of an mbox.
+        :raises UsageError: there is no such tree, revision, version or file.
+        """
+        if self.debian:
+            return of_debian(self.good, self.bad, self.fixed, say)
+        if self.mbox:
+            return of_series(steps_of_mbox(self.tree, Path(self.mbox), folder), self.fixed)
+        return of_tree(self.tree.removeprefix("tree:"), self.good, self.bad, self.paths, self.fixed)
+
+
+def run_bisect(
+    asked: Asked, looked: Looked, options: RunOptions, resume: bool, executor: UnitExecutor | None = None
+) -> ExitCode:
+    """Bisect, and print the answer.
+
+    :param executor: None for this host.
+    :returns: OK if one culprit is found; MACHINERY if several are left.
+    :raises UsageError: what was asked for does not exist, or an end is not what it was said to be.
+    :raises MachineryError: there is no verdict; what was run so far is in the journal.
+    """
+    choose([looked.test])
+    with Live() as live, tempfile.TemporaryDirectory(prefix="hugepfn-bisect-") as folder:
+        course = asked.course(Path(folder), live.say)
+        journal = Journal(_file_of(question := _question(asked, looked, options)), question)
+        noted = journal.resume() if resume else []
+        if not resume:
+            journal.start()
+        live.line(f"{len(course.steps)} candidates; journal: {journal.file}")
+        bisection = Bisection(course, looked, executor or LocalExecutor(options, live.say), journal, live.line)
+        bisection.run(noted)
+    print_lines(Console(highlight=False), report_lines(bisection))
+    found = bisection.search.culprit
+    one = len(found.candidates) == 1 and found.probability >= CONFIDENCE
+    return ExitCode.OK if one else ExitCode.MACHINERY
+
+
+def print_log() -> None:
+    """Print the newest journal as ``git bisect replay`` takes it.
+
+    :raises UsageError: there is none, or it is not about a git tree.
+    """
+    files = sorted(_folder().glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
+    if not files:
+        raise UsageError(f"there is no journal in {_folder()}; run hugepfn bisect first")
+    question, noted = read(files[-1])
+    asked = Asked(**{**question["asked"], "paths": tuple(question["asked"]["paths"])})
+    if asked.debian or asked.mbox:
+        raise UsageError("the last bisection was not of a git tree, so there is nothing for git bisect replay")
+    course = asked.course(Path(), None)
+    looked = Looked(Selected.parse(question["test"]), question["any"], question["repeats"])
+    bisection = Bisection(course, looked, _Nobody(), Journal(files[-1], question), lambda _line: None)
+    bisection.replay(noted)
+    print("\n".join(git_log(course, bisection.search, asked.paths)))
+
+
+class _Nobody:
+    """Runs nothing: a journal is only read."""
+
+    def run(self, unit: Unit) -> UnitAnswer:
+        raise AssertionError(unit)
+
+
+def _question(asked: Asked, looked: Looked, options: RunOptions) -> dict[str, Any]:
+    words = {**vars(asked), "paths": list(asked.paths)}
+    if not asked.debian:
+        words["tree"] = asked.tree if asked.tree.startswith("debsrc:") else str(Path(asked.tree).expanduser().resolve())
+    found = {"asked": words, "test": str(looked.test), "any": looked.any_failure, "repeats": looked.repeats}
+    return {**found, "machine": list(options.words(None))}
+
+
+def _file_of(question: Mapping[str, Any]) -> Path:
+    return _folder() / f"{hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]}.jsonl"
+
+
+def _folder() -> Path:
+    return cache.root() / "bisections"

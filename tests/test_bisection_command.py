@@ -1,0 +1,272 @@
+"""``hugepfn bisect`` from the command line to its answer, with an executor that has no kernels."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from harness.archive.offers import Offer
+from harness.bisection.symptom import Sighting
+from harness.campaign.bisection import command, steps
+from harness.campaign.bisection.bisect import Looked
+from harness.campaign.bisection.command import Asked, print_log, run_bisect
+from harness.campaign.bisection.executor import Unit, UnitAnswer, checked
+from harness.campaign.bisection.journal import Journal, Noted, read
+from harness.campaign.bisection.steps import Course, of_debian, of_tree
+from harness.campaign.kernels import RunOptions
+from harness.errors import ExitCode, MachineryError, UsageError
+from harness.selection.selected import Selected
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
+from harness.verdict.table import TROUBLE
+
+FORK = Looked(Selected(None, "fork", "pud"))
+GOOD = ScenarioResult("fork", "pud", Outcome.PASSED, claims=(Claim("keeps dirty", Outcome.PASSED, "f()"),))
+BAD = replace(GOOD, outcome=Outcome.FAILED, claims=(Claim("keeps dirty", Outcome.FAILED, "f()"),))
+OTHER = replace(GOOD, outcome=Outcome.FAILED, claims=(Claim("something else", Outcome.FAILED, "f()"),))
+
+
+def git(tree: Path, *args: str, stdin: str = "") -> str:
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    argv = ["git", "-C", str(tree), *who, *args]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, input=stdin).stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Twelve commits, 0 to 11, of which each has its number in a file."""
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "tree"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    for number in range(12):
+        (folder / f"f{number % 2}").write_text(f"{number}\n")
+        git(folder, "add", ".")
+        git(folder, "commit", "-q", "-m", f"mm: change {number}")
+        git(folder, "tag", f"v{number}")
+    return folder
+
+
+class Fake:
+    """Kernels from ``culprit`` on fail."""
+
+    def __init__(self, tree: Path, culprit: int, fixed: bool = False) -> None:
+        ids = git(tree, "rev-list", "--reverse", "main").split()
+        self.numbers = {one: number for number, one in enumerate(ids)}
+        self.culprit, self.fixed = culprit, fixed
+        self.broken: Sequence[int] = ()
+        self.other: Sequence[int] = ()
+        self.like: dict[int, int] = {}
+        self.ran: list[int] = []
+        self.most = 10_000
+
+    def run(self, unit: Unit) -> UnitAnswer:
+        number = self.numbers[unit.spec.rpartition("@")[2]]
+        if number in self.broken:
+            return UnitAnswer(unusable="it does not build: f.c:1: error")
+        kernel = self.like.get(number, number)
+        if (key := f"key {kernel}") in unit.known:
+            return UnitAnswer(key)
+        if len(self.ran) == self.most:
+            raise KeyboardInterrupt
+        self.ran.append(kernel)
+        fails = (kernel >= self.culprit) is not self.fixed
+        return UnitAnswer(key, run=Run((OTHER if number in self.other else BAD if fails else GOOD,)))
+
+
+def bisected(
+    tree: Path, fake: Fake, looked: Looked = FORK, resume: bool = False, good: str = "v0", bad: str = "main"
+) -> ExitCode:
+    asked = Asked(str(tree), good, bad, fixed=fake.fixed)
+    return run_bisect(asked, looked, RunOptions(), resume, fake)
+
+
+def test_the_culprit_with_its_claim_and_how_sure_it_is(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head, fake = git(tree, "rev-parse", "v7").strip(), Fake(tree, 7)
+    before = git(tree, "status", "--porcelain", "--branch")
+    assert bisected(tree, fake) is ExitCode.OK
+    said = capsys.readouterr().out
+    assert f"first bad: {head} mm: change 7\nshows claim: keeps dirty\n" in said
+    assert "claim: keeps dirty [f()]: passed -> failed" in said
+    assert " % sure: P(c | runs) ~ P(c) E[p**F (1-p)**P], a bad commit shows it in 9" in said
+    assert git(tree, "status", "--porcelain", "--branch") == before
+
+
+def test_what_was_mended(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bisected(tree, Fake(tree, 4, fixed=True), good="main", bad="v0") is ExitCode.OK
+    assert "mm: change 4\nno longer shows claim: keeps dirty" in capsys.readouterr().out
+
+
+def test_traps_are_skipped_and_all_that_is_left_is_named(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Fake(tree, 7)
+    fake.broken, fake.other = (5,), (6,)
+    assert bisected(tree, fake) is ExitCode.MACHINERY
+    said = capsys.readouterr().out
+    assert "first bad: one of these 3, between which nothing can be tested" in said
+    assert [f"mm: change {number}\n" in said for number in range(4, 9)] == [False, True, True, True, False]
+    assert "mm: change 5: it does not build: f.c:1: error" in said
+    assert "mm: change 6: it fails otherwise: claim: something else" in said
+
+
+def test_any_failure_counts_if_that_is_asked_for(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Fake(tree, 7)
+    fake.other = (6,)
+    assert bisected(tree, fake, replace(FORK, any_failure=True)) is ExitCode.OK
+    assert "mm: change 6\nshows a failure" in capsys.readouterr().out
+
+
+def test_the_same_kernel_is_not_run_again(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Fake(tree, 7)
+    fake.like = dict.fromkeys(range(7, 11), 11) | dict.fromkeys(range(1, 7), 0)
+    assert bisected(tree, fake) is ExitCode.OK
+    assert set(fake.ran) == {0, 11}, "only the ends were run"
+    assert "first bad: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("most", [0, 2, 5, 9])
+def test_after_an_interruption_the_answer_is_the_same_and_nothing_runs_twice(
+    tree: Path, capsys: pytest.CaptureFixture[str], most: int
+) -> None:
+    whole, first, second = Fake(tree, 7), Fake(tree, 7), Fake(tree, 7)
+    bisected(tree, whole)
+    answer = capsys.readouterr().out
+    first.most = most
+    with pytest.raises(KeyboardInterrupt):
+        bisected(tree, first)
+    assert bisected(tree, second, resume=True) is ExitCode.OK
+    assert capsys.readouterr().out == answer
+    assert first.ran + second.ran == whole.ran
+
+
+def test_the_log_can_be_replayed_by_git(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Fake(tree, 7)
+    fake.broken = (5,)
+    bisected(tree, fake)
+    capsys.readouterr()
+    print_log()
+    log = tree.parent / "log"
+    log.write_text(capsys.readouterr().out)
+    git(tree, "bisect", "replay", str(log))
+    first_bad = git(tree, "rev-parse", "v7").strip()
+    assert f"# first bad commit: [{first_bad}]" in git(tree, "bisect", "log")
+
+
+def test_ends_that_are_the_wrong_way_round_or_not_there(tree: Path) -> None:
+    for good, bad, why in (
+        ("main", "v0", "not an ancestor"),
+        ("v0", "v0", "no commit between"),
+        ("v0", "no", "no such"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            bisected(tree, Fake(tree, 7), good=good, bad=bad)
+    with pytest.raises(UsageError, match="the bad end passed 2 runs"):
+        bisected(tree, Fake(tree, 99), replace(FORK, repeats=2))
+    with pytest.raises(UsageError, match="the good end shows the symptom, too"):
+        bisected(tree, Fake(tree, 0))
+
+
+def test_only_commits_that_touch_a_path(tree: Path) -> None:
+    course = of_tree(str(tree), "v0", "main", ["f0"], fixed=False)
+    assert [one.subject for one in course.steps] == [f"mm: change {number}" for number in (2, 4, 6, 8, 10)]
+    assert course.parents == ((), (0,), (1,), (2,), (3,))
+
+
+def test_a_history_with_a_merge(tree: Path) -> None:
+    git(tree, "checkout", "-q", "-b", "side", "v3")
+    (tree / "g").write_text("1\n")
+    git(tree, "add", "g")
+    git(tree, "commit", "-q", "-m", "side")
+    git(tree, "merge", "-q", "-m", "merge", "v5")
+    course = of_tree(str(tree), "v2", "side", [], fixed=False)
+    numbers = {one.subject: at for at, one in enumerate(course.steps)}
+    assert set(course.parents[numbers["merge"]]) == {numbers["side"], numbers["mm: change 5"]}
+    assert course.history.blamed(numbers["side"]).sum() == 2
+
+
+def offers(*versions: str) -> list[Offer]:
+    return [Offer(f"linux-image-{one}-cloud-amd64", f"{one}-1", one, "sid", one) for one in versions]
+
+
+def test_the_versions_of_debian_between_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "available", lambda _say: offers("6.12.118", "6.12.9", "6.1.5", "6.12.117", "7.3"))
+
+    def names(course: Course) -> tuple[str, str, list[str]]:
+        return course.good.name, course.bad.name, [one.spec for one in course.steps]
+
+    between = ["debian:6.12.117-1", "debian:6.12.118-1"]
+    assert names(of_debian("6.12.9", "6.12", False, None)) == ("6.12.9-1", "6.12.118-1", between)
+    assert names(of_debian("6.12.118", "6.12.117", True, None)) == ("6.12.118-1", "6.12.117-1", between[1:])
+    with pytest.raises(UsageError, match=r"6\.12\.118-1 is not older than 6\.12\.117-1"):
+        of_debian("6.12.118", "6.12.117", False, None)
+    with pytest.raises(UsageError, match=r"neither the mirror nor the cache has 6\.18"):
+        of_debian("6.12", "6.18", False, None)
+
+
+def test_a_line_of_the_journal_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j" / "x.jsonl", {"test": "fork"})
+    journal.start()
+    notes = [
+        Noted("good", Sighting.PASSES, key="k", result=GOOD),
+        Noted("v1", Sighting.UNTESTABLE, "why", same_as="v2"),
+    ]
+    for one in notes:
+        journal.note(one)
+    whole = journal.file.read_bytes()
+    journal.file.write_bytes(whole + json.dumps(notes[0].to_json()).encode()[:50])
+    assert journal.resume() == notes
+    journal.note(notes[0])
+    assert read(journal.file)[1] == [*notes, notes[0]]
+    with pytest.raises(UsageError, match="the journal of another bisection"):
+        Journal(journal.file, {"test": "zap"}).resume()
+
+
+@pytest.mark.parametrize(
+    "run", [Run((), {TROUBLE: "no QEMU"}), Run((replace(GOOD, outcome=Outcome.ERROR, reason="no QEMU"),))]
+)
+def test_a_failing_machine_is_no_verdict(run: Run) -> None:
+    with pytest.raises(MachineryError, match="no QEMU"):
+        checked(run)
+    assert checked(Run((BAD,))) == Run((BAD,))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["fork"], "give --good REV and --bad REV, --series A..B, --mbox FILE or --debian GOOD BAD"),
+        (["fork", "--good", "a"], "give both --good REV and --bad REV"),
+        (["fork", "--good", "a", "--bad", "b", "--series", "a..b"], "give --good REV and --bad REV, --series"),
+        (["fork", "--series", "a"], "a range of commits is written A..B"),
+        (["frok", "--good", "a", "--bad", "b"], "no scenario 'frok'"),
+    ],
+)
+def test_a_wrong_command_line(args: list[str], words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        cli.main(["bisect", *args])
+    assert error.value.code == ExitCode.USAGE
+    assert words in "".join(capfd.readouterr())
+
+
+def test_the_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def note(*words: object) -> ExitCode:
+        asked.append(words[:2])
+        return ExitCode.OK
+
+    monkeypatch.setattr(command, "run_bisect", note)
+    for words in (
+        ["--series", "a..", "--fixed", "fork"],
+        ["--good=a", "--bad=b", "--runs=3", "--any", "fork", "--", "mm"],
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["bisect", *words])
+    fork = Selected(None, "fork")
+    assert asked == [
+        (Asked(good="HEAD", bad="a", fixed=True), Looked(fork)),
+        (Asked(good="a", bad="b", paths=("mm",)), Looked(fork, any_failure=True, repeats=3)),
+    ]

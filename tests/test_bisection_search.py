@@ -1,0 +1,132 @@
+"""The course of a bisection: its ends, what is skipped, kernels that are the same, and going on from a journal."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from harness.bisection.belief import CONFIDENCE, Contradiction
+from harness.bisection.choice import Costs
+from harness.bisection.history import CommitHistory, LinearHistory, MendedHistory
+from harness.bisection.search import BAD_RUNS, END_RUNS_MAX, Search, Tip, Where
+from harness.bisection.symptom import Sighting
+from harness.errors import UsageError
+
+SHOWS, PASSES, UNTESTABLE = Sighting.SHOWS, Sighting.PASSES, Sighting.UNTESTABLE
+Told = list[tuple[Where, Sighting]]
+
+
+def bisect(
+    history: CommitHistory,
+    culprit: int,
+    rate: float = 1.0,
+    broken: tuple[int, ...] = (),
+    repeats: int | None = None,
+    told: Told | None = None,
+    most: int = 10_000,
+) -> tuple[Search, Told]:
+    """Bisect commits that fail at a rate.
+
+    :param told: what an earlier bisection was told.
+    :param most: end after so many runs.
+    """
+    dice, search, told = random.Random(culprit), Search(history, repeats), told or []
+    for where, seen in told:
+        dice.random()
+        search.take(where, seen)
+    while len(told) < most and (wanted := search.wanted(Costs.of_runs(history.size))) is not None:
+        for _ in range(wanted.runs):
+            where, fails = wanted.where, dice.random() < rate
+            if where in broken:
+                seen = UNTESTABLE
+            elif isinstance(where, Tip):
+                seen = SHOWS if where is Tip.BAD and fails else PASSES
+            else:
+                seen = SHOWS if fails and history.blamed(where)[culprit] else PASSES
+            search.take(where, seen)
+            told.append((where, seen))
+            if seen is not PASSES:
+                break
+    return search, told
+
+
+def test_a_bug_that_always_shows() -> None:
+    search, told = bisect(LinearHistory(40), 17)
+    assert search.culprit.candidates == (17,)
+    assert search.culprit.probability >= CONFIDENCE
+    assert [seen for where, seen in told if where is Tip.BAD] == [SHOWS] * BAD_RUNS
+    assert all(seen is PASSES for where, seen in told if where is Tip.GOOD)
+    assert search.passed[Tip.GOOD] >= 2
+    assert (search.verdict(16), search.verdict(17)) == (False, True)
+    assert len(told) <= 20
+
+
+@pytest.mark.parametrize("culprit", [0, 5, 11])
+def test_one_that_shows_in_one_run_of_three(culprit: int) -> None:
+    search, _ = bisect(LinearHistory(12), culprit, rate=1 / 3)
+    assert search.culprit.candidates == (culprit,)
+    assert 0.2 < search.belief.rate < 0.6
+    assert search.passed[Tip.GOOD] > 5, "the good end is run as often as it takes to believe it"
+
+
+def test_what_was_mended() -> None:
+    search, _ = bisect(MendedHistory(LinearHistory(40)), 17)
+    assert search.culprit.candidates == (17,)
+    assert (search.verdict(16), search.verdict(17)) == (True, False)
+
+
+def test_the_broken_ones_are_candidates() -> None:
+    assert bisect(LinearHistory(40), 17, broken=(14, 15, 16, 20))[0].culprit.candidates == (14, 15, 16, 17)
+    assert bisect(LinearHistory(40), 17, broken=(3, 20, 30))[0].culprit.candidates == (17,)
+
+
+def test_a_number_of_runs_that_the_user_chose() -> None:
+    search, told = bisect(LinearHistory(32), 9, repeats=2)
+    assert search.culprit.candidates == (9,)
+    assert search.culprit.probability == pytest.approx(1.0)
+    assert all(count == 2 for where, count in search.passed.items())
+    assert len(told) <= 1 + 2 + 2 * 5
+
+
+@pytest.mark.parametrize("most", [0, 1, 4, 7, 11, 30])
+def test_it_goes_on_where_it_was_interrupted(most: int) -> None:
+    whole, told = bisect(LinearHistory(100), 42, rate=0.5)
+    _, part = bisect(LinearHistory(100), 42, rate=0.5, most=most)
+    resumed, again = bisect(LinearHistory(100), 42, rate=0.5, told=part)
+    assert again == told
+    assert np.array_equal(resumed.belief.weights, whole.belief.weights)
+
+
+def test_ends_that_are_not_what_they_were_said_to_be() -> None:
+    search = Search(LinearHistory(4))
+    for _ in range(END_RUNS_MAX - 1):
+        search.take(Tip.BAD, PASSES)
+    with pytest.raises(UsageError, match=f"the bad end passed {END_RUNS_MAX} runs"):
+        search.take(Tip.BAD, PASSES)
+    with pytest.raises(UsageError, match="the good end shows the symptom, too"):
+        Search(LinearHistory(4)).take(Tip.GOOD, SHOWS, "claim: x")
+    with pytest.raises(UsageError, match="the good end cannot be tested: it does not build"):
+        Search(LinearHistory(4)).take(Tip.GOOD, UNTESTABLE, "it does not build")
+
+
+def test_a_kernel_that_is_the_same_says_what_the_other_one_said() -> None:
+    search = Search(LinearHistory(10), repeats=1)
+    search.take(4, PASSES)
+    search.same(6, 4)
+    assert [search.verdict(one) for one in (4, 6, 7, 9)] == [False, False, None, True]
+    search.same(8, Tip.BAD)
+    assert [search.verdict(one) for one in (7, 8)] == [None, True]
+    search.same(7, Tip.GOOD)
+    assert search.culprit.candidates == (8,)
+    with pytest.raises(Contradiction):
+        search.same(8, Tip.GOOD)
+
+
+def test_a_kernel_that_is_the_same_as_an_untestable_one() -> None:
+    search = Search(LinearHistory(10))
+    search.take(4, UNTESTABLE, "it does not boot")
+    search.same(5, 4)
+    assert search.untestable == {4: "it does not boot", 5: "it does not boot"}
+    assert search.belief.weights[5] == 0.0, "what is between them is no culprit"
