@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,10 @@ class Guest:
         self.pid = 1
         self.qemu, self.agent = self, self
         self.frozen = False
+        self.slowness = 1.0
+
+    def deadline(self, timeout_s: float) -> object:
+        return SimpleNamespace(timeout_s=timeout_s * self.slowness)
 
     async def request(self, verb: str, payload: bytes = b"", timeout_s: float = 30.0) -> Frame:
         assert timeout_s <= 5.0
@@ -187,6 +192,12 @@ def test_a_program_that_was_interrupted_in_user_space_is_not_in_the_kernel(run: 
     assert report.hang.tasks[0] == HungTask("parent", 7, "R", 0.0, 0.0, ())
 
 
+def test_a_page_fault_is_in_the_kernel_although_it_is_no_system_call(run: Any) -> None:
+    stack = "[<0>] vfio_pci_mmap_huge_fault+0x37/0x60\n[<0>] asm_exc_page_fault+0x26/0x30\n"
+    report = run(Guest({"/proc/7/stat": "7 (a) D" + " 0" * 20, "/proc/7/stack": stack}))
+    assert report.hang.tasks[0].stack == ("vfio_pci_mmap_huge_fault", "asm_exc_page_fault")
+
+
 def test_what_a_guest_says_about_its_tasks_has_limits(run: Any) -> None:
     stack = "".join(f"[<0>] {'f' * 9000}+0x37/0x60\n" for _ in range(1000))
     guest = Guest({"/proc/7/stat": "7 (a) " + "S" * 9000 + " 0" * 20, "/proc/7/stack": stack})
@@ -210,6 +221,36 @@ def test_an_agent_that_does_not_answer_means_that_the_kernel_hangs(run: Any) -> 
 
 def test_halted_cpus_are_a_standstill(run: Any) -> None:
     assert run(Guest(None)).hang.kind is HangKind.STANDSTILL
+
+
+def test_a_slow_guest_is_asked_for_longer_and_the_words_say_so(run: Any) -> None:
+    guest = Guest(None)
+    guest.slowness = 3.0
+    assert run(guest).hang.asked_s == 15.0
+
+
+def test_a_qemu_that_ends_while_it_gets_a_key_is_no_traceback() -> None:
+    async def send() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.close()
+
+        async def expect(awaitable: Awaitable[object], _limit: float, what: str) -> object:
+            try:
+                return await awaitable
+            except OSError as error:  # as Qemu.expect() does
+                raise KernelDied(what) from error
+
+        async def execute(*_: object) -> None:
+            pass
+
+        with ours:
+            await hung._sysrq_by_break(
+                cast(Any, SimpleNamespace(end=lambda _: ours, expect=expect, execute=execute)), b"w"
+            )
+
+    with pytest.raises(KernelDied, match="a key of sysrq"):
+        asyncio.run(send())
 
 
 def test_registers_that_cannot_be_read_do_not_hide_the_hang(run: Any) -> None:

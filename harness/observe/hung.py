@@ -33,6 +33,9 @@ _QUIET_S = 1.0  # the kernel has logged everything if it is silent for so long
 _DUMP_S = 10.0
 _USER_HZ = 100
 _STANDS_STILL = 0.01  # of the time: a vCPU that has run less than this executes nothing
+#: The outermost function of a stack that begins with an interrupt (arch/x86/include/asm/idtentry.h). One that begins
+#: with a page fault is different: there the kernel works for the program.
+_INTERRUPTS = ("asm_sysvec_", "asm_common_interrupt", "asm_spurious_interrupt")
 _FRAME = re.compile(r"^\[<[0-9a-f]+>\] ([\w.]+)", re.MULTILINE)
 
 
@@ -62,7 +65,7 @@ async def diagnose(kernel: KernelWatch, names: Mapping[int, str], checkpoint: st
     """
     qemu, agent = kernel.qemu, kernel.agent
     before = thread_times(qemu.pid)
-    hang = Hang(HangKind.PROGRAM, checkpoint, float(waited_s), _PING_S)
+    hang = Hang(HangKind.PROGRAM, checkpoint, float(waited_s), qemu.deadline(_PING_S).timeout_s)
     try:
         await agent.request("ping", timeout_s=_PING_S)
     except DeadlineError:
@@ -87,7 +90,7 @@ async def _task(agent: Agent, pid: int, name: str) -> HungTask:
         task = replace(task, state=stat[0][:1], user_s=int(stat[11]) / _USER_HZ, system_s=int(stat[12]) / _USER_HZ)
         frames = _FRAME.finditer(await _file(agent, f"/proc/{pid}/stack"))
         stack = tuple(one[1][: bounds.SYMBOL_MAX] for one in islice(frames, bounds.STACK_MAX))
-        in_user_space = bool(stack) and stack[-1].startswith("asm_")  # interrupted there, and not in a system call
+        in_user_space = bool(stack) and stack[-1].startswith(_INTERRUPTS)  # interrupted there, and not in a system call
         task = replace(task, stack=() if in_user_space else stack)
     return task
 
@@ -113,7 +116,7 @@ async def _hung_kernel(kernel: KernelWatch, qemu: Qemu, hang: Hang, before: Mapp
             await _sysrq_by_break(qemu, letter)
         registers += f"\n--- after sysrq ---\n{await _registers(qemu)}"
     kernel.answered()
-    stands_still = bool(cpus) and all(_stands_still(one) for one in cpus)
+    stands_still = bool(cpus) and all(_stands_still(one, hang.asked_s) for one in cpus)
     hang = replace(hang, kind=HangKind.STANDSTILL if stands_still else HangKind.KERNEL, cpus=cpus)
     return HangReport(_with_log(hang, log, kernel.log), qemu.complaint(), registers)
 
@@ -138,14 +141,15 @@ def _cpus(states: Sequence[CpuState], threads: object, ran_s: Mapping[int, float
     )
 
 
-def _stands_still(cpu: HungCpu) -> bool:
-    return not cpu.interrupts if cpu.halted else cpu.ran_s < _STANDS_STILL * _PING_S
+def _stands_still(cpu: HungCpu, asked_s: float) -> bool:
+    return not cpu.interrupts if cpu.halted else cpu.ran_s < _STANDS_STILL * asked_s
 
 
 async def _sysrq_by_break(qemu: Qemu, letter: bytes) -> None:
     """Send a break and a letter to the serial console, and wait for what the kernel logs."""
     await qemu.execute("chardev-send-break", {"id": "console"})
-    await asyncio.get_running_loop().sock_sendall(qemu.end("console"), letter)
+    sending = asyncio.get_running_loop().sock_sendall(qemu.end("console"), letter)
+    await qemu.expect(sending, _FILE_S, "QEMU to take a key of sysrq")
     await _silence(qemu)
 
 
