@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
@@ -430,6 +430,27 @@ def test_the_taint_outside_of_programs_counts() -> None:
     machine.asks()
     machine.end_test()
     assert [one.taint for one in machine.kernel_troubles()] == [Taint.WARN], "the program answers for it"
+
+
+def test_a_stall_that_we_caused_outside_of_programs_is_excused_with_its_taint() -> None:
+    machine = MachineInATest()
+    machine.asks("watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [bash:1]")
+    machine.fake.agent.tainted = b"16384\n"
+    machine.end_test()
+    machine.fake.qemu.standstill = cast(Any, SimpleNamespace(excuse=lambda *_: "the machine was stopped"))
+    (seen,) = machine.kernel_troubles()
+    assert (seen.complaints, seen.taint, len(seen.excused)) == ((), Taint(0), 1)
+
+
+@pytest.mark.parametrize("by", [MachineInATest.runs_program, MachineInATest.asks])
+def test_expected_complaints_without_end_hide_no_other_one(by: Callable[..., None]) -> None:
+    machine = MachineInATest("WARNING in f")
+    machine.fake.agent.tainted = b"512\n"
+    by(machine, *block("f") * bounds.COMPLAINTS_MAX, *block("g"))
+    machine.end_test()
+    assert [one.gap for one in machine.kernel_troubles()] == [
+        "the kernel log has 101 complaints, and only the first 100 are judged"
+    ]
 
 
 def test_an_expected_complaint_is_not_held_against_the_kernel_and_neither_is_its_taint() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from harness.errors import HugepfnError
@@ -24,6 +25,27 @@ from harness.verdict.log.troubles import Excused, KernelComplaint, KernelTrouble
 
 _LOG_TIMEOUT_S = 30.0
 _LAST_WORDS_TIMEOUT_S = 5.0
+
+
+def troubles_of(
+    complaints: Sequence[Complaint], excuse: Callable[[Complaint], str], taint: Taint, gap: str
+) -> KernelTroubles:
+    """Return what these complaints and this taint say about the kernel. Of very many complaints, the first are judged.
+
+    :param excuse: why we caused a complaint; "" if it is the kernel's fault.
+    :param gap: why "no complaint" cannot be said.
+    """
+    told = [(one, excuse(one)) for one in complaints[: bounds.COMPLAINTS_MAX]]
+    if any(one.kind is ComplaintKind.SOFT_LOCKUP and why for one, why in told):
+        taint = added_taint(Taint.SOFTLOCKUP, taint)
+    if len(complaints) > len(told):
+        gap = gap or f"the kernel log has {len(complaints)} complaints, and only the first {len(told)} are judged"
+    return KernelTroubles(
+        tuple(KernelComplaint.of(one) for one, why in told if not why),
+        taint,
+        tuple(Excused(one.line, why) for one, why in told if why),
+        gap,
+    )
 
 
 class KernelWatch:
@@ -82,16 +104,7 @@ class KernelWatch:
 
     def troubles(self) -> KernelTroubles:
         """Return complaints and taint, and the complaints that are not held against the kernel."""
-        told = [(one, self._excuse(one)) for one in self.complaints()[: bounds.COMPLAINTS_MAX]]
-        taint = self.taint
-        if any(one.kind is ComplaintKind.SOFT_LOCKUP and why for one, why in told):
-            taint = added_taint(Taint.SOFTLOCKUP, taint)
-        return KernelTroubles(
-            tuple(KernelComplaint.of(one) for one, why in told if not why),
-            taint,
-            tuple(Excused(one.line, why) for one, why in told if why),
-            self.gap,
-        )
+        return troubles_of(self.complaints(), self._excuse, self.taint, self.gap)
 
     def _excuse(self, complaint: Complaint) -> str:
         return self.qemu.standstill.excuse(complaint, self._stood_s)

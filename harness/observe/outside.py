@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from harness.errors import HugepfnError
 from harness.guest.agent import Agent
 from harness.guest.log_reader import read_log
-from harness.observe.kernel_watch import KernelWatch
+from harness.observe.kernel_watch import KernelWatch, troubles_of
 from harness.printable import printable
 from harness.qemu.process import Qemu
 from harness.verdict import Complaint, Taint, added_taint, alarming_taint, parse_taint, scan
-from harness.verdict.log.troubles import NO_TAINT, Excused, KernelComplaint, KernelTroubles
+from harness.verdict.log.troubles import NO_TAINT, KernelTroubles
 
 _LOG_TIMEOUT_S = 30.0
 
@@ -55,16 +55,14 @@ class Outside:
             if theirs[_begin(one)]:
                 theirs[_begin(one)] -= 1
             else:
-                found.append((one, self._qemu.standstill.excuse(one, self._stood_s)))
+                found.append(one)
         taint = self._taint
         for watch in watched:
             taint = added_taint(watch.taint, taint)
-        return KernelTroubles(
-            tuple(KernelComplaint.of(one) for one, why in found if not why),
-            taint,
-            tuple(Excused(one.line, why) for one, why in found if why),
-            self._gap or self._lost(watched),
-        )
+        return troubles_of(found, self._excuse, taint, self._gap or self._lost(watched))
+
+    def _excuse(self, complaint: Complaint) -> str:
+        return self._qemu.standstill.excuse(complaint, self._stood_s)
 
     def _lost(self, watched: Sequence[KernelWatch]) -> str:
         if self._qemu.log.lost_since(self._start) and not any(one.gap for one in watched):
