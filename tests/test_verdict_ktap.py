@@ -455,6 +455,12 @@ def test_a_report_without_end_does_not_pass_and_says_why(line: str, cause: str) 
 
 
 @pytest.mark.usefixtures("few")
+def test_results_that_are_deeper_than_their_plan_count_as_well() -> None:
+    report = parse("KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n" + "    ok 1\n" * 30)
+    assert report.problems[0] == "line 12: more than 10 results and plans; what follows was not read"
+
+
+@pytest.mark.usefixtures("few")
 def test_a_report_of_the_allowed_length_is_read_whole() -> None:
     report = parse("KTAP version 1\n1..9\n" + "".join(f"ok {number}\n" for number in range(1, 10)))
     assert (report.passed, len(report.tests), report.problems) == (True, 9, ())

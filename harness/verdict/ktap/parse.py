@@ -182,6 +182,7 @@ class _Reader:
             return False
         result = grammar.classify(inner)
         if isinstance(result, Result):
+            self._results_left -= 1
             level.deeper = indent
             self._result(level, result)
         return isinstance(result, Result)
