@@ -109,13 +109,22 @@ def test_a_call_is_where_it_was_made_and_not_where_it_returns(vmlinux: Path) -> 
     assert lines.of(TracePlace("start_kernel", offset, size, returns=False))[-1].line == 16
 
 
+@pytest.mark.parametrize("offset", [0x1000, (1 << 64) - 1])
+def test_a_place_beyond_its_function_has_no_line(vmlinux: Path, offset: int) -> None:
+    assert SourceLines(vmlinux).of(TracePlace("outer", offset, symbols(vmlinux)["outer"][1])) == ()
+
+
+def test_the_start_of_a_function_is_not_the_end_of_the_one_before(vmlinux: Path) -> None:
+    (line,) = SourceLines(vmlinux).of(TracePlace("start_kernel", 0, symbols(vmlinux)["start_kernel"][1], guess=True))
+    assert line.function == "start_kernel"
+
+
 @pytest.mark.parametrize(
     "place",
     [
         TracePlace("outer", 0, 0x1000),
         TracePlace("nobody", 0, 16),
         TracePlace("outer", 0, 16, module="vfio"),
-        TracePlace("outer", 1 << 63, 16),
     ],
     ids=str,
 )

@@ -55,10 +55,11 @@ class SourceLines:
         :returns: empty for a module's function, for one without debug information, and if the vmlinux is not the
             kernel's that printed it.
         """
-        address = None if place.module else self._address(place)
+        address = None if place.module or place.offset > place.size else self._address(place)
         if address is None:
             return ()
-        return tuple(self._line(one) for one in self._locations(address - 1 if place.returns else address))
+        in_call = place.returns and place.offset > 0  # at 0 it is no return address, and 1 before is another function
+        return tuple(self._line(one) for one in self._locations(address - 1 if in_call else address))
 
     def _address(self, place: TracePlace) -> int | None:
         """The address of a place. Of several functions of one name, the size decides (scripts/faddr2line)."""
