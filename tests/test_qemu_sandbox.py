@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.qemu import sandbox
 from harness.qemu.binary import QemuBinary
 from harness.qemu.sandbox import _WANTED, sandbox_args
 
@@ -58,6 +59,17 @@ def test_the_answer_is_kept_for_the_next_process_until_qemu_changes(
     sandbox_args.cache_clear()
     assert sandbox_args(qemu(f"{NONE} # of another size")) == ()
     assert tried() == 3
+
+
+def test_a_qemu_that_did_not_answer_in_time_is_asked_again(
+    qemu: Callable[[str], QemuBinary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary = qemu(ALL)
+    with monkeypatch.context() as busy:
+        busy.setattr(sandbox, "_DEADLINE_S", 0.0)
+        assert sandbox_args(binary) == ()
+    sandbox_args.cache_clear()  # the next process
+    assert sandbox_args(binary) == ("-sandbox", _WANTED[0])
 
 
 def test_a_cache_that_cannot_be_written_is_no_reason_for_less(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import MachineryError
+from harness.host.aside import aside
 from harness.host.process import guarded
 from harness.qemu.binary import QemuBinary
 from harness.qemu.hostroot import FileServer, in_view, root_args
@@ -60,7 +61,7 @@ async def launch(
     """
     descriptors = Descriptors(ram=ram.fd, **{name: end.fileno() for name, end in theirs.items()})
     root = root_args(spec.root, files)
-    more = {"root": root, "sandbox": sandbox_args(binary)}
+    more = {"root": root, "sandbox": await aside(lambda _check: sandbox_args(binary))}
     argv = qemu_argv(spec, descriptors, binary.path, share=ram.share, incoming=incoming, **more)
     # If QEMU itself serves files, it gets the view; a virtiofsd has its own.
     argv = in_view("view", argv) if spec.root is Root.HOST_9P else argv

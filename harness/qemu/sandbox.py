@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from harness.errors import MachineryError
 from harness.host import cache
 from harness.qemu.binary import QemuBinary
 
+_LOG = logging.getLogger("hugepfn.qemu")
 _KIND = "sandbox"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DEADLINE_S = 20.0
@@ -28,13 +30,18 @@ _WANTED = ("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 def sandbox_args(binary: QemuBinary) -> tuple[str, ...]:
     """Return the arguments for the strictest sandbox that this QEMU has on this host; none if it has none.
 
-    The answer is kept until the host reboots, or the file of QEMU changes.
+    The answer is kept until the host reboots, or the file of QEMU changes. A busy host on which QEMU did not answer in
+    time is no such answer: the next process asks again.
     """
     note = _note(binary)
     known = (cache.read_note(note) or {}).get("wanted")
     if known in (*_WANTED, ""):
         return _args(known)
-    wanted = next((one for one in _WANTED if _accepts(binary, one)), "")
+    try:
+        wanted = next((one for one in _WANTED if _accepts(binary, one)), "")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        _LOG.warning("QEMU runs without a sandbox, because it could not be asked for one: %s", error)
+        return ()
     with contextlib.suppress(MachineryError):  # a cache that cannot be written is reported by whoever needs it
         cache.write_note(note, {"wanted": wanted})
     return _args(wanted)
@@ -53,8 +60,5 @@ def _note(binary: QemuBinary) -> Path:
 def _accepts(binary: QemuBinary, wanted: str) -> bool:
     argv = [binary.path, "-nodefaults", "-no-user-config", "-display", "none", "-S", "-monitor", "stdio"]
     argv += ["-machine", "none", *_args(wanted)]
-    try:
-        done = subprocess.run(argv, input=b"quit\n", capture_output=True, timeout=_DEADLINE_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    done = subprocess.run(argv, input=b"quit\n", capture_output=True, timeout=_DEADLINE_S, check=False)
     return done.returncode == 0
