@@ -31,7 +31,6 @@ from harness.host.cache_sums import MARKER
 from harness.logs import timed
 
 _LOG = logging.getLogger("hugepfn.cache")
-#: The file that a finished entry has.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 #: Kinds of entry that contain a guest's memory or log. Only their owner may read them, whatever the mode of the cache
 #: folder.
@@ -285,7 +284,7 @@ def obtain(
                 with timed(_LOG, "%s %s: not in the cache; building it", kind, short(name), level=logging.INFO):
                     build(temporary)
                 cache_sums.write(temporary, summed)
-                shutil.rmtree(folder / name, ignore_errors=True)  # left without its marker, so it is incomplete
+                shutil.rmtree(folder / name, ignore_errors=True)  # incomplete, or damaged
                 temporary.rename(folder / name)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
