@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from harness import cli
+from harness.campaign.scenarios import scenario_lines
 from harness.campaign.wanted import choose
 from harness.errors import UsageError
 from harness.selection.selected import Selected
@@ -197,3 +198,10 @@ def test_a_session_is_given_the_words_as_values(own: Path, monkeypatch: pytest.M
     assert (asked["verb"], asked["words"]) == (
         *("rerun", (Selected(own / "test_mine.py", "mine"), Selected(None, "fork", "pud"))),
     )
+
+
+def test_scenarios_read_from_the_source_are_those_that_pytest_collects() -> None:
+    """Levels may come from a marker that several tests share by a name."""
+    read = choose([])
+    files = [Selected(file) for file in dict.fromkeys(line.file for line in scenario_lines())]
+    assert set(read.cases) == set(choose(files).cases)

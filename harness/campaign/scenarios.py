@@ -25,12 +25,15 @@ def scenario_lines() -> list[ScenarioLine]:
     """Return every scenario, read from the source."""
     found = []
     for path in sorted(guest_tests_dir().glob("test_*.py")):
-        for node in ast.parse(path.read_text()).body:
+        body = ast.parse(path.read_text()).body
+        shared = {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
+        for node in body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
                 claim = (ast.get_docstring(node) or "").splitlines()[:1]
                 name = node.name.removeprefix("test_")
-                levels = " ".join(ast.literal_eval(argument) for argument in _marked(node, "levels"))
-                decided_by = tuple(map(str, _functions(_marked(node, "decided_by"))))
+                decorators = [shared.get(ast.unparse(one), one) for one in node.decorator_list]
+                levels = " ".join(ast.literal_eval(argument) for argument in _marked(decorators, "levels"))
+                decided_by = tuple(map(str, _functions(_marked(decorators, "decided_by"))))
                 found.append(ScenarioLine(name, levels, "".join(claim), decided_by, path))
     return found
 
@@ -42,8 +45,8 @@ def _functions(arguments: Iterable[ast.expr]) -> Iterator[kernel_functions.Kerne
         yield from dict.fromkeys(value.values()) if isinstance(value, Mapping) else (value,)
 
 
-def _marked(test: ast.FunctionDef, marker: str) -> list[ast.expr]:
-    for decorator in test.decorator_list:
+def _marked(decorators: Iterable[ast.expr], marker: str) -> list[ast.expr]:
+    for decorator in decorators:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith(f"mark.{marker}"):
             return decorator.args
     return []
