@@ -162,6 +162,21 @@ def test_a_command_in_the_guest_is_told_that_the_machine_was_stopped(server: Ser
         end.close()
 
 
+@pytest.mark.parametrize("verb", ["exec", "rerun"])
+def test_nobody_reads_from_a_caller_that_has_its_answer(server: Server, verb: str) -> None:
+    """A thread that still read would read what the next caller sends, whose connection may have the same descriptor."""
+    before = set(threading.enumerate())
+    setattr(cast(Any, server)._session, verb, lambda **_arguments: 0)
+    ours, theirs = Pipe()
+    descriptors = 1 if verb == "rerun" else 0
+    ours.send(wire.Call(verb, {}, descriptors))
+    wire.send_descriptors(cast(Any, ours), [1] * descriptors)
+    server._serve(cast(Any, theirs))
+    assert set(threading.enumerate()) <= before
+    assert ours.recv() == wire.Answer(0)
+    ours.close()
+
+
 def test_a_call_to_an_ended_session_is_refused(server: Server) -> None:
     server._dismiss()
     cast(Any, server)._session.look = lambda: "an answer of a machine that is gone"

@@ -175,12 +175,12 @@ class Server:
                 return self._shell(caller)
             case "exec":
                 signals: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-                threading.Thread(target=_listen, args=(connection, signals), daemon=True).start()
-                return self._session.exec(**call.arguments, streams=descriptors, signals=signals)
+                with _hearing(connection, lambda: _listen(connection, signals)):
+                    return self._session.exec(**call.arguments, streams=descriptors, signals=signals)
             case "rerun":
                 stopping = Stopping()
-                threading.Thread(target=_end_with_caller, args=(connection, stopping), daemon=True).start()
-                return self._session.rerun(**call.arguments, stdout=descriptors[0], stopping=stopping)
+                with _hearing(connection, lambda: _end_with_caller(connection, stopping)):
+                    return self._session.rerun(**call.arguments, stdout=descriptors[0], stopping=stopping)
             case _:
                 return getattr(self._session, call.verb)(**call.arguments)
 
@@ -225,6 +225,22 @@ class Server:
         finally:
             with contextlib.suppress(HugepfnError):
                 vm.on_loop(remove())
+
+
+@contextlib.contextmanager
+def _hearing(connection: Connection, receive: Callable[[], None]) -> Iterator[None]:
+    """Receive from a caller in a thread, while the block runs.
+
+    The thread has ended before the connection is closed. A thread that still reads then would read what the next
+    caller sends, because that connection may get the same descriptor.
+    """
+    thread = threading.Thread(target=receive, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        wire.end_reading(connection)
+        thread.join(_CALL_TIMEOUT_S)
 
 
 def _end_with_caller(connection: Connection, stopping: Stopping) -> None:

@@ -6,7 +6,9 @@ may send :class:`Signal`. If the command disconnects, its request ends. Only a s
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -72,3 +74,9 @@ def send_descriptors(to: Connection, descriptors: Sequence[int]) -> None:
 def receive_descriptors(of: Connection, count: int) -> list[int]:
     """Receive the descriptors of :func:`send_descriptors`; the caller has to close them."""
     return [recv_handle(of) for _ in range(count)]
+
+
+def end_reading(connection: Connection) -> None:
+    """Let a thread that receives from a connection see its end. Sending is still possible."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as same, contextlib.suppress(OSError):
+        same.shutdown(socket.SHUT_RD)
