@@ -67,7 +67,7 @@ def test_a_claim_ends_at_its_first_broken_assertion() -> None:
         assert reached == ["second"], "a claim must stop at its first broken assertion"
         reached.append("never")
     assert reached == ["first"]
-    assert claims.made[0].message == "stops here: expected second, got first"
+    assert claims.made[0].message == "a claim must stop at its first broken assertion: expected second, got first"
 
 
 def test_the_end_names_every_broken_claim_and_its_function() -> None:

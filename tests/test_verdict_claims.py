@@ -119,6 +119,7 @@ def test_the_documented_object() -> None:
                         "taint": 512,
                         "excused": [{"line": "rcu: y", "why": "it stood still"}],
                         "gap": "3 records",
+                        "expected": [],
                     }
                 ],
                 "known_bugs": [{"id": "HP-1", "title": "W is lost"}],
