@@ -12,13 +12,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import MachineryError
 from harness.events import Event, Say
 from harness.host.signals import handling
+from harness.qemu.deadline import state
 from harness.session import handshake, registry, wire
 from harness.session.registry import About
 
@@ -66,7 +66,7 @@ class SessionClient:
 
     def _check_runs(self) -> None:
         """:raises MachineryError: the session's process is stopped."""
-        if _is_stopped(self.about.pid):
+        if state(self.about.pid) in ("T", "t"):
             raise self._silent(f"its process is stopped (continue it with `kill -CONT {self.about.pid}`)")
 
     def call(
@@ -198,14 +198,6 @@ def _connect(path: str) -> Connection:
 def _ended(process: int, timeout_s: float) -> bool:
     """Return whether the process of a pidfd ends within the time."""
     return bool(select.select([process], [], [], timeout_s)[0])
-
-
-def _is_stopped(pid: int) -> bool:
-    """Return whether a signal or a debugger has stopped a process (proc_pid_stat(5))."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
