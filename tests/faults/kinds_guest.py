@@ -55,6 +55,11 @@ def _hang(*words: str) -> Ending:
     return Ending(1, ("nothing within 6 s", *words), "failed", "hang")
 
 
+def _hangs(name: str, group: str, done: str, prepare: Callable[[Scene], None], patience_s: float, *words: str) -> Kind:
+    endings = (_hang(*words), _BUSY)
+    return Kind(name, group, done, endings, ARGV, prepare, patience_s=patience_s, runs=3, logs=False)
+
+
 _NO_MESSAGE = Ending(1, ("the kernel powered off or reset without a message",), "failed", "died")
 #: A hang is a hang only where QEMU has got its share of the CPUs.
 _BUSY = Ending(3, ("the host is too busy",), "error")
@@ -102,27 +107,20 @@ KINDS = (
         doing("--do=system-call", "b0fee664f4ebfd"),
         logs=False,
     ),
-    Kind(
+    _hangs(
         "guest-hang",
         _KERNEL,
         "the kernel spins with interrupts disabled",
-        (_hang(), _BUSY),
-        ARGV,
         doing("--do=system-call", _CLI_SPIN, 6.0),
-        patience_s=60,
-        runs=3,
-        logs=False,
+        60,
     ),
-    Kind(
+    _hangs(
         "guest-soft-lockup",
         _KERNEL,
         "the kernel spins with interrupts enabled; the watchdog only tells of it",
-        (_hang("soft lockup"), _BUSY),
-        ARGV,
         doing("--do=system-call --watchdog=0", _SPIN, 6.0),
-        patience_s=60,
-        runs=3,
-        logs=False,
+        60,
+        "soft lockup",
     ),
     Kind(
         "guest-soft-lockup-panic",
@@ -171,27 +169,21 @@ KINDS = (
         "--do=leave --status=3",
         _ended(_EARLY),
     ),
-    Kind(
+    _hangs(
         "program-hangs",
         _PROGRAM,
         "the program sleeps for ever",
-        (_hang("last at checkpoint 'c[1-5]'"), _BUSY),
-        ARGV,
         doing("--do=hang", timeout_s=6.0),
-        patience_s=30,
-        runs=3,
-        logs=False,
+        30,
+        "last at checkpoint 'c[1-5]'",
     ),
-    Kind(
+    _hangs(
         "program-spins",
         _PROGRAM,
         "the program spins for ever in user mode",
-        (_hang("last at checkpoint 'c[1-5]'"), _BUSY),
-        ARGV,
         doing("--do=spin", timeout_s=6.0),
-        patience_s=30,
-        runs=3,
-        logs=False,
+        30,
+        "last at checkpoint 'c[1-5]'",
     ),
     _program(
         "ktap-endless",
