@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from harness.errors import AgentRefused, DeadlineError, KernelDied, ProtocolError
+from harness.errors import AgentRefused, DeadlineError, KernelDied, MachineryError, ProtocolError
 from harness.guest.kernel_log import KernelLog
 from harness.guest.protocol import Frame
 from harness.observe import hung
@@ -25,6 +26,7 @@ REGISTERS = (Path(__file__).parent / "data/machine/registers-smp2-la57-pcid.txt"
 SLEEPS = HungTask("parent", 7, "S", 0.25, 1.5, ("__do_sys_pause", "do_syscall_64"))
 SPINS = HungCpu(0, 0xFFFFFFFF81000010, in_kernel=True, interrupts=False, halted=False, ran_s=4.9)
 IDLE = HungCpu(1, 0xFFFFFFFF81000020, in_kernel=True, interrupts=True, halted=True, ran_s=0.1)
+HANG = Hang(HangKind.PROGRAM, "begin", 30.0, 5.0)
 DUMP = ("[ 9.0] RIP: 0010:swap_off+0x1/0x2", "[ 9.0] RIP: 0033:0x7f", "[ 9.1] RIP: 0010:swap_off+0x1/0x2")
 
 
@@ -217,6 +219,43 @@ def test_an_agent_that_does_not_answer_means_that_the_kernel_hangs(run: Any) -> 
     assert report.registers.count("CPU#1") == 2
     assert not guest.frozen
     assert report.last_words == "nothing on the console"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "hosts_fault"), [({12}, {12}, True), ({12}, set(), False), ({11}, {11}, False)]
+)
+def test_a_qemu_that_waits_for_a_disk_says_nothing_about_the_kernel(
+    run: Any, monkeypatch: pytest.MonkeyPatch, before: set[int], after: set[int], hosts_fault: bool
+) -> None:
+    waiting = iter([before, after])
+    monkeypatch.setattr(hung, "disk_waiters", lambda _pid: next(waiting))
+    guest = Guest(None, REGISTERS.replace("HLT=1", "HLT=0"))
+    if hosts_fault:
+        with pytest.raises(MachineryError, match=r"has not run QEMU \(pid 1\) for 5 s: its thread 12 waits for a disk"):
+            run(guest)
+    else:
+        assert run(guest).hang.kind is HangKind.KERNEL
+
+
+def test_a_kernel_that_dies_while_it_is_asked_did_not_hang(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def died(*_: object) -> None:
+        raise KernelDied("the kernel died: panic")
+
+    monkeypatch.setattr(Guest, "put", died)
+    with pytest.raises(KernelDied, match="panic"):
+        run(Guest({}))
+    monkeypatch.setattr(Guest, "execute", died)
+    with pytest.raises(KernelDied, match="panic"):
+        asyncio.run(hung._hung_kernel(cast(Any, Guest(None)), cast(Any, Guest(None)), HANG, {}, set()))
+
+
+@pytest.mark.parametrize(
+    ("hlt", "interrupts", "kind"),
+    [("1", "00000002", HangKind.STANDSTILL), ("1", "00000202", HangKind.KERNEL), ("0", "00000002", HangKind.KERNEL)],
+)
+def test_only_cpus_that_cannot_wake_up_stand_still(run: Any, hlt: str, interrupts: str, kind: HangKind) -> None:
+    registers = re.sub(r"FL=[0-9a-f]+", f"FL={interrupts}", REGISTERS).replace("HLT=1", f"HLT={hlt}")
+    assert run(Guest(None, registers)).hang.kind is kind
 
 
 def test_halted_cpus_are_a_standstill(run: Any) -> None:

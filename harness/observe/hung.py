@@ -11,11 +11,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from harness.errors import DeadlineError, HugepfnError
+from harness.errors import (
+    AgentRefused,
+    DeadlineError,
+    HugepfnError,
+    MachineryError,
+    ProtocolError,
+    QemuRefused,
+)
 from harness.guest import bounds
 from harness.guest.agent import Agent
 from harness.guest.log_reader import read_log
@@ -23,7 +30,7 @@ from harness.observe.kernel_watch import KernelWatch
 from harness.printable import printable
 from harness.qemu.process import Qemu
 from harness.qemu.registers import CpuState, parse_cpu_states
-from harness.qemu.threads import ThreadTime, thread_times
+from harness.qemu.threads import ThreadTime, disk_waiters, thread_times
 from harness.verdict.hang import hang_words
 from harness.verdict.hang.hang import DUMP_LINES, LOG_LINES, Hang, HangKind, HungCpu, HungTask
 
@@ -32,7 +39,7 @@ _FILE_S = 2.0
 _QUIET_S = 1.0  # the kernel has logged everything if it is silent for so long
 _DUMP_S = 10.0
 _USER_HZ = 100
-_STANDS_STILL = 0.01  # of the time: a vCPU that has run less than this executes nothing
+_RUNS = 0.01  # of the time: a thread that has run less than this executed nothing
 #: The outermost function of a stack that begins with an interrupt (arch/x86/include/asm/idtentry.h). One that begins
 #: with a page fault is different: there the kernel works for the program.
 _INTERRUPTS = ("asm_sysvec_", "asm_common_interrupt", "asm_spurious_interrupt")
@@ -61,20 +68,20 @@ async def diagnose(kernel: KernelWatch, names: Mapping[int, str], checkpoint: st
     :param checkpoint: the last one that it reached; "" if none.
     :param waited_s: the deadline that has passed.
     :raises KernelDied: the kernel died meanwhile, which is the better answer.
-    :raises MachineryError: QEMU failed, or did not run.
+    :raises MachineryError: QEMU failed, or this host did not run it.
     """
     qemu, agent = kernel.qemu, kernel.agent
-    before = thread_times(qemu.pid)
+    before, waiting = thread_times(qemu.pid), disk_waiters(qemu.pid)
     hang = Hang(HangKind.PROGRAM, checkpoint, float(waited_s), qemu.deadline(_PING_S).timeout_s)
     try:
         await agent.request("ping", timeout_s=_PING_S)
     except DeadlineError:
-        return await _hung_kernel(kernel, qemu, hang, before)
+        return await _hung_kernel(kernel, qemu, hang, before, waiting)
     last_words = await kernel.last_words()
     tasks = [await _task(agent, pid, name) for pid, name in sorted(names.items())]
     log = kernel.log
     kernel.ask()
-    with contextlib.suppress(HugepfnError):  # no CONFIG_MAGIC_SYSRQ
+    with contextlib.suppress(AgentRefused, DeadlineError):  # no CONFIG_MAGIC_SYSRQ
         for letter in (b"w", b"l"):
             await agent.put("/proc/sysrq-trigger", letter)
         await read_log(agent, "the program hangs", _DUMP_S)
@@ -99,24 +106,27 @@ async def _file(agent: Agent, path: str) -> str:
     return printable((await agent.request("get", path.encode(), _FILE_S)).payload)
 
 
-async def _hung_kernel(kernel: KernelWatch, qemu: Qemu, hang: Hang, before: Mapping[int, ThreadTime]) -> HangReport:
+async def _hung_kernel(
+    kernel: KernelWatch, qemu: Qemu, hang: Hang, before: Mapping[int, ThreadTime], waiting: Set[int]
+) -> HangReport:
     """The agent did not answer: ask QEMU."""
     ran_s = {
         thread: (time.ran_ns - before[thread].ran_ns) / 1e9
         for thread, time in thread_times(qemu.pid).items()
         if thread in before
     }
+    _check_host(qemu.pid, waiting, ran_s, hang.asked_s)
     kernel.ask()
     log, registers = kernel.log, ""
     cpus: tuple[HungCpu, ...] = ()
-    with contextlib.suppress(HugepfnError):
+    with contextlib.suppress(DeadlineError, ProtocolError, QemuRefused):  # the hang is the error
         registers = await _registers(qemu)
         cpus = _cpus(parse_cpu_states(registers), await qemu.execute("query-cpus-fast"), ran_s)
         for letter in (b"w", b"l"):
             await _sysrq_by_break(qemu, letter)
         registers += f"\n--- after sysrq ---\n{await _registers(qemu)}"
     kernel.answered()
-    stands_still = bool(cpus) and all(_stands_still(one, hang.asked_s) for one in cpus)
+    stands_still = bool(cpus) and all(one.halted and not one.interrupts for one in cpus)
     hang = replace(hang, kind=HangKind.STANDSTILL if stands_still else HangKind.KERNEL, cpus=cpus)
     return HangReport(_with_log(hang, log, kernel.log), qemu.complaint(), registers)
 
@@ -141,8 +151,19 @@ def _cpus(states: Sequence[CpuState], threads: object, ran_s: Mapping[int, float
     )
 
 
-def _stands_still(cpu: HungCpu, asked_s: float) -> bool:
-    return not cpu.interrupts if cpu.halted else cpu.ran_s < _STANDS_STILL * asked_s
+def _check_host(pid: int, waiting: Set[int], ran_s: Mapping[int, float], asked_s: float) -> None:
+    """Check that this host ran QEMU. Waiting for a CPU has extended the deadline, but waiting for a disk has not.
+
+    :param waiting: the threads of QEMU that waited for a disk before the agent was asked.
+    :raises MachineryError: one of them has done nothing else since.
+    """
+    for thread in sorted(waiting & disk_waiters(pid)):
+        if ran_s.get(thread, 0.0) < _RUNS * asked_s:
+            raise MachineryError(
+                f"this host has not run QEMU (pid {pid}) for {asked_s:g} s: its thread {thread} waits for a disk, for "
+                "instance for swapped memory, so this says nothing about the kernel; give the host more free memory "
+                "or run fewer things at the same time (--workers), and try again"
+            )
 
 
 async def _sysrq_by_break(qemu: Qemu, letter: bytes) -> None:

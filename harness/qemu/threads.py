@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,17 @@ def thread_times(pid: int) -> Mapping[int, ThreadTime]:
             with contextlib.suppress(OSError, IndexError, ValueError):
                 ran, waited, *_ = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()
                 found[int(thread)] = ThreadTime(int(ran), int(waited))
+    return found
+
+
+def disk_waiters(pid: int) -> Set[int]:
+    """Return the IDs of a process's threads that wait for a disk (state D in proc_pid_stat(5)), at this moment."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for one in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError, IndexError):
+                if (one / "stat").read_text().rpartition(")")[2].split()[0] == "D":
+                    found.add(int(one.name))
     return found
 
 

@@ -22,9 +22,9 @@ class HangKind(enum.Enum):
     PROGRAM = "program"
     """The guest program: the kernel runs other programs, and answers through one of them (the agent, PID 1)."""
     KERNEL = "kernel"
-    """The kernel: at least one vCPU executes instructions, and the agent does not run."""
+    """The kernel: a vCPU executes instructions, or waits for interrupts and takes them, and the agent does not run."""
     STANDSTILL = "standstill"
-    """No vCPU executes instructions: all are halted and wait for an interrupt that does not come."""
+    """All vCPUs are halted and take no interrupts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def _what(hang: Hang) -> str:
             return f"the kernel hangs: its agent did not answer within {hang.asked_s:g} s; {where}{_places(hang)}"
         case HangKind.STANDSTILL:
             where = "; ".join(map(_cpu, hang.cpus))
-            return f"the machine stands still: no vCPU has run for {hang.asked_s:g} s, and no interrupt comes; {where}"
+            return f"the machine stands still: all vCPUs are halted and take no interrupts; {where}"
 
 
 def _places(hang: Hang) -> str:
