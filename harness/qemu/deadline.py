@@ -2,8 +2,8 @@
 
 When a deadline has passed, :meth:`Deadline.extend` looks at QEMU before the kernel is blamed. If QEMU is stopped,
 that is a machinery error. If it waited for a CPU, was stopped and continued, or if this process itself did not run, the
-deadline is extended by that time. After :data:`CAP` times the given time it is not extended any more: the host is too
-busy to say anything about the kernel.
+deadline is extended by that time. After :data:`CAP` times the given time, or twice that of a slow guest if this is
+longer, it is not extended any more: the host is too busy to say anything about the kernel.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Deadline:
         :param slowness: how much slower than usual the guest runs, see :func:`harness.qemu.speed.slowness`.
         """
         self.timeout_s = timeout_s * slowness
+        self._most_s = max(CAP * timeout_s, 2 * self.timeout_s)
         self._pid = pid
         self._begin_s = time.monotonic()
         self._end_s = self._begin_s + self.timeout_s
@@ -76,7 +77,7 @@ class Deadline:
             more_s = min(self.timeout_s, _GRACE_S)
         else:
             return False
-        if now_s + more_s - self._begin_s > CAP * self.timeout_s:
+        if now_s + more_s - self._begin_s > self._most_s:
             raise MachineryError(
                 f"the host is too busy: QEMU (pid {self._pid}) waited for a CPU for {starved_s:.1f} of "
                 f"{now_s - self._begin_s:.1f} s; run fewer things at the same time (--workers)"
