@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shlex
@@ -59,32 +60,32 @@ async def launch(
     :param incoming: it waits for a saved machine's state instead of booting.
     :raises MachineryError: it cannot be executed.
     """
-    descriptors = Descriptors(ram=ram.fd, **{name: end.fileno() for name, end in theirs.items()})
-    root = root_args(spec.root, files)
-    more = {"root": root, "sandbox": await aside(lambda _check: sandbox_args(binary))}
-    argv = qemu_argv(spec, descriptors, binary.path, share=ram.share, incoming=incoming, **more)
-    # If QEMU itself serves files, it gets the view; a virtiofsd has its own.
-    argv = in_view("view", argv) if spec.root is Root.HOST_9P else argv
-    inherited = [ram.fd, *(end.fileno() for end in theirs.values())]
-    inherited += [files.connection.fileno()] if files is not None else []
-    _LOG.info("%s", shlex.join(argv))
-    words, stderr = await LastWords.listen()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *guarded(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            pass_fds=inherited,
-            start_new_session=True,
-        )
-    except OSError as error:
-        words.close()
-        raise MachineryError(f"cannot start {binary.path}: {error.strerror}") from error
-    finally:
-        os.close(stderr)
+    with contextlib.ExitStack() as ends:
         for end in theirs.values():
-            end.close()
+            ends.callback(end.close)
         if files is not None:
-            files.connection.close()  # QEMU has it now, and the server ends when QEMU does
+            ends.callback(files.connection.close)  # QEMU has it then, and the server ends when QEMU does
+        descriptors = Descriptors(ram=ram.fd, **{name: end.fileno() for name, end in theirs.items()})
+        root = root_args(spec.root, files)
+        more = {"root": root, "sandbox": await aside(lambda _check: sandbox_args(binary))}
+        argv = qemu_argv(spec, descriptors, binary.path, share=ram.share, incoming=incoming, **more)
+        # If QEMU itself serves files, it gets the view; a virtiofsd has its own.
+        argv = in_view("view", argv) if spec.root is Root.HOST_9P else argv
+        inherited = [ram.fd, *(end.fileno() for end in theirs.values())]
+        inherited += [files.connection.fileno()] if files is not None else []
+        _LOG.info("%s", shlex.join(argv))
+        words, stderr = await LastWords.listen()
+        ends.callback(os.close, stderr)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *guarded(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=inherited,
+                start_new_session=True,
+            )
+        except OSError as error:
+            words.close()
+            raise MachineryError(f"cannot start {binary.path}: {error.strerror}") from error
     return Launched(process, tuple(argv), words)
