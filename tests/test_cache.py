@@ -72,11 +72,20 @@ def test_an_entry_with_a_damaged_file_is_built_again(monkeypatch: pytest.MonkeyP
     assert cache.find("kernels", "a") == entry
 
 
-@pytest.mark.parametrize("marker", ["", "{", "[1]", '{"one": 7}', '{"one": [1, "x"]}'])
-def test_a_marker_without_checksums_says_nothing_about_files(root: Path, marker: str) -> None:
+def test_a_marker_without_checksums_says_nothing_about_files(root: Path) -> None:
     entry = cache.obtain("kernels", "a", lambda folder: (folder / "one").touch())
-    (entry / ".complete").write_text(marker)
+    (entry / ".complete").write_text("")
     assert cache.find("kernels", "a") == entry == root / "kernels/a"
+
+
+@pytest.mark.parametrize("marker", ["{", "[1]", '{"one": 7}', '{"one": [1, "x"]}', "\0" * 40])
+def test_an_entry_with_a_damaged_marker_is_built_again(monkeypatch: pytest.MonkeyPatch, marker: str) -> None:
+    entry = cache.obtain("kernels", "a", lambda folder: (folder / "one").touch())
+    monkeypatch.setattr(cache, "_used", {})
+    (entry / ".complete").write_text(marker)
+    said: list[Event] = []
+    assert cache.find("kernels", "a", said.append) is None
+    assert str(said[0]) == f"{entry}/.complete has changed since it was saved; not using it"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt()])

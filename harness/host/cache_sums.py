@@ -25,7 +25,10 @@ def write(entry: Path, names: Sequence[str]) -> None:
 
 def changed(entry: Path) -> str:
     """Return the name of a file that is not what was put there; "" if there is none."""
-    for name, (size_bytes, crc) in _read(entry).items():
+    sums = _read(entry)
+    if sums is None:
+        return MARKER
+    for name, (size_bytes, crc) in sums.items():
         file = entry / name
         try:
             if file.stat().st_size != size_bytes or _crc(file) != crc:
@@ -35,12 +38,13 @@ def changed(entry: Path) -> str:
     return ""
 
 
-def _read(entry: Path) -> Sums:
+def _read(entry: Path) -> Sums | None:
+    """Return the checksums; None if the marker is damaged."""
     try:
         found = json.loads((entry / MARKER).read_text() or "{}")
         return {str(name): (int(size_bytes), int(crc)) for name, (size_bytes, crc) in found.items()}
     except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+        return None
 
 
 def _crc(file: Path) -> int:
