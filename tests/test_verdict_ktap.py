@@ -443,8 +443,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1..1", "line 12: more than 10 results and plans; what follows was not read"),
         ("    KTAP version 1", "line 12: more than 10 results and plans; what follows was not read"),
         ("  # Subtest: a", "line 12: more than 10 results and plans; what follows was not read"),
-        ("# a diagnostic", "line 40: more than 40 lines; what follows was not read"),
-        ("", "line 40: more than 40 lines; what follows was not read"),
+        ("# a diagnostic", "line 41: more than 40 lines; what follows was not read"),
+        ("", "line 41: more than 40 lines; what follows was not read"),
     ],
 )
 def test_a_report_without_end_does_not_pass_and_says_why(line: str, cause: str) -> None:
@@ -464,6 +464,8 @@ def test_results_that_are_deeper_than_their_plan_count_as_well() -> None:
 def test_a_report_of_the_allowed_length_is_read_whole() -> None:
     report = parse("KTAP version 1\n1..9\n" + "".join(f"ok {number}\n" for number in range(1, 10)))
     assert (report.passed, len(report.tests), report.problems) == (True, 9, ())
+    report = parse("KTAP version 1\n1..1\n" + "# a\n" * 5 + "\n" * 32 + "ok 1\n")
+    assert (report.passed, report.problems) == (True, ())
 
 
 @pytest.mark.usefixtures("few")

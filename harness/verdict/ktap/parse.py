@@ -71,10 +71,11 @@ class _Reader:
     def take(self, line: str) -> bool:
         """Read one line; return False if the report is too long, and no further line is wanted."""
         self._line_number += 1
-        if line:
-            self._read(line)
-        if self._results_left >= 0 and self._line_number < MAX_LINES:
-            return True
+        if self._line_number <= MAX_LINES:
+            if line:
+                self._read(line)
+            if self._results_left >= 0:
+                return True
         if self.stack:
             limit = f"{MAX_RESULTS} results and plans" if self._results_left < 0 else f"{MAX_LINES} lines"
             text = f"line {self._line_number}: more than {limit}; what follows was not read"
@@ -278,4 +279,5 @@ def _lines(text: str) -> Iterator[str]:
     while (end := text.find("\n", start)) >= 0:
         yield text[start:end]
         start = end + 1
-    yield text[start:]
+    if start < len(text):
+        yield text[start:]
