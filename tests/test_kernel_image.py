@@ -98,6 +98,9 @@ def test_a_bzimage_that_is_shorter_than_it_says_is_refused(tmp_path: Path) -> No
         assert open_image(put(tmp_path / "vmlinuz", bytes(whole))).release == RELEASE
     with pytest.raises(UsageError, match="truncated after 4095 bytes: its header announces 4096"):
         open_image(put(tmp_path / "vmlinuz", bytes(data[:-1])))
+    struct.pack_into("<H", data, 0x206, 0x203)  # an old protocol, of which syssize has only 16 bits
+    with pytest.raises(UsageError, match="a 32-bit bzImage"):
+        open_image(put(tmp_path / "vmlinuz", bytes(data[:-1])))
 
 
 def test_a_missing_file_a_directory_and_a_bare_version_are_refused(

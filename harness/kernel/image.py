@@ -172,6 +172,8 @@ def _bzimage_release(path: Path, head: bytes) -> str:
         struct.unpack_from("<H", head, _VERSION_POINTER)[0],
     )
     xloadflags = struct.unpack_from("<H", head, _XLOADFLAGS)[0]
+    if protocol < 0x20C or not xloadflags & _XLF_KERNEL_64:
+        raise UsageError(f"{path} is a 32-bit bzImage; {_EXPECTED}")
     sectors, paragraphs = head[_SETUP_SECTS] or 4, struct.unpack_from("<I", head, _SYSSIZE)[0]
     size_bytes, announced_bytes = path.stat().st_size, (sectors + 1) * 512 + paragraphs * 16
     if paragraphs and size_bytes < announced_bytes:
@@ -179,8 +181,6 @@ def _bzimage_release(path: Path, head: bytes) -> str:
             f"{path} is a bzImage that is truncated after {size_bytes} bytes: its header announces {announced_bytes}; "
             "copy or build it again"
         )
-    if protocol < 0x20C or not xloadflags & _XLF_KERNEL_64:
-        raise UsageError(f"{path} is a 32-bit bzImage; {_EXPECTED}")
     text = head[_SETUP_START + pointer :].split(b"\0", 1)[0] if pointer else b""
     words = printable(text).split()
     if not words or not words[0][0].isdigit():
