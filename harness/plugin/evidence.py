@@ -133,11 +133,13 @@ def _fill(folder: Path, about: Mapping[str, Any], run: Run, machine: VM | None) 
         return
     if machine.emulator is not None:
         log = machine.emulator.log
-        (folder / "console.log").write_text(clipped(log.console, _LOG_MAX))
-        (folder / "kernel.log").write_text(clipped(log.text, _LOG_MAX))
+        (folder / "console.log").write_text(clipped(log.console, _LOG_MAX), "utf-8", "replace")
+        (folder / "kernel.log").write_text(clipped(log.text, _LOG_MAX), "utf-8", "replace")
     for number, one in enumerate(machine.runs, 1):
         if one.hang_report is not None and one.hang_report.registers:
-            (folder / f"program-{number}.registers").write_text(one.hang_report.registers)
+            (folder / f"program-{number}.registers").write_text(one.hang_report.registers, "utf-8", "replace")
         for stream, said in (("stdout", one.job.stdout), ("stderr", one.job.stderr)):
             if said:
-                (folder / f"program-{number}.{stream}").write_text(clipped(printable(bytes(said)), _OUTPUT_MAX))
+                (folder / f"program-{number}.{stream}").write_text(
+                    clipped(printable(bytes(said)), _OUTPUT_MAX), "utf-8", "replace"
+                )
