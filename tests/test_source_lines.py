@@ -6,12 +6,16 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from harness.errors import PremiseNotMet
 from harness.introspect.source_lines import SourceLine, SourceLines, told
+from harness.kernel.vmlinux import Vmlinux
+from harness.plugin import evidence
 from harness.verdict.log.trace import TracePlace, places
 from tests import schemas
 
@@ -107,6 +111,20 @@ def test_a_call_is_where_it_was_made_and_not_where_it_returns(vmlinux: Path) -> 
     offset = returns(vmlinux, "start_kernel")
     assert lines.of(TracePlace("start_kernel", offset, size)) == (SourceLine("start_kernel", "init/main.c", 15),)
     assert lines.of(TracePlace("start_kernel", offset, size, returns=False))[-1].line == 16
+
+
+def test_the_evidence_of_a_failure_has_the_lines(vmlinux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = symbols(vmlinux)["outer"][1]
+    log = f"[ 1.0] WARNING: CPU: 0 PID: 7 at init/main.c:5 outer+0x0/{size:#x}\n[ 1.0] RIP: 0010:outer+0x0/{size:#x}\n"
+    found = Vmlinux(vmlinux, {}, has_dwarf=True, build_id=None)
+    monkeypatch.setattr(evidence, "find_vmlinux", lambda _kernel, _running: found)
+    title, *lines = evidence._traces(log, cast(Any, None)).splitlines()
+    assert title == "WARNING in outer"
+    assert re.fullmatch(r"  inner init/main.c:\d \(inlined\)", lines[0])
+    assert lines[1:] == [f"  outer+0x0/{size:#x} init/main.c:10"]
+    assert evidence._traces("[ 1.0] all is well\n", cast(Any, None)) == ""
+    found = replace(found, has_dwarf=False)
+    assert evidence._traces(log, cast(Any, None)) == ""
 
 
 @pytest.mark.parametrize("offset", [0x1000, (1 << 64) - 1])

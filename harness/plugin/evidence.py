@@ -18,17 +18,21 @@ from typing import Any
 import pytest
 
 from harness.config import MachineConfig
-from harness.errors import HugepfnError, UsageError
+from harness.errors import HugepfnError, PremiseNotMet, UsageError
 from harness.events import Note
+from harness.guest import bounds
 from harness.host import cache
 from harness.host.cache_limits import Limits, add
 from harness.host.load import HostLoad
+from harness.introspect.source_lines import SourceLines, told
 from harness.kernel import KernelImage
+from harness.kernel.vmlinux import find_vmlinux
 from harness.machine.vm import VM
 from harness.plugin.options import config_of, say_of
 from harness.printable import clipped, printable
 from harness.qemu.process import Qemu
-from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict import Outcome, Run, ScenarioResult, scan
+from harness.verdict.log.trace import places
 
 KIND = "failures"
 LIMITS = Limits(age_s=30 * 86400, size_bytes=500 << 20)
@@ -135,6 +139,9 @@ def _fill(folder: Path, about: Mapping[str, Any], run: Run, machine: VM | None) 
         log = machine.emulator.log
         (folder / "console.log").write_text(clipped(log.console, _LOG_MAX), "utf-8", "replace")
         (folder / "kernel.log").write_text(clipped(log.text, _LOG_MAX), "utf-8", "replace")
+        kernel = getattr(machine, "kernel", None)  # it is not known before the machine is started
+        if kernel is not None and (traces := _traces(log.text, kernel)):
+            (folder / "traces.txt").write_text(traces, "utf-8", "replace")
     for number, one in enumerate(machine.runs, 1):
         if one.hang_report is not None and one.hang_report.registers:
             (folder / f"program-{number}.registers").write_text(one.hang_report.registers, "utf-8", "replace")
@@ -143,3 +150,17 @@ def _fill(folder: Path, about: Mapping[str, Any], run: Run, machine: VM | None) 
                 (folder / f"program-{number}.{stream}").write_text(
                     clipped(printable(bytes(said)), _OUTPUT_MAX), "utf-8", "replace"
                 )
+
+
+def _traces(log: str, kernel: KernelImage) -> str:
+    """Return the traces of all complaints with file and line; "" if there are none, or the kernel does not tell."""
+    complaints = scan(log)[: bounds.COMPLAINTS_MAX]
+    if not complaints or (vmlinux := find_vmlinux(kernel, None)) is None or not vmlinux.has_dwarf:
+        return ""
+    try:
+        lines = SourceLines(vmlinux.path)
+    except PremiseNotMet:  # no drgn
+        return ""
+    return "\n".join(
+        f"{one.title}\n" + "".join(f"  {line}\n" for line in told(places(one.messages), lines)) for one in complaints
+    )
