@@ -4,7 +4,8 @@ A bit position alone has no meaning: bit 7 is the page size in a pmd and a cache
 a present entry and "PROT_NONE" in one that is not, bit 58 is DEVMAP on 6.1, SAVED_DIRTY since 6.6 and NOPTISHADOW in a
 root table. So :class:`Bits` are names, and only :func:`bit_positions` says at which position a name is.
 
-Sources: arch/x86/include/asm/pgtable_types.h (_PAGE_BIT_*), Intel SDM volume 3 section 4.5 (4- and 5-level paging).
+Sources: arch/x86/include/asm/pgtable_types.h (_PAGE_BIT_*), Intel SDM volume 3 section 4.5 (4- and 5-level paging) and
+29.3.2 (EPT), arch/x86/kvm/mmu/spte.h (KVM's own bits).
 """
 
 from __future__ import annotations
@@ -17,15 +18,13 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from harness.errors import UsageError
+from harness.pagetable.formats import CPU, EPT, NPT, TableFormat
 
 PAGE_SHIFT = 12
 PAGE_SIZE_BYTES = 1 << PAGE_SHIFT
 ENTRIES_PER_TABLE = 512
 PADDR_MASK = ((1 << 52) - 1) & ~(PAGE_SIZE_BYTES - 1)
 """Bits 12 to 51: where an entry, or CR3, keeps a physical address (SDM 4.5, MAXPHYADDR at its architectural limit)."""
-
-PKEY_SHIFT = 59
-PKEY_MASK = 0xF << PKEY_SHIFT
 
 
 class Level(enum.IntEnum):
@@ -80,8 +79,12 @@ class Bits(enum.Flag):
 
     P = enum.auto()
     """present: the CPU may use the entry"""
+    R = enum.auto()
+    """readable (EPT)"""
     W = enum.auto()
     """writable"""
+    X = enum.auto()
+    """executable (EPT)"""
     U = enum.auto()
     """reachable from user mode"""
     PWT = enum.auto()
@@ -96,6 +99,8 @@ class Bits(enum.Flag):
     """a pmd or pud that is a leaf"""
     PAT = enum.auto()
     """cache: bit 7 of a pte, bit 12 (PAT_LARGE) of a huge leaf"""
+    IPAT = enum.auto()
+    """cache: the guest's PAT is ignored (EPT)"""
     G = enum.auto()
     """global, if P is set"""
     PROTNONE = enum.auto()
@@ -112,6 +117,14 @@ class Bits(enum.Flag):
     """dirty, kept here while W is clear (since 6.6)"""
     NOPTISHADOW = enum.auto()
     """root table only: no copy for the PTI user root"""
+    HOST_WRITABLE = enum.auto()
+    """KVM: the host's own mapping may be written (DEFAULT_SPTE_HOST_WRITABLE, EPT_SPTE_HOST_WRITABLE)"""
+    MMU_WRITABLE = enum.auto()
+    """KVM: W may be set without its MMU lock (DEFAULT_SPTE_MMU_WRITABLE, EPT_SPTE_MMU_WRITABLE)"""
+    MMU_PRESENT = enum.auto()
+    """KVM: it made this entry for the hardware to use (SPTE_MMU_PRESENT_MASK)"""
+    SUPPRESS_VE = enum.auto()
+    """a violation is no #VE (EPT)"""
     NX = enum.auto()
     """not executable"""
 
@@ -137,11 +150,12 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class Layout:
-    """The software bits that a kernel has, and the depth of its page tables.
+    """The format of page tables, the software bits that a kernel has in them, and their depth.
 
     Probe it (kernel configuration, CR4, a dirty page made read-only); do not derive it from a version number.
 
-    :raises UsageError: DEVMAP and SAVED_DIRTY claim the same bit, or no kernel has used devmap_bit.
+    :raises UsageError: DEVMAP and SAVED_DIRTY claim the same bit, no kernel has used devmap_bit, or a nested format has
+        software bits of the process's tables.
     """
 
     MODERN: ClassVar[Layout]
@@ -150,18 +164,25 @@ class Layout:
     """No SAVED_DIRTY, DEVMAP at 58: before 6.6."""
     NO_DEVMAP: ClassVar[Layout]
     """SAVED_DIRTY at 58 and no DEVMAP: from 6.17, where CONFIG_ARCH_HAS_PTE_DEVMAP is gone."""
+    NPT: ClassVar[Layout]
+    """The tables of KVM on AMD, four levels."""
+    EPT: ClassVar[Layout]
+    """The tables of KVM on Intel, four levels."""
 
     saved_dirty: bool = True  # bit 58 of a leaf is SAVED_DIRTY
     devmap_bit: int | None = 57  # position of DEVMAP, None if the kernel has none
     five_level: bool = False  # CR4.LA57: 57-bit addresses
     shadow_stack: bool = False  # X86_FEATURE_SHSTK: the kernel's *_write() treat W=0 D=1 as writable
     nopti_shadow: bool = False  # bit 58 of a root-table entry is NOPTISHADOW
+    format: TableFormat = CPU
 
     def __post_init__(self) -> None:
         if self.devmap_bit not in (None, 57, 58):
             raise UsageError(f"no kernel has DEVMAP at bit {self.devmap_bit}; valid values: 57, 58, None")
         if self.saved_dirty and self.devmap_bit == 58:
             raise UsageError("bit 58 is DEVMAP or SAVED_DIRTY, not both: give another devmap_bit, or saved_dirty=False")
+        if self.format is not CPU and (self.saved_dirty or self.devmap_bit or self.shadow_stack or self.nopti_shadow):
+            raise UsageError(f"{self.format.name} has no software bits of a process's tables: start from Layout.NPT")
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -176,11 +197,16 @@ class Layout:
 
     @property
     def address_bits(self) -> int:
-        """Width of a virtual address: 48 or 57."""
+        """Width of an address that is looked up: 48 or 57."""
         return 57 if self.five_level else 48
 
     def is_canonical(self, vaddr: int) -> bool:
-        """Return whether vaddr is a 64-bit address whose top bits repeat bit 47 (or 56)."""
+        """Return whether vaddr is a 64-bit address whose top bits repeat bit 47 (or 56).
+
+        In nested tables, which translate guest-physical addresses, the top bits are 0.
+        """
+        if not self.format.signed:
+            return 0 <= vaddr < 1 << self.address_bits
         top = vaddr >> (self.address_bits - 1)
         return top in (0, (1 << (65 - self.address_bits)) - 1)
 
@@ -188,6 +214,8 @@ class Layout:
 Layout.MODERN = Layout()
 Layout.CLASSIC = Layout(saved_dirty=False, devmap_bit=58)
 Layout.NO_DEVMAP = Layout(devmap_bit=None)
+Layout.NPT = Layout(saved_dirty=False, devmap_bit=None, format=NPT)
+Layout.EPT = Layout(saved_dirty=False, devmap_bit=None, format=EPT)
 
 
 @functools.cache
@@ -200,7 +228,15 @@ def bit_positions(kind: Kind, level: Level, layout: Layout, present: bool) -> Ma
     """
     if kind in (Kind.NONE, Kind.SWAP):
         return MappingProxyType({})
+    if layout.format is EPT:
+        return MappingProxyType(_ept_positions(kind, level))
     named = {0: Bits.P, 1: Bits.W, 2: Bits.U, 3: Bits.PWT, 4: Bits.PCD, 5: Bits.A, 6: Bits.D, 63: Bits.NX}
+    if layout.format is NPT:
+        named |= {11: Bits.MMU_PRESENT}
+        if kind is Kind.LEAF:
+            named |= {9: Bits.HOST_WRITABLE, 10: Bits.MMU_WRITABLE}
+            named |= {7: Bits.PAT} if level is Level.PTE else {7: Bits.PSE, 12: Bits.PAT}
+        return MappingProxyType(named)
     if kind is Kind.TABLE:
         if layout.nopti_shadow and level is Level.PGD:
             named[58] = Bits.NOPTISHADOW
@@ -215,3 +251,12 @@ def bit_positions(kind: Kind, level: Level, layout: Layout, present: bool) -> Ma
     if layout.saved_dirty:
         named[58] = Bits.SAVED_DIRTY
     return MappingProxyType(named)
+
+
+def _ept_positions(kind: Kind, level: Level) -> dict[int, Bits]:
+    named = {0: Bits.R, 1: Bits.W, 2: Bits.X, 8: Bits.A, 11: Bits.MMU_PRESENT}
+    if kind is Kind.LEAF:
+        named |= {6: Bits.IPAT, 9: Bits.D, 57: Bits.HOST_WRITABLE, 58: Bits.MMU_WRITABLE, 63: Bits.SUPPRESS_VE}
+        if level is not Level.PTE:
+            named[7] = Bits.PSE
+    return named

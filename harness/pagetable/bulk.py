@@ -23,7 +23,8 @@ from harness.pagetable.bits import (
     Level,
     bit_positions,
 )
-from harness.pagetable.entry import HUGE_LEVELS, PRESENT, PROTNONE, PSE, Entry
+from harness.pagetable.entry import HUGE_LEVELS, Entry
+from harness.pagetable.formats import CPU, PRESENT, PSE, TableFormat
 from harness.pagetable.memory import Memory, U64Array, WalkError
 from harness.pagetable.walk import Leaf, require_no_reserved_leaf, require_table
 
@@ -114,9 +115,11 @@ def has_bit(leaves: LeafArrays, bit: Bits, layout: Layout) -> BoolArray:
     return result
 
 
-def pfns(leaves: LeafArrays) -> U64Array:
+def pfns(leaves: LeafArrays, fmt: TableFormat = CPU) -> U64Array:
     """Return the page frame number of each leaf, uint64[n]: ``leaf.pfn`` in bulk, with L1TF inversion undone."""
-    stored = np.where((leaves.raw & np.uint64(PRESENT)) != 0, leaves.raw, ~leaves.raw)
+    stored = leaves.raw
+    if fmt.inverts:
+        stored = np.where((leaves.raw & np.uint64(PRESENT)) != 0, leaves.raw, ~leaves.raw)
     mask = np.zeros(len(Level) + 1, np.uint64)
     for level in Level:
         mask[level] = PADDR_MASK & -level.size_bytes
@@ -150,7 +153,7 @@ def _read_level(memory: Memory, tables: _Tables, level: Level, search: _Search, 
     else:
         raw, base = raw.ravel(), base.ravel()
 
-    is_leaf, is_table = _kinds(raw, level)
+    is_leaf, is_table = _kinds(raw, level, search.layout.format)
     wanted = ~is_table if search.every else is_leaf
     if wanted.all():
         found.append(LeafArrays(base, raw, np.full(len(raw), level, np.uint8)))
@@ -162,14 +165,14 @@ def _read_level(memory: Memory, tables: _Tables, level: Level, search: _Search, 
     return below
 
 
-def _kinds(raw: U64Array, level: Level) -> tuple[BoolArray, BoolArray]:
+def _kinds(raw: U64Array, level: Level, fmt: TableFormat) -> tuple[BoolArray, BoolArray]:
     """Return (is a leaf, is a table) for each entry: kind_of() for a whole array."""
     if level is Level.PTE:
-        return (raw & np.uint64(PRESENT | PROTNONE)) != 0, np.zeros(len(raw), np.bool_)
-    is_present = (raw & np.uint64(PRESENT)) != 0
+        return (raw & np.uint64(fmt.small_leaf)) != 0, np.zeros(len(raw), np.bool_)
+    is_present = (raw & np.uint64(fmt.table)) != 0
     if level not in HUGE_LEVELS:
         return np.zeros(len(raw), np.bool_), is_present
-    is_huge = (raw & np.uint64(PSE)) != 0
+    is_huge = (raw & np.uint64(fmt.huge_leaf)) == np.uint64(fmt.huge_leaf)
     return is_huge, is_present & ~is_huge
 
 
@@ -202,6 +205,8 @@ def _in_order(found: list[LeafArrays], layout: Layout) -> LeafArrays:
         level = np.concatenate([part.level for part in found])
         order = np.argsort(linear, kind="stable")
         linear, raw, level = linear[order], raw[order], level[order]
+    if not layout.format.signed:
+        return LeafArrays(linear, raw, level)
     sign_bit = np.uint64(1 << (layout.address_bits - 1))
     extension = np.uint64((1 << 64) - (1 << layout.address_bits))
     vaddr: U64Array = np.where((linear & sign_bit) != 0, linear | extension, linear)

@@ -16,36 +16,33 @@ from harness.pagetable.bits import (
     LEAF_LEVELS,
     PADDR_MASK,
     PAGE_SHIFT,
-    PKEY_MASK,
-    PKEY_SHIFT,
     Bits,
     Kind,
     Layout,
     Level,
     bit_positions,
 )
+from harness.pagetable.formats import CPU, PRESENT, TableFormat
 
-PRESENT = 1 << 0
-PSE = 1 << 7
-PROTNONE = 1 << 8
-KNL_ERRATUM_MASK = (1 << 5) | (1 << 6)
-"""Accessed and dirty: Knights Landing may set them in an empty entry (_PAGE_KNL_ERRATUM_MASK in pgtable_64.h)."""
+#: The memory types of an EPT leaf (SDM volume 3, table 12-10); 2 and 3 are reserved.
+MEMORY_TYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
 
 HUGE_LEVELS = frozenset(LEAF_LEVELS) - {Level.PTE}
 
 
-def kind_of(raw: int, level: Level) -> Kind:
+def kind_of(raw: int, level: Level, fmt: TableFormat = CPU) -> Kind:
     """Return the kind of an entry: pte_none(), pte_present() and pmd_leaf() of arch/x86/include/asm/pgtable.h.
 
-    A pmd or pud with PSE is a leaf even while P and PROTNONE are clear: pmdp_invalidate() leaves it in that state.
+    A pmd or pud of a process with PSE is a leaf even while P and PROTNONE are clear: pmdp_invalidate() leaves it in
+    that state. In KVM's tables, the rules are is_shadow_present_pte() and is_last_spte() of arch/x86/kvm/mmu/spte.h.
     """
-    if raw & ~KNL_ERRATUM_MASK == 0:
+    if raw & ~fmt.ignored == 0:
         return Kind.NONE
     if level is Level.PTE:
-        return Kind.LEAF if raw & (PRESENT | PROTNONE) else Kind.SWAP
-    if level in HUGE_LEVELS and raw & PSE:
+        return Kind.LEAF if raw & fmt.small_leaf else Kind.SWAP
+    if level in HUGE_LEVELS and raw & fmt.huge_leaf == fmt.huge_leaf:
         return Kind.LEAF
-    return Kind.TABLE if raw & PRESENT else Kind.SWAP
+    return Kind.TABLE if raw & fmt.table else Kind.SWAP
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -73,7 +70,7 @@ class Entry:
     @property
     def kind(self) -> Kind:
         """NONE, TABLE, LEAF or SWAP."""
-        return kind_of(self.raw, self.level)
+        return kind_of(self.raw, self.level, self.layout.format)
 
     @property
     def none(self) -> bool:
@@ -92,7 +89,7 @@ class Entry:
 
     @property
     def swap(self) -> bool:
-        """Neither empty nor present: swap, migration or marker entry. It has no pfn and no bits."""
+        """Neither empty nor present: swap, migration or marker entry; MMIO in KVM's tables. No pfn and no bits."""
         return self.kind is Kind.SWAP
 
     @property
@@ -124,8 +121,8 @@ class Entry:
 
     @property
     def hardware_present(self) -> bool:
-        """Bit P: the CPU may use it."""
-        return self._has(Bits.P)
+        """The hardware may use it: bit P; R, W or X of EPT."""
+        return self.present and bool(self.raw & self.layout.format.usable)
 
     @property
     def write(self) -> bool:
@@ -179,21 +176,31 @@ class Entry:
 
     @property
     def cache(self) -> int:
-        """PAT index 0 to 7 (4 * PAT + 2 * PCD + PWT, SDM section 4.9.2), comparable across levels."""
+        """PAT index 0 to 7 (4 * PAT + 2 * PCD + PWT, SDM section 4.9.2), comparable across levels; not in EPT."""
         bits = self.bits
         return 4 * (Bits.PAT in bits) + 2 * (Bits.PCD in bits) + (Bits.PWT in bits)
 
     @property
     def pkey(self) -> int:
         """Protection key of a leaf, 0 to 15; 0 for anything else."""
-        return (self.raw & PKEY_MASK) >> PKEY_SHIFT if self.leaf else 0
+        return self._field(self.layout.format.pkey) or 0
+
+    @property
+    def memory_type(self) -> int | None:
+        """Memory type of an EPT leaf, 0 (UC) to 6 (WB); None for anything else."""
+        return self._field(self.layout.format.memory_type)
+
+    def _field(self, mask: int) -> int | None:
+        """The value of several bits of a leaf, whose mask a format has; None if it has none."""
+        return (self.raw & mask) // (mask & -mask) if mask and self.leaf else None
 
     @property
     def unnamed(self) -> int:
         """The bits of a leaf or table that nothing above names, as a mask: reserved bits, or a wrong Layout."""
         if not self.present:
             return 0
-        known = self._paddr_mask() | (PKEY_MASK if self.leaf else 0)
+        fmt = self.layout.format
+        known = self._paddr_mask() | (fmt.pkey | fmt.memory_type if self.leaf else 0)
         for position in self._positions():
             known |= 1 << position
         return self.raw & ~known
@@ -240,14 +247,14 @@ class Entry:
     def pfn(self) -> int:
         """Page frame number (4 KiB units) of the first page that a leaf maps.
 
-        The address of a leaf whose P is clear is stored inverted against L1TF; this undoes it (protnone_mask() in
-        arch/x86/include/asm/pgtable-invert.h, pte_pfn(), pmd_pfn(), pud_pfn() in pgtable.h).
+        The address of a leaf of a process whose P is clear is stored inverted against L1TF; this undoes it
+        (protnone_mask() in arch/x86/include/asm/pgtable-invert.h, pte_pfn(), pmd_pfn(), pud_pfn() in pgtable.h).
 
         :raises UsageError: the entry is not a leaf, and has no pfn.
         """
         if not self.leaf:
             raise UsageError(f"only a leaf has a pfn, this one is a {self.kind.value}: {self}")
-        stored = self.raw if self.raw & PRESENT else ~self.raw
+        stored = self.raw if self.raw & PRESENT or not self.layout.format.inverts else ~self.raw
         return (stored & self._paddr_mask()) >> PAGE_SHIFT
 
     def __str__(self) -> str:
@@ -255,10 +262,13 @@ class Entry:
         if self.kind is Kind.NONE:
             return " ".join([*words, "none"])
         if self.kind is Kind.SWAP:
-            return " ".join([*words, "not present (swap, migration or marker)"])
+            what = "swap, migration or marker" if self.layout.format is CPU else "MMIO, or frozen"
+            return " ".join([*words, f"not present ({what})"])
         words += self.bits.names()
         if self.pkey:
             words.append(f"pkey={self.pkey}")
+        if self.memory_type is not None:
+            words.append(f"memory-type={MEMORY_TYPES.get(self.memory_type, self.memory_type)}")
         if self.unnamed:
             words.append(f"unnamed={self.unnamed:#x}")
         words.append(f"table={self.table_paddr:#x}" if self.table else f"pfn={self.pfn:#x}")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from harness.errors import UsageError
 from harness.pagetable.bits import PADDR_MASK, PAGE_SHIFT, Bits, Layout, Level
 from harness.pagetable.bulk import BoolArray, LeafArrays, pfns
-from harness.pagetable.entry import HUGE_LEVELS, KNL_ERRATUM_MASK, PRESENT, PROTNONE, PSE, Entry
+from harness.pagetable.entry import HUGE_LEVELS, Entry
+from harness.pagetable.formats import CPU, TableFormat
 from harness.pagetable.memory import U64Array
 
 
@@ -50,17 +51,18 @@ class _Columns(NamedTuple):
     bits: U64Array  # the raw word without its address; equal for all holes, and for all swap entries
 
 
-def leaf_mask(entries: LeafArrays) -> BoolArray:
+def leaf_mask(entries: LeafArrays, fmt: TableFormat = CPU) -> BoolArray:
     """Return for each entry of :func:`entry_arrays` whether it is a leaf, bool[n]."""
-    small = (entries.level == Level.PTE) & ((entries.raw & np.uint64(PRESENT | PROTNONE)) != 0)
-    huge = np.isin(entries.level, [int(level) for level in HUGE_LEVELS]) & ((entries.raw & np.uint64(PSE)) != 0)
+    small = (entries.level == Level.PTE) & ((entries.raw & np.uint64(fmt.small_leaf)) != 0)
+    may_be_huge = np.isin(entries.level, [int(level) for level in HUGE_LEVELS])
+    huge = may_be_huge & ((entries.raw & np.uint64(fmt.huge_leaf)) == np.uint64(fmt.huge_leaf))
     result: BoolArray = small | huge
     return result
 
 
-def hole_mask(entries: LeafArrays) -> BoolArray:
+def hole_mask(entries: LeafArrays, fmt: TableFormat = CPU) -> BoolArray:
     """Return for each entry whether it is empty, bool[n]; an entry that is neither leaf nor hole is a swap entry."""
-    result: BoolArray = (entries.raw & np.uint64(~KNL_ERRATUM_MASK & (1 << 64) - 1)) == 0
+    result: BoolArray = (entries.raw & np.uint64(~fmt.ignored & (1 << 64) - 1)) == 0
     return result
 
 
@@ -79,9 +81,11 @@ def runs(
     """
     if not len(entries.vaddr):
         return
-    last_look = None if previous is None else _LastLook.of(entries, previous)
-    frames = pfns(entries)
-    for first, last in _alike([*_columns(entries), *(last_look.columns if last_look is not None else ())]):
+    last_look = None if previous is None else _LastLook.of(entries, previous, layout.format)
+    frames = pfns(entries, layout.format)
+    for first, last in _alike(
+        [*_columns(entries, layout.format), *(last_look.columns if last_look is not None else ())]
+    ):
         entry = _entry(entries, first, layout)
         vaddr, over = int(entries.vaddr[first]), int(entries.vaddr[last - 1]) + entry.size_bytes
         if not entry.leaf:
@@ -113,11 +117,11 @@ class _LastLook(NamedTuple):
     columns: tuple[U64Array | BoolArray, ...]  # neighbours that differ in one of these changed differently
 
     @classmethod
-    def of(cls, entries: LeafArrays, previous: LeafArrays) -> _LastLook:
+    def of(cls, entries: LeafArrays, previous: LeafArrays, fmt: TableFormat) -> _LastLook:
         """:raises UsageError: the last look was at another range."""
         at = _index_in(entries, previous)
-        now, old = _columns(entries), _Columns(*(column[at] for column in _columns(previous)))
-        moved = _moved(entries, previous, at)
+        now, old = _columns(entries, fmt), _Columns(*(column[at] for column in _columns(previous, fmt)))
+        moved = _moved(entries, previous, at, fmt)
         changed = moved | (now.kind != old.kind) | (now.level != old.level) | (now.bits != old.bits)
         return cls(previous, at, changed, (*old, moved, changed))
 
@@ -126,8 +130,8 @@ class _LastLook(NamedTuple):
         return _entry(self.entries, int(self.at[index]), layout) if self.changed[index] else None
 
 
-def _columns(entries: LeafArrays) -> _Columns:
-    is_leaf, is_hole = leaf_mask(entries), hole_mask(entries)
+def _columns(entries: LeafArrays, fmt: TableFormat) -> _Columns:
+    is_leaf, is_hole = leaf_mask(entries, fmt), hole_mask(entries, fmt)
     kind = np.where(is_leaf, np.uint64(1), np.where(is_hole, np.uint64(0), np.uint64(2)))
     masks = np.zeros(len(Level) + 1, np.uint64)
     for level in Level:
@@ -146,11 +150,11 @@ def _index_in(entries: LeafArrays, previous: LeafArrays) -> NDArray[np.intp]:
     return at.astype(np.intp)
 
 
-def _moved(entries: LeafArrays, previous: LeafArrays, at: NDArray[np.intp]) -> BoolArray:
+def _moved(entries: LeafArrays, previous: LeafArrays, at: NDArray[np.intp], fmt: TableFormat) -> BoolArray:
     """Return for each entry whether the leaf mapped another frame, or the swap entry differed, at the last look."""
     offset = (entries.vaddr - previous.vaddr[at]) >> np.uint64(PAGE_SHIFT)
-    both = leaf_mask(entries) & leaf_mask(previous)[at]
-    neither = ~leaf_mask(entries) & ~hole_mask(entries)
-    elsewhere = both & (pfns(entries) != pfns(previous)[at] + offset)
+    both = leaf_mask(entries, fmt) & leaf_mask(previous, fmt)[at]
+    neither = ~leaf_mask(entries, fmt) & ~hole_mask(entries, fmt)
+    elsewhere = both & (pfns(entries, fmt) != pfns(previous, fmt)[at] + offset)
     result: BoolArray = elsewhere | (neither & (entries.raw != previous.raw[at]))
     return result

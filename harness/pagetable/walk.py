@@ -1,4 +1,4 @@
-"""Walk page tables from the root down for one address, as the CPU does.
+"""Walk page tables from the root down for one address, as the CPU does: a process's, or nested ones.
 
 Source: Intel SDM volume 3 section 4.5, and walk_page_range() of mm/pagewalk.c for the kernel's names of the steps. For
 many addresses at once, see :mod:`harness.pagetable.bulk`.
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.pagetable.bits import ENTRIES_PER_TABLE, PADDR_MASK, PAGE_SHIFT, PAGE_SIZE_BYTES, Bits, Layout, Level
-from harness.pagetable.entry import HUGE_LEVELS, PSE, Entry
+from harness.pagetable.entry import HUGE_LEVELS, Entry
+from harness.pagetable.formats import PSE
 from harness.pagetable.memory import Memory, WalkError
 
 PTI_USER_ROOT = 1 << PAGE_SHIFT
@@ -206,7 +207,7 @@ def walk(memory: Memory, root: int, vaddr: int, layout: Layout) -> Walk:
     """Walk from the root to the entry that decides for one address.
 
     :param root: physical address of the root table, see :func:`root_paddr`.
-    :param vaddr: any canonical address, user or kernel half.
+    :param vaddr: any canonical address, user or kernel half; in nested tables a guest-physical address.
     :raises UsageError: vaddr is not canonical.
     :raises WalkError: a table lies outside RAM, or a p4d or pgd entry claims to be a leaf.
     """
