@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +16,9 @@ from harness.bisection.symptom import Sighting
 from harness.campaign.bisection import command, steps
 from harness.campaign.bisection.bisect import Looked
 from harness.campaign.bisection.command import Asked, print_log, run_bisect
-from harness.campaign.bisection.executor import Unit, UnitAnswer, checked
 from harness.campaign.bisection.journal import Journal, Noted, read
 from harness.campaign.bisection.steps import Course, of_debian, of_tree
-from harness.campaign.kernels import RunOptions
+from harness.campaign.units.unit import Unit, UnitAnswer
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.selection.selected import Selected
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
@@ -65,7 +64,10 @@ class Fake:
         self.ran: list[int] = []
         self.most = 10_000
 
-    def run(self, unit: Unit) -> UnitAnswer:
+    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+        yield from enumerate(map(self._answer, units))
+
+    def _answer(self, unit: Unit) -> UnitAnswer:
         number = self.numbers[unit.spec.rpartition("@")[2]]
         if number in self.broken:
             return UnitAnswer(unusable="it does not build: f.c:1: error")
@@ -83,7 +85,7 @@ def bisected(
     tree: Path, fake: Fake, looked: Looked = FORK, resume: bool = False, good: str = "v0", bad: str = "main"
 ) -> ExitCode:
     asked = Asked(str(tree), good, bad, fixed=fake.fixed)
-    return run_bisect(asked, looked, RunOptions(), resume, fake)
+    return run_bisect(asked, looked, resume, fake)
 
 
 def test_the_culprit_with_its_claim_and_how_sure_it_is(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,8 +232,8 @@ def test_a_line_of_the_journal_that_was_cut_off_does_not_count(tmp_path: Path) -
 )
 def test_a_failing_machine_is_no_verdict(run: Run) -> None:
     with pytest.raises(MachineryError, match="no QEMU"):
-        checked(run)
-    assert checked(Run((BAD,))) == Run((BAD,))
+        UnitAnswer(run=run).checked()
+    assert UnitAnswer(run=Run((BAD,))).checked() == Run((BAD,))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from harness import cli
 from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
+from harness.kernel.build import BuiltSource
 from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.bisect import BisectVerdict, judge
@@ -60,7 +61,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def resolve(_say: Any) -> Any:
             if build:
                 raise build
-            return SimpleNamespace(image="/vmlinux")
+            return SimpleNamespace(image="/vmlinux", key="")
 
         def run_kernel(spec: str, tests: list[Selected], _options: Any, _say: Any) -> Run:
             assert (spec, [*map(str, tests)]) == ("/vmlinux", ["fork:pud"])
@@ -68,9 +69,10 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 raise run
             return run
 
-        monkeypatch.setattr(Kernel, "parse", lambda _spec: SimpleNamespace(resolve=resolve))
-        monkeypatch.setattr("harness.campaign.check.VM", lambda *_args, **_fields: Machine())
-        monkeypatch.setattr("harness.campaign.check.run_kernel", run_kernel)
+        source = BuiltSource.parse("/tree")
+        monkeypatch.setattr(Kernel, "parse", lambda _spec: SimpleNamespace(resolve=resolve, source=source))
+        monkeypatch.setattr("harness.campaign.units.local.VM", lambda *_args, **_fields: Machine())
+        monkeypatch.setattr("harness.campaign.units.local.run_kernel", run_kernel)
 
     return make
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from harness import cli
-from harness.campaign import matrix
 from harness.campaign.kernels import RunOptions
 from harness.campaign.progress import Live
+from harness.campaign.units import local
 from harness.errors import MachineryError, UsageError
 from harness.machine import preparation
 from harness.pagetable import Observation
@@ -57,7 +57,7 @@ class Suite:
 @pytest.fixture
 def suite(monkeypatch: pytest.MonkeyPatch) -> Suite:
     suite = Suite()
-    monkeypatch.setattr(matrix, "run_kernel", suite.run_kernel)
+    monkeypatch.setattr(local, "run_kernel", suite.run_kernel)
     monkeypatch.setattr(preparation, "preflight", lambda *_: None)
     monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", lambda *_: None)
     return suite

@@ -14,6 +14,7 @@ from harness.campaign import facts as command
 from harness.campaign.facts import RunsByKernel, check_exact, measured, sightings, version_of, write
 from harness.campaign.facts_text import Grid, Known, command_shows, fill, mended_command
 from harness.campaign.kernels import Kernels, RunOptions
+from harness.campaign.units import local
 from harness.errors import MachineryError, UsageError
 from harness.selection.tests import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult
@@ -278,13 +279,13 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     specs: list[str] = []
 
-    def follow(spec: str, *_args: object) -> Run:
+    def run_kernel(spec: str, *_args: object) -> Run:
         specs.append(spec)
         if spec == "debian:7.3.4" and len(specs) == 2:
             raise KeyboardInterrupt
         return run(spec.partition(":")[2], {"fork": PASS})
 
-    monkeypatch.setattr(command, "follow", follow)
+    monkeypatch.setattr(local, "run_kernel", run_kernel)
     monkeypatch.setattr(command, "check_kernels", lambda *_args: None)
     offered = Kernels(("debian:6.12.118", "debian:7.3.4"), {"6.19": "only in part"})
     monkeypatch.setattr(command, "choose_kernels", lambda *_args: offered)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.campaign import series
 from harness.campaign.kernels import RunOptions
 from harness.campaign.report import PageRequest
 from harness.campaign.series import PatchStep, change_lines, run_series, steps_of_mbox, steps_of_range
+from harness.campaign.units import local
 from harness.errors import ExitCode, UsageError
 from harness.machine import preparation
 from harness.selection.selected import Selected
@@ -109,13 +109,13 @@ def follow_steps(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | None) -> 
     """Run steps with these outcomes, one after another. A step without an outcome has no kernel."""
     left = list(outcomes)
 
-    def follow(*_: object) -> Run:
+    def run_kernel(*_: object) -> Run:
         outcome = left.pop(0)
         if outcome is None:
             return Run((), {TROUBLE: "f.c:1: error: expected ';'"})
         return Run((ScenarioResult("fork", "pud", outcome),))
 
-    monkeypatch.setattr(series, "follow", follow)
+    monkeypatch.setattr(local, "run_kernel", run_kernel)
     monkeypatch.setattr(preparation, "preflight", lambda *_: None)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from harness.campaign.event_stream import RunEvent
-from harness.campaign.kernels import RunOptions, run_kernel
+from harness.campaign.kernels import RunOptions
+from harness.campaign.progress import Live
+from harness.campaign.units.executing import executing
+from harness.campaign.units.unit import Unit, run_one
 from harness.campaign.wanted import choose
-from harness.errors import KERNELS_FAULT, KernelBuildError
-from harness.events import Event, Say
-from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
-from harness.machine.vm import VM
 from harness.selection.expected import resolve
 from harness.selection.selected import Selected
 from harness.verdict.bisect import BisectVerdict, judge
@@ -19,7 +15,7 @@ from harness.verdict.expected.judge import held_run
 from harness.verdict.table import TROUBLE
 
 
-def check(tree: str, word: Selected, options: RunOptions, say: Say) -> tuple[BisectVerdict, str]:
+def check(tree: str, word: Selected, options: RunOptions) -> tuple[BisectVerdict, str]:
     """Build what is checked out in a tree, boot it, and run a test.
 
     :raises UsageError: there is no such tree or test.
@@ -27,21 +23,10 @@ def check(tree: str, word: Selected, options: RunOptions, say: Say) -> tuple[Bis
     """
     spec = BuiltSource.parse(tree).spec
     said = resolve(options.expected, choose([word], options.levels).tests, strict=options.strict)
-    try:
-        image = Kernel.parse(spec).resolve(say)
-    except KernelBuildError as error:
-        return BisectVerdict.CANNOT_TELL, f"it does not build: {error}"
-    try:
-        VM(image, config=options.machine(spec), say=say).start().close()
-    except KERNELS_FAULT as error:
-        return BisectVerdict.CANNOT_TELL, f"it does not boot: {str(error).splitlines()[0]}"
-    config = replace(options.config, modules=None)  # they belong to another kernel; the built one has its own
-
-    def show(event: RunEvent) -> None:
-        if isinstance(event, Event):
-            say(event)
-
-    run = run_kernel(str(image.image), [word], replace(options, config=config), show)
-    if trouble := run.context.get(TROUBLE):
+    with Live() as live, executing(live) as executor:
+        answer = run_one(executor, Unit(spec, (word,), options, spec, tried=True))
+    if answer.run is None:
+        return BisectVerdict.CANNOT_TELL, answer.unusable
+    if trouble := answer.run.context.get(TROUBLE):
         return BisectVerdict.BROKEN, str(trouble)
-    return judge(held_run(run, said).results)
+    return judge(held_run(answer.run, said).results)

@@ -13,9 +13,11 @@ from rich.text import Text
 
 from harness.campaign import mail
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import as_json, check_kernels, follow, prepare, print_lines, summary, write_files
+from harness.campaign.matrix import as_json, check_kernels, prepare, print_lines, summary, write_files
 from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, compare_page, selecting
+from harness.campaign.units.executing import executing
+from harness.campaign.units.unit import Unit, UnitExecutor
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
 from harness.selection.selected import Selected
@@ -81,16 +83,18 @@ def run_compare(
     with Live() as live:
         check_kernels(specs, options, live)
         sides: tuple[list[Run], list[Run]] = ([], [])
-        _run_both(specs, tests, options, live, sides)
-        rounds = [compare_runs(sides[0][0], sides[1][0])]
-        for number in range(confirm):
-            if not (again := lasting(rounds)[0]):
-                break
-            live.line(f"running again what differs ({number + 1} of {confirm})")
-            _run_both(specs, [selecting(one.case) for one in again], options, live, sides)
-            # Compare each new run with all runs of the other side, including its new one.
-            rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
-            rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
+        with executing(live) as executor:
+            _run_both(executor, [Unit(spec, tuple(tests), options, spec) for spec in specs], live, sides)
+            rounds = [compare_runs(sides[0][0], sides[1][0])]
+            for number in range(confirm):
+                if not (again := lasting(rounds)[0]):
+                    break
+                live.line(f"running again what differs ({number + 1} of {confirm})")
+                differing = tuple(selecting(one.case) for one in again)
+                _run_both(executor, [Unit(spec, differing, options, spec) for spec in specs], live, sides)
+                # Compare each new run with all runs of the other side, including its new one.
+                rounds += [compare_runs(sides[0][-1], run) for run in sides[1]]
+                rounds += [compare_runs(run, sides[1][-1]) for run in sides[0][:-1]]
     differences, passing = lasting(rounds)
     found, unmet = held_along([Column(spec, (side[0],)) for spec, side in zip(specs, sides, strict=True)], said)
     runs = found[0].runs[0], found[1].runs[0]
@@ -132,18 +136,13 @@ def page_of(
     return compare_page(request, columns, differences, lists, printed)
 
 
-def _run_both(
-    specs: tuple[str, ...],
-    tests: Sequence[Selected],
-    options: RunOptions,
-    live: Live,
-    sides: tuple[list[Run], list[Run]],
-) -> None:
-    for spec, side in zip(specs, sides, strict=True):
-        run = follow(spec, tests, options, live, spec)
+def _run_both(executor: UnitExecutor, units: Sequence[Unit], live: Live, sides: tuple[list[Run], list[Run]]) -> None:
+    for number, answer in executor.run(units):
+        spec = units[number].spec
+        run = answer.as_run(spec)
         if run.context.get(TROUBLE):
             raise MachineryError(f"{spec}: {run.context[TROUBLE]}")
-        side.append(run)
+        sides[number].append(run)
         live.line(summary(run, spec))
 
 

@@ -28,8 +28,9 @@ from rich.console import Console
 from harness.archive.versions import is_exact, upstream_of
 from harness.campaign.facts_text import Grid, Known, changes, fill, matrix_document, mended_command
 from harness.campaign.kernels import ALL_STOCK, RunOptions, choose_kernels
-from harness.campaign.matrix import as_json, check_kernels, follow, print_table, summary
+from harness.campaign.matrix import as_json, check_kernels, print_table, repeated, summary
 from harness.campaign.progress import Live
+from harness.campaign.units.executing import executing
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
@@ -186,14 +187,15 @@ def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: RunsBy
             check_kernels(wanted, options, live)
             kept.parent.mkdir(exist_ok=True)
         runs = {spec: found for spec, found in have.runs.items() if spec in chosen.specs}
-        for spec in wanted:
-            found = []
-            for number in range(repeat):
-                name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
-                found.append(follow(spec, (), options, live, name))
-                live.line(summary(found[-1], name))
-            runs[spec] = tuple(found)
-            write_text(kept, as_json(RunsByKernel(runs, chosen.missing).to_json()))
+        with executing(live) as executor:
+            for spec in wanted:
+                found = []
+                units = repeated([spec], (), options, repeat)
+                for number, answer in executor.run(units):
+                    found.append(answer.as_run(spec))
+                    live.line(summary(found[-1], units[number].name))
+                runs[spec] = tuple(found)
+                write_text(kept, as_json(RunsByKernel(runs, chosen.missing).to_json()))
     return RunsByKernel(runs, chosen.missing)
 
 

@@ -172,13 +172,18 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
+def troubled(spec: str, trouble: str) -> Run:
+    """Return a run without results, and the reason."""
+    return Run((), {"kernel": {"spec": spec, "release": None, "config_hash": None, "tree": None}, TROUBLE: trouble})
+
+
 def _read(results: Path, spec: str, status: int, words: str, strict: bool) -> Run:
     """Return the results that the child wrote, with the reason if some or all are missing."""
     trouble = ""
     try:
         run = Run.from_json(json.loads(results.read_text()))
     except (OSError, ValueError, HugepfnError):
-        run = Run((), {"kernel": {"spec": spec, "release": None, "config_hash": None, "tree": None}})
+        run = troubled(spec, "")
         trouble = words or "no results"
     if not run.results and not trouble:
         trouble = words or "nothing was run"

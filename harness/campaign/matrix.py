@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.campaign import mail
-from harness.campaign.event_stream import RunEnded, RunEvent, TestEnded, TestStarted
-from harness.campaign.kernels import RunOptions, choose_kernels, run_kernel
+from harness.campaign.kernels import RunOptions, choose_kernels
 from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, matrix_page
+from harness.campaign.units.executing import executing
+from harness.campaign.units.unit import Unit
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.machine import preparation
@@ -72,19 +73,19 @@ def run_matrix(
                 "no kernel is left: " + "; ".join(f"{name}: {why}" for name, why in chosen.missing.items())
             )
         check_kernels(chosen.specs, options, live)
-        runs: dict[str, list[Run]] = {spec: [] for spec in chosen.specs}
+        units = repeated(chosen.specs, tests, options, repeat)
+        runs: dict[int, Run] = {}
         try:
-            for number in range(repeat):
-                for spec in chosen.specs:
-                    name = spec if repeat == 1 else f"{spec} (run {number + 1} of {repeat})"
-                    run = held_run(follow(spec, tests, options, live, name), said)
-                    runs[spec].append(run)  # before it is reported, since the reader may then interrupt
-                    live.line(summary(run, name))
+            with executing(live) as executor:
+                for number, answer in executor.run(units):
+                    unit = units[number]
+                    runs[number] = held_run(answer.as_run(unit.spec), said)  # before the reader may interrupt
+                    live.line(summary(runs[number], unit.name))
         except KeyboardInterrupt:
             interrupted = True
-    table, lost = Table.of([Column(spec, tuple(found)) for spec, found in runs.items()], expected), False
+    table, lost = Table.of(columns_of(units, runs), expected), False
     stamp = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "missing": dict(chosen.missing)}
-    if any(runs.values()):
+    if runs:
         print_table(Console(highlight=False), table, chosen.missing, repeat)
         data = {**table.to_json(), **stamp, **({"interrupted": True} if interrupted else {})}
         lost = write_files(
@@ -95,6 +96,21 @@ def run_matrix(
     if interrupted:
         raise KeyboardInterrupt
     return table.exit_code(strict=options.strict).without(lost)
+
+
+def repeated(specs: Sequence[str], tests: Sequence[Selected], options: RunOptions, repeat: int) -> list[Unit]:
+    """Every kernel once, then every kernel again, as often as it is repeated."""
+    times = [f" (run {number + 1} of {repeat})" if repeat > 1 else "" for number in range(repeat)]
+    return [Unit(spec, tuple(tests), options, f"{spec}{time}") for time in times for spec in specs]
+
+
+def columns_of(units: Sequence[Unit], runs: Mapping[int, Run]) -> list[Column]:
+    """The column of each kernel, with its runs in the order of their units."""
+    found: dict[str, list[Run]] = {unit.spec: [] for unit in units}
+    for number, unit in enumerate(units):
+        if number in runs:
+            found[unit.spec].append(runs[number])
+    return [Column(spec, tuple(each)) for spec, each in found.items()]
 
 
 def page_of(request: PageRequest, table: Table, missing: Mapping[str, str], repeat: int, options: RunOptions) -> str:
@@ -131,22 +147,6 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
         except MachineryError as error:
             live.line(f"{spec}: {error}")  # its column will say so too; the others still run
     tell_why_tcg(why_tcg, live.say)  # so no child tells it again
-
-
-def follow(spec: str, tests: Sequence[Selected], options: RunOptions, live: Live, name: str) -> Run:
-    """Run one kernel and show its progress; :func:`summary` reports its end."""
-    live.now(name)
-
-    def show(event: RunEvent) -> None:
-        match event:
-            case TestStarted(test):
-                live.now(f"{name}: {test.removeprefix('test_')}")
-            case TestEnded() | RunEnded():
-                pass  # the table tells
-            case _:
-                live.say(event)
-
-    return run_kernel(spec, tests, options, show)
 
 
 def summary(run: Run, name: str) -> str:

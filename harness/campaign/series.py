@@ -20,7 +20,6 @@ from harness.campaign.kernels import RunOptions
 from harness.campaign.matrix import (
     STYLE,
     as_json,
-    follow,
     prepare,
     print_lines,
     report_lines,
@@ -30,6 +29,8 @@ from harness.campaign.matrix import (
 )
 from harness.campaign.progress import Live
 from harness.campaign.report import PageChange, PageColumn, PageRequest, series_page
+from harness.campaign.units.executing import executing
+from harness.campaign.units.unit import Unit
 from harness.errors import ExitCode, UsageError
 from harness.kernel.build import BuiltSource
 from harness.kernel.build.patches import split
@@ -38,7 +39,7 @@ from harness.machine import preparation
 from harness.printable import printable
 from harness.qemu.accel import tell_why_tcg
 from harness.selection.selected import Selected
-from harness.verdict import Outcome, words
+from harness.verdict import Outcome, Run, words
 from harness.verdict.expected.judge import Unmet, held_along
 from harness.verdict.expected.split import split_differences
 from harness.verdict.series import Change, changes, difference_of, steady
@@ -71,17 +72,17 @@ def run_series(
     :raises UsageError: no such tree, range, mbox or scenario.
     """
     expected, said = prepare(tests, options, json_file, page.file)
-    columns = []
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
         steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
         with Live() as live:
             tell_why_tcg(preparation.preflight(options.machine(steps[0].spec), live.say), live.say)
-            for step in steps:
-                name = f"{step.name} {step.subject}".strip()
-                run = follow(step.spec, tests, options, live, name)
-                columns.append(Column(step.name, (run,)))
-                live.line(summary(run, name))
-    columns, unmet = held_along(columns, said)
+            units = [Unit(one.spec, tuple(tests), options, f"{one.name} {one.subject}".strip()) for one in steps]
+            runs: dict[int, Run] = {}
+            with executing(live) as executor:
+                for number, answer in executor.run(units):
+                    runs[number] = answer.as_run(units[number].spec)
+                    live.line(summary(runs[number], units[number].name))
+    columns, unmet = held_along([Column(step.name, (runs[at],)) for at, step in enumerate(steps)], said)
     table = Table.of(columns, expected)
     found = changes(table)
     if page.mail:

@@ -51,8 +51,8 @@ def bisect(test: str, paths: tuple[str, ...], config: MachineConfig, **given: An
         print_log()
         return
     asked = Asked(given["tree"], paths=paths, fixed=given["fixed"], **_ends(given))
-    looked = Looked(Selected.parse(test), given["any_failure"], given["runs"])
-    sys.exit(run_bisect(asked, looked, RunOptions(config), given["resume"]))
+    looked = Looked(Selected.parse(test), given["any_failure"], given["runs"], RunOptions(config))
+    sys.exit(run_bisect(asked, looked, given["resume"]))
 
 
 def _ends(given: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from harness.commands.options import (
     tests_argument,
 )
 from harness.config import MachineConfig
-from harness.events import Sparing
 
 if TYPE_CHECKING:
     from harness.selection.selected import Selected
@@ -94,8 +93,6 @@ def check(tree: str, word: Selected, config: MachineConfig, **options: Any) -> N
     """
     from harness.campaign.check import check as step
 
-    verdict, reason = step(
-        tree, word, run_options(config, options), Sparing(lambda line: click.echo(f"hugepfn: {line}", err=True))
-    )
+    verdict, reason = step(tree, word, run_options(config, options))
     click.echo(f"{verdict.name.lower().replace('_', ' ')}: {reason}")
     sys.exit(verdict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ import numpy as np
 from harness.bisection.choice import Costs
 from harness.bisection.search import Search, Tip, Where
 from harness.bisection.symptom import Sighting, Trait, sighting, traits_of
-from harness.campaign.bisection.executor import Unit, UnitExecutor
 from harness.campaign.bisection.journal import Journal, Noted
 from harness.campaign.bisection.steps import Course
+from harness.campaign.kernels import RunOptions
 from harness.campaign.series import PatchStep
+from harness.campaign.units.unit import Unit, UnitExecutor, run_one
 from harness.selection.selected import Selected
 from harness.verdict.claims import ScenarioResult
 
@@ -30,6 +31,7 @@ class Looked:
     test: Selected
     any_failure: bool = False
     repeats: int | None = None
+    options: RunOptions = field(default_factory=RunOptions)
 
 
 class Bisection:
@@ -78,15 +80,17 @@ class Bisection:
 
     def _run(self, where: Where) -> Noted:
         name = next(name for name, at in self._numbers.items() if at == where)
-        others = [key for key, at in self._keys.items() if at != where]
-        answer = self._executor.run(Unit(self.step_of(where).spec, self._test, others))
+        others = frozenset(key for key, at in self._keys.items() if at != where)
+        step = self.step_of(where)
+        unit = Unit(step.spec, (self._test,), self._looked.options, f"{name[:12]} {step.subject}".strip(), True, others)
+        answer = run_one(self._executor, unit)
         if answer.unusable:
-            return Noted(name, Sighting.UNTESTABLE, answer.unusable, answer.key)
+            return Noted(name, Sighting.UNTESTABLE, answer.unusable.splitlines()[0], answer.key)
         if answer.run is None:
             other = self._keys[answer.key]
             same = next(name for name, at in self._numbers.items() if at == other)
             return Noted(name, Sighting.UNTESTABLE, key=answer.key, same_as=same)
-        seen = [(*sighting(one, self.sought), one) for one in answer.run.results]
+        seen = [(*sighting(one, self.sought), one) for one in answer.checked().results]
         rank = (Sighting.SHOWS, Sighting.UNTESTABLE, Sighting.PASSES)
         best, reason, result = min(seen, key=lambda one: rank.index(one[0]))
         return Noted(name, best, reason, answer.key, result=result)

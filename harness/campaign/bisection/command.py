@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from rich.console import Console
 
 from harness.bisection.belief import CONFIDENCE
 from harness.campaign.bisection.bisect import Bisection, Looked
-from harness.campaign.bisection.executor import LocalExecutor, Unit, UnitAnswer, UnitExecutor
 from harness.campaign.bisection.journal import Journal, read
 from harness.campaign.bisection.report import git_log, report_lines
 from harness.campaign.bisection.steps import Course, of_debian, of_series, of_tree
-from harness.campaign.kernels import RunOptions
 from harness.campaign.matrix import print_lines
 from harness.campaign.progress import Live
 from harness.campaign.series import steps_of_mbox
+from harness.campaign.units.executing import executing
+from harness.campaign.units.unit import Unit, UnitAnswer, UnitExecutor
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, UsageError
 from harness.events import Say
@@ -55,12 +56,10 @@ class Asked:
         return of_tree(self.tree.removeprefix("tree:"), self.good, self.bad, self.paths, self.fixed)
 
 
-def run_bisect(
-    asked: Asked, looked: Looked, options: RunOptions, resume: bool, executor: UnitExecutor | None = None
-) -> ExitCode:
+def run_bisect(asked: Asked, looked: Looked, resume: bool, executor: UnitExecutor | None = None) -> ExitCode:
     """Bisect, and print the answer.
 
-    :param executor: None for this host.
+    :param executor: who runs the units; None for the one that the options name.
     :returns: OK if one culprit is found; MACHINERY if several are left.
     :raises UsageError: what was asked for does not exist, or an end is not what it was said to be.
     :raises MachineryError: there is no verdict; what was run so far is in the journal.
@@ -68,13 +67,14 @@ def run_bisect(
     choose([looked.test])
     with Live() as live, tempfile.TemporaryDirectory(prefix="hugepfn-bisect-") as folder:
         course = asked.course(Path(folder), live.say)
-        journal = Journal(_file_of(question := _question(asked, looked, options)), question)
+        journal = Journal(_file_of(question := _question(asked, looked)), question)
         noted = journal.resume() if resume else []
         if not resume:
             journal.start()
         live.line(f"{len(course.steps)} candidates; journal: {journal.file}")
-        bisection = Bisection(course, looked, executor or LocalExecutor(options, live.say), journal, live.line)
-        bisection.run(noted)
+        with executing(live) if executor is None else nullcontext(executor) as runner:
+            bisection = Bisection(course, looked, runner, journal, live.line)
+            bisection.run(noted)
     print_lines(Console(highlight=False), report_lines(bisection))
     found = bisection.search.culprit
     one = len(found.candidates) == 1 and found.probability >= CONFIDENCE
@@ -103,16 +103,16 @@ def print_log() -> None:
 class _Nobody:
     """Runs nothing: a journal is only read."""
 
-    def run(self, unit: Unit) -> UnitAnswer:
-        raise AssertionError(unit)
+    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+        raise AssertionError(units)
 
 
-def _question(asked: Asked, looked: Looked, options: RunOptions) -> dict[str, Any]:
+def _question(asked: Asked, looked: Looked) -> dict[str, Any]:
     words = {**vars(asked), "paths": list(asked.paths)}
     if not asked.debian:
         words["tree"] = asked.tree if asked.tree.startswith("debsrc:") else str(Path(asked.tree).expanduser().resolve())
     found = {"asked": words, "test": str(looked.test), "any": looked.any_failure, "repeats": looked.repeats}
-    return {**found, "machine": list(options.words(None))}
+    return {**found, "machine": list(looked.options.words(None))}
 
 
 def _file_of(question: Mapping[str, Any]) -> Path:
