@@ -15,7 +15,7 @@ HARNESS = Path(__file__).resolve().parents[1] / "harness"
 ROWS = """
 errors printable logs levels events
 outputs host
-pagetable
+pagetable reproducer
 verdict bisection kernel_functions
 archive
 kernel

@@ -1,0 +1,1 @@
+"""Stand-alone C programs that show a bug of the kernel without hugepfn: reproducers/."""

@@ -1,0 +1,62 @@
+"""Runs the reproducers on kernels that have a bug and on others, as guest_tests/known_bugs_seen.toml says."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.kernel import Kernel
+from harness.verdict.seen import Facts, parse_facts
+
+from .conftest import ROOT, Command
+
+FACTS = parse_facts((ROOT / "guest_tests/known_bugs_seen.toml").read_text())
+BUGS = sorted(file.stem for file in (ROOT / "reproducers").glob("*.c"))
+DEBUG_ALONE = ("HP-012", "HP-013")  # only a kernel with CONFIG_DEBUG_VM shows them
+RACES = ("HP-014", "HP-015")  # "FINE" proves nothing
+KERNELS = ("debian:6.1", "debian:6.12", "debian:6.18", "debian:7.3")
+BROKEN, FINE = 1, 0
+
+
+@functools.cache
+def release(spec: str) -> str:
+    return Kernel.parse(spec).resolve().release
+
+
+def expected(bug: str, spec: str, facts: Facts) -> int:
+    """What a reproducer says on a kernel, as far as it was measured."""
+    seen = facts.bugs[bug]
+    version = facts.version_of(release(spec)).partition("+")[0]
+    if version in seen.present:
+        return BROKEN
+    if version in seen.absent:
+        return FINE
+    pytest.skip(f"{bug} was not looked for on {version}")
+
+
+def check(bug: str, spec: str, folder: Path, hugepfn: Command) -> None:
+    wanted = expected(bug, spec, FACTS)
+    program = folder / bug
+    source = ROOT / f"reproducers/{bug}.c"
+    subprocess.run(["gcc", "-static", "-pthread", "-o", program, source], check=True, timeout=120)
+    done = hugepfn("exec", "--kernel", spec, "--smp", "2", str(program), "{bdf}")
+    said = done.stdout + done.stderr
+    assert ("the kernel died: " in said) or ("BROKEN: " in said) or ("FINE: " in said), said
+    assert done.returncode == wanted, said
+
+
+@pytest.mark.parametrize("bug", ["HP-003", "HP-005", "HP-009", "HP-010"])
+def test_a_reproducer_knows_a_broken_kernel_from_a_mended_one(bug: str, tmp_path: Path, hugepfn: Command) -> None:
+    check(bug, "debian:6.12", tmp_path, hugepfn)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("spec", KERNELS)
+@pytest.mark.parametrize("bug", sorted({*BUGS} - {*DEBUG_ALONE}))
+def test_every_reproducer(bug: str, spec: str, tmp_path: Path, hugepfn: Command) -> None:
+    if bug in RACES and expected(bug, spec, FACTS) == BROKEN:
+        pytest.skip(f"{bug} is a race, which this kernel loses only sometimes")
+    check(bug, spec, tmp_path, hugepfn)
