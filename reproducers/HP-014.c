@@ -164,12 +164,9 @@ int main(int argc, char **argv)
 	bar = map_bar(GIB(1), RW);
 	printf("reads numa_maps and faults for 20 seconds; a broken kernel dies now\n");
 	reader = start_reader("/proc/self/numa_maps");
-	while (time(NULL) < end) {
-		if (mmap((void *)bar, GIB(1), RW, MAP_SHARED | MAP_FIXED, device, bar_offset) != bar)
-			cannot_tell("mmap");
+	while (time(NULL) < end)
 		for (int i = 0; i < 1000; i++)
-			(void)bar[0];
-	}
+			(void)bar[0]; /* faults whenever the reader has torn the leaf down (HP-005) */
 	stop = 1;
 	pthread_join(reader, NULL);
 	say(0, "the kernel is alive");

@@ -3,7 +3,7 @@
  * HP-016: VFIO_IOMMU_MAP_DMA takes a huge leaf of a BAR page by page.
  *
  * Expected: a leaf of 1G costs about as much as a leaf of 2M, and far less than 1/8 of 512 times that.
- * Broken: it costs 262,144 lookups.
+ * Broken: it costs 262,144 lookups. So it does on a kernel that maps BARs by 4K alone, which has no larger leaf.
  * Function: vaddr_get_pfns() in drivers/vfio/vfio_iommu_type1.c. Mended by "vfio/type1: Use mapping page mask for
  * pfnmaps".
  *
