@@ -69,8 +69,8 @@ def _folder(what: str, default: str) -> dict[str, Option]:
     return {"option": Option(what, "DIR", "a path", Path, lambda value: isinstance(value, Path), "", default)}
 
 
-def _switch(what: str) -> dict[str, Option]:
-    return {"option": Option(what, "", "true, false", _flag, lambda value: isinstance(value, bool))}
+def _switch(what: str, name: str = "") -> dict[str, Option]:
+    return {"option": Option(what, "", "true, false", _flag, lambda value: isinstance(value, bool), name)}
 
 
 def _words(what: str) -> dict[str, Option]:
@@ -150,6 +150,14 @@ class MachineConfig:
         default=False,
         metadata=_switch("start the vmlinux inside a bzImage: faster under TCG, but no KASLR and only four levels"),
     )
+    kvm: bool = field(
+        default=False,
+        metadata=_switch(
+            "KVM in the guest: the kernel's kvm modules, and under TCG a CPU with AMD's SVM (a model other than max "
+            "has to have it: --cpu MODEL,svm=on)",
+            "nested",
+        ),
+    )
     clone: bool = field(default=True, metadata=_switch("clone a booted machine for every test instead of booting one"))
     evidence: bool = field(
         default=True,
@@ -217,11 +225,12 @@ class MachineConfig:
         """Return this machine with at least what a test needs.
 
         :param wishes: ``smp`` (at least so many vCPUs), ``append`` (further words for the kernel command line),
-            ``clone`` (False for a boot of its own), ``device`` (the one under test), ``guest`` (its root).
+            ``clone`` (False for a boot of its own), ``device`` (the one under test), ``guest`` (its root), ``kvm``
+            (True for KVM in the guest).
         :raises UsageError: a wish has another name.
         """
-        if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device", "guest"}):
-            raise UsageError(f"machine({unknown[0]}=...): expected one of: smp, append, clone, device, guest")
+        if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device", "guest", "kvm"}):
+            raise UsageError(f"machine({unknown[0]}=...): expected one of: smp, append, clone, device, guest, kvm")
         return replace(
             self,
             smp=max(self.smp, wishes.get("smp", 1)),
@@ -229,6 +238,7 @@ class MachineConfig:
             clone=self.clone and wishes.get("clone", True),
             device=wishes.get("device", self.device),
             guest=wishes.get("guest", self.guest),
+            kvm=self.kvm or wishes.get("kvm", False),
         )
 
 

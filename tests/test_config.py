@@ -93,6 +93,7 @@ CONFIGS = st.builds(
     boot_timeout_s=st.none() | st.floats(0.001, 1e6),
     guest=st.sampled_from(["initramfs", "host"]),
     pvh=st.booleans(),
+    kvm=st.booleans(),
     clone=st.booleans(),
     evidence=st.booleans(),
 )
@@ -140,6 +141,7 @@ SAID: Mapping[str, tuple[str, Any]] = {
     "boot_timeout_s": ("7.5", 7.5),
     "guest": ("host", "host"),
     "pvh": ("yes", True),
+    "kvm": ("on", True),
     "clone": ("0", False),
     "evidence": ("off", False),
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.config import MachineConfig
 from harness.events import Say
 from harness.guest.initramfs import build_initramfs
-from harness.kernel import Kernel, KernelImage, default_kernel, unpacked
+from harness.kernel import Kernel, KernelImage, default_kernel, unpacked, why_missing
 from harness.qemu.accel import choose_accel
 from harness.qemu.binary import check_cpu, find_qemu
 from harness.qemu.hostroot import choose_root, root_modules
@@ -16,6 +18,9 @@ from harness.qemu.spec import Accel, Device, MachineSpec, Root
 #: double fault in kmalloc (docs/decisions/machines.md). Without the instruction, the kernel's allocator takes its other
 #: path.
 _TCG_CPU = "max,cx16=off"
+#: What TCG needs for KVM in the guest: it emulates AMD's SVM, with nested paging, but only if it is asked to.
+_TCG_SVM = ",svm=on"
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def kernel_of(config: MachineConfig) -> Kernel:
@@ -35,10 +40,27 @@ def check_guest(config: MachineConfig, kernel: KernelImage) -> None:
     """Check that this kernel and this host can have the requested guest.
 
     :raises UsageError: the kernel cannot; names what its configuration lacks.
+    :raises PremiseNotMet: the kernel was built without KVM, which was requested.
     :raises MachineryError: this host cannot.
     """
     if config.guest == "host":
         choose_root(kernel)
+    if config.kvm and (reason := why_missing(kernel, "kvm")) is not None:
+        raise reason
+
+
+def _kvm_module(accel: Accel) -> str:
+    """Return the module of the guest's kernel that runs KVM's guests on the CPU that the guest sees."""
+    if accel is Accel.TCG:
+        return "kvm_amd"
+    flags = next((line for line in _CPUINFO.read_text().splitlines() if line.startswith("flags")), "")
+    return "kvm_intel" if "vmx" in flags.split() else "kvm_amd"
+
+
+def _cpu(config: MachineConfig, accel: Accel) -> str:
+    if config.cpu != "max" or accel is not Accel.TCG:
+        return config.cpu
+    return _TCG_CPU + (_TCG_SVM if config.kvm else "")
 
 
 def preflight(config: MachineConfig, say: Say) -> str:
@@ -60,15 +82,17 @@ def machine_spec(config: MachineConfig, kernel: KernelImage, accel: Accel) -> Ma
     """Return the spec of the machine that a configuration describes."""
     vmlinux = unpacked(kernel) if config.pvh else None
     root = choose_root(kernel) if config.guest == "host" else Root.INITRAMFS
+    modules = (*root_modules(root), *([_kvm_module(accel)] if config.kvm else []))
     return MachineSpec(
         kernel=vmlinux or kernel.image,
-        initramfs=build_initramfs(kernel, root_modules(root)),
+        initramfs=build_initramfs(kernel, modules),
         accel=accel,
         smp=config.smp,
         memory_mib=config.memory_mib,
-        cpu=_TCG_CPU if config.cpu == "max" and accel is Accel.TCG else config.cpu,
+        cpu=_cpu(config, accel),
         append=config.append,
         device=Device(config.device),
         root=root,
         modules=kernel.modules_dir if config.guest == "host" else None,
+        kvm=config.kvm,
     )

@@ -56,6 +56,8 @@ def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]
         unmet(request.config, f"the live machine has {spec.device.value}, this test wants {wanted.device}")
     if missing := set(wanted.append) - set(spec.append):
         unmet(request.config, f"the live machine was started without {' '.join(sorted(missing))}")
+    if wanted.kvm and not spec.kvm:
+        unmet(request.config, "the live machine was started without --nested")
     if (wanted.guest == "host") is (spec.root is Root.INITRAMFS):
         unmet(request.config, f"this test wants --guest {wanted.guest}")
     machine.runs.clear()
@@ -105,7 +107,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     config = _config_for(request.node)
     try:
         preparation.check_guest(config, kernel)
-    except UsageError as error:
+    except (UsageError, PremiseNotMet) as error:
         unmet(request.config, str(error))
     for machine in _booted(request, kernel, config):
         request.node.stash[MACHINE] = machine

@@ -60,6 +60,7 @@ class MachineSpec:
     bar_size: str = "2G"  # of BAR 2; some scenarios map two leaves of 1G
     root: Root = Root.INITRAMFS
     modules: Path | None = None  # the kernel's, on the host's root: for modprobe
+    kvm: bool = False  # KVM's modules are loaded in the guest
 
     @property
     def why_not_saved(self) -> str:
