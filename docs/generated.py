@@ -14,15 +14,16 @@ from pathlib import Path
 from harness.plugin import fixtures as plugin_fixtures
 from harness.plugin.options import MARKERS, pytest_addoption
 
-HEADER = Path(__file__).resolve().parents[1] / "guest_tests" / "lib" / "hugepfn.h"
+LIBRARY = Path(__file__).resolve().parents[1] / "guest_tests" / "lib"
+HEADER = LIBRARY / "hugepfn.h"
 _HEADING = re.compile(r"/\* -+ (.*?) -+ \*/")
 _COMMENT = re.compile(r"/\*\s?(.*?)\s*\*/\n?", re.DOTALL)
 
 
-def guest_header() -> str:
-    """Every declaration of hugepfn.h under the header's own headings, with the comment before it as its text."""
-    text = HEADER.read_text()
-    body = text[text.index("#include <sys/types.h>\n") :].partition("\n")[2].rpartition("#endif")[0]
+def guest_header(path: Path = HEADER) -> str:
+    """Every declaration of a header under its own headings, with the comment before it as its text."""
+    text = path.read_text()
+    body = text[text.rindex("#include ") :].partition("\n")[2].rpartition("#endif")[0]
     return "\n\n".join(part for block in _blocks(body) for part in _documented(block))
 
 
@@ -50,6 +51,11 @@ def _documented(block: str) -> Iterator[str]:
         yield f"```c\n{block}\n```"
     if comment:
         yield re.sub(r"([<>*_])", r"\\\1", words)
+
+
+def kvm_header() -> str:
+    """The same of kvm.h."""
+    return f"## Virtual machines\n\n{guest_header(LIBRARY / 'kvm.h')}"
 
 
 def fixtures() -> str:
@@ -97,6 +103,7 @@ def pytest_options() -> str:
 
 PIECES: Mapping[str, Callable[[], str]] = {
     "guest-header": guest_header,
+    "kvm-header": kvm_header,
     "fixtures": fixtures,
     "markers": markers,
     "pytest-options": pytest_options,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from harness.errors import ProtocolError
 from harness.guest import bounds
 from harness.guest.protocol import (
+    CountsEvent,
     Event,
     Frame,
     FrameDecoder,
@@ -20,7 +21,11 @@ from harness.guest.protocol import (
     LineDecoder,
     MappingEvent,
     PagemapEvent,
+    SlotEvent,
+    SlotGoneEvent,
     UnmappingEvent,
+    VmEvent,
+    VmGoneEvent,
     WaitEvent,
     Where,
     parse_event,
@@ -179,6 +184,14 @@ def test_malformed_ready_words_are_refused(before: str, after: str, expected: st
         ),
         ("pagemap bar 77", PagemapEvent("bar", 77, ())),
         ("gone 78", GoneEvent(78)),
+        ("vm vm 77 6 7", VmEvent("vm", 77, 6, 7)),
+        (
+            "slot bar vm 77 40000000 200000 7f0000000000 1 bar 200000",
+            SlotEvent("vm", MappingEvent("bar", 77, 0x40000000, 0x200000, 1, "bar", 0x200000), 0x7F0000000000),
+        ),
+        ("slot-gone bar vm 77", SlotGoneEvent("bar", "vm", 77)),
+        ("counts vm 77 2 1 0", CountsEvent("vm", 77, (2, 1, 0))),
+        ("vm-gone vm 77", VmGoneEvent("vm", 77)),
     ],
 )
 def test_every_event(line: str, event: Event) -> None:
@@ -198,6 +211,9 @@ def test_every_event(line: str, event: Event) -> None:
         "unmapping bar",
         "gone",
         "gone 1 2",
+        "vm vm 77 6",
+        "slot bar vm 77 40000000 200000 7f0000000000 1 disk 0",
+        "counts vm 77 2 1",
         "Checkpoint a 77 1 1000 5",
     ],
 )
@@ -243,6 +259,12 @@ def test_a_malformed_event_is_quoted(line: str) -> None:
         ("pagemap bar 77 0*500 1*13", "count '13', expected a decimal number from 1 to 12"),
         ("pagemap bar 77 0*512 1*1", "expected at most 512 pagemap words"),
         ("pagemap bar 77 10000000000000000*1", "pagemap word '10000000000000000', expected 1 to 16"),
+        ("vm vm 77 6 -1", "file descriptor '-1', expected a decimal number from 0 to 1048576"),
+        ("slot bar vm 77 1 1000 1000 1 bar 0", "address 0x1, expected a multiple of 0x1000"),
+        ("slot bar vm 77 fffffffff000 2000 1000 1 bar 0", "slot of 0x2000 bytes .* end below 0x1000000000000"),
+        ("slot bar vm 77 0 0 1000 1 bar 0", "slot of 0x0 bytes"),
+        ("slot bar vm 77 0 1000 1000 8 bar 0", "prot 0x8"),
+        ("counts vm 77 0 0 -1", "count '-1', expected a decimal number"),
         ("gone " + "9" * 5000, r"pid '9{80}'\.\.\. \(5000 characters\), expected"),
     ],
 )
@@ -263,7 +285,12 @@ lines = st.one_of(
     st.text(max_size=200),
     st.builds(
         lambda verb, words: " ".join([verb, *words]),
-        st.sampled_from(["process", "checkpoint", "mapping", "unmapping", "pagemap", "gone"]),
+        st.sampled_from(
+            [
+                *("process", "checkpoint", "mapping", "unmapping", "pagemap", "gone"),
+                *("vm", "slot", "slot-gone", "counts", "vm-gone"),
+            ]
+        ),
         st.lists(st.one_of(st.sampled_from(["bar", "ram", "parent"]), numbers, runs), max_size=8),
     ),
 )
@@ -282,6 +309,8 @@ def test_any_line_is_an_event_within_bounds_or_refused(line: str) -> None:
         case PagemapEvent(words=words):
             assert len(words) <= bounds.PAGEMAP_WORDS_MAX
             assert all(0 <= word < 1 << 64 for word in words)
+        case SlotEvent(slot=slot):
+            assert 0 < slot.vaddr + slot.size_bytes <= bounds.GUEST_END
         case MappingEvent():
             assert 0 < event.vaddr + event.size_bytes <= bounds.USER_END
             assert event.vaddr % 4096 == event.size_bytes % 4096 == event.offset_bytes % 4096 == 0

@@ -87,6 +87,30 @@ def test_offsets(path: str, offset: int) -> None:
     assert Btf(sample().data()).offset(path) == offset
 
 
+def test_a_module_goes_on_counting_types_and_names() -> None:
+    kernel = sample()
+    module = Builder(count=kernel.count)
+    first_name = len(kernel.names) - 1  # its names have their empty one as well, which no type of it uses
+
+    def composite(name: str, members: list[tuple[str, int, int]]) -> int:
+        tail = b"".join(
+            struct.pack("<III", first_name + module.name(one) + 1, type_id, offset) for one, type_id, offset in members
+        )
+        at = first_name + module.name(name) + 1
+        module.types += struct.pack("<III", at, 4 << 24 | len(members), 64) + tail
+        module.count += 1
+        return module.count
+
+    own = composite("vcpu", [("raw", 1, 0), ("from_kernel", 2, 64)])
+    composite("vm", [("pad", 1, 0), ("vcpu", own, 128)])
+    btf = Btf(module.data(), Btf(kernel.data()))
+    assert btf.offset("vm.vcpu.from_kernel.b") == 16 + 8 + 8
+    assert btf.offset("outer.last.b") == 72
+    assert len(btf) == module.count + 1
+    with pytest.raises(BtfError, match="no struct/union vcpu"):
+        Btf(kernel.data()).offset("vcpu.raw")
+
+
 def test_a_longer_header_is_skipped() -> None:
     assert Btf(sample().data(header=32)).offset("inner.b") == 8
 

@@ -249,6 +249,7 @@ void checkpoint(const char *name)
 	log_checkpoint(name);
 	ktap_note("checkpoint %s", name); /* so that the host knows when a value was reported */
 	tell_pagemaps();
+	tell_vms();
 	spin("checkpoint", name, getppid());
 }
 

@@ -55,4 +55,7 @@ void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...);
 /* Reports the pagemap words of every mapping with pagemap_pages, of all processes. */
 void tell_pagemaps(void);
 
+/* Reports how many leaves KVM counts in each virtual machine (kvm.c). */
+void tell_vms(void);
+
 #endif

@@ -28,6 +28,12 @@ MAPPINGS_MAX = 256
 PID_MAX = 4 << 20
 #: The end of user space with five levels, TASK_SIZE_MAX of arch/x86/include/asm/page_64.h.
 USER_END = (1 << 56) - PAGE_BYTES
+#: Of one run: virtual machines, and slots of memory of each (VMS, HP_SLOTS of guest_tests/lib/kvm.*).
+MACHINES_MAX, SLOTS_MAX = 64, 16
+#: The end of what a virtual machine can address, with four levels.
+GUEST_END = 1 << 48
+#: A file descriptor, and how many leaves KVM may count.
+FD_MAX, COUNT_MAX = 1 << 20, 1 << 52
 #: Leaves and holes in all stops of one run: the pages of 16 GiB, which take about a gigabyte of host memory.
 LEAVES_MAX = 4 << 20
 #: Pagemap words of all processes of a run: the pages of 32 GiB, which take about as much.
@@ -123,6 +129,14 @@ def user_range(vaddr_text: str, size_text: str) -> tuple[int, int]:
     if not 0 < size <= USER_END - vaddr:
         raise ProtocolError(f"mapping of {size:#x} bytes at {vaddr:#x}, expected pages that end below {USER_END:#x}")
     return vaddr, size
+
+
+def guest_range(gpa_text: str, size_text: str) -> tuple[int, int]:
+    """Guest-physical address and size in bytes of a slot of memory."""
+    gpa, size = page_multiple(gpa_text, "address"), page_multiple(size_text, "size")
+    if not 0 < size <= GUEST_END - gpa:
+        raise ProtocolError(f"slot of {size:#x} bytes at {gpa:#x}, expected pages that end below {GUEST_END:#x}")
+    return gpa, size
 
 
 def prot(text: str) -> int:

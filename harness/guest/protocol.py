@@ -194,7 +194,53 @@ class GoneEvent:
     pid: int
 
 
-Event = WaitEvent | MappingEvent | UnmappingEvent | PagemapEvent | GoneEvent
+@dataclass(frozen=True, slots=True)
+class VmEvent:
+    """A process made a virtual machine with KVM; the file descriptors are its own."""
+
+    name: str
+    pid: int
+    vm_fd: int
+    vcpu_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotEvent:
+    """A virtual machine has a slot of memory. ``slot.vaddr`` is guest-physical, ``owner_vaddr`` is in its process."""
+
+    vm: str
+    slot: MappingEvent
+    owner_vaddr: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotGoneEvent:
+    """A virtual machine no longer has a slot."""
+
+    name: str
+    vm: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountsEvent:
+    """What KVM counts for a virtual machine: leaves of 4 KiB, 2 MiB and 1 GiB (KVM_GET_STATS_FD)."""
+
+    vm: str
+    pid: int
+    leaves: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VmGoneEvent:
+    """A virtual machine was closed."""
+
+    name: str
+    pid: int
+
+
+NestedEvent = VmEvent | SlotEvent | SlotGoneEvent | CountsEvent | VmGoneEvent
+Event = WaitEvent | MappingEvent | UnmappingEvent | PagemapEvent | GoneEvent | NestedEvent
 
 
 def parse_event(line: str) -> Event:
@@ -236,6 +282,28 @@ def _event(line: str) -> Event | None:
             return PagemapEvent(bounds.name(name), bounds.pid(pid), _unpacked_words(runs))
         case "gone", [pid]:
             return GoneEvent(bounds.pid(pid))
+    return _nested_event(verb, words)
+
+
+def _nested_event(verb: str, words: Sequence[str]) -> NestedEvent | None:
+    match verb, words:
+        case "vm", [name, pid, vm_fd, vcpu_fd]:
+            fds = [bounds.decimal(fd, "file descriptor", 0, bounds.FD_MAX) for fd in (vm_fd, vcpu_fd)]
+            return VmEvent(bounds.name(name), bounds.pid(pid), *fds)
+        case "slot", [name, vm, pid, gpa, size, vaddr, prot, backing, offset] if backing in BACKINGS:
+            start, size_bytes = bounds.guest_range(gpa, size)
+            owner_vaddr, _ = bounds.user_range(vaddr, size)
+            offset_bytes = bounds.page_multiple(offset, "offset")
+            rights = bounds.prot(prot)
+            slot = MappingEvent(bounds.name(name), bounds.pid(pid), start, size_bytes, rights, backing, offset_bytes)
+            return SlotEvent(bounds.name(vm), slot, owner_vaddr)
+        case "slot-gone", [name, vm, pid]:
+            return SlotGoneEvent(bounds.name(name), bounds.name(vm), bounds.pid(pid))
+        case "counts", [vm, pid, *counts] if len(counts) == 3:
+            leaves = tuple(bounds.decimal(count, "count", 0, bounds.COUNT_MAX) for count in counts)
+            return CountsEvent(bounds.name(vm), bounds.pid(pid), leaves)
+        case "vm-gone", [name, pid]:
+            return VmGoneEvent(bounds.name(name), bounds.pid(pid))
     return None
 
 

@@ -89,7 +89,7 @@ def prove_kernel_memory(
         deep = dataclasses.replace(layout, five_level=one.five_level)
         for pti in (False, True):
             kernel = KernelMemory(memory, root_paddr(one.cr3, pti=pti), deep)
-            if _is_first_task(kernel, first):
+            if leads_to_first_task(kernel, first):
                 return kernel
     raise MachineryError(
         f"no vCPU's page tables lead to init_task at {first.vaddr:#x} with the name {_FIRST_TASK.decode()!r} and "
@@ -97,7 +97,8 @@ def prove_kernel_memory(
     )
 
 
-def _is_first_task(kernel: KernelMemory, first: FirstTask) -> bool:
+def leads_to_first_task(kernel: KernelMemory, first: FirstTask) -> bool:
+    """Return whether a root leads to the first task, with its name and pid 0."""
     try:
         name = kernel.read(first.vaddr + first.comm_offset, len(_FIRST_TASK))
         return name == _FIRST_TASK and kernel.u32(first.vaddr + first.pid_offset) == 0

@@ -91,10 +91,12 @@ class Btf:
     """The types of one kernel.
 
     :param data: a whole .BTF section.
+    :param base: the types of the kernel itself, if data is the section of a module ("split BTF"): its types and names
+        are counted on from those of the kernel.
     :raises BtfError: data is not BTF, or is truncated.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, base: Btf | None = None) -> None:
         if len(data) < _HEADER.size:
             raise BtfError(f"BTF starts with a header of {_HEADER.size} bytes, got {len(data)} bytes")
         magic, version, _flags, header, type_at, type_bytes, name_at, name_bytes = _HEADER.unpack_from(data)
@@ -102,15 +104,19 @@ class Btf:
             raise BtfError(f"no BTF: magic {magic:#x} version {version}, expected {_MAGIC:#x} version 1")
         if header < _HEADER.size or header + max(type_at + type_bytes, name_at + name_bytes) > len(data):
             raise BtfError(f"BTF is truncated: its header describes more than the {len(data)} bytes that it has")
-        self._types = data[header + type_at : header + type_at + type_bytes]
-        self._names = data[header + name_at : header + name_at + name_bytes]
-        self._at = self._index()
+        self._types: bytes = base._types if base is not None else b""
+        self._names: bytes = base._names if base is not None else b""
+        self._at: list[int] = list(base._at) if base is not None else [-1]
+        first = len(self._types)
+        self._types += data[header + type_at : header + type_at + type_bytes]
+        self._names += data[header + name_at : header + name_at + name_bytes]
+        self._index(first)
         self._named: dict[tuple[BtfKind, str], int] = {}
 
-    def _index(self) -> list[int]:
-        """The offset of each type, by its id; id 0 is void and has no offset."""
-        starts = [-1]
-        at, end = 0, len(self._types)
+    def _index(self, at: int) -> None:
+        """Add the offset of each type from ``at`` on, by its id; id 0 is void and has no offset."""
+        starts = self._at
+        end = len(self._types)
         tails = {int(kind): tail for kind, tail in _TAIL.items()}
         known = {int(kind) for kind in BtfKind}
         while at < end:
@@ -125,7 +131,6 @@ class Btf:
             at += _TYPE.size + fixed + each * (info & 0xFFFF)
         if at != end:
             raise BtfError(f"the last BTF type ends at byte {at}, but the type section ends at {end}")
-        return starts
 
     def __len__(self) -> int:
         """The number of types, including void; ids go from 1 to this number, exclusive."""

@@ -10,12 +10,14 @@ from typing import Protocol
 from harness.errors import HugepfnError, MachineryError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.compiler import compile_program, find_source, guest_tests_dir
+from harness.introspect.kvm import KvmRoots
 from harness.observe.kernel_watch import KernelWatch
 from harness.observe.owner import EndingRun, RunOwner
 from harness.observe.run import GuestRun
 from harness.observe.witness import Witness
 from harness.pagetable import Region
 from harness.qemu.deadline import check_runs
+from harness.qemu.spec import MachineSpec
 from harness.verdict import Taint
 
 _INTERRUPTED_S = 0.5  # after Ctrl-C the user does not want to wait for a guest that cleans up
@@ -27,6 +29,12 @@ class ProgramHost(RunOwner, Protocol):
     @property
     def bars(self) -> tuple[Region, ...]:
         """Where each memory BAR of the device is."""
+
+    @property
+    def spec(self) -> MachineSpec:
+        """The spec of the machine."""
+
+    kvm_roots: KvmRoots  # finds nested tables
 
     @property
     def boot_taint(self) -> Taint:
@@ -87,7 +95,7 @@ class Programs:
     async def _launch(self, argv: Sequence[str], timeout_s: float) -> GuestRun:
         host = self._host
         kernel = await KernelWatch.begin(host.qemu, host.agent, host.boot_taint, argv[0].rsplit("/", 1)[-1])
-        witness = Witness(host.qemu, host.bars, host.layout)
+        witness = Witness(host.qemu, host.bars, host.layout, host.kvm_roots if host.spec.kvm else None)
         job_started = asyncio.ensure_future(host.agent.run(argv))
         # The program may send events before the agent reports that it runs: keep them.
         self._early = early = bytearray()

@@ -23,6 +23,7 @@ from harness.events import Note, Say
 from harness.host import cache
 from harness.introspect.drgn_program import drgn_program
 from harness.introspect.gdb import GdbStub, start_stub
+from harness.introspect.kvm import KvmRoots
 from harness.introspect.processes import Processes, ProcessRoot, ProcessVmas, RangeWalk
 from harness.kernel import Kernel, KernelImage
 from harness.machine import kept
@@ -76,6 +77,7 @@ class VM(WatchedMachine):
         self.programs = Programs(self, search)
         self._capabilities: Capabilities | None = None
         self.processes = Processes(self)
+        self.kvm_roots = KvmRoots(self.processes.facts)
         self.on_failure: Callable[[VM], None] | None = None  # called while the processes of a failed run still wait
         self.kernel: KernelImage
         self.spec: MachineSpec
@@ -273,6 +275,8 @@ class VM(WatchedMachine):
         """
         self.programs.check_idle()
         self.caps  # noqa: B018 - the probe gives the layout, which the first walk needs
+        if self.spec.kvm:
+            self.kvm_roots.learn()
         run = self.launch(program, args, timeout_s)
         self.runs.append(run)
         return run

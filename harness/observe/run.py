@@ -134,8 +134,8 @@ class GuestRun:
 
     @property
     def uncalibrated(self) -> list[Violation]:
-        """Disagreements of the two witnesses about the page that every run maps for this. One makes all else void."""
-        return [violation for violation in self.violations if violation.mapping == CALIBRATION_MAPPING]
+        """Disagreements of two witnesses, on the page that every run maps for this or in nested tables. All is void."""
+        return [one for one in self.violations if one.mapping == CALIBRATION_MAPPING or one.invariant.calibrates]
 
     @property
     def broken(self) -> list[Violation]:

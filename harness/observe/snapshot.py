@@ -37,9 +37,26 @@ class MappingView:
         return next((leaf for leaf in self.leaves if leaf.covers(vaddr)), None)
 
 
+@dataclass(frozen=True, slots=True)
+class NestedLook:
+    """What both witnesses say about the nested tables of one virtual machine, all of them."""
+
+    owner: str
+    """The name of the process that made it."""
+    walked: tuple[int, ...]
+    """Leaves of 4 KiB, 2 MiB and 1 GiB that the walk found."""
+    counted: tuple[int, ...] | None
+    """The same, as KVM counts them (KVM_GET_STATS_FD); None if the guest did not tell them for this stop."""
+    broken: str = ""
+    """Why the nested tables cannot be walked; "" if they can."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ProcessView:
-    """One process at one stop: ``at["child"]`` of a :class:`Snapshot`."""
+    """One process at one stop: ``at["child"]`` of a :class:`Snapshot`.
+
+    A virtual machine is one as well: its mappings are the slots of its memory, at guest-physical addresses.
+    """
 
     name: str
     """"parent", "child", or the name that the guest program gave it."""
@@ -51,6 +68,8 @@ class ProcessView:
     """By the names that the guest program gave them."""
     holes: Mapping[str, tuple[Walk, ...]]
     """For each mapping, the walk to the first byte of every gap between leaves."""
+    nested: NestedLook | None = None
+    """What is known of the nested tables; None for a process."""
 
     def __repr__(self) -> str:
         return f"<{self.name} (pid {self.pid}) at {self.checkpoint!r}>"
@@ -85,7 +104,7 @@ class ProcessView:
             view = self.mapping(mapping)
             before = [walk for walk in self.holes.get(mapping, ()) if walk.vaddr <= view.declared.vaddr + offset]
             way = f": {view.broken}" if view.broken else f"\n{before[-1]}" if before else ""
-            if before and len(before[-1].path) == 1:
+            if before and len(before[-1].path) == 1 and self.nested is None:
                 way += (
                     "\nnothing is mapped near it, so the process has probably exited; let it wait at a gate (hp_gate)"
                 )

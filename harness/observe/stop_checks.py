@@ -13,7 +13,9 @@ from harness.verdict.invariants import (
     Violation,
     cache_violations,
     calibration_violations,
+    count_violations,
     pfnmap_violations,
+    slot_violations,
 )
 
 
@@ -26,10 +28,25 @@ def violations_at(at: Snapshot, saved_dirty: bool) -> list[Violation]:
         (process, _area(at, process, name, view), view) for process in at for name, view in process.mappings.items()
     ]
     found = [one for process, area, view in mappings for one in _of_mapping(at, process, area, view, saved_dirty)]
+    found += [one for process in at for one in _of_nested_tables(at, process)]
     bars: list[tuple[Area, Leaf]] = [
-        (area, leaf) for _, area, view in mappings if area.bar_paddr is not None for leaf in view.leaves
+        (area, leaf)
+        for process, area, view in mappings
+        if area.bar_paddr is not None and process.nested is None
+        for leaf in view.leaves
     ]
     return [*found, *cache_violations(bars)]
+
+
+def _of_nested_tables(at: Snapshot, process: ProcessView) -> Iterator[Violation]:
+    """Check the nested tables of a virtual machine as a whole."""
+    if (look := process.nested) is None:
+        return
+    area = Area(process.name, "", 0, 0, 0, None, at.checkpoint)
+    if look.broken:
+        yield Violation.of(Invariant.WALKABLE, area, look.broken)
+    else:
+        yield from count_violations(area, look.walked, look.counted)
 
 
 def _area(at: Snapshot, process: ProcessView, name: str, view: MappingView) -> Area:
@@ -47,7 +64,9 @@ def _of_mapping(
     # Another process may run between the guest's read of its pagemap and the stop. Nothing touches the page of the
     # calibration again.
     settled = process.pid == at.pid or area.mapping == CALIBRATION_MAPPING
-    if area.bar_paddr is not None:
+    if process.nested is not None:
+        yield from slot_violations(area, view.leaves)
+    elif area.bar_paddr is not None:
         yield from pfnmap_violations(area, view.leaves, view.pagemap, saved_dirty)
     elif settled:
         yield from calibration_violations(area, view.leaves, view.pagemap)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -21,25 +21,29 @@ from harness.guest.protocol import (
     Event,
     GoneEvent,
     MappingEvent,
+    NestedEvent,
     PagemapEvent,
+    SlotEvent,
     UnmappingEvent,
     WaitEvent,
     Where,
 )
-from harness.observe.snapshot import MappingView, ProcessView, Snapshot
+from harness.observe.nested import NestedRoots, TableRoot, VirtualMachine, VirtualMachines
+from harness.observe.snapshot import MappingView, NestedLook, ProcessView, Snapshot
+from harness.observe.table_reader import TableReader
 from harness.pagetable import (
+    LEAF_LEVELS,
     PAGE_SIZE_BYTES,
     Layout,
-    Leaf,
     LeafArrays,
     PagemapWord,
     Region,
+    Walk,
     WalkError,
     root_paddr,
     translate,
     walk,
     walk_arrays,
-    walk_range,
 )
 from harness.qemu.deadline import Deadline
 from harness.qemu.process import Qemu
@@ -64,15 +68,19 @@ class Process:
 
 
 class Witness:
-    """Follows one guest program and its children."""
+    """Follows one guest program and its children, and their virtual machines.
 
-    def __init__(self, qemu: Qemu, bars: Sequence[Region], layout: Layout) -> None:
+    :param nested: finds nested tables; None if the machine has no KVM.
+    """
+
+    def __init__(self, qemu: Qemu, bars: Sequence[Region], layout: Layout, nested: NestedRoots | None = None) -> None:
         self._qemu = qemu
         self._bars = tuple(bars)
         self._layout = layout
         self._stopped_at = 0.0
-        self._leaves_left = bounds.LEAVES_MAX
+        self._reader = TableReader()
         self._words_left = bounds.PAGEMAP_RUN_MAX
+        self._vms = VirtualMachines(nested)
         self.processes: dict[int, Process] = {}
 
     @property
@@ -92,22 +100,34 @@ class Witness:
                     self._keep_pagemap(self.processes[pid], name, words)
             case GoneEvent(pid=pid):
                 self.processes.pop(pid, None)
+                self._vms.forget_of(pid)
             case WaitEvent():
                 raise ProtocolError(f"events: {event} needs a stop")
+            case _:
+                self._note_nested(event)
+
+    def _note_nested(self, event: NestedEvent) -> None:
+        self._vms.note(event, [process.name for process in self.processes.values()])
+        if isinstance(event, SlotEvent):
+            self._check_backing(event.slot)
 
     def _declare(self, process: Process, mapping: MappingEvent) -> None:
         if mapping.name not in process.mappings and len(process.mappings) == bounds.MAPPINGS_MAX:
             raise ProtocolError(f"events: pid {process.pid} declared more than {bounds.MAPPINGS_MAX} mappings")
+        self._check_backing(mapping)
+        process.mappings[mapping.name] = mapping
+        process.pagemap.pop(mapping.name, None)
+
+    def _check_backing(self, mapping: MappingEvent) -> None:
+        """:raises ProtocolError: it ends after its BAR."""
         if mapping.backing != ORDINARY:
             bar = next((bar for bar in self._bars if bar.name == mapping.backing), None)
             size = bar.size_bytes if bar is not None else 0
             if mapping.offset_bytes + mapping.size_bytes > size:
                 raise ProtocolError(
-                    f"events: mapping {mapping.name} of pid {process.pid} ends at {mapping.backing}+"
+                    f"events: mapping {mapping.name} of pid {mapping.pid} ends at {mapping.backing}+"
                     f"{mapping.offset_bytes + mapping.size_bytes:#x}, but {mapping.backing} has {size:#x} bytes"
                 )
-        process.mappings[mapping.name] = mapping
-        process.pagemap.pop(mapping.name, None)
 
     def _keep_pagemap(self, process: Process, name: str, words: tuple[int, ...]) -> None:
         mapping = process.mappings.get(name)
@@ -138,6 +158,8 @@ class Witness:
                 raise ProtocolError(
                     f"events: pid {event.pid} registers as {event.name!r}, as pid {known.pid} did; give it another name"
                 )
+        if event.name in self._vms.by_name:
+            raise ProtocolError(f"events: pid {event.pid} registers as {event.name!r}, which is a virtual machine")
         if len(self.processes) == bounds.PROCESSES_MAX:
             raise ProtocolError(f"events: more than {bounds.PROCESSES_MAX} processes have registered")
 
@@ -152,7 +174,8 @@ class Witness:
         await self._qemu.stop()
 
     def forget_pagemap(self) -> None:
-        """Discard the pagemap words, which are older than the tables."""
+        """Discard the pagemap words and KVM's counts, which are older than the tables."""
+        self._vms.forget_counts()
         for process in self.processes.values():
             process.pagemap.clear()
 
@@ -213,6 +236,7 @@ class Witness:
         :raises ProtocolError: they do not, because the process has other tables now (exec?); or it never registered.
         """
         process = self._process(event.pid)
+        self._vms.check_told(event)
         if not self._holds_nonce(process.root, process.five_level, event):
             raise ProtocolError(
                 f"{process.name} (pid {event.pid}) waits at {event.name!r}, but the tables of its registration do not "
@@ -232,14 +256,19 @@ class Witness:
             raise ProtocolError(f"the release word of {process.name} is not in a page of its own:\n{way}")
         self._memory.write_u64(way.leaf.paddr_at(event.release_vaddr), RELEASED)
         self.forget_pagemap()
+        self._vms.let_go()
 
     def snapshot(self, checkpoint: str, pid: int, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Walk every mapping of every registered process. The machine must be stopped.
+        """Walk every mapping of every registered process, and every slot of their virtual machines.
+
+        The machine must be stopped.
 
         :param check: called for each leaf; it may raise to end the walk.
         :raises ProtocolError: there are more leaves and holes than all stops of a run may have.
         """
         views = {process.name: self._view(process, checkpoint, check) for process in self.processes.values()}
+        for vm in self._vms.by_name.values():
+            views[vm.event.name] = self._nested_view(vm, checkpoint, check)
         return Snapshot(checkpoint, pid, views, self._bars, time.perf_counter() - self._stopped_at)
 
     @property
@@ -261,45 +290,35 @@ class Witness:
                 return walk_arrays(self._memory, process.root, declared.vaddr, end, layout)
         raise UsageError(f"no registered process {name!r} has a mapping {mapping!r}")
 
-    def _counted(self, found: Iterable[T], mapping: str, check: Callable[[], None]) -> Iterator[T]:
-        for one in found:
-            check()
-            if not self._leaves_left:
-                raise ProtocolError(
-                    f"mapping {mapping}: all stops of this run have more than {bounds.LEAVES_MAX} leaves and holes; "
-                    "declare less with hp_map(), or look at a large mapping with leaf_arrays()"
-                )
-            self._leaves_left -= 1
-            yield one
-
     def _view(self, process: Process, checkpoint: str, check: Callable[[], None]) -> ProcessView:
-        layout = self._layout_for(process.five_level)
-        mappings, holes = {}, {}
+        tables = TableRoot(process.root, self._layout_for(process.five_level))
+        mappings: dict[str, MappingView] = {}
+        holes: dict[str, tuple[Walk, ...]] = {}
         for name, declared in process.mappings.items():
-            end = declared.vaddr + declared.size_bytes
-            leaves: tuple[Leaf, ...] = ()
-            broken = ""
-            try:
-                found = walk_range(self._memory, process.root, declared.vaddr, end, layout)
-                leaves = tuple(self._counted(found, name, check))
-                gaps = _gaps(leaves, declared.vaddr, end)
-                walks = (walk(self._memory, process.root, vaddr, layout) for vaddr in gaps)
-                holes[name] = tuple(self._counted(walks, name, check))
-            except WalkError as error:  # the root was verified, so the kernel made these tables
-                broken = str(error)
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
-            mappings[name] = MappingView(declared, leaves, words, broken)
+            mappings[name], holes[name] = self._reader.mapping(self._memory, tables, declared, words, check)
         return ProcessView(process.name, process.pid, checkpoint, mappings, holes)
 
-
-def _gaps(leaves: Sequence[Leaf], start: int, end: int) -> Iterator[int]:
-    """Yield the first address of every gap between leaves."""
-    for leaf in leaves:
-        if start < leaf.vaddr:
-            yield start
-        start = leaf.vaddr + leaf.size_bytes
-    if start < end:
-        yield start
+    def _nested_view(self, vm: VirtualMachine, checkpoint: str, check: Callable[[], None]) -> ProcessView:
+        """Return what the nested tables of a virtual machine have. All of them are counted, not only the slots."""
+        owner = self._process(vm.event.pid)
+        assert self._vms.roots is not None
+        root = self._vms.roots.find(self._memory, owner.root, self._layout_for(owner.five_level), vm.event)
+        walked, broken = (0,) * len(LEAF_LEVELS), ""
+        mappings: dict[str, MappingView] = {}
+        holes: dict[str, tuple[Walk, ...]] = {}
+        if root is not None:
+            try:
+                every = walk_arrays(self._memory, root.paddr, 0, 1 << root.layout.address_bits, root.layout)
+                walked = tuple(int((every.level == level).sum()) for level in LEAF_LEVELS)
+            except WalkError as error:
+                broken = str(error)
+        for name, declared in vm.slots.items():
+            mappings[name], holes[name] = MappingView(declared.slot, (), ()), ()
+            if root is not None:
+                mappings[name], holes[name] = self._reader.mapping(self._memory, root, declared.slot, (), check)
+        look = NestedLook(owner.name, walked, vm.counts, broken)
+        return ProcessView(vm.event.name, owner.pid, checkpoint, mappings, holes, look)
 
 
 def needs_registration(event: WaitEvent) -> bool:

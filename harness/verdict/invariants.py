@@ -32,11 +32,17 @@ class Invariant(enum.Enum):
     PRESENT = "walk and pagemap agree on present"
     SAME_PFN = "walk and pagemap agree on the pfn"
     SOFT_DIRTY = "a soft-dirty entry is soft-dirty in pagemap"
+    NESTED_COUNTS = "the walk of nested tables finds as many leaves as KVM counts"
 
     @property
     def id(self) -> str:
         """Its name in JSON, "bar_pfn", which does not change with the words."""
         return self.name.lower()
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it holds one witness against the other, wherever it is checked."""
+        return self is Invariant.NESTED_COUNTS
 
     @classmethod
     def of(cls, data: JsonObject) -> Self:
@@ -127,19 +133,7 @@ def pfnmap_violations(
             yield Violation.of(Invariant.SPECIAL, area, f"SPECIAL is clear: {where}", leaf)
         if not leaf.user and not leaf.protnone:  # PAGE_NONE has no U: no access is allowed
             yield Violation.of(Invariant.USER, area, f"U is clear: {where}", leaf)
-        expected = area.bar_paddr + leaf.vaddr - area.start
-        if leaf.pfn * PAGE_SIZE_BYTES != expected:
-            message = f"expected pfn {expected // PAGE_SIZE_BYTES:#x}: {where}"
-            yield Violation.of(Invariant.BAR_PFN, area, message, leaf)
-        if leaf.vaddr < area.start or leaf.vaddr + leaf.size_bytes > area.end:
-            yield Violation.of(
-                Invariant.INSIDE,
-                area,
-                f"vma {area.start:#x}-{area.end:#x}, leaf at {leaf.vaddr:#x}: {where}",
-                leaf,
-            )
-        if leaf.write and not area.prot & _PROT_WRITE:
-            yield Violation.of(Invariant.WRITE, area, where, leaf)
+        yield from _place_violations(area, leaf, "vma")
         if saved_dirty and leaf.shadow_stack_shape:
             yield Violation.of(Invariant.SHADOW_STACK, area, where, leaf)
         if leaf.saved_dirty and leaf.write:
@@ -147,6 +141,44 @@ def pfnmap_violations(
     for number, word in enumerate(pagemap):
         if not word.hole:
             yield Violation.of(Invariant.HOLE, area, f"{area.process} {area.mapping} page {number}: {word}")
+
+
+def _place_violations(area: Area, leaf: Leaf, what: str) -> Iterator[Violation]:
+    """Check where a leaf is, where it points to, and whether it may be written.
+
+    :param what: what it must not reach past, for messages.
+    """
+    where = area.at(leaf)
+    if area.bar_paddr is not None:
+        expected = area.bar_paddr + leaf.vaddr - area.start
+        if leaf.pfn * PAGE_SIZE_BYTES != expected:
+            message = f"expected pfn {expected // PAGE_SIZE_BYTES:#x}: {where}"
+            yield Violation.of(Invariant.BAR_PFN, area, message, leaf)
+    if leaf.vaddr < area.start or leaf.vaddr + leaf.size_bytes > area.end:
+        message = f"{what} {area.start:#x}-{area.end:#x}, leaf at {leaf.vaddr:#x}: {where}"
+        yield Violation.of(Invariant.INSIDE, area, message, leaf)
+    if leaf.write and not area.prot & _PROT_WRITE:
+        yield Violation.of(Invariant.WRITE, area, where, leaf)
+
+
+def slot_violations(area: Area, leaves: Sequence[Leaf]) -> Iterator[Violation]:
+    """Check the nested leaves of one slot of a virtual machine's memory."""
+    for leaf in leaves:
+        yield from _place_violations(area, leaf, "slot")
+
+
+def count_violations(area: Area, walked: Sequence[int], counted: Sequence[int] | None) -> Iterator[Violation]:
+    """Check the walk of all nested tables of a virtual machine against KVM's own count.
+
+    :param walked: leaves of 4 KiB, 2 MiB and 1 GiB.
+    :param counted: the same, as KVM counts them (kvm_update_page_stats() of arch/x86/kvm/mmu.h); None if not known.
+    """
+    if counted is not None and tuple(walked) != tuple(counted):
+        said = [
+            " ".join(f"{size}={n}" for size, n in zip(("4k", "2m", "1g"), one, strict=True))
+            for one in (walked, counted)
+        ]
+        yield Violation.of(Invariant.NESTED_COUNTS, area, f"{area.process}: walk {said[0]}; KVM counts {said[1]}")
 
 
 def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:

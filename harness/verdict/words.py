@@ -34,7 +34,8 @@ _INVARIANTS = "the invariants held at {stops}, and the kernel log has no {compla
 
 def uncalibrated(violation: Violation) -> str:
     """Return why nothing that was read can be believed."""
-    return f"the walk and pagemap disagree, so the walk proves nothing: {violation}"
+    other = "KVM's statistics" if violation.invariant.calibrates else "pagemap"
+    return f"the walk and {other} disagree, so the walk proves nothing: {violation}"
 
 
 def troubles(seen: KernelTroubles) -> list[str]:

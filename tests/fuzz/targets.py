@@ -298,6 +298,8 @@ _EVENTS = (
     b"mapping bar 77 7f4000000000 40000000 3 bar 80000000\n"
     b"pagemap bar 77 80000000000000*1 0*1 a180000000012345*500\n"
     b"checkpoint child-written 78 77 7ffd12345670 4e00000005\r\n"
+    b"vm vm 77 6 7\nslot bar vm 77 40000000 200000 7f4000000000 3 bar 0\ncounts vm 77 1 1 0\n"
+    b"slot-gone bar vm 77\nvm-gone vm 77\n"
     b"unmapping bar 77\ngone 78\n"
 )
 _KMSG = (
@@ -330,7 +332,21 @@ _KTAP_WORDS = (
     *(b"[    1.000000] ", b"999999999", b"1..999999999\n", b"\r\n"),
 )
 _EVENT_WORDS = (
-    *(b"process ", b"checkpoint ", b"mapping ", b"unmapping ", b"pagemap ", b"gone ", b"bar", b"ram", b"*1", b"*512"),
+    *(
+        b"process ",
+        b"checkpoint ",
+        b"mapping ",
+        b"unmapping ",
+        b"pagemap ",
+        b"gone ",
+        b"vm ",
+        b"slot ",
+        b"counts ",
+        b"bar",
+        b"ram",
+        b"*1",
+        b"*512",
+    ),
     *(b"ffffffffffffffff", b"\n", b" 77 ", b"1000", b"\xe2\x80\xae"),
 )
 _FRAME_WORDS = (
