@@ -12,14 +12,18 @@ import pytest
 
 from harness import cli
 from harness.archive.offers import Offer
+from harness.bisection.search import Tip
 from harness.bisection.symptom import Sighting
 from harness.campaign.bisection import command, steps
 from harness.campaign.bisection.bisect import Looked
 from harness.campaign.bisection.command import Asked, print_log, run_bisect
+from harness.campaign.bisection.costs import BUILT, CACHED, FETCHED, REBUILT, WIDE, costs_of
 from harness.campaign.bisection.journal import Journal, Noted, read
 from harness.campaign.bisection.steps import Course, of_debian, of_tree
 from harness.campaign.units.unit import Unit, UnitAnswer
 from harness.errors import ExitCode, MachineryError, UsageError
+from harness.host import cache
+from harness.kernel.build import BuiltSource, are_built
 from harness.selection.selected import Selected
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.table import TROUBLE
@@ -128,6 +132,13 @@ def test_the_same_kernel_is_not_run_again(tree: Path, capsys: pytest.CaptureFixt
     assert bisected(tree, fake) is ExitCode.OK
     assert set(fake.ran) == {0, 11}, "only the ends were run"
     assert "first bad: " in capsys.readouterr().out
+
+
+def test_ends_that_are_the_same_kernel(tree: Path) -> None:
+    fake = Fake(tree, 7)
+    fake.like = {0: 11}
+    with pytest.raises(UsageError, match="both ends make the same kernel"):
+        bisected(tree, fake)
 
 
 @pytest.mark.parametrize("most", [0, 2, 5, 9])
@@ -272,3 +283,44 @@ def test_the_words_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
         (Asked(good="HEAD", bad="a", fixed=True), Looked(fork)),
         (Asked(good="a", bad="b", paths=("mm",)), Looked(fork, any_failure=True, repeats=3)),
     ]
+
+
+def test_costs(tree: Path) -> None:
+    (tree / "a.h").write_text("1\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "-q", "-m", "a header")
+    (tree / "f0").write_text("x\n")
+    git(tree, "commit", "-q", "-a", "-m", "after it")
+    course = of_tree(str(tree), "v8", "main", [], fixed=False)
+    assert course.wide == (0, 0, 0, 1, 1)
+    assert not any(course.cached)
+
+    def costs(*ready: int | Tip, last: int | Tip | None, of: Course = course) -> list[float]:
+        return list(costs_of(of, ready, last).build)
+
+    near, far = REBUILT, REBUILT + WIDE
+    assert costs(last=None) == [BUILT] * 5
+    assert costs(Tip.BAD, last=Tip.BAD) == [far, far, far, near, near]
+    assert costs(Tip.BAD, Tip.GOOD, last=Tip.GOOD) == [near, near, near, far, far]
+    assert costs(4, 1, last=1) == [near, 0.0, near, far, 0.0]
+    mended = replace(course, fixed=True)
+    assert costs(last=Tip.GOOD, of=mended) == [far, far, far, near, near]
+    seen = replace(course, cached=(False, True, False, False, True))
+    assert costs(4, last=None, of=seen) == [BUILT, CACHED, BUILT, BUILT, 0.0]
+    assert costs(last=None, of=replace(seen, fetched=True)) == [FETCHED, CACHED, FETCHED, FETCHED, CACHED]
+    assert costs(last=0, of=replace(course, wide=(0, 0, 0, 9, 9)))[3] == BUILT
+
+
+def test_what_was_built_before_is_known(tree: Path) -> None:
+    contents = git(tree, "rev-parse", "v5^{tree}").strip()
+    recipe = BuiltSource.parse(f"tree:{tree}@v5").recipe
+    asked: list[str] = []
+
+    def has(_kind: str, name: str) -> bool:
+        asked.append(name)
+        return len(asked) == 2
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cache, "has", has)
+        assert list(are_built(recipe, ["1", contents, "3"])) == [False, True, False]
+    assert len(set(asked)) == 3

@@ -10,9 +10,9 @@ import pytest
 from harness.bisection.belief import CONFIDENCE, Contradiction
 from harness.bisection.choice import Costs
 from harness.bisection.history import CommitHistory, LinearHistory, MendedHistory
-from harness.bisection.search import BAD_RUNS, END_RUNS_MAX, Search, Tip, Where
+from harness.bisection.search import BAD_RUNS, DOUBT_MAX, END_RUNS_MAX, Search, Tip, Where
 from harness.bisection.symptom import Sighting
-from harness.errors import UsageError
+from harness.errors import MachineryError, UsageError
 
 SHOWS, PASSES, UNTESTABLE = Sighting.SHOWS, Sighting.PASSES, Sighting.UNTESTABLE
 Told = list[tuple[Where, Sighting]]
@@ -33,22 +33,19 @@ def bisect(
     :param most: end after so many runs.
     """
     dice, search, told = random.Random(culprit), Search(history, repeats), told or []
-    for where, seen in told:
+    for before, seen in told:
         dice.random()
+        search.take(before, seen)
+    while len(told) < most and (where := search.wanted(Costs.of_runs(history.size))) is not None:
+        fails = dice.random() < rate
+        if where in broken:
+            seen = UNTESTABLE
+        elif isinstance(where, Tip):
+            seen = SHOWS if where is Tip.BAD and fails else PASSES
+        else:
+            seen = SHOWS if fails and history.blamed(where)[culprit] else PASSES
         search.take(where, seen)
-    while len(told) < most and (wanted := search.wanted(Costs.of_runs(history.size))) is not None:
-        for _ in range(wanted.runs):
-            where, fails = wanted.where, dice.random() < rate
-            if where in broken:
-                seen = UNTESTABLE
-            elif isinstance(where, Tip):
-                seen = SHOWS if where is Tip.BAD and fails else PASSES
-            else:
-                seen = SHOWS if fails and history.blamed(where)[culprit] else PASSES
-            search.take(where, seen)
-            told.append((where, seen))
-            if seen is not PASSES:
-                break
+        told.append((where, seen))
     return search, told
 
 
@@ -130,3 +127,65 @@ def test_a_kernel_that_is_the_same_as_an_untestable_one() -> None:
     search.same(5, 4)
     assert search.untestable == {4: "it does not boot", 5: "it does not boot"}
     assert search.belief.weights[5] == 0.0, "what is between them is no culprit"
+
+
+def test_a_commit_whose_kernel_is_another_ones_is_not_asked_again() -> None:
+    for other, seen in ((4, PASSES), (4, UNTESTABLE), (20, SHOWS)):
+        search = Search(LinearHistory(40))
+        search.take(other, seen)
+        search.same(other + 1, other)
+        wanted = {search.wanted(Costs.of_runs(40))}
+        for _ in range(60):
+            if (where := search.wanted(Costs.of_runs(40))) is None:
+                break
+            wanted.add(where)
+            fails = where is not Tip.GOOD and (where is Tip.BAD or where >= 17)
+            search.take(where, SHOWS if fails else PASSES)
+        assert search.culprit.candidates == (17,)
+        assert other + 1 not in wanted
+    search.take(20, UNTESTABLE, "it does not boot any more")
+    assert search.untestable[21] == "it does not boot any more"
+
+
+def test_the_good_end_is_run_again_until_it_can_be_believed() -> None:
+    """The only candidate is the culprit at once; whether there is one depends on the good end alone."""
+    search, told = bisect(LinearHistory(1), 0)
+    alone = [where for where, _ in told].count(Tip.GOOD)
+    assert search.culprit.probability == 1.0
+    assert search.doubt <= DOUBT_MAX
+    assert search.confidence == 1.0 - search.doubt < 1.0
+    many = Search(LinearHistory(1))
+    for where, seen in told[:-1]:
+        many.take(where, seen)
+    assert many.doubt > DOUBT_MAX, "one run less was not enough"
+    assert alone > [where for where, _ in bisect(LinearHistory(40), 17)[1]].count(Tip.GOOD)
+
+
+def test_the_doubt_is_bayes_theorem() -> None:
+    """With Beta(1/2, 1/2) and an atom at 1: one failure, then two passes of the good end, then a passing commit."""
+    search = Search(LinearHistory(2))
+    for where, seen in ((Tip.BAD, SHOWS), (Tip.GOOD, PASSES), (Tip.GOOD, PASSES), (0, PASSES)):
+        search.take(where, seen)
+    beta = 0.9  # the part of the prior that is not the atom; E[p (1-p)**n] for Beta(1/2, 1/2) is below
+    fails, fails_passes = 1 / 2, 1 / 8
+    fails_three_passes = 5 / 128
+    first, second = 0.5 * beta * fails_passes, 0.5 * (0.1 + beta * fails)
+    outside = 0.5 * beta * fails_three_passes
+    assert search.doubt == pytest.approx(outside / (outside + first + second))
+
+
+def test_a_search_that_does_not_come_to_an_end() -> None:
+    search = Search(LinearHistory(3))
+    for _ in range(3000):
+        search.take(1, PASSES)
+    with pytest.raises(MachineryError, match="3000 runs of 3 commits have not found the culprit"):
+        search.take(1, PASSES)
+
+
+def test_a_bad_end_that_fails_otherwise_now_and_then() -> None:
+    search = Search(LinearHistory(4))
+    search.take(Tip.BAD, SHOWS)
+    for _ in range(END_RUNS_MAX - 1):
+        search.take(Tip.BAD, UNTESTABLE, "it fails otherwise")
+    with pytest.raises(UsageError, match="the bad end cannot be tested: it fails otherwise"):
+        search.take(Tip.BAD, UNTESTABLE, "it fails otherwise")

@@ -172,6 +172,15 @@ class Belief:
         good_side, good_likely = self.good.after(~bad, failed)
         return replace(self, bad=bad_side, good=good_side)._weighted(self.weights * bad_likely * good_likely)
 
+    def chance(self, commit: int | None, failed: bool) -> float:
+        """Return how likely the next run of a commit fails, or passes.
+
+        :param commit: None for the bad end.
+        """
+        bad = np.ones(self.history.size, np.bool_) if commit is None else self.history.blamed(commit)
+        passing = float(self.weights @ np.where(bad, self.bad.passing(1), self.good.passing(1)))
+        return 1.0 - passing if failed else passing
+
     @property
     def entropy_bits(self) -> float:
         """How much is not known about the culprit."""

@@ -6,8 +6,8 @@ Its state follows from what was told to it, in order. So a bisection that was in
 from __future__ import annotations
 
 import enum
+import math
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from harness.bisection.belief import ALWAYS, BAD, CONFIDENCE, Belief, Culprit, S
 from harness.bisection.choice import Costs, next_trial
 from harness.bisection.history import CommitHistory
 from harness.bisection.symptom import Sighting
-from harness.errors import UsageError
+from harness.errors import MachineryError, UsageError
 
 
 class Tip(enum.Enum):
@@ -33,15 +33,12 @@ BAD_RUNS = 3
 END_RUNS_MAX = 60
 #: A commit is good or bad if the probability of the opposite is less.
 SURE = 0.01
-
-
-@dataclass(frozen=True)
-class NextRuns:
-    """What to run next."""
-
-    where: Where
-    runs: int
-    """At most so many; a run that does not pass ends them."""
+#: The good end is run again while the probability is higher that it is bad itself. It is small beside 1 - CONFIDENCE.
+DOUBT_MAX = 0.0005
+#: How many runs for each bit that is looked for. With the lowest rate that an end can show, 1 in END_RUNS_MAX, a bit
+#: takes about 100.
+RUNS_PER_BIT_MAX = 1000
+_TINY = 1e-300
 
 
 class Search:
@@ -52,43 +49,53 @@ class Search:
 
     def __init__(self, history: CommitHistory, repeats: int | None = None) -> None:
         self._repeats = repeats
+        self._runs_max = int(RUNS_PER_BIT_MAX * (1 + math.log2(1 + history.size)))
+        self._told = self._otherwise = 0
+        self._twins: dict[int, int] = {}
+        # How much likelier it is that all commits are bad, the good end as well, than that the culprit is one of them.
+        self._log_odds = -math.log(history.size)
+        self._all_bad = Side.of(BAD, np.ones(1))
         self.belief = Belief.of(history, bad=BAD if repeats is None else ALWAYS)
         self.shown: Counter[Where] = Counter()
         self.passed: Counter[Where] = Counter()
         self.untestable: dict[int, str] = {}
 
-    def wanted(self, costs: Costs) -> NextRuns | None:
-        """Return what to run next; None if the culprit is known, or nothing tells more."""
-        most = END_RUNS_MAX if self._repeats is None else self._repeats
+    def wanted(self, costs: Costs) -> Where | None:
+        """Return what to run next, once; None if the culprit is known, or nothing tells more."""
         if not self.shown[Tip.BAD]:
-            return NextRuns(Tip.BAD, most - self.passed[Tip.BAD])
+            return Tip.BAD
         if self._repeats is None and self.shown[Tip.BAD] + self.passed[Tip.BAD] < BAD_RUNS:
-            return NextRuns(Tip.BAD, 1)
+            return Tip.BAD
         if self.passed[Tip.GOOD] < self._good_runs():
-            return NextRuns(Tip.GOOD, self._good_runs() - self.passed[Tip.GOOD])
+            return Tip.GOOD
         if self.culprit.probability >= CONFIDENCE:
-            return None
+            again = self.doubt > DOUBT_MAX and self.passed[Tip.GOOD] < END_RUNS_MAX
+            return Tip.GOOD if again else None
         trial = next_trial(self.belief, costs)
-        if trial is None:
-            return None
-        return NextRuns(
-            trial.commit, trial.runs if self._repeats is None else self._repeats - self.passed[trial.commit]
-        )
+        return self._twins.get(trial.commit, trial.commit) if trial is not None else None
 
     def take(self, where: Where, seen: Sighting, reason: str = "") -> None:
         """Note the outcome of one run.
 
         :raises UsageError: an end is not what it was said to be.
         :raises Contradiction: no culprit explains it.
+        :raises MachineryError: so many runs have not led anywhere.
         """
+        self._count()
         if seen is Sighting.UNTESTABLE:
             if isinstance(where, Tip):
+                self._otherwise += 1
+                if self.shown[where] and self._otherwise < END_RUNS_MAX:
+                    return  # what shows only sometimes may hide behind another failure now and then
                 raise UsageError(f"{where.value} cannot be tested: {reason}")
-            self.untestable[where] = reason
-            self.belief = self.belief.without(where)
+            for each in (where, *(twin for twin, other in self._twins.items() if other == where)):
+                self.untestable[each] = reason
+                self.belief = self.belief.without(each)
             return
         (self.shown if seen is Sighting.SHOWS else self.passed)[where] += 1
         shows = seen is Sighting.SHOWS
+        if self._repeats is None:
+            self._doubt(where, shows)
         if where is Tip.GOOD:
             if shows:
                 raise UsageError(f"{where.value} shows the symptom, too ({reason}); choose another one")
@@ -104,20 +111,48 @@ class Search:
         """Note that a commit makes the same kernel as another one: the culprit does not lie between them.
 
         :raises Contradiction: no culprit is left.
+        :raises MachineryError: so many runs have not led anywhere.
         """
+        self._count()
+        if isinstance(other, int):
+            self._twins[commit] = other
         self.belief = self.belief.alike(commit, other if isinstance(other, int) else None, other is Tip.BAD)
         if isinstance(other, int) and other in self.untestable:
             self.take(commit, Sighting.UNTESTABLE, self.untestable[other])
 
     @property
+    def doubt(self) -> float:
+        """The probability that the good end is bad as well, and that it has passed by chance so far."""
+        return 1.0 / (1.0 + math.exp(min(-self._log_odds, 700.0))) if self._repeats is None else 0.0
+
+    @property
+    def confidence(self) -> float:
+        """The probability that the culprit is what :attr:`culprit` says. The good end's runs count."""
+        return self.culprit.probability * (1.0 - self.doubt)
+
+    @property
     def culprit(self) -> Culprit:
-        """What is known about the culprit."""
+        """What is known about the culprit if the good end is good."""
         return self.belief.culprit()
 
     def verdict(self, commit: int) -> bool | None:
         """Return whether a commit is bad; None if that is not known."""
         bad = float(self.belief.weights[self.belief.history.blamed(commit)].sum())
         return True if bad > 1 - SURE else False if bad < SURE else None
+
+    def _doubt(self, where: Where, shows: bool) -> None:
+        """Compare how likely a run is if all commits are bad, and if the culprit is one of them."""
+        self._all_bad, likely = self._all_bad.after(np.ones(1, np.bool_), shows)
+        told = 1.0 if where is Tip.GOOD else self.belief.chance(where if isinstance(where, int) else None, shows)
+        self._log_odds += math.log(max(float(likely[0]), _TINY)) - math.log(max(told, _TINY))
+
+    def _count(self) -> None:
+        self._told += 1
+        if self._told > self._runs_max:
+            raise MachineryError(
+                f"{self._runs_max} runs of {self.belief.history.size} commits have not found the culprit, which no "
+                "bisection should take; please report this as a bug of hugepfn, with the journal"
+            )
 
     def _good_runs(self) -> int:
         if self._repeats is not None:

@@ -6,21 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from harness.bisection.choice import Costs
 from harness.bisection.search import Search, Tip, Where
 from harness.bisection.symptom import Sighting, Trait, sighting, traits_of
+from harness.campaign.bisection.costs import costs_of
 from harness.campaign.bisection.journal import Journal, Noted
-from harness.campaign.bisection.steps import Course
+from harness.campaign.bisection.steps import Course, short
 from harness.campaign.kernels import RunOptions
 from harness.campaign.series import PatchStep
 from harness.campaign.units.unit import Unit, UnitExecutor, run_one
+from harness.errors import UsageError
 from harness.selection.selected import Selected
 from harness.verdict.claims import ScenarioResult
 
-#: What it costs to get a kernel ready, in runs: one that is compiled, and one that is fetched.
-BUILD_COST, FETCH_COST = 60.0, 10.0
 _ENDS = {"bad": Tip.BAD, "good": Tip.GOOD}
 
 
@@ -49,6 +47,7 @@ class Bisection:
         self.results: dict[Where, ScenarioResult] = {}
         self._test = looked.test
         self._keys: dict[str, Where] = {}
+        self._last: Where | None = None
         self._numbers: dict[str, Where] = {**_ENDS, **{one.name: at for at, one in enumerate(course.steps)}}
 
     def run(self, noted: Sequence[Noted] = ()) -> None:
@@ -59,14 +58,11 @@ class Bisection:
         :raises MachineryError: the machinery failed, or the results contradict each other.
         """
         self.replay(noted)
-        while (wanted := self.search.wanted(self._costs())) is not None:
-            for _ in range(wanted.runs):
-                one = self._run(wanted.where)
-                self._journal.note(one)
-                self._take(one)
-                self._line(self._told(wanted.where, one))
-                if one.same_as or one.seen is not Sighting.PASSES:
-                    break
+        while (where := self.search.wanted(self._costs)) is not None:
+            one = self._run(where)
+            self._journal.note(one)
+            self._take(one)
+            self._line(self._told(where, one))
 
     def replay(self, noted: Sequence[Noted]) -> None:
         """Take what an earlier run noted."""
@@ -82,7 +78,7 @@ class Bisection:
         name = next(name for name, at in self._numbers.items() if at == where)
         others = frozenset(key for key, at in self._keys.items() if at != where)
         step = self.step_of(where)
-        unit = Unit(step.spec, (self._test,), self._looked.options, f"{name[:12]} {step.subject}".strip(), True, others)
+        unit = Unit(step.spec, (self._test,), self._looked.options, f"{short(name)} {step.subject}".strip(), True, others)
         answer = run_one(self._executor, unit)
         if answer.unusable:
             return Noted(name, Sighting.UNTESTABLE, answer.unusable.splitlines()[0], answer.key)
@@ -97,9 +93,11 @@ class Bisection:
 
     def _take(self, one: Noted) -> None:
         where = self._numbers[one.step]
+        self._last = where
         if one.same_as:
-            if isinstance(where, int):
-                self.search.same(where, self._numbers[one.same_as])
+            if isinstance(where, Tip):
+                raise UsageError("both ends make the same kernel, so nothing between them is the culprit")
+            self.search.same(where, self._numbers[one.same_as])
             return
         if one.key:
             self._keys.setdefault(one.key, where)
@@ -116,15 +114,11 @@ class Bisection:
         file = Path(result.file) if result.file else self._test.file
         self._test = replace(self._test, file=file, scenario=result.scenario, level=result.level)
 
+    @property
     def _costs(self) -> Costs:
-        ready = set(self._keys.values())
-        costs = (
-            0.0 if at in ready else FETCH_COST if one.spec.startswith("debian:") else BUILD_COST
-            for at, one in enumerate(self.course.steps)
-        )
-        return Costs(np.fromiter(costs, np.float64))
+        return costs_of(self.course, self._keys.values(), self._last)
 
     def _told(self, where: Where, one: Noted) -> str:
-        name = where.value if isinstance(where, Tip) else f"{one.step[:12]} {self.step_of(where).subject}"
-        said = f"the same kernel as {one.same_as[:12]}" if one.same_as else f"{one.seen.value} {one.reason}".strip()
+        name = where.value if isinstance(where, Tip) else f"{short(one.step)} {self.step_of(where).subject}"
+        said = f"the same kernel as {short(one.same_as)}" if one.same_as else f"{one.seen.value} {one.reason}".strip()
         return f"{name}: {said} ({self.search.belief.entropy_bits:.1f} bits are missing)"

@@ -10,7 +10,7 @@ from rich.text import Text
 from harness.bisection.belief import CONFIDENCE
 from harness.bisection.search import Search, Tip, Where
 from harness.campaign.bisection.bisect import Bisection
-from harness.campaign.bisection.steps import Course
+from harness.campaign.bisection.steps import Course, short
 from harness.campaign.compare import case_lines
 from harness.verdict import Run
 from harness.verdict.differences import compare_runs
@@ -37,21 +37,21 @@ def report_lines(bisection: Bisection) -> Iterator[Text]:
     yield Text(f"{'no longer shows' if course.fixed else 'shows'} {bisection.sought or 'a failure'}")
     good, bad = (_nearest(bisection, is_bad) for is_bad in (False, True))
     if good is not None and bad is not None:
-        yield Text(f"{bisection.step_of(good).name[:12]} -> {bisection.step_of(bad).name[:12]}:")
+        yield Text(f"{short(bisection.step_of(good).name)} -> {short(bisection.step_of(bad).name)}:")
         results = (bisection.results[where].as_found for where in (good, bad))
         before, after = (Run((one,), {}) for one in results)
         for one in compare_runs(before, after):
             yield from case_lines(one)
     for where, reason in search.untestable.items():
-        yield Text(f"not tested: {steps[where].name[:12]} {steps[where].subject}: {reason}", style="yellow")
+        yield Text(f"not tested: {short(steps[where].name)} {steps[where].subject}: {reason}", style="yellow")
     yield Text(confidence(search), style="bold")
 
 
 def confidence(search: Search) -> str:
     """How sure the answer is, and why."""
-    fails, passes = sum(search.shown.values()), sum(count for at, count in search.passed.items() if at is not Tip.GOOD)
-    sure = f"{100 * search.culprit.probability:.2f} % sure"
-    runs = f"{fails} runs showed it, {passes} did not (without the good end)"
+    fails, passes = sum(search.shown.values()), sum(search.passed.values())
+    sure = f"{100 * search.confidence:.2f} % sure" if search.confidence <= 0.9999 else "more than 99.99 % sure"
+    runs = f"{fails} runs showed it, {passes} did not ({search.passed[Tip.GOOD]} of these of the good end)"
     if search.culprit.probability < CONFIDENCE:
         return f"{sure}; {runs}; nothing that can be tested tells more"
     rate = f"a bad commit shows it in {100 * search.belief.rate:.0f} % of its runs"

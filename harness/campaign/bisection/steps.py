@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,10 @@ from harness.campaign.series import PatchStep, git_lines
 from harness.errors import UsageError
 from harness.events import Say
 from harness.kernel import available
+from harness.kernel.build import BuiltSource, are_built
+
+_ID_DIGITS = 40
+_ROW = "commit:"  # in front of the lines of the log that are no names of files
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,23 @@ class Course:
     parents: tuple[tuple[int, ...], ...]
     fixed: bool
     """Whether the bad end is the older one: what is looked for was mended."""
+    fetched: bool = False
+    """Whether the kernels are fetched, not built."""
+    cached: tuple[bool, ...] = ()
+    """Which steps have a kernel in the cache; empty if none is known to have one."""
+    wide: tuple[int, ...] = ()
+    """For each step, how many up to it change what most files depend on, such as a header; empty if none is known."""
 
     @property
     def history(self) -> CommitHistory:
         """The candidates as a history."""
         history = history_of(self.parents)
         return MendedHistory(history) if self.fixed else history
+
+
+def short(name: str) -> str:
+    """The name of a step as it is shown: the first digits of a commit, everything else as it is."""
+    return name[:12] if len(name) == _ID_DIGITS else name
 
 
 def of_tree(tree: str, good: str, bad: str, paths: Sequence[str], fixed: bool) -> Course:
@@ -44,14 +60,26 @@ def of_tree(tree: str, good: str, bad: str, paths: Sequence[str], fixed: bool) -
     if (base := git_lines(tree, "merge-base", older, newer)) != [older]:
         there = f"their merge base is {' '.join(base) or 'none'}"
         raise UsageError(f"{older[:12]} is not an ancestor of {newer[:12]}; {there}")
-    shown = ("--topo-order", "--reverse", "--parents", "--format=%H|%P|%s")
-    rows = [line.split("|", 2) for line in git_lines(tree, "log", *shown, f"{older}..{newer}", "--", *paths)]
+    shown = ("--topo-order", "--reverse", "--parents", "--full-diff", "--name-only", f"--format={_ROW}%H|%P|%T|%s")
+    rows, files = [], list[list[str]]()
+    for line in git_lines(tree, "log", *shown, f"{older}..{newer}", "--", *paths):
+        if line.startswith(_ROW):
+            rows.append(line.removeprefix(_ROW).split("|", 3))
+            files.append([])
+        elif line:
+            files[-1].append(line)
     if not rows:
         raise UsageError(f"there is no commit between {older[:12]} and {newer[:12]}")
-    numbers = {commit: number for number, (commit, _, _) in enumerate(rows)}
-    steps = tuple(PatchStep(commit, subject, f"tree:{tree}@{commit}") for commit, _, subject in rows)
-    parents = tuple(tuple(numbers[one] for one in above.split() if one in numbers) for _, above, _ in rows)
-    return Course(ends[0], ends[1], steps, parents, fixed)
+    numbers = {commit: number for number, (commit, _, _, _) in enumerate(rows)}
+    steps = tuple(PatchStep(commit, subject, f"tree:{tree}@{commit}") for commit, _, _, subject in rows)
+    parents = tuple(tuple(numbers[one] for one in above.split() if one in numbers) for _, above, _, _ in rows)
+    cached = tuple(are_built(BuiltSource.parse(ends[0].spec).recipe, [contents for _, _, contents, _ in rows]))
+    wide = tuple(itertools.accumulate(any(map(_is_wide, names)) for names in files))
+    return Course(ends[0], ends[1], steps, parents, fixed, cached=cached, wide=wide)
+
+
+def _is_wide(file: str) -> bool:
+    return file.endswith(".h") or file.rpartition("/")[2].startswith(("Kconfig", "Makefile"))
 
 
 def _commit(tree: str, revision: str) -> PatchStep:
@@ -81,7 +109,8 @@ def of_debian(good: str, bad: str, fixed: bool, say: Say | None) -> Course:
         )
     between = [one for one in offers if compare(older.version, one.version) < 0 <= compare(newer.version, one.version)]
     steps = tuple(map(_step, between))
-    return Course(_step(ends[0]), _step(ends[1]), steps, _line(len(steps)), fixed)
+    cached = tuple(one.cached for one in between)
+    return Course(_step(ends[0]), _step(ends[1]), steps, _line(len(steps)), fixed, fetched=True, cached=cached)
 
 
 def _offer(word: str, offers: Sequence[Offer]) -> Offer:

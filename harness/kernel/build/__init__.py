@@ -1,6 +1,6 @@
 """Kernels from source: a git tree, a folder or Debian's source package is patched, configured, built and cached."""
 
-from harness.kernel.build.builder import build, kconfigs_dir
+from harness.kernel.build.builder import are_built, build, kconfigs_dir
 from harness.kernel.build.debsrc import DebsrcOrigin
 from harness.kernel.build.origins import SourceOrigin, TreeOrigin
 from harness.kernel.build.recipe import BaseConfig, Recipe
@@ -15,6 +15,7 @@ __all__ = [
     "Recipe",
     "SourceOrigin",
     "TreeOrigin",
+    "are_built",
     "build",
     "kconfigs_dir",
     "missing_tools",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from harness.errors import UsageError
 from harness.events import Say
 from harness.host import cache
 from harness.kernel.build import patches as patch_files
-from harness.kernel.build.fragments import config_lines, merge, parse
+from harness.kernel.build.fragments import ConfigRequest, config_lines, merge, parse
 from harness.kernel.build.job import BuildJob
 from harness.kernel.build.offsets import SOURCE as OFFSETS_SOURCE
 from harness.kernel.build.patches import Patch
@@ -69,14 +69,14 @@ def build(recipe: Recipe, say: Say | None = None, offline: bool = False) -> Kern
     :raises KernelBuildError: the source does not compile, at least not with this configuration.
     :raises MachineryError: something is missing on this host, or its disk is full.
     """
-    wanted = merge(parse(*read_fragment(name)) for name in recipe.fragments)
+    wanted = _wanted(recipe)
     check_tools(recipe.compiler, LLVM_TOOLS if recipe.llvm else TOOLS)
     compiler = compiler_identity(recipe.compiler, llvm=recipe.llvm)
     slot = recipe.origin.slot
     tree = source_tree(recipe, say, offline)
-    configuration = digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
+    configuration = _configuration(recipe, wanted, compiler)
     job = BuildJob(recipe, slot, tree, wanted, configuration, say)
-    name = digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)  # not the key of the O= folder, which is kept
+    name = _entry_name(tree, configuration)
     _LOG.debug(
         "key of kernel %s: tree %s, config %s, fragments %s, %s",
         *(name[:12], tree[:12], recipe.config.value, ", ".join(recipe.fragments) or "none", compiler.splitlines()[0]),
@@ -84,6 +84,30 @@ def build(recipe: Recipe, say: Say | None = None, offline: bool = False) -> Kern
     entry = cache.obtain(_KIND, name, job.run, say, BUILD_TIMEOUT_S, what=f"builds {recipe.spec}")
     cache.prune(_KIND, _KEPT)
     return replace(open_image(entry / "vmlinux", spec=recipe.spec, config=entry / "config"), tree=tree)
+
+
+def are_built(recipe: Recipe, trees: Iterable[str]) -> Iterator[bool]:
+    """Return for each tree whether the cache has its kernel, built as a recipe says.
+
+    :raises MachineryError: there is no compiler.
+    """
+    compiler = compiler_identity(recipe.compiler, llvm=recipe.llvm)
+    configuration = _configuration(recipe, _wanted(recipe), compiler)
+    return (cache.has(_KIND, _entry_name(tree, configuration)) for tree in trees)
+
+
+def _wanted(recipe: Recipe) -> list[ConfigRequest]:
+    return merge(parse(*read_fragment(name)) for name in recipe.fragments)
+
+
+def _configuration(recipe: Recipe, wanted: Sequence[ConfigRequest], compiler: str) -> str:
+    """The key of the O= folder."""
+    return digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
+
+
+def _entry_name(tree: str, configuration: str) -> str:
+    """The key of a kernel, which is not that of the O= folder: that is kept."""
+    return digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)
 
 
 def source_tree(recipe: Recipe, say: Say | None = None, offline: bool = False) -> str:
