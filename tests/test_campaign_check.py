@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from harness.errors import BootError, KernelBuildError, MachineryError
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
 from harness.selection.selected import Selected
-from harness.verdict import Outcome, Run, ScenarioResult
+from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.bisect import BisectVerdict, judge
 from harness.verdict.table import TROUBLE
 
@@ -75,6 +76,18 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr("harness.campaign.units.local.run_kernel", run_kernel)
 
     return make
+
+
+def test_what_fails_otherwise_is_skipped(world: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+    claim = Claim("the child's entry is writable", Outcome.FAILED, "f()")
+    world(run=Run((replace(result(F), claims=(claim,)),)))
+    for symptom, status in ((f"claim: {claim.name}", BisectVerdict.BAD), ("hang: read", BisectVerdict.CANNOT_TELL)):
+        assert ended([".", "fork:pud", "--symptom", symptom]) == status
+    assert "cannot tell: it fails otherwise: fork pud: failed" in capfd.readouterr().out
+    world(run=PASSED)
+    assert ended([".", "fork:pud", "--symptom", "hang: read"]) == BisectVerdict.GOOD
+    assert ended([".", "fork:pud", "--symptom", "read"]) == BisectVerdict.BROKEN
+    assert "'read' is not a symptom; expected KIND: NAME, where KIND is one of claim, " in capfd.readouterr().err
 
 
 def ended(args: list[str]) -> object:

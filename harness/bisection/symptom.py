@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from harness.errors import UsageError
 from harness.verdict import words
 from harness.verdict.claims import Claim, Outcome, ScenarioResult
 from harness.verdict.invariants import Violation
@@ -37,6 +38,19 @@ class Trait:
 
     def __str__(self) -> str:
         return f"{self.kind.value}: {self.name}" if self.name else self.kind.value
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what ``str()`` wrote, such as "claim: the child's entry is writable".
+
+        :raises UsageError: text has another form.
+        """
+        kind, _, name = text.partition(":")
+        try:
+            return cls(TraitKind(kind.strip()), name.strip())
+        except ValueError:
+            kinds = ", ".join(one.value for one in TraitKind)
+            raise UsageError(f"{text!r} is not a symptom; expected KIND: NAME, where KIND is one of {kinds}") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object of a journal."""

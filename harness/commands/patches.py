@@ -79,8 +79,9 @@ def series(
 @click.command()
 @click.argument("tree")
 @click.argument("word", metavar="TEST", type=TEST)
+@click.option("--symptom", metavar="KIND: NAME", help="skip what fails otherwise; `hugepfn bisect` prints it")
 @campaign_options
-def check(tree: str, word: Selected, config: MachineConfig, **options: Any) -> None:
+def check(tree: str, word: Selected, symptom: str | None, config: MachineConfig, **options: Any) -> None:
     """Run one step of a bisection.
 
     \b
@@ -91,8 +92,10 @@ def check(tree: str, word: Selected, config: MachineConfig, **options: Any) -> N
     0 good, 1 bad, 125 cannot tell (it does not build or boot, or a precondition is not met), 128 the machinery failed,
     and git stops.
     """
+    from harness.bisection.symptom import Trait
     from harness.campaign.check import check as step
 
-    verdict, reason = step(tree, word, run_options(config, options))
+    sought = Trait.parse(symptom) if symptom is not None else None
+    verdict, reason = step(tree, word, run_options(config, options), sought)
     click.echo(f"{verdict.name.lower().replace('_', ' ')}: {reason}")
     sys.exit(verdict)

@@ -78,7 +78,9 @@ class Bisection:
         name = next(name for name, at in self._numbers.items() if at == where)
         others = frozenset(key for key, at in self._keys.items() if at != where)
         step = self.step_of(where)
-        unit = Unit(step.spec, (self._test,), self._looked.options, f"{short(name)} {step.subject}".strip(), True, others)
+        unit = Unit(
+            step.spec, (self._test,), self._looked.options, f"{short(name)} {step.subject}".strip(), True, others
+        )
         answer = run_one(self._executor, unit)
         if answer.unusable:
             return Noted(name, Sighting.UNTESTABLE, answer.unusable.splitlines()[0], answer.key)
