@@ -1,16 +1,24 @@
-"""Make a git tree to bisect: Debian's kernel source and 16 commits, one of which breaks fork() and one the build.
+"""Make a git tree to bisect: Debian's kernel source and 44 commits, one of which breaks fork(), and three traps.
 
     python tests/vm/bisect_tree.py FOLDER [--source debsrc:6.12]
-    cd FOLDER && git bisect start HEAD v0 && git bisect run hugepfn check . fork:pud
+    cd FOLDER && git bisect start HEAD v0
+    git bisect run hugepfn check . fork:pud --symptom "claim: the parent's entry is as it was before fork"
 
-Commit 9 contains the mutant fork-pud-write-protected; commit 12 does not compile, and commit 13 fixes that. The others
-change nothing that a test could see. Each commit has its number as a tag, v0 (the source as it is) to v16.
+Commit 36 contains the mutant. Three commits set a trap, and each has one that mends it: 22 does not compile (24 does),
+32 does not boot (34 does), and with 37 every mmap() of a BAR kills the kernel (until 39). They lie where git bisect and
+hugepfn bisect come along. The others change a constant, or only a comment, so that the kernel is the one before. Every
+commit changes one .c file. Each has its number as a tag, v0 (the source as it is) to v44.
+
+The commits f1 to f44 are others after v0, on the branch ``sometimes``. They have no traps, and what f36 breaks shows in
+one boot of three.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -18,10 +26,42 @@ import click
 from harness.errors import HugepfnError
 from harness.kernel.build.debsrc import DebsrcOrigin
 
-COMMITS, MUTANT, BROKEN = 16, 9, 12
-PATCH = Path(__file__).resolve().parents[1] / "mutants" / "fork-pud-write-protected.patch"
-TOUCHED = Path("mm/huge_memory.c")
+COMMITS, MUTANT = 44, 36
+_HERE = Path(__file__).resolve().parent
+PATCH = _HERE.parent / "mutants" / "fork-pud-write-protected.patch"
+SOMETIMES = _HERE / "write-protected-sometimes.patch"
+MM, VFIO = Path("mm/huge_memory.c"), Path("drivers/vfio/pci/vfio_pci_core.c")
+_COMMENT_EVERY = 5
 _WHO = ("-c", "user.name=hugepfn", "-c", "user.email=hugepfn@example.org", "-c", "commit.gpgsign=false")
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Commits that say nothing about fork(): from the one that sets the trap to the one before it is mended."""
+
+    first: int
+    mended: int
+    subject: str
+    file: Path
+    before: str
+    """The code that is added goes before this line; "" for the end of the file."""
+    code: str
+
+    def is_set(self, number: int) -> bool:
+        """Whether a commit has it."""
+        return self.first <= number < self.mended
+
+
+BROKEN = Trap(22, 24, "mm/huge_memory: work in progress", MM, "", "#error this commit does not build\n")
+DEAD = Trap(
+    *(32, 34, "mm/huge_memory: check that it works", MM, ""),
+    'static int __init trap(void)\n{\n\tpanic("this commit does not boot");\n}\nearly_initcall(trap);\n',
+)
+OOPS = Trap(
+    *(37, 39, "vfio/pci: check the flags of a VMA", VFIO),
+    *("\tindex = vma->vm_pgoff >> (VFIO_PCI_OFFSET_SHIFT - PAGE_SHIFT);\n", "\tBUG_ON(vma->vm_flags & VM_SHARED);\n"),
+)
+TRAPS = (BROKEN, DEAD, OOPS)
 
 
 def git(folder: Path, *words: str) -> str:
@@ -30,8 +70,8 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def make_tree(folder: Path, source: str) -> list[str]:
-    """Write the tree, and return its 17 commits, oldest first.
+def make_tree(folder: Path, source: str) -> None:
+    """Write the tree, with v44 checked out.
 
     :param source: ``debsrc:VERSION``; its objects are borrowed from the cache, not copied.
     """
@@ -43,25 +83,46 @@ def make_tree(folder: Path, source: str) -> list[str]:
     base = git(folder, "commit-tree", tree, "-m", f"{source} as it is")
     git(folder, "reset", "--quiet", "--hard", base)
     git(folder, "tag", "v0")
-    broken_line = "#error this commit does not build\n"
+    _add_commits(folder, "v", PATCH, TRAPS)
+
+
+def add_sometimes(folder: Path) -> None:
+    """Add the branch ``sometimes`` to a tree; what is checked out stays so."""
+    git(folder, "checkout", "--quiet", "-b", "sometimes", "v0")
+    _add_commits(folder, "f", SOMETIMES, ())
+    git(folder, "checkout", "--quiet", "main")
+
+
+def _add_commits(folder: Path, letter: str, mutant: Path, traps: Sequence[Trap]) -> None:
     for number in range(1, COMMITS + 1):
-        path = folder / TOUCHED
-        text = path.read_text()
-        subject = f"mm/huge_memory: a comment, {number}"
-        if number == MUTANT:
-            git(folder, "apply", str(PATCH))
-            subject = "mm/huge_memory: write-protect a pud that is copied"
-        elif number == BROKEN:
-            path.write_text(text + broken_line)
-            subject = "mm/huge_memory: work in progress"
-        elif number == BROKEN + 1:
-            path.write_text(text.replace(broken_line, ""))
-            subject = "mm/huge_memory: finish it"
-        else:
-            path.write_text(f"{text}/* {number} */\n")
+        subject = _change(folder, number, mutant, traps)
         git(folder, "commit", "--quiet", "--all", "-m", subject)
-        git(folder, "tag", f"v{number}")
-    return [git(folder, "rev-parse", f"v{number}") for number in range(COMMITS + 1)]
+        git(folder, "tag", f"{letter}{number}")
+
+
+def _change(folder: Path, number: int, mutant: Path, traps: Sequence[Trap]) -> str:
+    """Change the files for a commit, and return its subject."""
+    if number == MUTANT:
+        git(folder, "apply", str(mutant))
+        return f"mm/huge_memory: {mutant.stem}"
+    for trap in traps:
+        path = folder / trap.file
+        if number == trap.first:
+            head, found, tail = path.read_text().partition(trap.before) if trap.before else (path.read_text(), "", "")
+            assert bool(found) is bool(trap.before), f"{trap.file} has no line {trap.before!r}"
+            path.write_text(head + trap.code + found + tail)
+            return trap.subject
+        if number == trap.mended:
+            path.write_text(path.read_text().replace(trap.code, ""))
+            return f'Revert "{trap.subject}"'
+    file = (MM, VFIO)[number % 2]
+    path, name = folder / file, f"hugepfn_commit_{number % 2}"
+    if number % _COMMENT_EVERY == 0:
+        path.write_text(f"{path.read_text()}/* {number} */\n")
+        return f"{file}: a comment, {number}"
+    kept = [line for line in path.read_text().splitlines(keepends=True) if name not in line]
+    path.write_text("".join(kept) + f"extern const int {name}; const int {name} = {number};\n")
+    return f"{file}: a constant, {number}"
 
 
 @click.command()
@@ -72,7 +133,8 @@ def main(folder: Path, source: str) -> None:
     if folder.exists():
         raise click.UsageError(f"{folder} exists already; name a folder that does not")
     make_tree(folder, source)
-    click.echo(f"cd {folder} && git bisect start HEAD v0 && git bisect run hugepfn check . fork:pud")
+    add_sometimes(folder)
+    click.echo(f"hugepfn bisect --tree {folder} --good v0 --bad v{COMMITS} fork:pud")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_kernel_log(follow: Follow, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_your_kernel(follow: Follow, tmp_path: Path) -> None:
-    _tree(tmp_path / "linux", good=bisect_tree.MUTANT - 3, tip=bisect_tree.MUTANT - 2)
+    _tree(tmp_path / "linux", good=bisect_tree.MUTANT - 2, tip=bisect_tree.MUTANT - 1)
     follow("how-to/your-kernel.md")
 
 
