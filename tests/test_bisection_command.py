@@ -156,6 +156,17 @@ def test_after_an_interruption_the_answer_is_the_same_and_nothing_runs_twice(
     assert first.ran + second.ran == whole.ran
 
 
+def test_a_journal_is_about_commits_and_not_about_the_names_of_branches(tree: Path) -> None:
+    bisected(tree, Fake(tree, 7))
+    (tree / "f0").write_text("x\n")
+    git(tree, "commit", "-q", "-a", "-m", "mm: change 12")
+    again = Fake(tree, 7)
+    with pytest.raises(UsageError, match="v0 or main is another commit now"):
+        print_log()
+    assert bisected(tree, again, resume=True) is ExitCode.OK
+    assert again.ran[:3] == [12, 12, 12], "nothing is known about the new end"
+
+
 def test_the_log_can_be_replayed_by_git(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake = Fake(tree, 7)
     fake.broken = (5,)

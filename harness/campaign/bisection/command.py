@@ -67,7 +67,8 @@ def run_bisect(asked: Asked, looked: Looked, resume: bool, executor: UnitExecuto
     choose([looked.test])
     with Live() as live, tempfile.TemporaryDirectory(prefix="hugepfn-bisect-") as folder:
         course = asked.course(Path(folder), live.say)
-        journal = Journal(_file_of(question := _question(asked, looked)), question)
+        question = _question(asked, looked, course)
+        journal = Journal(_file_of(question), question)
         noted = journal.resume() if resume else []
         if not resume:
             journal.start()
@@ -94,6 +95,8 @@ def print_log() -> None:
     if asked.debian or asked.mbox:
         raise UsageError("the last bisection was not of a git tree, so there is nothing for git bisect replay")
     course = asked.course(Path(), None)
+    if _contents(asked, course) != question.get("steps"):
+        raise UsageError(f"{asked.good} or {asked.bad} is another commit now, so the journal does not fit the tree")
     looked = Looked(Selected.parse(question["test"]), question["any"], question["repeats"])
     bisection = Bisection(course, looked, _Nobody(), Journal(files[-1], question), lambda _line: None)
     bisection.replay(noted)
@@ -107,12 +110,21 @@ class _Nobody:
         raise AssertionError(units)
 
 
-def _question(asked: Asked, looked: Looked) -> dict[str, Any]:
+def _question(asked: Asked, looked: Looked, course: Course) -> dict[str, Any]:
+    """What a journal is about. A branch moves, a file is edited, and the mirror has other versions tomorrow."""
     words = {**vars(asked), "paths": list(asked.paths)}
     if not asked.debian:
-        words["tree"] = asked.tree if asked.tree.startswith("debsrc:") else str(Path(asked.tree).expanduser().resolve())
+        tree = asked.tree.removeprefix("tree:")
+        words["tree"] = tree if tree.startswith("debsrc:") else str(Path(tree).expanduser().resolve())
     found = {"asked": words, "test": str(looked.test), "any": looked.any_failure, "repeats": looked.repeats}
-    return {**found, "machine": list(looked.options.words(None))}
+    return {**found, "machine": list(looked.options.words(None)), "steps": _contents(asked, course)}
+
+
+def _contents(asked: Asked, course: Course) -> str:
+    """The identity of all candidates."""
+    patches = Path(asked.mbox).read_bytes() if asked.mbox else b""
+    steps = [course.good.name, course.bad.name, *(one.name for one in course.steps)]
+    return hashlib.sha256("\n".join(steps).encode() + patches).hexdigest()
 
 
 def _file_of(question: Mapping[str, Any]) -> Path:
