@@ -5,7 +5,7 @@
     git bisect run hugepfn check . fork:pud --symptom "claim: the parent's entry is as it was before fork"
 
 Commit 36 contains the mutant. Three commits set a trap, and each has one that mends it: 22 does not compile (24 does),
-32 does not boot (34 does), and with 37 every mmap() of a BAR kills the kernel (until 39). They lie where git bisect and
+with 32 every mmap() of a BAR kills the kernel (until 34), and 37 does not boot (39 does). They lie where git bisect and
 hugepfn bisect come along. The others change a constant, or only a comment, so that the kernel is the one before. Every
 commit changes one .c file. Each has its number as a tag, v0 (the source as it is) to v44.
 
@@ -54,14 +54,14 @@ class Trap:
 
 BROKEN = Trap(22, 24, "mm/huge_memory: work in progress", MM, "", "#error this commit does not build\n")
 DEAD = Trap(
-    *(32, 34, "mm/huge_memory: check that it works", MM, ""),
+    *(37, 39, "mm/huge_memory: check that it works", MM, ""),
     'static int __init trap(void)\n{\n\tpanic("this commit does not boot");\n}\nearly_initcall(trap);\n',
 )
 OOPS = Trap(
-    *(37, 39, "vfio/pci: check the flags of a VMA", VFIO),
+    *(32, 34, "vfio/pci: check the flags of a VMA", VFIO),
     *("\tindex = vma->vm_pgoff >> (VFIO_PCI_OFFSET_SHIFT - PAGE_SHIFT);\n", "\tBUG_ON(vma->vm_flags & VM_SHARED);\n"),
 )
-TRAPS = (BROKEN, DEAD, OOPS)
+TRAPS = (BROKEN, OOPS, DEAD)
 
 
 def git(folder: Path, *words: str) -> str:
