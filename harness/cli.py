@@ -13,6 +13,7 @@ import click
 
 from harness import logs
 from harness.commands.bisect import bisect
+from harness.commands.bugs import report
 from harness.commands.build import build
 from harness.commands.cache import cache
 from harness.commands.dmesg import dmesg
@@ -217,7 +218,7 @@ SECTIONS = (
         *((start, ps, shell, ssh, exec_, rerun, walk, maps, gdb, pause, resume, log, stop, kept),),
         "hugepfn start --kernel debian:6.12; hugepfn exec ./program; hugepfn stop",
     ),
-    CommandSection("Tools", (dmesg, doctor, selfcheck, cache, bench), "hugepfn doctor"),
+    CommandSection("Tools", (dmesg, report, doctor, selfcheck, cache, bench), "hugepfn doctor"),
 )
 
 for command in (*(command for section in SECTIONS for command in section.commands), serve_session):

@@ -15,7 +15,7 @@ HARNESS = Path(__file__).resolve().parents[1] / "harness"
 ROWS = """
 errors printable logs levels events
 outputs host
-pagetable reproducer
+pagetable
 verdict bisection kernel_functions
 archive
 kernel
@@ -33,7 +33,7 @@ results
 pytest_plugin
 campaign selfcheck doctor
 benchmark
-kselftest session
+kselftest session bugs
 commands
 cli
 entry

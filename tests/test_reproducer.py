@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.bugs.__main__ import PARTS, main
+from harness.bugs.compose import BEGIN, compose, parts
 from harness.errors import UsageError
-from harness.reproducer.__main__ import PARTS, main
-from harness.reproducer.compose import BEGIN, compose, parts
 from harness.verdict.known_bugs import parse_ledger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ def test_every_known_bug_has_a_reproducer() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_reproducer_has_the_parts_that_it_uses(file: Path) -> None:
-    """After a change of parts.c: `python -m harness.reproducer reproducers/*.c`."""
+    """After a change of parts.c: `python -m harness.bugs reproducers/*.c`."""
     text = file.read_text()
     assert compose(text, AVAILABLE) == text
 

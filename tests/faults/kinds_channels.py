@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.faults.kind import Ending, Kind
-from tests.faults.kinds_guest import ARGV, doing
+from tests.faults.kinds_guest import ARGV, NOTHING, doing
 from tests.faults.scene import Scene
 
 _GROUP = "The channels from the guest"
@@ -20,7 +20,7 @@ def _refused(*words: str) -> Ending:
     return Ending(3, words, "error")
 
 
-_HANG = Ending(1, ("nothing within 6 s",), "failed", "hang")
+_HANG = Ending(1, (NOTHING,), "failed", "hang")
 
 
 def _flooding_qemu(scene: Scene) -> None:

@@ -1,12 +1,12 @@
-"""Writes the parts that reproducers share anew: ``python -m harness.reproducer FILE...``."""
+"""Writes the parts that reproducers share anew: ``python -m harness.bugs FILE...``."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from harness.bugs.compose import compose, parts
 from harness.errors import UsageError
-from harness.reproducer.compose import compose, parts
 
 PARTS = Path(__file__).with_name("parts.c")
 
