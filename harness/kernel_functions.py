@@ -55,6 +55,20 @@ pte_mkwrite = KernelFunction(
 )
 pud_present = KernelFunction("arch/x86/include/asm/pgtable.h", "pud_present")
 raw_copy_from_user = KernelFunction("arch/x86/include/asm/uaccess_64.h", "raw_copy_from_user")
+host_pfn_mapping_level = KernelFunction("arch/x86/kvm/mmu/mmu.c", "host_pfn_mapping_level")
+kvm_mmu_max_mapping_level = KernelFunction("arch/x86/kvm/mmu/mmu.c", "kvm_mmu_max_mapping_level")
+kvm_mmu_slot_remove_write_access = KernelFunction("arch/x86/kvm/mmu/mmu.c", "kvm_mmu_slot_remove_write_access")
+kvm_mmu_zap_collapsible_sptes = KernelFunction(
+    "arch/x86/kvm/mmu/mmu.c",
+    "kvm_mmu_zap_collapsible_sptes",
+    until="6.12",
+    elsewhere=KernelFunction("arch/x86/kvm/mmu/mmu.c", "kvm_mmu_recover_huge_pages", since="7.2"),
+)
+make_spte = KernelFunction("arch/x86/kvm/mmu/spte.c", "make_spte")
+kvm_tdp_mmu_map = KernelFunction("arch/x86/kvm/mmu/tdp_mmu.c", "kvm_tdp_mmu_map")
+kvm_tdp_mmu_try_split_huge_pages = KernelFunction("arch/x86/kvm/mmu/tdp_mmu.c", "kvm_tdp_mmu_try_split_huge_pages")
+kvm_alloc_memslot_metadata = KernelFunction("arch/x86/kvm/x86.c", "kvm_alloc_memslot_metadata")
+kvm_mmu_slot_apply_flags = KernelFunction("arch/x86/kvm/x86.c", "kvm_mmu_slot_apply_flags")
 access_error = KernelFunction("arch/x86/mm/fault.c", "access_error")
 do_sigbus = KernelFunction("arch/x86/mm/fault.c", "do_sigbus")
 untrack_pfn_copy = KernelFunction(
@@ -285,6 +299,11 @@ walk_pud_range = KernelFunction("mm/pagewalk.c", "walk_pud_range")
 process_vm_rw_single_vec = KernelFunction("mm/process_vm_access.c", "process_vm_rw_single_vec")
 mm_find_pmd = KernelFunction("mm/rmap.c", "mm_find_pmd")
 mwriteprotect_range = KernelFunction("mm/userfaultfd.c", "mwriteprotect_range")
+hva_to_pfn_remapped = KernelFunction("virt/kvm/kvm_main.c", "hva_to_pfn_remapped")
+kvm_mmu_notifier_invalidate_range_start = KernelFunction(
+    "virt/kvm/kvm_main.c", "kvm_mmu_notifier_invalidate_range_start"
+)
+kvm_vcpu_ioctl = KernelFunction("virt/kvm/kvm_main.c", "kvm_vcpu_ioctl")
 
 #: Copies an entry at fork(). The levels differ: the child's D is cleared at pte, and kept at pmd and pud.
 COPIED_BY: Mapping[Level, KernelFunction] = {

@@ -1,0 +1,43 @@
+"""What is gone from the tables of a process is gone from those of its virtual machine, and comes back with it."""
+
+import pytest
+
+from harness import kernel_functions as fn
+from harness.claims import Claims
+from harness.machine.vm import VM
+from harness.pagetable import Level
+
+TIMEOUT_S = 60.0
+#: How a write of the vCPU ends meanwhile. KVM emulates a write to a leaf that the host has read-only: an exit for MMIO.
+#: A leaf with PROT_NONE is such a leaf if the kernel takes it for present: pte_present() and pmd_present() do, and
+#: pud_present() does not.
+REFUSED = {"memory": ("EFAULT",), "munmap": ("EFAULT",), "protnone": ("EFAULT", "MMIO"), "readonly": ("MMIO",)}
+
+
+@pytest.mark.machine(kvm=True)
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.kvm_mmu_notifier_invalidate_range_start, fn.hva_to_pfn_remapped)
+@pytest.mark.parametrize("case", ["memory", "munmap", "protnone", "readonly"])
+def test_kvm_gone(vm: VM, level: Level, claim: Claims, case: str) -> None:
+    """A leaf that memory off, munmap() or mprotect() takes from the host is gone from KVM's tables, and comes back."""
+    with vm.run("kvm_gone", f"--level={level.label}", f"--case={case}", timeout_s=TIMEOUT_S) as guest:
+        written = guest.until("written")
+        with claim(f"host and KVM have a writable {level.label}", fn.host_pfn_mapping_level):
+            for name in ("parent", "vm"):
+                assert written[name].leaf("bar").level is level
+                assert written[name].leaf("bar").write
+        gone = guest.until("gone")
+        with claim("KVM has no leaf any more", fn.kvm_mmu_notifier_invalidate_range_start):
+            assert gone["vm"].leaves("bar") == ()
+        tried = guest.until("tried")
+        with claim("the vCPU's write brings no writable leaf back, in neither table", fn.hva_to_pfn_remapped):
+            assert not any(leaf.write for name in ("parent", "vm") for leaf in tried[name].leaves("bar"))
+        back = guest.until("back")
+        with claim(f"when the host's mapping is back, KVM has the same {level.label} again", fn.host_pfn_mapping_level):
+            assert back["vm"].leaf("bar").entry == written["vm"].leaf("bar").entry
+            assert back["parent"].leaf("bar").pfn == written["parent"].leaf("bar").pfn
+        values = guest.result.values
+        with claim("the vCPU's write is refused meanwhile", fn.hva_to_pfn_remapped):
+            assert values["while"] in REFUSED[case]
+        with claim("the vCPU's write is done before and after", fn.kvm_tdp_mmu_map):
+            assert (values["before"], values["after"]) == ("done", "done")
