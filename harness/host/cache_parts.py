@@ -39,6 +39,7 @@ CONTENTS = {
     "sandbox": "which sandbox QEMU has on this host",
     "selftest-sources": "sources of the kernel's selftests",
     "selftests": "selftests that were built",
+    "shipped": "kernels and tests that another machine sent for its campaign",
     "staged": "modules of build trees",
     "symbols": "the names of kernels, for gdb",
     "templates": "booted machines, from which others are cloned",

@@ -19,6 +19,7 @@ from harness.kernel.build import BuiltSource
 from harness.kernel.debian import DebianSource
 from harness.kernel.folder import HostSource, open_folder
 from harness.kernel.image import KernelImage, open_image
+from harness.kernel.shipped import ShippedSource
 
 
 class Source(Protocol):
@@ -60,6 +61,7 @@ _SCHEMES: dict[str, Callable[[str], Source]] = {
     "debian": DebianSource.parse,
     "debsrc": BuiltSource.parse,
     "host": HostSource.parse,
+    "shipped": ShippedSource.parse,
     "tree": BuiltSource.parse,
 }
 _UNDERSTOOD = (
