@@ -26,6 +26,7 @@ from harness.commands.patches import check, series
 from harness.commands.scenarios import list_scenarios
 from harness.commands.selfcheck import selfcheck
 from harness.commands.sessions import kept, log, pause, ps, resume, serve_session, start, stop
+from harness.commands.units import run_unit
 from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
@@ -221,7 +222,7 @@ SECTIONS = (
     CommandSection("Tools", (dmesg, report, doctor, selfcheck, cache, bench), "hugepfn doctor"),
 )
 
-for command in (*(command for section in SECTIONS for command in section.commands), serve_session):
+for command in (*(command for section in SECTIONS for command in section.commands), serve_session, run_unit):
     cli.add_command(command)
     click.option(
         *("--verbose", "-v"),

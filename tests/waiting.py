@@ -215,7 +215,7 @@ def matrix_child() -> None:
     if short():
         vars(kernels)["FOLLOW_TIMEOUT_S"] = SHORT_S
     waiting()
-    kernels._run_child(["sh", "-c", "kill -STOP $$"], 2, print)
+    kernels.run_child(["sh", "-c", "kill -STOP $$"], 2, print)
 
 
 # --- sessions -------------------------------------------------------------------------------------

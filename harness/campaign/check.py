@@ -6,7 +6,7 @@ from harness.bisection.symptom import Trait, traits_of
 from harness.campaign.kernels import RunOptions
 from harness.campaign.progress import Live
 from harness.campaign.units.executing import executing
-from harness.campaign.units.unit import Unit, run_one
+from harness.campaign.units.unit import Unit, Work, run_one
 from harness.campaign.wanted import choose
 from harness.kernel.build import BuiltSource
 from harness.selection.expected import resolve
@@ -26,8 +26,8 @@ def check(tree: str, word: Selected, options: RunOptions, sought: Trait | None =
     """
     spec = BuiltSource.parse(tree).spec
     said = resolve(options.expected, choose([word], options.levels).tests, strict=options.strict)
-    with Live() as live, executing(live) as executor:
-        answer = run_one(executor, Unit(spec, (word,), options, spec, tried=True))
+    with Live() as live, executing(options.scheduler, live) as executor:
+        answer = run_one(executor, Unit(spec, (word,), options, spec, Work.TRY))
     if answer.run is None:
         return BisectVerdict.CANNOT_TELL, answer.unusable
     if trouble := answer.run.context.get(TROUBLE):

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from harness.campaign import mail
 from harness.campaign.kernels import RunOptions
-from harness.campaign.matrix import as_json, check_kernels, prepare, print_lines, summary, write_files
+from harness.campaign.matrix import as_json, check_kernels, lost_lines, prepare, print_lines, summary, write_files
 from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, compare_page, selecting
 from harness.campaign.units.executing import executing
@@ -83,7 +83,7 @@ def run_compare(
     with Live() as live:
         check_kernels(specs, options, live)
         sides: tuple[list[Run], list[Run]] = ([], [])
-        with executing(live) as executor:
+        with executing(options.scheduler, live) as executor:
             _run_both(executor, [Unit(spec, tuple(tests), options, spec) for spec in specs], live, sides)
             rounds = [compare_runs(sides[0][0], sides[1][0])]
             for number in range(confirm):
@@ -199,6 +199,7 @@ def report_lines(answer: Comparison, most: int | None = None) -> Iterator[Text]:
         yield Text(f"\n{_UNSTABLE}, so not counted:", style="dim")
     for one in answer.passing:
         yield Text(f"  {shown[one.case]}: {_summary(one)}", style="dim")
+    yield from lost_lines(Column(spec, (run,)) for spec, run in zip(answer.specs, answer.runs, strict=True))
     for case, reason in answer.unknown.items():
         yield Text(f"not compared: {shown[case]}: {reason.partition(chr(10))[0]}", style="bold magenta")
     yield Text(f"\n{_total(answer)}", style="bold")

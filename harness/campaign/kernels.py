@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from harness import logs
 from harness.campaign.event_stream import RunEnded, RunEvent, decode
@@ -29,6 +30,8 @@ from harness.verdict.table import TROUBLE
 ALL_STOCK = "all-stock"
 _GRACE_S = 10.0  # for a child that was asked to end, which ends its QEMUs and removes their RAM
 _WORDS_MAX = 2000
+#: Called with a child process.
+Started = Callable[[subprocess.Popen[bytes]], None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class RunOptions:
     levels: tuple[str, ...] = ()  # empty: all
     workers: int = 1
     strict: bool = False
+    scheduler: str = ""  # the address of Dask's scheduler; empty for this host
     expected: tuple[Expectation, ...] = ()  # not of the run itself: whoever reads the results holds them against this
 
     def machine(self, spec: str) -> MachineConfig:
@@ -118,18 +122,27 @@ def run_kernel(
         argv = [sys.executable, os.fspath(guest_tests_dir().parent / "vm.py"), "run", "--quiet"]
         argv += ["--json", os.fspath(results), *options.argv(spec), *map(str, tests)]
         with (Path(folder) / "stderr").open("w+") as stderr:
-            status, message = _run_child(argv, stderr.fileno(), say)
+            status, message = run_child(argv, stderr.fileno(), say)
             if status == ExitCode.INTERRUPTED:
                 raise KeyboardInterrupt
-            stderr.seek(0)
-            words = message or (stderr.read().strip().splitlines() or [""])[-1]
-        return _read(results, spec, status, words[:_WORDS_MAX], options.strict)
+            words = last_words(stderr, message)
+        return _read(results, spec, status, words, options.strict)
 
 
-def _run_child(argv: Sequence[str], stderr: int, say: Callable[[RunEvent], None]) -> tuple[int, str]:
+def last_words(stderr: TextIO, message: str) -> str:
+    """Return why a child ended: the message of its last event, or else the last line on its standard error."""
+    stderr.seek(0)
+    return (message or (stderr.read().strip().splitlines() or [""])[-1])[:_WORDS_MAX]
+
+
+def run_child(
+    argv: Sequence[str], stderr: int, say: Callable[[RunEvent], None], started: Started = lambda _child: None
+) -> tuple[int, str]:
     """Run a child in its own process group, so that Ctrl-C reaches only this process, which ends the child.
 
+    :param started: called with the child as soon as it runs.
     :returns: its exit status, and the message of its last event.
+    :raises MachineryError: its events cannot be read, or it took longer than FOLLOW_TIMEOUT_S.
     """
     environment, inherited = logs.for_child()
     message = ""
@@ -148,6 +161,7 @@ def _run_child(argv: Sequence[str], stderr: int, say: Callable[[RunEvent], None]
         finally:
             os.close(theirs)
         try:
+            started(child)
             with ended_after(child, "hugepfn run", FOLLOW_TIMEOUT_S):
                 for line in events:
                     event = decode(line)
@@ -157,10 +171,10 @@ def _run_child(argv: Sequence[str], stderr: int, say: Callable[[RunEvent], None]
                 return child.wait(), message
         finally:
             if child.returncode is None:
-                _end(child)
+                end_child(child)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def end_child(child: subprocess.Popen[bytes]) -> None:
     """End a child: SIGTERM, after which it cleans up even if it was stopped; then SIGKILL to its whole group."""
     child.send_signal(signal.SIGTERM)
     child.send_signal(signal.SIGCONT)

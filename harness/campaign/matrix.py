@@ -20,6 +20,8 @@ from harness.campaign.units.executing import executing
 from harness.campaign.units.unit import Unit
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, MachineryError, UsageError
+from harness.kernel import Kernel
+from harness.kernel.build import BuiltSource
 from harness.machine import preparation
 from harness.outputs import check_writable, write_text
 from harness.qemu.accel import tell_why_tcg
@@ -76,7 +78,7 @@ def run_matrix(
         units = repeated(chosen.specs, tests, options, repeat)
         runs: dict[int, Run] = {}
         try:
-            with executing(live) as executor:
+            with executing(options.scheduler, live) as executor:
                 for number, answer in executor.run(units):
                     unit = units[number]
                     runs[number] = held_run(answer.as_run(unit.spec), said)  # before the reader may interrupt
@@ -139,8 +141,10 @@ def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None
     :raises UsageError: a kernel does not exist.
     :raises MachineryError: this host cannot run any kernel.
     """
-    why_tcg = preparation.preflight(options.machine(specs[0]), live.say)
+    why_tcg = preparation.preflight(options.machine(specs[0]), live.say) if not options.scheduler else ""
     for spec in specs:
+        if options.scheduler and isinstance(Kernel.parse(spec).source, BuiltSource):
+            continue  # it is built where that is best
         live.now(f"{spec}: looking for it")
         try:
             preparation.resolve(options.machine(spec), live.say)
@@ -183,11 +187,19 @@ def report_lines(table: Table, missing: Mapping[str, str], repeat: int, width: i
         yield Text(f"flake: {table.labels[case]} on {column.spec}: {cell.note}", style=STYLE[Mark.FLAKE])
     for series, why in missing.items():
         yield Text(f"not available: {series}: {why}")
+    yield from lost_lines(table.columns)
     words = [f"{table.counts[mark]} {mark.value}" for mark in Mark if table.counts[mark]]
     meanings = [f"{mark.value} {_MEANING[mark]}" for mark in _MEANING if table.counts[mark]]
     times = f", each {repeat} times" if repeat > 1 else ""
     total = Text(f"\n{len(table.columns)} kernels, {len(table.cases)} cases{times}: {', '.join(words)}", style="bold")
     yield total.append(f"  ({'; '.join(meanings)})" if meanings else "", style="not bold")
+
+
+def lost_lines(columns: Iterable[Column]) -> Iterator[Text]:
+    """What ran again, because its worker was lost."""
+    for column in columns:
+        if column.lost:
+            yield Text(f"{column.spec} ran again, because its worker was lost: {', '.join(column.lost)}")
 
 
 def table_lines(table: Table, width: int | None) -> Iterator[Text]:

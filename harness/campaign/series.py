@@ -20,6 +20,7 @@ from harness.campaign.kernels import RunOptions
 from harness.campaign.matrix import (
     STYLE,
     as_json,
+    lost_lines,
     prepare,
     print_lines,
     report_lines,
@@ -75,10 +76,11 @@ def run_series(
     with tempfile.TemporaryDirectory(prefix="hugepfn-series-") as folder:
         steps = steps_of_range(tree, what) if isinstance(what, str) else steps_of_mbox(tree, what, Path(folder))
         with Live() as live:
-            tell_why_tcg(preparation.preflight(options.machine(steps[0].spec), live.say), live.say)
+            if not options.scheduler:
+                tell_why_tcg(preparation.preflight(options.machine(steps[0].spec), live.say), live.say)
             units = [Unit(one.spec, tuple(tests), options, f"{one.name} {one.subject}".strip()) for one in steps]
             runs: dict[int, Run] = {}
-            with executing(live) as executor:
+            with executing(options.scheduler, live) as executor:
                 for number, answer in executor.run(units):
                     runs[number] = answer.as_run(units[number].spec)
                     live.line(summary(runs[number], units[number].name))
@@ -208,6 +210,7 @@ def _report_lines(
     for step, column in zip(steps, table.columns, strict=True):
         if column.trouble:
             yield Text(f"{step.name} {step.subject}: {column.trouble}", style="bold red")
+    yield from lost_lines(table.columns)
     changed = {change.case for change in found}
     for case, row in table.rows():
         if case not in changed and row and row[-1].mark is Mark.ERROR and not table.columns[-1].trouble:

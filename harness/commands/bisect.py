@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.commands.options import FILE, config_options
+from harness.commands.options import FILE, config_options, scheduler_option
 from harness.config import MachineConfig
 from harness.selection.selected import Selected
 
@@ -28,6 +28,7 @@ from harness.selection.selected import Selected
     "--runs", type=click.IntRange(1), help="how many runs make a commit good, instead of as many as are needed"
 )
 @click.option("--resume", is_flag=True, help="go on with this bisection, which was interrupted")
+@scheduler_option
 @config_options(without=["kernel"])
 def bisect(test: str, paths: tuple[str, ...], config: MachineConfig, **given: Any) -> None:
     """Find the commit that broke something, or with --fixed the one that mended it.
@@ -51,7 +52,9 @@ def bisect(test: str, paths: tuple[str, ...], config: MachineConfig, **given: An
         print_log()
         return
     asked = Asked(given["tree"], paths=paths, fixed=given["fixed"], **_ends(given))
-    looked = Looked(Selected.parse(test), given["any_failure"], given["runs"], RunOptions(config))
+    looked = Looked(
+        Selected.parse(test), given["any_failure"], given["runs"], RunOptions(config, scheduler=given["scheduler"])
+    )
     sys.exit(run_bisect(asked, looked, given["resume"]))
 
 

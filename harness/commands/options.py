@@ -164,9 +164,18 @@ def expectations(options: Mapping[str, Any]) -> tuple[Expectation, ...]:
     return read(options["expected"], options["expect_files"])
 
 
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    envvar="HUGEPFN_SCHEDULER",
+    default="",
+    help="run on the workers of this Dask scheduler, as tcp://HOST:8786  [environment: HUGEPFN_SCHEDULER]",
+)
+
+
 def campaign_options(command: F) -> F:
     """Add the options for several kernels: those of ``hugepfn run`` except the kernel and the output."""
-    return scenario_options(config_options(without=["kernel"])(command))
+    return scenario_options(scheduler_option(config_options(without=["kernel"])(command)))
 
 
 def report_options(what: str) -> Callable[[F], F]:
@@ -204,4 +213,4 @@ def run_options(config: MachineConfig, options: dict[str, Any]) -> RunOptions:
     from harness.campaign.kernels import RunOptions
 
     expected = expectations(options)
-    return RunOptions(config, options["levels"], options["workers"], options["strict"], expected)
+    return RunOptions(config, options["levels"], options["workers"], options["strict"], options["scheduler"], expected)

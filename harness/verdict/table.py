@@ -18,6 +18,8 @@ VERSION = 2
 
 #: The key in a Run's context that says why results are missing, because the child process that ran it failed.
 TROUBLE = "trouble"
+#: The key that names the workers which were lost while they ran it, so that it ran again elsewhere.
+LOST = "lost_workers"
 
 
 class Mark(enum.Enum):
@@ -109,6 +111,11 @@ class Column:
     def trouble(self) -> str:
         """Why results of a run are missing; "" if none are."""
         return next((str(run.context[TROUBLE]) for run in self.runs if run.context.get(TROUBLE)), "")
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The workers that were lost while they ran it, so that it ran again elsewhere."""
+        return tuple(str(worker) for run in self.runs for worker in run.context.get(LOST) or ())
 
     @property
     def context(self) -> Mapping[str, Any]:

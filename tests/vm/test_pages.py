@@ -61,7 +61,7 @@ def test_the_tutorial(follow: Follow) -> None:
     follow("tutorial.md")
 
 
-@pytest.mark.parametrize("page", ["live-machine", "selftests"])
+@pytest.mark.parametrize("page", ["live-machine", "selftests", "many-machines"])
 def test_a_page(follow: Follow, page: str) -> None:
     follow(f"how-to/{page}.md")
 

@@ -14,7 +14,7 @@ from harness.campaign.bisection.journal import Journal, Noted
 from harness.campaign.bisection.steps import Course, short
 from harness.campaign.kernels import RunOptions
 from harness.campaign.series import PatchStep
-from harness.campaign.units.unit import Unit, UnitExecutor, run_one
+from harness.campaign.units.unit import Unit, UnitExecutor, Work, run_one
 from harness.errors import UsageError
 from harness.selection.selected import Selected
 from harness.verdict.claims import ScenarioResult
@@ -79,7 +79,7 @@ class Bisection:
         others = frozenset(key for key, at in self._keys.items() if at != where)
         step = self.step_of(where)
         unit = Unit(
-            step.spec, (self._test,), self._looked.options, f"{short(name)} {step.subject}".strip(), True, others
+            step.spec, (self._test,), self._looked.options, f"{short(name)} {step.subject}".strip(), Work.TRY, others
         )
         answer = run_one(self._executor, unit)
         if answer.unusable:

@@ -73,7 +73,7 @@ def run_bisect(asked: Asked, looked: Looked, resume: bool, executor: UnitExecuto
         if not resume:
             journal.start()
         live.line(f"{len(course.steps)} candidates; journal: {journal.file}")
-        with executing(live) if executor is None else nullcontext(executor) as runner:
+        with executing(looked.options.scheduler, live) if executor is None else nullcontext(executor) as runner:
             bisection = Bisection(course, looked, runner, journal, live.line)
             bisection.run(noted)
     print_lines(Console(highlight=False), report_lines(bisection))

@@ -9,12 +9,26 @@ from harness.campaign.event_stream import RunEnded, TestEnded, TestStarted
 from harness.campaign.progress import Live
 from harness.campaign.units.local import LocalExecutor
 from harness.campaign.units.unit import Show, Unit, UnitEvent, UnitExecutor, UnitStarted
+from harness.errors import UsageError
 
 
 @contextmanager
-def executing(live: Live) -> Iterator[UnitExecutor]:
-    """Run the units of the block on this host."""
-    yield LocalExecutor(shown(live))
+def executing(scheduler: str, live: Live) -> Iterator[UnitExecutor]:
+    """Run the units of the block.
+
+    :param scheduler: the address of Dask's scheduler; "" for this host.
+    :raises UsageError: Dask is not installed, or this is no address.
+    :raises MachineryError: nothing answers at this address.
+    """
+    if not scheduler:
+        yield LocalExecutor(shown(live))
+        return
+    try:
+        from harness.campaign.cluster.executor import connected  # an extra, and slow to import
+    except ImportError as error:
+        raise UsageError(f"--scheduler needs Dask ({error}); run: pip install 'hugepfn[cluster]'") from error
+    with connected(scheduler, shown(live)) as executor:
+        yield executor
 
 
 def shown(live: Live) -> Show:

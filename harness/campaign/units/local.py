@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from harness.campaign.event_stream import RunEvent
 from harness.campaign.kernels import run_kernel
-from harness.campaign.units.unit import Show, Unit, UnitAnswer, UnitStarted
+from harness.campaign.units.unit import Show, Unit, UnitAnswer, UnitStarted, Work, unbuilt
 from harness.errors import KERNELS_FAULT, KernelBuildError
 from harness.events import Event
 from harness.kernel import Kernel
@@ -29,7 +29,7 @@ class LocalExecutor:
         """Run units in their order."""
         for number, unit in enumerate(units):
             self.show(unit, UnitStarted())
-            yield number, self._tried(unit) if unit.tried else UnitAnswer(run=self._run(unit))
+            yield number, UnitAnswer(run=self._run(unit)) if unit.work is Work.RUN else self._tried(unit)
 
     def _run(self, unit: Unit) -> Run:
         def say(event: RunEvent) -> None:
@@ -38,7 +38,7 @@ class LocalExecutor:
         return run_kernel(unit.spec, unit.tests, unit.options, say)
 
     def _tried(self, unit: Unit) -> UnitAnswer:
-        """Build or fetch the kernel, boot it, and run the tests.
+        """Build or fetch the kernel, boot it, and run the tests, as far as that is wanted.
 
         :raises MachineryError: the kernel cannot be fetched or built, or no machine can be started here.
         """
@@ -50,8 +50,8 @@ class LocalExecutor:
         try:
             image = kernel.resolve(say)
         except KernelBuildError as error:
-            return UnitAnswer(unusable=f"it does not build: {error}")
-        if image.key in unit.known:
+            return unbuilt(unit, str(error))
+        if unit.work is Work.BUILD or image.key in unit.known:
             return UnitAnswer(image.key)
         try:
             VM(image, config=unit.options.machine(unit.spec), say=say).start().close()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -18,6 +19,14 @@ from harness.verdict.json_fields import as_object, strings
 from harness.verdict.table import TROUBLE
 
 
+class Work(enum.Enum):
+    """What is to be done."""
+
+    RUN = "run the tests"
+    TRY = "build and boot the kernel first, so that one that cannot run is no failure of the tests; then run them"
+    BUILD = "only get the kernel onto this host"
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of work."""
@@ -29,10 +38,9 @@ class Unit:
     options: RunOptions
     name: str = ""
     """What it is called in the progress: "debian:6.12 (run 1 of 2)"."""
-    tried: bool = False
-    """Whether the kernel is built and booted first, so that one that cannot run is no failure of the tests."""
+    work: Work = Work.RUN
     known: frozenset[str] = frozenset()
-    """For a unit that is tried: the keys of kernels that need not be run, because they have been."""
+    """For :attr:`Work.TRY`: the keys of kernels that need not be run, because they have been."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,13 @@ class UnitAnswer:
         data = as_object(value, "the answer of a unit")
         key, unusable = strings(data, "key", "unusable")
         return cls(key, unusable, Run.from_json(data["run"]) if data.get("run") is not None else None)
+
+
+def unbuilt(unit: Unit, why: str) -> UnitAnswer:
+    """Return the answer of a unit whose kernel does not build."""
+    if unit.work is Work.TRY:
+        return UnitAnswer(unusable=f"it does not build: {why}")
+    return UnitAnswer(unusable=why) if unit.work is Work.BUILD else UnitAnswer(run=troubled(unit.spec, why))
 
 
 @dataclass(frozen=True)

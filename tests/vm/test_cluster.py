@@ -1,0 +1,146 @@
+"""Campaigns on two Dask workers with caches of their own, as two machines would have."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from harness.campaign.cluster import remote
+from harness.host import cache
+from harness.kernel import Kernel, shipped
+
+from .conftest import Command, own_qemus
+
+DASK = Path(sys.executable).with_name("dask")
+KERNELS = ("-k", "debian:6.1", "-k", "debian:6.12")
+
+
+class Cluster:
+    """A scheduler and two workers, as their users start them."""
+
+    def __init__(self, hugepfn: Command, folder: Path) -> None:
+        self.folder, self._hugepfn = folder, hugepfn
+        self._logs = (folder / "dask.log").open("w")
+        self.scheduler = self._start("scheduler", "--host=127.0.0.1", "--port=0", f"--scheduler-file={self.file}")
+        self.workers = [self.start_worker(name) for name in ("one", "two")]
+
+    @property
+    def file(self) -> Path:
+        """Where Dask writes the scheduler's address."""
+        return self.folder / "scheduler.json"
+
+    def start_worker(self, name: str, cache_dir: Path | None = None, *more: str) -> subprocess.Popen[bytes]:
+        """Start a worker for one unit at a time."""
+        own = {"HUGEPFN_CACHE_DIR": str(cache_dir or self.folder / name)}
+        local = self.folder / f"{name}.local"
+        words = (f"--scheduler-file={self.file}", "--host=127.0.0.1", "--nthreads=1", "--no-nanny", f"--name={name}")
+        return self._start("worker", *words, f"--local-directory={local}", *more, **own)
+
+    def _start(self, *words: str, **extra: str) -> subprocess.Popen[bytes]:
+        argv = [str(DASK), *words, "--no-dashboard"]
+        return subprocess.Popen(argv, env=self._hugepfn.environment(**extra), stdout=self._logs, stderr=self._logs)
+
+    def ready(self, count: int) -> str:
+        """Wait for workers, and return the scheduler's address."""
+        wait_for(lambda: self.file.is_file() and self.file.stat().st_size > 0, "the scheduler")
+        with Client(scheduler_file=str(self.file), set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=120)
+            return str(client.scheduler_info(n_workers=0)["address"])
+
+    def close(self) -> None:
+        """End everything, the scheduler last: workers sign off there."""
+        for processes in (self.workers, [self.scheduler]):
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait(60)
+        self._logs.close()
+
+
+def wait_for(there: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+    """Wait for something outside of this process, which nobody announces."""
+    end = time.monotonic() + timeout_s
+    while not there():
+        assert time.monotonic() < end, f"{what}: nothing within {timeout_s} s"
+        time.sleep(0.1)
+
+
+def children_of(pid: int) -> list[str]:
+    """The processes that the threads of a process have started."""
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+@pytest.fixture
+def cluster(hugepfn: Command, tmp_path: Path) -> Iterator[Cluster]:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    running = Cluster(hugepfn, folder)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def table_of(stdout: str) -> list[str]:
+    return [line for line in stdout.splitlines() if "its worker was lost" not in line]
+
+
+def test_a_worker_is_killed_and_the_table_is_the_same(hugepfn: Command, cluster: Cluster) -> None:
+    words = ("matrix", *KERNELS, "fork:pmd")
+    expected = hugepfn(*words)
+    assert expected.returncode == 0, expected.stdout + expected.stderr
+    argv = hugepfn.argv(*words, "--scheduler", cluster.ready(2))
+    with subprocess.Popen(
+        argv, env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("hugepfn: booting ") for line in process.stderr)  # in a worker's own cache
+        victim = next(worker for worker in cluster.workers if children_of(worker.pid))
+        victim.kill()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert table_of(out) == expected.stdout.splitlines()
+    assert len(out.splitlines()) == len(expected.stdout.splitlines()) + 1, "the report says that a worker was lost"
+    assert "ran again, because its worker was lost: tcp://127.0.0.1:" in out
+    cluster.workers.append(cluster.start_worker("three", cluster.folder / "one"))
+    again = hugepfn(*words, "--scheduler", cluster.ready(2))
+    assert again.stdout == expected.stdout, again.stderr
+
+
+def test_ctrl_c_ends_the_machines_on_the_workers(hugepfn: Command, cluster: Cluster) -> None:
+    argv = hugepfn.argv("matrix", *KERNELS, "fork:pte", "--scheduler", cluster.ready(2))
+    with subprocess.Popen(
+        argv, env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("hugepfn: booting ") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "hugepfn: interrupted"
+    wait_for(lambda: not any(children_of(worker.pid) for worker in cluster.workers), "the end of the units", 60)
+    assert own_qemus(hugepfn.marker) == []
+    assert [worker.poll() for worker in cluster.workers] == [None, None], "the workers go on"
+
+
+@pytest.mark.long
+def test_a_kernel_that_one_worker_built_runs_on_the_other(hugepfn: Command, cluster: Cluster) -> None:
+    """The builder has the cache of this host, in which the kernel may be already."""
+    cluster.workers.append(cluster.start_worker("builder", cache.root(), "--resources=build=1"))
+    address = cluster.ready(3)
+    with Client(address, set_as_default=False) as client:
+        client.retire_workers(names=["two"])
+        done = hugepfn("matrix", "-k", "debsrc:6.12", "fork:pmd", "--repeat=4", "--scheduler", address, timeout_s=3600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == "1 kernels, 1 cases, each 4 times: 1 pass"
+        digest = shipped.digest_of(Kernel.parse("debsrc:6.12").resolve())
+        had = client.run(remote.has, digest)
+    assert list(had.values()) == [True, True], "both have it, and only one of them could build"
+    assert not (cluster.folder / "one" / "built").exists()
