@@ -18,8 +18,9 @@ from harness.campaign.bisection import command, steps
 from harness.campaign.bisection.bisect import Looked
 from harness.campaign.bisection.command import Asked, print_log, run_bisect
 from harness.campaign.bisection.costs import BUILT, CACHED, FETCHED, REBUILT, WIDE, costs_of
-from harness.campaign.bisection.journal import Journal, Noted, read
+from harness.campaign.bisection.journal import Noted
 from harness.campaign.bisection.steps import Course, of_debian, of_tree
+from harness.campaign.units.journal import Journal, read
 from harness.campaign.units.unit import Unit, UnitAnswer
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.host import cache
@@ -232,7 +233,7 @@ def test_the_versions_of_debian_between_two(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_line_of_the_journal_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j" / "x.jsonl", {"test": "fork"})
+    journal = Journal(tmp_path / "j" / "x.jsonl", {"test": "fork"}, Noted.from_json)
     journal.start()
     notes = [
         Noted("good", Sighting.PASSES, key="k", result=GOOD),
@@ -244,9 +245,9 @@ def test_a_line_of_the_journal_that_was_cut_off_does_not_count(tmp_path: Path) -
     journal.file.write_bytes(whole + json.dumps(notes[0].to_json()).encode()[:50])
     assert journal.resume() == notes
     journal.note(notes[0])
-    assert read(journal.file)[1] == [*notes, notes[0]]
-    with pytest.raises(UsageError, match="the journal of another bisection"):
-        Journal(journal.file, {"test": "zap"}).resume()
+    assert read(journal.file, Noted.from_json)[1] == [*notes, notes[0]]
+    with pytest.raises(UsageError, match="the journal of another campaign"):
+        Journal(journal.file, {"test": "zap"}, Noted.from_json).resume()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -55,11 +56,12 @@ class Suite:
 
 
 @pytest.fixture
-def suite(monkeypatch: pytest.MonkeyPatch) -> Suite:
+def suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Suite:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
     suite = Suite()
     monkeypatch.setattr(local, "run_kernel", suite.run_kernel)
     monkeypatch.setattr(preparation, "preflight", lambda *_: None)
-    monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", lambda *_: None)
+    monkeypatch.setattr("harness.kernel.spec.Kernel.resolve", lambda *_: SimpleNamespace(key=""))
     return suite
 
 

@@ -105,6 +105,11 @@ def test_an_mbox_without_a_patch(tmp_path: Path, text: str) -> None:
         steps_of_mbox("debsrc:6.12", tmp_path / "none", tmp_path / "p")
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUGEPFN_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def follow_steps(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | None) -> None:
     """Run steps with these outcomes, one after another. A step without an outcome has no kernel."""
     left = list(outcomes)

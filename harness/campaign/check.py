@@ -26,7 +26,7 @@ def check(tree: str, word: Selected, options: RunOptions, sought: Trait | None =
     """
     spec = BuiltSource.parse(tree).spec
     said = resolve(options.expected, choose([word], options.levels).tests, strict=options.strict)
-    with Live() as live, executing(options.scheduler, live) as executor:
+    with Live() as live, executing(live, options.scheduler) as executor:
         answer = run_one(executor, Unit(spec, (word,), options, spec, Work.TRY))
     if answer.run is None:
         return BisectVerdict.CANNOT_TELL, answer.unusable

@@ -17,6 +17,7 @@ from harness.campaign.matrix import as_json, check_kernels, lost_lines, prepare,
 from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, compare_page, selecting
 from harness.campaign.units.executing import executing
+from harness.campaign.units.journal import noting
 from harness.campaign.units.unit import Unit, UnitExecutor
 from harness.errors import ExitCode, MachineryError
 from harness.kernel import Kernel
@@ -68,11 +69,13 @@ def run_compare(
     confirm: int,
     json_file: Path | None,
     page: PageRequest,
+    resume: bool = False,
 ) -> ExitCode:
     """Run everything on both kernels, print what differs, and write the files.
 
     :param confirm: how often to run again what differs; an answer that varies on one kernel does not count as a
         difference.
+    :param resume: go on with this comparison, which was interrupted.
     :returns: OK if nothing differs but what was expected, CLAIM_FAILED if something does or what was expected does not
         happen, MACHINERY if that is not known.
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
@@ -81,9 +84,10 @@ def run_compare(
     _, said = prepare(tests, options, json_file, page.file)
     specs = tuple(Kernel.parse(word).spec for word in (before, after))
     with Live() as live:
-        check_kernels(specs, options, live)
+        question = {"command": "compare", "kernels": check_kernels(specs, options, live)}
         sides: tuple[list[Run], list[Run]] = ([], [])
-        with executing(options.scheduler, live) as executor:
+        with executing(live, options.scheduler) as anybody:
+            executor = noting(anybody, question, tests, options, resume, live.line)
             _run_both(executor, [Unit(spec, tuple(tests), options, spec) for spec in specs], live, sides)
             rounds = [compare_runs(sides[0][0], sides[1][0])]
             for number in range(confirm):

@@ -187,7 +187,7 @@ def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: RunsBy
             check_kernels(wanted, options, live)
             kept.parent.mkdir(exist_ok=True)
         runs = {spec: found for spec, found in have.runs.items() if spec in chosen.specs}
-        with executing(options.scheduler, live) as executor:
+        with executing(live, options.scheduler) as executor:
             for spec in wanted:
                 found = []
                 units = repeated([spec], (), options, repeat)

@@ -17,11 +17,13 @@ from harness.campaign.kernels import RunOptions, choose_kernels
 from harness.campaign.progress import Live
 from harness.campaign.report import PageColumn, PageRequest, matrix_page
 from harness.campaign.units.executing import executing
+from harness.campaign.units.journal import noting
 from harness.campaign.units.unit import Unit
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.kernel import Kernel
 from harness.kernel.build import BuiltSource
+from harness.kernel.build.builder import source_tree
 from harness.machine import preparation
 from harness.outputs import check_writable, write_text
 from harness.qemu.accel import tell_why_tcg
@@ -58,11 +60,13 @@ def run_matrix(
     repeat: int,
     json_file: Path | None,
     page: PageRequest,
+    resume: bool = False,
 ) -> ExitCode:
     """Run everything, print the table, and write the files.
 
     Ctrl-C ends the current run; the table of the earlier ones is still printed.
 
+    :param resume: go on with this matrix, which was interrupted.
     :raises UsageError: there is no such kernel or scenario, or a file cannot be written.
     :raises MachineryError: QEMU is missing, or the mirror cannot be reached.
     """
@@ -74,12 +78,13 @@ def run_matrix(
             raise UsageError(
                 "no kernel is left: " + "; ".join(f"{name}: {why}" for name, why in chosen.missing.items())
             )
-        check_kernels(chosen.specs, options, live)
+        question = {"command": "matrix", "kernels": check_kernels(chosen.specs, options, live), "repeat": repeat}
         units = repeated(chosen.specs, tests, options, repeat)
         runs: dict[int, Run] = {}
         try:
-            with executing(options.scheduler, live) as executor:
-                for number, answer in executor.run(units):
+            with executing(live, options.scheduler) as executor:
+                noted = noting(executor, question, tests, options, resume, live.line)
+                for number, answer in noted.run(units):
                     unit = units[number]
                     runs[number] = held_run(answer.as_run(unit.spec), said)  # before the reader may interrupt
                     live.line(summary(runs[number], unit.name))
@@ -135,22 +140,30 @@ def prepare(
     return wanted.cases, said
 
 
-def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> None:
+def check_kernels(specs: Sequence[str], options: RunOptions, live: Live) -> dict[str, str]:
     """Check what every machine needs, and fetch the kernels.
 
+    :returns: the identity of each kernel, by its content; "" if it is not known.
     :raises UsageError: a kernel does not exist.
     :raises MachineryError: this host cannot run any kernel.
     """
     why_tcg = preparation.preflight(options.machine(specs[0]), live.say) if not options.scheduler else ""
+    keys = dict.fromkeys(specs, "")
     for spec in specs:
-        if options.scheduler and isinstance(Kernel.parse(spec).source, BuiltSource):
-            continue  # it is built where that is best
         live.now(f"{spec}: looking for it")
         try:
-            preparation.resolve(options.machine(spec), live.say)
+            keys[spec] = _key(spec, options, live)
         except MachineryError as error:
             live.line(f"{spec}: {error}")  # its column will say so too; the others still run
     tell_why_tcg(why_tcg, live.say)  # so no child tells it again
+    return keys
+
+
+def _key(spec: str, options: RunOptions, live: Live) -> str:
+    source = Kernel.parse(spec).source
+    if not options.scheduler or not isinstance(source, BuiltSource):
+        return preparation.resolve(options.machine(spec), live.say).key
+    return "" if source.anywhere else source_tree(source.recipe, live.say)  # it is built later, where that is best
 
 
 def summary(run: Run, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -31,9 +32,11 @@ from harness.campaign.matrix import (
 from harness.campaign.progress import Live
 from harness.campaign.report import PageChange, PageColumn, PageRequest, series_page
 from harness.campaign.units.executing import executing
+from harness.campaign.units.journal import noting
 from harness.campaign.units.unit import Unit
 from harness.errors import ExitCode, UsageError
 from harness.kernel.build import BuiltSource
+from harness.kernel.build.builder import source_tree
 from harness.kernel.build.patches import split
 from harness.kernel.build.slot import git, git_environment
 from harness.machine import preparation
@@ -63,11 +66,13 @@ def run_series(
     options: RunOptions,
     json_file: Path | None,
     page: PageRequest,
+    resume: bool = False,
 ) -> ExitCode:
     """Build and run every step, and print what changes at which patch.
 
     :param tree: a git tree or a source folder, or ``debsrc:VERSION``.
     :param what: ``"BASE..TIP"`` of the git tree, or the path of an mbox of patches.
+    :param resume: go on with this series, which was interrupted.
     :returns: CLAIM_FAILED if something changes that was not expected, or does not change as expected; else MACHINERY
         if a step has not said everything that it could.
     :raises UsageError: no such tree, range, mbox or scenario.
@@ -80,8 +85,9 @@ def run_series(
                 tell_why_tcg(preparation.preflight(options.machine(steps[0].spec), live.say), live.say)
             units = [Unit(one.spec, tuple(tests), options, f"{one.name} {one.subject}".strip()) for one in steps]
             runs: dict[int, Run] = {}
-            with executing(options.scheduler, live) as executor:
-                for number, answer in executor.run(units):
+            with executing(live, options.scheduler) as executor:
+                noted = noting(executor, _question(tree, what, steps), tests, options, resume, live.line)
+                for number, answer in noted.run(units):
                     runs[number] = answer.as_run(units[number].spec)
                     live.line(summary(runs[number], units[number].name))
     columns, unmet = held_along([Column(step.name, (runs[at],)) for at, step in enumerate(steps)], said)
@@ -104,6 +110,14 @@ def run_series(
     unknown = [column for column in columns if column.trouble or _has_errors(column)]
     changed = unmet or any(not one.expected for one in found)
     return (ExitCode.CLAIM_FAILED if changed else ExitCode.OK).without(lost or unknown)
+
+
+def _question(tree: str, what: str | Path, steps: Sequence[PatchStep]) -> dict[str, Any]:
+    """What a series is about: its commits, or its patches and the tree that they are for."""
+    if isinstance(what, str):
+        return {"command": "series", "steps": [step.spec for step in steps]}
+    base = source_tree(BuiltSource.parse(tree).recipe)
+    return {"command": "series", "base": base, "patches": hashlib.sha256(what.read_bytes()).hexdigest()}
 
 
 def page_of(

@@ -12,6 +12,7 @@ from harness.commands.options import (
     mail_option,
     page_request,
     report_options,
+    resume_option,
     run_options,
     tests_argument,
 )
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 )
 @campaign_options
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="number of runs of everything")
+@resume_option
 @report_options("the table and every run")
 def matrix(words: tuple[Selected, ...], kernels: tuple[str, ...], config: MachineConfig, **options: Any) -> None:
     """Run tests on many kernels, and print a table.
@@ -41,7 +43,7 @@ def matrix(words: tuple[Selected, ...], kernels: tuple[str, ...], config: Machin
     from harness.campaign.matrix import run_matrix
 
     files = options["json_file"], page_request(options)
-    sys.exit(run_matrix(kernels, words, run_options(config, options), options["repeat"], *files))
+    sys.exit(run_matrix(kernels, words, run_options(config, options), options["repeat"], *files, options["resume"]))
 
 
 @click.command()
@@ -57,6 +59,7 @@ def matrix(words: tuple[Selected, ...], kernels: tuple[str, ...], config: Machin
     help="how often to run again what differs; only what differs every time counts",
 )
 @mail_option
+@resume_option
 @report_options("the differences")
 def compare(before: str, after: str, words: tuple[Selected, ...], config: MachineConfig, **options: Any) -> None:
     """Run tests on kernels A and B, and show what differs.
@@ -66,4 +69,6 @@ def compare(before: str, after: str, words: tuple[Selected, ...], config: Machin
     from harness.campaign.compare import run_compare
 
     files = options["json_file"], page_request(options)
-    sys.exit(run_compare(before, after, words, run_options(config, options), options["confirm"], *files))
+    sys.exit(
+        run_compare(before, after, words, run_options(config, options), options["confirm"], *files, options["resume"])
+    )

@@ -173,6 +173,11 @@ scheduler_option = click.option(
 )
 
 
+resume_option = click.option(
+    "--resume", is_flag=True, help="go on with this campaign, which was interrupted: run only what has no result yet"
+)
+
+
 def campaign_options(command: F) -> F:
     """Add the options for several kernels: those of ``hugepfn run`` except the kernel and the output."""
     return scenario_options(scheduler_option(config_options(without=["kernel"])(command)))

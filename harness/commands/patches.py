@@ -17,6 +17,7 @@ from harness.commands.options import (
     mail_option,
     page_request,
     report_options,
+    resume_option,
     run_options,
     tests_argument,
 )
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 )
 @campaign_options
 @mail_option
+@resume_option
 @report_options("the table, every run and the changes")
 def series(
     tree: str,
@@ -73,7 +75,9 @@ def series(
     with tempfile.TemporaryDirectory(prefix="hugepfn-b4-") as folder:
         patches = mbox if message_id is None else fetch(message_id, Path(folder))
         files = options["json_file"], page
-        sys.exit(run_series(tree, patches or str(revisions), words, run_options(config, options), *files))
+        sys.exit(
+            run_series(tree, patches or str(revisions), words, run_options(config, options), *files, options["resume"])
+        )
 
 
 @click.command()

@@ -24,9 +24,11 @@ from harness.host import cache
 CONTENTS = {
     "accel": "whether KVM runs guests on this host",
     "apt": "the package lists of the Debian mirror",
+    "bisections": "journals of bisections, for --resume",
     "btf": "the types of kernels, for walks",
     "builds": "sources and object files, for the next build of a kernel",
     "built": "kernels that were built",
+    "campaigns": "journals of campaigns, for --resume",
     "compat": "the file systems of a `make compat` that runs, or was killed",
     "failures": "evidence of tests that failed",
     "hashes": "the identity of kernel files",

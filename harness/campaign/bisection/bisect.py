@@ -10,10 +10,11 @@ from harness.bisection.choice import Costs
 from harness.bisection.search import Search, Tip, Where
 from harness.bisection.symptom import Sighting, Trait, sighting, traits_of
 from harness.campaign.bisection.costs import costs_of
-from harness.campaign.bisection.journal import Journal, Noted
+from harness.campaign.bisection.journal import Noted
 from harness.campaign.bisection.steps import Course, short
 from harness.campaign.kernels import RunOptions
 from harness.campaign.series import PatchStep
+from harness.campaign.units.journal import Journal
 from harness.campaign.units.unit import Unit, UnitExecutor, Work, run_one
 from harness.errors import UsageError
 from harness.selection.selected import Selected
@@ -39,7 +40,12 @@ class Bisection:
     """
 
     def __init__(
-        self, course: Course, looked: Looked, executor: UnitExecutor, journal: Journal, line: Callable[[str], None]
+        self,
+        course: Course,
+        looked: Looked,
+        executor: UnitExecutor,
+        journal: Journal[Noted],
+        line: Callable[[str], None],
     ) -> None:
         self.course, self._looked, self._executor, self._journal, self._line = course, looked, executor, journal, line
         self.search = Search(course.history, looked.repeats)

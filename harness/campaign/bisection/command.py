@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +14,22 @@ from rich.console import Console
 
 from harness.bisection.belief import CONFIDENCE
 from harness.campaign.bisection.bisect import Bisection, Looked
-from harness.campaign.bisection.journal import Journal, read
+from harness.campaign.bisection.journal import Noted
 from harness.campaign.bisection.report import git_log, report_lines
 from harness.campaign.bisection.steps import Course, of_debian, of_series, of_tree
 from harness.campaign.matrix import print_lines
 from harness.campaign.progress import Live
 from harness.campaign.series import steps_of_mbox
 from harness.campaign.units.executing import executing
+from harness.campaign.units.journal import Journal, named_by, read
 from harness.campaign.units.unit import Unit, UnitAnswer, UnitExecutor
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, UsageError
 from harness.events import Say
 from harness.host import cache
 from harness.selection.selected import Selected
+
+_FOLDER = "bisections"  # of the cache
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,12 @@ def run_bisect(asked: Asked, looked: Looked, resume: bool, executor: UnitExecuto
     with Live() as live, tempfile.TemporaryDirectory(prefix="hugepfn-bisect-") as folder:
         course = asked.course(Path(folder), live.say)
         question = _question(asked, looked, course)
-        journal = Journal(_file_of(question), question)
+        journal = Journal(named_by(question, _FOLDER), question, Noted.from_json)
         noted = journal.resume() if resume else []
         if not resume:
             journal.start()
         live.line(f"{len(course.steps)} candidates; journal: {journal.file}")
-        with executing(looked.options.scheduler, live) if executor is None else nullcontext(executor) as runner:
+        with executing(live, looked.options.scheduler) if executor is None else nullcontext(executor) as runner:
             bisection = Bisection(course, looked, runner, journal, live.line)
             bisection.run(noted)
     print_lines(Console(highlight=False), report_lines(bisection))
@@ -90,7 +92,7 @@ def print_log() -> None:
     files = sorted(_folder().glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
     if not files:
         raise UsageError(f"there is no journal in {_folder()}; run hugepfn bisect first")
-    question, noted = read(files[-1])
+    question, noted = read(files[-1], Noted.from_json)
     asked = Asked(**{**question["asked"], "paths": tuple(question["asked"]["paths"])})
     if asked.debian or asked.mbox:
         raise UsageError("the last bisection was not of a git tree, so there is nothing for git bisect replay")
@@ -98,7 +100,7 @@ def print_log() -> None:
     if _contents(asked, course) != question.get("steps"):
         raise UsageError(f"{asked.good} or {asked.bad} is another commit now, so the journal does not fit the tree")
     looked = Looked(Selected.parse(question["test"]), question["any"], question["repeats"])
-    bisection = Bisection(course, looked, _Nobody(), Journal(files[-1], question), lambda _line: None)
+    bisection = Bisection(course, looked, _Nobody(), Journal(files[-1], question, Noted.from_json), lambda _line: None)
     bisection.replay(noted)
     print("\n".join(git_log(course, bisection.search, asked.paths)))
 
@@ -127,9 +129,5 @@ def _contents(asked: Asked, course: Course) -> str:
     return hashlib.sha256("\n".join(steps).encode() + patches).hexdigest()
 
 
-def _file_of(question: Mapping[str, Any]) -> Path:
-    return _folder() / f"{hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]}.jsonl"
-
-
 def _folder() -> Path:
-    return cache.root() / "bisections"
+    return cache.root() / _FOLDER

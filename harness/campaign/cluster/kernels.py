@@ -24,7 +24,6 @@ from harness.errors import HugepfnError
 from harness.events import Event
 from harness.kernel import Kernel, KernelImage, shipped
 from harness.kernel.build import BuiltSource
-from harness.kernel.build.debsrc import DebsrcOrigin
 
 
 class ClusterKernels:
@@ -78,7 +77,7 @@ class ClusterKernels:
         try:
             source = Kernel.parse(unit.spec).source
             if isinstance(source, BuiltSource):
-                if isinstance(source.recipe.origin, DebsrcOrigin) and not source.recipe.patches:
+                if source.anywhere:
                     return self._built_elsewhere(number, unit)
                 built = self._built_here(number, unit)
                 if built.unusable or built.run is not None:

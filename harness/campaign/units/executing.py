@@ -13,7 +13,7 @@ from harness.errors import UsageError
 
 
 @contextmanager
-def executing(scheduler: str, live: Live) -> Iterator[UnitExecutor]:
+def executing(live: Live, scheduler: str = "") -> Iterator[UnitExecutor]:
     """Run the units of the block.
 
     :param scheduler: the address of Dask's scheduler; "" for this host.

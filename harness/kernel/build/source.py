@@ -36,6 +36,11 @@ class BuiltSource:
         """The canonical string of this source."""
         return self.recipe.spec
 
+    @property
+    def anywhere(self) -> bool:
+        """Whether every machine can get this source: it needs no file of this one."""
+        return isinstance(self.recipe.origin, DebsrcOrigin) and not self.recipe.patches
+
     def resolve(self, say: Say | None, offline: bool) -> KernelImage:
         """Build it, or take it from the cache."""
         return build(self.recipe, say, offline=offline)
