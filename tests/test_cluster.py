@@ -232,9 +232,11 @@ def test_a_source_that_every_machine_has_is_built_once_by_a_worker(
         assert [answer.as_run("").context[TROUBLE] for answer in found] == ["f.c:1: error"] * 2
 
 
+@pytest.mark.parametrize("killed", [False, True])
 def test_whoever_leaves_ends_what_runs_and_cancels_what_is_queued(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Client, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
+    """A caller that was killed cancels nothing itself: the scheduler notices that it is gone."""
     children: list[subprocess.Popen[bytes]] = []
     ended = threading.Semaphore(0)
 
@@ -253,11 +255,36 @@ def test_whoever_leaves_ends_what_runs_and_cancels_what_is_queued(
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(remote, "run_in_child", child)
+    if killed:
+        monkeypatch.setattr(dispatch.Dispatch, "close", lambda _self: None)
     with pytest.raises(KeyboardInterrupt):
         answers(client, units(repeat=5), Leaving())
+    client.close()
     assert ended.acquire(timeout=60)
     assert ended.acquire(timeout=60)
     assert [process.returncode for process in children] == [-15, -15], "both ended, and no other unit began"
+
+
+def test_the_end_of_the_scheduler_is_no_verdict(
+    cluster: LocalCluster, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+
+    def child(unit: Unit, _say: object, _started: Started) -> UnitAnswer:
+        let_go.wait(60)
+        return passed(unit)
+
+    class Closing(Shown):
+        def __call__(self, unit: Unit, event: UnitEvent) -> None:
+            super().__call__(unit, event)
+            if len(self.events) == 1:
+                scheduler: Any = cluster.scheduler
+                cluster.sync(scheduler.close)
+
+    monkeypatch.setattr(remote, "run_in_child", child)
+    with pytest.raises(MachineryError, match="the connection to the Dask scheduler is lost; run again with --resume"):
+        answers(client, units(), Closing())
+    let_go.set()
 
 
 def test_an_address_without_a_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,11 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.campaign.building import build_shown
-from harness.campaign.kernels import RunOptions, run_kernel
+from harness.campaign.kernels import RunOptions
+from harness.campaign.progress import Live
 from harness.campaign.reporter import RunReporter
+from harness.campaign.units.executing import executing
+from harness.campaign.units.unit import Unit, run_one
 from harness.errors import HugepfnError
 from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult, words
@@ -99,7 +102,7 @@ class Mutant:
         return cls(path, head.splitlines()[0], killers, tuple(_FRAGMENT.findall(head)))
 
     def kernel(self, base: str) -> str:
-        """What :func:`run_kernel` is given for it; built here where it has fragments, which such a name cannot tell."""
+        """The spec of its kernel, which is built here where it has fragments, because no spec can name these."""
         if not self.fragments:
             return f"{base}+{self.path}"
         return str(build_shown(base, (self.path,), self.fragments, "tiny", False, "gcc", False).image)
@@ -167,36 +170,50 @@ def verdict(mutant: Mutant, run: Run) -> tuple[str, str]:
     return "killed by another", f"{failed[0].scenario} {failed[0].level or ''}: {claims[0]}"
 
 
+def unit_of(mutant: Mutant, kernel: str, record: bool) -> Unit:
+    """What has to run to see whether a mutant is killed.
+
+    :param kernel: the spec of what is mutated.
+    :param record: run everything whose first lines are recorded.
+    """
+    tests = [Selected(None, name) for name in sorted({killer.scenario for killer in mutant.killers})]
+    # The first lines are those of a run without a given level.
+    whole = record or (GOLDEN / f"{mutant.path.stem}.txt").is_file()
+    levels = () if whole else tuple(sorted({killer.level for killer in mutant.killers if killer.level}))
+    return Unit(mutant.kernel(kernel), tuple(tests), RunOptions(levels=levels), mutant.path.stem)
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--kernel", default="debsrc:6.12", show_default=True, help="what is mutated")
 @click.option("--record", is_flag=True, help="write the first lines of the named mutants anew: tests/data/failures")
 @click.option("--no-base", is_flag=True, help="do not run everything on the unmutated kernel first")
-def main(names: tuple[str, ...], kernel: str, record: bool, no_base: bool) -> None:
+@click.option("--scheduler", envvar="HUGEPFN_SCHEDULER", default="", help="run on the workers of this Dask scheduler")
+def main(names: tuple[str, ...], kernel: str, record: bool, no_base: bool, scheduler: str) -> None:
     """Build and run every mutant. Exit 0 if each is killed as it names, and the unmutated kernel passes."""
     console = Console(highlight=False)
     table = Table("mutant", "breaks", "verdict", "by", "s", box=None, pad_edge=False)
     bad = 0
-    if not no_base:
-        base = run_kernel(kernel, (), RunOptions())
-        failed = [one for one in base.results if one.outcome in (Outcome.FAILED, Outcome.ERROR)]
-        words = str(base.context.get(TROUBLE, "")) or ", ".join(f"{one.scenario} {one.level}" for one in failed)
-        bad += bool(words)
-        console.print(f"{kernel} unmutated: {len(base.results)} cases, {words or 'nothing failed'}", soft_wrap=True)
-    for mutant in mutants(names):
+    chosen = mutants(names)
+    units = [unit_of(mutant, kernel, record and bool(names)) for mutant in chosen]
+    with Live() as live, executing(live, scheduler) as executor:
+        if not no_base:
+            base = run_one(executor, Unit(kernel, (), RunOptions(), kernel)).as_run(kernel)
+            failed = [one for one in base.results if one.outcome in (Outcome.FAILED, Outcome.ERROR)]
+            words = str(base.context.get(TROUBLE, "")) or ", ".join(f"{one.scenario} {one.level}" for one in failed)
+            bad += bool(words)
+            console.print(f"{kernel} unmutated: {len(base.results)} cases, {words or 'nothing failed'}", soft_wrap=True)
         begin = time.monotonic()
-        tests = [Selected(None, name) for name in sorted({killer.scenario for killer in mutant.killers})]
-        # The first lines are those of a run without a given level.
-        whole = (record and bool(names)) or (GOLDEN / f"{mutant.path.stem}.txt").is_file()
-        levels = () if whole else tuple(sorted({killer.level for killer in mutant.killers if killer.level}))
-        run = run_kernel(mutant.kernel(kernel), tests, RunOptions(levels=levels))
-        what, by = verdict(mutant, run)
-        if what == "killed" and (wrong := golden(mutant, run, record and bool(names))):
-            what, by = "told otherwise", wrong
-        bad += what != "killed"
-        row = (mutant.path.stem, mutant.what, what, by, f"{time.monotonic() - begin:.0f}")
-        table.add_row(*row)
-        console.print(f"{row[0]}: {what} by {by} ({row[-1]} s)", soft_wrap=True, markup=False)
+        for number, answer in executor.run(units):
+            mutant, run = chosen[number], answer.as_run(units[number].spec)
+            what, by = verdict(mutant, run)
+            if what == "killed" and (wrong := golden(mutant, run, record and bool(names))):
+                what, by = "told otherwise", wrong
+            bad += what != "killed"
+            row = (mutant.path.stem, mutant.what, what, by, f"{time.monotonic() - begin:.0f}")
+            table.add_row(*row)
+            console.print(f"{row[0]}: {what} by {by} ({row[-1]} s)", soft_wrap=True, markup=False)
+            begin = time.monotonic()
     console.print()
     console.print(table, soft_wrap=True)
     sys.exit(1 if bad else 0)
