@@ -5,6 +5,7 @@
  *
  * --case=memory    the device's memory is switched off, and on again
  * --case=munmap    the mapping is unmapped, and mapped again
+ * --case=mremap    the mapping is moved elsewhere, and back
  * --case=protnone  mprotect() to PROT_NONE, and back
  * --case=readonly  mprotect() to PROT_READ, and back
  *
@@ -20,7 +21,7 @@
 #define RIGHTS (PROT_READ | PROT_WRITE)
 
 static struct hp_bar bar;
-static char *mapped;
+static char *mapped, *elsewhere;
 static size_t length;
 
 static void protect(int prot)
@@ -54,6 +55,26 @@ static void map_again(void)
 	hp_bar_name("bar", mapped, length, RIGHTS, 0);
 }
 
+static void move(void *from, void *to)
+{
+	if (mremap(from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
+		hp_die("mremap");
+}
+
+static void move_away(void)
+{
+	if (!elsewhere)
+		elsewhere = hp_reserve(length, length > MIB(2) ? length : MIB(2));
+	move(mapped, elsewhere);
+	hp_bar_name("bar", mapped, length, PROT_NONE, 0);
+}
+
+static void move_back(void)
+{
+	move(elsewhere, mapped);
+	hp_bar_name("bar", mapped, length, RIGHTS, 0);
+}
+
 static void no_rights(void)
 {
 	protect(PROT_NONE);
@@ -75,6 +96,7 @@ static const struct gone {
 } cases[] = {
 	{ "memory", memory_off, memory_on },
 	{ "munmap", unmap, map_again },
+	{ "mremap", move_away, move_back },
 	{ "protnone", no_rights, all_rights },
 	{ "readonly", read_only, all_rights },
 };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import cast
 
 import pytest
@@ -32,6 +33,7 @@ from harness.verdict.invariants import Invariant, Violation
 from tests.hand_made_guest import BAR, BAR_VADDR, NONCE, STACK, FakeQemu, Guest, registers
 
 GPA = 1 << 30
+HOST = 0x80000000000002F7  # the process's leaf: P W U PCD A D PSE SPECIAL NX
 TABLE, LEAF, HUGE = 0x827, 0xE67, 0xEE7  # as KVM writes them: NPT with accessed and dirty bits
 CHECKPOINT = WaitEvent(Where.CHECKPOINT, "read", 77, 1, STACK, NONCE)
 
@@ -69,6 +71,7 @@ class Stop:
         self.root = guest.page()
         nested_map(guest, self.root, 0x1000, 0x5000 | LEAF, Level.PTE)
         nested_map(guest, self.root, GPA, BAR.start_paddr | HUGE, Level.PMD)
+        self.entry = guest.map(process.root, BAR_VADDR, BAR.start_paddr | HOST, Level.PMD)
         self.roots = Roots(self.root if has_root else None)
         qemu = FakeQemu(guest, [registers(process.root)])
         self.process = process
@@ -182,8 +185,38 @@ def test_a_checkpoint_has_to_come_with_counts() -> None:
 def test_an_invariant_of_a_slot(raw: int, length: int, prot: int, invariant: Invariant) -> None:
     stop = Stop().declare(length=length, prot=prot)
     nested_map(stop.guest, stop.root, GPA, raw, Level.PMD)
+    found = [one for one in stop.violations() if one.invariant is not Invariant.BACKED]
+    assert [(one.invariant, one.process, one.mapping) for one in found] == [(invariant, "vm", "bar")]
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        (0, "the process has no leaf"),
+        (BAR.start_paddr | HOST & ~2, "the process has pmd .* P U PCD"),  # read-only, and the nested leaf is not
+        (BAR.start_paddr + (2 << 20) | HOST, "the process has pmd"),  # another pfn
+        (~BAR.start_paddr & (1 << 52) - (2 << 20) | 0x3B0, "the process has pmd .* PROTNONE"),
+    ],
+    ids=["gone", "read-only", "another pfn", "PROT_NONE"],
+)
+def test_a_nested_leaf_needs_a_leaf_of_the_process(host: int, words: str) -> None:
+    stop = Stop().declare()
+    stop.guest.store(stop.entry, host)
     (found,) = stop.violations()
-    assert (found.invariant, found.process, found.mapping) == (invariant, "vm", "bar")
+    assert (found.invariant, found.process, found.mapping) == (Invariant.BACKED, "vm", "bar")
+    assert re.search(words, found.message)
+
+
+def test_a_nested_leaf_may_be_a_part_of_the_processs_leaf_and_no_larger() -> None:
+    stop = Stop().declare(counts=(3, 0, 0))
+    nested_map(stop.guest, stop.root, GPA, 0, Level.PMD)
+    for page in (0, 5):
+        nested_map(stop.guest, stop.root, GPA + page * 4096, BAR.start_paddr + page * 4096 | LEAF, Level.PTE)
+    assert stop.violations() == []
+    smaller = Stop().declare()
+    smaller.guest.store(smaller.entry, 0)
+    smaller.guest.map(smaller.process.root, BAR_VADDR, BAR.start_paddr | HOST & ~0x80, Level.PTE)
+    assert [one.invariant for one in smaller.violations()] == [Invariant.BACKED]
 
 
 # --- what a guest may not say --------------------------------------------------------------------

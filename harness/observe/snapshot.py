@@ -25,6 +25,10 @@ class MappingView:
     """One word per 4096-byte page from the start of the mapping; empty if the guest read none."""
     broken: str = ""
     """Why the page tables cannot be walked; "" if they can."""
+    behind: tuple[Leaf, ...] | None = None
+    """Of a slot: the leaves of the process that made the virtual machine, over the same memory. None of a mapping."""
+    behind_vaddr: int = 0
+    """Of a slot: where that memory starts in the process."""
 
     @property
     def end(self) -> int:

@@ -11,6 +11,7 @@ from harness.verdict.invariants import (
     Area,
     Invariant,
     Violation,
+    backing_violations,
     cache_violations,
     calibration_violations,
     count_violations,
@@ -66,6 +67,8 @@ def _of_mapping(
     settled = process.pid == at.pid or area.mapping == CALIBRATION_MAPPING
     if process.nested is not None:
         yield from slot_violations(area, view.leaves)
+        if view.behind is not None:
+            yield from backing_violations(area, view.leaves, view.behind, view.behind_vaddr)
     elif area.bar_paddr is not None:
         yield from pfnmap_violations(area, view.leaves, view.pagemap, saved_dirty)
     elif settled:

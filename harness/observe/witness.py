@@ -303,7 +303,8 @@ class Witness:
         """Return what the nested tables of a virtual machine have. All of them are counted, not only the slots."""
         owner = self._process(vm.event.pid)
         assert self._vms.roots is not None
-        root = self._vms.roots.find(self._memory, owner.root, self._layout_for(owner.five_level), vm.event)
+        tables = TableRoot(owner.root, self._layout_for(owner.five_level))
+        root = self._vms.roots.find(self._memory, tables.paddr, tables.layout, vm.event)
         walked, broken = (0,) * len(LEAF_LEVELS), ""
         mappings: dict[str, MappingView] = {}
         holes: dict[str, tuple[Walk, ...]] = {}
@@ -316,7 +317,10 @@ class Witness:
         for name, declared in vm.slots.items():
             mappings[name], holes[name] = MappingView(declared.slot, (), ()), ()
             if root is not None:
-                mappings[name], holes[name] = self._reader.mapping(self._memory, root, declared.slot, (), check)
+                seen, holes[name] = self._reader.mapping(self._memory, root, declared.slot, (), check)
+                same = dataclasses.replace(declared.slot, vaddr=declared.owner_vaddr)
+                behind, _ = self._reader.mapping(self._memory, tables, same, (), check)
+                mappings[name] = dataclasses.replace(seen, behind=behind.leaves, behind_vaddr=same.vaddr)
         look = NestedLook(owner.name, walked, vm.counts, broken)
         return ProcessView(vm.event.name, owner.pid, checkpoint, mappings, holes, look)
 

@@ -32,6 +32,7 @@ class Invariant(enum.Enum):
     PRESENT = "walk and pagemap agree on present"
     SAME_PFN = "walk and pagemap agree on the pfn"
     SOFT_DIRTY = "a soft-dirty entry is soft-dirty in pagemap"
+    BACKED = "a nested leaf maps what the process that made the virtual machine may reach there"
     NESTED_COUNTS = "the walk of nested tables finds as many leaves as KVM counts"
 
     @property
@@ -165,6 +166,35 @@ def slot_violations(area: Area, leaves: Sequence[Leaf]) -> Iterator[Violation]:
     """Check the nested leaves of one slot of a virtual machine's memory."""
     for leaf in leaves:
         yield from _place_violations(area, leaf, "slot")
+
+
+def backing_violations(
+    area: Area, leaves: Sequence[Leaf], behind: Sequence[Leaf], behind_vaddr: int
+) -> Iterator[Violation]:
+    """Check the nested leaves of one slot against the tables of the process: the same pfn, and no more rights.
+
+    That is what MMU notifiers are for: what leaves the tables of the process leaves KVM's before
+    (kvm_mmu_notifier_invalidate_range_start() of virt/kvm/kvm_main.c).
+
+    :param behind: the leaves of the process over the slot's memory, in ascending order.
+    :param behind_vaddr: where that memory starts in the process.
+    """
+    candidates = iter(behind)
+    candidate = next(candidates, None)
+    for leaf in leaves:
+        vaddr = leaf.vaddr - area.start + behind_vaddr
+        while candidate is not None and candidate.vaddr + candidate.size_bytes <= vaddr:
+            candidate = next(candidates, None)
+        here = candidate if candidate is not None and candidate.covers(vaddr) else None
+        if not (
+            here is not None
+            and here.hardware_present
+            and here.covers(vaddr + leaf.size_bytes - 1)
+            and here.pfn_at(vaddr) == leaf.pfn
+            and (here.write or not leaf.write)
+        ):
+            own = here.entry if here is not None else "no leaf"
+            yield Violation.of(Invariant.BACKED, area, f"{area.at(leaf)}; the process has {own}", leaf)
 
 
 def count_violations(area: Area, walked: Sequence[int], counted: Sequence[int] | None) -> Iterator[Violation]:
