@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from harness.host import cache
 from harness.kernel import Kernel, shipped
 
 from .conftest import Command, own_qemus
+from .test_own_tests import CONFTEST, PROGRAM, TEST
 
 DASK = Path(sys.executable).with_name("dask")
 KERNELS = ("-k", "debian:6.1", "-k", "debian:6.12")
@@ -128,6 +131,24 @@ def test_ctrl_c_ends_the_machines_on_the_workers(hugepfn: Command, cluster: Clus
     wait_for(lambda: not any(children_of(worker.pid) for worker in cluster.workers), "the end of the units", 60)
     assert own_qemus(hugepfn.marker) == []
     assert [worker.poll() for worker in cluster.workers] == [None, None], "the workers go on"
+
+
+def test_a_test_of_ones_own_has_what_lies_beside_it(hugepfn: Command, cluster: Cluster, tmp_path: Path) -> None:
+    mine, results = tmp_path / "mine", tmp_path / "results.json"
+    mine.mkdir()
+    (mine / "test_mine.py").write_text(TEST.format(helper="helper_mine", dirty=False))
+    (mine / "helper_mine.py").write_text('PROGRAM = "mine"\n')
+    (mine / "conftest.py").write_text(CONFTEST)
+    (mine / "mine.c").write_text(PROGRAM)
+    (mine / "beside.h").write_text("#define VALUE 1\n")
+    words = ("matrix", "-k", "debian:6.12", f"{mine / 'test_mine.py'}::test_mine:pud", "--json", str(results))
+    expected = hugepfn(*words)
+    assert expected.returncode == 1, expected.stdout + expected.stderr
+    done = hugepfn(*words, "--scheduler", cluster.ready(2))
+    assert (done.returncode, done.stdout) == (1, expected.stdout), done.stderr
+    (result,) = json.loads(results.read_text())["kernels"][0]["runs"][0]["results"]
+    assert result["file"] == str(mine / "test_mine.py")
+    assert result["evidence"].startswith(f"{socket.gethostname()}:{cluster.folder}"), "the evidence is on the worker"
 
 
 @pytest.mark.long
