@@ -195,7 +195,7 @@ def test_a_machine_is_saved_while_it_is_stopped(monkeypatch: pytest.MonkeyPatch,
         asyncio.run(save_template(machine, folder, CAPABILITIES))
     finally:
         ram.close()
-    assert happened == ["stop", "state, RAM False", "templates 24"]
+    assert happened == ["stop", "state, RAM False", "templates 32"]
     template = load(folder)
     assert (template.ready, template.bars, template.capabilities, template.log) == (READY, BARS, CAPABILITIES, LOG)
     data = template.ram.read_bytes()

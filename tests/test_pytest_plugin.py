@@ -562,6 +562,7 @@ class FakeVM:
     def run(self, *, violation: str = "", trouble: str = "", gap: str = "", uncalibrated: str = "") -> None:
         """Pretend that a program was run."""
         violations = [Violation(Invariant.BAR_PFN, "forked", "parent", "bar", violation)] if violation else []
+        disagreement = Violation(Invariant.SAME_PFN, "forked", "parent", "calibration", uncalibrated)
         complaints = (KernelComplaint(ComplaintKind.BUG, trouble, title=trouble),) if trouble else ()
         troubles = without_expected(KernelTroubles(complaints, gap=gap), self.expected_complaints, Taint(0))
         self.runs.append(
@@ -573,7 +574,7 @@ class FakeVM:
                 job=SimpleNamespace(stdout=b"1..1\n", stderr=b""),
                 violations=violations,
                 broken=[one for one in violations if one.invariant not in self.waived],
-                uncalibrated=[uncalibrated] if uncalibrated else [],
+                uncalibrated=[disagreement] if uncalibrated else [],
                 kernel_troubles=lambda: troubles,
                 log="".join(f"line {number}\n" for number in range(self.log_lines)),
             )
@@ -699,7 +700,9 @@ def test_an_assertion_about_an_unreliable_walk_is_no_verdict(pytester: pytest.Py
     pytest_run(pytester)
     (result,) = written(pytester)["results"]
     assert result["outcome"] == "error"
-    assert result["reason"].startswith("the walk and pagemap disagree, so the walk proves nothing: page 3")
+    reason = "the walk and pagemap disagree, so the walk proves nothing: "
+    assert result["reason"].startswith(reason)
+    assert "page 3: the walk found D" in result["reason"]
 
 
 @pytest.mark.parametrize(("asked", "outcome"), [("pci-testdev", "passed"), ("ivshmem-plain", "skipped")])
