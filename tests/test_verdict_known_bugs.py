@@ -289,7 +289,7 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
             "'level' of a symptom is 'p4d'; expected one of: pte, pmd, pud, none",
         ),
         ('subject = "presence"', 'wrong = "-D"', "'wrong' of a symptom is '-D'; expected a list of names"),
-        ('subject = "presence"', 'wrong = ["-DIRTY"]', "'wrong' of a symptom is 'DIRTY'; expected one of: P, W, U"),
+        ('subject = "presence"', 'wrong = ["-DIRTY"]', "'wrong' of a symptom is 'DIRTY'; expected one of: P, R, W, X"),
         (CLAIM, 'invariant = "bar"', "'invariant' of a symptom is 'bar'; expected one of: walkable, special"),
         ('"died"', '"dead"', "'end' of a symptom is 'dead'; expected one of: died, hang, program, boot, assertion"),
         ('"oops"', '"ooops"', "'complaint' of a symptom is 'ooops'; expected one of: oops, kernel-bug"),
