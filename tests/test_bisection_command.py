@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -75,7 +76,7 @@ class Fake:
     def _answer(self, unit: Unit) -> UnitAnswer:
         number = self.numbers[unit.spec.rpartition("@")[2]]
         if number in self.broken:
-            return UnitAnswer(unusable="it does not build: f.c:1: error")
+            return UnitAnswer(unusable="it does not build: tree:x does not build:\n  f.c:1: error\nthe complete log: l")
         kernel = self.like.get(number, number)
         if (key := f"key {kernel}") in unit.known:
             return UnitAnswer(key)
@@ -116,7 +117,7 @@ def test_traps_are_skipped_and_all_that_is_left_is_named(tree: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "first bad: one of these 3, between which nothing can be tested" in said
     assert [f"mm: change {number}\n" in said for number in range(4, 9)] == [False, True, True, True, False]
-    assert "mm: change 5: it does not build: f.c:1: error" in said
+    assert "mm: change 5: it does not build: tree:x does not build: f.c:1: error\n" in said
     assert "mm: change 6: it fails otherwise: claim: something else" in said
 
 
@@ -241,6 +242,9 @@ def test_a_line_of_the_journal_that_was_cut_off_does_not_count(tmp_path: Path) -
     ]
     for one in notes:
         journal.note(one)
+    os.utime(journal.file, ns=(0, 0))
+    journal.resume()
+    assert journal.file.stat().st_mtime_ns > 0, "the log is that of the one that goes on"
     whole = journal.file.read_bytes()
     journal.file.write_bytes(whole + json.dumps(notes[0].to_json()).encode()[:50])
     assert journal.resume() == notes

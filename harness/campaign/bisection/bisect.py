@@ -89,7 +89,9 @@ class Bisection:
         )
         answer = run_one(self._executor, unit)
         if answer.unusable:
-            return Noted(name, Sighting.UNTESTABLE, answer.unusable.splitlines()[0], answer.key)
+            said = answer.unusable.splitlines()
+            first = " ".join(line.strip() for line in said[: 1 + said[0].endswith(":")])  # with the compiler's error
+            return Noted(name, Sighting.UNTESTABLE, first, answer.key)
         if answer.run is None:
             other = self._keys[answer.key]
             same = next(name for name, at in self._numbers.items() if at == other)

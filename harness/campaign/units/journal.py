@@ -64,6 +64,8 @@ class Journal(Generic[Line]):
         question, noted = read(self.file, self._read_line)
         if question != self._question:
             raise UsageError(f"{self.file} is the journal of another campaign; leave out --resume to begin anew")
+        with cache.room_errors(self.file):
+            os.utime(self.file)  # it is the newest one now, which `hugepfn bisect log` shows
         return noted
 
     def note(self, one: Line) -> None:
