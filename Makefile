@@ -11,10 +11,11 @@
 # make fuzz     give every reader of what a guest sends inputs that a coverage-guided fuzzer makes (ten minutes)
 # make faults   kill, stop, starve and corrupt all that hugepfn works with, 300 times, and look at how it ends (half an hour)
 # make bisect-simulation  bisect 20,000 histories in numbers beside git-bayesect and git bisect; writes docs/bisection.md (half an hour)
+# make bisect-stock  find the stock kernels between which known bugs were mended; writes docs/bisected.md (twenty minutes)
 # make container-steps  run the steps of the Containerfile in a debootstrap; needs root, downloads 500 MB
 # make long-tests  run a bisection and a patch series with kernels that are really built (half an hour)
 # make compat      test QEMU 7.2 to 11, four file systems and two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation fuzz faults bisect-simulation long-tests compat container-steps setup test-setup clean
+.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation fuzz faults bisect-simulation bisect-stock long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
 # A file or pipe that was never closed is an error. Python reports it when the object is garbage-collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
@@ -76,6 +77,9 @@ long-tests: test-setup
 
 compat: test-setup
 	PYTHONPATH=. $(PYTHON) tests/compat/compat.py --write
+
+bisect-stock: test-setup
+	PYTHONPATH=. $(PYTHON) tests/bisection/stock.py --write $(STOCK)
 
 container-steps: setup
 	PYTHONPATH=. $(PYTHON) tests/container_steps.py

@@ -67,7 +67,6 @@ def test_hugepfn_bisect_finds_the_commit(tree: Path, tmp_path: Path, hugepfn: Co
     assert done.returncode == 0, done.stdout + done.stderr
     culprit = bisect_tree.git(tree, "rev-parse", f"v{bisect_tree.MUTANT}")
     assert f"first bad: {culprit} mm/huge_memory: fork-pud-write-protected\nshows {SYMPTOM}\n" in done.stdout
-    assert "the same kernel as " in done.stderr, "a commit that changes only a comment is not run"
     for trap, why in zip(
         bisect_tree.TRAPS, ("does not build", "fails otherwise: crash: ", "does not boot"), strict=True
     ):
