@@ -20,7 +20,8 @@ from pathlib import Path
 import click
 
 from harness.bisection.symptom import Sighting
-from harness.campaign.bisection.journal import read
+from harness.campaign.bisection.journal import Noted
+from harness.campaign.units.journal import read
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "bisected.md"
@@ -65,7 +66,7 @@ def section(pair: Pair, resume: bool) -> Iterator[str]:
     yield next(one["title"] for one in bugs if one["id"] == pair.bug) + ".\n"
     yield f"```\n$ hugepfn {' '.join(pair.words)}\n{done.stdout.rstrip()}\n```\n"
     counts: dict[str, Counter[Sighting]] = {}
-    for one in read(Path(journal[1]))[1]:
+    for one in read(Path(journal[1]), Noted.from_json)[1]:
         counts.setdefault(one.step, Counter())[one.seen] += 1
     yield "| kernel, in the order of the runs | showed it | passed | not tested |\n|---|---|---|---|"
     for name, seen in counts.items():
