@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,9 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/reference/faults.md")
     parser.add_argument("--output", action="store_true", help="show the end of the output of each wrong one")
     words = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGHUP):  # nohup and a shell's & ignore them, and so would every hugepfn
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     kinds = [kind for kind in KINDS if not words.kind or kind.name.startswith(tuple(words.kind))]
     faults = plan([replace(kind, runs=words.runs or kind.runs) for kind in kinds], words.seed)
     begin = time.monotonic()
