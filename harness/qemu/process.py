@@ -93,6 +93,8 @@ class Qemu:
             await self.of_qemu(self.qmp.connect(self._ends["qmp"]), "greeting on QMP")
         except (QMPError, OSError, EOFError) as error:
             await asyncio.wait({self._ended}, timeout=_QUIT_TIMEOUT_S)
+            if self.exit_status is not None and self.exit_status < 0:
+                raise self.end_error("while QEMU started: ") from error
             served = f"; virtiofsd: {self._files.words}" if self._files is not None and self._files.words else ""
             how = "it is still running" if self.exit_status is None else f"status {self.exit_status}"
             raise MachineryError(f"QEMU does not start ({how}): {self.stderr or error}{served}") from error
