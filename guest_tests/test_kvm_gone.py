@@ -43,10 +43,33 @@ def _gone(vm: VM, level: Level, claim: Claims, case: str) -> None:
 @pytest.mark.machine(kvm=True)
 @pytest.mark.levels("pte", "pmd", "pud")
 @pytest.mark.decided_by(fn.kvm_mmu_notifier_invalidate_range_start, fn.hva_to_pfn_remapped)
-@pytest.mark.parametrize("case", ["memory", "munmap", "protnone", "readonly"])
-def test_kvm_gone(vm: VM, level: Level, claim: Claims, case: str) -> None:
-    """A leaf that memory off, munmap() or mprotect() takes from the host is gone from KVM's tables, and comes back."""
-    _gone(vm, level, claim, case)
+def test_kvm_memory_off(vm: VM, level: Level, claim: Claims) -> None:
+    """A leaf that the device's memory off takes from the host is gone from KVM's tables, and comes back."""
+    _gone(vm, level, claim, "memory")
+
+
+@pytest.mark.machine(kvm=True)
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.kvm_mmu_notifier_invalidate_range_start, fn.hva_to_pfn_remapped)
+def test_kvm_munmap(vm: VM, level: Level, claim: Claims) -> None:
+    """A leaf that munmap() takes from the host is gone from KVM's tables, and comes back with a new mapping."""
+    _gone(vm, level, claim, "munmap")
+
+
+@pytest.mark.machine(kvm=True)
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.kvm_mmu_notifier_invalidate_range_start, fn.hva_to_pfn_remapped)
+def test_kvm_protnone(vm: VM, level: Level, claim: Claims) -> None:
+    """A leaf that mprotect() makes PROT_NONE is gone from KVM's tables, and no write of the vCPU is done."""
+    _gone(vm, level, claim, "protnone")
+
+
+@pytest.mark.machine(kvm=True)
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.kvm_mmu_notifier_invalidate_range_start, fn.hva_to_pfn_remapped)
+def test_kvm_readonly(vm: VM, level: Level, claim: Claims) -> None:
+    """A leaf that mprotect() makes read-only is gone from KVM's tables, and no write of the vCPU is done."""
+    _gone(vm, level, claim, "readonly")
 
 
 @pytest.mark.machine(kvm=True)

@@ -49,7 +49,13 @@ def test_the_command(b4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     seen: list[object] = []
 
     def run_series(
-        tree: str, patches: Path, tests: tuple[Selected, ...], _options: object, _json: object, page: PageRequest
+        tree: str,
+        patches: Path,
+        tests: tuple[Selected, ...],
+        _options: object,
+        _json: object,
+        page: PageRequest,
+        _resume: bool,
     ) -> ExitCode:
         seen.extend((tree, patches.read_bytes(), tests, page.patches))
         return ExitCode.OK
