@@ -10,7 +10,7 @@
  * --case=readonly  mprotect() to PROT_READ, and back
  *
  * Mappings: "bar". The VM is "vm", with the slots "code" and "bar".
- * Checkpoints: written, gone, tried, back.
+ * Checkpoints: written, gone, tried, read, back.
  */
 #include <sys/mman.h>
 
@@ -120,9 +120,11 @@ int main(int argc, char **argv)
 	checkpoint("gone");
 	ktap_value("while", "%s", hp_vm_ended(hp_vm_write(vm, GPA, 2)));
 	checkpoint("tried");
+	ktap_value("read", "%s", hp_vm_ended(hp_vm_read(vm, GPA)));
+	checkpoint("read");
 	chosen->give();
 	ktap_value("after", "%s", hp_vm_ended(hp_vm_write(vm, GPA, 3)));
 	checkpoint("back");
-	ktap_ok(true, "the vCPU's writes ended");
+	ktap_ok(true, "the vCPU's accesses ended");
 	return ktap_finish();
 }

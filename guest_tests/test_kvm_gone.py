@@ -36,6 +36,8 @@ def _gone(vm: VM, level: Level, claim: Claims, case: str) -> None:
         values = guest.result.values
         with claim("the vCPU's write is refused meanwhile", fn.hva_to_pfn_remapped):
             assert values["while"] in REFUSED.get(case, NOTHING_MAPPED)
+        with claim("the vCPU reads meanwhile what its process may read, and nothing else", fn.hva_to_pfn_remapped):
+            assert values["read"] == ("done" if case == "readonly" else "EFAULT")
         with claim("the vCPU's write is done before and after", fn.kvm_tdp_mmu_map):
             assert (values["before"], values["after"]) == ("done", "done")
 

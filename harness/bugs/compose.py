@@ -16,6 +16,7 @@ BEGIN = "/* --- the bug --- */\n\n"
 _HEADERS: Mapping[str, str] = {
     "errno.h": r"errno|E[A-Z]{3,}",
     "fcntl.h": r"open|O_RDONLY|O_RDWR|O_WRONLY",
+    "linux/kvm.h": r"KVM_\w+|kvm_\w+",
     "linux/pci_regs.h": r"PCI_COMMAND",
     "linux/userfaultfd.h": r"UFFD_API|uffdio_\w+",
     "linux/vfio.h": r"vfio_\w+|VFIO_\w+",
