@@ -17,6 +17,7 @@ from harness.commands.bugs import report
 from harness.commands.build import build
 from harness.commands.cache import cache
 from harness.commands.dmesg import dmesg
+from harness.commands.explore import explore
 from harness.commands.inspect import gdb, maps, walk
 from harness.commands.kselftest import kselftest
 from harness.commands.live import exec_, rerun, shell, ssh
@@ -219,7 +220,7 @@ SECTIONS = (
         *((start, ps, shell, ssh, exec_, rerun, walk, maps, gdb, pause, resume, log, stop, kept),),
         "hugepfn start --kernel debian:6.12; hugepfn exec ./program; hugepfn stop",
     ),
-    CommandSection("Tools", (dmesg, report, doctor, selfcheck, cache, bench), "hugepfn doctor"),
+    CommandSection("Tools", (dmesg, explore, report, doctor, selfcheck, cache, bench), "hugepfn doctor"),
 )
 
 for command in (*(command for section in SECTIONS for command in section.commands), serve_session, run_unit):

@@ -17,6 +17,7 @@ errors printable logs levels events
 outputs host
 pagetable
 verdict bisection kernel_functions
+model
 archive
 kernel
 guest
@@ -33,14 +34,14 @@ results
 pytest_plugin
 campaign selfcheck doctor
 benchmark
-kselftest session bugs
+kselftest session bugs explorer
 commands
 cli
 entry
 """
 RANK = {room: rank for rank, row in enumerate(ROWS.strip().splitlines()) for room in row.split()}
 ROOM_FILES_MAX = 18
-PURE = ("pagetable", "verdict", "bisection")
+PURE = ("pagetable", "verdict", "bisection", "model")
 IMPURE = {"asyncio", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "select", "shutil", "signal"} | {
     *("socket", "subprocess", "sys", "tempfile", "threading", "time", "urllib")
 }

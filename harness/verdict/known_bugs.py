@@ -34,7 +34,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.verdict.claims import BugFixed, BugReturned, BugSeen
 from harness.verdict.seen import NO_FACTS, Facts
-from harness.verdict.symptoms import Failure, Symptom, symptom
+from harness.verdict.symptoms import Failure, Shown, Symptom, symptom
 
 _LEVELS = {"pte", "pmd", "pud"}
 _BUG_KEYS = {"id": str, "title": str, "scenario": str, "function": str, "reproduce": str}
@@ -66,7 +66,7 @@ class KnownBug:
         meant = not self.levels or level is None or level in self.levels
         return meant and self.scenario.fullmatch(scenario) is not None
 
-    def explains(self, failure: Failure) -> bool:
+    def explains(self, failure: Shown) -> bool:
         """Return whether the failure is one of the bug's symptoms."""
         return any(symptom.shows_in(failure) for symptom in self.symptoms)
 

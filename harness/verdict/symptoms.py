@@ -10,12 +10,14 @@ invariant   An invariant that is broken, by its id, and the ``level`` of the ent
 complaint   A complaint in the kernel's log that ended nothing, by its kind (:class:`ComplaintKind`), the innermost
             ``function`` of its trace and one of the functions that ``called`` it.
 taint       A list of exactly those taints that the kernel got (:class:`~harness.verdict.log.taint.Taint`).
+oracle      What the explorer saw (:class:`~harness.verdict.deviation.Deviation`), by what says that it is wrong, with
+            its ``cause``, ``level``, ``expected`` and ``got``.
 end         What ended the test (:class:`~harness.verdict.log.troubles.EndKind`), and the ``signal`` of a program. Of a
             kernel that died, ``complaint``, ``function`` and ``called`` as above, of its first complaint.
 =========== ============================================================================================================
 
-``claim``, ``name``, ``expected``, ``got``, ``process``, ``function`` and ``called`` are regular expressions, which have
-to match all of it.
+``claim``, ``name``, ``expected``, ``got``, ``process``, ``function``, ``called`` and ``cause`` are regular expressions,
+which have to match all of it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from harness.errors import UsageError
 from harness.levels import PAGE_SIZES
 from harness.pagetable import Bits
 from harness.verdict.claims import Claim, ClaimKind, Outcome, ScenarioResult
+from harness.verdict.deviation import Deviation, Oracle
 from harness.verdict.invariants import Invariant, Violation
 from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.taint import Taint
@@ -53,6 +56,9 @@ class Ended:
 
 Failure = Claim | Violation | KernelComplaint | Taint | Ended
 """One thing that went wrong in a scenario."""
+
+Shown = Failure | Deviation
+"""One thing that went wrong in a scenario, or in a sequence of the explorer."""
 
 
 def failures_of(result: ScenarioResult) -> list[Failure]:
@@ -86,7 +92,7 @@ class ClaimSymptom:
     process: re.Pattern[str] | None = None
     level: str | None = None
 
-    def shows_in(self, failure: Failure) -> bool:
+    def shows_in(self, failure: Shown) -> bool:
         """Return whether the failure is this symptom."""
         if not isinstance(failure, Claim) or not self.claim.fullmatch(failure.name):
             return False
@@ -112,11 +118,33 @@ class InvariantSymptom:
     invariant: Invariant
     level: str | None = None
 
-    def shows_in(self, failure: Failure) -> bool:
+    def shows_in(self, failure: Shown) -> bool:
         """Return whether the failure is this symptom."""
         if not isinstance(failure, Violation):
             return False
         return failure.invariant is self.invariant and _at(self.level, failure.entry)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviationSymptom:
+    """What the explorer saw."""
+
+    oracle: Oracle
+    cause: re.Pattern[str] | None = None
+    level: str | None = None
+    expected: re.Pattern[str] | None = None
+    got: re.Pattern[str] | None = None
+
+    def shows_in(self, failure: Shown) -> bool:
+        """Return whether the failure is this symptom."""
+        return (
+            isinstance(failure, Deviation)
+            and failure.oracle is self.oracle
+            and _fits(self.cause, failure.cause)
+            and self.level in (None, failure.level)
+            and _fits(self.expected, failure.expected)
+            and _fits(self.got, failure.got)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +155,7 @@ class ComplaintSymptom:
     function: re.Pattern[str] | None = None
     called: re.Pattern[str] | None = None
 
-    def shows_in(self, failure: Failure) -> bool:
+    def shows_in(self, failure: Shown) -> bool:
         """Return whether the failure is this symptom."""
         return isinstance(failure, KernelComplaint) and self.is_of(failure)
 
@@ -146,7 +174,7 @@ class TaintSymptom:
 
     taint: Taint
 
-    def shows_in(self, failure: Failure) -> bool:
+    def shows_in(self, failure: Shown) -> bool:
         """Return whether the failure is this symptom."""
         return isinstance(failure, Taint) and failure == self.taint
 
@@ -158,7 +186,7 @@ class EndSymptom(ComplaintSymptom):
     end: EndKind | None = None
     signal: str | None = None
 
-    def shows_in(self, failure: Failure) -> bool:
+    def shows_in(self, failure: Shown) -> bool:
         """Return whether the failure is this symptom."""
         if not isinstance(failure, Ended):
             return False
@@ -166,7 +194,7 @@ class EndSymptom(ComplaintSymptom):
         return same and self.is_of(failure.complaint)
 
 
-Symptom = ClaimSymptom | InvariantSymptom | EndSymptom | ComplaintSymptom | TaintSymptom
+Symptom = ClaimSymptom | InvariantSymptom | DeviationSymptom | EndSymptom | ComplaintSymptom | TaintSymptom
 """One way in which a bug shows."""
 
 
@@ -246,12 +274,14 @@ def _text(key: str, value: object) -> str:
 _FORMS: Mapping[str, type[Symptom]] = {
     "claim": ClaimSymptom,
     "invariant": InvariantSymptom,
+    "oracle": DeviationSymptom,
     "end": EndSymptom,
     "complaint": ComplaintSymptom,
     "taint": TaintSymptom,
 }
 _READ: Mapping[str, Callable[[str, object], Any]] = {
-    **dict.fromkeys(("claim", "name", "expected", "got", "process", "function", "called"), _pattern),
+    **dict.fromkeys(("claim", "name", "expected", "got", "process", "function", "called", "cause"), _pattern),
+    "oracle": _members(Oracle),
     "subject": _members(Subject),
     "wrong": _wrong,
     "level": _one_of({level: level for level in (*PAGE_SIZES, "none")}),

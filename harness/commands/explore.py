@@ -1,0 +1,131 @@
+"""``hugepfn explore``: look for kernel bugs that nobody thought of."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.commands.options import FILE, config_options
+from harness.config import MachineConfig
+from harness.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from harness.explorer.groups import Group
+    from harness.model.operation import Verb
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(0, 10_000, min_open=True), default=30.0, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="the same seed gives the same sequences")
+@click.option("--workers", "-n", type=click.IntRange(1, 256), default=2, show_default=True)
+@click.option("--length", type=click.IntRange(1, 64), default=10, show_default=True, help="operations of a sequence")
+@click.option("--ops", metavar="OP,OP...", default="", help="draw only these operations: map,write,fork,mprotect")
+@click.option("--no-known-bugs", is_flag=True, help="as if the list of known bugs were empty")
+@click.option("--sequence", metavar="WORDS", help="run this one sequence, in the words that a finding ends with")
+@click.option("--json", "json_file", type=FILE, help="write what was found to this file")
+@config_options(without=["device"])
+def explore(config: MachineConfig, minutes: float, seed: int, workers: int, length: int, **options: Any) -> None:
+    """Look for kernel bugs: draw sequences of operations on memory, run them, check everything after each operation.
+
+    Each sequence runs in processes of its own, on a device with RAM behind its BAR. After each operation, what it
+    answered and every entry of every process is compared with what is documented, whatever levels the kernel chose.
+    What fails is grouped by how it shows, and made as short as it can be, in pristine machines.
+
+    Exit status 0: nothing but known bugs was found. 1: something was found.
+    """
+    from dataclasses import replace
+
+    from harness.campaign.progress import Live
+    from harness.explorer.campaign import Progress, run_exploration
+    from harness.explorer.groups import Groups
+    from harness.explorer.worker import Task
+    from harness.guest.compiler import guest_tests_dir
+    from harness.machine.preparation import kernel_of
+    from harness.qemu.spec import Device
+    from harness.selection.tests import ledger_of
+
+    verbs = _verbs(options["ops"])
+    given = _sequence(options["sequence"]) if options["sequence"] else None
+    with Live() as live:
+        kernel = kernel_of(config).resolve(live.say)
+        task = Task(kernel, replace(config, device=Device.SHMEM.value), seed, length, verbs)
+        if given is not None:
+            live.close()
+            sys.exit(_one(task, given))
+        groups = Groups(() if options["no_known_bugs"] else ledger_of(guest_tests_dir()))
+
+        def tell(progress: Progress, line: str) -> None:
+            if line:
+                live.line(line)
+            live.now(str(progress))
+
+        progress = run_exploration(task, groups, minutes, workers, tell)
+    for group in groups.new:
+        click.echo("\n".join(_told(group, kernel.spec)))
+    for group in groups.known:
+        click.echo(f"known bug {group.known}, {group.times} times: {group.symptom}")
+    click.echo(str(progress))
+    if options["json_file"]:
+        _write(options["json_file"], kernel.release, seed, progress.sequences, [*groups.new, *groups.known])
+    sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
+
+
+def _verbs(words: str) -> tuple[Verb, ...]:
+    from harness.model.operation import Verb
+
+    known = {verb.value: verb for verb in Verb}
+    given = [word for word in words.replace(",", " ").split() if word]
+    if unknown := [word for word in given if word not in known]:
+        raise UsageError(f"--ops: no operation is called {unknown[0]!r}; expected some of: {', '.join(known)}")
+    return tuple(known[word] for word in given) or tuple(Verb)
+
+
+def _sequence(words: str) -> Any:
+    from harness.model.operation import Operation
+    from harness.model.shrink import specified
+
+    operations = tuple(Operation.parse(word) for word in words.split())
+    if not operations or not specified(operations):
+        raise UsageError("--sequence: the sequence is empty, or has an operation of which nothing is documented")
+    return operations
+
+
+def _one(task: Any, operations: Any) -> ExitCode:
+    """Run one sequence, and print what it shows."""
+    from harness.explorer.groups import detail_of, lines_of, symptom_of
+    from harness.explorer.sequence import run_sequence
+    from harness.machine.vm import VM
+
+    with VM(task.kernel, task.config) as vm:
+        outcome = run_sequence(vm, operations)
+    click.echo("\n".join(lines_of(operations, outcome.step)))
+    if outcome.failure is None:
+        click.echo("nothing is wrong")
+        return ExitCode.OK
+    click.echo(f"{symptom_of(outcome.failure)}\n{detail_of(outcome.failure)}")
+    return ExitCode.CLAIM_FAILED
+
+
+def _told(group: Group, spec: str) -> list[str]:
+    from harness.explorer.groups import detail_of, lines_of
+
+    doubt = "" if group.confirmed else ", not seen again in a pristine machine"
+    words = " ".join(op.word() for op in group.shortest.operations)
+    command = shlex.join(["hugepfn", "explore", "--kernel", spec, "--sequence", words])
+    return [
+        f"{group.symptom}  ({group.times} times, first sequence {group.number}{doubt})",
+        *lines_of(group.shortest.operations, group.shortest.step),
+        f"     {detail_of(group.shortest.failure)}",
+        f"     {command}",
+        "",
+    ]
+
+
+def _write(path: Path, release: str, seed: int, sequences: int, groups: list[Group]) -> None:
+    data = {"schema": "hugepfn-explore", "version": 1, "kernel": release, "seed": seed, "sequences": sequences}
+    path.write_text(json.dumps({**data, "groups": [group.to_json() for group in groups]}, indent=1) + "\n")

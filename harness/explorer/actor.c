@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The actor of the explorer: does one operation after another, each in the process that it names, and lets the host
+ * look after each. The operations are the arguments, in the words of harness/model/operation.py; "--bar=N" names the
+ * BAR, default 2.
+ *
+ * This process only gives orders. Processes 0 to 3 are its children, whoever forked them, so that one that dies can be
+ * reaped. Each has the arena, a fixed range of addresses in which nothing else is.
+ *
+ * For step N it reports the values "aN" (what was answered) and, of a read, "wN" (the word).
+ * Checkpoints: 0 at the start, N after step N.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "lib/hugepfn.h"
+
+#define ARENA ((char *)(1ul << 44))
+#define ARENA_BYTES GIB(4)
+#define PROCESSES 4
+#define SAID 24
+#define FOR_EVER 1000 /* faults of one access */
+#define IOVA GIB(8)
+#define UNMAP_ALL (-1) /* an order that is not a step */
+
+struct operation {
+	int process;
+	char verb[16];
+	uint64_t at, size, to;
+	char memory[8];
+	char how[24];
+};
+
+/* What all processes share: who lives, and the answer to the last order. */
+struct board {
+	char said[SAID];
+	uint64_t word;
+	bool has_word;
+	int pid[PROCESSES];
+};
+
+static struct board *board;
+static struct hp_bar bar;
+static int order[PROCESSES][2], reply[2];
+static int me;
+static struct operation *steps;
+static int step_count;
+
+static struct operation parse(const char *word)
+{
+	struct operation op = { 0 };
+
+	if (sscanf(word, "%d:%15[a-z_]:%lx:%lx:%lx:%7[a-z]:%23[a-z_0-9]", &op.process, op.verb, &op.at, &op.size, &op.to,
+		   op.memory, op.how) < 6 ||
+	    op.process < 0 || op.process >= PROCESSES || op.at + op.size > ARENA_BYTES) {
+		errno = EINVAL;
+		hp_die("operation %s: expected PROCESS:VERB:AT:SIZE:TO:MEMORY:HOW", word);
+	}
+	return op;
+}
+
+static int rights(const char *how)
+{
+	return (strchr(how, 'r') ? PROT_READ : 0) | (strchr(how, 'w') ? PROT_WRITE : 0);
+}
+
+static void say_errno(long result)
+{
+	snprintf(board->said, SAID, "%s", result == -1 ? hp_errno_name(errno) : "0");
+}
+
+/* --- accesses: one may be refused, and one may fault for ever ------------------------------------- */
+
+static sigjmp_buf away;
+static volatile sig_atomic_t trying;
+static long faults_before;
+
+static long faults(void)
+{
+	struct rusage usage;
+
+	if (getrusage(RUSAGE_SELF, &usage))
+		hp_die("getrusage");
+	return usage.ru_minflt + usage.ru_majflt;
+}
+
+static void on_signal(int number, siginfo_t *info, void *context)
+{
+	(void)context;
+	if (!trying) {
+		if (number != SIGPROF)
+			signal(number, SIG_DFL); /* the access is repeated, and kills the program */
+		return;
+	}
+	if (number == SIGPROF && faults() - faults_before <= FOR_EVER)
+		return;
+	if (number == SIGPROF)
+		strcpy(board->said, "forever");
+	else
+		snprintf(board->said, SAID, "%s.%d", hp_signal_name(number), info->si_code);
+	siglongjmp(away, 1);
+}
+
+static void catch_signals(void)
+{
+	struct sigaction act = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART };
+
+	if (sigaction(SIGSEGV, &act, NULL) || sigaction(SIGBUS, &act, NULL) || sigaction(SIGPROF, &act, NULL))
+		hp_die("sigaction");
+}
+
+static void touch(char *addr, bool store, uint64_t value)
+{
+	const struct itimerval tick = { { 0, 20000 }, { 0, 20000 } }, none = { { 0, 0 }, { 0, 0 } };
+
+	if (setitimer(ITIMER_PROF, &tick, NULL))
+		hp_die("setitimer");
+	faults_before = faults();
+	strcpy(board->said, "0");
+	if (!sigsetjmp(away, 1)) {
+		trying = 1;
+		if (store)
+			hp_write(addr, value);
+		else
+			board->word = hp_read(addr);
+		board->has_word = !store;
+	}
+	trying = 0;
+	if (setitimer(ITIMER_PROF, &none, NULL))
+		hp_die("setitimer");
+}
+
+/* --- operations ----------------------------------------------------------------------------------- */
+
+static void map(const struct operation *op)
+{
+	bool ours = !strcmp(op->memory, "bar"), shared = strcmp(op->memory, "anon") != 0;
+	int flags = MAP_FIXED | (shared ? MAP_SHARED : MAP_PRIVATE) | (ours ? 0 : MAP_ANONYMOUS | MAP_NORESERVE);
+	void *got = mmap(ARENA + op->at, op->size, rights(op->how), flags, ours ? bar.device_fd : -1,
+			 ours ? (off_t)(bar.offset + op->to) : 0);
+
+	say_errno(got == MAP_FAILED ? -1 : 0);
+}
+
+static void move(const struct operation *op, bool shrink)
+{
+	char *to = shrink ? ARENA + op->at : ARENA + op->to;
+	void *got = mremap(ARENA + op->at, op->size, shrink ? op->to : op->size,
+			   shrink ? 0 : MREMAP_MAYMOVE | MREMAP_FIXED, to);
+
+	say_errno(got == MAP_FAILED ? -1 : 0);
+}
+
+static const struct {
+	const char *name;
+	int value;
+} advices[] = {
+	{ "normal", MADV_NORMAL },	   { "random", MADV_RANDOM },	{ "sequential", MADV_SEQUENTIAL },
+	{ "dontfork", MADV_DONTFORK },	   { "dofork", MADV_DOFORK },	{ "dontdump", MADV_DONTDUMP },
+	{ "dodump", MADV_DODUMP },	   { "hugepage", MADV_HUGEPAGE }, { "nohugepage", MADV_NOHUGEPAGE },
+	{ "dontneed", MADV_DONTNEED },	   { "cold", MADV_COLD },	{ "pageout", MADV_PAGEOUT },
+	{ "free", MADV_FREE },		   { "wipeonfork", MADV_WIPEONFORK },
+};
+
+/* Reads a file of /proc/self: all of it, but of pagemap the arena alone. */
+static void look(const char *name)
+{
+	static char text[1 << 16];
+	char path[64];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/%s", name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		say_errno(-1);
+		return;
+	}
+	if (!strcmp(name, "pagemap"))
+		n = pread(fd, text, sizeof(text), (off_t)((uintptr_t)ARENA / 4096 * 8));
+	else
+		while ((n = read(fd, text, sizeof(text))) > 0)
+			;
+	say_errno(n < 0 ? -1 : 0);
+	close(fd);
+}
+
+static void map_dma(const struct operation *op)
+{
+	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map),
+						.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+						.vaddr = (uint64_t)(ARENA + op->at),
+						.iova = IOVA,
+						.size = op->size };
+	struct vfio_iommu_type1_dma_unmap undo = { .argsz = sizeof(undo), .iova = IOVA, .size = op->size };
+
+	if (ioctl(bar.container_fd, VFIO_IOMMU_MAP_DMA, &map)) {
+		say_errno(-1);
+		return;
+	}
+	say_errno(ioctl(bar.container_fd, VFIO_IOMMU_UNMAP_DMA, &undo));
+	if (undo.size != op->size)
+		strcpy(board->said, "short");
+}
+
+static void obey(int process);
+
+/* The child is the coordinator's, too. Returns in the parent, once the child is registered. */
+static void make_process(int number)
+{
+	struct hp_gate registered;
+	pid_t pid;
+	char name[8];
+
+	hp_gate_init(&registered);
+	pid = (pid_t)syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	if (pid < 0) {
+		say_errno(-1);
+		return;
+	}
+	if (!pid) {
+		snprintf(name, sizeof(name), "p%d", number);
+		hp_register(name);
+		hp_map(&(struct hp_mapping){ .name = "arena",
+					     .addr = ARENA,
+					     .length = ARENA_BYTES,
+					     .prot = PROT_READ | PROT_WRITE,
+					     .backing = HP_RAM });
+		hp_gate_open(&registered);
+		obey(number);
+	}
+	board->pid[number] = pid;
+	hp_gate_wait(&registered);
+	close(registered.fd[0]);
+	close(registered.fd[1]);
+	say_errno(0);
+}
+
+static void clear_refs(const char *how)
+{
+	int error = hp_write_file("/proc/self/clear_refs", how);
+
+	errno = error;
+	say_errno(error ? -1 : 0);
+}
+
+static void do_step(int number)
+{
+	const struct operation *op = &steps[number - 1];
+	char *at = ARENA + op->at;
+
+	if (!strcmp(op->verb, "map"))
+		map(op);
+	else if (!strcmp(op->verb, "read") || !strcmp(op->verb, "write"))
+		touch(at, op->verb[0] == 'w', (uint64_t)number);
+	else if (!strcmp(op->verb, "fork"))
+		make_process((int)op->to);
+	else if (!strcmp(op->verb, "mprotect"))
+		say_errno(mprotect(at, op->size, rights(op->how)));
+	else if (!strcmp(op->verb, "munmap"))
+		say_errno(munmap(at, op->size));
+	else if (!strcmp(op->verb, "mremap") || !strcmp(op->verb, "shrink"))
+		move(op, op->verb[0] == 's');
+	else if (!strcmp(op->verb, "madvise"))
+		say_errno(madvise(at, op->size, hp_pick("madvise ", op->how, advices)->value));
+	else if (!strcmp(op->verb, "clear_refs"))
+		clear_refs(op->how);
+	else if (!strcmp(op->verb, "look"))
+		look(op->how);
+	else if (!strcmp(op->verb, "dma"))
+		map_dma(op);
+	else if (!strcmp(op->verb, "memory")) {
+		hp_bar_memory(&bar, !strcmp(op->how, "on"));
+		say_errno(0);
+	} else {
+		errno = EINVAL;
+		hp_die("no operation is called %s", op->verb);
+	}
+}
+
+/* A process of the arena does what it is told until it has to exit. */
+static void obey(int process)
+{
+	int number;
+
+	me = process;
+	for (;;) {
+		if (read(order[me][0], &number, sizeof(number)) != sizeof(number))
+			hp_die("read of an order");
+		if (number == UNMAP_ALL)
+			say_errno(munmap(ARENA, ARENA_BYTES));
+		else if (!strcmp(steps[number - 1].verb, "exit"))
+			_exit(0);
+		else
+			do_step(number);
+		if (write(reply[1], "", 1) != 1)
+			hp_die("reply");
+	}
+}
+
+/* --- the coordinator ------------------------------------------------------------------------------ */
+
+static void bury(int process)
+{
+	hp_reap(board->pid[process]);
+	board->pid[process] = 0;
+}
+
+/* Gives an order, and waits until it is done or the process has died. */
+static void give(int process, int number)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, board->pid[process], 0);
+	struct pollfd fds[] = { { .fd = reply[0], .events = POLLIN }, { .fd = pidfd, .events = POLLIN } };
+	char byte;
+
+	if (pidfd < 0)
+		hp_die("pidfd_open of process %d", process);
+	board->has_word = false;
+	strcpy(board->said, "died");
+	if (write(order[process][1], &number, sizeof(number)) != sizeof(number))
+		hp_die("give an order");
+	while (poll(fds, 2, -1) < 0)
+		if (errno != EINTR)
+			hp_die("poll");
+	if (fds[0].revents) {
+		if (read(reply[0], &byte, 1) != 1)
+			hp_die("read of a reply");
+	} else {
+		bury(process);
+	}
+	close(pidfd);
+}
+
+static bool takes_part(const struct operation *op)
+{
+	bool fork = !strcmp(op->verb, "fork");
+
+	return board->pid[op->process] && !(fork && (op->to >= PROCESSES || board->pid[op->to]));
+}
+
+static void run_step(int number)
+{
+	const struct operation *op = &steps[number - 1];
+	char name[16];
+
+	if (!takes_part(op)) {
+		board->has_word = false;
+		strcpy(board->said, "absent");
+	} else {
+		give(op->process, number);
+		if (!strcmp(op->verb, "exit"))
+			strcpy(board->said, "0");
+	}
+	snprintf(name, sizeof(name), "a%d", number);
+	ktap_value(name, "%s", board->said);
+	if (board->has_word) {
+		name[0] = 'w';
+		ktap_value(name, "%lx", board->word);
+	}
+	checkpoint(name + 1);
+}
+
+int main(int argc, char **argv)
+{
+	struct hp_options options = hp_start(argc, argv);
+	pid_t first;
+	long before;
+
+	ktap_plan(1);
+	bar = hp_bar_open((unsigned int)strtoul(hp_option(&options, "bar", "2"), NULL, 10));
+	board = mmap(NULL, KIB(4), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	steps = calloc((size_t)options.argc, sizeof(*steps));
+	if (board == MAP_FAILED || !steps || pipe(reply))
+		hp_die("start");
+	for (int i = 1; i < options.argc; i++)
+		if (strncmp(options.argv[i], "--", 2))
+			steps[step_count++] = parse(options.argv[i]);
+	for (int i = 0; i < PROCESSES; i++)
+		if (pipe(order[i]))
+			hp_die("pipe");
+	catch_signals();
+	first = hp_fork("p0");
+	if (!first) {
+		hp_map(&(struct hp_mapping){ .name = "arena",
+					     .addr = ARENA,
+					     .length = ARENA_BYTES,
+					     .prot = PROT_READ | PROT_WRITE,
+					     .backing = HP_RAM });
+		obey(0);
+	}
+	board->pid[0] = first;
+	give(0, UNMAP_ALL); /* it has run once, so that its own tables are there */
+	before = hp_page_table_kib(board->pid[0]);
+	checkpoint("0");
+	for (int number = 1; number <= step_count; number++)
+		run_step(number);
+	for (int i = PROCESSES; i-- > 0;) {
+		if (!board->pid[i])
+			continue;
+		give(i, UNMAP_ALL);
+		if (!i && board->pid[0])
+			ktap_value("kib-left", "%ld", hp_page_table_kib(board->pid[0]) - before);
+		if (board->pid[i]) {
+			kill(board->pid[i], SIGKILL);
+			bury(i);
+		}
+	}
+	ktap_ok(true, "%d operations", step_count);
+	return ktap_finish();
+}

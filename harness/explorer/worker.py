@@ -1,0 +1,122 @@
+"""What one process of the explorer does: it keeps a machine, and runs sequences in it."""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from harness.config import MachineConfig
+from harness.explorer.groups import symptom_of
+from harness.explorer.sequence import Outcome, run_sequence
+from harness.host.signals import ignore_ending
+from harness.kernel import KernelImage
+from harness.machine.vm import VM
+from harness.model.draw import draw
+from harness.model.operation import Operation, Verb
+from harness.model.shrink import shrink
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is explored, the same for all processes."""
+
+    kernel: KernelImage
+    config: MachineConfig
+    seed: int
+    length: int
+    verbs: tuple[Verb, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a run of sequences showed."""
+
+    failed: tuple[tuple[int, Outcome], ...]
+    """Those that failed, with their numbers."""
+    sequences: int
+    pairs: collections.Counter[tuple[Verb, Verb]]
+    """How often each operation followed each other one in a sequence."""
+
+
+class _Bench:
+    """The machine of this process. It is thrown away when a sequence has left something behind."""
+
+    def __init__(self) -> None:
+        self._vm: VM | None = None
+
+    def run(self, task: Task, operations: Sequence[Operation], *, pristine: bool = False) -> Outcome:
+        """Run a sequence.
+
+        :param pristine: in a machine that has run no other.
+        """
+        if pristine:
+            self.close()
+        if self._vm is None:
+            self._vm = VM(task.kernel, task.config).start()
+        try:
+            outcome = run_sequence(self._vm, operations)
+        except BaseException:
+            self.close()
+            raise
+        if not outcome.pristine:
+            self.close()
+        return outcome
+
+    def close(self) -> None:
+        """End the machine."""
+        if self._vm is not None:
+            self._vm.close()
+            self._vm = None
+
+
+_BENCH = _Bench()
+
+
+def prepare() -> None:
+    """Prepare a process: the one that started it hears of Ctrl-C, and ends it."""
+    ignore_ending()
+    atexit.register(_BENCH.close)
+
+
+def explore(task: Task, numbers: Sequence[int]) -> Batch:
+    """Run the sequences with these numbers.
+
+    :raises MachineryError: QEMU or this host failed.
+    """
+    failed, pairs = [], collections.Counter[tuple[Verb, Verb]]()
+    for number in numbers:
+        operations = draw(task.seed, number, task.length, task.verbs)
+        pairs.update(_pairs(operations))
+        outcome = _BENCH.run(task, operations)
+        if outcome.failure is not None:
+            failed.append((number, outcome))
+    return Batch(tuple(failed), len(numbers), pairs)
+
+
+def shorten(task: Task, outcome: Outcome) -> tuple[Outcome, bool]:
+    """Return the shortest sequence that fails in the same way, each tried in a pristine machine.
+
+    :returns: what it showed, and whether the first one failed again at all.
+    """
+    assert outcome.failure is not None
+    symptom, seen = symptom_of(outcome.failure), dict[tuple[Operation, ...], Outcome]()
+
+    def fails(candidate: tuple[Operation, ...]) -> bool:
+        again = _BENCH.run(task, candidate, pristine=True)
+        if again.failure is None or symptom_of(again.failure) != symptom:
+            return False
+        seen[candidate] = again
+        return True
+
+    first = outcome.operations[: outcome.step] if outcome.step else outcome.operations
+    if not fails(first):
+        return replace(outcome, operations=first), False
+    return seen[shrink(first, fails)], True
+
+
+def _pairs(operations: Collection[Operation]) -> Iterator[tuple[Verb, Verb]]:
+    verbs = [op.verb for op in operations]
+    return itertools.pairwise(verbs)

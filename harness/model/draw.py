@@ -1,0 +1,191 @@
+"""Draws sequences of operations. The same seed gives the same sequences. Pure.
+
+An operation is drawn for the world in which it happens, so that it mostly has something to act on; but nothing here
+knows what kernels do wrong. Sizes and addresses are those at which a leaf of some level begins, ends, or is cut.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from harness.model.operation import ARENA_BYTES, PMD, PROCESSES_MAX, PTE, PUD, Memory, Operation, Verb
+from harness.model.world import ADVICE, NEW_WORLD, Process, Unspecified, Vma, World, after
+
+LOOKS = ("smaps", "smaps_rollup", "numa_maps", "maps", "pagemap")
+CLEARS = ("1", "2", "3", "4")
+RIGHTS = ("rw", "rw", "rw", "r", "")
+BAR_BYTES = 2 << 30
+#: Ordinary memory of more than this would fill the guest's RAM once it is touched.
+_ORDINARY_MAX = 2 * PMD
+_DMA_MAX = 2 * PMD
+_TRIES = 50
+
+_Draw = Callable[[random.Random, int, Process], Operation | None]
+
+#: How often each is drawn.
+WEIGHTS: Mapping[Verb, int] = {
+    Verb.MAP: 14,
+    Verb.READ: 10,
+    Verb.WRITE: 22,
+    Verb.FORK: 7,
+    Verb.EXIT: 2,
+    Verb.PROTECT: 8,
+    Verb.UNMAP: 6,
+    Verb.MOVE: 7,
+    Verb.SHRINK: 2,
+    Verb.ADVISE: 8,
+    Verb.CLEAR: 4,
+    Verb.LOOK: 5,
+    Verb.MEMORY: 3,
+    Verb.DMA: 2,
+}
+
+
+def draw(seed: int, number: int, length: int = 10, verbs: Collection[Verb] = tuple(Verb)) -> tuple[Operation, ...]:
+    """Return a sequence.
+
+    :param seed: of all sequences.
+    :param number: of this one among them.
+    :param length: how many operations.
+    :param verbs: those that may be drawn.
+    """
+    dice = random.Random(f"{seed}/{number}")
+    world, found = NEW_WORLD, list[Operation]()
+    while len(found) < length:
+        op, world = _next(dice, world, len(found) + 1, verbs)
+        found.append(op)
+    return tuple(found)
+
+
+def _next(dice: random.Random, world: World, step: int, verbs: Collection[Verb]) -> tuple[Operation, World]:
+    known = [verb for verb in WEIGHTS if verb in verbs]
+    weights = [WEIGHTS[verb] for verb in known]
+    for _ in range(_TRIES):
+        number = dice.choice(sorted(world.processes))
+        process = world.processes[number]
+        verb = Verb.MAP if not process.vmas else dice.choices(known, weights)[0]
+        op = _DRAWN[verb](dice, number, process)
+        if op is None or (verb is Verb.EXIT and number == 0):
+            continue
+        try:
+            then, _ = after(world, op, step)
+        except Unspecified:
+            continue
+        if _fits(then.processes.get(number)):
+            return op, then
+    return Operation(min(world.processes), Verb.LOOK, how="maps"), world
+
+
+def _fits(process: Process | None) -> bool:
+    """Whether the ordinary memory of a process is little enough to be touched."""
+    vmas = process.vmas if process is not None else ()
+    return sum(vma.end - vma.start for vma in vmas if vma.memory is not Memory.BAR) <= 2 * _ORDINARY_MAX
+
+
+def _unit(dice: random.Random) -> int:
+    return dice.choice((PTE, PMD, PUD))
+
+
+def _map(dice: random.Random, number: int, _process: Process) -> Operation:
+    memory = dice.choices((Memory.BAR, Memory.ANON, Memory.SHM), (8, 2, 1))[0]
+    if memory is not Memory.BAR:
+        size = dice.choice((PTE, 4 * PTE, PMD, 2 * PMD))
+        at = _place(dice, size, min(size, PMD))
+        return Operation(number, Verb.MAP, at, size, how=dice.choice(RIGHTS), memory=memory)
+    unit = _unit(dice)
+    size = unit * dice.choice((1, 1, 2 if unit is PUD else 4))
+    offset = dice.randrange(0, (BAR_BYTES - size) // unit + 1) * unit if dice.random() < 0.5 else 0
+    skew = dice.choice((0, 0, 0, PTE, PMD)) if offset + size + PMD <= BAR_BYTES else 0
+    return Operation(number, Verb.MAP, _place(dice, size, unit), size, offset + skew, dice.choice(RIGHTS))
+
+
+def _place(dice: random.Random, size: int, unit: int) -> int:
+    """Return an address for a new mapping: mostly one at which a leaf of the unit can begin, in one of four places."""
+    at = dice.randrange(4) * PUD + (dice.randrange(4) * unit if unit is not PUD else 0)
+    at += dice.choice((0, 0, 0, 0, PTE, PMD))
+    return min(at, (ARENA_BYTES - size) // PTE * PTE)
+
+
+def _vma(dice: random.Random, process: Process) -> Vma:
+    return dice.choice(process.vmas)
+
+
+def _within(dice: random.Random, vma: Vma) -> tuple[int, int]:
+    """Return a range in a VMA, as start and size: all of it, its head, its tail, or something between."""
+    whole = vma.end - vma.start
+    unit = min(_unit(dice), whole)
+    pages = whole // unit
+    if dice.random() < 0.5 or pages < 2:
+        return vma.start, whole
+    match dice.randrange(3):
+        case 0:
+            return vma.start, unit * dice.randrange(1, min(pages, 4))
+        case 1:
+            return vma.end - unit, unit
+        case _:
+            return vma.start + unit * dice.randrange(1, pages), unit
+
+
+def _address(dice: random.Random, process: Process) -> int:
+    vma = _vma(dice, process)
+    span = vma.end - vma.start
+    steps = [one for one in (0, PTE, PMD - PTE, PMD, span // 2, span - PTE) if one < span]
+    return vma.start + dice.choice(steps) // PTE * PTE
+
+
+def _access(verb: Verb) -> _Draw:
+    return lambda dice, number, process: Operation(number, verb, _address(dice, process))
+
+
+def _fork(dice: random.Random, number: int, _process: Process) -> Operation:
+    return Operation(number, Verb.FORK, to=dice.randrange(1, PROCESSES_MAX))
+
+
+def _ranged(verb: Verb, hows: Sequence[str] = ("",)) -> _Draw:
+    def drawn(dice: random.Random, number: int, process: Process) -> Operation:
+        start, size = _within(dice, _vma(dice, process))
+        return Operation(number, verb, start, size, how=dice.choice(hows))
+
+    return drawn
+
+
+def _move(dice: random.Random, number: int, process: Process) -> Operation:
+    start, size = _within(dice, _vma(dice, process))
+    unit = next(one for one in (PUD, PMD, PTE) if size >= one)
+    to = _place(dice, size, unit) + start % unit
+    return Operation(number, Verb.MOVE, start, size, min(to, (ARENA_BYTES - size) // PTE * PTE))
+
+
+def _shrink(dice: random.Random, number: int, process: Process) -> Operation | None:
+    vma = _vma(dice, process)
+    size = vma.end - vma.start
+    smaller = [one for one in (PTE, PMD, size // 2, size - PTE, size - PMD) if 0 < one < size and one % PTE == 0]
+    return Operation(number, Verb.SHRINK, vma.start, size, dice.choice(smaller)) if smaller else None
+
+
+def _dma(dice: random.Random, number: int, process: Process) -> Operation | None:
+    start, size = _within(dice, _vma(dice, process))
+    return Operation(number, Verb.DMA, start, min(size, _DMA_MAX))
+
+
+def _worded(verb: Verb, hows: Sequence[str]) -> _Draw:
+    return lambda dice, number, _process: Operation(number, verb, how=dice.choice(hows))
+
+
+_DRAWN: Mapping[Verb, _Draw] = {
+    Verb.MAP: _map,
+    Verb.READ: _access(Verb.READ),
+    Verb.WRITE: _access(Verb.WRITE),
+    Verb.FORK: _fork,
+    Verb.EXIT: _worded(Verb.EXIT, ("",)),
+    Verb.PROTECT: _ranged(Verb.PROTECT, RIGHTS),
+    Verb.UNMAP: _ranged(Verb.UNMAP),
+    Verb.MOVE: _move,
+    Verb.SHRINK: _shrink,
+    Verb.ADVISE: _ranged(Verb.ADVISE, ADVICE),
+    Verb.CLEAR: _worded(Verb.CLEAR, CLEARS),
+    Verb.LOOK: _worded(Verb.LOOK, LOOKS),
+    Verb.MEMORY: _worded(Verb.MEMORY, ("off", "on")),
+    Verb.DMA: _dma,
+}

@@ -1,0 +1,248 @@
+"""What must hold of the page tables after each operation, whatever levels the kernel chose. Pure.
+
+Beside the invariants that hold in every scenario (harness/verdict/invariants.py), an entry stays as it is unless the
+operation concerns it, and what was written stays dirty until something drops it that may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from harness.model.operation import ARENA_VADDR, PTE, RANGED, Memory, Operation, Verb
+from harness.model.world import DONE, KEPT_ADVICE, NEW_WORLD, Answer, Process, Vma, World, after, bounds
+from harness.pagetable import Bits, Leaf
+from harness.verdict.deviation import Deviation, Oracle
+from harness.verdict.invariants import Area, Invariant, Violation, pfnmap_violations
+
+FOREVER = "forever"
+_RIGHTS = {"": 0, "r": 1, "w": 2, "rw": 3}
+#: What may differ in an entry that nobody concerned: the CPU, and the aging of pages, set and clear A when they like.
+_AT_ANY_TIME = Bits.A
+
+Found = Deviation | Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """What was seen after an operation."""
+
+    said: str
+    """What the operation answered, see :class:`harness.model.world.Answer`; :data:`FOREVER` for an endless access."""
+    word: int | None
+    """What a read gave."""
+    leaves: Mapping[int, tuple[Leaf, ...]]
+    """The leaves of each process in the arena, in ascending order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all stops of a sequence have in common."""
+
+    bar_paddr: int
+    """Guest-physical address of the BAR."""
+    saved_dirty: bool
+    """The kernel has SAVED_DIRTY, see :func:`pfnmap_violations`."""
+    bar_holds: bool = True
+    """See :class:`World`."""
+
+
+@dataclass
+class Judge:
+    """Follows a sequence from its start: give each operation with what was seen after it to :meth:`step`."""
+
+    setting: Setting
+    world: World = NEW_WORLD
+    number: int = 0
+    before: Mapping[int, tuple[Leaf, ...]] = field(default_factory=dict)
+    owed: set[tuple[int, int]] = field(default_factory=set)
+    """Process and page of what was written, and may not be dropped."""
+
+    def __post_init__(self) -> None:
+        self.world = World(self.world.processes, bar_holds=self.setting.bar_holds)
+
+    def step(self, op: Operation, stop: Stop) -> list[Found]:
+        """Return what is wrong after one operation, the most telling first.
+
+        :raises harness.model.world.Unspecified: the operation says nothing.
+        """
+        self.number += 1
+        old = self.world
+        self.world, answer = after(old, op, self.number)
+        found: list[Found] = [*self._answer(op, stop, answer)]
+        found += self._entries(stop)
+        found += self._untouched(op, old, stop)
+        found += self._dirt(op, stop)
+        self.before = stop.leaves
+        return found
+
+    # --- what it answered ------------------------------------------------------------------------
+
+    def _answer(self, op: Operation, stop: Stop, answer: Answer) -> Iterator[Deviation]:
+        leaf = _covering(self.before.get(op.process, ()), op.at)
+        level = leaf.level.label if leaf is not None else "none"
+        access = op.verb in (Verb.READ, Verb.WRITE)
+        if stop.said == FOREVER:
+            now = _covering(stop.leaves.get(op.process, ()), op.at)
+            level = now.level.label if now is not None else "none"
+            yield self._deviation(Oracle.PROGRESS, op, level, "an end", "endless faults")
+        elif stop.said not in answer.allowed:
+            oracle = Oracle.ACCESS if access else Oracle.ERRNO
+            yield self._deviation(oracle, op, level if access else "", " or ".join(answer.allowed), stop.said)
+        elif answer.word is not None and stop.word != answer.word:
+            yield self._deviation(Oracle.DATA, op, level, f"{answer.word:#x}", f"{stop.word or 0:#x}")
+
+    # --- the entries -----------------------------------------------------------------------------
+
+    def _entries(self, stop: Stop) -> Iterator[Found]:
+        for number, process in self.world.processes.items():
+            leaves = stop.leaves.get(number, ())
+            for leaf in leaves:
+                if not any(vma.start < _end(leaf) and _start(leaf) < vma.end for vma in process.vmas):
+                    yield self._violation(Invariant.INSIDE, number, leaf, "no vma is there")
+            for vma in process.vmas:
+                yield from self._of_vma(number, vma, leaves)
+
+    def _of_vma(self, number: int, vma: Vma, leaves: Sequence[Leaf]) -> Iterator[Found]:
+        here = [leaf for leaf in leaves if vma.start < _end(leaf) and _start(leaf) < vma.end]
+        if vma.memory is Memory.BAR:
+            area = self._area(number, vma.start, vma.end, vma.rights, self.setting.bar_paddr + vma.offset)
+            yield from pfnmap_violations(area, here, (), self.setting.saved_dirty)
+            if not self.world.device_memory and here:
+                level, detail = here[0].level.label, f"p{number} {_start(here[0]):#x}: {here[0].entry}"
+                yield Deviation(Oracle.REVOKED, "memory off", level, "no entry", "an entry", detail)
+            return
+        for leaf in here:
+            if leaf.write and "w" not in vma.rights:
+                yield self._violation(Invariant.WRITE, number, leaf, f"the vma has {vma.rights or 'no rights'}")
+            if self.setting.saved_dirty and leaf.shadow_stack_shape:
+                yield self._violation(Invariant.SHADOW_STACK, number, leaf, "")
+            if leaf.saved_dirty and leaf.write:
+                yield self._violation(Invariant.SAVED_DIRTY, number, leaf, "")
+
+    def _area(self, number: int, start: int, end: int, rights: str, paddr: int | None) -> Area:
+        place = (ARENA_VADDR + start, ARENA_VADDR + end)
+        return Area(f"p{number}", "arena", *place, _RIGHTS[rights], paddr, str(self.number))
+
+    def _violation(self, invariant: Invariant, number: int, leaf: Leaf, why: str) -> Violation:
+        area = self._area(number, 0, 0, "", None)
+        where = f"p{number} {_start(leaf):#x}: {leaf.entry}"
+        return Violation.of(invariant, area, f"{where}{'; ' * bool(why)}{why}", leaf)
+
+    # --- what the operation does not concern -----------------------------------------------------
+
+    def _untouched(self, op: Operation, old: World, stop: Stop) -> Iterator[Deviation]:
+        for number, leaves in self.before.items():
+            if number not in self.world.processes or number not in old.processes:
+                continue
+            now = {leaf.vaddr: leaf for leaf in stop.leaves.get(number, ())}
+            for leaf in leaves:
+                if _concerns(op, number, leaf, old.processes[number]):
+                    continue
+                left = now.get(leaf.vaddr)
+                if left is None or left.level is not leaf.level:
+                    got = "gone" if left is None else left.level.label
+                elif wrong := (leaf.bits ^ left.bits) & ~_AT_ANY_TIME:
+                    got = " ".join(f"{'+' if bit in left.bits else '-'}{bit.name}" for bit in Bits if bit in wrong)
+                elif leaf.pfn != left.pfn:
+                    got = "another pfn"
+                else:
+                    continue
+                detail = f"p{number} {_start(leaf):#x}: {leaf.entry}"
+                yield self._deviation(Oracle.UNTOUCHED, op, leaf.level.label, "no change", got, detail)
+
+    # --- what was written ------------------------------------------------------------------------
+
+    def _dirt(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
+        self._drop(op, stop.said == DONE)
+        for number, page in sorted(self.owed):
+            leaf = _covering(stop.leaves.get(number, ()), page)
+            if leaf is None or not leaf.entry.kernel_dirty:
+                came_from = page - op.to + op.at if op.verb is Verb.MOVE and op.to <= page < op.to + op.size else page
+                was = _covering(self.before.get(number, ()), came_from)
+                got = "no entry" if leaf is None else "clean"
+                level = was.level.label if was is not None else "none"
+                yield self._deviation(Oracle.DIRT, op, level, "dirty", got, f"p{number} {page:#x}")
+                self.owed.discard((number, page))
+        if op.verb is Verb.WRITE and stop.said == DONE:
+            self.owed.add((op.process, op.at // PTE * PTE))
+
+    def _drop(self, op: Operation, done: bool) -> None:
+        """Forget what the operation may drop: what is no longer mapped, and a leaf that has to be taken apart."""
+        kept = set()
+        for number, page in self.owed:
+            leaf = _covering(self.before.get(number, ()), page)
+            process = self.world.processes.get(number)
+            place = _place(op, page, leaf, done) if number == op.process else page
+            still = process.at(place) if process is not None and place is not None else None
+            revoked = op.verb is Verb.MEMORY and still is not None and still.memory is Memory.BAR
+            if leaf is not None and still is not None and place is not None and not revoked:
+                kept.add((number, place))
+        self.owed = kept
+
+    def _deviation(
+        self, oracle: Oracle, op: Operation, level: str, expected: str, got: str, detail: str = ""
+    ) -> Deviation:
+        return Deviation(
+            oracle, op.cause, level, expected, got, f"step {self.number}, {op}{': ' * bool(detail)}{detail}"
+        )
+
+
+def _start(leaf: Leaf) -> int:
+    return leaf.vaddr - ARENA_VADDR
+
+
+def _end(leaf: Leaf) -> int:
+    return _start(leaf) + leaf.size_bytes
+
+
+def _covering(leaves: Sequence[Leaf], at: int) -> Leaf | None:
+    return next((leaf for leaf in leaves if leaf.covers(ARENA_VADDR + at)), None)
+
+
+def _splits(op: Operation, leaf: Leaf) -> bool:
+    """Whether a VMA is split inside the leaf, which then has to be taken apart, and of a pfnmap may be dropped."""
+    return any(_start(leaf) < bound < _end(leaf) for bound in bounds(op))
+
+
+def _place(op: Operation, page: int, leaf: Leaf | None, done: bool) -> int | None:
+    """Return where a page is after an operation of its process; None if what is there may have been dropped."""
+    inside = op.at <= page < op.end
+    match op.verb:
+        case _ if leaf is None or _splits(op, leaf):
+            return None
+        case Verb.MOVE if not done:
+            return page
+        case Verb.MOVE if inside:
+            return page - op.at + op.to if (op.to - op.at) % leaf.size_bytes == 0 else None
+        case Verb.MOVE if op.to <= page < op.to + op.size:
+            return None
+        case Verb.MAP if inside:
+            return None
+        case Verb.ADVISE if inside and op.how not in KEPT_ADVICE:
+            return None
+    return page
+
+
+def _concerns(op: Operation, number: int, leaf: Leaf, process: Process) -> bool:
+    """Return whether the operation may change a leaf."""
+    start, end = _start(leaf), _end(leaf)
+    vma = process.at(start)
+    if op.verb is Verb.MEMORY:
+        return vma is None or vma.memory is Memory.BAR
+    if number != op.process:
+        return False
+    match op.verb:
+        case Verb.READ | Verb.WRITE:
+            return start <= op.at < end
+        case Verb.FORK:  # wrprotect for copy-on-write (mm/memory.c __copy_present_ptes())
+            return vma is None or not vma.memory.shared
+        case Verb.CLEAR:
+            return True
+        case Verb.LOOK:
+            return False
+        case Verb.ADVISE if op.how in KEPT_ADVICE and (vma is None or vma.memory is Memory.BAR):
+            return _splits(op, leaf)
+        case Verb.MOVE if start < op.to + op.size and op.to < end:
+            return True
+    return op.verb in RANGED and start < op.end and op.at < end

@@ -1,0 +1,88 @@
+"""Makes a sequence that fails as short and as plain as it can be. Pure: who calls it runs the candidates.
+
+A candidate counts only if it fails in the same way. Operations are left out in runs of halving length, as delta
+debugging does it (Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", 2002), then each that is
+left is made plainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from harness.model.operation import PMD, PTE, PUD, Memory, Operation, Verb
+from harness.model.world import NEW_WORLD, Unspecified, after
+
+Sequence = tuple[Operation, ...]
+
+
+def shrink(sequence: Sequence, fails: Callable[[Sequence], bool], budget: int = 200) -> Sequence:
+    """Return the shortest and plainest sequence that was found to fail as this one does.
+
+    :param fails: runs a candidate, and returns whether it fails in the same way.
+    :param budget: how many candidates may be run.
+    """
+    tried = {sequence}
+
+    def still(candidate: Sequence) -> bool:
+        if candidate in tried or len(tried) > budget or not specified(candidate):
+            return False
+        tried.add(candidate)
+        return fails(candidate)
+
+    changed = True
+    while changed:
+        before = sequence
+        sequence = _shorter(sequence, still)
+        sequence = _plainer(sequence, still)
+        changed = sequence != before
+    return sequence
+
+
+def specified(sequence: Sequence) -> bool:
+    """Return whether the specification says what each operation does."""
+    world = NEW_WORLD
+    try:
+        for step, op in enumerate(sequence, start=1):
+            world, _ = after(world, op, step)
+    except Unspecified:
+        return False
+    return True
+
+
+def _shorter(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:
+    length = max(1, len(sequence) // 2)
+    while True:
+        start = len(sequence) - length  # the last operations are the most likely ones to be of no use
+        while start >= 0:
+            candidate = (*sequence[:start], *sequence[start + length :])
+            if candidate and still(candidate):
+                sequence = candidate
+            start -= length
+        if length == 1:
+            return sequence
+        length //= 2
+
+
+def _plainer(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:
+    for index in range(len(sequence)):
+        for plain in _plain_forms(sequence[index]):
+            candidate = (*sequence[:index], plain, *sequence[index + 1 :])
+            if still(candidate):
+                sequence = candidate
+                break
+    return sequence
+
+
+def _plain_forms(op: Operation) -> Iterator[Operation]:
+    """Yield plainer forms of one operation, the plainest first."""
+    forms = [replace(op, process=0)]
+    if op.verb is Verb.FORK:
+        forms.append(replace(op, to=1))
+    if op.verb is Verb.MAP:
+        forms += [replace(op, to=0, how="rw"), replace(op, to=0), replace(op, how="rw")]
+        forms += [replace(op, size=unit) for unit in (PTE, PMD, PUD) if unit < op.size]
+        forms += [replace(op, memory=Memory.ANON)] if op.memory is Memory.SHM else []
+    if op.verb is Verb.ADVISE:
+        forms.append(replace(op, how="dontfork"))
+    yield from (form for form in forms if form != op)

@@ -1,0 +1,302 @@
+"""The specification: what each operation must answer, and which VMAs and data there are after it. Pure.
+
+It says nothing about levels of page tables, which a kernel may choose. Each rule names where it is documented.
+:func:`after` gives the world after one operation, and what the operation must have answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from harness.model.operation import Memory, Operation, Verb
+
+READ, WRITE = "r", "w"
+DONE = "0"
+ABSENT = "absent"  # the process does not exist, or the child that fork() shall make exists already
+UNMAPPED, REFUSED, NO_DEVICE = "SEGV.1", "SEGV.2", "BUS.2"  # SEGV_MAPERR, SEGV_ACCERR, BUS_ADRERR
+
+#: Advice that a VMA keeps, and that changes none of its entries (man 2 madvise).
+KEPT_ADVICE = ("normal", "random", "sequential", "dontfork", "dontdump", "nohugepage")
+#: Advice that a pfnmap refuses with EINVAL: there are no pages to drop, and its VMA has to stay what it is (VM_IO for
+#: dofork, VM_SPECIAL for dodump, VM_PFNMAP for the others; mm/madvise.c madvise_vma_behavior()).
+NOT_FOR_A_BAR = ("dofork", "dodump", "dontneed", "cold", "pageout", "free", "wipeonfork")
+ADVICE = (*KEPT_ADVICE, "hugepage", *NOT_FOR_A_BAR)
+
+
+class Unspecified(Exception):
+    """No document says what the kernel does here: such a sequence says nothing, and is not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """A part of the arena that is mapped in one way."""
+
+    start: int
+    end: int
+    memory: Memory
+    offset: int
+    """Of its first byte in the BAR. Of other memory, in an object of its own: 0."""
+    rights: str
+    """"rw", "r" or ""."""
+    inherited: bool = True
+    """Whether a child gets it (MADV_DONTFORK)."""
+    object: int = 0
+    """Which piece of ordinary memory: the step that mapped it."""
+
+    def word_at(self, at: int) -> tuple[int, int]:
+        """Return what the word at an address is, the same for every mapping of it."""
+        return self.object, self.offset + at - self.start
+
+    def goes_on_in(self, other: Vma) -> bool:
+        """Return whether nothing but its place tells this VMA from the next one."""
+        return replace(self, end=other.end) == replace(other, start=self.start, offset=self.offset) and (
+            self.word_at(other.start) == other.word_at(other.start) and self.end == other.start
+        )
+
+    def cut(self, start: int, end: int) -> Vma:
+        """Return the part of it that lies in a range that it overlaps."""
+        start, end = max(start, self.start), min(end, self.end)
+        return replace(self, start=start, end=end, offset=self.offset + start - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process: its VMAs, in ascending order, and what its private memory holds."""
+
+    vmas: tuple[Vma, ...] = ()
+    words: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    cuts: frozenset[int] = frozenset()
+    """Addresses at which the kernel may have split a VMA that is one here: a VM_SPECIAL one is never merged again."""
+
+    def at(self, address: int) -> Vma | None:
+        """Return the VMA that has this address."""
+        return next((vma for vma in self.vmas if vma.start <= address < vma.end), None)
+
+    def within(self, start: int, end: int) -> Iterator[Vma]:
+        """Yield the parts of VMAs in a range."""
+        return (vma.cut(start, end) for vma in self.vmas if vma.start < end and start < vma.end)
+
+    def hole(self, start: int, end: int) -> int:
+        """Return the first address in a range that no VMA has; its end if there is none."""
+        for vma in self.within(start, end):
+            if vma.start > start:
+                break
+            start = vma.end
+        return start
+
+    def without(self, start: int, end: int) -> Process:
+        """Return the process after munmap() of a range."""
+        outside = (part for vma in self.vmas for part in _outside(vma, start, end))
+        return replace(self, vmas=tuple(outside), cuts=frozenset(cut for cut in self.cuts if not start < cut < end))
+
+    def having(self, *vmas: Vma) -> Process:
+        """Return the process with these VMAs in place of what was there."""
+        rest = self
+        for vma in vmas:
+            rest = rest.without(vma.start, vma.end)
+        merged = list[Vma]()
+        for vma in sorted((*rest.vmas, *vmas), key=lambda vma: vma.start):
+            if merged and merged[-1].goes_on_in(vma):
+                merged[-1] = replace(merged[-1], end=vma.end)
+            else:
+                merged.append(vma)
+        return replace(rest, vmas=tuple(merged))
+
+    def may_be_several(self, start: int, end: int) -> bool:
+        """Return whether a range may lie in several VMAs, or in none."""
+        vmas = list(self.within(start, end))
+        return self.hole(start, end) < end or len(vmas) > 1 or any(start < cut < end for cut in self.cuts)
+
+
+def _outside(vma: Vma, start: int, end: int) -> Iterator[Vma]:
+    if vma.start < start:
+        yield vma.cut(vma.start, min(start, vma.end))
+    if end < vma.end:
+        yield vma.cut(max(end, vma.start), vma.end)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Every process, and the memory that they share."""
+
+    processes: Mapping[int, Process]
+    words: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    device_memory: bool = True
+    """The memory bit of PCI_COMMAND. Without it, the BAR answers nobody."""
+    bar_holds: bool = True
+    """Whether the BAR has RAM behind it, which holds what is written."""
+
+    def of(self, number: int, process: Process) -> World:
+        """Return the world with this process."""
+        return replace(self, processes={**self.processes, number: process})
+
+
+NEW_WORLD = World({0: Process()})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an operation may answer: "0", the name of an errno, or signal and code of an access ("SEGV.1")."""
+
+    allowed: tuple[str, ...]
+    word: int | None = None
+    """What a read must give; None if it is not known."""
+
+
+def after(world: World, op: Operation, step: int) -> tuple[World, Answer]:
+    """Return the world after an operation, and what it must answer.
+
+    :param step: the number of the operation, 1 for the first, which is also what WRITE stores.
+    :raises Unspecified: no document says what happens.
+    """
+    process = world.processes.get(op.process)
+    if process is None:
+        return world, Answer((ABSENT,))
+    match op.verb:
+        case Verb.READ | Verb.WRITE:
+            return _access(world, process, op, step)
+        case Verb.FORK:
+            return _fork(world, process, op)
+        case Verb.EXIT:
+            rest = {number: one for number, one in world.processes.items() if number != op.process}
+            return replace(world, processes=rest), Answer((DONE,))
+        case Verb.MEMORY:  # vfio_pci_basic_config_write(): without the bit, an access is SIGBUS
+            return replace(world, device_memory=op.how == "on"), Answer((DONE,))
+        case Verb.CLEAR | Verb.LOOK:  # Documentation/filesystems/proc.rst: what is mapped stays
+            return world, Answer((DONE,))
+        case Verb.DMA:
+            return world, _dma(world, process, op)
+    changed, answer = _RANGE_RULES[op.verb](process, op, step)
+    return world.of(op.process, replace(changed, cuts=changed.cuts | set(bounds(op)))), answer
+
+
+def bounds(op: Operation) -> tuple[int, ...]:
+    """Return the addresses at which an operation may split a VMA."""
+    match op.verb:
+        case Verb.MOVE:
+            return op.at, op.end, op.to, op.to + op.size
+        case Verb.SHRINK:
+            return (op.at + op.to,)
+        case Verb.MAP | Verb.UNMAP | Verb.PROTECT | Verb.ADVISE:
+            return op.at, op.end
+    return ()
+
+
+def _access(world: World, process: Process, op: Operation, step: int) -> tuple[World, Answer]:
+    """A load or store of a word (man 2 mmap: SIGSEGV, SIGBUS; SDM 4.6: rights)."""
+    vma = process.at(op.at)
+    if vma is None:
+        return world, Answer((UNMAPPED,))
+    if (WRITE if op.verb is Verb.WRITE else READ) not in vma.rights:
+        return world, Answer((REFUSED,))
+    if vma.memory is Memory.BAR and not world.device_memory:
+        return world, Answer((NO_DEVICE,))
+    word = vma.word_at(op.at)
+    words = world.words if vma.memory.shared else process.words
+    if op.verb is Verb.READ:
+        unknown = None if vma.memory is Memory.BAR else 0
+        holds = vma.memory is not Memory.BAR or world.bar_holds
+        return world, Answer((DONE,), words.get(word, unknown) if holds else None)
+    if vma.memory.shared:
+        return replace(world, words={**words, word: step}), Answer((DONE,))
+    return world.of(op.process, replace(process, words={**words, word: step})), Answer((DONE,))
+
+
+def _fork(world: World, process: Process, op: Operation) -> tuple[World, Answer]:
+    """The child has what MADV_DONTFORK did not take out (man 2 fork, man 2 madvise)."""
+    if op.to in world.processes:
+        return world, Answer((ABSENT,))
+    child = replace(process, vmas=tuple(vma for vma in process.vmas if vma.inherited))
+    return world.of(op.to, child), Answer((DONE,))
+
+
+def _map(process: Process, op: Operation, step: int) -> tuple[Process, Answer]:
+    """mmap() with MAP_FIXED replaces what is there (man 2 mmap)."""
+    bar = op.memory is Memory.BAR
+    vma = Vma(op.at, op.end, op.memory, op.to if bar else 0, op.how, object=0 if bar else step)
+    return process.having(vma), Answer((DONE,))
+
+
+def _unmap(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+    """No error if a part is not mapped (man 2 munmap)."""
+    return process.without(op.at, op.end), Answer((DONE,))
+
+
+def _protect(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+    """ENOMEM at the first hole, and what is before it has its new rights (mm/mprotect.c do_mprotect_pkey())."""
+    hole = process.hole(op.at, op.end)
+    changed = [replace(vma, rights=op.how) for vma in process.within(op.at, hole)] if hole > op.at else []
+    return process.having(*changed), Answer((DONE,) if hole >= op.end else ("ENOMEM",))
+
+
+def _move(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+    """Mapping, rights and content move (man 2 mremap). The old address is no longer mapped."""
+    if op.at < op.to + op.size and op.to < op.end:
+        return process, Answer(("EINVAL",))
+    if process.may_be_several(op.at, op.end):
+        raise Unspecified("mremap() of several VMAs: EFAULT, or, from 6.17 on, a move of each")
+    (source,) = process.within(op.at, op.end)
+    moved = replace(source, start=op.to, end=op.to + op.size)
+    return process.without(op.at, op.end).having(moved), Answer((DONE,))
+
+
+def _shrink(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+    """mremap() to a smaller size unmaps the tail (man 2 mremap)."""
+    if not 0 < op.to < op.size:
+        raise Unspecified("only a smaller size is meant")
+    if process.may_be_several(op.at, op.end):
+        raise Unspecified("mremap() of several VMAs, or of none")
+    return process.without(op.at + op.to, op.end), Answer((DONE,))
+
+
+def _advise(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+    """A VMA that refuses ends it with EINVAL; a hole is passed over, and gives ENOMEM (man 2 madvise)."""
+    answer = DONE if process.hole(op.at, op.end) >= op.end else "ENOMEM"
+    for vma in process.within(op.at, op.end):
+        if vma.memory is Memory.BAR and op.how in NOT_FOR_A_BAR:
+            return process, Answer(("EINVAL",))
+        if op.how in ("free", "wipeonfork") and vma.memory is not Memory.ANON:
+            return process, Answer(("EINVAL",))
+        if op.how == "dontneed" and vma.memory is Memory.ANON:
+            process = _forget(process, vma)
+        elif op.how == "free" and vma.memory is Memory.ANON:
+            raise Unspecified("when the content of freed memory is lost")
+        elif op.how == "wipeonfork":
+            raise Unspecified("not modelled")
+        if op.how in ("dontfork", "dofork"):
+            process = process.having(replace(vma, inherited=op.how == "dofork"))
+    if op.how == "hugepage":  # refused for a VMA that can have no huge page, by some kernels and configurations
+        return process, Answer((answer, "EINVAL"))
+    return process, Answer((answer,))
+
+
+def _forget(process: Process, vma: Vma) -> Process:
+    """MADV_DONTNEED of private memory: zeros from now on (man 2 madvise)."""
+    first, last = vma.offset, vma.offset + vma.end - vma.start
+    kept = {
+        (piece, offset): word
+        for (piece, offset), word in process.words.items()
+        if piece != vma.object or not first <= offset < last
+    }
+    return replace(process, words=kept)
+
+
+def _dma(world: World, process: Process, op: Operation) -> Answer:
+    """MAP_DMA pins, or looks up, what the process can write, and EFAULTs elsewhere (vfio_iommu_type1.c)."""
+    vmas = list(process.within(op.at, op.end))
+    if process.hole(op.at, op.end) < op.end or any(vma.rights != "rw" for vma in vmas):
+        raise Unspecified("which of EFAULT, EINVAL and ENOMEM an address has that cannot be mapped for DMA")
+    if not world.device_memory and any(vma.memory is Memory.BAR for vma in vmas):
+        raise Unspecified("how a lookup of a device without memory fails")
+    return Answer((DONE,))
+
+
+_RANGE_RULES = {
+    Verb.MAP: _map,
+    Verb.UNMAP: _unmap,
+    Verb.PROTECT: _protect,
+    Verb.MOVE: _move,
+    Verb.SHRINK: _shrink,
+    Verb.ADVISE: _advise,
+}
