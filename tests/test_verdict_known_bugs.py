@@ -271,7 +271,7 @@ def test_a_bug_may_show_in_several_scenarios() -> None:
         ("[[bug.symptom]]", "[[bug.sign]]", "not understood"),
         ('"the rest .*"', '"("', "'claim' of a symptom is .*; expected a regular expression"),
         ('"the rest .*"', "1", "'claim' of a symptom is 1; expected a regular expression"),
-        ('claim = "the rest .*"\n', "", "a symptom has subject; expected one of: claim, invariant, end, complain"),
+        ('claim = "the rest .*"\n', "", "a symptom has subject; expected one of: claim, invariant, oracle, end"),
         (
             'subject = "pres',
             'message = "pres',

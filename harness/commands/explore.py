@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,17 +42,17 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
     from harness.campaign.progress import Live
     from harness.explorer.campaign import Progress, run_exploration
     from harness.explorer.groups import Groups
-    from harness.explorer.worker import Task
+    from harness.explorer.worker import Exploration
     from harness.guest.compiler import guest_tests_dir
     from harness.machine.preparation import kernel_of
     from harness.qemu.spec import Device
     from harness.selection.tests import ledger_of
 
     verbs = _verbs(options["ops"])
-    given = _sequence(options["sequence"]) if options["sequence"] else None
+    given = None if options["sequence"] is None else _sequence(options["sequence"])
     with Live() as live:
         kernel = kernel_of(config).resolve(live.say)
-        task = Task(kernel, replace(config, device=Device.SHMEM.value), seed, length, verbs)
+        task = Exploration(kernel, replace(config, device=Device.SHMEM.value), seed, length, verbs)
         if given is not None:
             live.close()
             sys.exit(_one(task, given))
@@ -71,7 +70,8 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
         click.echo(f"known bug {group.known}, {group.times} times: {group.symptom}")
     click.echo(str(progress))
     if options["json_file"]:
-        _write(options["json_file"], kernel.release, seed, progress.sequences, [*groups.new, *groups.known])
+        found = groups.to_json(kernel.release, seed, progress.sequences)
+        options["json_file"].write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
 
 
@@ -124,8 +124,3 @@ def _told(group: Group, spec: str) -> list[str]:
         f"     {command}",
         "",
     ]
-
-
-def _write(path: Path, release: str, seed: int, sequences: int, groups: list[Group]) -> None:
-    data = {"schema": "hugepfn-explore", "version": 1, "kernel": release, "seed": seed, "sequences": sequences}
-    path.write_text(json.dumps({**data, "groups": [group.to_json() for group in groups]}, indent=1) + "\n")

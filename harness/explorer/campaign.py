@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.errors import MachineryError
 from harness.explorer.groups import Group, Groups
-from harness.explorer.sequence import Outcome
-from harness.explorer.worker import Batch, Task, explore, prepare, shorten
+from harness.explorer.sequence import SequenceResult
+from harness.explorer.worker import Batch, Exploration, explore, prepare, shorten
 from harness.model.operation import Verb
 
 #: Sequences that a process runs before it reports.
@@ -42,7 +42,7 @@ class Progress:
 
 
 def run_exploration(
-    task: Task, groups: Groups, minutes: float, workers: int, tell: Callable[[Progress, str], None]
+    task: Exploration, groups: Groups, minutes: float, workers: int, tell: Callable[[Progress, str], None]
 ) -> Progress:
     """Explore until the time is over, and then make short what was found.
 
@@ -70,7 +70,7 @@ def run_exploration(
 
 def _events(
     pool: futures.ProcessPoolExecutor,
-    task: Task,
+    task: Exploration,
     progress: Progress,
     batches: Iterator[range],
     end: float,
@@ -78,7 +78,7 @@ def _events(
 ) -> Iterator[str]:
     """Keep the processes busy; yield a line for what is new, or "" for progress."""
     running: dict[futures.Future[Batch], range] = {}
-    shrinking: dict[futures.Future[tuple[Outcome, bool]], Group] = {}
+    shrinking: dict[futures.Future[tuple[SequenceResult, bool]], Group] = {}
     while True:
         while time.monotonic() < end and len(running) + len(shrinking) < workers + 1:
             numbers = next(batches)

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.explorer.sequence import Outcome
+from harness.explorer.sequence import SequenceResult
 from harness.model.operation import Operation
-from harness.verdict.deviation import Deviation, Oracle
-from harness.verdict.invariants import Violation
+from harness.verdict.invariants import Deviation, Oracle, Violation
 from harness.verdict.known_bugs import KnownBug
 from harness.verdict.log.troubles import EndKind, KernelComplaint
 from harness.verdict.symptoms import Ended, Shown
+
+SCHEMA, VERSION = "hugepfn-explore", 1
 
 
 def symptom_of(shown: Shown) -> str:
@@ -36,7 +37,7 @@ class Group:
     """All sequences that fail in one way."""
 
     symptom: str
-    shortest: Outcome
+    shortest: SequenceResult
     number: int
     """Of the first sequence that showed it."""
     known: str = ""
@@ -46,7 +47,7 @@ class Group:
     """It was seen again in a pristine machine, with the shortest sequence."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as an object of schema hugepfn-explore."""
+        """Return it as a part of schema hugepfn-explore."""
         operations = [op.word() for op in self.shortest.operations]
         return {
             "symptom": self.symptom,
@@ -66,7 +67,7 @@ class Groups:
     ledger: Sequence[KnownBug] = ()
     by_symptom: dict[str, Group] = field(default_factory=dict)
 
-    def add(self, number: int, outcome: Outcome) -> Group | None:
+    def add(self, number: int, outcome: SequenceResult) -> Group | None:
         """Count a sequence that failed. Return its group if that is a new one, which is no known bug."""
         assert outcome.failure is not None
         symptom = symptom_of(outcome.failure)
@@ -86,6 +87,12 @@ class Groups:
     def known(self) -> list[Group]:
         """The groups that are known bugs, by the name of the bug."""
         return sorted((one for one in self.by_symptom.values() if one.known), key=lambda one: one.known)
+
+    def to_json(self, release: str, seed: int, sequences: int) -> dict[str, Any]:
+        """Return everything as an object of schema hugepfn-explore."""
+        found = [one.to_json() for one in (*self.new, *self.known)]
+        head = {"schema": SCHEMA, "version": VERSION, "kernel": release, "seed": seed, "sequences": sequences}
+        return {**head, "groups": found}
 
 
 def detail_of(shown: Shown | None) -> str:

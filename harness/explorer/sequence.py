@@ -15,7 +15,7 @@ from harness.observe.snapshot import Snapshot
 from harness.pagetable import Leaf
 from harness.qemu.spec import Device
 from harness.verdict import words
-from harness.verdict.deviation import Deviation, Oracle
+from harness.verdict.invariants import Deviation, Oracle
 from harness.verdict.log.troubles import End, EndKind
 from harness.verdict.symptoms import Ended, Shown
 
@@ -26,7 +26,7 @@ _PROCESS_NAMES = tuple(f"p{number}" for number in range(PROCESSES_MAX))
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SequenceResult:
     """What one sequence showed."""
 
     operations: tuple[Operation, ...]
@@ -40,7 +40,7 @@ class Outcome:
     """Whether the machine can run another sequence."""
 
 
-def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 20.0) -> Outcome:
+def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 20.0) -> SequenceResult:
     """Run a sequence, with a look at every process after each operation.
 
     :raises MachineryError: the two witnesses disagree on ordinary memory, or QEMU or the host failed.
@@ -55,7 +55,9 @@ def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 20.
     except (KernelDied, DeadlineError) as error:
         kind = EndKind.HANG if isinstance(error, DeadlineError) else EndKind.DIED
         complaints = run.kernel_troubles().complaints
-        return Outcome(operations, Ended(End(kind), *complaints[:1]), 0, run.log, pristine=False)
+        if complaints and not complaints[0].kind.fatal:  # what killed it may follow from that
+            return SequenceResult(operations, complaints[0], 0, run.log, pristine=False)
+        return SequenceResult(operations, Ended(End(kind), *complaints[:1]), 0, run.log, pristine=False)
     except RunBroken:  # the kernel complained, which is asked below
         judged = None, 0
     if run.uncalibrated:
@@ -63,9 +65,9 @@ def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 20.
     troubles = run.kernel_troubles()
     if troubles.complaints or troubles.taint:
         complaint: Shown = troubles.complaints[0] if troubles.complaints else troubles.taint
-        return Outcome(operations, complaint, 0, run.log, pristine=False)
+        return SequenceResult(operations, complaint, 0, run.log, pristine=False)
     failure, step = judged
-    return Outcome(operations, failure, step, run.log if failure is not None else "", pristine=failure is None)
+    return SequenceResult(operations, failure, step, run.log if failure is not None else "", pristine=failure is None)
 
 
 def _judged(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from harness.config import MachineConfig
 from harness.explorer.groups import symptom_of
-from harness.explorer.sequence import Outcome, run_sequence
+from harness.explorer.sequence import SequenceResult, run_sequence
 from harness.host.signals import ignore_ending
 from harness.kernel import KernelImage
 from harness.machine.vm import VM
@@ -20,7 +20,7 @@ from harness.model.shrink import shrink
 
 
 @dataclass(frozen=True)
-class Task:
+class Exploration:
     """What is explored, the same for all processes."""
 
     kernel: KernelImage
@@ -34,7 +34,7 @@ class Task:
 class Batch:
     """What a run of sequences showed."""
 
-    failed: tuple[tuple[int, Outcome], ...]
+    failed: tuple[tuple[int, SequenceResult], ...]
     """Those that failed, with their numbers."""
     sequences: int
     pairs: collections.Counter[tuple[Verb, Verb]]
@@ -47,7 +47,7 @@ class _Bench:
     def __init__(self) -> None:
         self._vm: VM | None = None
 
-    def run(self, task: Task, operations: Sequence[Operation], *, pristine: bool = False) -> Outcome:
+    def run(self, task: Exploration, operations: Sequence[Operation], *, pristine: bool = False) -> SequenceResult:
         """Run a sequence.
 
         :param pristine: in a machine that has run no other.
@@ -81,7 +81,7 @@ def prepare() -> None:
     atexit.register(_BENCH.close)
 
 
-def explore(task: Task, numbers: Sequence[int]) -> Batch:
+def explore(task: Exploration, numbers: Sequence[int]) -> Batch:
     """Run the sequences with these numbers.
 
     :raises MachineryError: QEMU or this host failed.
@@ -96,13 +96,13 @@ def explore(task: Task, numbers: Sequence[int]) -> Batch:
     return Batch(tuple(failed), len(numbers), pairs)
 
 
-def shorten(task: Task, outcome: Outcome) -> tuple[Outcome, bool]:
+def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult, bool]:
     """Return the shortest sequence that fails in the same way, each tried in a pristine machine.
 
     :returns: what it showed, and whether the first one failed again at all.
     """
     assert outcome.failure is not None
-    symptom, seen = symptom_of(outcome.failure), dict[tuple[Operation, ...], Outcome]()
+    symptom, seen = symptom_of(outcome.failure), dict[tuple[Operation, ...], SequenceResult]()
 
     def fails(candidate: tuple[Operation, ...]) -> bool:
         again = _BENCH.run(task, candidate, pristine=True)

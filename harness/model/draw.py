@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from harness.model.operation import ARENA_BYTES, PMD, PROCESSES_MAX, PTE, PUD, Memory, Operation, Verb
-from harness.model.world import ADVICE, NEW_WORLD, Process, Unspecified, Vma, World, after
+from harness.model.operation import ARENA_BYTES, PMD, PROCESSES_MAX, PTE, PUD, Backing, Operation, Verb
+from harness.model.world import ADVICE, NEW_WORLD, MappedRange, ModelProcess, Unspecified, World, after
 
 LOOKS = ("smaps", "smaps_rollup", "numa_maps", "maps", "pagemap")
 CLEARS = ("1", "2", "3", "4")
@@ -21,7 +21,7 @@ _ORDINARY_MAX = 2 * PMD
 _DMA_MAX = 2 * PMD
 _TRIES = 50
 
-_Draw = Callable[[random.Random, int, Process], Operation | None]
+_Draw = Callable[[random.Random, int, ModelProcess], Operation | None]
 
 #: How often each is drawn.
 WEIGHTS: Mapping[Verb, int] = {
@@ -77,19 +77,19 @@ def _next(dice: random.Random, world: World, step: int, verbs: Collection[Verb])
     return Operation(min(world.processes), Verb.LOOK, how="maps"), world
 
 
-def _fits(process: Process | None) -> bool:
+def _fits(process: ModelProcess | None) -> bool:
     """Whether the ordinary memory of a process is little enough to be touched."""
     vmas = process.vmas if process is not None else ()
-    return sum(vma.end - vma.start for vma in vmas if vma.memory is not Memory.BAR) <= 2 * _ORDINARY_MAX
+    return sum(vma.end - vma.start for vma in vmas if vma.memory is not Backing.BAR) <= 2 * _ORDINARY_MAX
 
 
 def _unit(dice: random.Random) -> int:
     return dice.choice((PTE, PMD, PUD))
 
 
-def _map(dice: random.Random, number: int, _process: Process) -> Operation:
-    memory = dice.choices((Memory.BAR, Memory.ANON, Memory.SHM), (8, 2, 1))[0]
-    if memory is not Memory.BAR:
+def _map(dice: random.Random, number: int, _process: ModelProcess) -> Operation:
+    memory = dice.choices((Backing.BAR, Backing.ANON, Backing.SHM), (8, 2, 1))[0]
+    if memory is not Backing.BAR:
         size = dice.choice((PTE, 4 * PTE, PMD, 2 * PMD))
         at = _place(dice, size, min(size, PMD))
         return Operation(number, Verb.MAP, at, size, how=dice.choice(RIGHTS), memory=memory)
@@ -107,11 +107,11 @@ def _place(dice: random.Random, size: int, unit: int) -> int:
     return min(at, (ARENA_BYTES - size) // PTE * PTE)
 
 
-def _vma(dice: random.Random, process: Process) -> Vma:
+def _vma(dice: random.Random, process: ModelProcess) -> MappedRange:
     return dice.choice(process.vmas)
 
 
-def _within(dice: random.Random, vma: Vma) -> tuple[int, int]:
+def _within(dice: random.Random, vma: MappedRange) -> tuple[int, int]:
     """Return a range in a VMA, as start and size: all of it, its head, its tail, or something between."""
     whole = vma.end - vma.start
     unit = min(_unit(dice), whole)
@@ -127,7 +127,7 @@ def _within(dice: random.Random, vma: Vma) -> tuple[int, int]:
             return vma.start + unit * dice.randrange(1, pages), unit
 
 
-def _address(dice: random.Random, process: Process) -> int:
+def _address(dice: random.Random, process: ModelProcess) -> int:
     vma = _vma(dice, process)
     span = vma.end - vma.start
     steps = [one for one in (0, PTE, PMD - PTE, PMD, span // 2, span - PTE) if one < span]
@@ -138,33 +138,33 @@ def _access(verb: Verb) -> _Draw:
     return lambda dice, number, process: Operation(number, verb, _address(dice, process))
 
 
-def _fork(dice: random.Random, number: int, _process: Process) -> Operation:
+def _fork(dice: random.Random, number: int, _process: ModelProcess) -> Operation:
     return Operation(number, Verb.FORK, to=dice.randrange(1, PROCESSES_MAX))
 
 
 def _ranged(verb: Verb, hows: Sequence[str] = ("",)) -> _Draw:
-    def drawn(dice: random.Random, number: int, process: Process) -> Operation:
+    def drawn(dice: random.Random, number: int, process: ModelProcess) -> Operation:
         start, size = _within(dice, _vma(dice, process))
         return Operation(number, verb, start, size, how=dice.choice(hows))
 
     return drawn
 
 
-def _move(dice: random.Random, number: int, process: Process) -> Operation:
+def _move(dice: random.Random, number: int, process: ModelProcess) -> Operation:
     start, size = _within(dice, _vma(dice, process))
     unit = next(one for one in (PUD, PMD, PTE) if size >= one)
     to = _place(dice, size, unit) + start % unit
     return Operation(number, Verb.MOVE, start, size, min(to, (ARENA_BYTES - size) // PTE * PTE))
 
 
-def _shrink(dice: random.Random, number: int, process: Process) -> Operation | None:
+def _shrink(dice: random.Random, number: int, process: ModelProcess) -> Operation | None:
     vma = _vma(dice, process)
     size = vma.end - vma.start
     smaller = [one for one in (PTE, PMD, size // 2, size - PTE, size - PMD) if 0 < one < size and one % PTE == 0]
     return Operation(number, Verb.SHRINK, vma.start, size, dice.choice(smaller)) if smaller else None
 
 
-def _dma(dice: random.Random, number: int, process: Process) -> Operation | None:
+def _dma(dice: random.Random, number: int, process: ModelProcess) -> Operation | None:
     start, size = _within(dice, _vma(dice, process))
     return Operation(number, Verb.DMA, start, min(size, _DMA_MAX))
 

@@ -19,7 +19,7 @@ PTE, PMD, PUD = 1 << 12, 1 << 21, 1 << 30
 _UNITS = (("G", PUD), ("M", 1 << 20), ("K", 1 << 10))
 
 
-class Memory(enum.Enum):
+class Backing(enum.Enum):
     """What a VMA maps."""
 
     BAR = "bar"  # a pfnmap of the device, MAP_SHARED
@@ -29,7 +29,7 @@ class Memory(enum.Enum):
     @property
     def shared(self) -> bool:
         """Whether a write is seen by every process that maps it."""
-        return self is not Memory.ANON
+        return self is not Backing.ANON
 
 
 class Verb(enum.Enum):
@@ -70,7 +70,7 @@ class Operation:
     """A second place, size or process, see :class:`Verb`."""
     how: str = ""
     """Rights, advice or the name of a file, see :class:`Verb`."""
-    memory: Memory = Memory.BAR
+    memory: Backing = Backing.BAR
     """What MAP maps."""
 
     @property
@@ -101,7 +101,7 @@ class Operation:
         try:
             process, verb, at, size, to, memory, how = word.split(":")
             where, length, second = (int(one, 16) for one in (at, size, to))
-            return cls(int(process), Verb(verb), where, length, second, how, Memory(memory))
+            return cls(int(process), Verb(verb), where, length, second, how, Backing(memory))
         except ValueError:
             raise UsageError(
                 f"{word!r} is not an operation; expected PROCESS:VERB:AT:SIZE:TO:MEMORY:HOW, with AT, SIZE and TO in "
@@ -112,7 +112,7 @@ class Operation:
         where = f"{size_words(self.at)}, {size_words(self.size)}"
         match self.verb:
             case Verb.MAP:
-                offset = f" from {size_words(self.to)}" if self.memory is Memory.BAR else ""
+                offset = f" from {size_words(self.to)}" if self.memory is Backing.BAR else ""
                 said = f"mmap({where}, {self.how}, {self.memory.value}{offset})"
             case Verb.READ | Verb.WRITE:
                 said = f"{self.verb.value}({size_words(self.at)})"

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.model.operation import ARENA_VADDR, PTE, RANGED, Memory, Operation, Verb
-from harness.model.world import DONE, KEPT_ADVICE, NEW_WORLD, Answer, Process, Vma, World, after, bounds
+from harness.model.operation import ARENA_VADDR, PTE, RANGED, Backing, Operation, Verb
+from harness.model.world import DONE, KEPT_ADVICE, NEW_WORLD, MappedRange, ModelProcess, Reply, World, after, bounds
 from harness.pagetable import Bits, Leaf
-from harness.verdict.deviation import Deviation, Oracle
-from harness.verdict.invariants import Area, Invariant, Violation, pfnmap_violations
+from harness.verdict.invariants import Area, Deviation, Invariant, Oracle, Violation, pfnmap_violations
 
 FOREVER = "forever"
 _RIGHTS = {"": 0, "r": 1, "w": 2, "rw": 3}
@@ -28,7 +27,7 @@ class Stop:
     """What was seen after an operation."""
 
     said: str
-    """What the operation answered, see :class:`harness.model.world.Answer`; :data:`FOREVER` for an endless access."""
+    """What the operation answered, see :class:`harness.model.world.Reply`; :data:`FOREVER` for an endless access."""
     word: int | None
     """What a read gave."""
     leaves: Mapping[int, tuple[Leaf, ...]]
@@ -78,7 +77,7 @@ class Judge:
 
     # --- what it answered ------------------------------------------------------------------------
 
-    def _answer(self, op: Operation, stop: Stop, answer: Answer) -> Iterator[Deviation]:
+    def _answer(self, op: Operation, stop: Stop, answer: Reply) -> Iterator[Deviation]:
         leaf = _covering(self.before.get(op.process, ()), op.at)
         level = leaf.level.label if leaf is not None else "none"
         access = op.verb in (Verb.READ, Verb.WRITE)
@@ -103,9 +102,9 @@ class Judge:
             for vma in process.vmas:
                 yield from self._of_vma(number, vma, leaves)
 
-    def _of_vma(self, number: int, vma: Vma, leaves: Sequence[Leaf]) -> Iterator[Found]:
+    def _of_vma(self, number: int, vma: MappedRange, leaves: Sequence[Leaf]) -> Iterator[Found]:
         here = [leaf for leaf in leaves if vma.start < _end(leaf) and _start(leaf) < vma.end]
-        if vma.memory is Memory.BAR:
+        if vma.memory is Backing.BAR:
             area = self._area(number, vma.start, vma.end, vma.rights, self.setting.bar_paddr + vma.offset)
             yield from pfnmap_violations(area, here, (), self.setting.saved_dirty)
             if not self.world.device_memory and here:
@@ -175,7 +174,7 @@ class Judge:
             process = self.world.processes.get(number)
             place = _place(op, page, leaf, done) if number == op.process else page
             still = process.at(place) if process is not None and place is not None else None
-            revoked = op.verb is Verb.MEMORY and still is not None and still.memory is Memory.BAR
+            revoked = op.verb is Verb.MEMORY and still is not None and still.memory is Backing.BAR
             if leaf is not None and still is not None and place is not None and not revoked:
                 kept.add((number, place))
         self.owed = kept
@@ -224,12 +223,12 @@ def _place(op: Operation, page: int, leaf: Leaf | None, done: bool) -> int | Non
     return page
 
 
-def _concerns(op: Operation, number: int, leaf: Leaf, process: Process) -> bool:
+def _concerns(op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> bool:
     """Return whether the operation may change a leaf."""
     start, end = _start(leaf), _end(leaf)
     vma = process.at(start)
     if op.verb is Verb.MEMORY:
-        return vma is None or vma.memory is Memory.BAR
+        return vma is None or vma.memory is Backing.BAR
     if number != op.process:
         return False
     match op.verb:
@@ -241,7 +240,7 @@ def _concerns(op: Operation, number: int, leaf: Leaf, process: Process) -> bool:
             return True
         case Verb.LOOK:
             return False
-        case Verb.ADVISE if op.how in KEPT_ADVICE and (vma is None or vma.memory is Memory.BAR):
+        case Verb.ADVISE if op.how in KEPT_ADVICE and (vma is None or vma.memory is Backing.BAR):
             return _splits(op, leaf)
         case Verb.MOVE if start < op.to + op.size and op.to < end:
             return True

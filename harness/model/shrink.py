@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from harness.model.operation import PMD, PTE, PUD, Memory, Operation, Verb
+from harness.model.operation import PMD, PTE, PUD, Backing, Operation, Verb
 from harness.model.world import NEW_WORLD, Unspecified, after
 
 Sequence = tuple[Operation, ...]
@@ -82,7 +82,7 @@ def _plain_forms(op: Operation) -> Iterator[Operation]:
     if op.verb is Verb.MAP:
         forms += [replace(op, to=0, how="rw"), replace(op, to=0), replace(op, how="rw")]
         forms += [replace(op, size=unit) for unit in (PTE, PMD, PUD) if unit < op.size]
-        forms += [replace(op, memory=Memory.ANON)] if op.memory is Memory.SHM else []
+        forms += [replace(op, memory=Backing.ANON)] if op.memory is Backing.SHM else []
     if op.verb is Verb.ADVISE:
         forms.append(replace(op, how="dontfork"))
     yield from (form for form in forms if form != op)

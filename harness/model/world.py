@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from harness.model.operation import Memory, Operation, Verb
+from harness.model.operation import Backing, Operation, Verb
 
 READ, WRITE = "r", "w"
 DONE = "0"
@@ -29,12 +29,12 @@ class Unspecified(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Vma:
+class MappedRange:
     """A part of the arena that is mapped in one way."""
 
     start: int
     end: int
-    memory: Memory
+    memory: Backing
     offset: int
     """Of its first byte in the BAR. Of other memory, in an object of its own: 0."""
     rights: str
@@ -48,32 +48,32 @@ class Vma:
         """Return what the word at an address is, the same for every mapping of it."""
         return self.object, self.offset + at - self.start
 
-    def goes_on_in(self, other: Vma) -> bool:
+    def goes_on_in(self, other: MappedRange) -> bool:
         """Return whether nothing but its place tells this VMA from the next one."""
         return replace(self, end=other.end) == replace(other, start=self.start, offset=self.offset) and (
             self.word_at(other.start) == other.word_at(other.start) and self.end == other.start
         )
 
-    def cut(self, start: int, end: int) -> Vma:
+    def cut(self, start: int, end: int) -> MappedRange:
         """Return the part of it that lies in a range that it overlaps."""
         start, end = max(start, self.start), min(end, self.end)
         return replace(self, start=start, end=end, offset=self.offset + start - self.start)
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ModelProcess:
     """One process: its VMAs, in ascending order, and what its private memory holds."""
 
-    vmas: tuple[Vma, ...] = ()
+    vmas: tuple[MappedRange, ...] = ()
     words: Mapping[tuple[int, int], int] = field(default_factory=dict)
     cuts: frozenset[int] = frozenset()
     """Addresses at which the kernel may have split a VMA that is one here: a VM_SPECIAL one is never merged again."""
 
-    def at(self, address: int) -> Vma | None:
+    def at(self, address: int) -> MappedRange | None:
         """Return the VMA that has this address."""
         return next((vma for vma in self.vmas if vma.start <= address < vma.end), None)
 
-    def within(self, start: int, end: int) -> Iterator[Vma]:
+    def within(self, start: int, end: int) -> Iterator[MappedRange]:
         """Yield the parts of VMAs in a range."""
         return (vma.cut(start, end) for vma in self.vmas if vma.start < end and start < vma.end)
 
@@ -85,17 +85,17 @@ class Process:
             start = vma.end
         return start
 
-    def without(self, start: int, end: int) -> Process:
+    def without(self, start: int, end: int) -> ModelProcess:
         """Return the process after munmap() of a range."""
         outside = (part for vma in self.vmas for part in _outside(vma, start, end))
         return replace(self, vmas=tuple(outside), cuts=frozenset(cut for cut in self.cuts if not start < cut < end))
 
-    def having(self, *vmas: Vma) -> Process:
+    def having(self, *vmas: MappedRange) -> ModelProcess:
         """Return the process with these VMAs in place of what was there."""
         rest = self
         for vma in vmas:
             rest = rest.without(vma.start, vma.end)
-        merged = list[Vma]()
+        merged = list[MappedRange]()
         for vma in sorted((*rest.vmas, *vmas), key=lambda vma: vma.start):
             if merged and merged[-1].goes_on_in(vma):
                 merged[-1] = replace(merged[-1], end=vma.end)
@@ -109,7 +109,7 @@ class Process:
         return self.hole(start, end) < end or len(vmas) > 1 or any(start < cut < end for cut in self.cuts)
 
 
-def _outside(vma: Vma, start: int, end: int) -> Iterator[Vma]:
+def _outside(vma: MappedRange, start: int, end: int) -> Iterator[MappedRange]:
     if vma.start < start:
         yield vma.cut(vma.start, min(start, vma.end))
     if end < vma.end:
@@ -120,23 +120,23 @@ def _outside(vma: Vma, start: int, end: int) -> Iterator[Vma]:
 class World:
     """Every process, and the memory that they share."""
 
-    processes: Mapping[int, Process]
+    processes: Mapping[int, ModelProcess]
     words: Mapping[tuple[int, int], int] = field(default_factory=dict)
     device_memory: bool = True
     """The memory bit of PCI_COMMAND. Without it, the BAR answers nobody."""
     bar_holds: bool = True
     """Whether the BAR has RAM behind it, which holds what is written."""
 
-    def of(self, number: int, process: Process) -> World:
+    def of(self, number: int, process: ModelProcess) -> World:
         """Return the world with this process."""
         return replace(self, processes={**self.processes, number: process})
 
 
-NEW_WORLD = World({0: Process()})
+NEW_WORLD = World({0: ModelProcess()})
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """What an operation may answer: "0", the name of an errno, or signal and code of an access ("SEGV.1")."""
 
     allowed: tuple[str, ...]
@@ -144,7 +144,7 @@ class Answer:
     """What a read must give; None if it is not known."""
 
 
-def after(world: World, op: Operation, step: int) -> tuple[World, Answer]:
+def after(world: World, op: Operation, step: int) -> tuple[World, Reply]:
     """Return the world after an operation, and what it must answer.
 
     :param step: the number of the operation, 1 for the first, which is also what WRITE stores.
@@ -152,7 +152,7 @@ def after(world: World, op: Operation, step: int) -> tuple[World, Answer]:
     """
     process = world.processes.get(op.process)
     if process is None:
-        return world, Answer((ABSENT,))
+        return world, Reply((ABSENT,))
     match op.verb:
         case Verb.READ | Verb.WRITE:
             return _access(world, process, op, step)
@@ -160,11 +160,11 @@ def after(world: World, op: Operation, step: int) -> tuple[World, Answer]:
             return _fork(world, process, op)
         case Verb.EXIT:
             rest = {number: one for number, one in world.processes.items() if number != op.process}
-            return replace(world, processes=rest), Answer((DONE,))
+            return replace(world, processes=rest), Reply((DONE,))
         case Verb.MEMORY:  # vfio_pci_basic_config_write(): without the bit, an access is SIGBUS
-            return replace(world, device_memory=op.how == "on"), Answer((DONE,))
+            return replace(world, device_memory=op.how == "on"), Reply((DONE,))
         case Verb.CLEAR | Verb.LOOK:  # Documentation/filesystems/proc.rst: what is mapped stays
-            return world, Answer((DONE,))
+            return world, Reply((DONE,))
         case Verb.DMA:
             return world, _dma(world, process, op)
     changed, answer = _RANGE_RULES[op.verb](process, op, step)
@@ -183,95 +183,95 @@ def bounds(op: Operation) -> tuple[int, ...]:
     return ()
 
 
-def _access(world: World, process: Process, op: Operation, step: int) -> tuple[World, Answer]:
+def _access(world: World, process: ModelProcess, op: Operation, step: int) -> tuple[World, Reply]:
     """A load or store of a word (man 2 mmap: SIGSEGV, SIGBUS; SDM 4.6: rights)."""
     vma = process.at(op.at)
     if vma is None:
-        return world, Answer((UNMAPPED,))
+        return world, Reply((UNMAPPED,))
     if (WRITE if op.verb is Verb.WRITE else READ) not in vma.rights:
-        return world, Answer((REFUSED,))
-    if vma.memory is Memory.BAR and not world.device_memory:
-        return world, Answer((NO_DEVICE,))
+        return world, Reply((REFUSED,))
+    if vma.memory is Backing.BAR and not world.device_memory:
+        return world, Reply((NO_DEVICE,))
     word = vma.word_at(op.at)
     words = world.words if vma.memory.shared else process.words
     if op.verb is Verb.READ:
-        unknown = None if vma.memory is Memory.BAR else 0
-        holds = vma.memory is not Memory.BAR or world.bar_holds
-        return world, Answer((DONE,), words.get(word, unknown) if holds else None)
+        unknown = None if vma.memory is Backing.BAR else 0
+        holds = vma.memory is not Backing.BAR or world.bar_holds
+        return world, Reply((DONE,), words.get(word, unknown) if holds else None)
     if vma.memory.shared:
-        return replace(world, words={**words, word: step}), Answer((DONE,))
-    return world.of(op.process, replace(process, words={**words, word: step})), Answer((DONE,))
+        return replace(world, words={**words, word: step}), Reply((DONE,))
+    return world.of(op.process, replace(process, words={**words, word: step})), Reply((DONE,))
 
 
-def _fork(world: World, process: Process, op: Operation) -> tuple[World, Answer]:
+def _fork(world: World, process: ModelProcess, op: Operation) -> tuple[World, Reply]:
     """The child has what MADV_DONTFORK did not take out (man 2 fork, man 2 madvise)."""
     if op.to in world.processes:
-        return world, Answer((ABSENT,))
+        return world, Reply((ABSENT,))
     child = replace(process, vmas=tuple(vma for vma in process.vmas if vma.inherited))
-    return world.of(op.to, child), Answer((DONE,))
+    return world.of(op.to, child), Reply((DONE,))
 
 
-def _map(process: Process, op: Operation, step: int) -> tuple[Process, Answer]:
+def _map(process: ModelProcess, op: Operation, step: int) -> tuple[ModelProcess, Reply]:
     """mmap() with MAP_FIXED replaces what is there (man 2 mmap)."""
-    bar = op.memory is Memory.BAR
-    vma = Vma(op.at, op.end, op.memory, op.to if bar else 0, op.how, object=0 if bar else step)
-    return process.having(vma), Answer((DONE,))
+    bar = op.memory is Backing.BAR
+    vma = MappedRange(op.at, op.end, op.memory, op.to if bar else 0, op.how, object=0 if bar else step)
+    return process.having(vma), Reply((DONE,))
 
 
-def _unmap(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+def _unmap(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
     """No error if a part is not mapped (man 2 munmap)."""
-    return process.without(op.at, op.end), Answer((DONE,))
+    return process.without(op.at, op.end), Reply((DONE,))
 
 
-def _protect(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+def _protect(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
     """ENOMEM at the first hole, and what is before it has its new rights (mm/mprotect.c do_mprotect_pkey())."""
     hole = process.hole(op.at, op.end)
     changed = [replace(vma, rights=op.how) for vma in process.within(op.at, hole)] if hole > op.at else []
-    return process.having(*changed), Answer((DONE,) if hole >= op.end else ("ENOMEM",))
+    return process.having(*changed), Reply((DONE,) if hole >= op.end else ("ENOMEM",))
 
 
-def _move(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+def _move(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
     """Mapping, rights and content move (man 2 mremap). The old address is no longer mapped."""
     if op.at < op.to + op.size and op.to < op.end:
-        return process, Answer(("EINVAL",))
+        return process, Reply(("EINVAL",))
     if process.may_be_several(op.at, op.end):
         raise Unspecified("mremap() of several VMAs: EFAULT, or, from 6.17 on, a move of each")
     (source,) = process.within(op.at, op.end)
     moved = replace(source, start=op.to, end=op.to + op.size)
-    return process.without(op.at, op.end).having(moved), Answer((DONE,))
+    return process.without(op.at, op.end).having(moved), Reply((DONE,))
 
 
-def _shrink(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+def _shrink(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
     """mremap() to a smaller size unmaps the tail (man 2 mremap)."""
     if not 0 < op.to < op.size:
         raise Unspecified("only a smaller size is meant")
     if process.may_be_several(op.at, op.end):
         raise Unspecified("mremap() of several VMAs, or of none")
-    return process.without(op.at + op.to, op.end), Answer((DONE,))
+    return process.without(op.at + op.to, op.end), Reply((DONE,))
 
 
-def _advise(process: Process, op: Operation, _step: int) -> tuple[Process, Answer]:
+def _advise(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
     """A VMA that refuses ends it with EINVAL; a hole is passed over, and gives ENOMEM (man 2 madvise)."""
     answer = DONE if process.hole(op.at, op.end) >= op.end else "ENOMEM"
     for vma in process.within(op.at, op.end):
-        if vma.memory is Memory.BAR and op.how in NOT_FOR_A_BAR:
-            return process, Answer(("EINVAL",))
-        if op.how in ("free", "wipeonfork") and vma.memory is not Memory.ANON:
-            return process, Answer(("EINVAL",))
-        if op.how == "dontneed" and vma.memory is Memory.ANON:
+        if vma.memory is Backing.BAR and op.how in NOT_FOR_A_BAR:
+            return process, Reply(("EINVAL",))
+        if op.how in ("free", "wipeonfork") and vma.memory is not Backing.ANON:
+            return process, Reply(("EINVAL",))
+        if op.how == "dontneed" and vma.memory is Backing.ANON:
             process = _forget(process, vma)
-        elif op.how == "free" and vma.memory is Memory.ANON:
+        elif op.how == "free" and vma.memory is Backing.ANON:
             raise Unspecified("when the content of freed memory is lost")
         elif op.how == "wipeonfork":
             raise Unspecified("not modelled")
         if op.how in ("dontfork", "dofork"):
             process = process.having(replace(vma, inherited=op.how == "dofork"))
     if op.how == "hugepage":  # refused for a VMA that can have no huge page, by some kernels and configurations
-        return process, Answer((answer, "EINVAL"))
-    return process, Answer((answer,))
+        return process, Reply((answer, "EINVAL"))
+    return process, Reply((answer,))
 
 
-def _forget(process: Process, vma: Vma) -> Process:
+def _forget(process: ModelProcess, vma: MappedRange) -> ModelProcess:
     """MADV_DONTNEED of private memory: zeros from now on (man 2 madvise)."""
     first, last = vma.offset, vma.offset + vma.end - vma.start
     kept = {
@@ -282,14 +282,14 @@ def _forget(process: Process, vma: Vma) -> Process:
     return replace(process, words=kept)
 
 
-def _dma(world: World, process: Process, op: Operation) -> Answer:
+def _dma(world: World, process: ModelProcess, op: Operation) -> Reply:
     """MAP_DMA pins, or looks up, what the process can write, and EFAULTs elsewhere (vfio_iommu_type1.c)."""
     vmas = list(process.within(op.at, op.end))
     if process.hole(op.at, op.end) < op.end or any(vma.rights != "rw" for vma in vmas):
         raise Unspecified("which of EFAULT, EINVAL and ENOMEM an address has that cannot be mapped for DMA")
-    if not world.device_memory and any(vma.memory is Memory.BAR for vma in vmas):
+    if not world.device_memory and any(vma.memory is Backing.BAR for vma in vmas):
         raise Unspecified("how a lookup of a device without memory fails")
-    return Answer((DONE,))
+    return Reply((DONE,))
 
 
 _RANGE_RULES = {

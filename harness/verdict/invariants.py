@@ -1,4 +1,4 @@
-"""The invariants: what must hold at every stop, on every leaf, in every scenario."""
+"""What must hold at every stop, on every leaf, in every scenario; and what the explorer sees that must not be."""
 
 from __future__ import annotations
 
@@ -247,3 +247,35 @@ def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence
             yield Violation.of(Invariant.SAME_PFN, area, where, here)
         elif here is not None and here.soft_dirty and not word.soft_dirty:
             yield Violation.of(Invariant.SOFT_DIRTY, area, where, here)
+
+
+class Oracle(enum.Enum):
+    """What says that it is wrong."""
+
+    ACCESS = "access"  # a load or store ends as the VMA and the device say
+    DATA = "data"  # a load gives what was stored
+    ERRNO = "errno"  # a system call answers as it is documented
+    PROGRESS = "progress"  # an access ends
+    UNTOUCHED = "untouched"  # an entry that the operation does not concern stays as it is
+    REVOKED = "revoked"  # a device without memory is mapped nowhere
+    DIRT = "dirt"  # what was written is dirty until something drops it that may
+    TEARDOWN = "teardown"  # what was mapped leaves no page table behind
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """One thing that is wrong after an operation."""
+
+    oracle: Oracle
+    cause: str
+    """The operation, without its addresses: "mprotect", "smaps", "madvise dontfork"."""
+    level: str
+    """Of the leaf that it is about: "pte", "pmd", "pud"; "none" if there is none, "" if it is about none."""
+    expected: str
+    got: str
+    detail: str = ""
+    """Which step, where, and the entry: for people, and not part of what tells one finding from another."""
+
+    def __str__(self) -> str:
+        place = f" ({self.level})" if self.level not in ("", "none") else ""
+        return f"{self.oracle.value}: {self.cause}{place}: expected {self.expected}, got {self.got}"

@@ -10,7 +10,7 @@ invariant   An invariant that is broken, by its id, and the ``level`` of the ent
 complaint   A complaint in the kernel's log that ended nothing, by its kind (:class:`ComplaintKind`), the innermost
             ``function`` of its trace and one of the functions that ``called`` it.
 taint       A list of exactly those taints that the kernel got (:class:`~harness.verdict.log.taint.Taint`).
-oracle      What the explorer saw (:class:`~harness.verdict.deviation.Deviation`), by what says that it is wrong, with
+oracle      What the explorer saw (:class:`~harness.verdict.invariants.Deviation`), by what says that it is wrong, with
             its ``cause``, ``level``, ``expected`` and ``got``.
 end         What ended the test (:class:`~harness.verdict.log.troubles.EndKind`), and the ``signal`` of a program. Of a
             kernel that died, ``complaint``, ``function`` and ``called`` as above, of its first complaint.
@@ -35,8 +35,7 @@ from harness.errors import UsageError
 from harness.levels import PAGE_SIZES
 from harness.pagetable import Bits
 from harness.verdict.claims import Claim, ClaimKind, Outcome, ScenarioResult
-from harness.verdict.deviation import Deviation, Oracle
-from harness.verdict.invariants import Invariant, Violation
+from harness.verdict.invariants import Deviation, Invariant, Oracle, Violation
 from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.taint import Taint
 from harness.verdict.log.troubles import NO_TAINT, End, EndKind, KernelComplaint

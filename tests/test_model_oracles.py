@@ -1,0 +1,175 @@
+"""What the explorer calls wrong: each oracle on leaves made by hand, with the case that it must let pass beside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.model.operation import ARENA_VADDR, PMD, PTE, PUD, Backing, Operation, Verb
+from harness.model.oracles import FOREVER, Found, Judge, Setting, Stop
+from harness.pagetable import Bits, Entry, Layout, Leaf, Level
+from harness.verdict.invariants import Deviation, Invariant, Oracle, Violation
+
+BAR_PADDR = 0x1_0000_0000
+USED = Bits.P | Bits.W | Bits.U | Bits.A | Bits.D | Bits.SPECIAL | Bits.NX
+POSITIONS = {
+    **{Bits.P: 0, Bits.W: 1, Bits.U: 2, Bits.A: 5, Bits.D: 6, Bits.PSE: 7, Bits.SPECIAL: 9, Bits.NX: 63},
+    Bits.SAVED_DIRTY: 58,
+}
+Step = tuple[Operation, str, Mapping[int, Sequence[Leaf]]]
+MAP = Operation(0, Verb.MAP, PUD, PUD, how="rw")
+WRITE = Operation(0, Verb.WRITE, PUD)
+
+
+def leaf(at: int, level: Level = Level.PUD, offset: int = 0, bits: Bits = USED) -> Leaf:
+    if level is not Level.PTE:
+        bits |= Bits.PSE
+    raw = BAR_PADDR + offset + sum(1 << POSITIONS[bit] for bit in Bits if bit in bits)
+    return Leaf(Entry(raw, level, Layout.MODERN), ARENA_VADDR + at)
+
+
+def judged(*steps: Step) -> list[Found]:
+    """Return what is found after the last step. Nothing may be found before."""
+    judge, found = Judge(Setting(BAR_PADDR, saved_dirty=True)), list[Found]()
+    for op, said, leaves in steps:
+        assert found == []
+        found = judge.step(op, Stop(said, None, {number: tuple(some) for number, some in leaves.items()}))
+    return found
+
+
+def told(found: list[Found]) -> list[tuple[str, ...]]:
+    return [
+        (one.oracle.value, one.cause, one.level, one.got) if isinstance(one, Deviation) else (one.invariant.id,)
+        for one in found
+    ]
+
+
+WRITTEN: list[tuple[Operation, str, Mapping[int, Sequence[Leaf]]]] = [
+    (MAP, "0", {0: []}),
+    (WRITE, "0", {0: [leaf(PUD)]}),
+]
+
+
+def test_a_write_that_makes_a_leaf_is_right() -> None:
+    assert judged(*WRITTEN) == []
+
+
+def test_an_answer_that_is_not_allowed() -> None:
+    assert told(judged((WRITE, "0", {0: []}))) == [("access", "write", "none", "0")]
+    assert told(judged((MAP, "ENOMEM", {0: []}))) == [("errno", "map", "", "ENOMEM")]
+
+
+def test_an_access_that_never_ends() -> None:
+    read_only = leaf(PUD, bits=USED & ~Bits.W & ~Bits.D)
+    assert told(judged(WRITTEN[0], (WRITE, FOREVER, {0: [read_only]}))) == [
+        ("progress", "write", "pud", "endless faults")
+    ]
+
+
+def test_a_read_that_gives_something_else() -> None:
+    judge = Judge(Setting(BAR_PADDR, saved_dirty=True))
+    for op, said, leaves in WRITTEN:
+        judge.step(op, Stop(said, None, {0: tuple(leaves[0])}))
+    found = judge.step(replace(WRITE, verb=Verb.READ), Stop("0", 7, {0: (leaf(PUD),)}))
+    assert told(found) == [("data", "read", "pud", "0x7")]
+
+
+def test_a_leaf_where_no_vma_is() -> None:
+    (found,) = judged((Operation(0, Verb.LOOK, how="maps"), "0", {0: [leaf(0)]}))
+    assert isinstance(found, Violation)
+    assert found.invariant is Invariant.INSIDE
+
+
+def test_a_leaf_that_reaches_past_its_vma() -> None:
+    split = Operation(0, Verb.ADVISE, PUD, PMD, how="dontfork")
+    found = judged(*WRITTEN, (split, "0", {0: [leaf(PUD)]}))
+    assert ("inside",) in told(found)
+    assert judged(*WRITTEN, (split, "0", {0: []})) == []  # taken apart, and dropped
+
+
+def test_a_leaf_of_another_place_of_the_bar() -> None:
+    assert ("bar_pfn",) in told(judged(WRITTEN[0], (WRITE, "0", {0: [leaf(PUD, offset=PUD)]})))
+
+
+def test_write_where_the_vma_is_read_only() -> None:
+    read_only = replace(MAP, how="r")
+    found = judged((read_only, "0", {0: []}), (replace(WRITE, verb=Verb.READ), "0", {0: [leaf(PUD)]}))
+    assert told(found) == [("write",)]
+
+
+def test_ordinary_memory_that_is_a_shadow_stack_to_the_cpu() -> None:
+    anon = replace(MAP, size=PTE, memory=Backing.ANON)
+    page = leaf(PUD, Level.PTE, bits=Bits.P | Bits.U | Bits.A | Bits.D | Bits.NX)
+    assert told(judged((anon, "0", {0: []}), (WRITE, "0", {0: [page]}))) == [("shadow_stack",)]
+
+
+@pytest.mark.parametrize("how", ["smaps", "maps"])
+def test_a_reader_that_changes_an_entry(how: str) -> None:
+    found = judged(*WRITTEN, (Operation(0, Verb.LOOK, how=how), "0", {0: []}))
+    assert told(found) == [("untouched", how, "pud", "gone"), ("dirt", how, "pud", "no entry")]
+
+
+def test_a_fork_that_takes_write_from_shared_memory() -> None:
+    protected = leaf(PUD, bits=USED & ~Bits.W & ~Bits.D | Bits.SAVED_DIRTY)
+    fork = Operation(0, Verb.FORK, to=1)
+    assert told(judged(*WRITTEN, (fork, "0", {0: [protected], 1: []}))) == [
+        ("untouched", "fork", "pud", "-W -D +SAVED_DIRTY")
+    ]
+    assert judged(*WRITTEN, (fork, "0", {0: [leaf(PUD)], 1: [leaf(PUD)]})) == []
+
+
+def test_fork_may_write_protect_private_memory() -> None:
+    anon = replace(MAP, size=PTE, memory=Backing.ANON)
+    page = leaf(PUD, Level.PTE, bits=USED & ~Bits.SPECIAL)
+    protected = leaf(PUD, Level.PTE, bits=USED & ~Bits.SPECIAL & ~Bits.W & ~Bits.D | Bits.SAVED_DIRTY)
+    fork = Operation(0, Verb.FORK, to=1)
+    assert judged((anon, "0", {0: []}), (WRITE, "0", {0: [page]}), (fork, "0", {0: [protected], 1: [protected]})) == []
+
+
+def test_the_cpu_may_set_the_accessed_bit_at_any_time() -> None:
+    look = Operation(0, Verb.LOOK, how="maps")
+    assert judged(*WRITTEN, (look, "0", {0: [leaf(PUD, bits=USED & ~Bits.A)]})) == []
+
+
+def test_rights_that_lose_the_dirty_bit() -> None:
+    protect = Operation(0, Verb.PROTECT, PUD, PUD, how="r")
+    clean, dirty = USED & ~Bits.W & ~Bits.D, USED & ~Bits.W & ~Bits.D | Bits.SAVED_DIRTY
+    found = judged(*WRITTEN, (protect, "0", {0: [leaf(PUD, bits=clean)]}))
+    assert told(found) == [("dirt", "mprotect", "pud", "clean")]
+    assert judged(*WRITTEN, (protect, "0", {0: [leaf(PUD, bits=dirty)]})) == []
+
+
+def test_a_move_that_loses_the_dirty_bit() -> None:
+    move = Operation(0, Verb.MOVE, PUD, PUD, 2 * PUD)
+    assert told(judged(*WRITTEN, (move, "0", {0: []}))) == [("dirt", "mremap", "pud", "no entry")]
+    assert judged(*WRITTEN, (move, "0", {0: [leaf(2 * PUD)]})) == []
+
+
+def test_a_move_to_where_the_leaf_does_not_fit_may_drop_it() -> None:
+    assert judged(*WRITTEN, (Operation(0, Verb.MOVE, PUD, PUD, 2 * PUD + PMD), "0", {0: []})) == []
+
+
+def test_a_move_that_is_refused_leaves_everything() -> None:
+    refused = Operation(0, Verb.MOVE, PUD, PUD, PUD + PMD)
+    assert judged(*WRITTEN, (refused, "EINVAL", {0: [leaf(PUD)]})) == []
+
+
+def test_a_device_without_memory_that_is_still_mapped() -> None:
+    off = Operation(0, Verb.MEMORY, how="off")
+    assert told(judged(*WRITTEN, (off, "0", {0: [leaf(PUD)]}))) == [("revoked", "memory off", "pud", "an entry")]
+    assert judged(*WRITTEN, (off, "0", {0: []})) == []
+
+
+def test_another_process_that_changes() -> None:
+    fork = Operation(0, Verb.FORK, to=1)
+    unmap = Operation(1, Verb.UNMAP, PUD, PUD)
+    both = {0: [leaf(PUD)], 1: [leaf(PUD)]}
+    assert judged(*WRITTEN, (fork, "0", both), (unmap, "0", {0: [leaf(PUD)], 1: []})) == []
+    found = judged(*WRITTEN, (fork, "0", both), (unmap, "0", {0: [], 1: []}))
+    assert told(found)[0] == ("untouched", "munmap", "pud", "gone")
+
+
+def test_every_oracle_is_tested_here_but_the_teardown() -> None:
+    text = Path(__file__).read_text()
+    assert [one.value for one in Oracle if f'("{one.value}", ' not in text] == ["teardown"]

@@ -1,0 +1,161 @@
+"""The specification: what each operation answers, and what is mapped after it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.model.draw import draw
+from harness.model.operation import PMD, PTE, PUD, Backing, Operation, Verb
+from harness.model.shrink import specified
+from harness.model.world import NEW_WORLD, MappedRange, Reply, Unspecified, World, after
+
+MAP = Operation(0, Verb.MAP, PUD, PUD, how="rw")
+MAP_ANON = Operation(0, Verb.MAP, 0, 4 * PTE, how="rw", memory=Backing.ANON)
+
+
+def after_all(*ops: Operation, world: World = NEW_WORLD) -> tuple[World, Reply]:
+    answer = Reply(())
+    for step, op in enumerate(ops, start=1):
+        world, answer = after(world, op, step)
+    return world, answer
+
+
+def read(at: int, process: int = 0) -> Operation:
+    return Operation(process, Verb.READ, at)
+
+
+def write(at: int, process: int = 0) -> Operation:
+    return Operation(process, Verb.WRITE, at)
+
+
+def ranged(verb: Verb, at: int, size: int, to: int = 0, how: str = "") -> Operation:
+    return Operation(0, verb, at, size, to, how)
+
+
+@pytest.mark.parametrize(
+    ("ops", "allowed"),
+    [
+        ([read(0)], "SEGV.1"),
+        ([MAP, read(PUD)], "0"),
+        ([MAP, read(2 * PUD)], "SEGV.1"),
+        ([replace(MAP, how="r"), read(PUD)], "0"),
+        ([replace(MAP, how="r"), write(PUD)], "SEGV.2"),
+        ([replace(MAP, how=""), read(PUD)], "SEGV.2"),
+        ([MAP, Operation(0, Verb.MEMORY, how="off"), read(PUD)], "BUS.2"),
+        ([MAP_ANON, Operation(0, Verb.MEMORY, how="off"), read(0)], "0"),
+        ([MAP, Operation(0, Verb.MEMORY, how="off"), Operation(0, Verb.MEMORY, how="on"), read(PUD)], "0"),
+        ([MAP, ranged(Verb.UNMAP, PUD, PMD), read(PUD)], "SEGV.1"),
+        ([MAP, ranged(Verb.UNMAP, PUD, PMD), read(PUD + PMD)], "0"),
+        ([MAP, ranged(Verb.SHRINK, PUD, PUD, PMD), read(PUD + PMD)], "SEGV.1"),
+        ([MAP, ranged(Verb.MOVE, PUD, PUD, 2 * PUD), read(PUD)], "SEGV.1"),
+        ([MAP, ranged(Verb.MOVE, PUD, PUD, 2 * PUD), read(2 * PUD)], "0"),
+        ([MAP, ranged(Verb.MOVE, PUD, PUD, PUD + PMD)], "EINVAL"),
+        ([MAP, ranged(Verb.PROTECT, PUD, PMD, how="r"), write(PUD)], "SEGV.2"),
+        ([MAP, ranged(Verb.PROTECT, PUD, 2 * PUD, how="r")], "ENOMEM"),
+        ([MAP, ranged(Verb.PROTECT, PUD, 2 * PUD, how="r"), write(PUD)], "SEGV.2"),
+        ([MAP, ranged(Verb.PROTECT, 0, 2 * PUD, how="r"), write(PUD)], "0"),
+        ([MAP, ranged(Verb.ADVISE, PUD, PUD, how="dontneed")], "EINVAL"),
+        ([MAP, ranged(Verb.ADVISE, PUD, PUD, how="dofork")], "EINVAL"),
+        ([MAP, ranged(Verb.ADVISE, PUD, 2 * PUD, how="random")], "ENOMEM"),
+        ([MAP_ANON, ranged(Verb.ADVISE, 0, PTE, how="dontneed")], "0"),
+        ([MAP, Operation(0, Verb.FORK, to=1), read(PUD, 1)], "0"),
+        ([MAP, Operation(0, Verb.FORK, to=1), Operation(0, Verb.FORK, to=1)], "absent"),
+        ([MAP, read(PUD, 3)], "absent"),
+        ([MAP, Operation(0, Verb.FORK, to=1), Operation(1, Verb.EXIT), read(PUD, 1)], "absent"),
+        (
+            [MAP, ranged(Verb.ADVISE, PUD, PMD, how="dontfork"), Operation(0, Verb.FORK, to=1), read(PUD, 1)],
+            "SEGV.1",
+        ),
+        (
+            [MAP, ranged(Verb.ADVISE, PUD, PMD, how="dontfork"), Operation(0, Verb.FORK, to=1), read(PUD + PMD, 1)],
+            "0",
+        ),
+        ([MAP, ranged(Verb.DMA, PUD, PMD)], "0"),
+    ],
+)
+def test_what_an_operation_answers(ops: list[Operation], allowed: str) -> None:
+    assert after_all(*ops)[1].allowed == (allowed,)
+
+
+@pytest.mark.parametrize(
+    ("ops", "word"),
+    [
+        ([MAP, read(PUD)], None),  # nobody has written there
+        ([MAP, write(PUD), read(PUD)], 2),
+        ([MAP, write(PUD), replace(MAP, at=2 * PUD), read(2 * PUD)], 2),
+        ([MAP, write(PUD), replace(MAP, at=2 * PUD, to=PMD), read(2 * PUD)], None),
+        ([MAP, write(PUD), ranged(Verb.MOVE, PUD, PUD, 2 * PUD), read(2 * PUD)], 2),
+        ([MAP, Operation(0, Verb.FORK, to=1), write(PUD, 1), read(PUD)], 3),
+        ([MAP_ANON, read(0)], 0),
+        ([MAP_ANON, write(0), read(0)], 2),
+        ([MAP_ANON, Operation(0, Verb.FORK, to=1), write(0, 1), read(0)], 0),
+        ([MAP_ANON, write(0), Operation(0, Verb.FORK, to=1), read(0, 1)], 2),
+        ([MAP_ANON, write(0), MAP_ANON, read(0)], 0),
+        ([MAP_ANON, write(PTE), ranged(Verb.ADVISE, 0, PTE, how="dontneed"), read(PTE)], 2),
+        ([MAP_ANON, write(PTE), ranged(Verb.ADVISE, PTE, PTE, how="dontneed"), read(PTE)], 0),
+        ([replace(MAP_ANON, memory=Backing.SHM), Operation(0, Verb.FORK, to=1), write(0, 1), read(0)], 3),
+        ([replace(MAP_ANON, memory=Backing.SHM), write(0), ranged(Verb.ADVISE, 0, PTE, how="dontneed"), read(0)], 2),
+    ],
+)
+def test_what_a_read_gives(ops: list[Operation], word: int | None) -> None:
+    assert after_all(*ops)[1] == Reply(("0",), word)
+
+
+def test_a_bar_without_ram_holds_nothing() -> None:
+    assert after_all(MAP, write(PUD), read(PUD), world=replace(NEW_WORLD, bar_holds=False))[1].word is None
+
+
+def test_equal_rights_do_not_split_a_vma() -> None:
+    """mprotect() to the rights that a VMA has leaves it whole (mm/mprotect.c mprotect_fixup())."""
+    world, _ = after_all(MAP, ranged(Verb.PROTECT, PUD + PMD, PMD, how="rw"))
+    assert world.processes[0].vmas == (MappedRange(PUD, 2 * PUD, Backing.BAR, 0, "rw"),)
+
+
+def test_other_rights_split_a_vma_in_three() -> None:
+    world, _ = after_all(MAP, ranged(Verb.PROTECT, PUD + PMD, PMD, how="r"))
+    assert [(vma.start, vma.end, vma.offset, vma.rights) for vma in world.processes[0].vmas] == [
+        (PUD, PUD + PMD, 0, "rw"),
+        (PUD + PMD, PUD + 2 * PMD, PMD, "r"),
+        (PUD + 2 * PMD, 2 * PUD, 2 * PMD, "rw"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        [MAP, ranged(Verb.PROTECT, PUD, PMD, how="r"), ranged(Verb.MOVE, PUD, PUD, 2 * PUD)],
+        [MAP, ranged(Verb.ADVISE, PUD, PMD, how="random"), ranged(Verb.MOVE, PUD, PUD, 2 * PUD)],  # several VMAs
+        [ranged(Verb.MOVE, PUD, PUD, 2 * PUD)],
+        [MAP, ranged(Verb.SHRINK, PUD, PMD, 2 * PMD)],
+        [replace(MAP, how="r"), ranged(Verb.DMA, PUD, PMD)],
+        [MAP_ANON, ranged(Verb.ADVISE, 0, PTE, how="free")],
+    ],
+)
+def test_what_is_documented_nowhere_is_not_run(ops: list[Operation]) -> None:
+    assert not specified(tuple(ops))
+    with pytest.raises(Unspecified):
+        after_all(*ops)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_vmas_are_in_order_and_apart_after_any_sequence(seed: int, number: int) -> None:
+    world = NEW_WORLD
+    for step, op in enumerate(draw(seed, number, 20), start=1):
+        world, _ = after(world, op, step)
+        for process in world.processes.values():
+            places = [edge for vma in process.vmas for edge in (vma.start, vma.end)]
+            assert places == sorted(places)
+            assert all(vma.start < vma.end for vma in process.vmas)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_the_same_seed_draws_the_same_sequence(seed: int, number: int) -> None:
+    assert draw(seed, number) == draw(seed, number)
+    assert specified(draw(seed, number))
+
+
+def test_only_the_operations_that_are_asked_for_are_drawn() -> None:
+    drawn = {op.verb for number in range(50) for op in draw(1, number, 10, (Verb.MAP, Verb.WRITE))}
+    assert drawn == {Verb.MAP, Verb.WRITE}

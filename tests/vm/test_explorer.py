@@ -1,0 +1,88 @@
+"""The explorer on a real kernel: what is right passes, a known bug is found, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.kernel import Kernel
+from harness.verdict.seen import parse_facts
+from tests import schemas
+
+from .conftest import ROOT, Command
+
+FACTS = parse_facts((ROOT / "guest_tests/known_bugs_seen.toml").read_text())
+KERNEL = "debian:6.12"
+#: Each operation and each kind of memory, in three processes.
+SOUND = (
+    "0:map:40000000:40000000:0:bar:rw 0:write:40000000:0:0:bar: 0:map:0:4000:0:anon:rw 0:write:1000:0:0:bar: "
+    "0:map:80000000:200000:0:shm:rw 0:write:80000000:0:0:bar: 0:fork:0:0:1:bar: 1:write:1000:0:0:bar: "
+    "0:read:1000:0:0:bar: 1:write:80001000:0:0:bar: 0:read:80001000:0:0:bar: 1:read:40000000:0:0:bar: "
+    "1:mprotect:0:1000:0:bar:r 1:write:0:0:0:bar: 1:munmap:80000000:1000:0:bar: 1:read:80000000:0:0:bar: "
+    "0:mremap:0:4000:100000:bar: 0:read:101000:0:0:bar: 0:read:1000:0:0:bar: 0:shrink:100000:4000:1000:bar: "
+    "0:madvise:40000000:200000:0:bar:dontneed 0:clear_refs:0:0:0:bar:1 0:look:0:0:0:bar:pagemap 1:fork:0:0:2:bar: "
+    "2:exit:0:0:0:bar: 2:read:0:0:0:bar: 0:dma:40000000:200000:0:bar: 0:memory:0:0:0:bar:off 1:read:40000000:0:0:bar: "
+    "0:memory:0:0:0:bar:on 0:read:40000000:0:0:bar:"
+)
+SMAPS = "0:map:0:40000000:0:bar:rw 0:write:0:0:0:bar: 0:look:0:0:0:bar:smaps"
+
+
+def test_every_operation_does_what_is_documented(hugepfn: Command) -> None:
+    done = hugepfn("explore", "--kernel", KERNEL, "--sequence", SOUND)
+    assert done.stdout.endswith("nothing is wrong\n"), done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_a_reader_that_tears_down_a_leaf_is_found(hugepfn: Command) -> None:
+    """HP-005, where the kernel has it."""
+    version = FACTS.version_of(Kernel.parse(KERNEL).resolve().release).partition("+")[0]
+    if version not in FACTS.bugs["HP-005"].present:
+        pytest.skip(f"{version} was not seen to have HP-005")
+    done = hugepfn("explore", "--kernel", KERNEL, "--sequence", SMAPS)
+    assert "  3  p0: look(smaps)    <-\nuntouched: smaps (pud): expected no change, got gone\n" in done.stdout
+    assert done.returncode == 1
+
+
+def test_an_exploration_reports_what_it_ran(tmp_path: Path, hugepfn: Command) -> None:
+    found = tmp_path / "found.json"
+    options = ("--minutes", "0.1", "--ops", "map,read,write,fork,exit", "--json", str(found))
+    done = hugepfn("explore", "--kernel", KERNEL, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads(found.read_text())
+    assert schemas.check(data) == "hugepfn-explore"
+    assert data["sequences"] >= 20
+    assert f"{data['sequences']} sequences, " in done.stdout
+    assert "5 of 14 operations" in done.stdout
+    assert hugepfn.left_behind() == []
+
+
+def test_ctrl_c_ends_an_exploration(hugepfn: Command) -> None:
+    command = hugepfn.argv("explore", "--kernel", KERNEL, "--minutes", "10", "--no-known-bugs")
+    running = subprocess.Popen(
+        command, env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stderr is not None
+    running.stderr.readline()  # the first finding: machines run
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert hugepfn.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--ops", "map,fly"), "no operation is called 'fly'; expected some of: map, read, write"),
+        (("--sequence", "0:fly:0:0:0:bar:"), "is not an operation; expected PROCESS:VERB:AT:SIZE:TO:MEMORY:HOW"),
+        (("--sequence", ""), "the sequence is empty"),
+        (("--sequence", "0:mremap:0:1000:4000:bar:"), "has an operation of which nothing is documented"),
+    ],
+)
+def test_bad_input_is_refused(options: tuple[str, ...], said: str, hugepfn: Command) -> None:
+    done = hugepfn("explore", "--kernel", KERNEL, *options)
+    assert said in done.stderr
+    assert done.returncode == 2
