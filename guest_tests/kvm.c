@@ -8,28 +8,32 @@
  * --case=skewed    the slot's address is off by a leaf of the next smaller size
  * --case=short     the slot ends a leaf of the next smaller size before the mapping does
  * --case=read-only the host's mapping has only PROT_READ, the slot KVM_MEM_READONLY
+ * --case=soft-dirty as first, after clear_refs 4: the host's entry may be made read-only, to see the next write
  *
  * Mappings: "bar". The VM is "vm", with the slots "code" and "bar".
- * Checkpoints: opened, read (not with first), written.
+ * Checkpoints: opened, read (not with first and soft-dirty), written.
  */
 #include <linux/kvm.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "lib/hugepfn.h"
 #include "lib/kvm.h"
+#include "lib/tracking.h"
 
 #define GPA GIB(1)
 
 static const struct kvm_case {
 	const char *name;
 	int skew, shorter; /* in leaves of the next smaller size */
-	bool first, read_only;
+	bool first, read_only, soft_dirty;
 } cases[] = {
 	{ .name = "whole" },
 	{ .name = "first", .first = true },
 	{ .name = "skewed", .skew = 1 },
 	{ .name = "short", .shorter = 1 },
 	{ .name = "read-only", .read_only = true },
+	{ .name = "soft-dirty", .first = true, .soft_dirty = true },
 };
 
 int main(int argc, char **argv)
@@ -44,6 +48,8 @@ int main(int argc, char **argv)
 	struct hp_vm *vm = hp_vm_open("vm");
 
 	ktap_plan(1);
+	if (chosen->soft_dirty)
+		hp_clear_refs(getpid(), "4");
 	if (!chosen->first)
 		hp_read(mapped);
 	hp_vm_slot(vm, &(struct hp_slot){ .name = "bar",

@@ -30,3 +30,30 @@ def test_map_dma_whole_leaf(vm: VM, level: Level, claim: Claims) -> None:
         page_by_page_ns = int(values["paged-ns"]) * (level.size_bytes // 4096) // int(values["paged-pages"])
         with claim(f"the leaf costs less than 1/{AT_LEAST_CHEAPER} of its pages mapped one by one", fn.vaddr_get_pfns):
             assert int(values["leaf-ns"]) * AT_LEAST_CHEAPER < page_by_page_ns
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.follow_fault_pfn)
+def test_map_dma_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
+    """MAP_DMA maps a leaf that clear_refs 4 made read-only to see the next write: its process may write there."""
+    _maps_what_is_tracked(vm, level, claim, "written")
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.follow_fault_pfn)
+def test_map_dma_soft_dirty_first(vm: VM, level: Level, claim: Claims) -> None:
+    """MAP_DMA maps a hole after clear_refs 4: the leaf that is made for it may be read-only to see the next write."""
+    _maps_what_is_tracked(vm, level, claim, "fresh")
+
+
+def _maps_what_is_tracked(vm: VM, level: Level, claim: Claims, case: str) -> None:
+    if not vm.caps.soft_dirty:
+        pytest.skip("this kernel has no soft-dirty tracking (CONFIG_MEM_SOFT_DIRTY)")
+    with vm.run("dma_tracked", f"--level={level.label}", f"--case={case}") as guest:
+        before = guest.until("before")["parent"]
+        found = before.find_leaf("bar")
+        with claim("before: the leaf if it was written, and a hole otherwise", fn.follow_fault_pfn):
+            assert (found.level if found is not None else None) is (level if case == "written" else None)
+        guest.until("mapped")
+        with claim("MAP_DMA for write maps what its process may write", fn.follow_fault_pfn):
+            assert guest.result.values["map"] == "0"

@@ -107,3 +107,17 @@ def test_kvm_read_only(vm: VM, level: Level, claim: Claims) -> None:
         values = guest.result.values
         with claim("the vCPU reads, and its write is an exit for MMIO", fn.kvm_tdp_mmu_map):
             assert (values["read"], values["write"]) == ("done", "MMIO")
+
+
+@pytest.mark.machine(kvm=True)
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.hva_to_pfn_remapped)
+def test_kvm_soft_dirty(vm: VM, level: Level, claim: Claims) -> None:
+    """A vCPU writes to a BAR after clear_refs 4, where its process may: the leaf may be read-only to see that write."""
+    with vm.run("kvm", f"--level={level.label}", "--case=soft-dirty", timeout_s=TIMEOUT_S) as guest:
+        opened = guest.until("opened")
+        with claim("before the vCPU runs, neither table has a leaf", fn.kvm_tdp_mmu_map):
+            assert opened["parent"].leaves("bar") == opened["vm"].leaves("bar") == ()
+        guest.until("written")
+        with claim("the vCPU writes where its process may write", fn.hva_to_pfn_remapped):
+            assert guest.result.values["write"] == "done"

@@ -144,6 +144,7 @@ UNLIMITED = {
     ("session/session.py", "select.select([stdin, wake], [], [])"): "wake, at the end of the command",
     ("outputs.py", "select.select([], [self], [])"): "whoever reads our standard output, and Ctrl-C",
     ("outputs.py", "select.select([], [descriptor], [])"): "its reader's end; a thread of its own",
+    ("explorer/campaign.py", "one.result()"): "it is done",
     ("session/starting.py", "control.recv()"): "poll() said so",
     ("session/starting.py", "child.wait()"): "SIGKILL, just before",
 }
