@@ -49,7 +49,7 @@ def check(bug: str, spec: str, folder: Path, hugepfn: Command) -> None:
     assert done.returncode == wanted, said
 
 
-@pytest.mark.parametrize("bug", ["HP-003", "HP-005", "HP-009", "HP-010", "HP-017"])
+@pytest.mark.parametrize("bug", ["HP-003", "HP-005", "HP-009", "HP-010", "HP-017", "HP-018"])
 def test_a_reproducer_knows_a_broken_kernel_from_a_mended_one(bug: str, tmp_path: Path, hugepfn: Command) -> None:
     check(bug, "debian:6.12", tmp_path, hugepfn)
 
