@@ -8,7 +8,7 @@ from harness.model.operation import PMD, PUD, Backing, Operation, Verb, size_wor
 
 
 def test_a_word_is_read_as_it_was_written() -> None:
-    drawn = {op for number in range(200) for op in draw(1, number)}
+    drawn = {op for number in range(200) for op in draw(1, number, 10, tuple(Verb))}
     assert {op.verb for op in drawn} == set(Verb)
     for op in drawn:
         assert Operation.parse(op.word()) == op

@@ -170,6 +170,18 @@ def test_another_process_that_changes() -> None:
     assert told(found)[0] == ("untouched", "munmap", "pud", "gone")
 
 
+def test_a_race_is_judged_when_both_are_quiet() -> None:
+    """The leaf may come and go between the two, as a write and a reader may; at the end it has to be there."""
+    race = Operation(0, Verb.RACE, size=2)
+    look = Operation(0, Verb.LOOK, how="smaps")
+    between: list[Step] = [(race, "0", {0: []}), (WRITE, "0", {0: []})]
+    assert judged(*WRITTEN, *between, (look, "0", {0: [leaf(PUD)]})) == []
+    assert told(judged(*WRITTEN, *between, (look, "0", {0: []}))) == [("dirt", "smaps", "pud", "no entry")]
+    assert told(judged(*WRITTEN, between[0], (WRITE, FOREVER, {0: []}))) == [
+        ("progress", "write", "none", "endless faults")
+    ]
+
+
 def test_every_oracle_is_tested_here_but_the_teardown() -> None:
     text = Path(__file__).read_text()
     assert [one.value for one in Oracle if f'("{one.value}", ' not in text] == ["teardown"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--workers", "-n", type=click.IntRange(1, 256), default=2, show_default=True)
 @click.option("--length", type=click.IntRange(1, 64), default=10, show_default=True, help="operations of a sequence")
 @click.option("--ops", metavar="OP,OP...", default="", help="draw only these operations: map,write,fork,mprotect")
+@click.option("--race", is_flag=True, help="on two vCPUs, and run pairs of operations against each other, too")
 @click.option("--no-known-bugs", is_flag=True, help="as if the list of known bugs were empty")
 @click.option("--sequence", metavar="WORDS", help="run this one sequence, in the words that a finding ends with")
 @click.option("--json", "json_file", type=FILE, help="write what was found to this file")
@@ -45,14 +46,16 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
     from harness.explorer.worker import Exploration
     from harness.guest.compiler import guest_tests_dir
     from harness.machine.preparation import kernel_of
+    from harness.model.operation import Verb
     from harness.qemu.spec import Device
     from harness.selection.tests import ledger_of
 
-    verbs = _verbs(options["ops"])
+    verbs = _verbs(options["ops"], race=options["race"])
     given = None if options["sequence"] is None else _sequence(options["sequence"])
     with Live() as live:
         kernel = kernel_of(config).resolve(live.say)
-        task = Exploration(kernel, replace(config, device=Device.SHMEM.value), seed, length, verbs)
+        machine = replace(config, device=Device.SHMEM.value, smp=max(config.smp, 2 if Verb.RACE in verbs else 1))
+        task = Exploration(kernel, machine, seed, length, verbs)
         if given is not None:
             live.close()
             sys.exit(_one(task, given))
@@ -75,14 +78,16 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
     sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
 
 
-def _verbs(words: str) -> tuple[Verb, ...]:
+def _verbs(words: str, *, race: bool) -> tuple[Verb, ...]:
+    from harness.model.draw import ALONE
     from harness.model.operation import Verb
 
     known = {verb.value: verb for verb in Verb}
     given = [word for word in words.replace(",", " ").split() if word]
     if unknown := [word for word in given if word not in known]:
         raise UsageError(f"--ops: no operation is called {unknown[0]!r}; expected some of: {', '.join(known)}")
-    return tuple(known[word] for word in given) or tuple(Verb)
+    verbs = tuple(known[word] for word in given) or ALONE
+    return (*verbs, Verb.RACE) if race and Verb.RACE not in verbs else verbs
 
 
 def _sequence(words: str) -> Any:

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <linux/vfio.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -45,17 +46,23 @@ struct operation {
 	char how[24];
 };
 
-/* What all processes share: who lives, and the answer to the last order. */
-struct board {
+struct answer {
 	char said[SAID];
 	uint64_t word;
 	bool has_word;
+};
+
+/* What all processes share: who lives, and the answers to the last order: three of a race, otherwise one. */
+struct board {
+	struct answer answer[3];
 	int pid[PROCESSES];
 };
 
 static struct board *board;
+static _Thread_local struct answer *answer; /* of what this thread does */
 static struct hp_bar bar;
 static int order[PROCESSES][2], reply[2];
+static _Thread_local int pipes[2]; /* made when they are needed, since two threads must not share them */
 static int me;
 static struct operation *steps;
 static int step_count;
@@ -80,20 +87,20 @@ static int rights(const char *how)
 
 static void say_errno(long result)
 {
-	snprintf(board->said, SAID, "%s", result == -1 ? hp_errno_name(errno) : "0");
+	snprintf(answer->said, SAID, "%s", result == -1 ? hp_errno_name(errno) : "0");
 }
 
 /* --- accesses: one may be refused, and one may fault for ever ------------------------------------- */
 
-static sigjmp_buf away;
-static volatile sig_atomic_t trying;
-static long faults_before;
+static _Thread_local sigjmp_buf away;
+static _Thread_local volatile sig_atomic_t trying;
+static _Thread_local long faults_before;
 
 static long faults(void)
 {
 	struct rusage usage;
 
-	if (getrusage(RUSAGE_SELF, &usage))
+	if (getrusage(RUSAGE_THREAD, &usage))
 		hp_die("getrusage");
 	return usage.ru_minflt + usage.ru_majflt;
 }
@@ -109,9 +116,9 @@ static void on_signal(int number, siginfo_t *info, void *context)
 	if (number == SIGPROF && faults() - faults_before <= FOR_EVER)
 		return;
 	if (number == SIGPROF)
-		strcpy(board->said, "forever");
+		strcpy(answer->said, "forever");
 	else
-		snprintf(board->said, SAID, "%s.%d", hp_signal_name(number), info->si_code);
+		snprintf(answer->said, SAID, "%s.%d", hp_signal_name(number), info->si_code);
 	siglongjmp(away, 1);
 }
 
@@ -130,14 +137,14 @@ static void touch(char *addr, bool store, uint64_t value)
 	if (setitimer(ITIMER_PROF, &tick, NULL))
 		hp_die("setitimer");
 	faults_before = faults();
-	strcpy(board->said, "0");
+	strcpy(answer->said, "0");
 	if (!sigsetjmp(away, 1)) {
 		trying = 1;
 		if (store)
 			hp_write(addr, value);
 		else
-			board->word = hp_read(addr);
-		board->has_word = !store;
+			answer->word = hp_read(addr);
+		answer->has_word = !store;
 	}
 	trying = 0;
 	if (setitimer(ITIMER_PROF, &none, NULL))
@@ -174,6 +181,7 @@ static const struct {
 	{ "dodump", MADV_DODUMP },	   { "hugepage", MADV_HUGEPAGE }, { "nohugepage", MADV_NOHUGEPAGE },
 	{ "dontneed", MADV_DONTNEED },	   { "cold", MADV_COLD },	{ "pageout", MADV_PAGEOUT },
 	{ "free", MADV_FREE },		   { "wipeonfork", MADV_WIPEONFORK },
+	{ "collapse", 25 },		   { "guard", 102 }, /* MADV_COLLAPSE, MADV_GUARD_INSTALL */
 };
 
 /* Reads a file of /proc/self: all of it, but of pagemap the arena alone. */
@@ -199,14 +207,16 @@ static void look(const char *name)
 	close(fd);
 }
 
-static void map_dma(const struct operation *op)
+/* Every step has a range of its own, so that two can race. */
+static void map_dma(const struct operation *op, int number)
 {
+	uint64_t iova = IOVA + (uint64_t)number * GIB(1);
 	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map),
 						.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
 						.vaddr = (uint64_t)(ARENA + op->at),
-						.iova = IOVA,
+						.iova = iova,
 						.size = op->size };
-	struct vfio_iommu_type1_dma_unmap undo = { .argsz = sizeof(undo), .iova = IOVA, .size = op->size };
+	struct vfio_iommu_type1_dma_unmap undo = { .argsz = sizeof(undo), .iova = iova, .size = op->size };
 
 	if (ioctl(bar.container_fd, VFIO_IOMMU_MAP_DMA, &map)) {
 		say_errno(-1);
@@ -214,7 +224,38 @@ static void map_dma(const struct operation *op)
 	}
 	say_errno(ioctl(bar.container_fd, VFIO_IOMMU_UNMAP_DMA, &undo));
 	if (undo.size != op->size)
-		strcpy(board->said, "short");
+		strcpy(answer->said, "short");
+}
+
+/* The kernel stores a word, from a pipe, or takes one, into it. */
+static void through_a_pipe(char *at, bool fill, uint64_t value)
+{
+	ssize_t done;
+
+	if (!pipes[1] && pipe(pipes))
+		hp_die("pipe");
+	if (fill && write(pipes[1], &value, sizeof(value)) != sizeof(value))
+		hp_die("write to the pipe");
+	done = fill ? read(pipes[0], at, sizeof(value)) : write(pipes[1], at, sizeof(value));
+	say_errno(done == sizeof(value) ? 0 : -1);
+	if (done == sizeof(value) ? !fill : fill) { /* it is still in the pipe */
+		if (read(pipes[0], &answer->word, sizeof(value)) != sizeof(value))
+			hp_die("read of the pipe");
+		answer->has_word = !fill;
+	}
+}
+
+static void peek(const char *at)
+{
+	int fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+	ssize_t got;
+
+	if (fd < 0)
+		hp_die("/proc/self/mem");
+	got = pread(fd, &answer->word, sizeof(answer->word), (off_t)(uintptr_t)at);
+	say_errno(got == sizeof(answer->word) ? 0 : -1);
+	answer->has_word = got == sizeof(answer->word);
+	close(fd);
 }
 
 static void obey(int process);
@@ -267,6 +308,14 @@ static void do_step(int number)
 		map(op);
 	else if (!strcmp(op->verb, "read") || !strcmp(op->verb, "write"))
 		touch(at, op->verb[0] == 'w', (uint64_t)number);
+	else if (!strcmp(op->verb, "fill") || !strcmp(op->verb, "send"))
+		through_a_pipe(at, op->verb[0] == 'f', (uint64_t)number);
+	else if (!strcmp(op->verb, "peek"))
+		peek(at);
+	else if (!strcmp(op->verb, "mlock"))
+		say_errno(!strcmp(op->how, "on") ? mlock(at, op->size) : munlock(at, op->size));
+	else if (!strcmp(op->verb, "grow"))
+		say_errno(mremap(at, op->size, op->to, MREMAP_MAYMOVE) == MAP_FAILED ? -1 : 0);
 	else if (!strcmp(op->verb, "fork"))
 		make_process((int)op->to);
 	else if (!strcmp(op->verb, "mprotect"))
@@ -282,7 +331,7 @@ static void do_step(int number)
 	else if (!strcmp(op->verb, "look"))
 		look(op->how);
 	else if (!strcmp(op->verb, "dma"))
-		map_dma(op);
+		map_dma(op, number);
 	else if (!strcmp(op->verb, "memory")) {
 		hp_bar_memory(&bar, !strcmp(op->how, "on"));
 		say_errno(0);
@@ -292,6 +341,47 @@ static void do_step(int number)
 	}
 }
 
+/* --- two operations against each other ------------------------------------------------------------ */
+
+struct racer {
+	int number;
+	uint64_t rounds;
+	struct answer *answer;
+	pthread_barrier_t *start;
+};
+
+/* Does one operation again and again, until it answers other than it did at first. */
+static void *race(void *argument)
+{
+	const struct racer *racer = argument;
+	struct answer first;
+
+	answer = racer->answer;
+	pthread_barrier_wait(racer->start);
+	do_step(racer->number);
+	first = *answer;
+	for (uint64_t round = 1; round < racer->rounds && !strcmp(answer->said, first.said); round++)
+		do_step(racer->number);
+	return NULL;
+}
+
+static void run_race(int number)
+{
+	pthread_barrier_t start;
+	struct racer other = { number + 1, steps[number - 1].size, &board->answer[1], &start }, own = other;
+	pthread_t thread;
+
+	own.number = number + 2;
+	own.answer = &board->answer[2];
+	if (pthread_barrier_init(&start, NULL, 2) || pthread_create(&thread, NULL, race, &other))
+		hp_die("start of a race");
+	race(&own);
+	if (pthread_join(thread, NULL))
+		hp_die("end of a race");
+	pthread_barrier_destroy(&start);
+	strcpy(board->answer[0].said, "0");
+}
+
 /* A process of the arena does what it is told until it has to exit. */
 static void obey(int process)
 {
@@ -299,12 +389,15 @@ static void obey(int process)
 
 	me = process;
 	for (;;) {
+		answer = board->answer;
 		if (read(order[me][0], &number, sizeof(number)) != sizeof(number))
 			hp_die("read of an order");
 		if (number == UNMAP_ALL)
 			say_errno(munmap(ARENA, ARENA_BYTES));
 		else if (!strcmp(steps[number - 1].verb, "exit"))
 			_exit(0);
+		else if (!strcmp(steps[number - 1].verb, "race"))
+			run_race(number);
 		else
 			do_step(number);
 		if (write(reply[1], "", 1) != 1)
@@ -329,8 +422,10 @@ static void give(int process, int number)
 
 	if (pidfd < 0)
 		hp_die("pidfd_open of process %d", process);
-	board->has_word = false;
-	strcpy(board->said, "died");
+	for (int i = 0; i < 3; i++) {
+		board->answer[i].has_word = false;
+		strcpy(board->answer[i].said, "died");
+	}
 	if (write(order[process][1], &number, sizeof(number)) != sizeof(number))
 		hp_die("give an order");
 	while (poll(fds, 2, -1) < 0)
@@ -352,26 +447,38 @@ static bool takes_part(const struct operation *op)
 	return board->pid[op->process] && !(fork && (op->to >= PROCESSES || board->pid[op->to]));
 }
 
-static void run_step(int number)
+static void tell_step(int number, const struct answer *what)
 {
-	const struct operation *op = &steps[number - 1];
 	char name[16];
 
-	if (!takes_part(op)) {
-		board->has_word = false;
-		strcpy(board->said, "absent");
-	} else {
-		give(op->process, number);
-		if (!strcmp(op->verb, "exit"))
-			strcpy(board->said, "0");
-	}
 	snprintf(name, sizeof(name), "a%d", number);
-	ktap_value(name, "%s", board->said);
-	if (board->has_word) {
+	ktap_value(name, "%s", what->said);
+	if (what->has_word) {
 		name[0] = 'w';
-		ktap_value(name, "%lx", board->word);
+		ktap_value(name, "%lx", what->word);
 	}
 	checkpoint(name + 1);
+}
+
+/* Returns how many steps were done: three if it was a race. */
+static int run_step(int number)
+{
+	const struct operation *op = &steps[number - 1];
+	int together = !strcmp(op->verb, "race") && number + 2 <= step_count ? 3 : 1;
+
+	if (takes_part(op)) {
+		give(op->process, number);
+		if (!strcmp(op->verb, "exit"))
+			strcpy(board->answer[0].said, "0");
+	} else {
+		for (int i = 0; i < together; i++) {
+			board->answer[i].has_word = false;
+			strcpy(board->answer[i].said, "absent");
+		}
+	}
+	for (int i = 0; i < together; i++)
+		tell_step(number + i, &board->answer[i]);
+	return together;
 }
 
 int main(int argc, char **argv)
@@ -406,8 +513,8 @@ int main(int argc, char **argv)
 	give(0, UNMAP_ALL); /* it has run once, so that its own tables are there */
 	before = hp_page_table_kib(board->pid[0]);
 	checkpoint("0");
-	for (int number = 1; number <= step_count; number++)
-		run_step(number);
+	for (int number = 1; number <= step_count;)
+		number += run_step(number);
 	for (int i = PROCESSES; i-- > 0;) {
 		if (!board->pid[i])
 			continue;

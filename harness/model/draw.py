@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from harness.model.operation import ARENA_BYTES, PMD, PROCESSES_MAX, PTE, PUD, Backing, Operation, Verb
+from harness.model.operation import ARENA_BYTES, PMD, PROCESSES_MAX, PTE, PUD, STORES, Backing, Operation, Verb
 from harness.model.world import ADVICE, NEW_WORLD, MappedRange, ModelProcess, Unspecified, World, after
 
 LOOKS = ("smaps", "smaps_rollup", "numa_maps", "maps", "pagemap")
+ALONE = tuple(verb for verb in Verb if verb is not Verb.RACE)
 CLEARS = ("1", "2", "3", "4")
 RIGHTS = ("rw", "rw", "rw", "r", "")
 BAR_BYTES = 2 << 30
@@ -39,10 +40,19 @@ WEIGHTS: Mapping[Verb, int] = {
     Verb.LOOK: 5,
     Verb.MEMORY: 3,
     Verb.DMA: 2,
+    Verb.FILL: 3,
+    Verb.SEND: 2,
+    Verb.PEEK: 2,
+    Verb.LOCK: 2,
+    Verb.GROW: 1,
+    Verb.RACE: 6,
 }
+#: What can run against each other: nothing that changes what is mapped.
+RACING = (Verb.READ, Verb.WRITE, Verb.CLEAR, Verb.LOOK, Verb.DMA, Verb.FILL, Verb.SEND, Verb.PEEK)
+ROUNDS = 40
 
 
-def draw(seed: int, number: int, length: int = 10, verbs: Collection[Verb] = tuple(Verb)) -> tuple[Operation, ...]:
+def draw(seed: int, number: int, length: int = 10, verbs: Collection[Verb] = ALONE) -> tuple[Operation, ...]:
     """Return a sequence.
 
     :param seed: of all sequences.
@@ -55,15 +65,24 @@ def draw(seed: int, number: int, length: int = 10, verbs: Collection[Verb] = tup
     while len(found) < length:
         op, world = _next(dice, world, len(found) + 1, verbs)
         found.append(op)
+        if op.verb is Verb.RACE:
+            for racing in (RACING, [verb for verb in RACING if verb not in STORES]):  # one of them may store
+                allowed = [verb for verb in racing if verb in verbs]
+                racer, world = _next(dice, world, len(found) + 1, allowed, op.process)
+                found.append(racer)
     return tuple(found)
 
 
-def _next(dice: random.Random, world: World, step: int, verbs: Collection[Verb]) -> tuple[Operation, World]:
+def _next(
+    dice: random.Random, world: World, step: int, verbs: Collection[Verb], process_number: int | None = None
+) -> tuple[Operation, World]:
     known = [verb for verb in WEIGHTS if verb in verbs]
     weights = [WEIGHTS[verb] for verb in known]
     for _ in range(_TRIES):
-        number = dice.choice(sorted(world.processes))
+        number = dice.choice(sorted(world.processes)) if process_number is None else process_number
         process = world.processes[number]
+        if not process.vmas and process_number is not None:
+            break  # nothing to run against
         verb = Verb.MAP if not process.vmas else dice.choices(known, weights)[0]
         op = _DRAWN[verb](dice, number, process)
         if op is None or (verb is Verb.EXIT and number == 0):
@@ -74,7 +93,7 @@ def _next(dice: random.Random, world: World, step: int, verbs: Collection[Verb])
             continue
         if _fits(then.processes.get(number)):
             return op, then
-    return Operation(min(world.processes), Verb.LOOK, how="maps"), world
+    return Operation(min(world.processes) if process_number is None else process_number, Verb.LOOK, how="maps"), world
 
 
 def _fits(process: ModelProcess | None) -> bool:
@@ -169,6 +188,16 @@ def _dma(dice: random.Random, number: int, process: ModelProcess) -> Operation |
     return Operation(number, Verb.DMA, start, min(size, _DMA_MAX))
 
 
+def _grow(dice: random.Random, number: int, process: ModelProcess) -> Operation:
+    vma = _vma(dice, process)
+    size = vma.end - vma.start
+    return Operation(number, Verb.GROW, vma.start, size, size + _unit(dice))
+
+
+def _race(_dice: random.Random, number: int, _process: ModelProcess) -> Operation:
+    return Operation(number, Verb.RACE, size=ROUNDS)
+
+
 def _worded(verb: Verb, hows: Sequence[str]) -> _Draw:
     return lambda dice, number, _process: Operation(number, verb, how=dice.choice(hows))
 
@@ -188,4 +217,10 @@ _DRAWN: Mapping[Verb, _Draw] = {
     Verb.LOOK: _worded(Verb.LOOK, LOOKS),
     Verb.MEMORY: _worded(Verb.MEMORY, ("off", "on")),
     Verb.DMA: _dma,
+    Verb.FILL: _access(Verb.FILL),
+    Verb.SEND: _access(Verb.SEND),
+    Verb.PEEK: _access(Verb.PEEK),
+    Verb.LOCK: _ranged(Verb.LOCK, ("on", "on", "off")),
+    Verb.GROW: _grow,
+    Verb.RACE: _race,
 }

@@ -49,10 +49,19 @@ class Verb(enum.Enum):
     LOOK = "look"  # reads the file `how` of /proc/self to its end
     MEMORY = "memory"  # the memory bit of the device's PCI_COMMAND: "on" or "off"
     DMA = "dma"  # VFIO_IOMMU_MAP_DMA and UNMAP_DMA
+    FILL = "fill"  # read() from a pipe stores the number of the step at `at`: the kernel writes there
+    SEND = "send"  # write() to a pipe takes the word at `at`: the kernel reads there
+    PEEK = "peek"  # the word at `at`, from /proc/self/mem
+    LOCK = "mlock"  # "on": mlock(), "off": munlock()
+    GROW = "grow"  # mremap() with MREMAP_MAYMOVE to the size `to`
+    RACE = "race"  # the next two operations run against each other, in two threads, `size` times
 
 
 #: Verbs that concern the range [at, at + size) of the process that does them.
-RANGED = (Verb.MAP, Verb.PROTECT, Verb.UNMAP, Verb.MOVE, Verb.SHRINK, Verb.ADVISE, Verb.DMA)
+RANGED = (Verb.MAP, Verb.PROTECT, Verb.UNMAP, Verb.MOVE, Verb.SHRINK, Verb.ADVISE, Verb.DMA, Verb.LOCK, Verb.GROW)
+#: Verbs that load or store one word, in user mode or in the kernel.
+ACCESSES = (Verb.READ, Verb.WRITE, Verb.FILL, Verb.SEND, Verb.PEEK)
+STORES = (Verb.WRITE, Verb.FILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,9 @@ class Operation:
         if self.verb is Verb.LOOK:
             return self.how
         return (
-            f"{self.verb.value} {self.how}" if self.verb in (Verb.ADVISE, Verb.MEMORY, Verb.CLEAR) else self.verb.value
+            f"{self.verb.value} {self.how}"
+            if self.verb in (Verb.ADVISE, Verb.MEMORY, Verb.CLEAR, Verb.LOCK)
+            else self.verb.value
         )
 
     def word(self) -> str:
@@ -114,13 +125,15 @@ class Operation:
             case Verb.MAP:
                 offset = f" from {size_words(self.to)}" if self.memory is Backing.BAR else ""
                 said = f"mmap({where}, {self.how}, {self.memory.value}{offset})"
-            case Verb.READ | Verb.WRITE:
+            case Verb.READ | Verb.WRITE | Verb.FILL | Verb.SEND | Verb.PEEK:
                 said = f"{self.verb.value}({size_words(self.at)})"
             case Verb.FORK:
                 said = f"fork() makes p{self.to}"
             case Verb.MOVE:
                 said = f"mremap({where} to {size_words(self.to)})"
-            case Verb.SHRINK:
+            case Verb.RACE:
+                said = f"{self.size} times, at once:"
+            case Verb.SHRINK | Verb.GROW:
                 said = f"mremap({where} to a size of {size_words(self.to)})"
             case Verb.LOOK | Verb.CLEAR | Verb.MEMORY:
                 said = f"{self.verb.value}({self.how})"

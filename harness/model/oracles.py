@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.model.operation import ARENA_VADDR, PTE, RANGED, Backing, Operation, Verb
+from harness.model.operation import ACCESSES, ARENA_VADDR, PTE, RANGED, STORES, Backing, Operation, Verb
 from harness.model.world import DONE, KEPT_ADVICE, NEW_WORLD, MappedRange, ModelProcess, Reply, World, after, bounds
 from harness.pagetable import Bits, Leaf
 from harness.verdict.invariants import Area, Deviation, Invariant, Oracle, Violation, pfnmap_violations
@@ -56,6 +56,10 @@ class Judge:
     before: Mapping[int, tuple[Leaf, ...]] = field(default_factory=dict)
     owed: set[tuple[int, int]] = field(default_factory=set)
     """Process and page of what was written, and may not be dropped."""
+    raced: list[Operation] = field(default_factory=list)
+    """The first of two operations that run against each other."""
+    racing: int = 0
+    """How many operations of a race are still to come."""
 
     def __post_init__(self) -> None:
         self.world = World(self.world.processes, bar_holds=self.setting.bar_holds)
@@ -69,18 +73,30 @@ class Judge:
         old = self.world
         self.world, answer = after(old, op, self.number)
         found: list[Found] = [*self._answer(op, stop, answer)]
+        if self._is_still_racing(op):
+            return found
         found += self._entries(stop)
         found += self._untouched(op, old, stop)
         found += self._dirt(op, stop)
-        self.before = stop.leaves
+        self.before, self.raced = stop.leaves, []
         return found
+
+    def _is_still_racing(self, op: Operation) -> bool:
+        """Whether what an operation does to the entries cannot be told yet from what the next one does."""
+        if op.verb is Verb.RACE:
+            self.racing = 2
+            return True
+        self.racing = max(0, self.racing - 1)
+        if self.racing:
+            self.raced.append(op)
+        return self.racing > 0
 
     # --- what it answered ------------------------------------------------------------------------
 
     def _answer(self, op: Operation, stop: Stop, answer: Reply) -> Iterator[Deviation]:
         leaf = _covering(self.before.get(op.process, ()), op.at)
         level = leaf.level.label if leaf is not None else "none"
-        access = op.verb in (Verb.READ, Verb.WRITE)
+        access = op.verb in ACCESSES
         if stop.said == FOREVER:
             now = _covering(stop.leaves.get(op.process, ()), op.at)
             level = now.level.label if now is not None else "none"
@@ -88,7 +104,7 @@ class Judge:
         elif stop.said not in answer.allowed:
             oracle = Oracle.ACCESS if access else Oracle.ERRNO
             yield self._deviation(oracle, op, level if access else "", " or ".join(answer.allowed), stop.said)
-        elif answer.word is not None and stop.word != answer.word:
+        elif answer.word is not None and stop.word != answer.word and not self.racing:
             yield self._deviation(Oracle.DATA, op, level, f"{answer.word:#x}", f"{stop.word or 0:#x}")
 
     # --- the entries -----------------------------------------------------------------------------
@@ -136,7 +152,7 @@ class Judge:
                 continue
             now = {leaf.vaddr: leaf for leaf in stop.leaves.get(number, ())}
             for leaf in leaves:
-                if _concerns(op, number, leaf, old.processes[number]):
+                if any(_concerns(one, number, leaf, old.processes[number]) for one in (op, *self.raced)):
                     continue
                 left = now.get(leaf.vaddr)
                 if left is None or left.level is not leaf.level:
@@ -153,7 +169,8 @@ class Judge:
     # --- what was written ------------------------------------------------------------------------
 
     def _dirt(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
-        self._drop(op, stop.said == DONE)
+        for one in (*self.raced, op):
+            self._drop(one, stop.said == DONE)
         for number, page in sorted(self.owed):
             leaf = _covering(stop.leaves.get(number, ()), page)
             if leaf is None or not leaf.entry.kernel_dirty:
@@ -163,7 +180,7 @@ class Judge:
                 level = was.level.label if was is not None else "none"
                 yield self._deviation(Oracle.DIRT, op, level, "dirty", got, f"p{number} {page:#x}")
                 self.owed.discard((number, page))
-        if op.verb is Verb.WRITE and stop.said == DONE:
+        if op.verb in STORES and stop.said == DONE:
             self.owed.add((op.process, op.at // PTE * PTE))
 
     def _drop(self, op: Operation, done: bool) -> None:
@@ -232,7 +249,7 @@ def _concerns(op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> 
     if number != op.process:
         return False
     match op.verb:
-        case Verb.READ | Verb.WRITE:
+        case _ if op.verb in ACCESSES:
             return start <= op.at < end
         case Verb.FORK:  # wrprotect for copy-on-write (mm/memory.c __copy_present_ptes())
             return vma is None or not vma.memory.shared

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from harness.model.operation import PMD, PTE, PUD, Backing, Operation, Verb
+from harness.model.draw import RACING
+from harness.model.operation import PMD, PTE, PUD, STORES, Backing, Operation, Verb
 from harness.model.world import NEW_WORLD, Unspecified, after
 
 Sequence = tuple[Operation, ...]
@@ -42,12 +43,22 @@ def shrink(sequence: Sequence, fails: Callable[[Sequence], bool], budget: int = 
 def specified(sequence: Sequence) -> bool:
     """Return whether the specification says what each operation does."""
     world = NEW_WORLD
+    for index, op in enumerate(sequence):
+        racers = sequence[index + 1 : index + 3] if op.verb is Verb.RACE else ()
+        if op.verb is Verb.RACE and not _can_race(op, racers):
+            return False
     try:
         for step, op in enumerate(sequence, start=1):
             world, _ = after(world, op, step)
     except Unspecified:
         return False
     return True
+
+
+def _can_race(race: Operation, racers: Sequence) -> bool:
+    """Return whether two operations can run against each other: both are there, and at most one stores."""
+    can = [one for one in racers if one.verb in RACING and one.process == race.process]
+    return len(can) == 2 and not all(one.verb in STORES for one in can)
 
 
 def _shorter(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from harness.model.operation import Backing, Operation, Verb
+from harness.model.operation import STORES, Backing, Operation, Verb
 
 READ, WRITE = "r", "w"
 DONE = "0"
 ABSENT = "absent"  # the process does not exist, or the child that fork() shall make exists already
 UNMAPPED, REFUSED, NO_DEVICE = "SEGV.1", "SEGV.2", "BUS.2"  # SEGV_MAPERR, SEGV_ACCERR, BUS_ADRERR
+BAD_ADDRESS = "EFAULT"  # what a system call answers where an access would get a signal
 
 #: Advice that a VMA keeps, and that changes none of its entries (man 2 madvise).
 KEPT_ADVICE = ("normal", "random", "sequential", "dontfork", "dontdump", "nohugepage")
 #: Advice that a pfnmap refuses with EINVAL: there are no pages to drop, and its VMA has to stay what it is (VM_IO for
 #: dofork, VM_SPECIAL for dodump, VM_PFNMAP for the others; mm/madvise.c madvise_vma_behavior()).
-NOT_FOR_A_BAR = ("dofork", "dodump", "dontneed", "cold", "pageout", "free", "wipeonfork")
+NOT_FOR_A_BAR = ("dofork", "dodump", "dontneed", "cold", "pageout", "free", "wipeonfork", "collapse", "guard")
 ADVICE = (*KEPT_ADVICE, "hugepage", *NOT_FOR_A_BAR)
 
 
@@ -41,6 +42,8 @@ class MappedRange:
     """"rw", "r" or ""."""
     inherited: bool = True
     """Whether a child gets it (MADV_DONTFORK)."""
+    locked: bool = False
+    """mlock() of ordinary memory."""
     object: int = 0
     """Which piece of ordinary memory: the step that mapped it."""
 
@@ -154,8 +157,12 @@ def after(world: World, op: Operation, step: int) -> tuple[World, Reply]:
     if process is None:
         return world, Reply((ABSENT,))
     match op.verb:
-        case Verb.READ | Verb.WRITE:
+        case Verb.READ | Verb.WRITE | Verb.FILL | Verb.SEND:
             return _access(world, process, op, step)
+        case Verb.PEEK:
+            return world, _peek(world, process, op)
+        case Verb.RACE:
+            return world, Reply((DONE,))
         case Verb.FORK:
             return _fork(world, process, op)
         case Verb.EXIT:
@@ -178,36 +185,52 @@ def bounds(op: Operation) -> tuple[int, ...]:
             return op.at, op.end, op.to, op.to + op.size
         case Verb.SHRINK:
             return (op.at + op.to,)
-        case Verb.MAP | Verb.UNMAP | Verb.PROTECT | Verb.ADVISE:
+        case Verb.MAP | Verb.UNMAP | Verb.PROTECT | Verb.ADVISE | Verb.LOCK:
             return op.at, op.end
     return ()
 
 
 def _access(world: World, process: ModelProcess, op: Operation, step: int) -> tuple[World, Reply]:
-    """A load or store of a word (man 2 mmap: SIGSEGV, SIGBUS; SDM 4.6: rights)."""
-    vma = process.at(op.at)
+    """A load or store of a word (man 2 mmap: signals; SDM 4.6: rights), or the kernel's (man 2 read: EFAULT)."""
+    vma, stores = process.at(op.at), op.verb in STORES
+    refusal = None
     if vma is None:
-        return world, Reply((UNMAPPED,))
-    if (WRITE if op.verb is Verb.WRITE else READ) not in vma.rights:
-        return world, Reply((REFUSED,))
-    if vma.memory is Backing.BAR and not world.device_memory:
-        return world, Reply((NO_DEVICE,))
+        refusal = UNMAPPED
+    elif (WRITE if stores else READ) not in vma.rights:
+        refusal = REFUSED
+    elif vma.memory is Backing.BAR and not world.device_memory:
+        refusal = NO_DEVICE
+    if vma is None or refusal is not None:
+        return world, Reply((BAD_ADDRESS if op.verb in (Verb.FILL, Verb.SEND) else refusal or "",))
+    if not stores:
+        return world, Reply((DONE,), _word(world, process, vma, op.at))
     word = vma.word_at(op.at)
-    words = world.words if vma.memory.shared else process.words
-    if op.verb is Verb.READ:
-        unknown = None if vma.memory is Backing.BAR else 0
-        holds = vma.memory is not Backing.BAR or world.bar_holds
-        return world, Reply((DONE,), words.get(word, unknown) if holds else None)
     if vma.memory.shared:
-        return replace(world, words={**words, word: step}), Reply((DONE,))
-    return world.of(op.process, replace(process, words={**words, word: step})), Reply((DONE,))
+        return replace(world, words={**world.words, word: step}), Reply((DONE,))
+    return world.of(op.process, replace(process, words={**process.words, word: step})), Reply((DONE,))
+
+
+def _word(world: World, process: ModelProcess, vma: MappedRange, at: int) -> int | None:
+    """Return what a load gives; None if it is not known: nobody has written there, or the BAR holds nothing."""
+    words = world.words if vma.memory.shared else process.words
+    if vma.memory is Backing.BAR:
+        return words.get(vma.word_at(at)) if world.bar_holds else None
+    return words.get(vma.word_at(at), 0)
+
+
+def _peek(world: World, process: ModelProcess, op: Operation) -> Reply:
+    """/proc/PID/mem ignores rights (FOLL_FORCE), and has no page of a pfnmap to read: EIO (man 5 proc_pid_mem)."""
+    vma = process.at(op.at)
+    if vma is None or vma.memory is Backing.BAR:
+        return Reply(("EIO",))
+    return Reply((DONE,), _word(world, process, vma, op.at))
 
 
 def _fork(world: World, process: ModelProcess, op: Operation) -> tuple[World, Reply]:
     """The child has what MADV_DONTFORK did not take out (man 2 fork, man 2 madvise)."""
     if op.to in world.processes:
         return world, Reply((ABSENT,))
-    child = replace(process, vmas=tuple(vma for vma in process.vmas if vma.inherited))
+    child = replace(process, vmas=tuple(replace(vma, locked=False) for vma in process.vmas if vma.inherited))
     return world.of(op.to, child), Reply((DONE,))
 
 
@@ -250,12 +273,32 @@ def _shrink(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProc
     return process.without(op.at + op.to, op.end), Reply((DONE,))
 
 
+def _grow(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
+    """The mapping of a BAR cannot grow (VM_DONTEXPAND), and of no mapping, or several, can be none (man 2 mremap)."""
+    if op.to <= op.size or any(vma.memory is not Backing.BAR for vma in process.within(op.at, op.end)):
+        raise Unspecified("where ordinary memory grows to")
+    return process, Reply((BAD_ADDRESS,))
+
+
+def _lock(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
+    """ENOMEM where there is a hole; a pfnmap is passed over, as it is never paged out (man 2 mlock)."""
+    vmas = list(process.within(op.at, op.end))
+    if process.hole(op.at, op.end) < op.end:
+        raise Unspecified("how much of a range with a hole is locked")
+    ordinary = [vma for vma in vmas if vma.memory is not Backing.BAR]
+    if any(not vma.rights for vma in ordinary):
+        raise Unspecified("mlock() of memory that cannot be read")
+    return process.having(*(replace(vma, locked=op.how == "on") for vma in ordinary)), Reply((DONE,))
+
+
 def _advise(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
     """A VMA that refuses ends it with EINVAL; a hole is passed over, and gives ENOMEM (man 2 madvise)."""
     answer = DONE if process.hole(op.at, op.end) >= op.end else "ENOMEM"
     for vma in process.within(op.at, op.end):
         if vma.memory is Backing.BAR and op.how in NOT_FOR_A_BAR:
             return process, Reply(("EINVAL",))
+        if op.how in ("collapse", "guard") or (vma.locked and op.how not in KEPT_ADVICE):
+            raise Unspecified("what happens to ordinary memory, and to memory that is locked")
         if op.how in ("free", "wipeonfork") and vma.memory is not Backing.ANON:
             return process, Reply(("EINVAL",))
         if op.how == "dontneed" and vma.memory is Backing.ANON:
@@ -299,4 +342,6 @@ _RANGE_RULES = {
     Verb.MOVE: _move,
     Verb.SHRINK: _shrink,
     Verb.ADVISE: _advise,
+    Verb.LOCK: _lock,
+    Verb.GROW: _grow,
 }

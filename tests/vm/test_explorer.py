@@ -26,13 +26,17 @@ SOUND = (
     "0:mremap:0:4000:100000:bar: 0:read:101000:0:0:bar: 0:read:1000:0:0:bar: 0:shrink:100000:4000:1000:bar: "
     "0:madvise:40000000:200000:0:bar:dontneed 0:clear_refs:0:0:0:bar:1 0:look:0:0:0:bar:pagemap 1:fork:0:0:2:bar: "
     "2:exit:0:0:0:bar: 2:read:0:0:0:bar: 0:dma:40000000:200000:0:bar: 0:memory:0:0:0:bar:off 1:read:40000000:0:0:bar: "
-    "0:memory:0:0:0:bar:on 0:read:40000000:0:0:bar:"
+    "0:memory:0:0:0:bar:on 0:read:40000000:0:0:bar: 0:fill:40001000:0:0:bar: 0:send:40001000:0:0:bar: "
+    "0:fill:0:0:0:bar: "
+    "0:peek:40000000:0:0:bar: 0:peek:101000:0:0:bar: 0:mlock:100000:1000:0:bar:on "
+    "0:grow:40000000:40000000:80000000:bar: "
+    "0:race:0:28:0:bar: 0:write:40001000:0:0:bar: 0:look:0:0:0:bar:maps"
 )
 SMAPS = "0:map:0:40000000:0:bar:rw 0:write:0:0:0:bar: 0:look:0:0:0:bar:smaps"
 
 
 def test_every_operation_does_what_is_documented(hugepfn: Command) -> None:
-    done = hugepfn("explore", "--kernel", KERNEL, "--sequence", SOUND)
+    done = hugepfn("explore", "--kernel", KERNEL, "--smp", "2", "--sequence", SOUND)
     assert done.stdout.endswith("nothing is wrong\n"), done.stdout + done.stderr
     assert done.returncode == 0
 
@@ -56,7 +60,7 @@ def test_an_exploration_reports_what_it_ran(tmp_path: Path, hugepfn: Command) ->
     assert schemas.check(data) == "hugepfn-explore"
     assert data["sequences"] >= 20
     assert f"{data['sequences']} sequences, " in done.stdout
-    assert "5 of 14 operations" in done.stdout
+    assert "5 of 20 operations" in done.stdout
     assert hugepfn.left_behind() == []
 
 
