@@ -5,7 +5,7 @@ a present entry and "PROT_NONE" in one that is not, bit 58 is DEVMAP on 6.1, SAV
 root table. So :class:`Bits` are names, and only :func:`bit_positions` says at which position a name is.
 
 Sources: arch/x86/include/asm/pgtable_types.h (_PAGE_BIT_*), Intel SDM volume 3 section 4.5 (4- and 5-level paging) and
-29.3.2 (EPT), arch/x86/kvm/mmu/spte.h (KVM's own bits).
+29.3.2 (EPT), arch/x86/kvm/mmu/spte.h (KVM's own bits), drivers/iommu/intel/iommu.h (DMA_PTE_*).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from harness.errors import UsageError
-from harness.pagetable.formats import CPU, EPT, NPT, TableFormat
+from harness.pagetable.formats import CPU, EPT, FIRST_LEVEL, NPT, SECOND_LEVEL, TableFormat
 
 PAGE_SHIFT = 12
 PAGE_SIZE_BYTES = 1 << PAGE_SHIFT
@@ -80,7 +80,7 @@ class Bits(enum.Flag):
     P = enum.auto()
     """present: the CPU may use the entry"""
     R = enum.auto()
-    """readable (EPT)"""
+    """readable (EPT, IOMMU)"""
     W = enum.auto()
     """writable"""
     X = enum.auto()
@@ -123,6 +123,8 @@ class Bits(enum.Flag):
     """KVM: W may be set without its MMU lock (DEFAULT_SPTE_MMU_WRITABLE, EPT_SPTE_MMU_WRITABLE)"""
     MMU_PRESENT = enum.auto()
     """KVM: it made this entry for the hardware to use (SPTE_MMU_PRESENT_MASK)"""
+    SNP = enum.auto()
+    """accesses are snooped, whatever the device asks for (IOMMU)"""
     SUPPRESS_VE = enum.auto()
     """a violation is no #VE (EPT)"""
     NX = enum.auto()
@@ -154,8 +156,8 @@ class Layout:
 
     Probe it (kernel configuration, CR4, a dirty page made read-only); do not derive it from a version number.
 
-    :raises UsageError: DEVMAP and SAVED_DIRTY claim the same bit, no kernel has used devmap_bit, or a nested format has
-        software bits of the process's tables.
+    :raises UsageError: DEVMAP and SAVED_DIRTY claim the same bit, no kernel has used devmap_bit, another format than
+        the CPU's has software bits of the process's tables, or another than the IOMMU's has three levels.
     """
 
     MODERN: ClassVar[Layout]
@@ -168,10 +170,15 @@ class Layout:
     """The tables of KVM on AMD, four levels."""
     EPT: ClassVar[Layout]
     """The tables of KVM on Intel, four levels."""
+    SECOND_LEVEL: ClassVar[Layout]
+    """The second level of an Intel IOMMU, four levels."""
+    FIRST_LEVEL: ClassVar[Layout]
+    """The first level of an Intel IOMMU in scalable mode, four levels."""
 
     saved_dirty: bool = True  # bit 58 of a leaf is SAVED_DIRTY
     devmap_bit: int | None = 57  # position of DEVMAP, None if the kernel has none
     five_level: bool = False  # CR4.LA57: 57-bit addresses
+    three_level: bool = False  # the IOMMU's second level with 39-bit addresses: the root is a table of puds
     shadow_stack: bool = False  # X86_FEATURE_SHSTK: the kernel's *_write() treat W=0 D=1 as writable
     nopti_shadow: bool = False  # bit 58 of a root-table entry is NOPTISHADOW
     format: TableFormat = CPU
@@ -183,12 +190,16 @@ class Layout:
             raise UsageError("bit 58 is DEVMAP or SAVED_DIRTY, not both: give another devmap_bit, or saved_dirty=False")
         if self.format is not CPU and (self.saved_dirty or self.devmap_bit or self.shadow_stack or self.nopti_shadow):
             raise UsageError(f"{self.format.name} has no software bits of a process's tables: start from Layout.NPT")
+        if self.three_level and (self.format is not SECOND_LEVEL or self.five_level):
+            raise UsageError(f"three_level: {self.format.name} has four or five levels")
 
     @property
     def levels(self) -> tuple[Level, ...]:
         """The levels of a walk, root first. With four levels the p4d is folded, and the root is the pgd."""
         if self.five_level:
             return (Level.PGD, Level.P4D, Level.PUD, Level.PMD, Level.PTE)
+        if self.three_level:
+            return LEAF_LEVELS[::-1]
         return (Level.PGD, Level.PUD, Level.PMD, Level.PTE)
 
     def shift(self, level: Level) -> int:
@@ -197,13 +208,18 @@ class Layout:
 
     @property
     def address_bits(self) -> int:
-        """Width of an address that is looked up: 48 or 57."""
-        return 57 if self.five_level else 48
+        """Width of an address that is looked up: 48 or 57; 39 with three levels."""
+        return self.shift(self.levels[0]) + 9
+
+    @property
+    def end(self) -> int:
+        """One past the last address of the lower half, or of all if addresses have no sign."""
+        return 1 << self.address_bits - self.format.signed
 
     def is_canonical(self, vaddr: int) -> bool:
         """Return whether vaddr is a 64-bit address whose top bits repeat bit 47 (or 56).
 
-        In nested tables, which translate guest-physical addresses, the top bits are 0.
+        In nested tables, which translate guest-physical addresses, and in an IOMMU's second level the top bits are 0.
         """
         if not self.format.signed:
             return 0 <= vaddr < 1 << self.address_bits
@@ -216,6 +232,8 @@ Layout.CLASSIC = Layout(saved_dirty=False, devmap_bit=58)
 Layout.NO_DEVMAP = Layout(devmap_bit=None)
 Layout.NPT = Layout(saved_dirty=False, devmap_bit=None, format=NPT)
 Layout.EPT = Layout(saved_dirty=False, devmap_bit=None, format=EPT)
+Layout.SECOND_LEVEL = Layout(saved_dirty=False, devmap_bit=None, format=SECOND_LEVEL)
+Layout.FIRST_LEVEL = Layout(saved_dirty=False, devmap_bit=None, format=FIRST_LEVEL)
 
 
 @functools.cache
@@ -230,6 +248,8 @@ def bit_positions(kind: Kind, level: Level, layout: Layout, present: bool) -> Ma
         return MappingProxyType({})
     if layout.format is EPT:
         return MappingProxyType(_ept_positions(kind, level))
+    if layout.format is SECOND_LEVEL:
+        return MappingProxyType(_second_level_positions(kind, level))
     named = {0: Bits.P, 1: Bits.W, 2: Bits.U, 3: Bits.PWT, 4: Bits.PCD, 5: Bits.A, 6: Bits.D, 63: Bits.NX}
     if layout.format is NPT:
         named |= {11: Bits.MMU_PRESENT}
@@ -245,12 +265,23 @@ def bit_positions(kind: Kind, level: Level, layout: Layout, present: bool) -> Ma
         named[7] = Bits.PAT
     else:
         named |= {7: Bits.PSE, 12: Bits.PAT}
+    if layout.format is FIRST_LEVEL:
+        return MappingProxyType(named)
     named |= {8: Bits.G if present else Bits.PROTNONE, 9: Bits.SPECIAL, 10: Bits.UFFD_WP, 11: Bits.SOFT_DIRTY}
     if layout.devmap_bit is not None:
         named[layout.devmap_bit] = Bits.DEVMAP
     if layout.saved_dirty:
         named[58] = Bits.SAVED_DIRTY
     return MappingProxyType(named)
+
+
+def _second_level_positions(kind: Kind, level: Level) -> dict[int, Bits]:
+    named = {0: Bits.R, 1: Bits.W}
+    if kind is Kind.LEAF:
+        named |= {8: Bits.A, 9: Bits.D, 11: Bits.SNP}
+        if level is not Level.PTE:
+            named[7] = Bits.PSE
+    return named
 
 
 def _ept_positions(kind: Kind, level: Level) -> dict[int, Bits]:

@@ -92,7 +92,7 @@ def _descend(memory: Memory, root: int, start: int, end: int, layout: Layout, *,
     span = _linear_range(start, end, layout)
     found: list[LeafArrays] = []
     if span is not None:
-        require_table(memory, root, Level.PGD, "given as the root")
+        require_table(memory, root, layout.levels[0], "given as the root")
         search = _Search(layout, span, every)
         tables = _Tables(np.array([root], np.uint64), np.zeros(1, np.uint64))
         for level in layout.levels:
@@ -173,6 +173,7 @@ def _kinds(raw: U64Array, level: Level, fmt: TableFormat) -> tuple[BoolArray, Bo
     if level not in HUGE_LEVELS:
         return np.zeros(len(raw), np.bool_), is_present
     is_huge = (raw & np.uint64(fmt.huge_leaf)) == np.uint64(fmt.huge_leaf)
+    is_huge &= (raw & np.uint64(~fmt.ignored & (1 << 64) - 1)) != 0
     return is_huge, is_present & ~is_huge
 
 

@@ -8,8 +8,11 @@ The nested formats are those that KVM writes. In them, bit 11 (SPTE_MMU_PRESENT_
 memory or leads to a table from one that only looks so: with NPT, an entry for MMIO has P set, and a reserved address
 bit.
 
-Sources: Intel SDM volume 3 section 4.5 (CPU) and 29.3.2 (EPT), AMD APM volume 2 section 15.25 (NPT),
-arch/x86/kvm/mmu/spte.h.
+The IOMMU has two formats: the second level, which VFIO's mappings use, and in scalable mode a first level, which is
+that of the CPU. An entry that the IOMMU may not use is empty, whatever else it has.
+
+Sources: Intel SDM volume 3 section 4.5 (CPU) and 29.3.2 (EPT), AMD APM volume 2 section 15.25 (NPT), Intel VT-d
+specification 9.7 and 9.8 (IOMMU), arch/x86/kvm/mmu/spte.h, drivers/iommu/intel/iommu.h.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ KNL_ERRATUM_MASK = (1 << 5) | (1 << 6)
 """Accessed and dirty: Knights Landing may set them in an empty entry (_PAGE_KNL_ERRATUM_MASK in pgtable_64.h)."""
 SUPPRESS_VE = 1 << 63
 """SHADOW_NONPRESENT_VALUE: recent kernels set it in each empty entry of KVM's tables, with NPT as well."""
+READ_OR_WRITE = 0b11
+"""dma_pte_present(): an entry of the IOMMU's second level with neither is not present."""
+_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class TableFormat:
 
     name: str
     small_leaf: int  # a pte with any of these bits is a leaf
-    huge_leaf: int  # a pmd or pud with all of these bits is a leaf
+    huge_leaf: int  # a pmd or pud that is not empty and has all of these bits is a leaf
     table: int  # an entry that is no leaf and has any of these bits leads to a table
     ignored: int  # what an empty entry may have set
     usable: int  # the hardware uses an entry with any of these bits
@@ -70,4 +76,21 @@ EPT = TableFormat(
     ignored=SUPPRESS_VE,
     usable=0b111,  # R, W, X
     memory_type=0b111 << 3,
+)
+SECOND_LEVEL = TableFormat(
+    "VT-d second level",
+    small_leaf=READ_OR_WRITE,
+    huge_leaf=PSE,
+    table=READ_OR_WRITE,
+    ignored=_WORD & ~READ_OR_WRITE,
+    usable=READ_OR_WRITE,
+)
+FIRST_LEVEL = TableFormat(
+    "VT-d first level",
+    small_leaf=PRESENT,
+    huge_leaf=PSE,
+    table=PRESENT,
+    ignored=_WORD & ~PRESENT,
+    usable=PRESENT,
+    signed=True,
 )

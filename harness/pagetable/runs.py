@@ -56,7 +56,7 @@ def leaf_mask(entries: LeafArrays, fmt: TableFormat = CPU) -> BoolArray:
     small = (entries.level == Level.PTE) & ((entries.raw & np.uint64(fmt.small_leaf)) != 0)
     may_be_huge = np.isin(entries.level, [int(level) for level in HUGE_LEVELS])
     huge = may_be_huge & ((entries.raw & np.uint64(fmt.huge_leaf)) == np.uint64(fmt.huge_leaf))
-    result: BoolArray = small | huge
+    result: BoolArray = (small | huge) & ~hole_mask(entries, fmt)
     return result
 
 
