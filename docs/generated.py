@@ -58,6 +58,11 @@ def kvm_header() -> str:
     return f"## Virtual machines\n\n{guest_header(LIBRARY / 'kvm.h')}"
 
 
+def dma_header() -> str:
+    """The same of dma.h."""
+    return f"## The IOMMU\n\n{guest_header(LIBRARY / 'dma.h')}"
+
+
 def fixtures() -> str:
     """A table of pytest's fixtures."""
     rows = ["| fixture | what a test gets |", "|---|---|"]
@@ -104,6 +109,7 @@ def pytest_options() -> str:
 PIECES: Mapping[str, Callable[[], str]] = {
     "guest-header": guest_header,
     "kvm-header": kvm_header,
+    "dma-header": dma_header,
     "fixtures": fixtures,
     "markers": markers,
     "pytest-options": pytest_options,

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from harness.errors import ProtocolError
 from harness.guest import bounds
+from harness.guest.event_lines import LineDecoder
 from harness.guest.protocol import (
     CountsEvent,
+    DmaEvent,
     Event,
     Frame,
     FrameDecoder,
     GoneEvent,
-    LineDecoder,
+    IommuEvent,
     MappingEvent,
     PagemapEvent,
     SlotEvent,
@@ -192,6 +194,8 @@ def test_malformed_ready_words_are_refused(before: str, after: str, expected: st
         ("slot-gone bar vm 77", SlotGoneEvent("bar", "vm", 77)),
         ("counts vm 77 2 1 0", CountsEvent("vm", 77, (2, 1, 0))),
         ("vm-gone vm 77", VmGoneEvent("vm", 77)),
+        ("iommu dma 77 0000:00:05.0", IommuEvent("dma", 77, "0000:00:05.0")),
+        ("dma dma 77 40000000", DmaEvent("dma", 77, 1 << 30)),
     ],
 )
 def test_every_event(line: str, event: Event) -> None:
@@ -212,6 +216,8 @@ def test_every_event(line: str, event: Event) -> None:
         "gone",
         "gone 1 2",
         "vm vm 77 6",
+        "iommu dma 77",
+        "dma dma 77",
         "slot bar vm 77 40000000 200000 7f0000000000 1 disk 0",
         "counts vm 77 2 1",
         "Checkpoint a 77 1 1000 5",
@@ -245,6 +251,10 @@ def test_a_malformed_event_is_quoted(line: str) -> None:
         ("process p\x1b[2J 77 1 1000 5", "expected 1 to 31 printable ASCII characters without a space"),
         (f"checkpoint {'x' * 32} 77 1 1000 5", "expected 1 to 31 printable ASCII characters"),
         ("checkpoint \N{REPLACEMENT CHARACTER} 77 1 1000 5", "expected 1 to 31 printable ASCII characters"),
+        ("iommu dma 77 00:05.0", "PCI address '00:05.0', expected one such as 0000:00:05.0"),
+        ("iommu dma 77 0001:00:05.0", "PCI address '0001:00:05.0', expected"),
+        ("iommu dma 77 0000:00:25.0", "PCI address '0000:00:25.0', expected"),
+        ("dma dma 77 800", "size 0x800, expected a multiple of 0x1000"),
         ("mapping bar 77 1001 1000 3 bar 0", "address 0x1001, expected a multiple of 0x1000"),
         ("mapping bar 77 1000 1001 3 bar 0", "size 0x1001, expected a multiple of 0x1000"),
         ("mapping bar 77 1000 0 3 bar 0", "mapping of 0x0 bytes at 0x1000, expected pages that end below"),

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from harness.errors import ProtocolError
-from harness.guest.protocol import FrameDecoder, LineDecoder, parse_event, parse_ready
+from harness.guest.event_lines import LineDecoder
+from harness.guest.protocol import FrameDecoder, parse_event, parse_ready
 from harness.printable import PrintableDecoder, printable
 from harness.verdict import parse_log_part
 from harness.verdict.ktap.parse import MAX_DEPTH, parse

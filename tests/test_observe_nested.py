@@ -21,7 +21,7 @@ from harness.guest.protocol import (
     Where,
 )
 from harness.observe.nested import TableRoot
-from harness.observe.snapshot import Snapshot
+from harness.observe.snapshot import NestedLook, Snapshot
 from harness.observe.stop_checks import violations_at
 from harness.observe.witness import Witness
 from harness.pagetable import Layout, Level
@@ -97,7 +97,7 @@ def test_a_slot_is_seen_as_a_mapping_of_the_virtual_machine() -> None:
     at = stop.look()
     view = at["vm"]
     assert stop.roots.asked == [(stop.process.root, VmEvent("vm", 77, 6, 7))]
-    assert view.nested is not None
+    assert isinstance(view.nested, NestedLook)
     assert (view.nested.owner, view.nested.walked, view.nested.counted) == ("parent", (1, 1, 0), (1, 1, 0))
     leaf = view.leaf("bar")
     assert (leaf.level, leaf.vaddr, leaf.dirty) == (Level.PMD, GPA, True)
@@ -118,7 +118,7 @@ def test_a_leaf_that_is_not_there_is_a_broken_claim() -> None:
 def test_before_the_vcpu_has_run_there_are_no_tables() -> None:
     stop = Stop(has_root=False).declare(counts=(0, 0, 0))
     view = stop.look()["vm"]
-    assert view.nested is not None
+    assert isinstance(view.nested, NestedLook)
     assert (view.nested.walked, view.leaves("bar")) == ((0, 0, 0), ())
     assert stop.violations() == []
 
@@ -233,7 +233,7 @@ def test_a_name_belongs_to_one_process_or_virtual_machine() -> None:
         with pytest.raises(ProtocolError, match=f"a second '{name}'"):
             stop.witness.note(VmEvent(name, 77, 8, 9))
     child = WaitEvent(Where.REGISTERING, "vm", 78, 77, STACK, NONCE)
-    with pytest.raises(ProtocolError, match="registers as 'vm', which is a virtual machine"):
+    with pytest.raises(ProtocolError, match="registers as 'vm', which is no process"):
         asyncio.run(stop.witness.register(child, Deadline(5.0, None)))
 
 

@@ -100,7 +100,7 @@ def test_the_depth_decides_how_wide_addresses_are() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"format": FIRST.format}, {"five_level": True}, {"format": Layout.EPT.format}])
-def test_only_the_second_level_has_three_levels(wrong: dict[str, object]) -> None:
+def test_only_the_second_level_has_three_levels(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="has four or five levels"):
         dataclasses.replace(THREE, **wrong)
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.guest.event_lines import LineDecoder
 from harness.guest.kernel_log import KernelLog
-from harness.guest.protocol import Frame, LineDecoder, MappingEvent, parse_event
+from harness.guest.protocol import Frame, MappingEvent, parse_event
 from harness.kernel.build.patches import split
 from harness.printable import PrintableDecoder, printable
 from harness.verdict import ComplaintKind, scan

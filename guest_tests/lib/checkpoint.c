@@ -250,6 +250,7 @@ void checkpoint(const char *name)
 	ktap_note("checkpoint %s", name); /* so that the host knows when a value was reported */
 	tell_pagemaps();
 	tell_vms();
+	tell_iommus();
 	spin("checkpoint", name, getppid());
 }
 

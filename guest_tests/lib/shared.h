@@ -58,4 +58,7 @@ void tell_pagemaps(void);
 /* Reports how many leaves KVM counts in each virtual machine (kvm.c). */
 void tell_vms(void);
 
+/* Reports how many bytes VFIO has mapped for each device (dma.c). */
+void tell_iommus(void);
+
 #endif

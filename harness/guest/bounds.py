@@ -28,9 +28,9 @@ MAPPINGS_MAX = 256
 PID_MAX = 4 << 20
 #: The end of user space with five levels, TASK_SIZE_MAX of arch/x86/include/asm/page_64.h.
 USER_END = (1 << 56) - PAGE_BYTES
-#: Of one run: virtual machines, and slots of memory of each (VMS, HP_SLOTS of guest_tests/lib/kvm.*).
+#: Of one run: virtual machines and watched IOMMUs, and slots of each (VMS, HP_SLOTS of guest_tests/lib/kvm.*).
 MACHINES_MAX, SLOTS_MAX = 64, 16
-#: The end of what a virtual machine can address, with four levels.
+#: The end of what a virtual machine, or a device through the IOMMU, can address with four levels.
 GUEST_END = 1 << 48
 #: A file descriptor, and how many leaves KVM may count.
 FD_MAX, COUNT_MAX = 1 << 20, 1 << 52
@@ -58,6 +58,9 @@ STACK_MAX, SYMBOL_MAX = 64, 512
 REASON_MAX = 4200
 #: MAX_ERRNO, include/linux/err.h.
 ERRNO_MAX = 4095
+
+#: The PCI address of a device.
+BDF = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
 
 _SIGNAL_MAX = 64  # SIGRTMAX
 _DIGITS = re.compile(r"[0-9]{1,20}")
@@ -105,6 +108,13 @@ def name(text: str) -> str:
     if _NAME.fullmatch(text):
         return text
     raise ProtocolError(f"name {shown(text)}, expected 1 to {NAME_MAX} printable ASCII characters without a space")
+
+
+def bdf(text: str) -> str:
+    """The PCI address of a device in segment 0, to which QEMU's IOMMU belongs."""
+    if re.fullmatch(BDF, text) and text.startswith("0000:"):
+        return text
+    raise ProtocolError(f"PCI address {shown(text)}, expected one such as 0000:00:05.0")
 
 
 def user_word_vaddr(text: str) -> int:

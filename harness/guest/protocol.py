@@ -30,7 +30,7 @@ _READY = {
     "taint": re.compile(r"[0-9]{1,20}"),
     "channel": re.compile(r"(virtio|serial)?"),
     "missing": re.compile(r"[ -~]{0,4000}"),
-    "vfio_bdf": re.compile(r"([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])?"),
+    "vfio_bdf": re.compile(rf"({bounds.BDF})?"),
     "vfio_group": re.compile(r"[!-~]{0,15}"),
     "vfio_why": re.compile(r"[ -~]{0,1000}"),
 }
@@ -206,7 +206,10 @@ class VmEvent:
 
 @dataclass(frozen=True, slots=True)
 class SlotEvent:
-    """A virtual machine has a slot of memory. ``slot.vaddr`` is guest-physical, ``owner_vaddr`` is in its process."""
+    """A virtual machine has a slot of memory. ``slot.vaddr`` is guest-physical, ``owner_vaddr`` is in its process.
+
+    Or a device has a range of IO virtual addresses: ``vm`` is then the name of the IOMMU's tables.
+    """
 
     vm: str
     slot: MappingEvent
@@ -239,7 +242,25 @@ class VmGoneEvent:
     pid: int
 
 
-NestedEvent = VmEvent | SlotEvent | SlotGoneEvent | CountsEvent | VmGoneEvent
+@dataclass(frozen=True, slots=True)
+class IommuEvent:
+    """A process watches the IOMMU's tables of the device at a PCI address. Their ranges are slots, at IOVAs."""
+
+    name: str
+    pid: int
+    bdf: str
+
+
+@dataclass(frozen=True, slots=True)
+class DmaEvent:
+    """How many bytes VFIO has mapped for a device by its own account (VFIO_IOMMU_MAP_DMA, VFIO_IOMMU_UNMAP_DMA)."""
+
+    iommu: str
+    pid: int
+    size_bytes: int
+
+
+NestedEvent = VmEvent | SlotEvent | SlotGoneEvent | CountsEvent | VmGoneEvent | IommuEvent | DmaEvent
 Event = WaitEvent | MappingEvent | UnmappingEvent | PagemapEvent | GoneEvent | NestedEvent
 
 
@@ -304,6 +325,10 @@ def _nested_event(verb: str, words: Sequence[str]) -> NestedEvent | None:
             return CountsEvent(bounds.name(vm), bounds.pid(pid), leaves)
         case "vm-gone", [name, pid]:
             return VmGoneEvent(bounds.name(name), bounds.pid(pid))
+        case "iommu", [name, pid, bdf]:
+            return IommuEvent(bounds.name(name), bounds.pid(pid), bounds.bdf(bdf))
+        case "dma", [name, pid, size]:
+            return DmaEvent(bounds.name(name), bounds.pid(pid), bounds.page_multiple(size, "size"))
     return None
 
 
@@ -317,30 +342,3 @@ def _unpacked_words(runs: Sequence[str]) -> tuple[int, ...]:
             raise ProtocolError(f"expected at most {bounds.PAGEMAP_WORDS_MAX} pagemap words")
         words += [bounds.word(word, "pagemap word")] * bounds.decimal(count, "count", 1, left)
     return tuple(words)
-
-
-class LineDecoder:
-    """Bytes in, as they arrive; complete printable lines out, without their newline."""
-
-    def __init__(self) -> None:
-        self._pending = bytearray()
-
-    def feed(self, data: bytes) -> list[str]:
-        """Add bytes, and return the lines that are now complete, except empty ones.
-
-        :raises ProtocolError: a line is longer than any event.
-        """
-        *ends, rest = data.split(b"\n")
-        lines = []
-        for end in ends:
-            lines.append(printable(bytes(self._add(end)).strip(b"\r")))
-            self._pending.clear()
-        self._add(rest)
-        return [line for line in lines if line]
-
-    def _add(self, data: bytes) -> bytearray:
-        if len(self._pending) + len(data) > bounds.LINE_MAX_BYTES:
-            begin = shown(printable(bytes(self._pending[:64] + data[:64])))
-            raise ProtocolError(f"events: a line begins with {begin}, expected at most {bounds.LINE_MAX_BYTES} bytes")
-        self._pending += data
-        return self._pending

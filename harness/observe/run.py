@@ -23,8 +23,9 @@ from harness.errors import (
     UsageError,
 )
 from harness.guest import bounds
+from harness.guest.event_lines import LineDecoder
 from harness.guest.job import Job
-from harness.guest.protocol import Event, LineDecoder, WaitEvent, parse_event
+from harness.guest.protocol import Event, WaitEvent, parse_event
 from harness.host.aside import aside
 from harness.kernel import why_missing
 from harness.logs import timed
@@ -163,8 +164,7 @@ class GuestRun:
     def check(self) -> None:
         """Check the invariants of every stop, and the kernel log.
 
-        :raises MachineryError: the two witnesses disagree on ordinary memory, so nothing else can be believed; or a
-            part of the kernel log is lost, and nothing else went wrong.
+        :raises MachineryError: two witnesses disagree; or a part of the log is lost, and nothing else went wrong.
         :raises RunBroken: an invariant does not hold, or the kernel complained.
         """
         if self.uncalibrated:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from harness.errors import NoEntry, UsageError
 from harness.guest.protocol import MappingEvent
 from harness.pagetable import PAGE_SIZE_BYTES, Leaf, Observation, PagemapWord, Region, Walk, relative_pfn
+from harness.pagetable.vtd import Access
 
 #: The page that guest_tests/lib/checkpoint.c maps, by which every stop calibrates the walk. Scenarios ignore it.
 CALIBRATION_MAPPING = "calibration"
@@ -55,11 +56,28 @@ class NestedLook:
     """Why the nested tables cannot be walked; "" if they can."""
 
 
+@dataclass(frozen=True, slots=True)
+class IommuLook:
+    """What both witnesses say about the IOMMU's tables of one device, all of them."""
+
+    owner: str
+    """The name of the process that watches it."""
+    access: Access
+    """How the IOMMU treats the device. Only if it is TRANSLATED are there page tables."""
+    walked_bytes: int
+    """What all leaves that the walk found map together."""
+    mapped_bytes: int | None
+    """What VFIO has mapped by its own account; None if the guest did not tell it for this stop."""
+    broken: str = ""
+    """Why the tables cannot be walked; "" if they can."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ProcessView:
     """One process at one stop: ``at["child"]`` of a :class:`Snapshot`.
 
-    A virtual machine is one as well: its mappings are the slots of its memory, at guest-physical addresses.
+    A virtual machine is one as well: its mappings are the slots of its memory, at guest-physical addresses. So is a
+    device behind the IOMMU: its mappings are ranges of IO virtual addresses.
     """
 
     name: str
@@ -72,8 +90,8 @@ class ProcessView:
     """By the names that the guest program gave them."""
     holes: Mapping[str, tuple[Walk, ...]]
     """For each mapping, the walk to the first byte of every gap between leaves."""
-    nested: NestedLook | None = None
-    """What is known of the nested tables; None for a process."""
+    nested: NestedLook | IommuLook | None = None
+    """What is known of the nested tables, or of the IOMMU's; None for a process."""
 
     def __repr__(self) -> str:
         return f"<{self.name} (pid {self.pid}) at {self.checkpoint!r}>"

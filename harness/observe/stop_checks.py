@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.guest.protocol import ORDINARY
-from harness.observe.snapshot import CALIBRATION_MAPPING, MappingView, ProcessView, Snapshot
+from harness.observe.snapshot import CALIBRATION_MAPPING, IommuLook, MappingView, ProcessView, Snapshot
 from harness.pagetable import Leaf
 from harness.verdict.invariants import (
     Area,
@@ -15,6 +15,7 @@ from harness.verdict.invariants import (
     cache_violations,
     calibration_violations,
     count_violations,
+    dma_violations,
     pfnmap_violations,
     slot_violations,
 )
@@ -29,7 +30,7 @@ def violations_at(at: Snapshot, saved_dirty: bool) -> list[Violation]:
         (process, _area(at, process, name, view), view) for process in at for name, view in process.mappings.items()
     ]
     found = [one for process, area, view in mappings for one in _of_mapping(at, process, area, view, saved_dirty)]
-    found += [one for process in at for one in _of_nested_tables(at, process)]
+    found += [one for process in at for one in _of_all_tables(at, process)]
     bars: list[tuple[Area, Leaf]] = [
         (area, leaf)
         for process, area, view in mappings
@@ -39,13 +40,15 @@ def violations_at(at: Snapshot, saved_dirty: bool) -> list[Violation]:
     return [*found, *cache_violations(bars)]
 
 
-def _of_nested_tables(at: Snapshot, process: ProcessView) -> Iterator[Violation]:
-    """Check the nested tables of a virtual machine as a whole."""
+def _of_all_tables(at: Snapshot, process: ProcessView) -> Iterator[Violation]:
+    """Check the nested tables of a virtual machine, or the IOMMU's of a device, as a whole."""
     if (look := process.nested) is None:
         return
     area = Area(process.name, "", 0, 0, 0, None, at.checkpoint)
     if look.broken:
         yield Violation.of(Invariant.WALKABLE, area, look.broken)
+    elif isinstance(look, IommuLook):
+        yield from dma_violations(area, look.walked_bytes, look.mapped_bytes)
     else:
         yield from count_violations(area, look.walked, look.counted)
 

@@ -28,11 +28,12 @@ from harness.guest.protocol import (
     WaitEvent,
     Where,
 )
-from harness.observe.nested import NestedRoots, TableRoot, VirtualMachine, VirtualMachines
-from harness.observe.snapshot import MappingView, NestedLook, ProcessView, Snapshot
+from harness.observe.iommu import read_rtaddr
+from harness.observe.nested import NestedRoots, Spaces, TableRoot, VirtualMachine, WatchedIommu
+from harness.observe.nested_view import TablesReading
+from harness.observe.snapshot import MappingView, ProcessView, Snapshot
 from harness.observe.table_reader import TableReader
 from harness.pagetable import (
-    LEAF_LEVELS,
     PAGE_SIZE_BYTES,
     Layout,
     LeafArrays,
@@ -68,7 +69,7 @@ class Process:
 
 
 class Witness:
-    """Follows one guest program and its children, and their virtual machines.
+    """Follows one guest program and its children, their virtual machines, and what the IOMMU lets their device reach.
 
     :param nested: finds nested tables; None if the machine has no KVM.
     """
@@ -80,7 +81,8 @@ class Witness:
         self._stopped_at = 0.0
         self._reader = TableReader()
         self._words_left = bounds.PAGEMAP_RUN_MAX
-        self._vms = VirtualMachines(nested)
+        self._spaces = Spaces(nested)
+        self._rtaddr = 0
         self.processes: dict[int, Process] = {}
 
     @property
@@ -100,14 +102,14 @@ class Witness:
                     self._keep_pagemap(self.processes[pid], name, words)
             case GoneEvent(pid=pid):
                 self.processes.pop(pid, None)
-                self._vms.forget_of(pid)
+                self._spaces.forget_of(pid)
             case WaitEvent():
                 raise ProtocolError(f"events: {event} needs a stop")
             case _:
                 self._note_nested(event)
 
     def _note_nested(self, event: NestedEvent) -> None:
-        self._vms.note(event, [process.name for process in self.processes.values()])
+        self._spaces.note(event, [process.name for process in self.processes.values()])
         if isinstance(event, SlotEvent):
             self._check_backing(event.slot)
 
@@ -158,8 +160,8 @@ class Witness:
                 raise ProtocolError(
                     f"events: pid {event.pid} registers as {event.name!r}, as pid {known.pid} did; give it another name"
                 )
-        if event.name in self._vms.by_name:
-            raise ProtocolError(f"events: pid {event.pid} registers as {event.name!r}, which is a virtual machine")
+        if event.name in self._spaces.by_name:
+            raise ProtocolError(f"events: pid {event.pid} registers as {event.name!r}, which is no process")
         if len(self.processes) == bounds.PROCESSES_MAX:
             raise ProtocolError(f"events: more than {bounds.PROCESSES_MAX} processes have registered")
 
@@ -169,13 +171,18 @@ class Witness:
         return self.processes[pid]
 
     async def stop(self) -> None:
-        """Stop every vCPU."""
+        """Stop every vCPU.
+
+        :raises PremiseNotMet: a process watches the IOMMU, and it is off.
+        """
         self._stopped_at = time.perf_counter()
         await self._qemu.stop()
+        if self._spaces.has_iommu:
+            self._rtaddr = await read_rtaddr(self._qemu)
 
     def forget_pagemap(self) -> None:
-        """Discard the pagemap words and KVM's counts, which are older than the tables."""
-        self._vms.forget_counts()
+        """Discard the pagemap words and the counts of KVM and VFIO, which are older than the tables."""
+        self._spaces.forget_counts()
         for process in self.processes.values():
             process.pagemap.clear()
 
@@ -236,7 +243,7 @@ class Witness:
         :raises ProtocolError: they do not, because the process has other tables now (exec?); or it never registered.
         """
         process = self._process(event.pid)
-        self._vms.check_told(event)
+        self._spaces.check_told(event)
         if not self._holds_nonce(process.root, process.five_level, event):
             raise ProtocolError(
                 f"{process.name} (pid {event.pid}) waits at {event.name!r}, but the tables of its registration do not "
@@ -256,10 +263,10 @@ class Witness:
             raise ProtocolError(f"the release word of {process.name} is not in a page of its own:\n{way}")
         self._memory.write_u64(way.leaf.paddr_at(event.release_vaddr), RELEASED)
         self.forget_pagemap()
-        self._vms.let_go()
+        self._spaces.let_go()
 
     def snapshot(self, checkpoint: str, pid: int, check: Callable[[], None] = lambda: None) -> Snapshot:
-        """Walk every mapping of every registered process, and every slot of their virtual machines.
+        """Walk every mapping of every registered process, and every slot of their virtual machines and devices.
 
         The machine must be stopped.
 
@@ -267,9 +274,20 @@ class Witness:
         :raises ProtocolError: there are more leaves and holes than all stops of a run may have.
         """
         views = {process.name: self._view(process, checkpoint, check) for process in self.processes.values()}
-        for vm in self._vms.by_name.values():
-            views[vm.event.name] = self._nested_view(vm, checkpoint, check)
+        reading = TablesReading(self._memory, self._reader, checkpoint, check)
+        for one in self._spaces.by_name.values():
+            views[one.event.name] = self._other_view(reading, one)
         return Snapshot(checkpoint, pid, views, self._bars, time.perf_counter() - self._stopped_at)
+
+    def _other_view(self, reading: TablesReading, one: VirtualMachine | WatchedIommu) -> ProcessView:
+        """Return what the tables of a virtual machine or of a device have."""
+        owner = self._process(one.event.pid)
+        if isinstance(one, WatchedIommu):
+            return reading.device(one, owner.name, self._rtaddr)
+        assert self._spaces.roots is not None
+        tables = TableRoot(owner.root, self._layout_for(owner.five_level))
+        root = self._spaces.roots.find(self._memory, tables.paddr, tables.layout, one.event)
+        return reading.machine(one, owner.name, tables, root)
 
     @property
     def declared(self) -> str:
@@ -298,31 +316,6 @@ class Witness:
             words = tuple(PagemapWord(word) for word in process.pagemap.get(name, ()))
             mappings[name], holes[name] = self._reader.mapping(self._memory, tables, declared, words, check)
         return ProcessView(process.name, process.pid, checkpoint, mappings, holes)
-
-    def _nested_view(self, vm: VirtualMachine, checkpoint: str, check: Callable[[], None]) -> ProcessView:
-        """Return what the nested tables of a virtual machine have. All of them are counted, not only the slots."""
-        owner = self._process(vm.event.pid)
-        assert self._vms.roots is not None
-        tables = TableRoot(owner.root, self._layout_for(owner.five_level))
-        root = self._vms.roots.find(self._memory, tables.paddr, tables.layout, vm.event)
-        walked, broken = (0,) * len(LEAF_LEVELS), ""
-        mappings: dict[str, MappingView] = {}
-        holes: dict[str, tuple[Walk, ...]] = {}
-        if root is not None:
-            try:
-                every = walk_arrays(self._memory, root.paddr, 0, 1 << root.layout.address_bits, root.layout)
-                walked = tuple(int((every.level == level).sum()) for level in LEAF_LEVELS)
-            except WalkError as error:
-                broken = str(error)
-        for name, declared in vm.slots.items():
-            mappings[name], holes[name] = MappingView(declared.slot, (), ()), ()
-            if root is not None:
-                seen, holes[name] = self._reader.mapping(self._memory, root, declared.slot, (), check)
-                same = dataclasses.replace(declared.slot, vaddr=declared.owner_vaddr)
-                behind, _ = self._reader.mapping(self._memory, tables, same, (), check)
-                mappings[name] = dataclasses.replace(seen, behind=behind.leaves, behind_vaddr=same.vaddr)
-        look = NestedLook(owner.name, walked, vm.counts, broken)
-        return ProcessView(vm.event.name, owner.pid, checkpoint, mappings, holes, look)
 
 
 def needs_registration(event: WaitEvent) -> bool:

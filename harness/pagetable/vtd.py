@@ -105,10 +105,10 @@ def device_tables(memory: Memory, rtaddr: int, device: SourceId) -> DeviceTables
         return DeviceTables(Access.BLOCKED, ())
     if mode not in (_LEGACY, _SCALABLE):
         raise WalkError(f"the IOMMU's RTADDR_REG is {rtaddr:#x}: its translation table mode {mode} is reserved")
-    return _Search(memory, rtaddr & PADDR_MASK, device).run(scalable=mode == _SCALABLE)
+    return _DeviceSearch(memory, rtaddr & PADDR_MASK, device).run(scalable=mode == _SCALABLE)
 
 
-class _Search:
+class _DeviceSearch:
     def __init__(self, memory: Memory, root_table: int, device: SourceId) -> None:
         self._memory = memory
         self._root_table = root_table

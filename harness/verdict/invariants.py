@@ -34,6 +34,7 @@ class Invariant(enum.Enum):
     SOFT_DIRTY = "a soft-dirty entry is soft-dirty in pagemap"
     BACKED = "a nested leaf maps what the process that made the virtual machine may reach there"
     NESTED_COUNTS = "the walk of nested tables finds as many leaves as KVM counts"
+    DMA_SIZE = "the walk of the IOMMU's tables finds as many bytes as VFIO has mapped"
 
     @property
     def id(self) -> str:
@@ -43,7 +44,13 @@ class Invariant(enum.Enum):
     @property
     def calibrates(self) -> bool:
         """Whether it holds one witness against the other, wherever it is checked."""
-        return self is Invariant.NESTED_COUNTS
+        return self in (Invariant.NESTED_COUNTS, Invariant.DMA_SIZE)
+
+    @property
+    def other_witness(self) -> str:
+        """What the walk is held against, in words."""
+        others = {Invariant.NESTED_COUNTS: "KVM's statistics", Invariant.DMA_SIZE: "VFIO's account"}
+        return others.get(self, "pagemap")
 
     @classmethod
     def of(cls, data: JsonObject) -> Self:
@@ -209,6 +216,18 @@ def count_violations(area: Area, walked: Sequence[int], counted: Sequence[int] |
             for one in (walked, counted)
         ]
         yield Violation.of(Invariant.NESTED_COUNTS, area, f"{area.process}: walk {said[0]}; KVM counts {said[1]}")
+
+
+def dma_violations(area: Area, walked_bytes: int, mapped_bytes: int | None) -> Iterator[Violation]:
+    """Check the walk of all of the IOMMU's tables of a device against VFIO's own account.
+
+    :param walked_bytes: what all leaves map together.
+    :param mapped_bytes: what VFIO_IOMMU_MAP_DMA mapped, without what VFIO_IOMMU_UNMAP_DMA gave back
+        (drivers/vfio/vfio_iommu_type1.c vfio_dma_do_unmap()); None if not known.
+    """
+    if mapped_bytes is not None and walked_bytes != mapped_bytes:
+        said = f"{area.process}: walk {walked_bytes:#x} bytes; VFIO has mapped {mapped_bytes:#x}"
+        yield Violation.of(Invariant.DMA_SIZE, area, said)
 
 
 def cache_violations(seen: Sequence[tuple[Area, Leaf]]) -> Iterator[Violation]:

@@ -34,8 +34,7 @@ _INVARIANTS = "the invariants held at {stops}, and the kernel log has no {compla
 
 def uncalibrated(violation: Violation) -> str:
     """Return why nothing that was read can be believed."""
-    other = "KVM's statistics" if violation.invariant.calibrates else "pagemap"
-    return f"the walk and {other} disagree, so the walk proves nothing: {violation}"
+    return f"the walk and {violation.invariant.other_witness} disagree, so the walk proves nothing: {violation}"
 
 
 def troubles(seen: KernelTroubles) -> list[str]:

@@ -22,12 +22,12 @@ from harness.errors import AgentRefused, ProtocolError
 from harness.guest import bounds
 from harness.guest.agent import Agent
 from harness.guest.emulator import Emulator
+from harness.guest.event_lines import LineDecoder
 from harness.guest.job import ExitStatus, Job
 from harness.guest.kernel_log import KernelLog, LogMark
 from harness.guest.protocol import (
     Frame,
     FrameDecoder,
-    LineDecoder,
     PagemapEvent,
     parse_event,
     parse_ready,
@@ -300,6 +300,7 @@ _EVENTS = (
     b"checkpoint child-written 78 77 7ffd12345670 4e00000005\r\n"
     b"vm vm 77 6 7\nslot bar vm 77 40000000 200000 7f4000000000 3 bar 0\ncounts vm 77 1 1 0\n"
     b"slot-gone bar vm 77\nvm-gone vm 77\n"
+    b"iommu iommu 77 0000:00:05.0\nslot bar iommu 77 40000000 200000 7f4000000000 3 bar 0\ndma iommu 77 0\n"
     b"unmapping bar 77\ngone 78\n"
 )
 _KMSG = (
@@ -342,6 +343,8 @@ _EVENT_WORDS = (
         b"vm ",
         b"slot ",
         b"counts ",
+        b"iommu ",
+        b"dma ",
         b"bar",
         b"ram",
         b"*1",

@@ -13,6 +13,7 @@ from harness.guest.protocol import VmEvent
 from harness.introspect.kvm import KvmRoots
 from harness.machine.vm import VM
 from harness.observe.nested import TableRoot
+from harness.observe.snapshot import NestedLook
 from harness.pagetable import Layout, Level
 from harness.pagetable.memory import Memory
 
@@ -33,7 +34,7 @@ def test_both_witnesses_agree(vm: VM) -> None:
         assert (leaf.level, leaf.write) == (Level.PMD, True)
         for name, leaves in (("vm", (1, 1, 0)), ("other", (1, 0, 0))):
             look = at[name].nested
-            assert look is not None
+            assert isinstance(look, NestedLook)
             assert (look.owner, look.walked, look.counted) == ("parent", leaves, leaves)
         at = guest.until("one-left")
         assert ("vm" in at, "other" in at) == (True, False)

@@ -28,10 +28,16 @@ static const char *linked(const char *bdf, const char *what, char *name, size_t 
 	return name;
 }
 
+static void say_no_group(const char *bdf, char *why, size_t size)
+{
+	snprintf(why, size,
+		 "%s has no IOMMU group: the IOMMU is missing or off (intel_iommu=off, no CONFIG_INTEL_IOMMU)", bdf);
+}
+
 /* Binds BDF to vfio-pci. Returns false, with the reason in WHY, if it is not bound afterwards. */
 static bool give_to_vfio(const char *bdf, char *why, size_t size)
 {
-	char path[128], driver[64];
+	char path[128], driver[64], group[64];
 
 	path_of(bdf, "driver_override", path, sizeof(path));
 	if (write_file(path, "vfio-pci")) {
@@ -49,6 +55,8 @@ static bool give_to_vfio(const char *bdf, char *why, size_t size)
 	if (access("/sys/bus/pci/drivers/vfio-pci", F_OK))
 		snprintf(why, size, "this guest has no vfio-pci driver%s%s", *module_failure() ? ": " : "",
 			 module_failure());
+	else if (!*linked(bdf, "iommu_group", group, sizeof(group)))
+		say_no_group(bdf, why, size);
 	else
 		snprintf(why, size, "vfio-pci did not bind to %s", bdf);
 	return false;
@@ -64,7 +72,7 @@ static void find_group(struct vfio_device *device)
 	if (!give_to_vfio(device->bdf, device->why, sizeof(device->why)))
 		return;
 	if (!*linked(device->bdf, "iommu_group", device->group, sizeof(device->group)))
-		snprintf(device->why, sizeof(device->why), "%s has no IOMMU group (no IOMMU driver?)", device->bdf);
+		say_no_group(device->bdf, device->why, sizeof(device->why));
 }
 
 void bind_vfio(struct vfio_device *device)
