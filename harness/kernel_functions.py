@@ -15,29 +15,9 @@ sources each function was found. After a change here, and for new sources, run `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from harness.kernel_function import KernelFunction as KernelFunction  # scenarios name it
 from harness.pagetable import Level
-
-
-@dataclass(frozen=True)
-class KernelFunction:
-    """A function of the Linux kernel.
-
-    ``since`` and ``until`` are series such as "6.12": the first and the last that have it, of those in
-    tests/data/kernel_functions.json. They are None if the first (the last) of all has it. Series that are not in the
-    file are not known.
-    """
-
-    file: str  # the path in the source tree
-    name: str
-    since: str | None = None
-    until: str | None = None
-    elsewhere: KernelFunction | None = None  # does the same in series without it: has another name or file
-
-    def __str__(self) -> str:
-        return f"{self.file} {self.name}()"
-
 
 #: Decides a claim about bits that the kernel does not set.
 CPU = "the CPU (SDM volume 3, 4.8)"
@@ -77,6 +57,12 @@ untrack_pfn_copy = KernelFunction(
     until="6.12",
     elsewhere=KernelFunction("arch/x86/mm/pat/memtype.c", "pfnmap_untrack", since="7.2"),
 )
+hardware_largepage_caps = KernelFunction(
+    "drivers/iommu/intel/iommu.c",
+    "hardware_largepage_caps",
+    until="6.12",
+    elsewhere=KernelFunction("drivers/iommu/generic_pt/iommu_pt.h", "compute_best_pgsize", since="7.2"),
+)
 vfio_group_fops_open = KernelFunction(
     "drivers/vfio/group.c",
     "vfio_group_fops_open",
@@ -112,7 +98,11 @@ vfio_pci_zap_bars = KernelFunction(
 )
 follow_fault_pfn = KernelFunction("drivers/vfio/vfio_iommu_type1.c", "follow_fault_pfn")
 vaddr_get_pfns = KernelFunction("drivers/vfio/vfio_iommu_type1.c", "vaddr_get_pfns")
+vfio_dma_do_map = KernelFunction("drivers/vfio/vfio_iommu_type1.c", "vfio_dma_do_map")
 vfio_dma_do_unmap = KernelFunction("drivers/vfio/vfio_iommu_type1.c", "vfio_dma_do_unmap")
+vfio_iommu_map = KernelFunction("drivers/vfio/vfio_iommu_type1.c", "vfio_iommu_map")
+vfio_iommu_type1_detach_group = KernelFunction("drivers/vfio/vfio_iommu_type1.c", "vfio_iommu_type1_detach_group")
+vfio_unmap_unpin = KernelFunction("drivers/vfio/vfio_iommu_type1.c", "vfio_unmap_unpin")
 vma_dump_size = KernelFunction("fs/coredump.c", "vma_dump_size")
 exec_mmap = KernelFunction("fs/exec.c", "exec_mmap")
 vfs_fallocate = KernelFunction("fs/open.c", "vfs_fallocate")

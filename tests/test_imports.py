@@ -16,7 +16,7 @@ ROWS = """
 errors printable logs levels events
 outputs host
 pagetable
-verdict bisection kernel_functions
+verdict bisection kernel_function kernel_functions
 model
 archive
 kernel
