@@ -176,7 +176,9 @@ def test_a_race_is_judged_when_both_are_quiet() -> None:
     look = Operation(0, Verb.LOOK, how="smaps")
     between: list[Step] = [(race, "0", {0: []}), (WRITE, "0", {0: []})]
     assert judged(*WRITTEN, *between, (look, "0", {0: [leaf(PUD)]})) == []
-    assert told(judged(*WRITTEN, *between, (look, "0", {0: []}))) == [("dirt", "smaps", "pud", "no entry")]
+    assert told(judged(*WRITTEN, *between, (look, "0", {0: []}))) == [
+        ("dirt", "smaps against write", "pud", "no entry")
+    ]
     assert told(judged(*WRITTEN, between[0], (WRITE, FOREVER, {0: []}))) == [
         ("progress", "write", "none", "endless faults")
     ]

@@ -21,10 +21,12 @@ _HEADERS: Mapping[str, str] = {
     "linux/userfaultfd.h": r"UFFD_API|uffdio_\w+",
     "linux/vfio.h": r"vfio_\w+|VFIO_\w+",
     "pthread.h": r"pthread_\w+",
-    "signal.h": r"signal|SIG[A-Z]+",
+    "sched.h": r"sched_yield",
+    "setjmp.h": r"sigjmp_buf|sigsetjmp|siglongjmp",
+    "signal.h": r"signal|sigaction|siginfo_t|SIG[A-Z]+",
     "stdio.h": r"printf|snprintf|fopen|setbuf",
     "stdlib.h": r"exit|malloc|free|strtol|getenv",
-    "string.h": r"str(?:error|len|ncmp|rchr|str)|mem(?:cpy|set)",
+    "string.h": r"str(?:error\w*|len|n?cmp|rchr|str)|sigabbrev_np|mem(?:cpy|set)",
     "sys/ioctl.h": r"ioctl",
     "sys/klog.h": r"klogctl",
     "sys/mman.h": r"mmap|munmap|mremap|mprotect|madvise|PROT_\w+",
@@ -32,10 +34,10 @@ _HEADERS: Mapping[str, str] = {
     "sys/syscall.h": r"syscall",
     "sys/wait.h": r"waitpid|WIFSIGNALED",
     "time.h": r"clock_gettime",
-    "unistd.h": r"fork|pread|pwrite|read|write|close|alarm|_exit|readlink",
+    "unistd.h": r"fork|pread|pwrite|read|write|close|alarm|_exit|readlink|pipe",
 }
 _NOT_CODE = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:[^"\\\n]|\\.)*"', re.DOTALL)
-_DEFINED = re.compile(r"^#define (\w+)|^static [^;={(]*?\b(\w+)(?=\(|[;,\[]| =)", re.MULTILINE)
+_DEFINED = re.compile(r"^(?:#define|struct) (\w+)|^static [^;={(]*?\b(\w+)(?=\(|[;,\[]| =)", re.MULTILINE)
 
 
 def parts(text: str) -> Mapping[str, str]:
@@ -44,7 +46,7 @@ def parts(text: str) -> Mapping[str, str]:
     :raises UsageError: there is text that defines nothing.
     """
     found = {}
-    blocks = re.split(r"\n\n(?=/\*|#define|static)", text.strip())
+    blocks = re.split(r"\n\n(?=/\*|#define|static|struct)", text.strip())
     for block in blocks[1:]:  # the first is the comment of the file
         if (defined := _DEFINED.search(block)) is None:
             raise UsageError(f"a part of a reproducer defines nothing: {block.splitlines()[0]}")

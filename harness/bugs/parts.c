@@ -176,3 +176,128 @@ static void must_end(void)
 	signal(SIGALRM, give_up);
 	alarm(10);
 }
+
+/* Where the sequence of operations happens, in every process: 4 GiB in which nothing else is. */
+#define ARENA ((char *)(1ul << 44))
+
+/* What the processes share: which step is next, and what the last one answered. */
+struct turns {
+	int step;
+	char said[24];
+	unsigned long word;
+	long refaults;
+};
+
+static volatile struct turns *turn;
+
+static void share_turns(void)
+{
+	turn = mmap(NULL, KIB(4), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (turn == MAP_FAILED)
+		cannot_tell("mmap of what the processes share");
+	turn->step = 1;
+}
+
+/* Keeps what a system call answered. */
+static void answer(int failed)
+{
+	snprintf((char *)turn->said, sizeof(turn->said), "%s", failed ? strerrorname_np(errno) : "0");
+}
+
+static __thread sigjmp_buf after_refusal;
+
+static void on_refusal(int number, siginfo_t *info, void *context)
+{
+	(void)context;
+	snprintf((char *)turn->said, sizeof(turn->said), "%s.%d", sigabbrev_np(number), info->si_code);
+	siglongjmp(after_refusal, 1);
+}
+
+/* Loads or stores a word, and keeps how that ended: "0", or signal and code. */
+static void touch(char *at, int store, unsigned long value)
+{
+	struct sigaction act = { .sa_sigaction = on_refusal, .sa_flags = SA_SIGINFO };
+
+	sigaction(SIGSEGV, &act, NULL);
+	sigaction(SIGBUS, &act, NULL);
+	must_end();
+	if (!sigsetjmp(after_refusal, 1)) {
+		if (store)
+			*(volatile unsigned long *)at = value;
+		else
+			turn->word = *(volatile unsigned long *)at;
+		answer(0);
+	}
+	alarm(0);
+}
+
+/* The kernel loads or stores a word, from or to a pipe. */
+static void through_a_pipe(char *at, int store, unsigned long value)
+{
+	int ends[2];
+
+	if (pipe(ends) || (store && write(ends[1], &value, sizeof(value)) < 0))
+		cannot_tell("a pipe");
+	answer((store ? read(ends[0], at, sizeof(value)) : write(ends[1], at, sizeof(value))) != sizeof(value));
+	if (!store && !strcmp((char *)turn->said, "0") && read(ends[0], &value, sizeof(value)) > 0)
+		turn->word = value;
+	close(ends[0]);
+	close(ends[1]);
+}
+
+/* Reads a word of this process's memory from /proc/self/mem. */
+static void peek(char *at)
+{
+	int file = open("/proc/self/mem", O_RDONLY);
+	unsigned long word = 0;
+
+	answer(pread(file, &word, sizeof(word), (off_t)(unsigned long)at) != sizeof(word));
+	turn->word = word;
+	close(file);
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY);
+
+	answer(file < 0 || write(file, text, strlen(text)) < 0);
+	close(file);
+}
+
+/* Maps a range for DMA, and unmaps it again. */
+static void map_for_dma(char *at, size_t size, unsigned long iova)
+{
+	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map), .iova = iova, .size = size };
+	struct vfio_iommu_type1_dma_unmap undo = { .argsz = sizeof(undo), .iova = iova, .size = size };
+
+	map.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+	map.vaddr = (unsigned long)at;
+	answer(ioctl(container, VFIO_IOMMU_MAP_DMA, &map) || ioctl(container, VFIO_IOMMU_UNMAP_DMA, &undo));
+}
+
+static void do_step(int step);
+
+struct racer {
+	int step, rounds;
+};
+
+static void *race_alone(void *argument)
+{
+	const struct racer *racer = argument;
+
+	for (int round = 0; round < racer->rounds; round++)
+		do_step(racer->step);
+	return NULL;
+}
+
+/* Does two steps against each other, in two threads. */
+static void race(int one, int other, int rounds)
+{
+	struct racer first = { one, rounds }, second = { other, rounds };
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, race_alone, &first))
+		cannot_tell("pthread_create");
+	race_alone(&second);
+	pthread_join(thread, NULL);
+}

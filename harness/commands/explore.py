@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ from harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from harness.explorer.groups import Group
+    from harness.explorer.sequence import SequenceResult
     from harness.model.operation import Verb
 
 
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
 @click.option("--race", is_flag=True, help="on two vCPUs, and run pairs of operations against each other, too")
 @click.option("--no-known-bugs", is_flag=True, help="as if the list of known bugs were empty")
 @click.option("--sequence", metavar="WORDS", help="run this one sequence, in the words that a finding ends with")
+@click.option(
+    "--reproducers",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="write a C file for each finding into this folder",
+)
 @click.option("--json", "json_file", type=FILE, help="write what was found to this file")
 @config_options(without=["device"])
 def explore(config: MachineConfig, minutes: float, seed: int, workers: int, length: int, **options: Any) -> None:
@@ -58,7 +65,7 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
         task = Exploration(kernel, machine, seed, length, verbs)
         if given is not None:
             live.close()
-            sys.exit(_one(task, given))
+            sys.exit(_one(task, given, options["reproducers"]))
         groups = Groups(() if options["no_known_bugs"] else ledger_of(guest_tests_dir()))
 
         def tell(progress: Progress, line: str) -> None:
@@ -67,8 +74,10 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
             live.now(str(progress))
 
         progress = run_exploration(task, groups, minutes, workers, tell)
-    for group in groups.new:
+    for number, group in enumerate(groups.new, start=1):
         click.echo("\n".join(_told(group, kernel.spec)))
+        if options["reproducers"]:
+            _write_reproducer(options["reproducers"] / f"finding-{number}.c", group.shortest, kernel.release)
     for group in groups.known:
         click.echo(f"known bug {group.known}, {group.times} times: {group.symptom}")
     click.echo(str(progress))
@@ -100,7 +109,7 @@ def _sequence(words: str) -> Any:
     return operations
 
 
-def _one(task: Any, operations: Any) -> ExitCode:
+def _one(task: Any, operations: Any, reproducers: Path | None) -> ExitCode:
     """Run one sequence, and print what it shows."""
     from harness.explorer.groups import detail_of, lines_of, symptom_of
     from harness.explorer.sequence import run_sequence
@@ -113,6 +122,8 @@ def _one(task: Any, operations: Any) -> ExitCode:
         click.echo("nothing is wrong")
         return ExitCode.OK
     click.echo(f"{symptom_of(outcome.failure)}\n{detail_of(outcome.failure)}")
+    if reproducers is not None:
+        _write_reproducer(reproducers / "finding-1.c", outcome, task.kernel.release)
     return ExitCode.CLAIM_FAILED
 
 
@@ -129,3 +140,15 @@ def _told(group: Group, spec: str) -> list[str]:
         f"     {command}",
         "",
     ]
+
+
+def _write_reproducer(path: Path, found: SequenceResult, release: str) -> None:
+    """Write a finding as a C file that needs nothing of hugepfn."""
+    from harness.bugs.__main__ import PARTS
+    from harness.bugs.compose import parts
+    from harness.explorer.reproducer import reproducer
+
+    assert found.failure is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(reproducer(found.operations, found.failure, release, parts(PARTS.read_text())))
+    click.echo(f"     written: {path}")

@@ -62,8 +62,8 @@ def run_exploration(
             raise MachineryError("a process of the explorer ended; is this host out of memory?") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
+            for process in multiprocessing.active_children():  # its machine ends with it
+                process.kill()
             raise
     return progress
 

@@ -199,9 +199,8 @@ class Judge:
     def _deviation(
         self, oracle: Oracle, op: Operation, level: str, expected: str, got: str, detail: str = ""
     ) -> Deviation:
-        return Deviation(
-            oracle, op.cause, level, expected, got, f"step {self.number}, {op}{': ' * bool(detail)}{detail}"
-        )
+        cause = " against ".join(sorted(one.cause for one in (op, *self.raced)))
+        return Deviation(oracle, cause, level, expected, got, f"step {self.number}, {op}{': ' * bool(detail)}{detail}")
 
 
 def _start(leaf: Leaf) -> int:

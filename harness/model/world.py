@@ -219,10 +219,15 @@ def _word(world: World, process: ModelProcess, vma: MappedRange, at: int) -> int
 
 
 def _peek(world: World, process: ModelProcess, op: Operation) -> Reply:
-    """/proc/PID/mem ignores rights (FOLL_FORCE), and has no page of a pfnmap to read: EIO (man 5 proc_pid_mem)."""
+    """/proc/PID/mem has no page of a pfnmap to read: EIO (man 5 proc_pid_mem).
+
+    Whether it ignores rights (FOLL_FORCE) is configured: proc_mem.force_override=, admin-guide/kernel-parameters.
+    """
     vma = process.at(op.at)
     if vma is None or vma.memory is Backing.BAR:
         return Reply(("EIO",))
+    if READ not in vma.rights:
+        return Reply((DONE, "EIO"))
     return Reply((DONE,), _word(world, process, vma, op.at))
 
 
