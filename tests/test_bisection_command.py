@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from harness.campaign.bisection.costs import BUILT, CACHED, FETCHED, REBUILT, WI
 from harness.campaign.bisection.journal import Noted
 from harness.campaign.bisection.steps import Course, of_debian, of_tree
 from harness.campaign.units.journal import Journal, read
-from harness.campaign.units.unit import Unit, UnitAnswer
+from harness.campaign.units.unit import Answers, Unit, UnitAnswer
 from harness.errors import ExitCode, MachineryError, UsageError
 from harness.host import cache
 from harness.kernel.build import BuiltSource, are_built
@@ -70,7 +70,7 @@ class Fake:
         self.ran: list[int] = []
         self.most = 10_000
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+    def run(self, units: Sequence[Unit]) -> Answers:
         yield from enumerate(map(self._answer, units))
 
     def _answer(self, unit: Unit) -> UnitAnswer:
@@ -103,6 +103,42 @@ def test_the_culprit_with_its_claim_and_how_sure_it_is(tree: Path, capsys: pytes
     assert "claim: keeps dirty [f()]: passed -> failed" in said
     assert " % sure: P(c | runs) ~ P(c) E[p**F (1-p)**P], a bad commit shows it in 9" in said
     assert git(tree, "status", "--porcelain", "--branch") == before
+
+
+class Together(Fake):
+    """Answers units in the reverse order, and notes how many came together, and which were not wanted any more."""
+
+    def __init__(self, tree: Path, culprit: int) -> None:
+        super().__init__(tree, culprit)
+        self.sizes: list[int] = []
+        self.units: list[Unit] = []
+
+    def run(self, units: Sequence[Unit]) -> Answers:
+        self.sizes.append(len(units))
+        self.units += units
+        for number in reversed(range(len(units))):
+            yield number, self._answer(units[number])
+
+
+def test_several_at_once(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = Together(tree, 7)
+    assert bisected(tree, fake, replace(FORK, at_once=3)) is ExitCode.OK
+    assert "mm: change 7\nshows claim: keeps dirty\n" in capsys.readouterr().out
+    assert max(fake.sizes) == 3
+    assert len(fake.sizes) < sum(fake.sizes) / 2, "they came together"
+    again = Fake(tree, 7)
+    assert bisected(tree, again, FORK, resume=True) is ExitCode.OK
+    assert again.ran == [], "a journal does not care how many ran at once"
+
+
+def test_a_kernel_that_ran_is_not_booted_only_to_see_whether_it_boots(tree: Path) -> None:
+    fake = Together(tree, 7)
+    bisected(tree, fake)
+    seen: set[str] = set()
+    for unit in fake.units:
+        assert unit.boots is (unit.spec in seen), unit.name
+        seen.add(unit.spec)
+    assert len(fake.units) > len(seen)
 
 
 def test_what_was_mended(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,35 @@ def test_one_that_shows_in_one_run_of_three(culprit: int) -> None:
     assert search.passed[Tip.GOOD] > 5, "the good end is run as often as it takes to believe it"
 
 
+@pytest.mark.parametrize(("rate", "rounds_max"), [(1.0, 8), (1 / 3, 50)])
+def test_several_at_once(rate: float, rounds_max: int) -> None:
+    """What is asked for together is told together, in any order, and takes fewer rounds."""
+    dice, search, rounds = random.Random(1), Search(LinearHistory(100)), 0
+    while wanted := search.wanted_at_once(Costs(np.full(100, 15.0)), 4):
+        rounds += 1
+        assert len(wanted) <= 4
+        for where in dice.sample(wanted, len(wanted)):
+            bad = where is Tip.BAD or (isinstance(where, int) and where >= 42)
+            search.take(where, SHOWS if bad and dice.random() < rate else PASSES)
+    assert search.culprit.candidates == (42,)
+    assert rounds <= rounds_max
+    assert search.wanted_at_once(Costs.of_runs(100), 4) == ()
+
+
+def test_an_end_is_not_run_oftener_because_there_is_room() -> None:
+    search, costs = Search(LinearHistory(100)), Costs.of_runs(100)
+    assert search.wanted_at_once(costs, 9) == (Tip.BAD,) * BAD_RUNS
+    for _ in range(BAD_RUNS):
+        search.take(Tip.BAD, SHOWS)
+    needed = search.wanted_at_once(costs, 99)
+    assert set(needed) == {Tip.GOOD}
+    for _ in needed:
+        search.take(Tip.GOOD, PASSES)
+    assert search.wanted_at_once(costs, 1) == (search.wanted(costs),)
+    thirds = search.wanted_at_once(costs, 2)
+    assert [one // 30 for one in thirds if isinstance(one, int)] != [1, 1], "not the middle twice"
+
+
 def test_what_was_mended() -> None:
     search, _ = bisect(MendedHistory(LinearHistory(40)), 17)
     assert search.culprit.candidates == (17,)

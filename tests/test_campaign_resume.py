@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from harness import cli
 from harness.campaign.kernels import RunOptions, troubled
 from harness.campaign.units import local
 from harness.campaign.units.journal import Journal, NotedAnswer, NotingExecutor
-from harness.campaign.units.unit import Unit, UnitAnswer
+from harness.campaign.units.unit import Answers, Unit, UnitAnswer
 from harness.machine import preparation
 from harness.selection.selected import Selected
 from harness.verdict import Outcome, Run, ScenarioResult
@@ -125,7 +125,7 @@ class Simulated:
     def __init__(self) -> None:
         self.ran: list[str] = []
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+    def run(self, units: Sequence[Unit]) -> Answers:
         for number, unit in enumerate(units):
             self.ran.append(unit.spec)
             yield number, UnitAnswer(unit.spec, run=Run((ScenarioResult("fork", "pud", P),)))

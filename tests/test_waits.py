@@ -113,6 +113,8 @@ UNLIMITED = {
     ("host/cache.py", "fcntl.flock(descriptor, fcntl.LOCK_EX)"): "a thread's, for cache.flock(), which has a deadline",
     ("benchmark/bench.py", "end.recv(65536)"): "the end of the rival's QEMU, which has a deadline",
     ("benchmark/bench.py", "process.wait()"): "SIGKILL, just before",
+    ("campaign/units/parallel.py", "inbox.get()"): "ended_after(), of each unit's child; its end is in the queue",
+    ("campaign/units/parallel.py", "message.result()"): "it is done",
     ("campaign/kernels.py", "child.wait()"): "ended_after(); SIGKILL, just before",
     ("host/process.py", "process.wait()"): "ended_after()",
     ("qemu/accel.py", "process.wait()"): "SIGKILL, just before",

@@ -8,11 +8,12 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
 from harness.bisection.belief import ALWAYS, BAD, CONFIDENCE, Belief, Culprit, Side
-from harness.bisection.choice import Costs, next_trial
+from harness.bisection.choice import Costs, Trial, next_trial
 from harness.bisection.history import CommitHistory
 from harness.bisection.symptom import Sighting
 from harness.errors import MachineryError, UsageError
@@ -73,6 +74,26 @@ class Search:
             return Tip.GOOD if again else None
         trial = next_trial(self.belief, costs)
         return self._twins.get(trial.commit, trial.commit) if trial is not None else None
+
+    def wanted_at_once(self, costs: Costs, most: int) -> tuple[Where, ...]:
+        """Return what to run next at the same time; empty if the culprit is known, or nothing tells more.
+
+        What the others may answer counts: each commit is the one that tells most for its costs on average over that.
+
+        :param most: how many, at least 1. Of an end, no more than are wanted anyway.
+        """
+        first = self.wanted(costs)
+        if first is None:
+            return ()
+        if isinstance(first, Tip):
+            runs = self.shown[first] + self.passed[first]
+            left = (self._good_runs() if first is Tip.GOOD else BAD_RUNS if self._repeats is None else 1) - runs
+            return (first,) * max(1, min(most, left))
+        pending, costs = list[Trial](), Costs(costs.build.copy(), costs.run)
+        while len(pending) < most and (trial := next_trial(self.belief, costs, pending)) is not None:
+            pending.append(replace(trial, runs=1))
+            costs.build[trial.commit] = 0.0
+        return tuple(self._twins.get(trial.commit, trial.commit) for trial in pending)
 
     def take(self, where: Where, seen: Sighting, reason: str = "") -> None:
         """Note the outcome of one run.

@@ -27,6 +27,9 @@ from harness.selection.selected import Selected
 @click.option(
     "--runs", type=click.IntRange(1), help="how many runs make a commit good, instead of as many as are needed"
 )
+@click.option(
+    "-j", "--at-once", type=click.IntRange(1), default=1, show_default=True, help="how many kernels to run at once"
+)
 @click.option("--resume", is_flag=True, help="go on with this bisection, which was interrupted")
 @scheduler_option
 @config_options(without=["kernel"])
@@ -52,9 +55,8 @@ def bisect(test: str, paths: tuple[str, ...], config: MachineConfig, **given: An
         print_log()
         return
     asked = Asked(given["tree"], paths=paths, fixed=given["fixed"], **_ends(given))
-    looked = Looked(
-        Selected.parse(test), given["any_failure"], given["runs"], RunOptions(config, scheduler=given["scheduler"])
-    )
+    options = RunOptions(config, scheduler=given["scheduler"])
+    looked = Looked(Selected.parse(test), given["any_failure"], given["runs"], options, given["at_once"])
     sys.exit(run_bisect(asked, looked, given["resume"]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from harness.campaign.bisection.steps import Course, short
 from harness.campaign.kernels import RunOptions
 from harness.campaign.series import PatchStep
 from harness.campaign.units.journal import Journal
-from harness.campaign.units.unit import Unit, UnitExecutor, Work, run_one
+from harness.campaign.units.unit import Unit, UnitAnswer, UnitExecutor, Work
 from harness.errors import UsageError
 from harness.selection.selected import Selected
 from harness.verdict.claims import ScenarioResult
@@ -31,6 +32,8 @@ class Looked:
     any_failure: bool = False
     repeats: int | None = None
     options: RunOptions = field(default_factory=RunOptions)
+    at_once: int = 1
+    """How many kernels are run at the same time."""
 
 
 class Bisection:
@@ -64,11 +67,16 @@ class Bisection:
         :raises MachineryError: the machinery failed, or the results contradict each other.
         """
         self.replay(noted)
-        while (where := self.search.wanted(self._costs)) is not None:
-            one = self._run(where)
-            self._journal.note(one)
-            self._take(one)
-            self._line(self._told(where, one))
+        while wanted := self.search.wanted_at_once(self._costs, self._looked.at_once):
+            with closing(self._executor.run([self._unit(where) for where in wanted])) as answers:
+                for count, (number, answer) in enumerate(answers, 1):
+                    where = wanted[number]
+                    one = self._noted(self._name(where), answer)
+                    self._journal.note(one)
+                    self._take(one)
+                    self._line(self._told(where, one))
+                    if count < len(wanted) and self.search.wanted(self._costs) is None:
+                        break  # the culprit is known; what still runs is ended
 
     def replay(self, noted: Sequence[Noted]) -> None:
         """Take what an earlier run noted."""
@@ -80,14 +88,16 @@ class Bisection:
         ends = {Tip.BAD: self.course.bad, Tip.GOOD: self.course.good}
         return ends[where] if isinstance(where, Tip) else self.course.steps[where]
 
-    def _run(self, where: Where) -> Noted:
-        name = next(name for name, at in self._numbers.items() if at == where)
-        others = frozenset(key for key, at in self._keys.items() if at != where)
-        step = self.step_of(where)
-        unit = Unit(
-            step.spec, (self._test,), self._looked.options, f"{short(name)} {step.subject}".strip(), Work.TRY, others
-        )
-        answer = run_one(self._executor, unit)
+    def _name(self, where: Where) -> str:
+        return next(name for name, at in self._numbers.items() if at == where)
+
+    def _unit(self, where: Where) -> Unit:
+        step, others = self.step_of(where), frozenset(key for key, at in self._keys.items() if at != where)
+        title = f"{short(self._name(where))} {step.subject}".strip()
+        boots = where in self.results
+        return Unit(step.spec, (self._test,), self._looked.options, title, Work.TRY, others, boots)
+
+    def _noted(self, name: str, answer: UnitAnswer) -> Noted:
         if answer.unusable:
             said = answer.unusable.splitlines()
             first = " ".join(line.strip() for line in said[: 1 + said[0].endswith(":")])  # with the compiler's error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from harness.campaign.progress import Live
 from harness.campaign.series import steps_of_mbox
 from harness.campaign.units.executing import executing
 from harness.campaign.units.journal import Journal, named_by, read
-from harness.campaign.units.unit import Unit, UnitAnswer, UnitExecutor
+from harness.campaign.units.unit import Answers, Unit, UnitExecutor
 from harness.campaign.wanted import choose
 from harness.errors import ExitCode, UsageError
 from harness.events import Say
@@ -75,7 +75,9 @@ def run_bisect(asked: Asked, looked: Looked, resume: bool, executor: UnitExecuto
         if not resume:
             journal.start()
         live.line(f"{len(course.steps)} candidates; journal: {journal.file}")
-        with executing(live, looked.options.scheduler) if executor is None else nullcontext(executor) as runner:
+        with (
+            executing(live, looked.options.scheduler, looked.at_once) if executor is None else nullcontext(executor)
+        ) as runner:
             bisection = Bisection(course, looked, runner, journal, live.line)
             bisection.run(noted)
     print_lines(Console(highlight=False), report_lines(bisection))
@@ -108,7 +110,7 @@ def print_log() -> None:
 class _Nobody:
     """Runs nothing: a journal is only read."""
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+    def run(self, units: Sequence[Unit]) -> Answers:
         raise AssertionError(units)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from distributed import Client
 
 from harness.campaign.cluster.dispatch import Dispatch
-from harness.campaign.units.unit import Show, Unit, UnitAnswer
+from harness.campaign.units.unit import Answers, Show, Unit
 from harness.errors import MachineryError, UsageError
 
 CONNECT_S = 15
@@ -24,7 +24,7 @@ class ClusterExecutor:
     def __init__(self, client: Client, show: Show) -> None:
         self._client, self._show = client, show
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+    def run(self, units: Sequence[Unit]) -> Answers:
         """Run units anywhere. Yield the answers in the order in which they come.
 
         :raises MachineryError: no worker can run them, or the scheduler is gone.

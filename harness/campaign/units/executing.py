@@ -8,20 +8,22 @@ from contextlib import contextmanager
 from harness.campaign.event_stream import RunEnded, TestEnded, TestStarted
 from harness.campaign.progress import Live
 from harness.campaign.units.local import LocalExecutor
+from harness.campaign.units.parallel import ParallelExecutor
 from harness.campaign.units.unit import Show, Unit, UnitEvent, UnitExecutor, UnitStarted
 from harness.errors import UsageError
 
 
 @contextmanager
-def executing(live: Live, scheduler: str = "") -> Iterator[UnitExecutor]:
+def executing(live: Live, scheduler: str = "", at_once: int = 1) -> Iterator[UnitExecutor]:
     """Run the units of the block.
 
     :param scheduler: the address of Dask's scheduler; "" for this host.
+    :param at_once: how many units run at the same time on this host; Dask's workers have their own numbers.
     :raises UsageError: Dask is not installed, or this is no address.
     :raises MachineryError: nothing answers at this address.
     """
     if not scheduler:
-        yield LocalExecutor(shown(live))
+        yield LocalExecutor(shown(live)) if at_once == 1 else ParallelExecutor(shown(live), at_once)
         return
     try:
         from harness.campaign.cluster.executor import connected  # an extra, and slow to import

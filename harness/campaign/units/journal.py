@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from harness.campaign.cluster.identity import identity_of
 from harness.campaign.kernels import RunOptions
-from harness.campaign.units.unit import Unit, UnitAnswer, UnitExecutor
+from harness.campaign.units.unit import Answers, Unit, UnitAnswer, UnitExecutor
 from harness.errors import UsageError
 from harness.host import cache
 from harness.selection.selected import Selected
@@ -139,7 +139,7 @@ class NotingExecutor:
         self._executor, self._journal, self._noted = executor, journal, noted
         self._begun = 0
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+    def run(self, units: Sequence[Unit]) -> Answers:
         """Run what is left of these units."""
         first, self._begun = self._begun, self._begun + len(units)
         left = []

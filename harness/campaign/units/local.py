@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.campaign.event_stream import RunEvent
 from harness.campaign.kernels import run_kernel
-from harness.campaign.units.unit import Show, Unit, UnitAnswer, UnitStarted, Work, unbuilt
+from harness.campaign.units.unit import Answers, Show, Unit, UnitAnswer, UnitStarted, Work, unbuilt
 from harness.errors import KERNELS_FAULT, KernelBuildError
 from harness.events import Event
 from harness.kernel import Kernel
@@ -25,7 +25,7 @@ class LocalExecutor:
 
     show: Show
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+    def run(self, units: Sequence[Unit]) -> Answers:
         """Run units in their order."""
         for number, unit in enumerate(units):
             self.show(unit, UnitStarted())
@@ -54,7 +54,8 @@ class LocalExecutor:
         if unit.work is Work.BUILD or image.key in unit.known:
             return UnitAnswer(image.key)
         try:
-            VM(image, config=unit.options.machine(unit.spec), say=say).start().close()
+            if not unit.boots:
+                VM(image, config=unit.options.machine(unit.spec), say=say).start().close()
         except KERNELS_FAULT as error:
             return UnitAnswer(image.key, f"it does not boot: {str(error).splitlines()[0]}")
         if isinstance(kernel.source, BuiltSource):  # by its file, so that its source is not looked at again

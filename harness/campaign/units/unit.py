@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -41,6 +41,8 @@ class Unit:
     work: Work = Work.RUN
     known: frozenset[str] = frozenset()
     """For :attr:`Work.TRY`: the keys of kernels that need not be run, because they have been."""
+    boots: bool = False
+    """For :attr:`Work.TRY`: it is known that the kernel boots, so that this is not tried once more."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,14 @@ UnitEvent = RunEvent | UnitStarted
 Show = Callable[[Unit, UnitEvent], None]
 
 
+#: What a unit answered, with its index. Whatever still runs ends when this is closed.
+Answers = Generator[tuple[int, UnitAnswer], None, None]
+
+
 class UnitExecutor(Protocol):
     """Runs units."""
 
-    def run(self, units: Sequence[Unit]) -> Iterator[tuple[int, UnitAnswer]]:
+    def run(self, units: Sequence[Unit]) -> Answers:
         """Run units to their end. Yield each answer as it comes, with the index of its unit.
 
         Whatever still runs ends when the iterator is closed. A failure of the machinery is a run with a trouble.
