@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -131,6 +132,32 @@ def test_ctrl_c_ends_the_machines_on_the_workers(hugepfn: Command, cluster: Clus
     wait_for(lambda: not any(children_of(worker.pid) for worker in cluster.workers), "the end of the units", 60)
     assert own_qemus(hugepfn.marker) == []
     assert [worker.poll() for worker in cluster.workers] == [None, None], "the workers go on"
+
+
+def test_the_caller_is_killed_and_goes_on_where_it_was(hugepfn: Command, cluster: Cluster) -> None:
+    words = ("matrix", *KERNELS, "fork:pmd", "--repeat=2")
+    expected = hugepfn(*words)
+    assert expected.returncode == 0, expected.stdout + expected.stderr
+    done = hugepfn(*words, "--resume")
+    assert done.stdout == expected.stdout, done.stderr
+    (said,) = re.findall(r"4 units are done already; journal: (\S+)", done.stderr)
+    words, journal = (*words, "--scheduler", cluster.ready(2)), Path(said)
+    with subprocess.Popen(
+        hugepfn.argv(*words), env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert any(" of 2): 1 passed" in line for line in process.stderr)
+        process.kill()
+    wait_for(lambda: not any(children_of(worker.pid) for worker in cluster.workers), "the end of the units", 60)
+    assert own_qemus(hugepfn.marker) == []
+    before = journal.read_text().splitlines()
+    assert 1 <= len(before) - 1 < 4
+    resumed = hugepfn(*words, "--resume")
+    assert resumed.stdout == expected.stdout, resumed.stderr
+    assert f"{len(before) - 1} units are done already; journal: {journal}" in resumed.stderr
+    after = journal.read_text().splitlines()
+    assert after[: len(before)] == before
+    assert sorted(json.loads(line)["unit"] for line in after[1:]) == [0, 1, 2, 3], "none ran twice"
 
 
 def test_a_test_of_ones_own_has_what_lies_beside_it(hugepfn: Command, cluster: Cluster, tmp_path: Path) -> None:
