@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from harness.errors import UsageError
 
+_WISHES = ("smp", "append", "clone", "device", "guest", "kvm", "load", "memory_mib")  # see with_wishes()
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -158,6 +159,10 @@ class MachineConfig:
             "nested",
         ),
     )
+    load: tuple[str, ...] = field(
+        default=(),
+        metadata=_words("further modules of the kernel for the guest, loaded at boot: nd_e820, dax_pmem, ..."),
+    )
     clone: bool = field(default=True, metadata=_switch("clone a booted machine for every test instead of booting one"))
     evidence: bool = field(
         default=True,
@@ -224,16 +229,16 @@ class MachineConfig:
     def with_wishes(self, wishes: Mapping[str, Any]) -> Self:
         """Return this machine with at least what a test needs.
 
-        :param wishes: ``smp`` (at least so many vCPUs), ``append`` (further words for the kernel command line),
-            ``clone`` (False for a boot of its own), ``device`` (the one under test), ``guest`` (its root), ``kvm``
-            (True for KVM in the guest).
+        :param wishes: fields by name; ``smp`` and ``memory_mib`` at least, ``append`` and ``load`` in addition.
         :raises UsageError: a wish has another name.
         """
-        if unknown := sorted(wishes.keys() - {"smp", "append", "clone", "device", "guest", "kvm"}):
-            raise UsageError(f"machine({unknown[0]}=...): expected one of: smp, append, clone, device, guest, kvm")
+        if unknown := sorted(wishes.keys() - set(_WISHES)):
+            raise UsageError(f"machine({unknown[0]}=...): expected one of: {', '.join(_WISHES)}")
         return replace(
             self,
             smp=max(self.smp, wishes.get("smp", 1)),
+            memory_mib=max(self.memory_mib, wishes.get("memory_mib", 0)),
+            load=(*self.load, *wishes.get("load", ())),
             append=(*self.append, *wishes.get("append", ())),
             clone=self.clone and wishes.get("clone", True),
             device=wishes.get("device", self.device),

@@ -51,6 +51,12 @@ kvm_alloc_memslot_metadata = KernelFunction("arch/x86/kvm/x86.c", "kvm_alloc_mem
 kvm_mmu_slot_apply_flags = KernelFunction("arch/x86/kvm/x86.c", "kvm_mmu_slot_apply_flags")
 access_error = KernelFunction("arch/x86/mm/fault.c", "access_error")
 do_sigbus = KernelFunction("arch/x86/mm/fault.c", "do_sigbus")
+track_pfn_copy = KernelFunction(
+    "arch/x86/mm/pat/memtype.c",
+    "track_pfn_copy",
+    until="6.12",
+    elsewhere=KernelFunction("mm/memory.c", "copy_page_range"),
+)
 untrack_pfn_copy = KernelFunction(
     "arch/x86/mm/pat/memtype.c",
     "untrack_pfn_copy",
@@ -63,6 +69,8 @@ hardware_largepage_caps = KernelFunction(
     until="6.12",
     elsewhere=KernelFunction("drivers/iommu/generic_pt/iommu_pt.h", "compute_best_pgsize", since="7.2"),
 )
+dev_dax_huge_fault = KernelFunction("drivers/dax/device.c", "dev_dax_huge_fault")
+pci_mmap_resource_range = KernelFunction("drivers/pci/mmap.c", "pci_mmap_resource_range")
 vfio_group_fops_open = KernelFunction(
     "drivers/vfio/group.c",
     "vfio_group_fops_open",
@@ -123,6 +131,18 @@ show_smaps_rollup = KernelFunction("fs/proc/task_mmu.c", "show_smaps_rollup")
 smap_gather_stats = KernelFunction("fs/proc/task_mmu.c", "smap_gather_stats")
 vmsplice_to_pipe = KernelFunction("fs/splice.c", "vmsplice_to_pipe")
 vfs_fsync_range = KernelFunction("fs/sync.c", "vfs_fsync_range")
+dup_userfaultfd = KernelFunction(
+    "fs/userfaultfd.c",
+    "dup_userfaultfd",
+    until="6.12",
+    elsewhere=KernelFunction("mm/userfaultfd.c", "dup_userfaultfd", since="7.2"),
+)
+handle_userfault = KernelFunction(
+    "fs/userfaultfd.c",
+    "handle_userfault",
+    until="6.12",
+    elsewhere=KernelFunction("mm/userfaultfd.c", "handle_userfault", since="7.2"),
+)
 userfaultfd_register = KernelFunction(
     "fs/userfaultfd.c",
     "userfaultfd_register",
@@ -143,6 +163,7 @@ dup_mmap = KernelFunction(
 )
 mmput = KernelFunction("kernel/fork.c", "mmput")
 ptrace_access_vm = KernelFunction("kernel/ptrace.c", "ptrace_access_vm")
+revoke_iomem = KernelFunction("kernel/resource.c", "revoke_iomem")
 check_vma_flags = KernelFunction("mm/gup.c", "check_vma_flags")
 fixup_user_fault = KernelFunction("mm/gup.c", "fixup_user_fault")
 gup_fast_pmd_leaf = KernelFunction(
@@ -267,6 +288,7 @@ remap_file_pages = KernelFunction("mm/mmap.c", "remap_file_pages")
 vma_set_page_prot = KernelFunction("mm/mmap.c", "vma_set_page_prot")
 change_protection = KernelFunction("mm/mprotect.c", "change_protection")
 change_pte_range = KernelFunction("mm/mprotect.c", "change_pte_range")
+change_pud_range = KernelFunction("mm/mprotect.c", "change_pud_range")
 do_mprotect_pkey = KernelFunction("mm/mprotect.c", "do_mprotect_pkey")
 mprotect_fixup = KernelFunction("mm/mprotect.c", "mprotect_fixup")
 get_old_pud = KernelFunction("mm/mremap.c", "get_old_pud")
@@ -289,6 +311,7 @@ walk_pud_range = KernelFunction("mm/pagewalk.c", "walk_pud_range")
 process_vm_rw_single_vec = KernelFunction("mm/process_vm_access.c", "process_vm_rw_single_vec")
 mm_find_pmd = KernelFunction("mm/rmap.c", "mm_find_pmd")
 mwriteprotect_range = KernelFunction("mm/userfaultfd.c", "mwriteprotect_range")
+packet_mmap = KernelFunction("net/packet/af_packet.c", "packet_mmap")
 hva_to_pfn_remapped = KernelFunction("virt/kvm/kvm_main.c", "hva_to_pfn_remapped")
 kvm_mmu_notifier_invalidate_range_start = KernelFunction(
     "virt/kvm/kvm_main.c", "kvm_mmu_notifier_invalidate_range_start"

@@ -94,6 +94,7 @@ CONFIGS = st.builds(
     guest=st.sampled_from(["initramfs", "host"]),
     pvh=st.booleans(),
     kvm=st.booleans(),
+    load=st.lists(WORDS).map(tuple),
     clone=st.booleans(),
     evidence=st.booleans(),
 )
@@ -142,6 +143,7 @@ SAID: Mapping[str, tuple[str, Any]] = {
     "guest": ("host", "host"),
     "pvh": ("yes", True),
     "kvm": ("on", True),
+    "load": ("nd_e820 dax_pmem", ("nd_e820", "dax_pmem")),
     "clone": ("0", False),
     "evidence": ("off", False),
 }

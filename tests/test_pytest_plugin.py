@@ -483,6 +483,8 @@ def test_an_invalid_list_of_known_bugs_is_a_usage_error(pytester: pytest.Pyteste
         ("smp=2", "2 () True pci-testdev"),
         ("append=['x=1'], clone=False", "1 ('x=1',) False pci-testdev"),
         ("device='nvme'", "1 () True nvme"),
+        ("load=('dax_pmem',), memory_mib=4096", "1 () True pci-testdev ('dax_pmem',) 4096"),
+        ("memory_mib=512", "1 () True pci-testdev () 1024"),
     ],
 )
 def test_a_test_may_request_a_machine(pytester: pytest.Pytester, marker: str, expected: str) -> None:
@@ -494,7 +496,8 @@ def test_a_test_may_request_a_machine(pytester: pytest.Pytester, marker: str, ex
         @pytest.mark.machine({marker})
         def test_wish(request):
             found = _config_for(request.node)
-            assert f"{{found.smp}} {{found.append}} {{found.clone}} {{found.device}}" == "{expected}"
+            seen = (found.smp, found.append, found.clone, found.device, found.load, found.memory_mib)
+            assert " ".join(map(str, seen)).startswith("{expected}")
         """
     )
     pytest_run(pytester).assert_outcomes(passed=1)
@@ -712,6 +715,7 @@ def test_a_live_machine_may_have_the_replacement_device(pytester: pytest.Pyteste
     live: Any = FakeVM(IMAGE, DEFAULT, search=[], say=print)
     live.spec = SimpleNamespace(smp=1, append=(), device=Device.SHMEM, root=Root.INITRAMFS, accel=Accel.KVM)
     live.spec.kernel, live.asked_device = IMAGE.image, asked
+    live.spec.memory_mib, live.spec.load = 1024, ()
     live.kernel_log = ""
     live.kernel, live.programs = IMAGE, SimpleNamespace(add_search=lambda _folder: None)
 

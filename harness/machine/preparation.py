@@ -82,7 +82,7 @@ def machine_spec(config: MachineConfig, kernel: KernelImage, accel: Accel) -> Ma
     """Return the spec of the machine that a configuration describes."""
     vmlinux = unpacked(kernel) if config.pvh else None
     root = choose_root(kernel) if config.guest == "host" else Root.INITRAMFS
-    modules = (*root_modules(root), *([_kvm_module(accel)] if config.kvm else []))
+    modules = (*root_modules(root), *([_kvm_module(accel)] if config.kvm else []), *config.load)
     return MachineSpec(
         kernel=vmlinux or kernel.image,
         initramfs=build_initramfs(kernel, modules),
@@ -95,4 +95,5 @@ def machine_spec(config: MachineConfig, kernel: KernelImage, accel: Accel) -> Ma
         root=root,
         modules=kernel.modules_dir if config.guest == "host" else None,
         kvm=config.kvm,
+        load=config.load,
     )

@@ -56,6 +56,10 @@ def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]
         unmet(request.config, f"the live machine has {spec.device.value}, this test wants {wanted.device}")
     if missing := set(wanted.append) - set(spec.append):
         unmet(request.config, f"the live machine was started without {' '.join(sorted(missing))}")
+    if wanted.memory_mib > spec.memory_mib:
+        unmet(request.config, f"the live machine has {spec.memory_mib} MiB, this test wants {wanted.memory_mib}")
+    if missing := set(wanted.load) - set(spec.load):
+        unmet(request.config, f"the live machine was started without --load {' '.join(sorted(missing))}")
     if wanted.kvm and not spec.kvm:
         unmet(request.config, "the live machine was started without --nested")
     if (wanted.guest == "host") is (spec.root is Root.INITRAMFS):

@@ -22,9 +22,9 @@ PREFIX = "--hugepfn-"
 MARKERS = (
     "levels(*names): run the test once per page-table level (pte, pmd, pud, also as 4K, 2M, 1G), which it gets as the "
     "argument level",
-    "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs', kvm=False): what the test needs: "
-    "at least so many vCPUs, words for the kernel command line, a boot of its own (clone=False), a device, a root, "
-    "KVM in the guest",
+    "machine(smp=1, append=(), clone=True, device='pci-testdev', guest='initramfs', kvm=False, load=(), memory_mib=0): "
+    "what the test needs: at least so many vCPUs, words for the kernel command line, a boot of its own (clone=False), "
+    "a device, a root, KVM in the guest, further modules of the kernel, at least so much RAM",
     "waive(*names, reason): invariants, by name, that need not hold in this test; the reason is printed",
     "expect_complaint(*titles): complaints of the kernel that have to come in this test, each by its title as `hugepfn "
     "dmesg` gives it, or by a regular expression that matches all of the title; any other complaint fails the test",

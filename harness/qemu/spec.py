@@ -61,6 +61,7 @@ class MachineSpec:
     root: Root = Root.INITRAMFS
     modules: Path | None = None  # the kernel's, on the host's root: for modprobe
     kvm: bool = False  # KVM's modules are loaded in the guest
+    load: tuple[str, ...] = ()  # the names of further modules in the initramfs, which are loaded at boot
 
     @property
     def why_not_saved(self) -> str:
