@@ -137,12 +137,6 @@ dup_userfaultfd = KernelFunction(
     until="6.12",
     elsewhere=KernelFunction("mm/userfaultfd.c", "dup_userfaultfd", since="7.2"),
 )
-handle_userfault = KernelFunction(
-    "fs/userfaultfd.c",
-    "handle_userfault",
-    until="6.12",
-    elsewhere=KernelFunction("mm/userfaultfd.c", "handle_userfault", since="7.2"),
-)
 userfaultfd_register = KernelFunction(
     "fs/userfaultfd.c",
     "userfaultfd_register",

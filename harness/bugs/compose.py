@@ -18,7 +18,7 @@ _HEADERS: Mapping[str, str] = {
     "fcntl.h": r"open|O_RDONLY|O_RDWR|O_WRONLY",
     "linux/kvm.h": r"KVM_\w+|kvm_\w+",
     "linux/pci_regs.h": r"PCI_COMMAND",
-    "linux/userfaultfd.h": r"UFFD_API|uffdio_\w+",
+    "linux/userfaultfd.h": r"UFFD_\w+|uffdio_\w+",
     "linux/vfio.h": r"vfio_\w+|VFIO_\w+",
     "pthread.h": r"pthread_\w+",
     "sched.h": r"sched_yield",
@@ -34,7 +34,7 @@ _HEADERS: Mapping[str, str] = {
     "sys/syscall.h": r"syscall",
     "sys/wait.h": r"waitpid|WIFSIGNALED",
     "time.h": r"clock_gettime",
-    "unistd.h": r"fork|pread|pwrite|read|write|close|alarm|_exit|readlink|pipe",
+    "unistd.h": r"access|fork|pread|pwrite|read|write|close|alarm|_exit|readlink|pipe",
 }
 _NOT_CODE = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:[^"\\\n]|\\.)*"', re.DOTALL)
 _DEFINED = re.compile(r"^(?:#define|struct) (\w+)|^static [^;={(]*?\b(\w+)(?=\(|[;,\[]| =)", re.MULTILINE)

@@ -300,4 +300,36 @@ static void race(int one, int other, int rounds)
 		cannot_tell("pthread_create");
 	race_alone(&second);
 	pthread_join(thread, NULL);
+
+/* Writes to a file of sysfs. */
+static void set(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0 || write(fd, text, strlen(text)) < 0)
+		cannot_tell(path);
+	close(fd);
+}
+
+/* The first 1G of /dev/dax0.0, which is made of namespace0.0 (memmap=2G!4G on the command line) if there is none. */
+static char *map_dax(void)
+{
+	char *where = mmap(NULL, GIB(2), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int fd = open("/dev/dax0.0", O_RDWR);
+
+	setbuf(stdout, NULL);
+	if (fd < 0) {
+		set("/sys/bus/nd/drivers/nd_pmem/unbind", "namespace0.0");
+		set("/sys/bus/nd/devices/dax0.0/uuid", "12345678-1234-1234-1234-123456789abc");
+		set("/sys/bus/nd/devices/dax0.0/mode", "pmem");
+		set("/sys/bus/nd/devices/dax0.0/align", "1073741824");
+		set("/sys/bus/nd/devices/dax0.0/namespace", "namespace0.0");
+		set("/sys/bus/nd/drivers/dax_pmem/bind", "dax0.0");
+		fd = open("/dev/dax0.0", O_RDWR);
+	}
+	where = (char *)(((unsigned long)where + GIB(1) - 1) & ~(GIB(1) - 1));
+	where = mmap(where, GIB(1), RW, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (where == MAP_FAILED)
+		cannot_tell("map 1G of /dev/dax0.0");
+	return where;
 }

@@ -17,7 +17,8 @@ FACTS = parse_facts((ROOT / "guest_tests/known_bugs_seen.toml").read_text())
 BUGS = sorted(file.stem for file in (ROOT / "reproducers").glob("*.c"))
 DEBUG_ALONE = ("HP-012", "HP-013")  # only a kernel with CONFIG_DEBUG_VM shows them
 RACES = ("HP-014", "HP-015")  # "FINE" proves nothing
-NEEDS = {"HP-017": ("--nested",)}
+DEVDAX = ("--memory", "4096", "--append", "memmap=2G!4G", "--load", "nd_e820 nd_pmem dax_pmem device_dax")
+NEEDS = {"HP-017": ("--nested",), "HP-021": DEVDAX, "HP-022": DEVDAX}
 KERNELS = ("debian:6.1", "debian:6.12", "debian:6.18", "debian:7.3")
 BROKEN, FINE = 1, 0
 
@@ -49,7 +50,7 @@ def check(bug: str, spec: str, folder: Path, hugepfn: Command) -> None:
     assert done.returncode == wanted, said
 
 
-@pytest.mark.parametrize("bug", ["HP-003", "HP-005", "HP-009", "HP-010", "HP-017", "HP-018"])
+@pytest.mark.parametrize("bug", ["HP-003", "HP-005", "HP-009", "HP-010", "HP-017", "HP-018", "HP-020"])
 def test_a_reproducer_knows_a_broken_kernel_from_a_mended_one(bug: str, tmp_path: Path, hugepfn: Command) -> None:
     check(bug, "debian:6.12", tmp_path, hugepfn)
 
