@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from harness.model.draw import draw
 from harness.model.operation import PMD, PTE, PUD, Backing, Operation, Verb
 from harness.model.shrink import specified
-from harness.model.world import NEW_WORLD, MappedRange, Reply, Unspecified, World, after
+from harness.model.state import NEW_WORLD, MappedRange, World
+from harness.model.world import Reply, Unspecified, after
 
 MAP = Operation(0, Verb.MAP, PUD, PUD, how="rw")
 MAP_ANON = Operation(0, Verb.MAP, 0, 4 * PTE, how="rw", memory=Backing.ANON)

@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from harness.model.operation import ARENA_BYTES, PMD, PROCESSES_MAX, PTE, PUD, STORES, Backing, Operation, Verb
-from harness.model.world import ADVICE, NEW_WORLD, MappedRange, ModelProcess, Unspecified, World, after
+from harness.model.state import NEW_WORLD, MappedRange, ModelProcess, World
+from harness.model.world import ADVICE, Unspecified, after
 
 LOOKS = ("smaps", "smaps_rollup", "numa_maps", "maps", "pagemap")
 ALONE = tuple(verb for verb in Verb if verb is not Verb.RACE)

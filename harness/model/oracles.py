@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.model.operation import ACCESSES, ARENA_VADDR, PTE, RANGED, STORES, Backing, Operation, Verb
-from harness.model.world import DONE, KEPT_ADVICE, NEW_WORLD, MappedRange, ModelProcess, Reply, World, after, bounds
+from harness.model.state import NEW_WORLD, MappedRange, ModelProcess, World
+from harness.model.world import DONE, KEPT_ADVICE, Reply, after, bounds
 from harness.pagetable import Bits, Leaf
 from harness.verdict.invariants import Area, Deviation, Invariant, Oracle, Violation, pfnmap_violations
 

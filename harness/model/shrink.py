@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from harness.model.draw import RACING
 from harness.model.operation import PMD, PTE, PUD, STORES, Backing, Operation, Verb
-from harness.model.world import NEW_WORLD, Unspecified, after
+from harness.model.state import NEW_WORLD
+from harness.model.world import Unspecified, after
 
 Sequence = tuple[Operation, ...]
 

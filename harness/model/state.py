@@ -1,0 +1,117 @@
+"""What is mapped, and what memory holds: the state that the specification speaks of, as values. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from harness.model.operation import Backing
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRange:
+    """A part of the arena that is mapped in one way."""
+
+    start: int
+    end: int
+    memory: Backing
+    offset: int
+    """Of its first byte in the BAR. Of other memory, in an object of its own: 0."""
+    rights: str
+    """"rw", "r" or ""."""
+    inherited: bool = True
+    """Whether a child gets it (MADV_DONTFORK)."""
+    locked: bool = False
+    """mlock() of ordinary memory."""
+    object: int = 0
+    """Which piece of ordinary memory: the step that mapped it."""
+
+    def word_at(self, at: int) -> tuple[int, int]:
+        """Return what the word at an address is, the same for every mapping of it."""
+        return self.object, self.offset + at - self.start
+
+    def goes_on_in(self, other: MappedRange) -> bool:
+        """Return whether nothing but its place tells this VMA from the next one."""
+        return replace(self, end=other.end) == replace(other, start=self.start, offset=self.offset) and (
+            self.word_at(other.start) == other.word_at(other.start) and self.end == other.start
+        )
+
+    def cut(self, start: int, end: int) -> MappedRange:
+        """Return the part of it that lies in a range that it overlaps."""
+        start, end = max(start, self.start), min(end, self.end)
+        return replace(self, start=start, end=end, offset=self.offset + start - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProcess:
+    """One process: its VMAs, in ascending order, and what its private memory holds."""
+
+    vmas: tuple[MappedRange, ...] = ()
+    words: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    cuts: frozenset[int] = frozenset()
+    """Addresses at which the kernel may have split a VMA that is one here: a VM_SPECIAL one is never merged again."""
+
+    def at(self, address: int) -> MappedRange | None:
+        """Return the VMA that has this address."""
+        return next((vma for vma in self.vmas if vma.start <= address < vma.end), None)
+
+    def within(self, start: int, end: int) -> Iterator[MappedRange]:
+        """Yield the parts of VMAs in a range."""
+        return (vma.cut(start, end) for vma in self.vmas if vma.start < end and start < vma.end)
+
+    def hole(self, start: int, end: int) -> int:
+        """Return the first address in a range that no VMA has; its end if there is none."""
+        for vma in self.within(start, end):
+            if vma.start > start:
+                break
+            start = vma.end
+        return start
+
+    def without(self, start: int, end: int) -> ModelProcess:
+        """Return the process after munmap() of a range."""
+        outside = (part for vma in self.vmas for part in _outside(vma, start, end))
+        return replace(self, vmas=tuple(outside), cuts=frozenset(cut for cut in self.cuts if not start < cut < end))
+
+    def having(self, *vmas: MappedRange) -> ModelProcess:
+        """Return the process with these VMAs in place of what was there."""
+        rest = self
+        for vma in vmas:
+            rest = rest.without(vma.start, vma.end)
+        merged = list[MappedRange]()
+        for vma in sorted((*rest.vmas, *vmas), key=lambda vma: vma.start):
+            if merged and merged[-1].goes_on_in(vma):
+                merged[-1] = replace(merged[-1], end=vma.end)
+            else:
+                merged.append(vma)
+        return replace(rest, vmas=tuple(merged))
+
+    def may_be_several(self, start: int, end: int) -> bool:
+        """Return whether a range may lie in several VMAs, or in none."""
+        vmas = list(self.within(start, end))
+        return self.hole(start, end) < end or len(vmas) > 1 or any(start < cut < end for cut in self.cuts)
+
+
+def _outside(vma: MappedRange, start: int, end: int) -> Iterator[MappedRange]:
+    if vma.start < start:
+        yield vma.cut(vma.start, min(start, vma.end))
+    if end < vma.end:
+        yield vma.cut(max(end, vma.start), vma.end)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Every process, and the memory that they share."""
+
+    processes: Mapping[int, ModelProcess]
+    words: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    device_memory: bool = True
+    """The memory bit of PCI_COMMAND. Without it, the BAR answers nobody."""
+    bar_holds: bool = True
+    """Whether the BAR has RAM behind it, which holds what is written."""
+
+    def of(self, number: int, process: ModelProcess) -> World:
+        """Return the world with this process."""
+        return replace(self, processes={**self.processes, number: process})
+
+
+NEW_WORLD = World({0: ModelProcess()})
