@@ -123,6 +123,11 @@ def test_whether_proc_mem_ignores_rights_is_the_kernels_configuration() -> None:
     assert after_all(replace(MAP_ANON, how=""), Operation(0, Verb.PEEK, 0))[1] == Reply(("0", "EIO"))
 
 
+def test_a_kernel_may_lack_a_file_of_proc() -> None:
+    """6.12.117 with hugepfn's own configuration has no numa_maps (CONFIG_NUMA)."""
+    assert after_all(Operation(0, Verb.LOOK, how="numa_maps"))[1] == Reply(("0", "ENOENT"))
+
+
 def test_a_bar_without_ram_holds_nothing() -> None:
     assert after_all(MAP, write(PUD), read(PUD), world=replace(NEW_WORLD, bar_holds=False))[1].word is None
 

@@ -61,8 +61,10 @@ def after(world: World, op: Operation, step: int) -> tuple[World, Reply]:
             return replace(world, processes=rest), Reply((DONE,))
         case Verb.MEMORY:  # vfio_pci_basic_config_write(): without the bit, an access is SIGBUS
             return replace(world, device_memory=op.how == "on"), Reply((DONE,))
-        case Verb.CLEAR | Verb.LOOK:  # Documentation/filesystems/proc.rst: what is mapped stays
+        case Verb.CLEAR:  # Documentation/filesystems/proc.rst: what is mapped stays
             return world, Reply((DONE,))
+        case Verb.LOOK:  # the same; a kernel may have no such file (numa_maps: CONFIG_NUMA)
+            return world, Reply((DONE, "ENOENT"))
         case Verb.DMA:
             return world, _dma(world, process, op)
     changed, answer = _RANGE_RULES[op.verb](process, op, step)

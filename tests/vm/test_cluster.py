@@ -135,7 +135,7 @@ def test_ctrl_c_ends_the_machines_on_the_workers(hugepfn: Command, cluster: Clus
 
 
 def test_the_caller_is_killed_and_goes_on_where_it_was(hugepfn: Command, cluster: Cluster) -> None:
-    words = ("matrix", *KERNELS, "fork:pmd", "--repeat=2")
+    words: tuple[str, ...] = ("matrix", *KERNELS, "fork:pmd", "--repeat=2")
     expected = hugepfn(*words)
     assert expected.returncode == 0, expected.stdout + expected.stderr
     done = hugepfn(*words, "--resume")
