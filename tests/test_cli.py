@@ -85,7 +85,7 @@ def hugepfn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 
 #: "mm/memory.c copy_pte_range()"
-DECIDED_BY = re.compile(r"(?:arch|drivers|fs|io_uring|kernel|mm|virt)/[\w/.-]+\.[ch] \w+\(\)")
+DECIDED_BY = re.compile(r"(?:arch|drivers|fs|io_uring|kernel|mm|net|virt)/[\w/.-]+\.[ch] \w+\(\)")
 
 # --- the command line ----------------------------------------------------------------------------
 

@@ -300,6 +300,7 @@ static void race(int one, int other, int rounds)
 		cannot_tell("pthread_create");
 	race_alone(&second);
 	pthread_join(thread, NULL);
+}
 
 /* Writes to a file of sysfs. */
 static void set(const char *path, const char *text)
