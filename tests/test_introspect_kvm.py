@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from harness.errors import MachineryError, PremiseNotMet
+from harness.errors import MachineryError, PremiseNotMet, UsageError
 from harness.guest.protocol import VmEvent
 from harness.introspect.kernel_facts import KernelFacts
 from harness.introspect.kvm import KvmFacts, KvmRoots
@@ -66,6 +66,30 @@ def test_the_root_is_that_of_the_vcpus_mmu() -> None:
     assert find(deep) == TableRoot(NESTED_ROOT, dataclasses.replace(Layout.NPT, five_level=True))
     intel = roots(**{"/sys/module/kvm_intel/parameters/ept": "Y"})
     assert find(ram(), by=intel) == TableRoot(NESTED_ROOT, Layout.EPT)
+
+
+def machines(memory: Ram) -> tuple[VmEvent, ...]:
+    return roots().machines(PhysicalMemory(memory.data), ROOT, FOUR, 100)
+
+
+def test_the_virtual_machines_of_a_process_are_found_among_its_files() -> None:
+    assert machines(ram()) == (VmEvent("100:3", 100, 3, 4),)
+    two = ram()
+    two.put(OTHER + 40, BASE + MM)  # file 5 is a VM as well, and has no vCPU
+    assert machines(two) == (VmEvent("100:3", 100, 3, 4),)
+    two.put(FDS + 8 * 9, BASE + 0x23300)
+    two.put(0x23300 + 32, BASE + 0x27000)
+    two.put(0x27000, BASE + OTHER)
+    assert machines(two) == (VmEvent("100:3", 100, 3, 4), VmEvent("100:5", 100, 5, 9))
+    two.put(VM + 40, BASE + MM + 0x100)  # a VM of another process
+    assert machines(two) == (VmEvent("100:5", 100, 5, 9),)
+    two.put(OTHER_FILE + 32, 0x1234567890)
+    assert machines(two) == ()
+
+
+def test_without_a_module_of_kvm_there_is_no_look_for_virtual_machines() -> None:
+    with pytest.raises(UsageError, match="start the session with --nested"):
+        roots(nothing="").machines(PhysicalMemory(ram().data), ROOT, FOUR, 100)
 
 
 def test_a_vcpu_that_never_ran_has_no_root() -> None:

@@ -10,11 +10,21 @@ import numpy as np
 import pytest
 from rich.text import Text
 
-from harness.commands.walk_view import parse_span, process_line, range_lines, vma_lines, walk_lines
+from harness.commands.walk_view import (
+    device_lines,
+    machine_line,
+    parse_span,
+    process_line,
+    range_lines,
+    vma_lines,
+    walk_lines,
+)
 from harness.errors import UsageError
+from harness.introspect.address_spaces import DeviceRoot, MachineRoot
 from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
 from harness.introspect.vmas import Vma, VmaLine
 from harness.pagetable import Bits, Entry, Layout, LeafArrays, Level, Walk
+from harness.pagetable.vtd import Access, LookUp
 
 FOUR = Layout.MODERN
 SLEEPER = ProcessRoot(100, 100, "sleeper", 0x2000, FOUR)
@@ -160,6 +170,25 @@ def test_the_header_of_a_process() -> None:
     assert process_line(thread).plain == "process 101 (worker), a thread of 100  root 0x2000, 5 levels"
     after_exec = ProcessRoot(100, 100, "sh", 0x9000, FOUR)
     assert "at the last look: 100 (sleeper) with root 0x2000" in process_line(after_exec, SLEEPER).plain
+
+
+def test_the_header_of_a_device_shows_how_the_iommu_finds_it() -> None:
+    path = (LookUp("root", 0, (0x2001, 0)), LookUp("context", 40, (0x3001, 0x101)))
+    layout = replace(Layout.SECOND_LEVEL, three_level=True)
+    assert plain(device_lines(DeviceRoot("0000:00:05.0", Access.TRANSLATED, path, 0x3000, layout))) == [
+        "device 0000:00:05.0  root 0x3000, 3 levels",
+        "  root[0]      0x0000000000002001 0x0000000000000000",
+        "  context[40]  0x0000000000003001 0x0000000000000101",
+    ]
+    blocked = DeviceRoot("0000:00:06.0", Access.BLOCKED, path[:1], 0, layout)
+    assert plain(device_lines(blocked))[0] == "device 0000:00:06.0  blocked"
+
+
+def test_the_header_of_a_virtual_machine() -> None:
+    assert machine_line(MachineRoot(SLEEPER, 6, 0x4000, Layout.NPT)).plain == (
+        "virtual machine 6 of process 100 (sleeper)  root 0x4000, 4 levels"
+    )
+    assert machine_line(MachineRoot(SLEEPER, 6, 0, Layout.NPT)).plain.endswith("  no nested tables yet")
 
 
 def test_values_can_be_sent_to_another_process() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.commands.sessions import client_of, say, session_option, show_gdb
+from harness.errors import UsageError
 from harness.events import Note
 
 if TYPE_CHECKING:
@@ -22,35 +23,66 @@ every_option = click.option(
 
 
 @click.command(no_args_is_help=True)
-@click.argument("pid", type=int)
+@click.argument("pid", metavar="PID")
 @click.argument("vaddr", metavar="VADDR[-VADDR]")
+@click.option("--kvm", is_flag=True, help="nested tables: of a virtual machine that process PID (or PID:FD) has made")
+@click.option("--iommu", is_flag=True, help="the IOMMU's tables of a device: its PCI address in place of PID")
 @session_option
 @watch_option
 @every_option
-def walk(pid: int, vaddr: str, session: str | None, watch: bool, every: float) -> None:
-    """Walk the page tables of any process in a live guest.
+def walk(pid: str, vaddr: str, kvm: bool, iommu: bool, session: str | None, watch: bool, every: float) -> None:
+    """Walk the page tables of any process in a live guest, of a virtual machine, or of a device.
 
     Entries are shown raw and decoded: for one address, those at every level; for a range, every leaf and hole, with
     equal neighbours in one line. Addresses are hexadecimal. The root comes from the kernel's own task list, which is
     found through BTF and kallsyms, or through the file that `hugepfn build` has put beside the kernel.
+
+    With --kvm, addresses are guest-physical ones of a virtual machine that the process has made with the guest's KVM;
+    PID:FD chooses one of several. With --iommu, they are IO virtual addresses of a device, as in
+    `hugepfn walk --iommu 0000:00:05.0 40000000`; the root comes from the IOMMU's register.
     """
-    from harness.commands.walk_view import parse_span, process_line, range_lines, walk_lines
+    from harness.commands.walk_view import parse_span, range_lines, walk_lines
     from harness.session.state import halt_words
 
     start, end = parse_span(vaddr)
+    if kvm and iommu:
+        raise UsageError("--kvm and --iommu are different tables; give only one of them")
+    method, whose = _whose(pid, kvm, iommu)
     client = client_of(session)
 
     def look() -> Any:
-        return client.call("look", pid=pid, start=start, end=end)
+        return client.call(method, **whose, start=start, end=end)
 
     def lines(now: Any, before: Any) -> list[Text]:
         draw: Callable[..., list[Text]] = walk_lines if end is None else range_lines
-        (process, found), (old_process, old) = now, before or (None, None)
-        return [process_line(process, old_process), *draw(found, old)]
+        (root, found), (old_root, old) = now, before or (None, None)
+        return [*_root_lines(root, old_root), *(draw(found, old) if found is not None else [])]
 
     if (halt := client.call("state").halt) is not None:
         say(Note(halt_words(halt, client.about.name)))
     _show(look, lines, every if watch else None)
+
+
+def _whose(word: str, kvm: bool, iommu: bool) -> tuple[str, dict[str, Any]]:
+    """Return the request of the session that reads the tables, and its arguments that say whose they are."""
+    if iommu:
+        return "look_at_device", {"bdf": word}
+    number, _, fd = word.partition(":")
+    if not number.isdecimal() or (":" in word and not (kvm and fd.isdecimal())):
+        expected = "a number, or PID:FD" if kvm else "a number"
+        raise click.BadParameter(f"{word!r} is not a process; expected {expected}", param_hint="'PID'")
+    if kvm:
+        return "look_at_machine", {"pid": int(number), "vm_fd": int(fd) if fd else None}
+    return "look", {"pid": int(number)}
+
+
+def _root_lines(root: Any, before: Any) -> list[Text]:
+    from harness.commands.walk_view import device_lines, machine_line, process_line
+    from harness.introspect.address_spaces import DeviceRoot, MachineRoot
+
+    if isinstance(root, DeviceRoot):
+        return device_lines(root)
+    return [machine_line(root) if isinstance(root, MachineRoot) else process_line(root, before)]
 
 
 @click.command(no_args_is_help=True)

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.text import Text
 
 from harness.errors import UsageError
+from harness.introspect.address_spaces import DeviceRoot, MachineRoot
 from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
 from harness.introspect.vmas import Vma, VmaLine
 from harness.pagetable import Bits, Entry, EntryRun, Level, Walk
 from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT
+from harness.pagetable.vtd import Access
 from harness.verdict.entries import signed
 
 Cell = str | Text
@@ -54,6 +56,28 @@ def process_line(process: ProcessRoot, previous: ProcessRoot | None = None) -> T
     if previous is not None and previous != process:
         line.append(f"  at the last look: {previous} with root {previous.paddr:#x}", style="not bold yellow")
     return line
+
+
+def machine_line(machine: MachineRoot) -> Text:
+    """Return the virtual machine, and the root of its nested page tables."""
+    line = Text(str(machine), style="bold")
+    where = f"root {machine.paddr:#x}, {len(machine.layout.levels)} levels" if machine.paddr else "no nested tables yet"
+    line.append(f"  {where}", style="not bold dim")
+    return line
+
+
+def device_lines(device: DeviceRoot) -> list[Text]:
+    """Return the device, the root of its page tables in the IOMMU, and how the IOMMU finds it."""
+    head = Text(str(device), style="bold")
+    translated = device.access is Access.TRANSLATED
+    where = f"root {device.paddr:#x}, {len(device.layout.levels)} levels" if translated else device.access.value
+    head.append(f"  {where}", style="not bold dim")
+    return [
+        head,
+        *_columns(
+            [[f"{one.table}[{one.index}]", " ".join(f"{word:#018x}" for word in one.raw)] for one in device.path]
+        ),
+    ]
 
 
 def walk_lines(way: Walk, previous: Walk | None = None) -> list[Text]:

@@ -23,7 +23,7 @@ from harness.guest.protocol import VmEvent
 from harness.host import cache
 from harness.introspect.kernel_facts import KernelFacts
 from harness.introspect.kernel_memory import KernelMemory, leads_to_first_task
-from harness.introspect.tasks import TaskOffsets, Tasks, first_task
+from harness.introspect.tasks import Task, TaskOffsets, Tasks, first_task
 from harness.kernel.btf import Btf
 from harness.kernel.offsets import TASK_MEMBERS
 from harness.observe.nested import TableRoot
@@ -119,13 +119,8 @@ class KvmRoots:
             raise MachineryError(f"{vm.name} is a virtual machine, but neither kvm_amd nor kvm_intel is loaded")
         kernel = KernelMemory(memory, root, layout)
         at = self.known
-        offsets = TaskOffsets.of(at.of)
-        init_task = _text_vaddr(memory, root, layout) + at.init_task
-        if not leads_to_first_task(kernel, first_task(init_task, offsets)):
-            raise MachineryError(f"the page tables of process {vm.pid} do not lead to init_task at {init_task:#x}")
-        task = Tasks(kernel, init_task, offsets).find(vm.pid)
-        files = kernel.u64(task.vaddr + at.of("task_struct.files"))
-        table = kernel.u64(files + at.of("files_struct.fdt"))
+        task = _task(kernel, at, memory, vm.pid)
+        table = _file_table(kernel, at, task)
         kvm, vcpu = (_private_data(kernel, at, table, vm, fd) for fd in (vm.vm_fd, vm.vcpu_fd))
         _prove(kernel, at, vm, kvm=kvm, vcpu=vcpu, mm=task.mm)
         paddr = kernel.u64(vcpu + at.of("kvm_vcpu.arch.root_mmu.root.hpa"))
@@ -137,6 +132,65 @@ class KvmRoots:
                 f"the MMU of {vm.name}'s vCPU has a root at {paddr:#x} with {depth} levels; expected a page, 4 or 5"
             )
         return TableRoot(paddr, dataclasses.replace(self.layout, five_level=depth == 5))
+
+    def machines(self, memory: Memory, root: int, layout: Layout, pid: int) -> tuple[VmEvent, ...]:
+        """Return the virtual machines of a process, each once for each vCPU, in the order of their file descriptors.
+
+        The machine must be stopped. Any open file is tried: a pair is a VM and its vCPU if :meth:`find` would take it.
+
+        :param root: of the process, a root that was verified, like the layout.
+        :raises UsageError: neither of KVM's modules is loaded.
+        :raises MachineryError: the kernel's structures make no sense.
+        """
+        if self.layout is None:
+            raise UsageError("neither kvm_amd nor kvm_intel is loaded; start the session with --nested")
+        kernel = KernelMemory(memory, root, layout)
+        at = self.known
+        task = _task(kernel, at, memory, pid)
+        table = _file_table(kernel, at, task)
+        files = {
+            fd: data
+            for fd in range(kernel.u32(table + at.of("fdtable.max_fds")))
+            if (data := _data(kernel, at, table, fd))
+        }
+        vms = {data: fd for fd, data in files.items() if _points(kernel, data + at.of("kvm.mm"), task.mm)}
+        return tuple(
+            VmEvent(f"{pid}:{vm_fd}", pid, vm_fd, fd)
+            for vm, vm_fd in vms.items()
+            for fd, data in files.items()
+            if _points(kernel, data + at.of("kvm_vcpu.kvm"), vm)
+        )
+
+
+def _task(kernel: KernelMemory, at: KvmFacts, memory: Memory, pid: int) -> Task:
+    """Return a process.
+
+    :raises MachineryError: the root does not lead to the kernel's tasks.
+    """
+    offsets = TaskOffsets.of(at.of)
+    init_task = _text_vaddr(memory, kernel.root, kernel.layout) + at.init_task
+    if not leads_to_first_task(kernel, first_task(init_task, offsets)):
+        raise MachineryError(f"the page tables of process {pid} do not lead to init_task at {init_task:#x}")
+    return Tasks(kernel, init_task, offsets).find(pid)
+
+
+def _file_table(kernel: KernelMemory, at: KvmFacts, task: Task) -> int:
+    files = kernel.u64(task.vaddr + at.of("task_struct.files"))
+    return kernel.u64(files + at.of("files_struct.fdt"))
+
+
+def _data(kernel: KernelMemory, at: KvmFacts, table: int, fd: int) -> int:
+    """Return ``private_data`` of a file descriptor below the table's size; 0 if it is not open."""
+    file = kernel.u64(kernel.u64(table + at.of("fdtable.fd")) + 8 * fd)
+    return kernel.u64(file + at.of("file.private_data")) if file else 0
+
+
+def _points(kernel: KernelMemory, vaddr: int, to: int) -> bool:
+    """Return whether there is a pointer to an object at an address, which may be any number."""
+    try:
+        return vaddr % 8 == 0 and kernel.u64(vaddr) == to
+    except (WalkError, UsageError):
+        return False
 
 
 def _text_vaddr(memory: Memory, root: int, layout: Layout) -> int:
@@ -156,10 +210,10 @@ def _private_data(kernel: KernelMemory, at: KvmFacts, table: int, vm: VmEvent, f
     :raises MachineryError: the file is not open.
     """
     is_open = fd < kernel.u32(table + at.of("fdtable.max_fds"))
-    file = kernel.u64(kernel.u64(table + at.of("fdtable.fd")) + 8 * fd) if is_open else 0
-    if not file:
+    data = _data(kernel, at, table, fd) if is_open else 0
+    if not data:
         raise MachineryError(f"process {vm.pid} has no open file {fd}, which it named for {vm.name}")
-    return kernel.u64(file + at.of("file.private_data"))
+    return data
 
 
 def _prove(kernel: KernelMemory, at: KvmFacts, vm: VmEvent, *, kvm: int, vcpu: int, mm: int) -> None:
@@ -167,11 +221,8 @@ def _prove(kernel: KernelMemory, at: KvmFacts, vm: VmEvent, *, kvm: int, vcpu: i
 
     :raises MachineryError: they are not.
     """
-    try:
-        if kernel.u64(kvm + at.of("kvm.mm")) == mm and kernel.u64(vcpu + at.of("kvm_vcpu.kvm")) == kvm:
-            return
-    except (WalkError, UsageError):  # it points anywhere
-        pass
+    if _points(kernel, kvm + at.of("kvm.mm"), mm) and _points(kernel, vcpu + at.of("kvm_vcpu.kvm"), kvm):
+        return
     raise MachineryError(
         f"files {vm.vm_fd} and {vm.vcpu_fd} of process {vm.pid} are not a VM of its own and a vCPU of that, as it said "
         f"of {vm.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from harness.errors import MachineryError
 from harness.introspect.kernel_facts import KernelFacts
@@ -37,11 +38,19 @@ class ProcessRoot:
         return f"{self.pid} ({self.name})"
 
 
+class Tables(Protocol):
+    """Page tables: those of a :class:`ProcessRoot`, or others."""
+
+    @property
+    def layout(self) -> Layout:
+        """Their format and depth."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RangeWalk:
-    """All leaves, holes and swap entries in a range of a process's page tables, at one stop."""
+    """All leaves, holes and swap entries in a range of page tables, at one stop."""
 
-    process: ProcessRoot
+    tables: Tables
     start: int
     """First virtual address of the range."""
     end: int
@@ -52,8 +61,8 @@ class RangeWalk:
     @property
     def leaves(self) -> list[Leaf]:
         """The leaves in the range, in ascending order of address."""
-        found = only(self.entries, leaf_mask(self.entries))
-        layout = self.process.layout
+        layout = self.tables.layout
+        found = only(self.entries, leaf_mask(self.entries, layout.format))
         columns = zip(found.vaddr.tolist(), found.raw.tolist(), found.level.tolist(), strict=True)
         return [Leaf(Entry(raw, Level(level), layout), vaddr) for vaddr, raw, level in columns]
 
@@ -63,7 +72,7 @@ class RangeWalk:
         :param previous: an earlier walk of the same range; each run then has the entry that it had there.
         """
         old = None if previous is None else previous.entries
-        return runs(self.entries, self.process.layout, self.start, self.end, old)
+        return runs(self.entries, self.tables.layout, self.start, self.end, old)
 
 
 @dataclass(frozen=True, slots=True)

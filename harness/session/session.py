@@ -18,6 +18,7 @@ from harness.errors import ExitCode, HugepfnError, MachineryError, PremiseNotMet
 from harness.guest.agent import UNLIMITED_S
 from harness.guest.exec import finish
 from harness.guest.job import ExitStatus, Input, Job
+from harness.introspect.address_spaces import AddressSpaces, DeviceRoot, MachineRoot
 from harness.introspect.gdb import GdbStub, gdb_is_attached
 from harness.introspect.processes import ProcessRoot, ProcessVmas, RangeWalk
 from harness.machine.vm import VM
@@ -44,6 +45,7 @@ class Session:
         """:param name: of the session, for messages; empty if the machine is only for one command."""
         self.vm = vm
         self._name = name
+        self._spaces = AddressSpaces(vm, vm.processes, vm.kvm_roots)
         self._may_stand = self._paused = False  # whether it was stopped on request, and whether by :meth:`pause`
         self._turn = threading.RLock()  # only one command at a time stops the machine or asks the agent for a file
 
@@ -161,6 +163,23 @@ class Session:
                 found = self.vm.walk(pid, start) if end is None else self.vm.walk_range(pid, start, end)
                 return self.vm.process_root(pid), found
 
+    def look_at_device(self, bdf: str, start: int, end: int | None) -> tuple[DeviceRoot, Walk | RangeWalk | None]:
+        """The walk to one IO virtual address of a device, or everything in [start, end), at one stop."""
+        with self._turn:
+            return self._spaces.device(bdf, start, end)
+
+    def look_at_machine(
+        self, pid: int, vm_fd: int | None, start: int, end: int | None
+    ) -> tuple[MachineRoot, Walk | RangeWalk | None]:
+        """The walk to one guest-physical address of a virtual machine, or everything in [start, end), at one stop."""
+        with self._turn:
+            try:
+                self._spaces.learn_machines()
+            except HugepfnError:
+                self._check_runs()  # the guest cannot be asked while it stands still
+                raise
+            return self._spaces.machine(pid, vm_fd, start, end)
+
     def maps(self, pid: int) -> ProcessVmas:
         """Return the VMAs of a process, with the leaves in each."""
         with self._turn:
@@ -198,6 +217,8 @@ class Session:
             if before is None:
                 with contextlib.suppress(PremiseNotMet):  # then there are no walks
                     self.vm.processes.learn()
+                    if self.vm.spec.kvm:
+                        self._spaces.learn_machines()
                 self.vm.on_loop(self.vm.qemu.follow_stops())
                 self.vm.on_loop(self.vm.qemu.stop())
                 self._may_stand = self._paused = True

@@ -9,10 +9,12 @@ import pytest
 
 from harness.config import DEFAULT
 from harness.errors import MachineryError, PremiseNotMet
+from harness.introspect.address_spaces import AddressSpaces
+from harness.introspect.processes import RangeWalk
 from harness.machine.vm import VM
 from harness.observe import iommu
 from harness.observe.snapshot import IommuLook
-from harness.pagetable import Level
+from harness.pagetable import Level, Walk
 from harness.pagetable.memory import Memory
 from harness.pagetable.vtd import Access, DeviceTables, SourceId, device_tables
 
@@ -37,6 +39,20 @@ def test_both_witnesses_agree(vm: VM) -> None:
         assert at["iommu"].nested == IommuLook("parent", Access.TRANSLATED, 4 << 20, 4 << 20)
         leaf = at["iommu"].leaf("bar")
         assert (leaf.level, leaf.write, leaf.pfn) == (Level.PMD, True, at.bar("bar").start_paddr >> 12)
+
+
+def test_any_device_can_be_walked_live(vm: VM) -> None:
+    spaces = AddressSpaces(vm, vm.processes, vm.kvm_roots)
+    with vm.run("iommu", timeout_s=TIMEOUT_S) as guest:
+        leaf = guest.until("seen")["iommu"].leaf("bar")
+        root, way = spaces.device("00:05.0", leaf.vaddr + 0x1000, None)
+        assert isinstance(way, Walk)
+        assert (root.access, way.leaf) == (Access.TRANSLATED, leaf)
+        _, found = spaces.device("0000:00:05.0", 0, 1 << 39)
+        assert isinstance(found, RangeWalk)
+        assert [(one.level, one.vaddr) for one in found.leaves] == [(Level.PMD, 1 << 30), (Level.PMD, 2 << 30)]
+        root, none = spaces.device("0000:0f:00.0", 0, None)
+        assert (root.access, none) == (Access.BLOCKED, None)
 
 
 def test_a_size_that_is_not_vfios_is_an_error(vm: VM) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.config import DEFAULT
-from harness.errors import MachineryError, PremiseNotMet
+from harness.errors import MachineryError, PremiseNotMet, UsageError
 from harness.guest.protocol import VmEvent
+from harness.introspect.address_spaces import AddressSpaces
 from harness.introspect.kvm import KvmRoots
+from harness.introspect.processes import RangeWalk
 from harness.machine.vm import VM
 from harness.observe.nested import TableRoot
 from harness.observe.snapshot import NestedLook
-from harness.pagetable import Layout, Level
+from harness.pagetable import Layout, Level, Walk
 from harness.pagetable.memory import Memory
 
 HERE = Path(__file__).parent
@@ -38,6 +41,31 @@ def test_both_witnesses_agree(vm: VM) -> None:
             assert (look.owner, look.walked, look.counted) == ("parent", leaves, leaves)
         at = guest.until("one-left")
         assert ("vm" in at, "other" in at) == (True, False)
+
+
+def test_the_virtual_machines_of_a_process_can_be_walked_live(vm: VM) -> None:
+    spaces = AddressSpaces(vm, vm.processes, vm.kvm_roots)
+    spaces.learn_machines()
+    with vm.run("nested", timeout_s=TIMEOUT_S) as guest:
+        at = guest.until("seen")
+        leaf, pid = at["vm"].leaf("bar"), at.pid
+        with pytest.raises(
+            UsageError, match=r"has 2 virtual machines; expected PID:FD with one of .* \d+, \d+"
+        ) as caught:
+            spaces.machine(pid, None, leaf.vaddr, None)
+        first, second = map(int, re.findall(r"\d+", str(caught.value).rpartition("descriptors")[2]))
+        _, way = spaces.machine(pid, first, leaf.vaddr, None)
+        assert isinstance(way, Walk)
+        assert way.leaf == leaf
+        root, found = spaces.machine(pid, second, 0, 4 << 30)
+        assert isinstance(found, RangeWalk)
+        assert (root.vm_fd, [one.level for one in found.leaves]) == (second, [Level.PTE])
+        with pytest.raises(UsageError, match=r"file descriptor 0 .* is no virtual machine"):
+            spaces.machine(pid, 0, 0, None)
+        guest.until("one-left")
+        root, way = spaces.machine(pid, None, leaf.vaddr, None)
+        assert isinstance(way, Walk)
+        assert (root.vm_fd, way.leaf) == (first, leaf)
 
 
 def _run_to_its_end(vm: VM, *args: str) -> None:

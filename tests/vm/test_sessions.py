@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -309,6 +310,9 @@ def test_walk_shows_every_level_of_pid_1(live: Live) -> None:
     assert [line.split("[")[0].strip() for line in lines[2:7]] == ["pgd", "p4d", "pud", "pmd", "pte"]
     assert lines[7].startswith("  4K page, paddr 0x")
     assert "pte x" in live.ok("walk", "-s", "one", "1", "0x400000-0x4c0000").decode()
+    lines = live.ok("walk", "--iommu", "0000:00:05.0", "40000000").decode().splitlines()
+    assert re.fullmatch(r"device 0000:00:05\.0  root 0x[0-9a-f]+, 3 levels", lines[0])
+    assert [line.split()[0] for line in lines[1:5]] == ["root[0]", "context[40]", "0x0000000040000000", "pud[1]"]
 
 
 def test_maps_counts_the_leaves_of_every_area(live: Live) -> None:
@@ -343,7 +347,12 @@ def test_watch_marks_what_changes(live: Live) -> None:
     ("args", "words"),
     [
         (("walk", "1"), "missing argument 'VADDR[-VADDR]' (see `hugepfn walk --help`)"),
-        (("walk", "x", "0"), "invalid value for 'PID': 'x' is not a valid integer"),
+        (("walk", "x", "0"), "invalid value for 'PID': 'x' is not a process; expected a number"),
+        (("walk", "1:2", "0"), "invalid value for 'PID': '1:2' is not a process; expected a number"),
+        (("walk", "--kvm", "1:", "0"), "invalid value for 'PID': '1:' is not a process; expected a number, or PID:FD"),
+        (("walk", "--kvm", "--iommu", "1", "0"), "--kvm and --iommu are different tables"),
+        (("walk", "--kvm", "1", "0"), "neither kvm_amd nor kvm_intel is loaded; start the session with --nested"),
+        (("walk", "--iommu", "5", "0"), "'5' is not the address of a PCI device"),
         (("walk", "1", "zz"), "'zz' is not an address; expected 0x7f0000000000"),
         (("maps", "99999"), "no process 99999 in the guest"),
         (("maps", "2"), "kernel thread"),
