@@ -12,7 +12,6 @@
 #include <linux/vfio.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "lib/hugepfn.h"
 
@@ -21,15 +20,6 @@
 #define PAGED_BYTES MIB(2)
 
 static struct hp_bar bar;
-
-static uint64_t cpu_time_ns(void)
-{
-	struct timespec now;
-
-	if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now))
-		hp_die("clock_gettime");
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* Maps and unmaps LENGTH bytes from ADDR for DMA; returns the CPU time of the mapping, in nanoseconds. */
 static uint64_t map_once(const char *name, void *addr, size_t length)
@@ -40,11 +30,11 @@ static uint64_t map_once(const char *name, void *addr, size_t length)
 						.iova = IOVA,
 						.size = length };
 	struct vfio_iommu_type1_dma_unmap undo = { .argsz = sizeof(undo), .iova = IOVA, .size = length };
-	uint64_t begin = cpu_time_ns(), took;
+	uint64_t begin = hp_cpu_time_ns(), took;
 
 	if (ioctl(bar.container_fd, VFIO_IOMMU_MAP_DMA, &map))
 		hp_die("VFIO_IOMMU_MAP_DMA of the %s mapping", name);
-	took = cpu_time_ns() - begin;
+	took = hp_cpu_time_ns() - begin;
 	if (ioctl(bar.container_fd, VFIO_IOMMU_UNMAP_DMA, &undo))
 		hp_die("VFIO_IOMMU_UNMAP_DMA of the %s mapping", name);
 	if (undo.size != length) {

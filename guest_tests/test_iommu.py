@@ -112,3 +112,19 @@ def test_iommu_read_only_mapping(vm: VM, level: Level, claim: Claims) -> None:
         values = guest.result.values
         with claim("the call for writing is EFAULT, the one for reading succeeds", fn.follow_fault_pfn):
             assert (values["map-writable"], values["map"]) == ("EFAULT", "0")
+
+
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.vaddr_get_pfns, fn.vfio_iommu_map, fn.hardware_largepage_caps)
+def test_iommu_gigabyte(vm: VM, level: Level, claim: Claims) -> None:
+    """One VFIO_IOMMU_MAP_DMA of 1 GiB arrives as one pud, whatever leaves the process has there."""
+    with vm.run("iommu_gigabyte", f"--level={level.label}", timeout_s=2 * TIMEOUT_S) as guest:
+        mapped = guest.until("mapped")
+        with claim(f"the process has leaves of level {level.label}", fn.FAULTED_BY[level]):
+            assert {leaf.level for leaf in mapped["parent"].leaves("bar")} == {level}
+        with claim("the IOMMU maps all of it as one pud", fn.hardware_largepage_caps):
+            assert [leaf.level for leaf in mapped["iommu"].leaves("bar")] == [Level.PUD]
+            assert mapped["iommu"].leaf("bar").pfn == mapped["parent"].leaf("bar").pfn
+        values = guest.result.values
+        with claim("the unmapping gives back as much", fn.vfio_dma_do_unmap):
+            assert (values["map"], int(values["unmapped"])) == ("0", Level.PUD.size_bytes)

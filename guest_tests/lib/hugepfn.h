@@ -77,6 +77,9 @@ _Noreturn void hp_exec(const char *name, char *const argv[]);
 /* Size of a process's page tables in KiB, from /proc/PID/status (VmPTE: the pte, pmd and pud tables). 0: self. */
 long hp_page_table_kib(pid_t pid);
 
+/* CPU time of the calling thread, in nanoseconds. */
+uint64_t hp_cpu_time_ns(void);
+
 /* waitpid() for a registered child, and tells the host that its tables are gone. Returns the wait status. */
 int hp_reap(pid_t pid);
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hugepfn.h"
@@ -45,4 +46,13 @@ long hp_page_table_kib(pid_t pid)
 		hp_die("VmPTE in %s", path);
 	}
 	return kib;
+}
+
+uint64_t hp_cpu_time_ns(void)
+{
+	struct timespec now;
+
+	if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now))
+		hp_die("clock_gettime");
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }

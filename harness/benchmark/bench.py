@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -22,10 +23,11 @@ from rich.table import Table
 from harness.config import MachineConfig
 from harness.errors import MachineryError
 from harness.host.process import guarded
-from harness.kernel import ImageKind, KernelImage
+from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.outputs import check_writable, write_text
+from harness.pagetable import LEAF_LABELS
 from harness.qemu.binary import find_qemu
 from harness.qemu.launch import CHANNELS
 from harness.qemu.ram import SharedRam, ram_folder
@@ -40,6 +42,9 @@ _RAW_TIMEOUT_S = 300
 _COMMAND_TIMEOUT_S = 3600.0
 _END_TIMEOUT_S = 5.0
 _CHECKPOINTS = 200
+_MAP_DMA_TIMEOUT_S = 300.0
+#: The kernel with which others are compared: its VFIO looks up page by page (HP-016).
+_SLOW_MAP_DMA = "debian:6.12"
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,30 @@ def walk_row(image: KernelImage) -> BenchRow:
     )
 
 
+def map_dma_rows(image: KernelImage, rival: KernelImage, runs: int) -> list[BenchRow]:
+    """Measure the CPU time of VFIO_IOMMU_MAP_DMA of 1 GiB of a BAR, by the level of the process's leaves.
+
+    :param rival: another kernel, which is measured in turn with it.
+    """
+    with VM(image) as vm, VM(rival) as other:
+        return [
+            paired(
+                f"MAP_DMA of 1 GiB of {level} leaves, {image.release}",
+                functools.partial(map_dma_s, vm, level),
+                f"the same, {rival.release}",
+                functools.partial(map_dma_s, other, level),
+                runs,
+            )
+            for level in LEAF_LABELS
+        ]
+
+
+def map_dma_s(vm: VM, level: str) -> float:
+    """Return the CPU time in seconds, by the guest's own clock, of one call that maps 1 GiB."""
+    with vm.run("iommu_gigabyte", f"--level={level}", timeout_s=_MAP_DMA_TIMEOUT_S) as guest:
+        return int(guest.result.values["map-ns"]) / 1e9
+
+
 def memory_of_clones(image: KernelImage, count: int) -> list[int]:
     """Return the memory of ``count`` simultaneous clones after a fork at 1G in each: the Pss of each QEMU, in bytes."""
     with contextlib.ExitStack() as stack:
@@ -259,6 +288,10 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
         rows.append(vng_row)
     except MachineryError as error:
         console.print(f"vng: {error}", markup=False)
+    try:
+        rows += map_dma_rows(image, Kernel.parse(_SLOW_MAP_DMA).resolve(), rounds)
+    except MachineryError as error:
+        console.print(f"MAP_DMA: {error}", markup=False)
     console.print(_table(rows))
     sizes = memory_of_clones(image, 8)
     console.print(f"8 clones at once: {sum(sizes) >> 20} MiB in all, {max(sizes) >> 20} MiB the largest (Pss)")
