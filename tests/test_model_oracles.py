@@ -127,6 +127,23 @@ def test_fork_may_write_protect_private_memory() -> None:
     assert judged((anon, "0", {0: []}), (WRITE, "0", {0: [page]}), (fork, "0", {0: [protected], 1: [protected]})) == []
 
 
+def test_a_huge_page_that_is_taken_apart_may_get_the_zero_page_beside_the_range() -> None:
+    """6.12.117: MADV_COLD of a part of a huge page, whose other pages hold zeros, and are mapped by ptes."""
+    anon = replace(MAP, size=PMD, memory=Backing.ANON)
+    pages = [leaf(PUD, Level.PTE, bits=USED & ~Bits.SPECIAL), leaf(PUD + PTE, Level.PTE, bits=USED & ~Bits.SPECIAL)]
+    zero = leaf(PUD + PTE, Level.PTE, bits=USED & ~Bits.W & ~Bits.D)
+    cold = Operation(0, Verb.ADVISE, PUD, PTE, how="cold")
+    begin: list[Step] = [(anon, "0", {0: []}), (WRITE, "0", {0: pages})]
+    assert judged(*begin, (cold, "0", {0: [pages[0], zero]})) == []
+    look = Operation(0, Verb.LOOK, how="maps")
+    assert told(judged(*begin, (look, "0", {0: [pages[0], zero]}))) == [("untouched", "maps", "pte", "-W -D +SPECIAL")]
+
+
+def test_advice_that_a_vma_keeps_splits_it() -> None:
+    split = Operation(0, Verb.ADVISE, PUD, PMD, how="random")
+    assert ("inside",) in told(judged(*WRITTEN, (split, "0", {0: [leaf(PUD)]})))
+
+
 def test_the_cpu_may_set_the_accessed_bit_at_any_time() -> None:
     look = Operation(0, Verb.LOOK, how="maps")
     assert judged(*WRITTEN, (look, "0", {0: [leaf(PUD, bits=USED & ~Bits.A)]})) == []

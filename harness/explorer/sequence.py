@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import DeadlineError, KernelDied, MachineryError, RunBroken
+from harness.errors import DeadlineError, KernelDied, KernelError, MachineryError, RunBroken
 from harness.machine.vm import VM
 from harness.model.operation import PROCESSES_MAX, Operation
 from harness.model.oracles import Found, Judge, Setting, Stop
@@ -53,11 +53,7 @@ def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 20.
             values = run.finish().values
             judged: tuple[Found | None, int] = _judged(vm, run, operations, values)
     except (KernelDied, DeadlineError) as error:
-        kind = EndKind.HANG if isinstance(error, DeadlineError) else EndKind.DIED
-        complaints = run.kernel_troubles().complaints
-        if complaints and not complaints[0].kind.fatal:  # what killed it may follow from that
-            return SequenceResult(operations, complaints[0], 0, run.log, pristine=False)
-        return SequenceResult(operations, Ended(End(kind), *complaints[:1]), 0, run.log, pristine=False)
+        return SequenceResult(operations, *_end(run, operations, error), run.log, pristine=False)
     except RunBroken:  # the kernel complained, which is asked below
         judged = None, 0
     if run.uncalibrated:
@@ -68,6 +64,19 @@ def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 20.
         return SequenceResult(operations, complaint, 0, run.log, pristine=False)
     failure, step = judged
     return SequenceResult(operations, failure, step, run.log if failure is not None else "", pristine=failure is None)
+
+
+def _end(run: GuestRun, operations: Sequence[Operation], error: KernelError) -> tuple[Shown, int]:
+    """Return what ended a sequence, and after which operation; 0 if that is not known."""
+    complaints = run.kernel_troubles().complaints
+    if complaints and not complaints[0].kind.fatal:  # what killed it may follow from that
+        return complaints[0], 0
+    if isinstance(error, KernelDied):
+        return Ended(End(EndKind.DIED), *complaints[:1]), 0
+    step = len(run.snapshots)  # the first was taken before the first operation
+    if not 1 <= step <= len(operations):
+        return Ended(End(EndKind.HANG), *complaints[:1]), 0
+    return Deviation(Oracle.PROGRESS, operations[step - 1].cause, "", "an end", "no end", str(error)), step
 
 
 def _judged(

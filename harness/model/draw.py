@@ -36,7 +36,7 @@ WEIGHTS: Mapping[Verb, int] = {
     Verb.UNMAP: 6,
     Verb.MOVE: 7,
     Verb.SHRINK: 2,
-    Verb.ADVISE: 8,
+    Verb.ADVISE: 12,
     Verb.CLEAR: 4,
     Verb.LOOK: 5,
     Verb.MEMORY: 3,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.model.operation import ACCESSES, ARENA_VADDR, PTE, RANGED, STORES, Backing, Operation, Verb
+from harness.model.operation import ACCESSES, ARENA_VADDR, PMD, PTE, RANGED, STORES, Backing, Operation, Verb
 from harness.model.state import NEW_WORLD, MappedRange, ModelProcess, World
 from harness.model.world import DONE, KEPT_ADVICE, Reply, after, bounds
 from harness.pagetable import Bits, Leaf
@@ -246,6 +246,10 @@ def _concerns(op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> 
     vma = process.at(start)
     if op.verb is Verb.MEMORY:
         return vma is None or vma.memory is Backing.BAR
+    if op.verb is Verb.ADVISE and op.how not in KEPT_ADVICE and vma is not None and vma.memory is not Backing.BAR:
+        # A huge page is taken apart for it in every process, and where it holds zeros the zero page takes its place
+        # (mm/huge_memory.c split_huge_page_to_list_to_order(), RMP_USE_SHARED_ZEROPAGE).
+        return start < -(-op.end // PMD) * PMD and op.at // PMD * PMD < end
     if number != op.process:
         return False
     match op.verb:

@@ -19,8 +19,8 @@ class MappedRange:
     """Of its first byte in the BAR. Of other memory, in an object of its own: 0."""
     rights: str
     """"rw", "r" or ""."""
-    inherited: bool = True
-    """Whether a child gets it (MADV_DONTFORK)."""
+    advice: frozenset[str] = frozenset()
+    """What madvise() told it to keep: "dontfork", "dontdump", and one of "random" and "sequential"."""
     locked: bool = False
     """mlock() of ordinary memory."""
     object: int = 0

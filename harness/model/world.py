@@ -6,6 +6,7 @@ It says nothing about levels of page tables, which a kernel may choose. Each rul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from harness.model.operation import STORES, Backing, Operation, Verb
@@ -23,6 +24,17 @@ KEPT_ADVICE = ("normal", "random", "sequential", "dontfork", "dontdump", "nohuge
 #: dofork, VM_SPECIAL for dodump, VM_PFNMAP for the others; mm/madvise.c madvise_vma_behavior()).
 NOT_FOR_A_BAR = ("dofork", "dodump", "dontneed", "cold", "pageout", "free", "wipeonfork", "collapse", "guard")
 ADVICE = (*KEPT_ADVICE, "hugepage", *NOT_FOR_A_BAR)
+
+#: What advice adds to a VMA, and takes from it. The kernel splits the VMA where they differ.
+_ADDS: Mapping[str, frozenset[str]] = {
+    **{how: frozenset({how}) for how in ("random", "sequential", "dontfork", "dontdump")},
+    **dict.fromkeys(("normal", "dofork", "dodump"), frozenset()),
+}
+_TAKES_AWAY: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(("normal", "random", "sequential"), frozenset({"random", "sequential"})),
+    "dofork": frozenset({"dontfork"}),
+    "dodump": frozenset({"dontdump"}),
+}
 
 
 class Unspecified(Exception):
@@ -128,7 +140,9 @@ def _fork(world: World, process: ModelProcess, op: Operation) -> tuple[World, Re
     """The child has what MADV_DONTFORK did not take out (man 2 fork, man 2 madvise)."""
     if op.to in world.processes:
         return world, Reply((ABSENT,))
-    child = replace(process, vmas=tuple(replace(vma, locked=False) for vma in process.vmas if vma.inherited))
+    child = replace(
+        process, vmas=tuple(replace(vma, locked=False) for vma in process.vmas if "dontfork" not in vma.advice)
+    )
     return world.of(op.to, child), Reply((DONE,))
 
 
@@ -205,8 +219,9 @@ def _advise(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProc
             raise Unspecified("when the content of freed memory is lost")
         elif op.how == "wipeonfork":
             raise Unspecified("not modelled")
-        if op.how in ("dontfork", "dofork"):
-            process = process.having(replace(vma, inherited=op.how == "dofork"))
+        if op.how in _ADDS:
+            advice = vma.advice - _TAKES_AWAY.get(op.how, frozenset()) | _ADDS[op.how]
+            process = process.having(replace(vma, advice=advice))
     if op.how == "hugepage":  # refused for a VMA that can have no huge page, by some kernels and configurations
         return process, Reply((answer, "EINVAL"))
     return process, Reply((answer,))
