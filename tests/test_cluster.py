@@ -14,7 +14,7 @@ import pytest
 from distributed import Client, LocalCluster
 from rich.console import Console
 
-from harness.campaign.cluster import dispatch, remote
+from harness.campaign.cluster import dispatch, kernels, remote
 from harness.campaign.cluster.executor import ClusterExecutor, connected
 from harness.campaign.cluster.identity import Identity
 from harness.campaign.event_stream import RunEvent, TestStarted
@@ -230,6 +230,31 @@ def test_a_source_that_every_machine_has_is_built_once_by_a_worker(
         assert [answer.unusable for answer in found] == ["it does not build: f.c:1: error"] * 2
     else:
         assert [answer.as_run("").context[TROUBLE] for answer in found] == ["f.c:1: error"] * 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_source_is_not_built_in_two_places(
+    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, together: bool
+) -> None:
+    """A kernel with a patch is built here, so the one without it is as well, and both from one build folder."""
+    patch, here = tmp_path / "a.patch", list[str]()
+    patch.write_text("")
+
+    def child(unit: Unit, _say: object, _started: Started) -> UnitAnswer:
+        here.append(unit.spec)
+        return UnitAnswer(unusable="f.c:1: error")
+
+    def elsewhere(unit: Unit, _say: object, _started: Started) -> UnitAnswer:
+        raise AssertionError(unit.spec)
+
+    monkeypatch.setattr(kernels, "run_in_child", child)
+    monkeypatch.setattr(remote, "run_in_child", elsewhere)
+    patched, plain = units(f"debsrc:6.12+{patch}", "debsrc:6.12")
+    executor = ClusterExecutor(client, Shown())
+    for wanted in [[plain, patched]] if together else [[patched], [plain]]:
+        for _, answer in executor.run(wanted):
+            assert answer.as_run("").context[TROUBLE] == "f.c:1: error"
+    assert sorted(here) == ["debsrc:6.12", f"debsrc:6.12+{patch}"]
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -34,7 +34,13 @@ def test_mine(vm, claim):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git tree of 44 commits on each of two branches."""
+    """A git tree of 44 commits on each of two branches.
+
+    HUGEPFN_BISECT_TREE names one that tests/vm/bisect_tree.py made before. Its first kernel takes minutes to build, and
+    the next ones are incremental only for a tree in the same folder.
+    """
+    if made := os.environ.get("HUGEPFN_BISECT_TREE"):
+        return Path(made)
     folder = tmp_path_factory.mktemp("bisect") / "linux"
     bisect_tree.make_tree(folder, "debsrc:6.12")
     bisect_tree.add_sometimes(folder)
@@ -104,6 +110,14 @@ def test_a_bug_that_shows_in_one_boot_of_three(tree: Path, hugepfn: Command) -> 
     assert sure is not None, done.stdout
     assert float(sure[1]) >= 99.6
     assert 10 <= int(sure[2]) <= 65
+
+
+def test_plain_bisection_misses_it(tree: Path, hugepfn: Command) -> None:
+    """It names the right commit if every bad one on its way shows it at once: in less than one bisection of nine."""
+    words = [*hugepfn.argv("check"), ".", "fork:pud", "--symptom", SYMPTOM]
+    found = [git_bisect(tree, hugepfn, "v0", f"f{bisect_tree.COMMITS}", words)[0] for _ in range(3)]
+    assert found != [f"f{bisect_tree.MUTANT}"] * 3
+    assert all(name.startswith("f") for name in found)
 
 
 @pytest.mark.parametrize("kind", ["series", "mbox"])

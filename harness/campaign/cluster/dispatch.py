@@ -10,7 +10,7 @@ import json
 import queue
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,6 +29,7 @@ from harness.errors import HugepfnError, MachineryError
 from harness.events import Event, Note
 from harness.guest.compiler import guest_tests_dir
 from harness.host import parcel
+from harness.kernel.build import SourceOrigin
 from harness.verdict.table import LOST
 
 AGAIN_MAX = 2  # how often a unit runs again, because its worker was lost
@@ -89,9 +90,12 @@ _Message = _Ready | _Said | _Happens | _Worker | _Ended | _Broken
 
 
 class Dispatch:
-    """Units on their way."""
+    """Units on their way.
 
-    def __init__(self, client: Client, units: Sequence[Unit], show: Show) -> None:
+    :param here: the sources of which kernels are built on this machine.
+    """
+
+    def __init__(self, client: Client, units: Sequence[Unit], show: Show, here: Collection[SourceOrigin] = ()) -> None:
         self._client, self._units, self._show = client, units, show
         self._topic = f"hugepfn-{uuid.uuid4().hex[:12]}"
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
@@ -103,7 +107,9 @@ class Dispatch:
         self._refused: set[str] = set()
         self._caller: Identity | None = None
         self._folders: Mapping[Any, SentFolder] = {}
-        self._kernels = ClusterKernels(client, self._topic, lambda at, event: self._inbox.put(_Happens(at, event)))
+        self._kernels = ClusterKernels(
+            client, self._topic, lambda at, event: self._inbox.put(_Happens(at, event)), here
+        )
         self._thread = ThreadPoolExecutor(1, "hugepfn-kernels")
         self._closing = threading.Event()
 

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from distributed import Client
 
 from harness.campaign.cluster.dispatch import Dispatch
+from harness.campaign.cluster.kernels import origins_here
 from harness.campaign.units.unit import Answers, Show, Unit
 from harness.errors import MachineryError, UsageError
+from harness.kernel.build import SourceOrigin
 
 CONNECT_S = 15
 
@@ -23,13 +25,15 @@ class ClusterExecutor:
 
     def __init__(self, client: Client, show: Show) -> None:
         self._client, self._show = client, show
+        self._here: set[SourceOrigin] = set()  # a bisection, which runs unit after unit, has both kinds as well
 
     def run(self, units: Sequence[Unit]) -> Answers:
         """Run units anywhere. Yield the answers in the order in which they come.
 
         :raises MachineryError: no worker can run them, or the scheduler is gone.
         """
-        dispatch = Dispatch(self._client, units, self._show)
+        self._here |= origins_here(units)
+        dispatch = Dispatch(self._client, units, self._show, self._here)
         try:
             yield from dispatch.answers()
         finally:

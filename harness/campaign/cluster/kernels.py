@@ -1,7 +1,8 @@
 """Gets the kernels of units ready for any worker. A kernel is built where its source is, and sent by its content.
 
 A source that every machine can fetch (``debsrc:6.12``) is built on a worker, on one with the resource "build" if there
-is one. Everything else is on the caller's machine: it is fetched or built there. Dask moves what was packed.
+is one. Everything else is on the caller's machine: it is fetched or built there. So is such a source if a kernel with
+patches is made of it, because each machine that builds has to build nearly all of it once. Dask moves what was packed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,17 +25,31 @@ from harness.campaign.units.unit import Unit, UnitAnswer, Work
 from harness.errors import HugepfnError
 from harness.events import Event
 from harness.kernel import Kernel, KernelImage, shipped
-from harness.kernel.build import BuiltSource
+from harness.kernel.build import BuiltSource, SourceOrigin
+
+
+def origins_here(units: Iterable[Unit]) -> set[SourceOrigin]:
+    """Return the sources of which some unit needs a kernel that only this machine can build."""
+    found = set()
+    for spec in {unit.spec for unit in units}:
+        with suppress(HugepfnError):  # whoever gets the kernel says what is wrong
+            source = Kernel.parse(spec).source
+            if isinstance(source, BuiltSource) and not source.anywhere:
+                found.add(source.recipe.origin)
+    return found
 
 
 class ClusterKernels:
     """The kernels of some units. Its methods but :meth:`end` run in one thread.
 
     :param happens: called with the number of a unit and an event of its kernel.
+    :param here: the sources of which kernels are built on this machine.
     """
 
-    def __init__(self, client: Client, topic: str, happens: Callable[[int, Event], None]) -> None:
-        self._client, self._topic, self._happens = client, topic, happens
+    def __init__(
+        self, client: Client, topic: str, happens: Callable[[int, Event], None], here: Collection[SourceOrigin]
+    ) -> None:
+        self._client, self._topic, self._happens, self._here = client, topic, happens, here
         self._resource = ""
         self._fit: Collection[str] = ()
         self._ready: dict[str, SentKernel | Future[Any]] = {}
@@ -77,7 +93,7 @@ class ClusterKernels:
         try:
             source = Kernel.parse(unit.spec).source
             if isinstance(source, BuiltSource):
-                if source.anywhere:
+                if source.anywhere and source.recipe.origin not in self._here:
                     return self._built_elsewhere(number, unit)
                 built = self._built_here(number, unit)
                 if built.unusable or built.run is not None:
