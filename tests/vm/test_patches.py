@@ -17,6 +17,9 @@ from tests import schemas
 
 from . import bisect_tree
 from .conftest import Command
+from .test_cluster import Cluster, cluster
+
+__all__ = ["cluster"]  # a fixture
 
 pytestmark = pytest.mark.long
 TIMEOUT_S = 3600
@@ -176,6 +179,24 @@ def test_series_bisect_and_check_take_a_test_of_ones_own(tree: Path, tmp_path: P
     bisect_tree.git(tree, "checkout", "--quiet", "main")
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("bad: mine: failed"), done.stdout
+
+
+def test_series_and_check_on_two_workers(tree: Path, hugepfn: Command, cluster: Cluster) -> None:
+    """They say the same, and each kernel is built once: here, where the tree is."""
+    last = bisect_tree.MUTANT
+    address = cluster.ready(2)
+    words = ("series", str(tree), f"v{last - 2}..v{last}", "fork:pud")
+    expected = hugepfn(*words, timeout_s=TIMEOUT_S)
+    assert expected.returncode == 1, expected.stdout + expected.stderr
+    done = hugepfn(*words, "--scheduler", address, timeout_s=TIMEOUT_S)
+    assert (done.returncode, done.stdout) == (1, expected.stdout), done.stderr
+    assert "building" not in done.stderr
+    bisect_tree.git(tree, "checkout", "--quiet", f"v{last}")
+    checked = [hugepfn("check", str(tree), "fork:pud", *more) for more in ((), ("--scheduler", address))]
+    bisect_tree.git(tree, "checkout", "--quiet", "main")
+    assert [one.returncode for one in checked] == [1, 1], checked
+    assert checked[0].stdout == checked[1].stdout
+    assert not list(cluster.folder.glob("*/built"))
 
 
 def test_a_commit_that_does_not_build_is_skipped(tree: Path, hugepfn: Command) -> None:
