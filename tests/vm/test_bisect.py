@@ -107,6 +107,15 @@ def test_killed_and_resumed(hugepfn: Command, versions: tuple[str, str, str], mi
     assert [json.loads(line)["step"] for line in after[1:]] == [json.loads(line)["step"] for line in noted[1:]]
 
 
+def test_two_at_once_find_the_same(hugepfn: Command, versions: tuple[str, str, str], mine: Path) -> None:
+    older, middle, newer = versions
+    done = hugepfn("bisect", "--debian", older, newer, f"{mine}::test_mine", "-j", "2", timeout_s=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"first bad: {middle} " in done.stdout
+    assert runs_in(done.stderr) == len(journal(done.stderr)) - 1 > 3
+    assert hugepfn.left_behind() == []
+
+
 def test_compare_with_a_test_of_ones_own(hugepfn: Command, versions: tuple[str, str, str], mine: Path) -> None:
     older, _, newer = versions
     done = hugepfn("compare", f"debian:{older}", f"debian:{newer}", os.fspath(mine))
