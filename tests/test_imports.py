@@ -33,8 +33,9 @@ plugin source_links
 results
 pytest_plugin
 campaign selfcheck doctor
+bugs explorer
 benchmark
-kselftest session bugs explorer
+kselftest session
 commands
 cli
 entry

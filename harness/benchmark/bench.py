@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -22,16 +23,19 @@ from rich.table import Table
 
 from harness.config import MachineConfig
 from harness.errors import MachineryError
+from harness.explorer.sequence import run_sequence
 from harness.host.process import guarded
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine import preparation
 from harness.machine.vm import VM
+from harness.model.draw import draw
+from harness.model.operation import Verb
 from harness.outputs import check_writable, write_text
 from harness.pagetable import LEAF_LABELS
 from harness.qemu.binary import find_qemu
 from harness.qemu.launch import CHANNELS
 from harness.qemu.ram import SharedRam, ram_folder
-from harness.qemu.spec import Descriptors, MachineSpec, qemu_argv
+from harness.qemu.spec import Descriptors, Device, MachineSpec, qemu_argv
 
 SCHEMA = "hugepfn-bench"
 VERSION = 1
@@ -208,6 +212,26 @@ def map_dma_s(vm: VM, level: str) -> float:
         return int(guest.result.values["map-ns"]) / 1e9
 
 
+def sequence_row(image: KernelImage, runs: int) -> BenchRow:
+    """Measure a sequence of the explorer with ten operations, beside one with a single operation."""
+    verbs = (Verb.MAP, Verb.READ, Verb.WRITE, Verb.FORK, Verb.UNMAP)
+    numbers = itertools.count()
+
+    def sequence_s(vm: VM, length: int) -> float:
+        began = time.perf_counter()
+        run_sequence(vm, draw(1, next(numbers), length, verbs))
+        return time.perf_counter() - began
+
+    with VM(image, device=Device.SHMEM.value) as vm:
+        return paired(
+            "a sequence of the explorer, 10 operations",
+            functools.partial(sequence_s, vm, 10),
+            "of one operation",
+            functools.partial(sequence_s, vm, 1),
+            runs,
+        )
+
+
 def memory_of_clones(image: KernelImage, count: int) -> list[int]:
     """Return the memory of ``count`` simultaneous clones after a fork at 1G in each: the Pss of each QEMU, in bytes."""
     with contextlib.ExitStack() as stack:
@@ -292,6 +316,7 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
         rows += map_dma_rows(image, Kernel.parse(_SLOW_MAP_DMA).resolve(), rounds)
     except MachineryError as error:
         console.print(f"MAP_DMA: {error}", markup=False)
+    rows.append(sequence_row(image, rounds))
     console.print(_table(rows))
     sizes = memory_of_clones(image, 8)
     console.print(f"8 clones at once: {sum(sizes) >> 20} MiB in all, {max(sizes) >> 20} MiB the largest (Pss)")
