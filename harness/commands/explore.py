@@ -15,8 +15,10 @@ from harness.config import MachineConfig
 from harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
+    from harness.explorer.campaign import Progress
     from harness.explorer.groups import Group
     from harness.explorer.sequence import SequenceResult
+    from harness.kernel import KernelImage
     from harness.model.operation import Verb
 
 
@@ -73,18 +75,27 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
                 live.line(line)
             live.now(str(progress))
 
-        progress = run_exploration(task, groups, minutes, workers, tell)
-    for number, group in enumerate(groups.new, start=1):
-        click.echo("\n".join(_told(group, kernel.spec)))
-        if options["reproducers"]:
-            _write_reproducer(options["reproducers"] / f"finding-{number}.c", group.shortest, kernel.release)
-    for group in groups.known:
-        click.echo(f"known bug {group.known}, {group.times} times: {group.symptom}")
-    click.echo(str(progress))
+        progress = Progress(groups)
+        try:
+            run_exploration(task, progress, minutes, workers, tell)
+        finally:  # what was found before Ctrl-C is told, too
+            live.close()
+            _tell_all(progress, kernel, options["reproducers"])
     if options["json_file"]:
         found = groups.to_json(kernel.release, seed, progress.sequences)
         options["json_file"].write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
+
+
+def _tell_all(progress: Progress, kernel: KernelImage, reproducers: Path | None) -> None:
+    groups = progress.groups
+    for number, group in enumerate(groups.new, start=1):
+        click.echo("\n".join(_told(group, kernel.spec)))
+        if reproducers is not None:
+            _write_reproducer(reproducers / f"finding-{number}.c", group.shortest, kernel.release)
+    for group in groups.known:
+        click.echo(f"known bug {group.known}, {group.times} times: {group.symptom}")
+    click.echo(str(progress))
 
 
 def _verbs(words: str, *, race: bool) -> tuple[Verb, ...]:

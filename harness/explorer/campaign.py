@@ -42,16 +42,15 @@ class Progress:
 
 
 def run_exploration(
-    task: Exploration, groups: Groups, minutes: float, workers: int, tell: Callable[[Progress, str], None]
-) -> Progress:
+    task: Exploration, progress: Progress, minutes: float, workers: int, tell: Callable[[Progress, str], None]
+) -> None:
     """Explore until the time is over, and then make short what was found.
 
-    :param groups: receives what was found.
+    :param progress: receives what was done and found.
     :param minutes: for drawing and running sequences. What is made short may take longer.
     :param tell: called with the progress, and with a line about something new or "".
     :raises MachineryError: QEMU, this host or a process of the explorer failed.
     """
-    progress = Progress(groups)
     batches = (range(first, first + BATCH) for first in itertools.count(0, BATCH))
     context = multiprocessing.get_context("spawn")
     with futures.ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
@@ -65,7 +64,6 @@ def run_exploration(
             for process in multiprocessing.active_children():  # its machine ends with it
                 process.kill()
             raise
-    return progress
 
 
 def _events(

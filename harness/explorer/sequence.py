@@ -21,6 +21,7 @@ from harness.verdict.symptoms import Ended, Shown
 
 #: Of the machine's RAM, the BAR's RAM and the CPU, this one knows the second.
 _RAM_BEHIND_BAR = (Device.SHMEM,)
+NO_END = "no end"
 ACTOR = Path(__file__).parent / "actor.c"
 _PROCESS_NAMES = tuple(f"p{number}" for number in range(PROCESSES_MAX))
 
@@ -40,7 +41,7 @@ class SequenceResult:
     """Whether the machine can run another sequence."""
 
 
-def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 20.0) -> SequenceResult:
+def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 10.0) -> SequenceResult:
     """Run a sequence, with a look at every process after each operation.
 
     :raises MachineryError: the two witnesses disagree on ordinary memory, or QEMU or the host failed.
@@ -76,7 +77,7 @@ def _end(run: GuestRun, operations: Sequence[Operation], error: KernelError) -> 
     step = len(run.snapshots)  # the first was taken before the first operation
     if not 1 <= step <= len(operations):
         return Ended(End(EndKind.HANG), *complaints[:1]), 0
-    return Deviation(Oracle.PROGRESS, operations[step - 1].cause, "", "an end", "no end", str(error)), step
+    return Deviation(Oracle.PROGRESS, operations[step - 1].cause, "", "an end", NO_END, str(error)), step
 
 
 def _judged(

@@ -10,13 +10,17 @@ from dataclasses import dataclass, replace
 
 from harness.config import MachineConfig
 from harness.explorer.groups import symptom_of
-from harness.explorer.sequence import SequenceResult, run_sequence
+from harness.explorer.sequence import NO_END, SequenceResult, run_sequence
 from harness.host.signals import ignore_ending
 from harness.kernel import KernelImage
 from harness.machine.vm import VM
 from harness.model.draw import draw
 from harness.model.operation import Operation, Verb
 from harness.model.shrink import shrink
+from harness.verdict.invariants import Deviation
+
+_CANDIDATES = 200
+_CANDIDATES_THAT_HANG = 15  # each costs a deadline
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult,
     first = outcome.operations[: outcome.step] if outcome.step else outcome.operations
     if not fails(first):
         return replace(outcome, operations=first), False
-    return seen[shrink(first, fails)], True
+    ends = not isinstance(outcome.failure, Deviation) or outcome.failure.got != NO_END
+    return seen[shrink(first, fails, _CANDIDATES if ends else _CANDIDATES_THAT_HANG)], True
 
 
 def _pairs(operations: Collection[Operation]) -> Iterator[tuple[Verb, Verb]]:

@@ -78,8 +78,9 @@ def test_ctrl_c_ends_an_exploration(hugepfn: Command) -> None:
     while "sequence " not in running.stderr.readline():  # the first finding: it is being made short
         pass
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=5)
+    said, _ = running.communicate(timeout=5)
     assert running.returncode == 130
+    assert " times, first sequence " in said, "what was found before is told"
     assert hugepfn.left_behind() == []
 
 
