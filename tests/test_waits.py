@@ -147,6 +147,7 @@ UNLIMITED = {
     ("outputs.py", "select.select([], [self], [])"): "whoever reads our standard output, and Ctrl-C",
     ("outputs.py", "select.select([], [descriptor], [])"): "its reader's end; a thread of its own",
     ("explorer/campaign.py", "one.result()"): "it is done",
+    ("explorer/worker.py", "parent.join()"): "the end of the process that started it; a thread of its own",
     ("session/starting.py", "control.recv()"): "poll() said so",
     ("session/starting.py", "child.wait()"): "SIGKILL, just before",
 }

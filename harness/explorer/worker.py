@@ -5,6 +5,9 @@ from __future__ import annotations
 import atexit
 import collections
 import itertools
+import multiprocessing
+import os
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,9 +83,17 @@ _BENCH = _Bench()
 
 
 def prepare() -> None:
-    """Prepare a process: the one that started it hears of Ctrl-C, and ends it."""
+    """Prepare a process: the one that started it hears of Ctrl-C, and ends it. If that one is killed, it ends, too."""
     ignore_ending()
     atexit.register(_BENCH.close)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # the machine ends with this process
 
 
 def explore(task: Exploration, numbers: Sequence[int]) -> Batch:

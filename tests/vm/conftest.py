@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,14 @@ def own_qemus(marker: str) -> list[int]:
         if marker.encode() in environment and ours and state != "Z":
             found.append(int(process.name))
     return found
+
+
+def wait_for(there: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+    """Wait for something outside of this process, which nobody announces."""
+    end = time.monotonic() + timeout_s
+    while not there():
+        assert time.monotonic() < end, f"{what}: nothing within {timeout_s} s"
+        time.sleep(0.1)
 
 
 @dataclass

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from harness.campaign.cluster import remote
 from harness.host import cache
 from harness.kernel import Kernel, shipped
 
-from .conftest import Command, own_qemus
+from .conftest import Command, own_qemus, wait_for
 from .test_own_tests import CONFTEST, PROGRAM, TEST
 
 DASK = Path(sys.executable).with_name("dask")
@@ -66,14 +65,6 @@ class Cluster:
             for process in processes:
                 process.wait(60)
         self._logs.close()
-
-
-def wait_for(there: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
-    """Wait for something outside of this process, which nobody announces."""
-    end = time.monotonic() + timeout_s
-    while not there():
-        assert time.monotonic() < end, f"{what}: nothing within {timeout_s} s"
-        time.sleep(0.1)
 
 
 def children_of(pid: int) -> list[str]:

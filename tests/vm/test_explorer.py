@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from harness.kernel import Kernel
 from harness.verdict.seen import parse_facts
 from tests import schemas
 
-from .conftest import ROOT, Command
+from .conftest import ROOT, Command, wait_for
 
 FACTS = parse_facts((ROOT / "guest_tests/known_bugs_seen.toml").read_text())
 KERNEL = "debian:6.12"
@@ -69,19 +71,32 @@ def test_an_exploration_reports_what_it_ran(tmp_path: Path, hugepfn: Command) ->
     assert hugepfn.left_behind() == []
 
 
-def test_ctrl_c_ends_an_exploration(hugepfn: Command) -> None:
+@contextlib.contextmanager
+def exploring(hugepfn: Command) -> Iterator[subprocess.Popen[str]]:
+    """An exploration that has just found something, and makes it short."""
     command = hugepfn.argv("explore", "--kernel", KERNEL, "--minutes", "10", "--no-known-bugs")
-    running = subprocess.Popen(
+    with subprocess.Popen(
         command, env=hugepfn.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert running.stderr is not None
-    while "sequence " not in running.stderr.readline():  # the first finding: it is being made short
-        pass
-    running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=5)
+    ) as running:
+        assert running.stderr is not None
+        while "sequence " not in running.stderr.readline():
+            pass
+        yield running
+
+
+def test_ctrl_c_ends_an_exploration(hugepfn: Command) -> None:
+    with exploring(hugepfn) as running:
+        running.send_signal(signal.SIGINT)
+        said, _ = running.communicate(timeout=5)
     assert running.returncode == 130
     assert " times, first sequence " in said, "what was found before is told"
     assert hugepfn.left_behind() == []
+
+
+def test_an_exploration_that_is_killed_leaves_nothing(hugepfn: Command) -> None:
+    with exploring(hugepfn) as running:
+        running.kill()
+    wait_for(lambda: hugepfn.left_behind() == [], "the end of the machines", 30)
 
 
 @pytest.mark.parametrize(
