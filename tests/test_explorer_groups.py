@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.explorer.groups import Groups, lines_of, symptom_of
-from harness.explorer.sequence import SequenceResult
+from harness.explorer.sequence import SequenceResult, step_of
 from harness.model.draw import draw
 from harness.verdict.invariants import Area, Deviation, Invariant, Oracle, Violation
 from harness.verdict.known_bugs import parse_ledger
@@ -89,3 +89,9 @@ def test_what_differs_from_a_known_bug_is_a_finding(other: Shown) -> None:
 def test_a_sequence_shows_where_it_went_wrong() -> None:
     lines = lines_of(draw(1, 1), failing=2)
     assert [line.endswith("<-") for line in lines] == [number == 2 for number in range(1, 11)]
+
+
+def test_a_line_of_the_log_belongs_to_an_operation() -> None:
+    log = "hugepfn: checkpoint 0 pid 9\nhugepfn: checkpoint 1 pid 9\nbad pud\nhugepfn: checkpoint 2 pid 9\noops\n"
+    assert [step_of(log, line) for line in ("bad pud", "oops", "warning")] == [2, 3, 0]
+    assert step_of("oops\n", "oops") == 0

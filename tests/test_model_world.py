@@ -135,7 +135,23 @@ def test_a_bar_without_ram_holds_nothing() -> None:
 def test_equal_rights_do_not_split_a_vma() -> None:
     """mprotect() to the rights that a VMA has leaves it whole (mm/mprotect.c mprotect_fixup())."""
     world, _ = after_all(MAP, ranged(Verb.PROTECT, PUD + PMD, PMD, how="rw"))
-    assert world.processes[0].vmas == (MappedRange(PUD, 2 * PUD, Backing.BAR, 0, "rw"),)
+    assert world.processes[0].vmas == (MappedRange(PUD, 2 * PUD, Backing.BAR, 0, "rw", frozenset({"dontdump"})),)
+
+
+def test_a_pfnmap_is_not_dumped_from_the_start() -> None:
+    """So MADV_DONTDUMP changes no flag, and splits no VMA (remap_pfn_range_notrack(), madvise_update_vma())."""
+    world, _ = after_all(MAP, ranged(Verb.ADVISE, PUD + PMD, PMD, how="dontdump"))
+    assert len(world.processes[0].vmas) == 1
+    ordinary, _ = after_all(MAP_ANON, ranged(Verb.ADVISE, PTE, PTE, how="dontdump"))
+    assert len(ordinary.processes[0].vmas) == 3
+
+
+def test_what_may_be_cut_stays_so_until_it_is_unmapped() -> None:
+    """NOHUGEPAGE may have split the VMA of a BAR, which is never merged again: whether it moves is not known."""
+    cut = ranged(Verb.ADVISE, PUD, PMD, how="nohugepage")
+    same, move = ranged(Verb.PROTECT, PUD, PUD, how="rw"), ranged(Verb.MOVE, PUD, PUD, 2 * PUD)
+    assert not specified((MAP, cut, same, move))
+    assert specified((MAP, cut, MAP, move))
 
 
 def test_other_rights_split_a_vma_in_three() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from harness.verdict.symptoms import Ended, Shown
 #: Of the machine's RAM, the BAR's RAM and the CPU, this one knows the second.
 _RAM_BEHIND_BAR = (Device.SHMEM,)
 NO_END = "no end"
+#: What checkpoint() writes to the kernel log (guest_tests/lib/checkpoint.c).
+_CHECKPOINT = re.compile(r"hugepfn: checkpoint ([0-9]+) pid")
 ACTOR = Path(__file__).parent / "actor.c"
 _PROCESS_NAMES = tuple(f"p{number}" for number in range(PROCESSES_MAX))
 
@@ -49,22 +52,32 @@ def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 10.
     """
     operations = tuple(operations)
     run = vm.run(ACTOR, *(op.word() for op in operations), timeout_s=timeout_s)
+    judged: tuple[Found | None, int] = (None, 0)
     try:
         with run:
-            values = run.finish().values
-            judged: tuple[Found | None, int] = _judged(vm, run, operations, values)
+            judged = _judged(vm, run, operations, run.finish().values)
     except (KernelDied, DeadlineError) as error:
         return SequenceResult(operations, *_end(run, operations, error), run.log, pristine=False)
     except RunBroken:  # the kernel complained, which is asked below
-        judged = None, 0
+        pass
     if run.uncalibrated:
         raise MachineryError(words.uncalibrated(run.uncalibrated[0]))
-    troubles = run.kernel_troubles()
-    if troubles.complaints or troubles.taint:
-        complaint: Shown = troubles.complaints[0] if troubles.complaints else troubles.taint
-        return SequenceResult(operations, complaint, 0, run.log, pristine=False)
     failure, step = judged
-    return SequenceResult(operations, failure, step, run.log if failure is not None else "", pristine=failure is None)
+    troubles = run.kernel_troubles()
+    if not troubles.complaints and not troubles.taint:
+        return SequenceResult(operations, failure, step, run.log if failure is not None else "", failure is None)
+    complaint: Shown = troubles.complaints[0] if troubles.complaints else troubles.taint
+    complained = step_of(run.log, troubles.complaints[0].line) if troubles.complaints else 0
+    if failure is not None and step < complained:  # what the kernel complains about may follow from that
+        return SequenceResult(operations, failure, step, run.log, pristine=False)
+    return SequenceResult(operations, complaint, complained, run.log, pristine=False)
+
+
+def step_of(log: str, line: str) -> int:
+    """Return during which operation the kernel logged a line; 0 if that is not known."""
+    before, found, _ = log.partition(line)
+    passed = _CHECKPOINT.findall(before)
+    return int(passed[-1]) + 1 if found and passed else 0
 
 
 def _end(run: GuestRun, operations: Sequence[Operation], error: KernelError) -> tuple[Shown, int]:

@@ -69,14 +69,18 @@ class ModelProcess:
 
     def without(self, start: int, end: int) -> ModelProcess:
         """Return the process after munmap() of a range."""
+        rest = self._around(start, end)
+        return replace(rest, cuts=frozenset(cut for cut in self.cuts if not start < cut < end))
+
+    def _around(self, start: int, end: int) -> ModelProcess:
         outside = (part for vma in self.vmas for part in _outside(vma, start, end))
-        return replace(self, vmas=tuple(outside), cuts=frozenset(cut for cut in self.cuts if not start < cut < end))
+        return replace(self, vmas=tuple(outside))
 
     def having(self, *vmas: MappedRange) -> ModelProcess:
-        """Return the process with these VMAs in place of what was there."""
+        """Return the process with these VMAs in place of what was there, which may still be cut as it was."""
         rest = self
         for vma in vmas:
-            rest = rest.without(vma.start, vma.end)
+            rest = rest._around(vma.start, vma.end)
         merged = list[MappedRange]()
         for vma in sorted((*rest.vmas, *vmas), key=lambda vma: vma.start):
             if merged and merged[-1].goes_on_in(vma):

@@ -147,10 +147,11 @@ def _fork(world: World, process: ModelProcess, op: Operation) -> tuple[World, Re
 
 
 def _map(process: ModelProcess, op: Operation, step: int) -> tuple[ModelProcess, Reply]:
-    """mmap() with MAP_FIXED replaces what is there (man 2 mmap)."""
+    """mmap() with MAP_FIXED replaces what is there (man 2 mmap). A pfnmap is VM_DONTDUMP from the start."""
     bar = op.memory is Backing.BAR
     vma = MappedRange(op.at, op.end, op.memory, op.to if bar else 0, op.how, object=0 if bar else step)
-    return process.having(vma), Reply((DONE,))
+    vma = replace(vma, advice=frozenset({"dontdump"} if bar else ()))
+    return process.without(op.at, op.end).having(vma), Reply((DONE,))
 
 
 def _unmap(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
@@ -173,7 +174,7 @@ def _move(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProces
         raise Unspecified("mremap() of several VMAs: EFAULT, or, from 6.17 on, a move of each")
     (source,) = process.within(op.at, op.end)
     moved = replace(source, start=op.to, end=op.to + op.size)
-    return process.without(op.at, op.end).having(moved), Reply((DONE,))
+    return process.without(op.at, op.end).without(op.to, op.to + op.size).having(moved), Reply((DONE,))
 
 
 def _shrink(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
