@@ -57,6 +57,7 @@ class Machine:
         self.qemu = Qemu()
         self.learned = False
         self.has_ssh = True
+        self.spec = SimpleNamespace(kvm=False)
         self.processes = SimpleNamespace(learn=self._learn)
         self.asked: list[str] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import queue
 import select
@@ -45,9 +46,13 @@ class Session:
         """:param name: of the session, for messages; empty if the machine is only for one command."""
         self.vm = vm
         self._name = name
-        self._spaces = AddressSpaces(vm, vm.processes, vm.kvm_roots)
         self._may_stand = self._paused = False  # whether it was stopped on request, and whether by :meth:`pause`
         self._turn = threading.RLock()  # only one command at a time stops the machine or asks the agent for a file
+
+    @functools.cached_property
+    def _spaces(self) -> AddressSpaces:
+        """The tables of virtual machines and devices, which few commands ask for."""
+        return AddressSpaces(self.vm, self.vm.processes, self.vm.kvm_roots)
 
     # --- commands in the guest -------------------------------------------------------------------
 
