@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
+from distributed.comm.core import CommClosedError
 from rich.console import Console
 
 from harness.campaign.cluster import dispatch, kernels, remote
@@ -310,6 +311,17 @@ def test_the_end_of_the_scheduler_is_no_verdict(
     with pytest.raises(MachineryError, match="the connection to the Dask scheduler is lost; run again with --resume"):
         answers(client, units(), Closing())
     let_go.set()
+
+
+def test_a_kernel_that_cannot_be_sent_because_the_scheduler_is_gone(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(*_args: object) -> None:
+        raise CommClosedError("in <TCP (closed)>: Stream is closed")
+
+    monkeypatch.setattr(kernels.ClusterKernels, "get", get)
+    with pytest.raises(MachineryError, match="the connection to the Dask scheduler is lost; run again with --resume"):
+        answers(client, units(), Shown())
 
 
 def test_an_address_without_a_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import Client, Future, KilledWorker
+from distributed.comm.core import CommClosedError
 
 from harness.campaign.cluster import remote
 from harness.campaign.cluster.identity import Identity, identity_of
@@ -172,6 +173,8 @@ class Dispatch:
                 return self._gone(address)
             case _Ended(number, future) if self._futures.get(number) is future:
                 return self._ended(number, future)
+            case _Broken(CommClosedError()):
+                raise _scheduler_lost()
             case _Broken(error):
                 raise error
         return None
@@ -232,7 +235,7 @@ class Dispatch:
                 words = f"its workers were lost, the last one was {error.last_worker.address}"
             return number, UnitAnswer(run=troubled(unit.spec, words))
         if self._client.status != "running":
-            raise MachineryError("the connection to the Dask scheduler is lost; run again with --resume")
+            raise _scheduler_lost()
         self._thread.submit(self._get_ready, [number], True)  # the only worker that had its kernel is gone
         return None
 
@@ -292,6 +295,10 @@ def _folders(units: Sequence[Unit]) -> dict[Any, SentFolder]:
     wanted = {test.file.parent for unit in units for test in unit.tests if test.file is not None}
     files = {folder: parcel.files_below(folder) for folder in wanted - {guest_tests_dir()}}
     return {at: SentFolder(at, parcel.digest(found), parcel.pack(found)) for at, found in files.items()}
+
+
+def _scheduler_lost() -> MachineryError:
+    return MachineryError("the connection to the Dask scheduler is lost; run again with --resume")
 
 
 def _with_lost(answer: UnitAnswer, lost: Sequence[str]) -> UnitAnswer:
