@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from harness.explorer.campaign import Progress
     from harness.explorer.groups import Group
     from harness.explorer.sequence import SequenceResult
+    from harness.explorer.worker import Exploration
     from harness.kernel import KernelImage
-    from harness.model.operation import Verb
+    from harness.model.operation import Operation, Verb
 
 
 @click.command()
@@ -56,9 +57,11 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
     from harness.guest.compiler import guest_tests_dir
     from harness.machine.preparation import kernel_of
     from harness.model.operation import Verb
+    from harness.outputs import check_writable, write_text
     from harness.qemu.spec import Device
     from harness.selection.tests import ledger_of
 
+    check_writable({"--json": options["json_file"]})
     verbs = _verbs(options["ops"], race=options["race"])
     given = None if options["sequence"] is None else _sequence(options["sequence"])
     with Live() as live:
@@ -81,9 +84,8 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
         finally:  # what was found before Ctrl-C is told, too
             live.close()
             _tell_all(progress, kernel, options["reproducers"])
-    if options["json_file"]:
-        found = groups.to_json(kernel.release, seed, progress.sequences)
-        options["json_file"].write_text(json.dumps(found, indent=1) + "\n")
+    found = groups.to_json(kernel.release, seed, progress.sequences)
+    write_text(options["json_file"], lambda: json.dumps(found, indent=1) + "\n")
     sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
 
 
@@ -110,7 +112,7 @@ def _verbs(words: str, *, race: bool) -> tuple[Verb, ...]:
     return (*verbs, Verb.RACE) if race and Verb.RACE not in verbs else verbs
 
 
-def _sequence(words: str) -> Any:
+def _sequence(words: str) -> tuple[Operation, ...]:
     from harness.model.operation import Operation
     from harness.model.shrink import specified
 
@@ -120,7 +122,7 @@ def _sequence(words: str) -> Any:
     return operations
 
 
-def _one(task: Any, operations: Any, reproducers: Path | None) -> ExitCode:
+def _one(task: Exploration, operations: tuple[Operation, ...], reproducers: Path | None) -> ExitCode:
     """Run one sequence, and print what it shows."""
     from harness.explorer.groups import detail_of, lines_of, symptom_of
     from harness.explorer.sequence import run_sequence

@@ -258,6 +258,16 @@ static void peek(const char *at)
 	close(fd);
 }
 
+/* The host shall walk all of the arena, whatever is in it. */
+static void name_arena(void)
+{
+	hp_map(&(struct hp_mapping){ .name = "arena",
+				     .addr = ARENA,
+				     .length = ARENA_BYTES,
+				     .prot = PROT_READ | PROT_WRITE,
+				     .backing = HP_RAM });
+}
+
 static void obey(int process);
 
 /* The child is the coordinator's, too. Returns in the parent, once the child is registered. */
@@ -276,11 +286,7 @@ static void make_process(int number)
 	if (!pid) {
 		snprintf(name, sizeof(name), "p%d", number);
 		hp_register(name);
-		hp_map(&(struct hp_mapping){ .name = "arena",
-					     .addr = ARENA,
-					     .length = ARENA_BYTES,
-					     .prot = PROT_READ | PROT_WRITE,
-					     .backing = HP_RAM });
+		name_arena();
 		hp_gate_open(&registered);
 		obey(number);
 	}
@@ -517,11 +523,7 @@ int main(int argc, char **argv)
 	catch_signals();
 	first = hp_fork("p0");
 	if (!first) {
-		hp_map(&(struct hp_mapping){ .name = "arena",
-					     .addr = ARENA,
-					     .length = ARENA_BYTES,
-					     .prot = PROT_READ | PROT_WRITE,
-					     .backing = HP_RAM });
+		name_arena();
 		obey(0);
 	}
 	board->pid[0] = first;

@@ -75,12 +75,11 @@ def _events(
     workers: int,
 ) -> Iterator[str]:
     """Keep the processes busy; yield a line for what is new, or "" for progress."""
-    running: dict[futures.Future[Batch], range] = {}
+    running = set[futures.Future[Batch]]()
     shrinking: dict[futures.Future[tuple[SequenceResult, bool]], Group] = {}
     while True:
         while time.monotonic() < end and len(running) + len(shrinking) < workers + 1:
-            numbers = next(batches)
-            running[pool.submit(explore, task, numbers)] = numbers
+            running.add(pool.submit(explore, task, next(batches)))
         if not running and not shrinking:
             return
         waited: list[futures.Future[Any]] = [*running, *shrinking]
@@ -88,7 +87,7 @@ def _events(
         for one in done:
             if one in running:
                 batch = one.result()
-                del running[one]
+                running.discard(one)
                 progress.sequences += batch.sequences
                 progress.steps += batch.sequences * task.length
                 progress.pairs += batch.pairs
