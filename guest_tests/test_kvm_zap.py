@@ -28,18 +28,20 @@ def _zap(vm: VM, level: Level, claim: Claims, case: str, by: KernelFunction) -> 
         else:
             with claim("the host's leaf is gone", by):
                 assert zapped["parent"].leaves("bar") == ()
-        there = len(zapped["parent"].leaves("bar"))
+        # Without huge_fault, one fault puts in a pte for each page; a virtual machine gets those that it asked for.
+        there = {name: len(written[name].leaves("bar")) if zapped["parent"].leaves("bar") else 0 for name in BOTH}
         with claim(
             "each virtual machine has its leaf exactly if the host has it", fn.kvm_mmu_notifier_invalidate_range_start
         ):
-            assert [len(zapped[name].leaves("bar")) for name in BOTH] == [there, there]
+            for name in BOTH:
+                assert len(zapped[name].leaves("bar")) == there[name]
         back = guest.until("back")
         with claim("a write of the first vCPU: the host and its virtual machine have the leaf", fn.hva_to_pfn_remapped):
             assert back["parent"].leaf("bar").pfn == host.pfn
             assert back["parent"].leaf("bar").level is level
             assert back["vm"].leaf("bar").entry == written["vm"].leaf("bar").entry
         with claim("that changes nothing in the other virtual machine", fn.kvm_tdp_mmu_map):
-            assert len(back["other"].leaves("bar")) == there
+            assert len(back["other"].leaves("bar")) == there["other"]
         back = guest.until("other-back")
         with claim("a write of the second vCPU: its virtual machine has the leaf as well", fn.hva_to_pfn_remapped):
             assert back["other"].leaf("bar").entry == written["other"].leaf("bar").entry
