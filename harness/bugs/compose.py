@@ -34,7 +34,7 @@ _HEADERS: Mapping[str, str] = {
     "sys/syscall.h": r"syscall",
     "sys/wait.h": r"waitpid|WIFSIGNALED",
     "time.h": r"clock_gettime",
-    "unistd.h": r"access|fork|pread|pwrite|read|write|close|alarm|_exit|readlink|pipe",
+    "unistd.h": r"access|fork|getpid|pread|pwrite|read|write|close|alarm|_exit|readlink|pipe",
 }
 _NOT_CODE = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:[^"\\\n]|\\.)*"', re.DOTALL)
 _DEFINED = re.compile(r"^(?:#define|struct) (\w+)|^static [^;={(]*?\b(\w+)(?=\(|[;,\[]| =)", re.MULTILINE)

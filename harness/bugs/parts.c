@@ -231,6 +231,55 @@ static void touch(char *at, int store, unsigned long value)
 	alarm(0);
 }
 
+struct thread_access {
+	char *at;
+	int store;
+	unsigned long value;
+};
+
+/* The other thread of this process, on the second CPU, and what it shall do. It stays until the end. */
+static __thread struct thread_access *volatile wanted;
+
+static void stay_on(int cpu)
+{
+	unsigned long cpus = 1ul << cpu;
+
+	if (syscall(SYS_sched_setaffinity, 0, sizeof(cpus), &cpus) < 0)
+		cannot_tell("sched_setaffinity; are there two CPUs?");
+}
+
+static void *serve_accesses(void *argument)
+{
+	struct thread_access *volatile *order = argument;
+
+	stay_on(1);
+	for (;;) {
+		while (!*order)
+			sched_yield();
+		touch((*order)->at, (*order)->store, (*order)->value);
+		*order = NULL;
+	}
+	return NULL;
+}
+
+/* The same in the other thread, whose CPU may know an old entry in its TLB. */
+static void touch_on_other_thread(char *at, int store, unsigned long value)
+{
+	static int owner;
+	struct thread_access access = { at, store, value };
+	pthread_t thread;
+
+	if (owner != getpid()) {
+		owner = getpid();
+		stay_on(0);
+		if (pthread_create(&thread, NULL, serve_accesses, (void *)&wanted))
+			cannot_tell("pthread_create");
+	}
+	wanted = &access;
+	while (wanted)
+		sched_yield();
+}
+
 /* The kernel loads or stores a word, from or to a pipe. */
 static void through_a_pipe(char *at, int store, unsigned long value)
 {

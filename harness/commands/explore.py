@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.option("--workers", "-n", type=click.IntRange(1, 256), default=2, show_default=True)
 @click.option("--length", type=click.IntRange(1, 64), default=10, show_default=True, help="operations of a sequence")
 @click.option("--ops", metavar="OP,OP...", default="", help="draw only these operations: map,write,fork,mprotect")
-@click.option("--race", is_flag=True, help="on two vCPUs, and run pairs of operations against each other, too")
+@click.option(
+    "--race", is_flag=True, help="on two vCPUs: pairs of operations against each other, accesses by two threads"
+)
 @click.option("--no-known-bugs", is_flag=True, help="as if the list of known bugs were empty")
 @click.option("--sequence", metavar="WORDS", help="run this one sequence, in the words that a finding ends with")
 @click.option(
@@ -62,11 +64,12 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
     from harness.selection.tests import ledger_of
 
     check_writable({"--json": options["json_file"]})
-    verbs = _verbs(options["ops"], race=options["race"])
+    verbs = verbs_of(options["ops"], race=options["race"])
     given = None if options["sequence"] is None else _sequence(options["sequence"])
     with Live() as live:
         kernel = kernel_of(config).resolve(live.say)
-        machine = replace(config, device=Device.SHMEM.value, smp=max(config.smp, 2 if Verb.RACE in verbs else 1))
+        two = Verb.RACE in verbs or any(op.needs_two_vcpus for op in given or ())
+        machine = replace(config, device=Device.SHMEM.value, smp=max(config.smp, 2 if two else 1))
         task = Exploration(kernel, machine, seed, length, verbs)
         if given is not None:
             live.close()
@@ -100,7 +103,7 @@ def _tell_all(progress: Progress, kernel: KernelImage, reproducers: Path | None)
     click.echo(str(progress))
 
 
-def _verbs(words: str, *, race: bool) -> tuple[Verb, ...]:
+def verbs_of(words: str, *, race: bool) -> tuple[Verb, ...]:
     from harness.model.draw import ALONE
     from harness.model.operation import Verb
 

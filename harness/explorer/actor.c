@@ -16,6 +16,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -66,6 +67,14 @@ static _Thread_local int pipes[2]; /* made when they are needed, since two threa
 static int me;
 static struct operation *steps;
 static int step_count;
+
+/* The other thread of a process, on the second vCPU if there is one. It is made when it is needed first. */
+static struct {
+	sem_t go, done;
+	void (*job)(void *);
+	void *argument;
+	bool lives;
+} other;
 
 static struct operation parse(const char *word)
 {
@@ -284,6 +293,7 @@ static void make_process(int number)
 		return;
 	}
 	if (!pid) {
+		other.lives = false;
 		snprintf(name, sizeof(name), "p%d", number);
 		hp_register(name);
 		name_arena();
@@ -347,6 +357,81 @@ static void do_step(int number)
 	}
 }
 
+/* --- the other thread ----------------------------------------------------------------------------- */
+
+static void stay_on(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sysconf(_SC_NPROCESSORS_ONLN) > 1 && sched_setaffinity(0, sizeof(set), &set))
+		hp_die("sched_setaffinity");
+}
+
+/* Page tables are compared, so what a stack needs is there before they are counted first. */
+static void use_stack(void)
+{
+	volatile char deep[KIB(64)];
+
+	for (size_t at = 0; at < sizeof(deep); at += 4096)
+		deep[at] = 0;
+}
+
+static void wait_for(sem_t *event)
+{
+	while (sem_wait(event))
+		if (errno != EINTR)
+			hp_die("sem_wait");
+}
+
+static void *serve(void *unused)
+{
+	(void)unused;
+	stay_on(1);
+	use_stack();
+	for (;;) {
+		wait_for(&other.go);
+		other.job(other.argument);
+		sem_post(&other.done);
+	}
+	return NULL;
+}
+
+static void start_on_other(void (*job)(void *), void *argument)
+{
+	pthread_t thread;
+
+	if (!other.lives) {
+		stay_on(0);
+		if (sem_init(&other.go, 0, 0) || sem_init(&other.done, 0, 0) ||
+		    pthread_create(&thread, NULL, serve, NULL))
+			hp_die("the other thread");
+		other.lives = true;
+	}
+	other.job = job;
+	other.argument = argument;
+	sem_post(&other.go);
+}
+
+/* SIGPROF is for the thread that faults, see touch(). */
+static void wait_for_other(void)
+{
+	sigset_t prof;
+
+	sigemptyset(&prof);
+	sigaddset(&prof, SIGPROF);
+	pthread_sigmask(SIG_BLOCK, &prof, NULL);
+	wait_for(&other.done);
+	pthread_sigmask(SIG_UNBLOCK, &prof, NULL);
+}
+
+static void do_step_there(void *number)
+{
+	answer = board->answer;
+	do_step(*(int *)number);
+}
+
 /* --- two operations against each other ------------------------------------------------------------ */
 
 struct racer {
@@ -357,7 +442,7 @@ struct racer {
 };
 
 /* Does one operation again and again, until it answers other than it did at first. */
-static void *race(void *argument)
+static void race(void *argument)
 {
 	const struct racer *racer = argument;
 	struct answer first;
@@ -368,38 +453,43 @@ static void *race(void *argument)
 	first = *answer;
 	for (uint64_t round = 1; round < racer->rounds && !strcmp(answer->said, first.said); round++)
 		do_step(racer->number);
-	return NULL;
 }
 
 static void run_race(int number)
 {
 	pthread_barrier_t start;
-	struct racer other = { number + 1, steps[number - 1].size, &board->answer[1], &start }, own = other;
-	pthread_t thread;
+	struct racer there = { number + 1, steps[number - 1].size, &board->answer[1], &start }, here = there;
 
-	own.number = number + 2;
-	own.answer = &board->answer[2];
-	if (pthread_barrier_init(&start, NULL, 2) || pthread_create(&thread, NULL, race, &other))
+	here.number = number + 2;
+	here.answer = &board->answer[2];
+	if (pthread_barrier_init(&start, NULL, 2))
 		hp_die("start of a race");
-	race(&own);
-	if (pthread_join(thread, NULL))
-		hp_die("end of a race");
+	start_on_other(race, &there);
+	race(&here);
+	wait_for_other();
 	pthread_barrier_destroy(&start);
 	strcpy(board->answer[0].said, "0");
 }
 
-static void *do_nothing(void *argument)
+static bool is_for_other(const struct operation *op)
 {
-	return argument;
+	return !strcmp(op->how, "other");
 }
 
-/* A thread's stack stays mapped after its end: there is one in any case, so that page tables can be compared. */
+static void do_nothing(void *unused)
+{
+	(void)unused;
+}
+
+/* The other thread has a stack, and so page tables: if there will be one, it is there from the start. */
 static void unmap_all(void)
 {
-	pthread_t thread;
-
-	if (pthread_create(&thread, NULL, do_nothing, NULL) || pthread_join(thread, NULL))
-		hp_die("a thread");
+	use_stack();
+	for (int i = 0; i < step_count; i++)
+		if (!other.lives && (is_for_other(&steps[i]) || !strcmp(steps[i].verb, "race"))) {
+			start_on_other(do_nothing, NULL);
+			wait_for_other();
+		}
 	say_errno(munmap(ARENA, ARENA_BYTES));
 }
 
@@ -419,7 +509,10 @@ static void obey(int process)
 			_exit(0);
 		else if (!strcmp(steps[number - 1].verb, "race"))
 			run_race(number);
-		else
+		else if (is_for_other(&steps[number - 1])) {
+			start_on_other(do_step_there, &number);
+			wait_for_other();
+		} else
 			do_step(number);
 		if (write(reply[1], "", 1) != 1)
 			hp_die("reply");

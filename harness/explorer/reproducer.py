@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from harness.bugs.compose import BEGIN, compose
 from harness.explorer.groups import detail_of, symptom_of
-from harness.model.operation import ACCESSES, STORES, Backing, Operation, Verb
+from harness.model.operation import ACCESSES, OTHER_THREAD, STORES, Backing, Operation, Verb
 from harness.verdict.invariants import Deviation, Oracle
 from harness.verdict.log.troubles import KernelComplaint
 from harness.verdict.symptoms import Ended, Shown
@@ -110,7 +110,8 @@ def _code(number: int, op: Operation) -> Iterator[str]:
             where = _FLAGS[op.memory].format(to=op.to)
             yield f"answer(mmap({at}, {size}, {_RIGHTS[op.how]}, {where}) == MAP_FAILED);"
         case Verb.READ | Verb.WRITE:
-            yield f"touch({at}, {int(op.verb in STORES)}, {number});"
+            touch = "touch_on_other_thread" if op.how == OTHER_THREAD else "touch"
+            yield f"{touch}({at}, {int(op.verb in STORES)}, {number});"
         case Verb.FILL | Verb.SEND:
             yield f"through_a_pipe({at}, {int(op.verb in STORES)}, {number});"
         case Verb.PEEK:

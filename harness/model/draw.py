@@ -8,8 +8,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
-from harness.model.operation import ARENA_BYTES, PMD, PROCESSES_MAX, PTE, PUD, STORES, Backing, Operation, Verb
+from harness.model.operation import (
+    ARENA_BYTES,
+    BY_A_THREAD,
+    OTHER_THREAD,
+    PMD,
+    PROCESSES_MAX,
+    PTE,
+    PUD,
+    STORES,
+    Backing,
+    Operation,
+    Verb,
+)
 from harness.model.state import NEW_WORLD, MappedRange, ModelProcess, World
 from harness.model.world import ADVICE, Unspecified, after
 
@@ -88,6 +101,8 @@ def _next(
         op = _DRAWN[verb](dice, number, process)
         if op is None or (verb is Verb.EXIT and number == 0):
             continue
+        if Verb.RACE in verbs and op.verb in BY_A_THREAD and dice.random() < 0.4:  # what its TLB knows may be stale
+            op = replace(op, how=OTHER_THREAD)
         try:
             then, _ = after(world, op, step)
         except Unspecified:

@@ -36,8 +36,8 @@ class Verb(enum.Enum):
     """An operation; the value is its name for the actor, and in the list of operations that a user asks for."""
 
     MAP = "map"  # mmap(MAP_FIXED) of `size` bytes of `memory` at `at`; of a BAR, from its offset `to`
-    READ = "read"  # load of the word at `at`
-    WRITE = "write"  # store of the number of the step
+    READ = "read"  # load of the word at `at`; OTHER_THREAD in `how`: by the process's other thread, on another vCPU
+    WRITE = "write"  # store of the number of the step, likewise
     FORK = "fork"  # the child is process `to`
     EXIT = "exit"
     PROTECT = "mprotect"  # to the rights `how`
@@ -62,6 +62,9 @@ RANGED = (Verb.MAP, Verb.PROTECT, Verb.UNMAP, Verb.MOVE, Verb.SHRINK, Verb.ADVIS
 #: Verbs that load or store one word, in user mode or in the kernel.
 ACCESSES = (Verb.READ, Verb.WRITE, Verb.FILL, Verb.SEND, Verb.PEEK)
 STORES = (Verb.WRITE, Verb.FILL)
+#: Verbs of the CPU's own accesses, which the other thread of a process can do.
+BY_A_THREAD = (Verb.READ, Verb.WRITE)
+OTHER_THREAD = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,11 @@ class Operation:
     def end(self) -> int:
         """First byte after the range."""
         return self.at + self.size
+
+    @property
+    def needs_two_vcpus(self) -> bool:
+        """Whether it says little on a machine with one."""
+        return self.verb is Verb.RACE or self.how == OTHER_THREAD
 
     @property
     def cause(self) -> str:
@@ -126,7 +134,7 @@ class Operation:
                 offset = f" from {size_words(self.to)}" if self.memory is Backing.BAR else ""
                 said = f"mmap({where}, {self.how}, {self.memory.value}{offset})"
             case Verb.READ | Verb.WRITE | Verb.FILL | Verb.SEND | Verb.PEEK:
-                said = f"{self.verb.value}({size_words(self.at)})"
+                said = f"{self.verb.value}({size_words(self.at)}){', other thread' * (self.how == OTHER_THREAD)}"
             case Verb.FORK:
                 said = f"fork() makes p{self.to}"
             case Verb.MOVE:

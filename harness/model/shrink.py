@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from harness.model.draw import RACING
-from harness.model.operation import PMD, PTE, PUD, STORES, Backing, Operation, Verb
+from harness.model.operation import OTHER_THREAD, PMD, PTE, PUD, STORES, Backing, Operation, Verb
 from harness.model.state import NEW_WORLD
 from harness.model.world import Unspecified, after
 
@@ -89,6 +89,8 @@ def _plainer(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:
 def _plain_forms(op: Operation) -> Iterator[Operation]:
     """Yield plainer forms of one operation, the plainest first."""
     forms = [replace(op, process=0)]
+    if op.how == OTHER_THREAD:
+        forms.append(replace(op, how=""))
     if op.verb is Verb.FORK:
         forms.append(replace(op, to=1))
     if op.verb is Verb.MAP:

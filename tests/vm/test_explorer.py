@@ -32,13 +32,15 @@ SOUND = (
     "0:fill:0:0:0:bar: "
     "0:peek:40000000:0:0:bar: 0:peek:101000:0:0:bar: 0:mlock:100000:1000:0:bar:on "
     "0:grow:40000000:40000000:80000000:bar: "
+    "0:write:40002000:0:0:bar:other 0:read:40002000:0:0:bar: 0:mprotect:40000000:40000000:0:bar:r "
+    "0:write:40002000:0:0:bar:other 0:mprotect:40000000:40000000:0:bar:rw 1:read:40002000:0:0:bar:other "
     "0:race:0:28:0:bar: 0:write:40001000:0:0:bar: 0:look:0:0:0:bar:maps"
 )
 SMAPS = "0:map:0:40000000:0:bar:rw 0:write:0:0:0:bar: 0:look:0:0:0:bar:smaps"
 
 
 def test_every_operation_does_what_is_documented(hugepfn: Command) -> None:
-    done = hugepfn("explore", "--kernel", KERNEL, "--smp", "2", "--sequence", SOUND)
+    done = hugepfn("explore", "--kernel", KERNEL, "--sequence", SOUND)
     assert done.stdout.endswith("nothing is wrong\n"), done.stdout + done.stderr
     assert done.returncode == 0
 
