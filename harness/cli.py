@@ -13,7 +13,7 @@ import click
 
 from harness import logs
 from harness.commands.bisect import bisect
-from harness.commands.bugs import report
+from harness.commands.bugs import report, reproducer
 from harness.commands.build import build
 from harness.commands.cache import cache
 from harness.commands.dmesg import dmesg
@@ -220,7 +220,8 @@ SECTIONS = (
         *((start, ps, shell, ssh, exec_, rerun, walk, maps, gdb, pause, resume, log, stop, kept),),
         "hugepfn start --kernel debian:6.12; hugepfn exec ./program; hugepfn stop",
     ),
-    CommandSection("Tools", (dmesg, explore, report, doctor, selfcheck, cache, bench), "hugepfn doctor"),
+    CommandSection("Bugs", (explore, reproducer, report), "hugepfn explore --kernel debian:6.12 --minutes 10"),
+    CommandSection("Tools", (dmesg, doctor, selfcheck, cache, bench), "hugepfn doctor"),
 )
 
 for command in (*(command for section in SECTIONS for command in section.commands), serve_session, run_unit):

@@ -1,16 +1,18 @@
-"""``hugepfn report``: the mail that reports a known bug."""
+"""``hugepfn report``: the mail that reports a known bug. ``hugepfn reproducer``: a scenario as a C file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from harness.commands.options import config_options
+from harness.commands.options import FILE, TEST, config_options
 from harness.config import MachineConfig
 from harness.errors import MachineryError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from harness.selection.selected import Selected
     from harness.verdict.known_bugs import KnownBug
 
 
@@ -51,6 +53,30 @@ def report(bug: str, kernel: str | None, config: MachineConfig) -> None:
     click.echo(mail(lines, run, text.command_of(known, spec)))
     program = guest_tests_dir().parent / f"reproducers/{known.id}.c"
     click.echo("\n".join(text.attached(program.name, program.read_text())))
+
+
+@click.command()
+@click.argument("word", metavar="SCENARIO[:LEVEL]", type=TEST)
+@click.option("--output", "-o", type=FILE, help="write to this file  [default: standard output]")
+def reproducer(word: Selected, output: Path | None) -> None:
+    """Write a scenario as one C file of plain system calls, which needs nothing of hugepfn.
+
+    \b
+        hugepfn reproducer fork:pud -o fork.c
+        gcc -static -pthread -o fork fork.c
+        hugepfn exec --kernel debian:6.12 ./fork {bdf}
+
+    The first comment of the file says what is claimed, and how to run it. Its exit status says whether the kernel is
+    fine (0) or broken (1), wherever user space can tell, and otherwise 2.
+    """
+    from harness.bugs.scenario import reproducer_of
+    from harness.outputs import check_writable, write_text
+
+    check_writable({"--output": output})
+    text = reproducer_of(word)
+    if output is None:
+        click.echo(text, nl=False)
+    write_text(output, lambda: text)
 
 
 def _known(word: str, ledger: tuple[KnownBug, ...]) -> KnownBug:

@@ -55,6 +55,32 @@ def test_a_reproducer_knows_a_broken_kernel_from_a_mended_one(bug: str, tmp_path
     check(bug, "debian:6.12", tmp_path, hugepfn)
 
 
+@pytest.mark.parametrize(
+    ("word", "status", "last"),
+    [
+        ("fork:pud", FINE, "FINE: as far as user space can tell; values checked: 3"),
+        ("device_memory_off:pte", FINE, "FINE: as far as user space can tell; values checked: 5"),
+        ("area_of_a_leaf_and_a_bit:pmd", 2, "CANNOT TELL: what is claimed is about page-table entries, which only"),
+    ],
+)
+def test_a_scenario_as_a_c_file(word: str, status: int, last: str, tmp_path: Path, hugepfn: Command) -> None:
+    source, program = tmp_path / "scenario.c", tmp_path / "scenario"
+    assert hugepfn("reproducer", word, "-o", str(source)).returncode == 0
+    subprocess.run(["gcc", "-static", "-pthread", "-o", program, source], check=True, timeout=120)
+    done = hugepfn("exec", "--kernel", "debian:6.12", str(program), "{bdf}")
+    assert (done.returncode, done.stdout.splitlines()[-1][: len(last)]) == (status, last)
+
+
+@pytest.mark.long
+def test_a_scenario_as_a_c_file_knows_a_broken_kernel(tmp_path: Path, hugepfn: Command) -> None:
+    source, program = tmp_path / "scenario.c", tmp_path / "scenario"
+    assert hugepfn("reproducer", "fork:pud", "-o", str(source)).returncode == 0
+    subprocess.run(["gcc", "-static", "-pthread", "-o", program, source], check=True, timeout=120)
+    broken = f"debsrc:6.12+{ROOT / 'examples/undo-fork-patch.patch'}"
+    done = hugepfn("exec", "--kernel", broken, str(program), "{bdf}")
+    assert (done.returncode, "BROKEN: " in done.stdout) == (BROKEN, True)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("spec", KERNELS)
 @pytest.mark.parametrize("bug", sorted({*BUGS} - {*DEBUG_ALONE}))
