@@ -9,13 +9,17 @@
  * --case=protnone  mprotect() to PROT_NONE, and back
  * --case=readonly  mprotect() to PROT_READ, and back
  *
+ * --vcpu=running: while it goes, the vCPU reads and writes it over and over, in another thread.
+ *
  * Mappings: "bar". The VM is "vm", with the slots "code" and "bar".
- * Checkpoints: written, gone, tried, read, back.
+ * Checkpoints: written, running (only with --vcpu=running), gone, tried, read, back.
  */
+#include <string.h>
 #include <sys/mman.h>
 
 #include "lib/hugepfn.h"
 #include "lib/kvm.h"
+#include "lib/kvm_loop.h"
 
 #define GPA GIB(1)
 #define RIGHTS (PROT_READ | PROT_WRITE)
@@ -101,10 +105,21 @@ static const struct gone {
 	{ "readonly", read_only, all_rights },
 };
 
+static void take_while_running(const struct gone *chosen, struct hp_vm *vm)
+{
+	struct hp_vm_loop loop;
+
+	hp_vm_loop_start(&loop, vm, GPA);
+	checkpoint("running");
+	chosen->take();
+	ktap_value("running", "%s", hp_vm_ended(hp_vm_loop_end(&loop)));
+}
+
 int main(int argc, char **argv)
 {
 	struct hp_options options = hp_start(argc, argv);
 	const struct gone *chosen = hp_choose(&options, "case", "munmap", cases);
+	bool running = !strcmp(hp_option(&options, "vcpu", "stopped"), "running");
 	struct hp_vm *vm;
 
 	bar = hp_bar_open(2);
@@ -116,7 +131,10 @@ int main(int argc, char **argv)
 			       .name = "bar", .gpa = GPA, .addr = mapped, .length = length, .backing = HP_BAR });
 	ktap_value("before", "%s", hp_vm_ended(hp_vm_write(vm, GPA, 1)));
 	checkpoint("written");
-	chosen->take();
+	if (running)
+		take_while_running(chosen, vm);
+	else
+		chosen->take();
 	checkpoint("gone");
 	ktap_value("while", "%s", hp_vm_ended(hp_vm_write(vm, GPA, 2)));
 	checkpoint("tried");

@@ -3,14 +3,19 @@
  * The benchmark's range: 1 GiB of a BAR as 262,144 entries of 4K, since the mapping is one page off the congruence
  * that a larger leaf needs. After the checkpoint "filled" the guest's own witness reads pagemap over the range and
  * reports how long it took ("# pagemap_ns=N").
+ *
+ * --vcpu=yes: a vCPU of the VM "vm" reads each page as well, before the checkpoint "nested".
  */
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "lib/hugepfn.h"
+#include "lib/kvm.h"
 
 #define LENGTH GIB(1)
 
@@ -40,12 +45,28 @@ static void read_pagemap(const char *start)
 	close(fd);
 }
 
+static void read_nested(char *mapped)
+{
+	struct hp_vm *vm = hp_vm_open("vm");
+
+	hp_vm_slot(vm, &(struct hp_slot){ .name = "bar",
+					  .gpa = GIB(1) + KIB(4),
+					  .addr = mapped,
+					  .length = LENGTH,
+					  .flags = KVM_MEM_READONLY,
+					  .backing = HP_BAR });
+	for (size_t at = 0; at < LENGTH; at += KIB(4))
+		if (hp_vm_read(vm, GIB(1) + KIB(4) + at).reason != KVM_EXIT_HLT)
+			hp_die("read of the vCPU");
+	checkpoint("nested");
+}
+
 int main(int argc, char **argv)
 {
+	struct hp_options options = hp_start(argc, argv);
 	struct hp_bar bar;
 	char *mapped;
 
-	hp_start(argc, argv);
 	bar = hp_bar_open(2);
 	mapped = (char *)hp_reserve(LENGTH + MIB(2), MIB(2)) + KIB(4);
 	mapped = mmap(mapped, LENGTH, PROT_READ, MAP_SHARED | MAP_FIXED, bar.device_fd, (off_t)bar.offset);
@@ -58,6 +79,8 @@ int main(int argc, char **argv)
 		hp_read(mapped + at);
 	checkpoint("filled");
 	read_pagemap(mapped);
+	if (!strcmp(hp_option(&options, "vcpu", "no"), "yes"))
+		read_nested(mapped);
 	ktap_ok(true, "every page was read");
 	return ktap_finish();
 }

@@ -307,9 +307,11 @@ mm_find_pmd = KernelFunction("mm/rmap.c", "mm_find_pmd")
 mwriteprotect_range = KernelFunction("mm/userfaultfd.c", "mwriteprotect_range")
 packet_mmap = KernelFunction("net/packet/af_packet.c", "packet_mmap")
 hva_to_pfn_remapped = KernelFunction("virt/kvm/kvm_main.c", "hva_to_pfn_remapped")
+kvm_destroy_vm = KernelFunction("virt/kvm/kvm_main.c", "kvm_destroy_vm")
 kvm_mmu_notifier_invalidate_range_start = KernelFunction(
     "virt/kvm/kvm_main.c", "kvm_mmu_notifier_invalidate_range_start"
 )
+kvm_mmu_notifier_release = KernelFunction("virt/kvm/kvm_main.c", "kvm_mmu_notifier_release")
 kvm_vcpu_ioctl = KernelFunction("virt/kvm/kvm_main.c", "kvm_vcpu_ioctl")
 
 #: Copies an entry at fork(). The levels differ: the child's D is cleared at pte, and kept at pmd and pud.

@@ -19,7 +19,9 @@
 
 static const char load[] = { '\x8b', '\x07', '\xf4' };  /* mov eax, [edi]; hlt */
 static const char store[] = { '\x89', '\x07', '\xf4' }; /* mov [edi], eax; hlt */
-#define STORE_AT 16
+static const char loop[] = {                            /* again: mov eax, [edi]; mov [edi], eax; out PORT, al; jmp again */
+	'\x8b', '\x07', '\x89', '\x07', '\xe6', HP_VM_PORT, '\xeb', '\xf8'
+};
 
 /* What KVM counts for a VM: leaves of each size. */
 static const char *const counted[] = { "pages_4k", "pages_2m", "pages_1g" };
@@ -115,8 +117,9 @@ static void add_code(struct hp_vm *vm)
 
 	if (code == MAP_FAILED)
 		hp_die("mmap of the code");
-	memcpy(code, load, sizeof(load));
-	memcpy(code + STORE_AT, store, sizeof(store));
+	memcpy(code + HP_VM_LOAD, load, sizeof(load));
+	memcpy(code + HP_VM_STORE, store, sizeof(store));
+	memcpy(code + HP_VM_LOOP, loop, sizeof(loop));
 	hp_vm_slot(vm, &(struct hp_slot){
 			       .name = "code", .gpa = CODE_GPA, .addr = code, .length = 4096, .backing = HP_RAM });
 }
@@ -236,9 +239,9 @@ size_t hp_vm_dirty_pages(struct hp_vm *vm, const struct hp_slot *slot)
 	return dirty;
 }
 
-static struct hp_vm_exit run(struct hp_vm *vm, uint64_t ip, uint64_t gpa, uint32_t value)
+struct hp_vm_exit hp_vm_enter(struct hp_vm *vm, enum hp_vm_code code, uint64_t gpa, uint32_t value)
 {
-	struct kvm_regs regs = { .rip = CODE_GPA + ip, .rdi = gpa, .rax = value, .rflags = 2 };
+	struct kvm_regs regs = { .rip = CODE_GPA + code, .rdi = gpa, .rax = value, .rflags = 2 };
 	struct hp_vm_exit how = { .error = 0 };
 
 	if (gpa >> 32) {
@@ -263,12 +266,12 @@ static struct hp_vm_exit run(struct hp_vm *vm, uint64_t ip, uint64_t gpa, uint32
 
 struct hp_vm_exit hp_vm_read(struct hp_vm *vm, uint64_t gpa)
 {
-	return run(vm, 0, gpa, 0);
+	return hp_vm_enter(vm, HP_VM_LOAD, gpa, 0);
 }
 
 struct hp_vm_exit hp_vm_write(struct hp_vm *vm, uint64_t gpa, uint32_t value)
 {
-	return run(vm, STORE_AT, gpa, value);
+	return hp_vm_enter(vm, HP_VM_STORE, gpa, value);
 }
 
 int hp_vm_run_again(struct hp_vm *vm)

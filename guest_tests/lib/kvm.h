@@ -61,6 +61,14 @@ struct hp_vm_exit {
 struct hp_vm_exit hp_vm_read(struct hp_vm *vm, uint64_t gpa);
 struct hp_vm_exit hp_vm_write(struct hp_vm *vm, uint64_t gpa, uint32_t value);
 
+#define HP_VM_PORT 0x10 /* to which the code at HP_VM_LOOP writes once each round */
+
+/* Where a piece of the vCPU's code starts, in the page "code". */
+enum hp_vm_code { HP_VM_LOAD = 0, HP_VM_STORE = 16, HP_VM_LOOP = 32 };
+
+/* KVM_RUN from the start of a piece of code, with a guest-physical address below 4 GiB and a value for it. */
+struct hp_vm_exit hp_vm_enter(struct hp_vm *vm, enum hp_vm_code code, uint64_t gpa, uint32_t value);
+
 /* KVM_RUN alone, from wherever the vCPU is: returns the error number, 0 for none. Any process may try. */
 int hp_vm_run_again(struct hp_vm *vm);
 
