@@ -18,7 +18,7 @@ from harness.introspect.kernel_facts import KernelFacts
 from harness.introspect.tasks import TaskOffsets
 from harness.kernel.build.offsets import built_offsets, compile_words
 from harness.kernel.image import ImageKind, KernelImage
-from harness.kernel.offsets import OFFSETS_FILE, TASK_MEMBERS, BuiltOffsets, find_offsets
+from harness.kernel.offsets import KVM_MEMBERS, OFFSETS_FILE, TASK_MEMBERS, BuiltOffsets, find_offsets
 from harness.kernel.vmlinux import Vmlinux
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -36,7 +36,17 @@ struct task_struct {
     FIRST
     unsigned flags; struct list_head tasks; void *mm; int pid, tgid; struct list_head thread_node;
     char comm[16]; void *signal;
+#ifdef CONFIG_KVM_AMD
+    void *files;
+#endif
 };""",
+    "fdtable": "struct files_struct { int count; void *fdt; }; struct fdtable { unsigned max_fds; void **fd; };",
+    "fs": "struct file { long mode; void *private_data; };",
+    "kvm_host": """
+struct kvm { long lock; void *mm; };
+union role { unsigned word; };
+struct kvm_mmu { void *vtable; struct { long pgd, hpa; } root; union role root_role; };
+struct kvm_vcpu { struct kvm *kvm; struct { long regs; struct kvm_mmu root_mmu; } arch; };""",
     "sched/signal": "struct signal_struct { int live; struct list_head thread_head; };",
     "stddef": "#define offsetof(type, member) __builtin_offsetof(type, member)\n#warning a warning is no error here",
 }
@@ -51,6 +61,18 @@ EXPECTED = {
     "task_struct.thread_node": 40,
     "signal_struct.thread_head": 8,
     "mm_struct.pgd": 8,
+}
+WITH_KVM = {
+    **EXPECTED,
+    "task_struct.files": 80,
+    "files_struct.fdt": 8,
+    "fdtable.max_fds": 0,
+    "fdtable.fd": 8,
+    "file.private_data": 8,
+    "kvm.mm": 8,
+    "kvm_vcpu.kvm": 0,
+    "kvm_vcpu.arch.root_mmu.root.hpa": 32,
+    "kvm_vcpu.arch.root_mmu.root_role": 40,
 }
 FLAGS = "-Wp,-MMD,kernel/.fork.o.d -nostdinc -I./include -Werror -Wall -flto -DNAME='\"a;b $(pound) $$x\"'"
 TAIL = "-c -o kernel/fork.o /src/kernel/fork.c"
@@ -92,6 +114,13 @@ def test_the_offsets_depend_on_the_flags(objects: Path) -> None:
     """The order of a struct's members can depend on the flags in the saved command."""
     save(objects, f"gcc {FLAGS} -DSHUFFLED {TAIL}")
     assert ask(objects).bytes_to["task_struct.mm"] == 4096 + 24
+
+
+@pytest.mark.parametrize("symbol", ["KVM_AMD", "KVM_AMD_MODULE", "KVM_INTEL", "KVM_INTEL_MODULE"])
+def test_a_kernel_with_kvm_has_the_offsets_of_virtual_machines(objects: Path, symbol: str) -> None:
+    save(objects, f"gcc {FLAGS} -DCONFIG_{symbol} -DCONFIG_KVM_AMD {TAIL}")
+    assert ask(objects) == BuiltOffsets(ID, WITH_KVM)
+    assert list(WITH_KVM) == [*TASK_MEMBERS, *KVM_MEMBERS]
 
 
 def test_a_saved_command_is_split_as_the_shell_would() -> None:
@@ -156,7 +185,7 @@ def kernel(tmp_path: Path) -> KernelImage:
 
 def test_stored_offsets_are_read_only_for_the_same_build(kernel: KernelImage) -> None:
     assert find_offsets(kernel, ID) is None
-    for left in (BuiltOffsets(ID, EXPECTED), BuiltOffsets(ID, {}, "why")):
+    for left in (BuiltOffsets(ID, EXPECTED), BuiltOffsets(ID, WITH_KVM), BuiltOffsets(ID, {}, "why")):
         left.write(kernel.image.parent)
         assert find_offsets(kernel, ID) == find_offsets(kernel, None) == left
         assert find_offsets(kernel, ID[::-1]) is None, "the offsets belong to another build ID"
@@ -171,6 +200,7 @@ GARBAGE: list[Any] = [
     *({"build_id": ID.hex()}, {"build_id": ID.hex(), "offsets": {**EXPECTED, "mm_struct.pgd": "8"}}),
     {"build_id": ID.hex(), "offsets": {**EXPECTED, "mm_struct.pgd": -8}},
     {"build_id": ID.hex(), "offsets": {k: v for k, v in EXPECTED.items() if k != "mm_struct.pgd"}},
+    {"build_id": ID.hex(), "offsets": {k: v for k, v in WITH_KVM.items() if k != "kvm.mm"}},
 ]
 
 
@@ -204,6 +234,16 @@ def test_walks_use_the_stored_offsets(kernel: KernelImage, facts: Callable[..., 
     told = {member: 8 * at for at, member in enumerate(TASK_MEMBERS)}
     btf = SimpleNamespace(offset=told.__getitem__)
     assert facts(btf=btf).offsets == TaskOffsets.of(told.__getitem__), "the kernel's own BTF comes first"
+
+
+def test_a_kernel_without_kvm_has_no_offsets_of_virtual_machines(
+    kernel: KernelImage, facts: Callable[..., KernelFacts]
+) -> None:
+    BuiltOffsets(ID, WITH_KVM).write(kernel.image.parent)
+    assert facts().offset_of("kvm.mm") == 8
+    BuiltOffsets(ID, EXPECTED).write(kernel.image.parent)
+    with pytest.raises(PremiseNotMet, match=r"stored no offset of kvm\.mm: it was built without KVM"):
+        facts().offset_of("kvm.mm")
 
 
 def test_the_reason_of_the_build_is_repeated(kernel: KernelImage, facts: Callable[..., KernelFacts]) -> None:

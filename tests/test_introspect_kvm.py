@@ -155,7 +155,12 @@ def test_no_module_of_kvm_is_no_error_until_there_is_a_virtual_machine() -> None
         find(ram(), by=none)
 
 
-def test_a_kernel_without_types_is_an_unmet_premise() -> None:
-    facts = SimpleNamespace(optional=lambda _path: b"", build_id=None, btf=None)
-    with pytest.raises(PremiseNotMet, match="this kernel has no BTF"):
-        KvmRoots(cast(KernelFacts, facts)).learn()
+def test_the_files_of_a_build_tell_the_types_where_the_kernel_does_not() -> None:
+    addresses = {"_text": BASE}
+    facts = SimpleNamespace(
+        **{"optional": lambda path: b"Y" if path.endswith("npt") else b"", "build_id": None, "btf": None},
+        **{"offset_of": OFFSETS.__getitem__, "address": addresses.__getitem__, "init_task": BASE + INIT},
+    )
+    by = KvmRoots(cast(KernelFacts, facts))
+    by.learn()
+    assert by.known == KvmFacts(OFFSETS, INIT)

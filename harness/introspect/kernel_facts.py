@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.errors import AgentRefused, PremiseNotMet, ProtocolError
@@ -85,27 +86,35 @@ class KernelFacts:
         return self.address("init_task")
 
     @functools.cached_property
-    def offsets(self) -> TaskOffsets:
-        """Offsets of the struct members that lead to the page tables of a process.
+    def offset_of(self) -> Callable[[str], int]:
+        """Returns the bytes from the start of its struct to a member, such as ``"task_struct.mm"``.
 
         :raises PremiseNotMet: neither the kernel's BTF, nor the files of its build, nor a vmlinux with DWARF has them.
         """
         if self.btf is not None:
-            return TaskOffsets.of(self.btf.offset)
+            return self.btf.offset
         kernel = self._vm.known_kernel
         if kernel is None:
             raise PremiseNotMet(f"{self._vm.ready['release']} has no BTF, and its files have been removed; {_ADVICE}")
         built = find_offsets(kernel, self.build_id)
         if built is not None and not built.problem:
-            return TaskOffsets.of(built.bytes_to.__getitem__)
+            return built.offset
         if self.vmlinux is not None and self.vmlinux.has_dwarf:
-            return TaskOffsets.of(dwarf_offset(self.vmlinux.path))
+            return dwarf_offset(self.vmlinux.path)
         left = f"there is no {OFFSETS_FILE} beside it"
         if built is not None:
             left = (
                 f"its build did not find the offsets ({built.problem}; remove {kernel.image.parent} to build it again)"
             )
         raise PremiseNotMet(f"{kernel.spec} has no BTF, {left}, and no vmlinux with DWARF was found; {_ADVICE}")
+
+    @functools.cached_property
+    def offsets(self) -> TaskOffsets:
+        """Offsets of the struct members that lead to the page tables of a process.
+
+        :raises PremiseNotMet: as for :attr:`offset_of`.
+        """
+        return TaskOffsets.of(self.offset_of)
 
     def optional(self, path: str) -> bytes:
         """Return a file of the guest; empty if there is none."""

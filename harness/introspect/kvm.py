@@ -25,17 +25,12 @@ from harness.introspect.kernel_facts import KernelFacts
 from harness.introspect.kernel_memory import KernelMemory, leads_to_first_task
 from harness.introspect.tasks import Task, TaskOffsets, Tasks, first_task
 from harness.kernel.btf import Btf
-from harness.kernel.offsets import TASK_MEMBERS
+from harness.kernel.offsets import KVM_MEMBERS, TASK_MEMBERS
 from harness.observe.nested import TableRoot
 from harness.pagetable import PAGE_SIZE_BYTES, Layout, WalkError, walk_arrays
 from harness.pagetable.memory import Memory
 from harness.printable import printable
 
-_KERNEL_MEMBERS = (
-    *("task_struct.files", "files_struct.fdt", "fdtable.max_fds", "fdtable.fd", "file.private_data"),
-    *TASK_MEMBERS,
-)
-_KVM_MEMBERS = (*("kvm.mm", "kvm_vcpu.kvm", "kvm_vcpu.arch.root_mmu.root.hpa", "kvm_vcpu.arch.root_mmu.root_role"),)
 _KVM_BTF = "/sys/kernel/btf/kvm"
 #: The parameter of each vendor's module that says whether it uses nested tables, and their format.
 _FORMATS = {"/sys/module/kvm_amd/parameters/npt": Layout.NPT, "/sys/module/kvm_intel/parameters/ept": Layout.EPT}
@@ -89,7 +84,7 @@ class KvmRoots:
     def known(self) -> KvmFacts:
         """Offsets and addresses, from the cache if this build of the kernel and of its KVM was seen before.
 
-        :raises PremiseNotMet: the kernel has no BTF, or its symbols have no addresses.
+        :raises PremiseNotMet: its types are told neither by BTF nor by its build, or its symbols have no addresses.
         """
         module = self._facts.optional(_KVM_BTF)
         if self._facts.build_id is None:
@@ -103,14 +98,8 @@ class KvmRoots:
 
     def _read(self, module: bytes) -> KvmFacts:
         kernel = self._facts.btf
-        if kernel is None:
-            raise PremiseNotMet(
-                "nested tables cannot be found: this kernel has no BTF (CONFIG_DEBUG_INFO_BTF, "
-                "CONFIG_DEBUG_INFO_BTF_MODULES for KVM as a module)"
-            )
-        both = Btf(module, kernel) if module else kernel  # KVM may be built in
-        offsets = {member: kernel.offset(member) for member in _KERNEL_MEMBERS}
-        offsets |= {member: both.offset(member) for member in _KVM_MEMBERS}
+        of = self._facts.offset_of if kernel is None or not module else Btf(module, kernel).offset
+        offsets = {member: of(member) for member in (*TASK_MEMBERS, *KVM_MEMBERS)}
         return KvmFacts(offsets, self._facts.init_task - self._facts.address("_text"))
 
     def find(self, memory: Memory, root: int, layout: Layout, vm: VmEvent) -> TableRoot | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.errors import PremiseNotMet
 from harness.host import cache
 from harness.kernel.image import KernelImage
 
@@ -22,15 +23,32 @@ TASK_MEMBERS = (
     "signal_struct.thread_head",
     "mm_struct.pgd",
 )
+#: The members that lead from a task to the nested tables of its virtual machines.
+KVM_MEMBERS = (
+    *("task_struct.files", "files_struct.fdt", "fdtable.max_fds", "fdtable.fd", "file.private_data"),
+    *("kvm.mm", "kvm_vcpu.kvm", "kvm_vcpu.arch.root_mmu.root.hpa", "kvm_vcpu.arch.root_mmu.root_role"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltOffsets:
-    """The offsets that the build of one kernel stored: all of ``TASK_MEMBERS``, or the problem."""
+    """The offsets that the build of one kernel stored, or the problem.
+
+    They are all of ``TASK_MEMBERS``, and all of ``KVM_MEMBERS`` if the kernel has KVM.
+    """
 
     build_id: bytes | None  # of the vmlinux; None if it has none
     bytes_to: Mapping[str, int]  # "task_struct.mm": bytes from the struct's start
     problem: str = ""  # why there are none
+
+    def offset(self, member: str) -> int:
+        """Return the bytes from the start of its struct to a member.
+
+        :raises PremiseNotMet: it was not stored, because the kernel has no KVM.
+        """
+        if member not in self.bytes_to:
+            raise PremiseNotMet(f"the build of this kernel stored no offset of {member}: it was built without KVM")
+        return self.bytes_to[member]
 
     def write(self, folder: Path) -> None:
         """Store the offsets in a folder, beside the vmlinux.
@@ -63,7 +81,8 @@ def _parse(note: Mapping[str, Any]) -> BuiltOffsets:
     build_id = None if note["build_id"] is None else bytes.fromhex(note["build_id"])
     if "problem" in note:
         return BuiltOffsets(build_id, {}, str(note["problem"]))
-    found = {member: note["offsets"][member] for member in TASK_MEMBERS}
+    members = (*TASK_MEMBERS, *(KVM_MEMBERS if KVM_MEMBERS[0] in note["offsets"] else ()))
+    found = {member: note["offsets"][member] for member in members}
     if not all(type(bytes_to) is int and bytes_to >= 0 for bytes_to in found.values()):
         raise ValueError(found)
     return BuiltOffsets(build_id, found)

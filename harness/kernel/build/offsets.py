@@ -11,24 +11,38 @@ import mmap
 import re
 import shlex
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import MachineryError
 from harness.host.process import run
 from harness.kernel.elf import Elf
-from harness.kernel.offsets import TASK_MEMBERS, BuiltOffsets
+from harness.kernel.offsets import KVM_MEMBERS, TASK_MEMBERS, BuiltOffsets
 
 _OBJECT = "kernel/fork.o"  # is in every kernel, and uses all of these structs
 _SECTION = ".hugepfn_offsets"
 _TIMEOUT_S = 300.0
 _WORDS_MAX = 300
+_HAS_KVM = " || ".join(f"defined(CONFIG_KVM_{it})" for it in ("AMD", "AMD_MODULE", "INTEL", "INTEL_MODULE"))
+
+
+def _words(members: Sequence[str]) -> list[str]:
+    return [f"\toffsetof(struct {member.replace('.', ', ', 1)})," for member in members]
+
+
 # A separate section: sanitizers do not pad what is in one, and every compiler keeps its name.
 SOURCE = "\n".join(
     [
         *(f"#include <linux/{name}.h>" for name in ("mm_types", "sched", "sched/signal", "stddef")),
+        f"#if {_HAS_KVM}",
+        *(f"#include <linux/{name}.h>" for name in ("fdtable", "fs", "kvm_host")),
+        "#define HAS_KVM",
+        "#endif",
         f'const unsigned long hugepfn_offsets[] __attribute__((used, section("{_SECTION}"))) = {{',
-        *(f"\toffsetof(struct {member.replace('.', ', ')})," for member in TASK_MEMBERS),
+        *_words(TASK_MEMBERS),
+        "#ifdef HAS_KVM",
+        *_words(KVM_MEMBERS),
+        "#endif",
         "};\n",
     ]
 )
@@ -58,7 +72,9 @@ def _build_id(vmlinux: Path) -> bytes | None:
 
 
 def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
-    """Bytes from the start of its struct to each of TASK_MEMBERS, in the kernel that was built in an O= folder.
+    """Bytes from the start of its struct to each member, in the kernel that was built in an O= folder.
+
+    The members are TASK_MEMBERS, and KVM_MEMBERS if the kernel has KVM.
 
     :param env: make's environment.
     :raises MachineryError: there is no such command, or the compiler failed; one line with the error.
@@ -78,12 +94,14 @@ def compiled_offsets(objects: Path, env: Mapping[str, str]) -> dict[str, int]:
     if done.status != 0 or not target.is_file():
         raise MachineryError(f"{Path(words[0]).name} ended with status {done.status}: {_first_error(done.stderr)}")
     data = Elf(target.read_bytes(), "the object file of hugepfn-offsets.c").content(_SECTION)
-    if data is None or len(data) != 8 * len(TASK_MEMBERS):
-        raise MachineryError(
-            f"expected {8 * len(TASK_MEMBERS)} bytes in the section {_SECTION} of hugepfn-offsets.o, "
-            f"found {0 if data is None else len(data)}"
-        )
-    return dict(zip(TASK_MEMBERS, struct.unpack(f"<{len(TASK_MEMBERS)}Q", data), strict=True))
+    found = b"" if data is None else data
+    for members in (TASK_MEMBERS, (*TASK_MEMBERS, *KVM_MEMBERS)):
+        if len(found) == 8 * len(members):
+            return dict(zip(members, struct.unpack(f"<{len(members)}Q", found), strict=True))
+    raise MachineryError(
+        f"expected {8 * len(TASK_MEMBERS)} bytes in the section {_SECTION} of hugepfn-offsets.o, or "
+        f"{8 * len(KVM_MEMBERS)} more with KVM, found {len(found)}"
+    )
 
 
 def compile_words(saved: str) -> list[str]:
