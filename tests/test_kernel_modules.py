@@ -99,6 +99,24 @@ def test_a_kernel_without_modules_has_none() -> None:
     assert has_symbol(kernel(None), "vfio", "x") is None
 
 
+def test_a_folder_is_read_again_only_when_it_changes(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings: list[Path] = []
+    read_text = Path.read_text
+
+    def noted(path: Path) -> str:
+        readings.append(path)
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", noted)
+    for _ in range(3):
+        assert load_order(kernel(tree), ["virtio_pci"]).builtin == ("virtio_pci",)
+    assert readings == [tree / "modules.dep", tree / "modules.builtin"]
+    (tree / "modules.builtin").write_text("")
+    assert load_order(kernel(tree), ["virtio_pci"]).missing == ("virtio_pci",)
+    (tree / "modules.dep").write_text("kernel/drivers/virtio/virtio_pci.ko:\n")
+    assert len(load_order(kernel(tree), ["virtio_pci"])) == 1
+
+
 def test_a_cycle_in_modules_dep_ends(tree: Path) -> None:
     (tree / "modules.dep").write_text("a.ko: b.ko\nb.ko: a.ko\n")
     assert [module.name for module in load_order(kernel(tree), ["a"])] == ["b", "a"]

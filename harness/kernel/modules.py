@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import lzma
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -15,6 +16,7 @@ from harness.errors import MachineryError, PremiseNotMet, UsageError
 from harness.kernel.elf import Elf
 from harness.kernel.image import KernelImage
 
+_DEPENDENCIES, _BUILTIN = "modules.dep", "modules.builtin"  # man 5 modules.dep, Documentation/kbuild/kbuild.rst
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 
 
@@ -58,24 +60,22 @@ def load_order(image: KernelImage, names: Iterable[str]) -> LoadOrder:
     """
     if image.modules_dir is None:
         return LoadOrder((), missing=tuple(names))
-    dependencies = _read_modules_dep(image.modules_dir)
-    files = {_module_name(path): path for path in dependencies}
-    builtin_here = _read_builtin(image.modules_dir)
+    there = _list_of(image.modules_dir)
     order: dict[str, None] = {}
     builtin, missing = [], []
 
     def add(path: str, pending: tuple[str, ...] = ()) -> None:
         if path in order or path in pending:
             return
-        for dependency in dependencies.get(path, ()):
+        for dependency in there.needs.get(path, ()):
             add(dependency, (*pending, path))
         order[path] = None
 
     for name in names:
         wanted = name.replace("-", "_")
-        if wanted in files:
-            add(files[wanted])
-        elif wanted in builtin_here:
+        if wanted in there.files:
+            add(there.files[wanted])
+        elif wanted in there.builtin:
             builtin.append(name)
         else:
             missing.append(name)
@@ -160,10 +160,45 @@ def _module_name(path: str) -> str:
     return base.replace("-", "_")
 
 
-def _read_modules_dep(modules_dir: Path) -> dict[str, tuple[str, ...]]:
-    """``{path: paths that it needs}``, relative to the modules folder (man 5 modules.dep)."""
+@dataclass(frozen=True)
+class _ModuleList:
+    """What a modules folder has. The paths are relative to it."""
+
+    needs: Mapping[str, tuple[str, ...]]
+    """The paths that each module needs, in modprobe's order."""
+    files: Mapping[str, str]
+    """The path of each module by its name."""
+    builtin: frozenset[str]
+    """Names of modules that are part of the image."""
+
+
+def _list_of(modules_dir: Path) -> _ModuleList:
+    """Return the list of a modules folder, which is read again only if its files have changed.
+
+    :raises UsageError: it has no modules.dep.
+    """
+    return _read_list(modules_dir, *(_stamp(modules_dir / name) for name in (_DEPENDENCIES, _BUILTIN)))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written; nothing if there is none."""
     try:
-        text = (modules_dir / "modules.dep").read_text()
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=8)  # each clone asks, and 1,000 modules take 10 ms, a tenth of a clone
+def _read_list(modules_dir: Path, *_stamps: tuple[int, ...]) -> _ModuleList:
+    needs = _read_modules_dep(modules_dir)
+    return _ModuleList(needs, {_module_name(path): path for path in needs}, _read_builtin(modules_dir))
+
+
+def _read_modules_dep(modules_dir: Path) -> dict[str, tuple[str, ...]]:
+    """``{path: paths that it needs}``, relative to the modules folder."""
+    try:
+        text = (modules_dir / _DEPENDENCIES).read_text()
     except FileNotFoundError:
         root, release = modules_dir.parents[2], modules_dir.name
         raise UsageError(f"{modules_dir} has no modules.dep; generate it with: depmod -b {root} {release}") from None
@@ -174,6 +209,6 @@ def _read_modules_dep(modules_dir: Path) -> dict[str, tuple[str, ...]]:
 
 def _read_builtin(modules_dir: Path) -> frozenset[str]:
     try:
-        return frozenset(map(_module_name, (modules_dir / "modules.builtin").read_text().split()))
+        return frozenset(map(_module_name, (modules_dir / _BUILTIN).read_text().split()))
     except FileNotFoundError:
         return frozenset()
