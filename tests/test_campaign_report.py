@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.campaign.mail import COLUMNS, narrow
 from harness.campaign.report import ROWS_MAX, PageRequest
+from harness.pagetable.formats import FORMATS
 from harness.verdict import Claim, Outcome, Run, ScenarioResult
 from harness.verdict.table import Column, Table
 from tests.sample_pages import EVIL, comparison, observation, run_of, series_of, whole_page
@@ -96,6 +97,18 @@ def test_a_cell_has_claims_log_and_entries_with_what_changed() -> None:
     }
     bits = page.data["columns"][0]["bits"]["pud"]
     assert (bits[0], bits[6], bits[7], bits[58], bits[63]) == ("P", "D", "PSE", "SAVED_DIRTY", "NX")
+
+
+def test_entries_of_other_tables_say_so_and_have_their_own_names() -> None:
+    nested = observation("P W A D PSE MMU_PRESENT", 0x1000008E7, process="vm", format="NPT")
+    iommu = observation("R W PSE", 0x100000083, process="iommu", format="VT-d second level")
+    page = Page(whole_page(Table.of([Column("debian:6.12", (run_of(observation("P W", 0x83), nested, iommu),))])))
+    rows, strings = page.data["cells"][0][0]["runs"][0]["rows"], page.data["strings"]
+    assert [strings[row[-1]] for row in rows] == ["CPU", "NPT", "VT-d second level"]
+    names = {format: levels["pud"] for format, levels in page.data["bits"].items()}
+    assert set(names) == {*FORMATS} - {"CPU"}
+    assert (names["NPT"][0], names["NPT"][11], names["NPT"][58]) == ("P", "MMU_PRESENT", "")
+    assert (names["VT-d second level"][0], names["VT-d second level"][2]) == ("R", "")
 
 
 def test_equal_repeats_are_stored_once_and_flakes_completely() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from harness.errors import UsageError
 from harness.pagetable import Bits, Observation, Region, diff, relative_pfn
 from harness.pagetable.changes import EntryChange, Key
+from harness.pagetable.formats import FORMATS
 
 GOLDEN = Path(__file__).parent / "data" / "pagetable" / "observations.jsonl"
 BAR = Region("bar", 0x380040000000, 2 << 30)
@@ -41,6 +42,7 @@ observations = st.builds(
     bits=st.sets(st.sampled_from([bit.name for bit in Bits])).map(lambda names: tuple(sorted(str(n) for n in names))),
     pfn=st.sampled_from(["", "bar+0x0", "ram+0x1000"]),
     pagemap=st.none() | words,
+    format=st.sampled_from([*FORMATS]),
 )
 
 
@@ -94,6 +96,8 @@ def changed(**changes: object) -> object:
         (changed(raw="0x1_0"), "raw"),
         (changed(pagemap="0x" + "1" * 17), "pagemap"),
         (changed(pagemap=0), "pagemap is 0, expected str or null"),
+        (changed(format="PAE"), "no format of tables is called 'PAE'; valid values: CPU, NPT, EPT"),
+        (changed(format=1), "format is 1, expected str"),
         (changed(level="huge"), "no level of a leaf is called 'huge'; valid values: pte, pmd, pud, none"),
         (changed(bits=["Q"]), "no bit is called 'Q'"),
         (changed(bits=[["P"]]), "bits"),

@@ -22,7 +22,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from harness.campaign.mail import COLUMNS
 from harness.verdict.table import Column, Table
-from tests.sample_pages import EVIL, SUBJECT, comparison, kernel, series_of, whole_page
+from tests.sample_pages import EVIL, SUBJECT, comparison, kernel, observation, run_of, series_of, whole_page
 
 GOOD, BAD = "debian:6.12", "debsrc:6.12+my patches/a 'quoted' and rather long name of a patch, for a long line.patch"
 #: Each page with the cell that the tests open.
@@ -31,6 +31,11 @@ OPENED = {
     "compare": "case=fork:pud",
     "series": "case=fork:pud&kernel=1/1",
 }
+OTHER_TABLES = (
+    observation("P W U A D PSE SPECIAL NX", 0x80000001000002E7, process="parent"),
+    observation("P W U A D PSE HOST_WRITABLE MMU_WRITABLE MMU_PRESENT", 0x0000000100000EE7, process="vm", format="NPT"),
+    observation("W A PSE", 0x0000000100000182, process="iommu", format="VT-d second level"),
+)
 WIDTHS = pytest.mark.parametrize("width", [1400, 480])
 KINDS = pytest.mark.parametrize("kind", list(OPENED))
 WAIT_S = 60
@@ -109,6 +114,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "compare.html").write_text(comparison(good, bad))
     (folder / "series.html").write_text(series_of(good, bad))
     (folder / "evil.html").write_text(series_of(good, bad, subject=EVIL))
+    (folder / "tables.html").write_text(whole_page(Table.of([Column(GOOD, (run_of(*OTHER_TABLES),))])))
     (folder / "same.html").write_text(comparison(good, Column(BAD, good.runs)))
     return folder
 
@@ -206,6 +212,23 @@ def test_the_names_of_the_bits_stand_above_their_boxes(browser: Browser, kind: s
     for strip in strips:
         assert {"P", "D", "SAVED_DIRTY", "NX"} <= {name for name, _ in strip}
         assert max(abs(away) for _, away in strip) < 1
+
+
+def test_the_names_are_those_of_the_entrys_tables(browser: Browser) -> None:
+    browser.open("tables", OPENED["matrix"])
+    titles = browser.run(
+        """
+        const titles = (strip) => [...strip.children].map((one) => one.title.split(":")[0].split(" ")[2] || "");
+        return [...document.querySelectorAll(".stops .strip")].map((strip) => titles(strip).reverse());
+        """
+    )
+    assert [(one[0], one[2], one[8], one[11]) for one in titles] == [
+        ("P", "U", "G", "SOFT_DIRTY"),
+        ("P", "U", "", "MMU_PRESENT"),
+        ("R", "", "A", "SNP"),
+    ]
+    lowest = "return [...document.querySelectorAll('.stops .who .ruler')].map((one) => one.lastChild.textContent);"
+    assert browser.run(lowest) == ["P", "P", "R"]
 
 
 def test_a_changed_bit_has_a_sign_and_a_shape(browser: Browser) -> None:

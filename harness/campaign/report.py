@@ -33,6 +33,7 @@ _PAGE = Path(__file__).resolve().parent / "page"
 _SCRIPTS = ("base.js", "entries.js", "mail.js", "cell.js", "page.js")  # in this order
 ROWS_MAX = 3000  # per result; further rows are only counted
 LEVELS = (Level.PTE, Level.PMD, Level.PUD)
+_OTHER_TABLES = (Layout.NPT, Layout.EPT, Layout.SECOND_LEVEL, Layout.FIRST_LEVEL)
 
 
 class _Strings:
@@ -204,7 +205,7 @@ def _column(one: PageColumn, site: SourceSite) -> dict[str, Any]:
         "append": " ".join(context.get("append") or []),
         **told,
         "trouble": column.trouble,
-        "bits": {level.label: _bit_names(level, layout) for level in LEVELS},
+        "bits": _bits_of(layout),
         "functions": functions_of(kernel, _functions(column), site),
     }
 
@@ -212,6 +213,10 @@ def _column(one: PageColumn, site: SourceSite) -> dict[str, Any]:
 def _functions(column: Column) -> Iterator[str]:
     """Yield what decides the claims."""
     return (claim.kernel_function for run in column.runs for result in run.results for claim in result.claims)
+
+
+def _bits_of(layout: Layout) -> dict[str, list[str]]:
+    return {level.label: _bit_names(level, layout) for level in LEVELS}
 
 
 def _bit_names(level: Level, layout: Layout) -> list[str]:
@@ -278,7 +283,7 @@ def _result(strings: _Strings, result: ScenarioResult, against: ScenarioResult |
 
 def _row(strings: _Strings, row: Row) -> list[int]:
     words = (row.checkpoint, row.process, row.place, row.level, row.raw, f"{row.changed:016x}", " ".join(row.bits))
-    more = (" ".join(sorted(row.appeared)), " ".join(row.vanished), row.pfn, row.pagemap)
+    more = (" ".join(sorted(row.appeared)), " ".join(row.vanished), row.pfn, row.pagemap, row.format)
     return [row.count, *(strings(text) for text in (*words, *more))]
 
 
@@ -299,6 +304,7 @@ def _page(
     stamped = {
         **data,
         "columns": [_column(one, request.site) for one in columns],
+        "bits": {layout.format.name: _bits_of(layout) for layout in _OTHER_TABLES},
         "notes": list(table.notes),
         "version": version,
         "command": request.command,

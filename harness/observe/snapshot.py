@@ -220,7 +220,8 @@ def _observe(at: Snapshot, process: ProcessView, name: str, view: MappingView) -
         offset = vaddr - start
         if isinstance(one, Leaf):
             level, raw, bits = one.level.label, one.raw, one.bits.names()
-            pfn = relative_pfn(one.pfn_at(vaddr), at.bars)
+            pfn, entry = relative_pfn(one.pfn_at(vaddr), at.bars), one.entry
         else:
-            level, raw, bits, pfn = "none", one.terminal.raw, (), ""
-        yield Observation(at.checkpoint, process.name, name, offset, level, raw, bits, pfn, pagemap(offset))
+            level, raw, bits, pfn, entry = "none", one.terminal.raw, (), "", one.terminal
+        tables = entry.layout.format.name
+        yield Observation(at.checkpoint, process.name, name, offset, level, raw, bits, pfn, pagemap(offset), tables)

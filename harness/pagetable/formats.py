@@ -94,3 +94,5 @@ FIRST_LEVEL = TableFormat(
     usable=PRESENT,
     signed=True,
 )
+#: All of them, by their names.
+FORMATS = {one.name: one for one in (CPU, NPT, EPT, SECOND_LEVEL, FIRST_LEVEL)}

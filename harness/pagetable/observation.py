@@ -9,6 +9,7 @@ these keys:
 * ``bits``: names of :class:`~harness.pagetable.bits.Bits`, in bit order
 * ``pfn``: region and byte offset, ``"bar+0x0"``; ``""`` if there is no leaf
 * ``pagemap``: ``"0x..."``, or null if it was not read
+* ``format``: the name of the format of its tables (:mod:`harness.pagetable.formats`); left out for those of a process
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 from harness.errors import UsageError
 from harness.pagetable.bits import LEAF_LABELS, PAGE_SHIFT, Bits
+from harness.pagetable.formats import CPU, FORMATS
 
 LEVEL_LABELS = (*LEAF_LABELS, "none")
 ORDINARY_MEMORY = "ram"
@@ -36,6 +38,7 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
     "bits": (list,),
     "pfn": (str,),
     "pagemap": (str, type(None)),
+    "format": (str,),
 }
 
 
@@ -84,6 +87,8 @@ class Observation:
     """Region and offset in bytes, "bar+0x0"; "" if there is no leaf."""
     pagemap: int | None
     """The pagemap word of this page; None if it was not read."""
+    format: str = CPU.name
+    """Of its tables: nested ones and the IOMMU's have other bits than a process's."""
 
     def __post_init__(self) -> None:
         if self.level not in LEVEL_LABELS:
@@ -92,6 +97,8 @@ class Observation:
         if unknown:
             valid = " ".join(bit.name for bit in Bits if bit.name)
             raise UsageError(f"no bit is called {unknown[0]!r}; valid values: {valid}")
+        if self.format not in FORMATS:
+            raise UsageError(f"no format of tables is called {self.format!r}; valid values: {', '.join(FORMATS)}")
         for name, word in (("raw", self.raw), ("pagemap", self.pagemap or 0)):
             if not 0 <= word < 1 << 64:
                 raise UsageError(f"{name} is a 64-bit word, got {word:#x}")
@@ -117,6 +124,7 @@ class Observation:
             "bits": list(self.bits),
             "pfn": self.pfn,
             "pagemap": None if self.pagemap is None else f"{self.pagemap:#018x}",
+            **({} if self.format == CPU.name else {"format": self.format}),
         }
 
     @classmethod
@@ -127,13 +135,14 @@ class Observation:
         """
         if not isinstance(data, dict):
             raise UsageError(f"expected an object, got {type(data).__name__}")
-        if data.keys() != _KEYS.keys():
-            wrong = sorted(str(key) for key in data.keys() ^ _KEYS.keys())
+        given = {"format": CPU.name, **data}
+        if given.keys() != _KEYS.keys():
+            wrong = sorted(str(key) for key in given.keys() ^ _KEYS.keys())
             raise UsageError(f"missing or unknown keys: {', '.join(wrong)}")
         for key, types in _KEYS.items():
-            if not isinstance(data[key], types) or isinstance(data[key], bool):
+            if not isinstance(given[key], types) or isinstance(given[key], bool):
                 expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
-                raise UsageError(f"{key} is {data[key]!r}, expected {expected}")
+                raise UsageError(f"{key} is {given[key]!r}, expected {expected}")
         if not all(isinstance(name, str) for name in data["bits"]):
             raise UsageError(f"bits is {data['bits']!r}, expected a list of names")
         return cls(
@@ -146,6 +155,7 @@ class Observation:
             bits=tuple(data["bits"]),
             pfn=data["pfn"],
             pagemap=None if data["pagemap"] is None else _from_hex("pagemap", data["pagemap"]),
+            format=given["format"],
         )
 
     @property

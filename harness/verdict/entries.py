@@ -9,6 +9,7 @@ from typing import NamedTuple
 from harness.pagetable import Level, Observation, PagemapWord
 from harness.pagetable.bits import PADDR_MASK
 from harness.pagetable.changes import by_key
+from harness.pagetable.formats import CPU
 from harness.pagetable.observation import ORDINARY_MEMORY
 
 
@@ -27,6 +28,7 @@ class Row:
     vanished: tuple[str, ...]  # bits that were set there
     pfn: str
     pagemap: str
+    format: str = CPU.name  # of the tables
     changed: int = 0  # mask of the positions at which the first leaf's raw word differs from before, including its pfn
 
 
@@ -66,6 +68,7 @@ def rows(observations: Iterable[Observation], against: Iterable[Observation] | N
                 vanished=tuple(sorted(seen.vanished)),
                 pfn=first.pfn or "-",
                 pagemap=_pagemap(first.pagemap),
+                format=first.format,
                 changed=seen.changed,
             )
         )

@@ -1,7 +1,7 @@
 // The entries of a cell: which stops there were, and how each word of 64 bits is drawn.
 
 const PLAIN_ROWS = 12; // entries of one process at one stop that are drawn at once
-const FIELDS = ["count", "checkpoint", "process", "place", "level", "raw", "changed", "bits", "appeared", "vanished", "pfn", "pagemap"];
+const FIELDS = ["count", "checkpoint", "process", "place", "level", "raw", "changed", "bits", "appeared", "vanished", "pfn", "pagemap", "format"];
 
 function entriesOf(run, side) {
   return (run ? run.rows : []).map((row) => {
@@ -83,7 +83,7 @@ function strip(entry, names) {
   const node = el("div", { class: "strip", role: "img", "aria-label": `${entry.raw}: ${what}` });
   for (let bit = 63; bit >= 0; bit--) {
     const mask = 1n << BigInt(bit);
-    const name = bit === 8 && !(raw & 1n) ? "PROTNONE" : names[bit];
+    const name = names[bit] === "G" && !(raw & 1n) ? "PROTNONE" : names[bit];
     const pfn = isPfn(bit, name);
     const classes = [raw & mask ? "one" : "", pfn ? "pfn" : "", changed & mask ? "changed" : ""];
     const title = `bit ${bit}${name ? " " + name : pfn ? " (pfn)" : ""}: ${raw & mask ? 1 : 0}${changed & mask ? comparing ? ", the other kernel differs" : ", changed" : ""}`;
@@ -101,9 +101,14 @@ function ruler(names) {
   return node;
 }
 
+/** The names of the 64 positions in a leaf of a level: nested tables and the IOMMU's have others than a process's. */
+function namesOf(column, format, level) {
+  const bits = data.bits[format] || column.bits;
+  return bits[level] || bits.pte;
+}
+
 function drawEntry(entry, columns) {
-  const column = columns[entry.side === "B" ? 1 : 0];
-  const names = column.bits[entry.level] || column.bits.pte;
+  const names = namesOf(columns[entry.side === "B" ? 1 : 0], entry.format, entry.level);
   const empty = entry.bits ? null : el("span", { class: "faint" }, "nothing mapped");
   return el("div", { class: "entry mono" },
     el("div", { class: "where" }, entry.side ? el("span", { class: "side" }, entry.side) : null,
@@ -135,10 +140,13 @@ function drawEntries(row, runs, columns) {
   const stops = stopsOfRuns(runs);
   if (!stops.length) return el("p", { class: "faint" }, "No entries were seen.");
   const processes = [...new Set(stops.flatMap((stop) => stop.entries.map((entry) => entry.process)))];
-  const [names, others] = [columns[0], columns[columns.length - 1]].map((column) => column.bits[data.cases[row].level] || column.bits.pte);
-  const both = names.map((name, bit) => (name === others[bit] ? name : `${name || "-"} / ${others[bit] || "-"}`));
+  const rulerOf = (process) => {
+    const { format } = stops.flatMap((stop) => stop.entries).find((entry) => entry.process === process);
+    const [names, others] = [columns[0], columns[columns.length - 1]].map((column) => namesOf(column, format, data.cases[row].level));
+    return ruler(names.map((name, bit) => (name === others[bit] ? name : `${name || "-"} / ${others[bit] || "-"}`)));
+  };
   const grid = el("div", { class: "stops", style: `--processes: ${processes.length}` }, el("div", { class: "corner" }, "checkpoint"),
-    processes.map((name) => el("div", { class: "who" }, el("b", {}, name), ruler(both))));
+    processes.map((name) => el("div", { class: "who" }, el("b", {}, name), rulerOf(name))));
   for (const stop of stops) {
     grid.append(el("div", { class: "stop" }, stopName(stop)));
     for (const name of processes) grid.append(drawProcess(name, stop.entries.filter((entry) => entry.process === name), columns));
