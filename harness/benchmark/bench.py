@@ -9,20 +9,21 @@ import json
 import os
 import re
 import socket
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from harness.benchmark.rows import BenchRow, paired
+from harness.benchmark.tables import checkpoint_row, map_dma_rows, nested_walk_row, walk_row
 from harness.config import MachineConfig
-from harness.errors import MachineryError
+from harness.errors import MachineryError, PremiseNotMet
 from harness.explorer.sequence import run_sequence
 from harness.host.process import guarded
 from harness.kernel import ImageKind, Kernel, KernelImage
@@ -31,7 +32,6 @@ from harness.machine.vm import VM
 from harness.model.draw import draw
 from harness.model.operation import Verb
 from harness.outputs import check_writable, write_text
-from harness.pagetable import LEAF_LABELS
 from harness.qemu.binary import find_qemu
 from harness.qemu.launch import CHANNELS
 from harness.qemu.ram import SharedRam, ram_folder
@@ -45,32 +45,8 @@ _SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")
 _RAW_TIMEOUT_S = 300
 _COMMAND_TIMEOUT_S = 3600.0
 _END_TIMEOUT_S = 5.0
-_CHECKPOINTS = 200
-_MAP_DMA_TIMEOUT_S = 300.0
 #: The kernel with which others are compared: its VFIO looks up page by page (HP-016).
 _SLOW_MAP_DMA = "debian:6.12"
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """A measurement and its baseline, in seconds."""
-
-    what: str
-    median_s: float
-    rival: str = ""
-    rival_median_s: float | None = None
-    ratio: float | None = None
-    runs: int = 0
-    worst_s: float = 0.0
-
-
-def paired(what: str, ours: Callable[[], float], rival: str, theirs: Callable[[], float], rounds: int) -> BenchRow:
-    """Run both alternately, after one round that does not count; the ratio is the median over the rounds."""
-    ours(), theirs()
-    pairs = [(theirs(), ours())[::-1] for _ in range(rounds)]
-    mine, other = zip(*pairs, strict=True)
-    ratio = statistics.median(a / b for a, b in pairs)
-    return BenchRow(what, statistics.median(mine), rival, statistics.median(other), ratio, rounds, max(mine))
 
 
 def raw_boot_s(spec: MachineSpec) -> float:
@@ -123,12 +99,26 @@ def command_s(args: Sequence[str]) -> float:
     return time.perf_counter() - begin
 
 
-def first_command_s(image: KernelImage, clone: bool) -> float:
-    """Return the time in seconds until the agent of a new machine has answered its first request."""
+def first_command_s(image: KernelImage, clone: bool, kvm: bool = False) -> float:
+    """Return the time in seconds until the agent of a new machine has answered its first request.
+
+    :param kvm: a machine with KVM in the guest.
+    """
     begin = time.perf_counter()
-    with VM(image, clone=clone) as vm:
+    with VM(image, clone=clone, kvm=kvm) as vm:
         vm.on_loop(vm.agent.request("ping"))
         return time.perf_counter() - begin
+
+
+def kvm_clone_row(image: KernelImage, runs: int) -> BenchRow:
+    """Measure a clone of a machine with KVM in the guest, beside one without."""
+    return paired(
+        "clone with KVM in the guest to first command",
+        lambda: first_command_s(image, clone=True, kvm=True),
+        "without",
+        lambda: first_command_s(image, clone=True),
+        runs,
+    )
 
 
 def vng_s(image: KernelImage) -> float:
@@ -153,63 +143,6 @@ def _bzimage(image: KernelImage) -> Path:
     """Return the bzImage that virtme-ng needs; there is one beside a built vmlinux."""
     beside = image.image.parent / "arch/x86/boot/bzImage"
     return beside if image.kind is ImageKind.VMLINUX and beside.exists() else image.image
-
-
-def checkpoint_row(image: KernelImage) -> BenchRow:
-    """Measure a stop with two registered processes: stop, walk both with all their mappings, resume."""
-    times = []
-    with VM(image) as vm, vm.run("fork", "--level=pud") as guest:
-        guest.until("forked")
-        for _ in range(_CHECKPOINTS):
-            begin = time.perf_counter()
-            at = guest.look_again()
-            times.append(time.perf_counter() - begin)
-            assert set(at.processes) == {"parent", "child"}
-    what = "checkpoint with two processes: resume, stop, two walks"
-    return BenchRow(what, statistics.median(times), runs=len(times), worst_s=max(times))
-
-
-def walk_row(image: KernelImage) -> BenchRow:
-    """Measure a walk of 1 GiB as 262,144 entries of 4K, and reading pagemap of the same range in the guest."""
-    times = []
-    with VM(image) as vm, vm.run("wide", timeout_s=300) as guest:
-        guest.until("filled")
-        for _ in range(20):
-            begin = time.perf_counter()
-            leaves = guest.leaf_arrays("parent", "bar")
-            times.append(time.perf_counter() - begin)
-            assert len(leaves.raw) == 262144
-        said = re.search(r"pagemap_ns=(\d+)", guest.result.stdout)
-        assert said is not None
-    theirs = int(said[1]) / 1e9
-    ours = statistics.median(times)
-    return BenchRow(
-        "walk of 1 GiB as 4K entries", ours, "pagemap of it, in the guest", theirs, ours / theirs, 20, max(times)
-    )
-
-
-def map_dma_rows(image: KernelImage, rival: KernelImage, runs: int) -> list[BenchRow]:
-    """Measure the CPU time of VFIO_IOMMU_MAP_DMA of 1 GiB of a BAR, by the level of the process's leaves.
-
-    :param rival: another kernel, which is measured in turn with it.
-    """
-    with VM(image) as vm, VM(rival) as other:
-        return [
-            paired(
-                f"MAP_DMA of 1 GiB of {level} leaves, {image.release}",
-                functools.partial(map_dma_s, vm, level),
-                f"the same, {rival.release}",
-                functools.partial(map_dma_s, other, level),
-                runs,
-            )
-            for level in LEAF_LABELS
-        ]
-
-
-def map_dma_s(vm: VM, level: str) -> float:
-    """Return the CPU time in seconds, by the guest's own clock, of one call that maps 1 GiB."""
-    with vm.run("iommu_gigabyte", f"--level={level}", timeout_s=_MAP_DMA_TIMEOUT_S) as guest:
-        return int(guest.result.values["map-ns"]) / 1e9
 
 
 def sequence_row(image: KernelImage, runs: int) -> BenchRow:
@@ -301,6 +234,10 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
         checkpoint_row(image),
         walk_row(image),
     ]
+    try:
+        rows += [kvm_clone_row(image, 4 * rounds), nested_walk_row(image, 4 * rounds)]
+    except (MachineryError, PremiseNotMet) as error:
+        console.print(f"KVM in the guest: {error}", markup=False)
     try:
         vng_row = paired(
             "clone to first command",

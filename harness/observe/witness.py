@@ -284,10 +284,7 @@ class Witness:
         owner = self._process(one.event.pid)
         if isinstance(one, WatchedIommu):
             return reading.device(one, owner.name, self._rtaddr)
-        assert self._spaces.roots is not None
-        tables = TableRoot(owner.root, self._layout_for(owner.five_level))
-        root = self._spaces.roots.find(self._memory, tables.paddr, tables.layout, one.event)
-        return reading.machine(one, owner.name, tables, root)
+        return reading.machine(one, owner.name, self._tables(owner), self._nested_root(one))
 
     @property
     def declared(self) -> str:
@@ -296,20 +293,37 @@ class Witness:
         return f"{len(mappings)} mappings of {sum(one.size_bytes for one in mappings) >> 20} MiB"
 
     def leaf_arrays(self, name: str, mapping: str) -> LeafArrays:
-        """Return the leaves of one mapping as arrays. The machine must be stopped.
+        """Return the leaves of one mapping, or of a virtual machine's slot, as arrays. The machine must be stopped.
 
         :raises UsageError: there is no such process or mapping.
         """
+        declared, tables = self._tables_of(name, mapping)
+        end = declared.vaddr + declared.size_bytes
+        return walk_arrays(self._memory, tables.paddr, declared.vaddr, end, tables.layout)
+
+    def _tables_of(self, name: str, mapping: str) -> tuple[MappingEvent, TableRoot]:
+        """Return a mapping of a process, or a slot of a virtual machine, and the tables that have it.
+
+        :raises UsageError: there is no such process or mapping, or the virtual machine has no tables yet.
+        """
         for process in self.processes.values():
             if process.name == name and mapping in process.mappings:
-                declared = process.mappings[mapping]
-                layout = self._layout_for(process.five_level)
-                end = declared.vaddr + declared.size_bytes
-                return walk_arrays(self._memory, process.root, declared.vaddr, end, layout)
-        raise UsageError(f"no registered process {name!r} has a mapping {mapping!r}")
+                return process.mappings[mapping], self._tables(process)
+        one = self._spaces.by_name.get(name)
+        if isinstance(one, VirtualMachine) and mapping in one.slots and (root := self._nested_root(one)) is not None:
+            return one.slots[mapping].slot, root
+        raise UsageError(f"no registered process or virtual machine {name!r} has a mapping {mapping!r}")
+
+    def _tables(self, process: Process) -> TableRoot:
+        return TableRoot(process.root, self._layout_for(process.five_level))
+
+    def _nested_root(self, one: VirtualMachine) -> TableRoot | None:
+        assert self._spaces.roots is not None
+        tables = self._tables(self._process(one.event.pid))
+        return self._spaces.roots.find(self._memory, tables.paddr, tables.layout, one.event)
 
     def _view(self, process: Process, checkpoint: str, check: Callable[[], None]) -> ProcessView:
-        tables = TableRoot(process.root, self._layout_for(process.five_level))
+        tables = self._tables(process)
         mappings: dict[str, MappingView] = {}
         holes: dict[str, tuple[Walk, ...]] = {}
         for name, declared in process.mappings.items():
