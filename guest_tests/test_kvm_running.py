@@ -83,7 +83,7 @@ def test_kvm_running_mremap(vm: VM, level: Level, claim: Claims) -> None:
 
 @pytest.mark.machine(kvm=True, smp=2)
 @pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(fn.kvm_destroy_vm, fn.kvm_mmu_notifier_release)
+@pytest.mark.decided_by(fn.kvm_vcpu_ioctl, fn.kvm_destroy_vm)
 def test_kvm_killed(vm: VM, level: Level, claim: Claims) -> None:
     """A process that is killed in the middle of KVM_RUN leaves no virtual machine, and its device to the next one."""
     with vm.run("kvm_killed", f"--level={level.label}", timeout_s=TIMEOUT_S) as guest:
@@ -95,7 +95,7 @@ def test_kvm_killed(vm: VM, level: Level, claim: Claims) -> None:
         dead = guest.until("dead")
         assert {"child", "vm"}.isdisjoint(dead.processes)
         again = guest.until("again")
-        with claim("the next process gets the same leaves for its own virtual machine", fn.kvm_mmu_notifier_release):
+        with claim("the next process gets the same leaves for its own virtual machine", fn.host_pfn_mapping_level):
             for name, before in (("parent", "child"), ("next", "vm")):
                 assert again[name].leaf("bar").level is level
                 assert again[name].leaf("bar").pfn == running[before].leaf("bar").pfn

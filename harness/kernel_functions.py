@@ -311,7 +311,6 @@ kvm_destroy_vm = KernelFunction("virt/kvm/kvm_main.c", "kvm_destroy_vm")
 kvm_mmu_notifier_invalidate_range_start = KernelFunction(
     "virt/kvm/kvm_main.c", "kvm_mmu_notifier_invalidate_range_start"
 )
-kvm_mmu_notifier_release = KernelFunction("virt/kvm/kvm_main.c", "kvm_mmu_notifier_release")
 kvm_vcpu_ioctl = KernelFunction("virt/kvm/kvm_main.c", "kvm_vcpu_ioctl")
 
 #: Copies an entry at fork(). The levels differ: the child's D is cleared at pte, and kept at pmd and pud.
