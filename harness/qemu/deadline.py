@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
-from harness.qemu.threads import NO_TIME, stolen_s, thread_times
+from harness.qemu.threads import NO_TIME, ThreadTime, stolen_s, thread_times
 
 CAP = 10
 _LATE_S = 1.0  # if we wake this late, this process itself did not run
@@ -40,7 +40,7 @@ class Deadline:
         self._pid = pid
         self._begin_s = time.monotonic()
         self._end_s = self._begin_s + self.timeout_s
-        self._before = thread_times(pid) if pid is not None else {}
+        self._before = self._times() if pid is not None else {}
         self._stolen_s = stolen_s() if pid is not None else 0.0
         self._given_back_s = 0.0
 
@@ -79,21 +79,25 @@ class Deadline:
             return False
         if now_s + more_s - self._begin_s > self._most_s:
             raise MachineryError(
-                f"the host is too busy: QEMU (pid {self._pid}) waited for a CPU for {starved_s:.1f} of "
+                f"the host is too busy: QEMU (pid {self._pid}) or hugepfn waited for a CPU for {starved_s:.1f} of "
                 f"{now_s - self._begin_s:.1f} s; run fewer things at the same time (--workers)"
             )
         self._end_s = now_s + more_s
         return True
 
     def _starved_s(self) -> float:
-        """How long the QEMU thread that waited most has waited for a CPU since the start, of this host or of its host.
+        """How long the thread that waited most has waited for a CPU since the start, of this host or of its host.
 
         A host that is a virtual machine itself does not see in its run queues when it was not run (steal time).
         """
-        assert self._pid is not None
-        before, now = self._before, thread_times(self._pid)
+        before, now = self._before, self._times()
         waits = (time.waited_ns - before.get(one, NO_TIME).waited_ns for one, time in now.items())
         return max(waits, default=0) / 1e9 + max(stolen_s() - self._stolen_s, 0.0)
+
+    def _times(self) -> dict[int, ThreadTime]:
+        """The threads of QEMU and of this process, which reads page tables in one while the machine is stopped."""
+        assert self._pid is not None
+        return {**thread_times(self._pid), **thread_times(os.getpid())}
 
 
 async def first_of(either: Collection[asyncio.Future[Any]], deadline: Deadline) -> bool:
