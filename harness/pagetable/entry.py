@@ -234,6 +234,11 @@ class Entry:
         return PADDR_MASK & -self.size_bytes if self.leaf else PADDR_MASK
 
     @property
+    def raw_flags(self) -> int:
+        """The word without its address, so that leaves of one level with equal rights are equal: pte_flags()."""
+        return self.raw & ~self._paddr_mask()
+
+    @property
     def table_paddr(self) -> int:
         """Physical address of the next table.
 
