@@ -8,7 +8,6 @@ import traceback
 from pathlib import Path
 
 from harness.errors import HugepfnError
-from harness.host import cache
 from harness.outputs import NO_ROOM
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
@@ -42,6 +41,8 @@ def _short(error: BaseException) -> str:
 
 def _kept(error: BaseException) -> str:
     """Return where the traceback was kept, or the traceback itself if it cannot be kept."""
+    from harness.host import cache  # costs a sixth of the start of every command
+
     text = "".join(traceback.format_exception(error))
     try:
         path = cache.root() / "traceback.txt"
