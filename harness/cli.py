@@ -16,6 +16,7 @@ from harness.commands.bisect import bisect
 from harness.commands.bugs import report, reproducer
 from harness.commands.build import build
 from harness.commands.cache import cache
+from harness.commands.coverage import coverage
 from harness.commands.dmesg import dmesg
 from harness.commands.explore import explore
 from harness.commands.inspect import gdb, maps, walk
@@ -221,7 +222,7 @@ SECTIONS = (
         "hugepfn start --kernel debian:6.12; hugepfn exec ./program; hugepfn stop",
     ),
     CommandSection("Bugs", (explore, reproducer, report), "hugepfn explore --kernel debian:6.12 --minutes 10"),
-    CommandSection("Tools", (dmesg, doctor, selfcheck, cache, bench), "hugepfn doctor"),
+    CommandSection("Tools", (dmesg, coverage, doctor, selfcheck, cache, bench), "hugepfn doctor"),
 )
 
 for command in (*(command for section in SECTIONS for command in section.commands), serve_session, run_unit):

@@ -33,7 +33,7 @@ plugin source_links
 results
 pytest_plugin
 campaign selfcheck doctor
-bugs explorer
+bugs explorer coverage
 benchmark
 kselftest session
 commands

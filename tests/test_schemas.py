@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from harness.benchmark import bench
+from harness.coverage import report
 from harness.explorer import groups
 from harness.machine.machine import Origin
 from harness.pagetable import Bits
@@ -32,7 +33,7 @@ RUN |= {"kernel": {"spec": "debian:6.12", "release": None, "config_hash": None}}
 
 
 def test_each_schema_is_valid_and_has_the_current_version() -> None:
-    written = {one.SCHEMA: one.VERSION for one in (claims, table, differences, bench, complaints, groups)}
+    written = {one.SCHEMA: one.VERSION for one in (claims, table, differences, bench, complaints, groups, report)}
     assert {name: one["properties"]["version"]["const"] for name, one in schemas.SCHEMAS.items()} == written
     for one in schemas.SCHEMAS.values():
         Draft202012Validator.check_schema(one)

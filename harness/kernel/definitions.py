@@ -1,4 +1,4 @@
-"""Find where a C file of the kernel defines a function. Pure; no C parser."""
+"""Find where a C file of the kernel defines its functions. Pure; no C parser."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator
 
 _COMMENT_OR_STRING = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:[^"\\\n]|\\.)*"', re.DOTALL)
+
+#: A name before a parenthesis in a line that begins in column 0, or the first argument of a macro there.
+_CALLED = re.compile(r"^\w[\w \t*]*?[(\s*](\w+)(?=[ \t]*[(,)])", re.MULTILINE)
 
 
 def definition_line(text: str, name: str) -> int | None:
@@ -28,6 +31,13 @@ def definition_line(text: str, name: str) -> int | None:
     code = _code_of(text)
     at = min((at for at in _heads(code, name) if _has_body(code, at)), default=None)
     return None if at is None else code.count("\n", 0, at) + 1
+
+
+def functions_of(text: str) -> list[str]:
+    """The names of the functions that a C file defines, in its order, each once; see :func:`definition_line`."""
+    code = _code_of(text)
+    found = {name: definition_line(text, name) for name in dict.fromkeys(_CALLED.findall(code))}
+    return sorted((name for name, line in found.items() if line is not None), key=lambda name: found[name] or 0)
 
 
 @functools.cache

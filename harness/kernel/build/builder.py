@@ -76,7 +76,7 @@ def build(recipe: Recipe, say: Say | None = None, offline: bool = False) -> Kern
     tree = source_tree(recipe, say, offline)
     configuration = _configuration(recipe, wanted, compiler)
     job = BuildJob(recipe, slot, tree, wanted, configuration, say)
-    name = _entry_name(tree, configuration)
+    name = _entry_name(tree, configuration, recipe)
     _LOG.debug(
         "key of kernel %s: tree %s, config %s, fragments %s, %s",
         *(name[:12], tree[:12], recipe.config.value, ", ".join(recipe.fragments) or "none", compiler.splitlines()[0]),
@@ -93,7 +93,7 @@ def are_built(recipe: Recipe, trees: Iterable[str]) -> Iterator[bool]:
     """
     compiler = compiler_identity(recipe.compiler, llvm=recipe.llvm)
     configuration = _configuration(recipe, _wanted(recipe), compiler)
-    return (cache.has(_KIND, _entry_name(tree, configuration)) for tree in trees)
+    return (cache.has(_KIND, _entry_name(tree, configuration, recipe)) for tree in trees)
 
 
 def _wanted(recipe: Recipe) -> list[ConfigRequest]:
@@ -105,9 +105,9 @@ def _configuration(recipe: Recipe, wanted: Sequence[ConfigRequest], compiler: st
     return digest(recipe.config.value, config_lines(wanted), str(recipe.lax), compiler)
 
 
-def _entry_name(tree: str, configuration: str) -> str:
+def _entry_name(tree: str, configuration: str, recipe: Recipe) -> str:
     """The key of a kernel, which is not that of the O= folder: that is kept."""
-    return digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration)
+    return digest(str(_SCHEMA), OFFSETS_SOURCE, tree, configuration, *recipe.profiled)
 
 
 def source_tree(recipe: Recipe, say: Say | None = None, offline: bool = False) -> str:

@@ -20,6 +20,7 @@ from harness.host.process import find_program, follow, guarded
 from harness.kernel.build.fragments import ConfigRequest, config_lines, unmet
 from harness.kernel.build.offsets import built_offsets
 from harness.kernel.build.output import Diagnostic, built, diagnostics, machine_fault
+from harness.kernel.build.profile import ProfiledFiles, profile_variables
 from harness.kernel.build.recipe import BaseConfig, Recipe
 from harness.kernel.build.slot import Slot, check_disk
 from harness.kernel.build.symbols import Symbols, explain, read_symbols
@@ -87,6 +88,8 @@ class BuildJob:
                 if (self.objects / name).is_file() or name != "System.map":
                     shutil.copyfile(self.objects / name, entry / kept)
             shutil.copyfile(log, entry / "build.log")
+            if self.recipe.profiled:
+                ProfiledFiles(self.objects, self.slot.source).keep(self.recipe.profiled, entry)
             note = {"spec": self.recipe.spec, "tree": self.tree, "files": files, "cpu_s": round(cpu_s, 1)}
             cache.write_note(entry / "build.json", note)
             tell(self.say, Built(self.recipe.spec, files, cpu_s))
@@ -182,6 +185,7 @@ class BuildJob:
     def _make(self, words: list[str], lock: int, doing: str, total: int | None = None) -> int:
         cc = make_compiler(self.recipe.compiler)
         variables = [f"O={self.objects}", "ARCH=x86_64", f"CC={cc}", "LOCALVERSION=", *["LLVM=1"] * self.recipe.llvm]
+        variables += profile_variables(self.recipe.profiled)
         argv = [str(find_program("make", "make")), "-C", str(self.slot.source), *variables, *words]
         return self._follow(argv, lock, doing, total)
 

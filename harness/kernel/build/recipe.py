@@ -28,6 +28,7 @@ class Recipe:
     config: BaseConfig = BaseConfig.TINY
     lax: bool = False  # continue if a symbol of a fragment was dropped
     cc: str = "gcc"
+    profiled: tuple[str, ...] = ()  # mm/memory.c: the kernel counts how often each line is executed
     llvm: bool = False  # clang and the LLVM tools for everything (Documentation/kbuild/llvm.rst)
 
     @property

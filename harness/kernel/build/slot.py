@@ -200,6 +200,11 @@ class Slot:
             env = self.environment(GIT_WORK_TREE=folder, GIT_INDEX_FILE=index)
             git("-c", "core.autocrlf=false", "checkout", "--quiet", tree, "--", *paths, env=env)
 
+    def diff(self, before: str, after: str) -> str:
+        """The difference between two trees, without context lines."""
+        answer = git("diff-tree", "-r", "-p", "-U0", "--no-renames", before, after, env=self.environment())
+        return answer.stdout.decode(errors="replace")
+
     def changed(self, before: str, after: str) -> list[str]:
         """The paths in which two trees differ."""
         answer = git("diff-tree", "-r", "-z", "--name-only", before, after, env=self.environment(), check=False)
