@@ -23,7 +23,7 @@ from harness.qemu.spec import Device
 ROOT = Path(__file__).resolve().parents[1]
 ALL = [one.name for one in fields(MachineConfig)]
 #: Between our own processes, and between host and guest.
-INTERNAL = {"HUGEPFN_LOG", "HUGEPFN_EVENTS_FD", "HUGEPFN_ONE_STREAM"}
+INTERNAL = {"HUGEPFN_LOG", "HUGEPFN_EVENTS_FD", "HUGEPFN_ONE_STREAM", "HUGEPFN_PROCESS_NAME"}
 NOTHING: Mapping[str, str | bool | None] = dict.fromkeys(ALL)
 
 

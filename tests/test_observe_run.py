@@ -396,7 +396,7 @@ def test_leaves_in_bulk(machine: Start) -> None:
         run.leaf_arrays("parent", "bar")
     run.until("mapped")
     assert [column.tolist() for column in run.leaf_arrays("parent", "bar")] == [[BAR_VADDR], [SOUND], [Level.PUD]]
-    with pytest.raises(UsageError, match="no registered process 'child' has a mapping 'bar'"):
+    with pytest.raises(UsageError, match="no registered process or virtual machine 'child' has a mapping 'bar'"):
         run.leaf_arrays("child", "bar")
 
 

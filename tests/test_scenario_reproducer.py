@@ -47,12 +47,15 @@ def test_a_plain_gcc_builds_each_program_without_a_warning(items: list[Any], tmp
     one_of_each = {claimed_by(item.function, parameters_of(item)).program: item for item in items}
     assert one_of_each.keys() == {path.stem for path in guest_tests_dir().glob("*.c")} - {"bar_bits", "caps", "wide"}
 
-    def build(program: str) -> str:
+    for program, item in one_of_each.items():
         source = tmp_path / f"{program}.c"
-        source.write_text(written(one_of_each[program]))
+        source.write_text(written(item))
         comment, _, code = source.read_text().partition(" */\n")
         assert max(map(len, comment.splitlines())) <= 120
         assert '#include "' not in code
+
+    def build(program: str) -> str:
+        source = tmp_path / f"{program}.c"
         argv = [*GCC, "-c", "-o", str(tmp_path / program), str(source)]  # without the linker, which takes longest
         return subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False).stderr
 
