@@ -12,10 +12,12 @@
 # make faults   kill, stop, starve and corrupt all that hugepfn works with, 300 times, and look at how it ends (half an hour)
 # make bisect-simulation  bisect 20,000 histories in numbers beside git-bayesect and git bisect; writes docs/bisection.md (half an hour)
 # make bisect-stock  find the stock kernels between which known bugs were mended; writes docs/bisected.md (twenty minutes)
+# make fixes       build kernels with the patches in fixes/, and see what each mends and what else it changes; writes docs/fixes.md (two hours)
+# make explore-mutants  let the explorer look for the mutants, five minutes each (two hours)
 # make container-steps  run the steps of the Containerfile in a debootstrap; needs root, downloads 500 MB
 # make long-tests  run a bisection and a patch series with kernels that are really built (half an hour)
 # make compat      test QEMU 7.2 to 11, four file systems and two Pythons; writes docs/compatibility.md (root; twenty minutes)
-.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation fuzz faults bisect-simulation bisect-stock long-tests compat container-steps setup test-setup clean
+.PHONY: run test check lint types host-tests docs pictures bench facts kernel-functions mutants mutation fuzz faults bisect-simulation bisect-stock fixes explore-mutants long-tests compat container-steps setup test-setup clean
 PYTHON := .venv/bin/python
 # A file or pipe that was never closed is an error. Python reports it when the object is garbage-collected.
 LEAKS := -W error::ResourceWarning -W error::pytest.PytestUnraisableExceptionWarning
@@ -80,6 +82,12 @@ compat: test-setup
 
 bisect-stock: test-setup
 	PYTHONPATH=. $(PYTHON) tests/bisection/stock.py --write $(STOCK)
+
+fixes: setup
+	PYTHONPATH=. $(PYTHON) tests/fixes/measure.py --write $(FIXES)
+
+explore-mutants: setup
+	PYTHONPATH=. $(PYTHON) tests/mutants/explore.py $(EXPLORE)
 
 container-steps: setup
 	PYTHONPATH=. $(PYTHON) tests/container_steps.py

@@ -1,0 +1,174 @@
+"""``make fixes``: what the patches in fixes/ mend, and what else they change; writes docs/fixes.md.
+
+    python tests/fixes/measure.py [--series 6.12]... [--test TEST]... [--fragment NAME]... [--write] [--from FILE]...
+
+The patches of a series are applied one on top of the other, in the order of the bugs. Each kernel is built and run, and
+is compared with the one before it. Without ``--test``, everything runs. The results are kept in
+build/fixes-SERIES.json; ``--from`` takes them from such a file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from harness.campaign.building import build_shown
+from harness.campaign.facts import RunsByKernel
+from harness.campaign.kernels import RunOptions
+from harness.campaign.matrix import repeated, summary
+from harness.campaign.progress import Live
+from harness.campaign.units.executing import executing
+from harness.campaign.wanted import choose
+from harness.errors import HugepfnError
+from harness.kernel.build.patches import split
+from harness.selection.selected import Selected
+from harness.verdict import Run
+from harness.verdict.series import Change, changes
+from harness.verdict.table import Column, Mark, Table
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXES = ROOT / "fixes"
+PAGE = ROOT / "docs" / "fixes.md"
+_BEGIN, _END = "<!-- fixes:begin -->", "<!-- fixes:end -->"
+FRAGMENTS = ("outliers", "kvm")
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A candidate patch, for one series of kernels."""
+
+    path: Path
+
+    @property
+    def bug(self) -> str:
+        """The known bug that its file is named after."""
+        return self.path.stem
+
+    @property
+    def subject(self) -> str:
+        """The subject of its mail."""
+        (patch,) = split(self.path.name, self.path.read_bytes())
+        return patch.subject.removeprefix("[PATCH] ")
+
+
+def fixes(series: str) -> list[Fix]:
+    """The patches for a series of kernels, in the order of the bugs."""
+    return [Fix(path) for path in sorted((FIXES / series).glob("HP-*.patch"))]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one patch changes, compared with the kernel before it."""
+
+    fix: Fix
+    mended: dict[str, int]  # cases that no longer show a bug, by the bug
+    left: int  # cases that still show the bug of the patch
+    other: tuple[str, ...]  # every other change of an answer
+
+    @classmethod
+    def of(cls, fix: Fix, step: int, table: Table, found: Sequence[Change]) -> Effect:
+        """Sort the changes at a step of a table."""
+        mended: dict[str, int] = defaultdict(int)
+        other = []
+        for change in found:
+            if change.step != step:
+                continue
+            gone = change.before.bugs - change.after.bugs
+            if (
+                gone
+                and change.after.mark in (Mark.PASS, Mark.BUG, Mark.FIXED)
+                and change.after.bugs <= change.before.bugs
+            ):
+                for bug in gone:
+                    mended[bug] += 1
+            else:
+                label = table.labels[change.case]
+                other.append(f"{label}: {change.before.word} → {change.after.word}")
+        left = sum(fix.bug in row[step].bugs for _, row in table.rows())
+        return cls(fix, dict(sorted(mended.items())), left, tuple(other))
+
+    def row(self) -> str:
+        """Its row in the table of docs/fixes.md."""
+        mended = ", ".join(f"{bug} ({count})" for bug, count in self.mended.items()) or "nothing"
+        left = str(self.left) if self.left else "none"
+        return f"| {self.fix.bug} | {self.fix.subject} | {mended} | {left} | {'; '.join(self.other) or 'nothing'} |"
+
+
+def measure(series: str, tests: Sequence[Selected], fragments: Sequence[str], kept: Path) -> RunsByKernel:
+    """Build and run the source of a series, without patches and with each one more."""
+    chosen = fixes(series)
+    runs: dict[str, tuple[Run, ...]] = {}
+    options = RunOptions(workers=2)
+    for count in range(len(chosen) + 1):
+        name = chosen[count - 1].bug if count else f"debsrc:{series}"
+        paths = [one.path for one in chosen[:count]]
+        image = str(build_shown(f"debsrc:{series}", paths, fragments, "tiny", False, "gcc", False).image)
+        with Live() as live, executing(live, "") as executor:
+            for _, answer in executor.run(repeated([image], tests, options, 1)):
+                runs[name] = (answer.as_run(image),)
+                live.line(summary(runs[name][0], name))
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(RunsByKernel(runs, {}).to_json()))
+    return RunsByKernel(runs, {})
+
+
+def section(series: str, results: RunsByKernel, tests: Sequence[Selected]) -> Iterator[str]:
+    """The lines of a series in docs/fixes.md."""
+    columns = [Column(name, runs) for name, runs in results.runs.items()]
+    table = Table.of(columns, choose(tests).cases)
+    found = changes(table)
+    release = columns[0].context["kernel"]["release"]
+    yield f"## {series}\n"
+    yield f"On {release}; {len(table.cases)} cases for each kernel.\n"
+    yield "| patch | what it says | bugs that cases no longer show (cases) | cases left | other answers that change |"
+    yield "|---|---|---|---|---|"
+    by_bug = {one.bug: one for one in fixes(series)}
+    for step, column in enumerate(columns):
+        if step:
+            yield Effect.of(by_bug[column.spec], step, table, found).row()
+    last = sorted({bug for _, row in table.rows() for bug in row[-1].bugs})
+    yield f"\nWith all of them, cases show {', '.join(last) or 'no known bug'}.\n"
+
+
+@click.command()
+@click.option("--series", multiple=True, help="as 6.12; all that fixes/ has if not given")
+@click.option("--test", "tests", multiple=True, help="run only this; may be repeated")
+@click.option("--fragment", "fragments", multiple=True, default=FRAGMENTS, show_default=True)
+@click.option("--write", is_flag=True, help=f"write {PAGE.relative_to(ROOT)}")
+@click.option(
+    "--from", "given", multiple=True, type=click.Path(path_type=Path), help="build/fixes-SERIES.json: run nothing"
+)
+def main(
+    series: tuple[str, ...], tests: tuple[str, ...], fragments: tuple[str, ...], write: bool, given: tuple[Path, ...]
+) -> None:
+    """Measure every series."""
+    wanted = [Selected(None, name) for name in tests]
+    names = series or tuple(sorted(path.name for path in FIXES.iterdir() if path.is_dir()))
+    kept = {name: ROOT / "build" / f"fixes-{name}.json" for name in names}
+    qemu = ""
+    lines: list[str] = []
+    for name in names:
+        found = next((path for path in given if path.name == kept[name].name), None)
+        results = RunsByKernel.read(found) if found else measure(name, wanted, fragments, kept[name])
+        context = next(iter(results.runs.values()))[0].context
+        qemu = str(context["qemu"])
+        lines += section(name, results, wanted)
+    text = "\n".join([f"Measured on {datetime.now(UTC).date()} with QEMU {qemu}.\n", *lines])
+    if write:
+        before, _, rest = PAGE.read_text().partition(_BEGIN)
+        PAGE.write_text(f"{before}{_BEGIN}\n{text}{_END}{rest.partition(_END)[2]}")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HugepfnError as error:
+        sys.exit(f"hugepfn: {error}")
