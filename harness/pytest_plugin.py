@@ -20,8 +20,9 @@ from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, KernelBuildE
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
-from harness.plugin import evidence
+from harness.plugin import again, evidence
 from harness.plugin.accounts import Accounts
+from harness.plugin.again import pytest_runtest_protocol
 from harness.plugin.bisect_results import BISECT, BisectResults
 from harness.plugin.carried import Carried, Crossing, carry
 from harness.plugin.failures import (
@@ -68,6 +69,7 @@ from harness.verdict.expected.judge import held
 #: Hooks and fixtures from other modules; this one is the plugin's entry point.
 __all__ = ["caps", "claim", "kernel", "live_vm", "vm"]
 __all__ += ["pytest_addoption", "pytest_assertrepr_compare", "pytest_collection_modifyitems", "pytest_generate_tests"]
+__all__ += ["pytest_runtest_protocol"]
 
 _VERBOSITY = "hugepfn_verbosity"
 
@@ -187,6 +189,7 @@ def pytest_runtest_makereport(
         hide_own_frames(item.config, call.excinfo)
     report = yield
     error = call.excinfo.value if call.excinfo else None
+    again.note(item, error)
     if call.when != "call" and error is None:
         return report
     if not has_machine(item):

@@ -425,6 +425,36 @@ def test_a_known_bug_is_recognised_by_its_symptom_and_hides_nothing_else(
     result.assert_outcomes(failed=1 if known else 2, xfailed=1 if known else 0)
 
 
+@pytest.mark.parametrize(
+    ("times", "outcome"), [(1, "passed"), (2, "error")], ids=["once is run again", "twice is an error"]
+)
+def test_a_test_that_a_bug_of_qemu_ended_runs_once_more(
+    pytester: pytest.Pytester, machines: list[FakeVM], times: int, outcome: str
+) -> None:
+    pytester.makepyfile(
+        f"""
+        from harness.errors import EmulatorError
+        tries = []
+
+        def test_race(vm, claim):
+            tries.append(vm)
+            with claim("the mapper gets its leaf"):
+                assert len(tries) > 1
+            if len(tries) <= {times}:
+                raise EmulatorError("the kernel died at a breakpoint that is not in its memory")
+
+        def test_next(vm):
+            pass
+        """
+    )
+    result = pytest_run(pytester)
+    assert outcomes(pytester) == {"race": outcome, "next": "passed"}
+    assert [machine.closed for machine in machines] == [True, True, True], "a machine of its own for each try"
+    again = [line for line in result.stderr.lines if line.startswith("hugepfn: running test_race again: the kernel")]
+    assert len(again) == 1
+    assert [one["name"] for one in written(pytester)["results"][0]["claims"]] == ["the mapper gets its leaf"]
+
+
 @pytest.mark.usefixtures("machines")
 @pytest.mark.parametrize(
     ("seen", "fixed"),

@@ -46,6 +46,11 @@ def set_machine(config: pytest.Config, machine: VM) -> None:
     config.stash[_LIVE] = machine
 
 
+def is_live(config: pytest.Config) -> bool:
+    """Whether :func:`set_machine` has given the tests a machine."""
+    return _LIVE in config.stash
+
+
 def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]:
     """Yield the live machine if it has what the test wants; otherwise skip the test."""
     machine = request.config.stash[_LIVE]
@@ -72,7 +77,7 @@ def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]
 
 
 def _boot(request: pytest.FixtureRequest, image: KernelImage, config: MachineConfig) -> Iterator[VM]:
-    if _LIVE in request.config.stash:
+    if is_live(request.config):
         yield from _lend(request, config)
         return
     failures = request.config.stash.setdefault(_BOOT_FAILURES, {}).setdefault(config, [])

@@ -1,0 +1,44 @@
+"""Runs a test once more when QEMU's own bug ended it, which says nothing about the kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol
+
+from harness.errors import EmulatorError
+from harness.events import Note
+from harness.plugin.evidence import TRIED
+from harness.plugin.fixtures import CLAIMS, MACHINE, is_live
+from harness.plugin.options import say_of
+
+#: Of a test that met such a bug: the error.
+_MET = pytest.StashKey[EmulatorError]()
+_OF_A_RUN: tuple[pytest.StashKey[Any], ...] = (CLAIMS, MACHINE, TRIED)
+
+
+def note(item: pytest.Item, error: BaseException | None) -> None:
+    """Note what ended one phase of a test."""
+    if isinstance(error, EmulatorError):
+        item.stash[_MET] = error
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run a test on a machine of its own. Nothing of a run that QEMU's bug ended is reported, if it runs again."""
+    if "vm" not in getattr(item, "fixturenames", ()) or is_live(item.config):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    if (error := item.stash.get(_MET, None)) is not None:
+        say_of(item.config)(Note(f"running {item.name} again: {error}"))
+        for key in _OF_A_RUN:
+            if key in item.stash:
+                del item.stash[key]
+        item.user_properties.clear()
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
