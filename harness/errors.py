@@ -113,7 +113,7 @@ class AgentRefused(MachineryError):
 
 
 class EmulatorError(MachineryError):
-    """QEMU executed instructions that are not in the guest's memory. The kernel is not at fault; pytest runs the test again, once."""
+    """QEMU executed instructions that are not in the guest's memory. Not the kernel's fault; the test runs again."""
 
 
 class MachineStopped(MachineryError):

@@ -24,10 +24,10 @@ from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 from harness.qemu import deadline as module
 from harness.qemu import speed
-from harness.qemu.deadline import CAP, Deadline, check_runs, first_of, state, was_continued
+from harness.qemu.deadline import CAP, Deadline, check_runs, first_of, was_continued
 from harness.qemu.spec import Accel
 from harness.qemu.speed import MOST, boot_cpu_s, slowness
-from harness.qemu.threads import ThreadTime, stolen_s, thread_times
+from harness.qemu.threads import ThreadTime, state, stolen_s, thread_times
 from tests.hand_made_guest import PAGE, WRITABLE, Guest, registers
 from tests.test_observe_witness import registered
 

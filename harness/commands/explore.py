@@ -50,27 +50,20 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
 
     Exit status 0: nothing but known bugs was found. 1: something was found.
     """
-    from dataclasses import replace
-
     from harness.campaign.progress import Live
     from harness.explorer.campaign import Progress, run_exploration
     from harness.explorer.groups import Groups
     from harness.explorer.worker import Exploration
     from harness.guest.compiler import guest_tests_dir
-    from harness.machine.preparation import kernel_of
-    from harness.model.operation import Verb
     from harness.outputs import check_writable, write_text
-    from harness.qemu.spec import Device
     from harness.selection.tests import ledger_of
 
     check_writable({"--json": options["json_file"]})
     verbs = verbs_of(options["ops"], race=options["race"])
     given = None if options["sequence"] is None else _sequence(options["sequence"])
     with Live() as live:
-        kernel = kernel_of(config).resolve(live.say)
-        two = Verb.RACE in verbs or any(op.needs_two_vcpus for op in given or ())
-        machine = replace(config, device=Device.SHMEM.value, smp=max(config.smp, 2 if two else 1))
-        task = Exploration(kernel, machine, seed, length, verbs)
+        two = any(op.needs_two_vcpus for op in given or ())
+        task = Exploration.prepared(config, seed, length, verbs, live.say, two_vcpus=two)
         if given is not None:
             live.close()
             sys.exit(_one(task, given, options["reproducers"]))
@@ -86,8 +79,8 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
             run_exploration(task, progress, minutes, workers, tell)
         finally:  # what was found before Ctrl-C is told, too
             live.close()
-            _tell_all(progress, kernel, options["reproducers"])
-    found = groups.to_json(kernel.release, seed, progress.sequences)
+            _tell_all(progress, task.kernel, options["reproducers"])
+    found = groups.to_json(task.kernel.release, seed, progress.sequences)
     write_text(options["json_file"], lambda: json.dumps(found, indent=1) + "\n")
     sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
 

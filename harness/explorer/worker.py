@@ -12,14 +12,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from harness.config import MachineConfig
+from harness.events import Say
 from harness.explorer.groups import symptom_of
 from harness.explorer.sequence import NO_END, SequenceResult, run_sequence
 from harness.host.signals import ignore_ending
 from harness.kernel import KernelImage
+from harness.machine.preparation import kernel_of
 from harness.machine.vm import VM
 from harness.model.draw import draw
 from harness.model.operation import Operation, Verb
 from harness.model.shrink import shrink
+from harness.qemu.spec import Device
 from harness.verdict.invariants import Deviation
 
 _CANDIDATES = 200
@@ -35,6 +38,18 @@ class Exploration:
     seed: int
     length: int
     verbs: tuple[Verb, ...]
+
+    @classmethod
+    def prepared(
+        cls, config: MachineConfig, seed: int, length: int, verbs: Sequence[Verb], say: Say, *, two_vcpus: bool = False
+    ) -> Exploration:
+        """Get the kernel, and choose the machine: RAM behind its BAR, and two vCPUs if a race or the caller needs them.
+
+        :param length: operations of a sequence.
+        """
+        two = two_vcpus or Verb.RACE in verbs
+        machine = replace(config, device=Device.SHMEM.value, smp=max(config.smp, 2 if two else 1))
+        return cls(kernel_of(config).resolve(say), machine, seed, length, tuple(verbs))
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ import contextlib
 import os
 import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from harness.errors import MachineryError
-from harness.qemu.threads import NO_TIME, ThreadTime, stolen_s, thread_times
+from harness.qemu.threads import NO_TIME, ThreadTime, state, stolen_s, thread_times
 
 CAP = 10
 _LATE_S = 1.0  # if we wake this late, this process itself did not run
@@ -123,14 +122,6 @@ def check_runs(pid: int) -> None:
             f"QEMU (pid {pid}) was stopped by SIGSTOP or by a debugger, so this says nothing about the kernel; "
             f"continue it with `kill -CONT {pid}`"
         )
-
-
-def state(pid: int) -> str:
-    """The letter of a process's state (proc_pid_stat(5)); empty if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
 
 
 def was_continued(pid: int) -> bool:

@@ -39,10 +39,17 @@ def disk_waiters(pid: int) -> Set[int]:
     found = set()
     with contextlib.suppress(OSError):
         for one in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError, IndexError):
-                if (one / "stat").read_text().rpartition(")")[2].split()[0] == "D":
-                    found.add(int(one.name))
+            if state(int(one.name)) == "D":
+                found.add(int(one.name))
     return found
+
+
+def state(pid: int) -> str:
+    """The letter of a process's or thread's state (proc_pid_stat(5)); empty if there is no such one."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
 
 
 def stolen_s() -> float:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import MachineryError
 from harness.events import Event, Say
 from harness.host.signals import handling
-from harness.qemu.deadline import state
+from harness.qemu.threads import state
 from harness.session import handshake, registry, wire
 from harness.session.registry import About
 

@@ -141,7 +141,8 @@ def pfnmap_violations(
         if kind not in sound:
             wrong = [*_flag_violations(area, leaf, saved_dirty)]
             yield from wrong
-            sound |= {kind} if not wrong else set()
+            if not wrong:
+                sound.add(kind)
         yield from _place_violations(area, leaf, "vma")
     for number, word in enumerate(pagemap):
         if not word.hole:

@@ -13,7 +13,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import click
 from rich.console import Console
@@ -27,9 +26,7 @@ from harness.explorer.campaign import Progress, run_exploration
 from harness.explorer.groups import Group, Groups
 from harness.explorer.worker import Exploration
 from harness.guest.compiler import guest_tests_dir
-from harness.machine.preparation import kernel_of
 from harness.model.operation import Verb
-from harness.qemu.spec import Device
 from harness.selection.tests import ledger_of
 from tests.mutants.kill import mutants
 
@@ -43,8 +40,7 @@ def first_finding(
 ) -> tuple[Group | None, Progress]:
     """Explore a kernel until there is a finding that is no known bug and no false alarm."""
     with Live() as live:
-        kernel = kernel_of(MachineConfig(kernel=spec)).resolve(live.say)
-        machine = replace(MachineConfig(kernel=spec), device=Device.SHMEM.value, smp=2 if Verb.RACE in verbs else 1)
+        task = Exploration.prepared(MachineConfig(kernel=spec), seed, 10, verbs, live.say)
         groups = Groups(ledger_of(guest_tests_dir()))
         progress = Progress(groups)
 
@@ -54,7 +50,7 @@ def first_finding(
                 raise _FoundError
 
         with contextlib.suppress(_FoundError):
-            run_exploration(Exploration(kernel, machine, seed, 10, tuple(verbs)), progress, minutes, 2, tell)
+            run_exploration(task, progress, minutes, 2, tell)
     return next((one for one in groups.new if one.symptom not in false_alarms), None), progress
 
 
