@@ -510,6 +510,32 @@ def test_a_full_disk_is_one_line(ours: Tree, tmp_path: Path) -> None:
     assert str(small) in err.splitlines()[-1]
 
 
+@pytest.mark.skipif(find_command("ccache") is None, reason="ccache is not installed")
+def test_ccache_knows_the_headers_from_the_compilers_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same file is taken from the cache, and one whose header has changed is compiled, without preprocessing."""
+    monkeypatch.delenv("CCACHE_DISABLE", raising=False)
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+    (tmp_path / "one.c").write_text('#include "value.h"\nint value(void) { return VALUE; }\n')
+
+    def made(value: str) -> bytes:
+        header = tmp_path / "value.h"
+        header.write_text(f"#define VALUE {value}\n")
+        os.utime(header, (1e9, 1e9))  # ccache does not trust a header that is younger than its own start
+        words = [*tools.make_compiler("gcc").split(), "-Wp,-MMD,.one.d", "-c", "one.c", "-o", "one.o"]
+        subprocess.run(words, cwd=tmp_path, env=tools.make_environment(), check=True)
+        return (tmp_path / "one.o").read_bytes()
+
+    def counted() -> dict[str, int]:
+        said = subprocess.run(["ccache", "--print-stats"], capture_output=True, text=True, check=True).stdout
+        return {name: int(count) for name, count in (line.split() for line in said.splitlines())}
+
+    first, other, again = made("1"), made("2"), made("1")
+    assert first == again
+    assert first != other
+    told = counted()
+    assert (told["direct_cache_hit"], told["cache_miss"], told["preprocessed_cache_miss"]) == (1, 2, 0)
+
+
 def test_ccache_is_used_unless_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CCACHE_DISABLE", raising=False)
     monkeypatch.setattr(tools, "find_command", lambda command: f"/usr/bin/{command}")

@@ -74,8 +74,13 @@ def make_compiler(cc: str) -> str:
 
 
 def make_environment() -> dict[str, str]:
-    """Our environment without the variables that would change a kernel build."""
-    return {n: v for n, v in os.environ.items() if not n.startswith(_FOREIGN_PREFIXES) and n not in _FOREIGN}
+    """Our environment without the variables that would change a kernel build.
+
+    CCACHE_DEPEND: ccache takes the included headers from the file that the kernel's make asks the compiler for. Without
+    it, a file that is not in the cache is preprocessed twice, which takes a quarter of a build's time.
+    """
+    own = {n: v for n, v in os.environ.items() if not n.startswith(_FOREIGN_PREFIXES) and n not in _FOREIGN}
+    return {"CCACHE_DEPEND": "1", **own}
 
 
 def jobs() -> int:
