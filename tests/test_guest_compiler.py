@@ -7,6 +7,7 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,22 @@ def test_a_program_chooses_from_a_table_by_name(tmp_path: Path, words: tuple[str
     assert (done.returncode, done.stdout) == (status, said)
 
 
+def test_the_library_is_compiled_once_for_all_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    really = subprocess.run
+
+    def run(argv: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(argv)
+        return really(argv, **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for name in ("one", "two"):
+        compile_program(write(tmp_path / f"{name}.c", HELLO))
+    compiled = [[word for word in argv if word.endswith(".c")] for argv in calls]
+    assert [[Path(file).name for file in files] for files in compiled[2:] if files] == [["one.c"], ["two.c"]]
+    assert str(guest_tests_dir() / "lib/ktap.c") in compiled[0]
+
+
 def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "hello.c", HELLO)
     first = compile_program(source)
@@ -129,8 +146,10 @@ def test_a_program_is_compiled_again_when_an_input_changes(
     guest_tests = tmp_path / "guest_tests"
     shutil.copytree(guest_tests_dir() / "lib", guest_tests / "lib")
     monkeypatch.setattr(compiler, "guest_tests_dir", lambda: guest_tests)
-    # Writes the file after -o, whatever the source is.
-    fake_compiler(tmp_path, monkeypatch, 'while [ "$1" != -o ]; do shift; done; cp /bin/true "$2"')
+    # Writes the objects of the library, or the file after -o, whatever the source is.
+    objects = 'for file; do case $file in *.c) : > "$(basename "$file" .c).o";; esac; done; exit'
+    body = f'case " $* " in *" -c "*) {objects};; esac; while [ "$1" != -o ]; do shift; done; cp /bin/true "$2"'
+    fake_compiler(tmp_path, monkeypatch, body)
     source = write(tmp_path / "own/hello.c", '#include "own.h"\nint main(void) { return 0; }\n')
     header = write(tmp_path / "own/own.h", "/* one */\n")
     before = compile_program(source)
@@ -205,10 +224,15 @@ def test_init_is_compiled_again_when_any_of_its_parts_changes(tmp_path: Path, mo
     assert len(seen) == 5
 
 
+def programs() -> list[str]:
+    """The programs in the cache, without the library that all of them are linked with."""
+    return [one.name for one in cache.entries("programs") if not one.name.startswith("libhugepfn.a-")]
+
+
 def compile_error(source: Path) -> str:
     with pytest.raises(CompileError) as caught:
         compile_program(source)
-    assert cache.entries("programs") == []
+    assert programs() == []
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -234,7 +258,7 @@ def test_a_file_with_error_in_its_name(tmp_path: Path) -> None:
 
 def test_a_compiler_that_fails_without_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_compiler(tmp_path, monkeypatch, "exit 7")
-    assert compile_error(write(tmp_path / "x.c", HELLO)) == "guest program x.c does not compile: no message"
+    assert compile_error(write(tmp_path / "x.c", HELLO)) == "guest program lib/*.c does not compile: no message"
 
 
 def test_a_compiler_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,13 +276,13 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         compile_program(source)
 
 
-def test_no_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_binutils(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_compiler(tmp_path, monkeypatch, "exit 0")
     source = write(tmp_path / "x.c", HELLO)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MachineryError, match="strip is missing on this host; install gcc and binutils"):
+    with pytest.raises(MachineryError, match="ar is missing on this host; install gcc and binutils"):
         compile_program(source)
-    assert cache.entries("programs") == []
+    assert programs() == []
 
 
 # --- where programs are ------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.errors import CompileError, MachineryError, UsageError, did_you_mean
 from harness.host import cache
@@ -105,7 +106,27 @@ def compile_program(source: Path) -> Program:
     own_headers = b"".join(header.read_bytes() for header in sorted(source.parent.glob("*.h")))
     parts = {"source": source.read_bytes(), "headers": own_headers, "library": library_digest}
     flags = OUR_CFLAGS if source.parent == guest_tests_dir() else USERS_CFLAGS
-    return _compile(source.stem, (source, *library_files), parts, flags)
+    return _compile(source.stem, lambda: (source, _archive(library_files, library_digest)), parts, flags)
+
+
+def _archive(files: Sequence[Path], digest: bytes) -> Path:
+    """Compile the library once for all programs: a program takes 0.2 s then, instead of 2 s."""
+    compiler, identity = _compiler()
+    keyed = {"library": digest, "flags": " ".join(OUR_CFLAGS).encode(), "compiler": identity.encode()}
+    name = "libhugepfn.a"
+
+    def build(folder: Path) -> None:
+        _call([compiler, *OUR_CFLAGS, *_includes(), "-c", *map(str, files)], "lib/*.c", cwd=folder)
+        objects = [f"{file.stem}.o" for file in files]
+        _call(["ar", "rcs", name, *objects], name, cwd=folder)
+        for each in objects:
+            (folder / each).unlink()
+
+    return cache.obtain("programs", f"{name}-{key_of(name, keyed)}", build, summed=(name,)) / name
+
+
+def _includes() -> list[str]:
+    return [f"-I{guest_tests_dir()}", f"-I{guest_tests_dir() / 'lib'}"]
 
 
 def compile_init() -> Program:
@@ -120,30 +141,30 @@ def compile_init() -> Program:
         folder: b"\0".join(part for file in members for part in (file.name.encode(), file.read_bytes()))
         for folder, members in named.items()
     }
-    return _compile("init", [file for file in files if file.suffix == ".c"], parts, OUR_CFLAGS)
+    return _compile("init", lambda: [file for file in files if file.suffix == ".c"], parts, OUR_CFLAGS)
 
 
-def _compile(name: str, files: Sequence[Path], parts: Mapping[str, bytes], flags: Sequence[str]) -> Program:
-    """Compile C files to one program, once for the same ``parts``, flags and compiler."""
+def _compile(
+    name: str, files: Callable[[], Sequence[Path]], parts: Mapping[str, bytes], flags: Sequence[str]
+) -> Program:
+    """Make one program of C files and archives, once for the same ``parts``, flags and compiler."""
     compiler, identity = _compiler()
     keyed = {**parts, "flags": " ".join(flags).encode(), "compiler": identity.encode()}
     key = key_of(f"program {name}", keyed)
 
     def build(folder: Path) -> None:
         elf = folder / f"{name}.debug"
-        includes = [f"-I{guest_tests_dir()}", f"-I{guest_tests_dir() / 'lib'}"]
-        _call([compiler, *flags, *includes, *map(str, files), "-o", str(elf)], f"{name}.c")
+        _call([compiler, *flags, *_includes(), *map(str, files()), "-o", str(elf)], f"{name}.c")
         _call(["strip", "-o", str(folder / name), str(elf)], f"{name}.c")
 
     folder = cache.obtain("programs", f"{name}-{key}", build, summed=(name,))
     return Program(name, folder / f"{name}.debug", folder / name)
 
 
-def _call(argv: list[str], what: str) -> None:
+def _call(argv: list[str], what: str, cwd: Path | None = None) -> None:
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "cwd": cwd}
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S, check=False
-        )
+        done = subprocess.run(argv, timeout=_COMPILE_TIMEOUT_S, check=False, **options)
     except FileNotFoundError:
         raise MachineryError(
             f"{argv[0]} is missing on this host; install gcc and binutils (`hugepfn doctor` shows how)"
