@@ -26,7 +26,7 @@ run: setup
 	@.venv/bin/hugepfn run fork
 
 test: test-setup
-	$(PYTHON) -m pytest -q tests guest_tests
+	$(PYTHON) -m pytest -q tests guest_tests -n 2 --dist worksteal $(LEAKS)
 
 check: test-setup
 	@$(MAKE) --no-print-directory --output-sync=target --keep-going -j 2 lint types host-tests

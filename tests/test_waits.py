@@ -53,7 +53,7 @@ NO_DEADLINE = {"cleanup", "session-exec"}  # a coroutine that is cancelled; a pe
 
 def _start(case: str, form: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/waiting.py"), case, form],
+        [sys.executable, "-X", "faulthandler", str(ROOT / "tests/waiting.py"), case, form],
         env={**os.environ, "PYTHONPATH": str(ROOT), "HUGEPFN_CACHE_DIR": str(folder / "c")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -66,6 +66,9 @@ def _start(case: str, form: str, folder: Path) -> subprocess.Popen[str]:
 def _output(child: subprocess.Popen[str]) -> str:
     try:
         return child.communicate(timeout=GENEROUS_S)[0]
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGABRT)  # faulthandler prints where it waits
+        pytest.fail(f"it still waits after {GENEROUS_S:g} s: {child.communicate(timeout=GENEROUS_S)[0]}")
     finally:
         child.kill()
 

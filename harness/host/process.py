@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness.host.signals import HeldSignals
 from harness.printable import printable
 
 _GRACE_S = 3.0  # between SIGTERM and SIGKILL, so that apt and tar can remove their temporary files
+_HEARD_S = 1.0  # a Ctrl-C that does not end a wait is noticed after this time
 _WORDS_MAX = 300
 #: The deadline of a followed command: enough for a full kernel on a slow machine.
 FOLLOW_TIMEOUT_S = 12 * 3600.0
@@ -59,7 +61,7 @@ def run(
     name = Path(words[0]).name
     process = _start(words, cwd=cwd, env=env, stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE)
     try:
-        stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+        stdout, stderr = _communicate(process, stdin, timeout_s)
     except subprocess.TimeoutExpired:
         raise MachineryError(f"{name} took more than {timeout_s:g} s: {' '.join(words[:8])}") from None
     finally:
@@ -70,6 +72,20 @@ def run(
         check_room(finished, name)
         raise MachineryError(f"{name} failed (exit status {finished.status}): {finished.words}")
     return finished
+
+
+def _communicate(process: subprocess.Popen[bytes], stdin: bytes | None, timeout_s: float) -> tuple[bytes, bytes]:
+    """Wait as Popen.communicate() does, but notice every Ctrl-C.
+
+    One that arrives just before poll(2) does not end it, and Python hears of it only when poll(2) returns.
+
+    :raises subprocess.TimeoutExpired: the command has not ended.
+    """
+    end_s = time.monotonic() + timeout_s
+    while stdin is None and end_s - time.monotonic() > _HEARD_S:  # a second call would not go on sending the input
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=_HEARD_S)
+    return process.communicate(stdin, timeout=max(end_s - time.monotonic(), 0.0))
 
 
 def follow(

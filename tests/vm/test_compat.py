@@ -12,6 +12,7 @@ import pytest
 from .conftest import ROOT
 
 
+@pytest.mark.long
 def test_qemu_11_with_the_cache_on_btrfs() -> None:
     if os.geteuid() != 0 or shutil.which("mkfs.btrfs") is None:
         pytest.skip("needs root and mkfs.btrfs (Debian: btrfs-progs) to mount a btrfs of its own")
