@@ -13,7 +13,7 @@ from harness.verdict.claims import BugSeen
 from harness.verdict.seen import version_key
 from harness.verdict.series import changes
 from harness.verdict.table import Column, Table
-from tests.fixes.measure import FIXES, PAGE, Effect, Fix, fixes
+from tests.fixes.measure import FIXES, PAGE, Effect, Fix, fixes, written
 
 GUEST_TESTS = FIXES.parent / "guest_tests"
 SERIES = sorted(path.name for path in FIXES.iterdir())
@@ -33,7 +33,7 @@ def test_a_patch_is_a_mail_for_a_known_bug(path: Path) -> None:
 def test_each_bug_of_the_newest_kernel_has_a_patch_or_a_word_about_it() -> None:
     facts = facts_of(GUEST_TESTS)
     newest = max(facts.kernels, key=version_key)
-    text = PAGE.read_text().partition("<!-- fixes:begin -->")[0]
+    text = PAGE.read_text().partition("<!-- fixes-")[0]
     for bug in ledger_of(GUEST_TESTS):
         if newest in facts.of(bug.id).present:
             assert (FIXES / SERIES[-1] / f"{bug.id}.patch").is_file() or f"`{bug.id}`" in text, bug.id
@@ -68,3 +68,13 @@ def test_the_effect_of_a_patch_is_what_changes_at_its_step() -> None:
     assert effect.left == 1
     assert effect.other == ("fork pud: pass → FAIL",)
     assert effect.row().startswith("| HP-003 | mm/mremap: do not take a pud leaf for a bad pud | HP-003 (1) | 1 | fork")
+
+
+def test_what_is_measured_replaces_the_section_of_its_series_only() -> None:
+    page = PAGE.read_text()
+    for series in SERIES:
+        after = written(page, series, "measured\n")
+        assert f"<!-- fixes-{series}:begin -->\nmeasured\n<!-- fixes-{series}:end -->" in after
+        for other in set(SERIES) - {series}:
+            begin, end = (f"<!-- fixes-{other}:{what} -->" for what in ("begin", "end"))
+            assert after.partition(begin)[2].partition(end)[0] == page.partition(begin)[2].partition(end)[0]

@@ -36,7 +36,6 @@ from harness.verdict.table import Column, Mark, Table
 ROOT = Path(__file__).resolve().parents[2]
 FIXES = ROOT / "fixes"
 PAGE = ROOT / "docs" / "fixes.md"
-_BEGIN, _END = "<!-- fixes:begin -->", "<!-- fixes:end -->"
 FRAGMENTS = ("outliers", "kvm")
 
 
@@ -119,14 +118,16 @@ def measure(series: str, tests: Sequence[Selected], fragments: Sequence[str], ke
     return RunsByKernel(runs, {})
 
 
-def section(series: str, results: RunsByKernel, tests: Sequence[Selected]) -> Iterator[str]:
-    """The lines of a series in docs/fixes.md."""
+def section(series: str, results: RunsByKernel, tests: Sequence[Selected], date: str) -> Iterator[str]:
+    """The lines of a series in docs/fixes.md.
+
+    :param date: when it was measured.
+    """
     columns = [Column(name, runs) for name, runs in results.runs.items()]
     table = Table.of(columns, choose(tests).cases)
     found = changes(table)
-    release = columns[0].context["kernel"]["release"]
-    yield f"## {series}\n"
-    yield f"On {release}; {len(table.cases)} cases for each kernel.\n"
+    on = columns[0].context
+    yield f"On {on['kernel']['release']} with QEMU {on['qemu']}, {date}; {len(table.cases)} cases for each kernel.\n"
     yield "| patch | what it says | bugs that cases no longer show (cases) | cases left | other answers that change |"
     yield "|---|---|---|---|---|"
     by_bug = {one.bug: one for one in fixes(series)}
@@ -152,19 +153,22 @@ def main(
     wanted = [Selected(None, name) for name in tests]
     names = series or tuple(sorted(path.name for path in FIXES.iterdir() if path.is_dir()))
     kept = {name: ROOT / "build" / f"fixes-{name}.json" for name in names}
-    qemu = ""
-    lines: list[str] = []
     for name in names:
         found = next((path for path in given if path.name == kept[name].name), None)
         results = RunsByKernel.read(found) if found else measure(name, wanted, fragments, kept[name])
-        context = next(iter(results.runs.values()))[0].context
-        qemu = str(context["qemu"])
-        lines += section(name, results, wanted)
-    text = "\n".join([f"Measured on {datetime.now(UTC).date()} with QEMU {qemu}.\n", *lines])
-    if write:
-        before, _, rest = PAGE.read_text().partition(_BEGIN)
-        PAGE.write_text(f"{before}{_BEGIN}\n{text}{_END}{rest.partition(_END)[2]}")
-    click.echo(text)
+        date = datetime.fromtimestamp((found or kept[name]).stat().st_mtime, UTC).date()
+        text = "\n".join(section(name, results, wanted, str(date)))
+        if write:
+            PAGE.write_text(written(PAGE.read_text(), name, text))
+        click.echo(f"## {name}\n\n{text}")
+
+
+def written(page: str, series: str, text: str) -> str:
+    """The page with another section of one series; the others stay as they were measured."""
+    begin, end = (f"<!-- fixes-{series}:{what} -->" for what in ("begin", "end"))
+    before, _, rest = page.partition(begin)
+    assert end in rest, f"{PAGE.name} has no place for {series}"
+    return f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}"
 
 
 if __name__ == "__main__":
