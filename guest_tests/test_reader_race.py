@@ -17,6 +17,9 @@ ACTORS = {
 }
 REVOKE = {"revoke": (60, fn.vfio_pci_zap_bars)}
 MREMAP = {"mremap": (60, fn.move_page_tables)}
+#: Only a pud leaf is taken for a table when it comes back at the wrong moment: HP-014, one fault in 300 on 6.18.15. At
+#: the other levels, a quarter of these rounds must do: they take longer than all other races.
+LONG = {"dma", "fault"}
 TIMEOUT_S = 120.0
 LEVELS = pytest.mark.levels("pte", "pmd", "pud")
 TWO_CPUS = pytest.mark.machine(smp=2)
@@ -26,7 +29,8 @@ def _against(
     vm: VM, level: Level, claim: Claims, reader: str, actors: dict[str, tuple[int, fn.KernelFunction]] = ACTORS
 ) -> None:
     """Runs one reader against the actors, one after the other."""
-    for actor, (rounds, by) in actors.items():
+    for actor, (most, by) in actors.items():
+        rounds = most // 4 if actor in LONG and level is not Level.PUD else most
         words = (f"--level={level.label}", f"--reader={reader}", f"--actor={actor}", f"--rounds={rounds}")
         with vm.run("reader_race", *words, timeout_s=TIMEOUT_S) as guest:
             at = guest.until("raced")["parent"]
