@@ -47,7 +47,7 @@ class Remote:
         return self.answer()
 
 
-def test_the_stub_reads_kernel_memory_and_stops_the_machine() -> None:
+def test_the_stub_reads_kernel_memory_and_stops_the_machine(request: pytest.FixtureRequest) -> None:
     with VM(STOCK) as vm:
         stub = vm.gdb()
         assert vm.qemu.stopped
@@ -57,6 +57,7 @@ def test_the_stub_reads_kernel_memory_and_stops_the_machine() -> None:
 
         assert not vm.on_loop(gdb_is_attached(vm.qemu))
         remote = Remote(stub)
+        request.addfinalizer(remote.socket.close)
         assert "PacketSize" in remote.ask("qSupported:xmlRegisters=i386")
         assert vm.on_loop(gdb_is_attached(vm.qemu))
         assert len(remote.ask("g")) > 2 * 8 * 17  # 16 general registers and rip, in hex
