@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.errors import CompileError, MachineryError, UsageError, did_you_mean
 from harness.host import cache
@@ -162,9 +161,16 @@ def _compile(
 
 
 def _call(argv: list[str], what: str, cwd: Path | None = None) -> None:
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "cwd": cwd}
     try:
-        done = subprocess.run(argv, timeout=_COMPILE_TIMEOUT_S, check=False, **options)
+        done = subprocess.run(
+            argv,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_TIMEOUT_S,
+            check=False,
+        )
     except FileNotFoundError:
         raise MachineryError(
             f"{argv[0]} is missing on this host; install gcc and binutils (`hugepfn doctor` shows how)"
