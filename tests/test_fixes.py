@@ -13,7 +13,8 @@ from harness.verdict.claims import BugSeen
 from harness.verdict.seen import version_key
 from harness.verdict.series import changes
 from harness.verdict.table import Column, Table
-from tests.fixes.measure import FIXES, PAGE, Effect, Fix, fixes, written
+from tests.fixes.measure import FIXES, PAGE, Effect, Fix, fixes
+from tests.marked_page import replaced
 
 GUEST_TESTS = FIXES.parent / "guest_tests"
 SERIES = sorted(path.name for path in FIXES.iterdir())
@@ -73,7 +74,7 @@ def test_the_effect_of_a_patch_is_what_changes_at_its_step() -> None:
 def test_what_is_measured_replaces_the_section_of_its_series_only() -> None:
     page = PAGE.read_text()
     for series in SERIES:
-        after = written(page, series, "measured\n")
+        after = replaced(page, f"fixes-{series}", "measured\n")
         assert f"<!-- fixes-{series}:begin -->\nmeasured\n<!-- fixes-{series}:end -->" in after
         for other in set(SERIES) - {series}:
             begin, end = (f"<!-- fixes-{other}:{what} -->" for what in ("begin", "end"))

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from harness.bisection.belief import CONFIDENCE, Belief, Side
 from harness.bisection.choice import gain_of
 from harness.bisection.history import LinearHistory
+from tests.marked_page import replaced
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/bisection.md"
-BEGIN, END = "<!-- simulation:begin -->", "<!-- simulation:end -->"
 SIZES = (10, 100, 1000, 10_000)
 RATES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 #: Of all rates, for whoever has one number of repeats for all of them.
@@ -202,8 +202,7 @@ def main() -> None:
     print(text)
     print(f"{time.monotonic() - started:.0f} s")
     if wanted.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+        PAGE.write_text(replaced(PAGE.read_text(), "simulation", f"{text}\n"))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ import click
 from harness.bisection.symptom import Sighting
 from harness.campaign.bisection.journal import Noted
 from harness.campaign.units.journal import read
+from tests.marked_page import replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "bisected.md"
-_BEGIN, _END = "<!-- bisected:begin -->", "<!-- bisected:end -->"
 _ENDS = {"good": "the good end", "bad": "the bad end"}
 
 
@@ -84,8 +84,7 @@ def main(write: bool, resume: bool) -> None:
     head = f"Measured on {datetime.now(UTC).date()} with QEMU {qemu.split()[3]}.\n"
     text = "\n".join([head, *(line for pair in PAIRS for line in section(pair, resume))])
     if write:
-        before, _, rest = PAGE.read_text().partition(_BEGIN)
-        PAGE.write_text(f"{before}{_BEGIN}\n{text}{_END}{rest.partition(_END)[2]}")
+        PAGE.write_text(replaced(PAGE.read_text(), "bisected", text))
     click.echo(text)
 
 

@@ -32,6 +32,7 @@ from harness.selection.selected import Selected
 from harness.verdict import Run
 from harness.verdict.series import Change, changes
 from harness.verdict.table import Column, Mark, Table
+from tests.marked_page import replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXES = ROOT / "fixes"
@@ -159,16 +160,8 @@ def main(
         date = datetime.fromtimestamp((found or kept[name]).stat().st_mtime, UTC).date()
         text = "\n".join(section(name, results, wanted, str(date)))
         if write:
-            PAGE.write_text(written(PAGE.read_text(), name, text))
+            PAGE.write_text(replaced(PAGE.read_text(), f"fixes-{name}", text))
         click.echo(f"## {name}\n\n{text}")
-
-
-def written(page: str, series: str, text: str) -> str:
-    """The page with another section of one series; the others stay as they were measured."""
-    begin, end = (f"<!-- fixes-{series}:{what} -->" for what in ("begin", "end"))
-    before, _, rest = page.partition(begin)
-    assert end in rest, f"{PAGE.name} has no place for {series}"
-    return f"{before}{begin}\n{text}{end}{rest.partition(end)[2]}"
 
 
 if __name__ == "__main__":
