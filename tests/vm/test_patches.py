@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.guest.compiler import guest_tests_dir
+from harness.host import cache
 from tests import schemas
 
 from . import bisect_tree
@@ -69,10 +70,19 @@ def git_bisect(tree: Path, hugepfn: Command, good: str, bad: str, words: list[st
     return found, log
 
 
+def without_kernels(folder: Path) -> str:
+    """Make a cache in which the same is built incrementally, but no kernel is ready: such ones are tried first."""
+    folder.mkdir()
+    for part in ("apt", "builds"):
+        (folder / part).symlink_to(cache.root() / part)
+    return str(folder)
+
+
 def test_hugepfn_bisect_finds_the_commit(tree: Path, tmp_path: Path, hugepfn: Command) -> None:
     before = bisect_tree.git(tree, "status", "--porcelain", "--branch")
     words = ("bisect", "--tree", str(tree), "--good", "v0", "--bad", f"v{bisect_tree.COMMITS}", "fork:pud")
-    done = hugepfn(*words, timeout_s=TIMEOUT_S)
+    own = without_kernels(tmp_path / "cache")
+    done = hugepfn(*words, timeout_s=TIMEOUT_S, HUGEPFN_CACHE_DIR=own)
     assert done.returncode == 0, done.stdout + done.stderr
     culprit = bisect_tree.git(tree, "rev-parse", f"v{bisect_tree.MUTANT}")
     assert f"first bad: {culprit} mm/huge_memory: fork-pud-write-protected\nshows {SYMPTOM}\n" in done.stdout
@@ -83,7 +93,7 @@ def test_hugepfn_bisect_finds_the_commit(tree: Path, tmp_path: Path, hugepfn: Co
     assert bisect_tree.git(tree, "status", "--porcelain", "--branch") == before
 
     log = tmp_path / "log"
-    log.write_text(hugepfn("bisect", "log").stdout)
+    log.write_text(hugepfn("bisect", "log", HUGEPFN_CACHE_DIR=own).stdout)
     bisect_tree.git(tree, "bisect", "replay", str(log))
     said = bisect_tree.git(tree, "bisect", "log")
     bisect_tree.git(tree, "bisect", "reset")
@@ -92,13 +102,14 @@ def test_hugepfn_bisect_finds_the_commit(tree: Path, tmp_path: Path, hugepfn: Co
 
 @pytest.mark.parametrize("by", ["check", "pytest"])
 def test_git_bisect_finds_the_commit(tree: Path, hugepfn: Command, by: str) -> None:
-    good, words = "v0", [*hugepfn.argv("check"), ".", "fork:pud", "--symptom", SYMPTOM]
-    if by == "pytest":  # which takes every failure for the symptom
-        good = f"v{bisect_tree.OOPS.mended}"
+    good, bad = "v0", f"v{bisect_tree.COMMITS}"
+    words = [*hugepfn.argv("check"), ".", "fork:pud", "--symptom", SYMPTOM]
+    if by == "pytest":  # which takes every failure for the symptom; in the middle is a commit that does not boot
+        good, bad = f"v{bisect_tree.OOPS.mended}", f"v{2 * bisect_tree.DEAD.mended - 2 - bisect_tree.OOPS.mended}"
         words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hugepfn-bisect"]
         words += ["--hugepfn-kernel=tree:.", "--hugepfn-scenario=fork:pud"]
         words += [os.fspath(guest_tests_dir() / "test_fork.py")]
-    found, log = git_bisect(tree, hugepfn, good, f"v{bisect_tree.COMMITS}", words)
+    found, log = git_bisect(tree, hugepfn, good, bad, words)
     assert found == f"v{bisect_tree.MUTANT}", log
     assert "# skip:" in log, log
 
