@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -15,7 +15,9 @@ from harness.campaign.facts import RunsByKernel, check_exact, measured, sighting
 from harness.campaign.facts_text import Grid, Known, command_shows, fill, mended_command
 from harness.campaign.kernels import Kernels, RunOptions
 from harness.campaign.units import local
+from harness.campaign.wanted import Wanted
 from harness.errors import MachineryError, UsageError
+from harness.selection.selected import Selected
 from harness.selection.tests import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict.claims import BugSeen
@@ -38,6 +40,7 @@ claim = "it stays"
 LIST = ENTRY.format(id="HP-001", scenario="fork", more="")
 PASS, BUG, SKIP = Outcome.PASSED, Outcome.KNOWN_BUG, Outcome.SKIPPED
 OLD, NEW = "6.12.117", "6.12.118"
+SCENARIOS = (Selected(None, "fork", "pud"), Selected(None, "zap", "pud"))
 DAY, LATER = date(2026, 11, 22), date(2026, 11, 26)
 
 
@@ -279,13 +282,14 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.chdir(tmp_path)
     specs: list[str] = []
 
-    def run_kernel(spec: str, *_args: object) -> Run:
-        specs.append(spec)
+    def run_kernel(spec: str, tests: Sequence[Selected], *_args: object) -> Run:
+        specs.append(" ".join([spec, *map(str, tests)]))
         if spec == "debian:7.3.4" and len(specs) == 2:
             raise KeyboardInterrupt
-        return run(spec.partition(":")[2], {"fork": PASS})
+        return run(spec.partition(":")[2], {one.scenario: PASS for one in tests or SCENARIOS[:1]})
 
     monkeypatch.setattr(local, "run_kernel", run_kernel)
+    monkeypatch.setattr(command, "choose", lambda _words: Wanted((), (), SCENARIOS[:1]))
     monkeypatch.setattr(command, "check_kernels", lambda *_args: None)
     offered = Kernels(("debian:6.12.118", "debian:7.3.4"), {"6.19": "only in part"})
     monkeypatch.setattr(command, "choose_kernels", lambda *_args: offered)
@@ -303,6 +307,27 @@ def test_an_interrupted_run_is_continued(ran: list[str]) -> None:
     assert list(found.runs) == ["debian:6.12.118", "debian:7.3.4"]
     assert found.missing == {"6.19": "only in part"}
     assert command.collect((), RunOptions(), 1, kept, offline=True) is kept
+
+
+def test_only_new_scenarios_are_run(ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    have = RunsByKernel({f"debian:{one}": (run(one, {"fork": PASS}, DAY),) for one in (NEW, "7.3.4")}, {})
+    assert command.collect(("all-stock",), RunOptions(), 1, have, offline=False).runs == have.runs
+    monkeypatch.setattr(command, "choose", lambda _words: Wanted((), (), SCENARIOS))
+    with pytest.raises(KeyboardInterrupt):
+        command.collect(("all-stock",), RunOptions(), 1, have, offline=False)
+    kept = RunsByKernel.read(Path("build/facts.json"))
+    found = command.collect(("all-stock",), RunOptions(), 1, kept, offline=False)
+    assert ran == ["debian:6.12.118 zap", "debian:7.3.4 zap", "debian:7.3.4 zap"]
+    expected = {f"debian:{one}": (run(one, {"fork": PASS, "zap": PASS}),) for one in (NEW, "7.3.4")}
+    assert found.runs == expected
+
+
+def test_results_of_another_kernel_are_not_joined() -> None:
+    before, later = run(NEW, {"fork": PASS}), run(NEW, {"fork": BUG, "zap": PASS})
+    assert command.joined(before, later) == later
+    later.context["kernel"]["config_hash"] = "another"
+    with pytest.raises(MachineryError, match=r"the earlier results are of another kernel .*; run without --from"):
+        command.joined(before, later)
 
 
 def test_results_may_be_a_matrix_or_a_run(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@
 
 It runs what ``hugepfn matrix -k all-stock`` runs. It writes docs/matrix.md, guest_tests/known_bugs_seen.toml, the
 marked pieces of the documents, and the commands of known bugs that name a kernel on which the bug is fixed. A second
-run with the same results changes only the date. The results are kept in build/facts.json, kernel by kernel. Use
-``--from build/facts.json`` to continue an interrupted run.
+run with the same results changes only the date. The results are kept in build/facts.json, kernel by kernel. With
+``--from build/facts.json``, only what it lacks is run: the kernels of an interrupted run, and new scenarios.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from harness.campaign.wanted import choose
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.outputs import write_text
+from harness.selection.selected import Selected
 from harness.selection.tests import facts_of, ledger_of
 from harness.verdict import Outcome, Run, ScenarioResult
 from harness.verdict import claims as run_schema
 from harness.verdict import table as matrix_schema
 from harness.verdict.known_bugs import KnownBug, judge
 from harness.verdict.seen import Facts, Measured, Sightings, dump_facts, version_key
-from harness.verdict.table import Column, Mark, Table
+from harness.verdict.table import TROUBLE, Case, Column, Mark, Table
 
 DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/truth.md", "docs/tutorial.md")
 _UNSURE = {Mark.FAIL, Mark.ERROR, Mark.FLAKE, Mark.UNKNOWN}
@@ -174,27 +175,49 @@ def judged_again(results: RunsByKernel, ledger: Sequence[KnownBug], facts: Facts
     return Table.of(columns, choose(()).cases)
 
 
+def lacking(runs: Sequence[Run], cases: Iterable[Case]) -> tuple[Selected, ...]:
+    """Return the scenarios of which a run of a kernel has not every case; all of them if there is no run."""
+    have = [{(one.scenario, one.level) for one in run.results} for run in runs] or [set()]
+    lost = [case.scenario for case in cases if any((case.scenario, case.level) not in each for each in have)]
+    return tuple(Selected(None, name) for name in dict.fromkeys(lost))
+
+
+def joined(before: Run, later: Run) -> Run:
+    """Return a run with the results of two, of which the later ones count.
+
+    :raises MachineryError: they are of different kernels.
+    """
+    old, new = before.context.get("kernel"), later.context.get("kernel")
+    if old != new and not later.context.get(TROUBLE):
+        raise MachineryError(f"the earlier results are of another kernel ({old}, now {new}); run without --from")
+    anew = {(one.scenario, one.level) for one in later.results}
+    kept = (one for one in before.results if (one.scenario, one.level) not in anew)
+    return Run((*kept, *later.results), later.context)
+
+
 def collect(specs: Sequence[str], options: RunOptions, repeat: int, have: RunsByKernel, offline: bool) -> RunsByKernel:
-    """Return the results of every kernel: existing ones, and those of new runs."""
+    """Return the results of every kernel: existing ones, and those of new runs, of what these lack."""
     if offline:
         return have
-    kept = Path("build/facts.json")
+    kept, cases = Path("build/facts.json"), choose(()).cases
     with Live() as live:
         chosen = choose_kernels(specs, live.say)
         check_exact(chosen.specs)
-        wanted = [spec for spec in chosen.specs if spec not in have.runs]
-        if wanted:
-            check_kernels(wanted, options, live)
-            kept.parent.mkdir(exist_ok=True)
         runs = {spec: found for spec, found in have.runs.items() if spec in chosen.specs}
+        wanted = {spec: tests for spec in chosen.specs if (tests := lacking(runs.get(spec, ()), cases))}
+        if wanted:
+            check_kernels(list(wanted), options, live)
+            kept.parent.mkdir(exist_ok=True)
         with executing(live, options.scheduler) as executor:
-            for spec in wanted:
-                found = []
-                units = repeated([spec], (), options, repeat)
+            for spec, tests in wanted.items():
+                before = runs.get(spec, ())
+                units = repeated([spec], tests if before else (), options, len(before) or repeat)
+                found = {}
                 for number, answer in executor.run(units):
-                    found.append(answer.as_run(spec))
-                    live.line(summary(found[-1], units[number].name))
-                runs[spec] = tuple(found)
+                    run = answer.as_run(spec)
+                    live.line(summary(run, units[number].name))
+                    found[number] = joined(before[number], run) if before else run
+                runs[spec] = tuple(found[number] for number in range(len(units)))
                 write_text(kept, as_json(RunsByKernel(runs, chosen.missing).to_json()))
     return RunsByKernel(runs, chosen.missing)
 
@@ -248,7 +271,7 @@ def _printed(table: Table, missing: Mapping[str, str]) -> str:
     "given",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="a file with results, whose kernels are not run again",
+    help="a file with results, which are not measured again",
 )
 @click.option("--offline", is_flag=True, help="run nothing, and use only the results of --from")
 @click.option("--also", multiple=True, type=click.Path(path_type=Path), help="more results, for known bugs only")
