@@ -8,6 +8,7 @@
  * --case=skewed    the slot's address is off by a leaf of the next smaller size
  * --case=short     the slot ends a leaf of the next smaller size before the mapping does
  * --case=read-only the host's mapping has only PROT_READ, the slot KVM_MEM_READONLY
+ * --case=read-only-mapping the same, but the slot may be written
  * --case=soft-dirty as first, after clear_refs 4: the host's entry may be made read-only, to see the next write
  *
  * Mappings: "bar". The VM is "vm", with the slots "code" and "bar".
@@ -27,12 +28,14 @@ static const struct kvm_case {
 	const char *name;
 	int skew, shorter; /* in leaves of the next smaller size */
 	bool first, read_only, soft_dirty;
+	uint32_t flags; /* of the slot */
 } cases[] = {
 	{ .name = "whole" },
 	{ .name = "first", .first = true },
 	{ .name = "skewed", .skew = 1 },
 	{ .name = "short", .shorter = 1 },
-	{ .name = "read-only", .read_only = true },
+	{ .name = "read-only", .read_only = true, .flags = KVM_MEM_READONLY },
+	{ .name = "read-only-mapping", .read_only = true },
 	{ .name = "soft-dirty", .first = true, .soft_dirty = true },
 };
 
@@ -56,7 +59,7 @@ int main(int argc, char **argv)
 					  .gpa = gpa,
 					  .addr = mapped,
 					  .length = length - (size_t)chosen->shorter * smaller,
-					  .flags = chosen->read_only ? KVM_MEM_READONLY : 0,
+					  .flags = chosen->flags,
 					  .backing = HP_BAR });
 	checkpoint("opened");
 	if (!chosen->first) {

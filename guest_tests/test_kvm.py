@@ -4,6 +4,7 @@ import pytest
 
 from harness import kernel_functions as fn
 from harness.claims import Claims
+from harness.kernel_functions import KernelFunction
 from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 
@@ -90,12 +91,8 @@ def test_kvm_slot_short(vm: VM, level: Level, claim: Claims) -> None:
     _does_not_fit(vm, level, claim, "short")
 
 
-@pytest.mark.machine(kvm=True)
-@pytest.mark.levels("pte", "pmd", "pud")
-@pytest.mark.decided_by(fn.hva_to_pfn_remapped, fn.make_spte)
-def test_kvm_read_only(vm: VM, level: Level, claim: Claims) -> None:
-    """KVM maps a read-only mapping read-only, at its level, and a write of the vCPU is an exit for MMIO."""
-    with vm.run("kvm", f"--level={level.label}", "--case=read-only", timeout_s=TIMEOUT_S) as guest:
+def _read_only(vm: VM, level: Level, claim: Claims, case: str, refuses: KernelFunction) -> None:
+    with vm.run("kvm", f"--level={level.label}", f"--case={case}", timeout_s=TIMEOUT_S) as guest:
         read = guest.until("read")
         with claim(f"KVM maps a {level.label} read-only", fn.make_spte):
             assert read["vm"].leaf("bar").level is level
@@ -105,8 +102,24 @@ def test_kvm_read_only(vm: VM, level: Level, claim: Claims) -> None:
             assert not written["vm"].leaf("bar").write
             assert written["parent"].leaf("bar").entry == read["parent"].leaf("bar").entry
         values = guest.result.values
-        with claim("the vCPU reads, and its write is an exit for MMIO", fn.kvm_tdp_mmu_map):
+        with claim("the vCPU reads, and its write is an exit for MMIO", refuses):
             assert (values["read"], values["write"]) == ("done", "MMIO")
+
+
+@pytest.mark.machine(kvm=True)
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.make_spte, fn.kvm_tdp_mmu_map)
+def test_kvm_read_only(vm: VM, level: Level, claim: Claims) -> None:
+    """In a read-only slot, KVM maps a leaf read-only, at its level, and a write of the vCPU is an exit for MMIO."""
+    _read_only(vm, level, claim, "read-only", fn.kvm_tdp_mmu_map)
+
+
+@pytest.mark.machine(kvm=True)
+@pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.decided_by(fn.hva_to_pfn_remapped, fn.make_spte)
+def test_kvm_read_only_mapping(vm: VM, level: Level, claim: Claims) -> None:
+    """What its process may only read, KVM maps read-only in a slot for writing, too: a write is an exit for MMIO."""
+    _read_only(vm, level, claim, "read-only-mapping", fn.hva_to_pfn_remapped)
 
 
 @pytest.mark.machine(kvm=True)
