@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UsageError
+from harness.observe.table_reader import leaves_in
 from harness.pagetable import (
     Bits,
     Entry,
@@ -187,12 +188,37 @@ def test_ranges_agree_with_the_model(builder: Builder, data: st.DataObject) -> N
     ]
     leaves = walk_range(builder.memory, ROOT, start, end, builder.layout)
     assert [(leaf.vaddr, leaf.raw, leaf.level) for leaf in leaves] == expected
+    assert leaves_in(builder.memory, ROOT, start, end, builder.layout) == leaves
     arrays = walk_arrays(builder.memory, ROOT, start, end, builder.layout)
     assert [column.dtype.name for column in arrays] == ["uint64", "uint64", "uint8"]
     assert list(zip(arrays.vaddr.tolist(), arrays.raw.tolist(), arrays.level.tolist(), strict=True)) == expected
     assert pfns(arrays).tolist() == [leaf.pfn for leaf in leaves]
     for bit in Bits:
         assert has_bit(arrays, bit, builder.layout).tolist() == [bit in leaf.bits for leaf in leaves]
+
+
+@settings(max_examples=60)
+@given(builders(), st.data())
+def test_a_few_walks_find_the_leaves_of_a_short_range(builder: Builder, data: st.DataObject) -> None:
+    start = data.draw(st.sampled_from(edges(builder))) & -PAGE
+    end = min(start + data.draw(st.integers(0, 40)) * PAGE, 1 << 64)
+    assume(builder.layout.is_canonical(end - 1))
+    expected = walk_range(builder.memory, ROOT, start, end, builder.layout)
+    with pytest.MonkeyPatch.context() as patch:
+        if end - start <= 32 * PAGE:
+            patch.setattr("harness.pagetable.bulk.walk_range", None)  # it must not be called
+        assert leaves_in(builder.memory, ROOT, start, end, builder.layout) == expected
+
+
+def test_what_is_wrong_with_a_range_is_told_by_the_walk_in_bulk() -> None:
+    builder = Builder(FOUR)
+    builder.ram[ROOT : ROOT + 8] = (1 << 40 | 1).to_bytes(8, "little")  # a table outside RAM
+    told = []
+    for search in (walk_range, leaves_in):
+        with pytest.raises(WalkError, match="lies outside guest RAM") as caught:
+            search(builder.memory, ROOT, 0, PAGE, FOUR)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
 
 
 @settings(max_examples=60)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness import pagetable
 from harness.errors import UsageError
 from harness.guest.protocol import VmEvent
 from harness.introspect.kvm import KvmRoots
 from harness.introspect.live_kernel import LiveKernel
 from harness.introspect.processes import Processes, ProcessRoot, RangeWalk
 from harness.observe.iommu import read_rtaddr
-from harness.pagetable import Layout, Walk, entry_arrays, walk
+from harness.pagetable import Layout, Walk, walk
 from harness.pagetable.vtd import Access, LookUp, SourceId, device_tables
 
 
@@ -104,7 +105,7 @@ class AddressSpaces:
     def _look(self, root: DeviceRoot | MachineRoot, start: int, end: int | None) -> Walk | RangeWalk:
         if end is None:
             return walk(self._vm.memory, root.paddr, start, root.layout)
-        return RangeWalk(root, start, end, entry_arrays(self._vm.memory, root.paddr, start, end, root.layout))
+        return RangeWalk(root, start, end, pagetable.entry_arrays(self._vm.memory, root.paddr, start, end, root.layout))
 
 
 def _chosen(there: tuple[VmEvent, ...], process: ProcessRoot, vm_fd: int | None) -> VmEvent:

@@ -6,8 +6,6 @@ import bisect
 import struct
 from typing import Any
 
-import numpy as np
-
 from harness.errors import PremiseNotMet
 from harness.introspect.drgn_btf import BtfTypes
 from harness.introspect.dwarf import import_drgn
@@ -57,6 +55,8 @@ def drgn_program(vm: LiveKernel, facts: KernelFacts) -> Any:
 
 def read_physical(memory: Memory, paddr: int, count: int) -> bytes:
     """Return any bytes of guest RAM, which are read in whole pages."""
+    import numpy as np
+
     first = paddr & -PAGE_SIZE_BYTES
     pages = memory.tables(np.arange(first, paddr + count, PAGE_SIZE_BYTES, dtype=np.uint64))
     return pages.tobytes()[paddr - first : paddr - first + count]

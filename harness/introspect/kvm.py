@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness import pagetable
 from harness.errors import MachineryError, PremiseNotMet, UsageError
 from harness.guest.protocol import VmEvent
 from harness.host import cache
@@ -27,7 +28,7 @@ from harness.introspect.tasks import Task, TaskOffsets, Tasks, first_task
 from harness.kernel.btf import Btf
 from harness.kernel.offsets import KVM_MEMBERS, TASK_MEMBERS
 from harness.observe.nested import TableRoot
-from harness.pagetable import PAGE_SIZE_BYTES, Layout, WalkError, walk_arrays
+from harness.pagetable import PAGE_SIZE_BYTES, Layout, WalkError
 from harness.pagetable.memory import Memory
 from harness.printable import printable
 
@@ -187,7 +188,7 @@ def _text_vaddr(memory: Memory, root: int, layout: Layout) -> int:
 
     :raises MachineryError: nothing is mapped there.
     """
-    found = walk_arrays(memory, root, _TEXT, _TEXT_END, layout).vaddr
+    found = pagetable.walk_arrays(memory, root, _TEXT, _TEXT_END, layout).vaddr
     if not len(found):
         raise MachineryError(f"the page tables at {root:#x} do not map the kernel's text")
     return int(found[0])

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from harness import pagetable
 from harness.errors import MachineryError
 from harness.introspect.kernel_facts import KernelFacts
 from harness.introspect.kernel_memory import KernelMemory, prove_kernel_memory
 from harness.introspect.live_kernel import LiveKernel
 from harness.introspect.tasks import Task, Tasks, first_task
 from harness.introspect.vmas import Vma, count_vmas, parse_maps
-from harness.pagetable import EntryRun, Layout, Leaf, LeafArrays, Walk, entry_arrays, leaf_mask, only, runs, walk
+from harness.pagetable import Layout, Leaf, Walk, walk
 from harness.pagetable.bits import Level
 from harness.pagetable.entry import Entry
 from harness.printable import printable
@@ -55,24 +56,24 @@ class RangeWalk:
     """First virtual address of the range."""
     end: int
     """One past the last virtual address."""
-    entries: LeafArrays = field(repr=False)
+    entries: pagetable.LeafArrays = field(repr=False)
     """Leaves, holes and swap entries, see entry_arrays()."""
 
     @property
     def leaves(self) -> list[Leaf]:
         """The leaves in the range, in ascending order of address."""
         layout = self.tables.layout
-        found = only(self.entries, leaf_mask(self.entries, layout.format))
+        found = pagetable.only(self.entries, pagetable.leaf_mask(self.entries, layout.format))
         columns = zip(found.vaddr.tolist(), found.raw.tolist(), found.level.tolist(), strict=True)
         return [Leaf(Entry(raw, Level(level), layout), vaddr) for vaddr, raw, level in columns]
 
-    def runs(self, previous: RangeWalk | None = None) -> Iterator[EntryRun]:
+    def runs(self, previous: RangeWalk | None = None) -> Iterator[pagetable.EntryRun]:
         """Yield runs of equal neighbours, holes included.
 
         :param previous: an earlier walk of the same range; each run then has the entry that it had there.
         """
         old = None if previous is None else previous.entries
-        return runs(self.entries, self.tables.layout, self.start, self.end, old)
+        return pagetable.runs(self.entries, self.tables.layout, self.start, self.end, old)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Processes:
         self.learn()
         with self._vm.paused():
             process = self._root(pid)
-            entries = entry_arrays(self._vm.memory, process.paddr, start, end, process.layout)
+            entries = pagetable.entry_arrays(self._vm.memory, process.paddr, start, end, process.layout)
             return RangeWalk(process, start, end, entries)
 
     def vmas(self, pid: int) -> ProcessVmas:
@@ -158,7 +159,7 @@ class Processes:
             with self._vm.paused():
                 process = self._root(pid)
                 half = 1 << process.layout.address_bits - 1
-                entries = entry_arrays(self._vm.memory, process.paddr, 0, half, process.layout)
+                entries = pagetable.entry_arrays(self._vm.memory, process.paddr, 0, half, process.layout)
             after = self._maps(pid)
             if before == after:
                 vmas, elsewhere = count_vmas(parse_maps(printable(before)), entries, process.layout)

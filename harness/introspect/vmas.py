@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from harness import pagetable
 from harness.errors import ProtocolError
-from harness.pagetable import Bits, Layout, LeafArrays, Level, has_bit, hole_mask, leaf_mask, only
+from harness.pagetable import Bits, Layout, Level
 
 #: proc_pid_maps(5): range, permissions, offset in the file, device, inode, name.
 _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ([-rwxsp]{4}) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ \d+ *(.*)")
@@ -62,14 +61,16 @@ def parse_maps(text: str) -> tuple[VmaLine, ...]:
     return tuple(found)
 
 
-def count_vmas(lines: Iterable[VmaLine], entries: LeafArrays, layout: Layout) -> tuple[tuple[Vma, ...], int]:
+def count_vmas(lines: Iterable[VmaLine], entries: pagetable.LeafArrays, layout: Layout) -> tuple[tuple[Vma, ...], int]:
     """Return what is in each VMA, and the number of leaves that lie in none of them.
 
     :param entries: of the whole user half, see :func:`harness.pagetable.entry_arrays`.
     """
-    leaves = only(entries, leaf_mask(entries))
-    swapped = only(entries, ~leaf_mask(entries) & ~hole_mask(entries))
-    have = {bit: has_bit(leaves, bit, layout) for bit in Bits}
+    import numpy as np
+
+    leaves = pagetable.only(entries, pagetable.leaf_mask(entries))
+    swapped = pagetable.only(entries, ~pagetable.leaf_mask(entries) & ~pagetable.hole_mask(entries))
+    have = {bit: pagetable.has_bit(leaves, bit, layout) for bit in Bits}
     vmas, inside = [], 0
     for line in lines:
         first, last = _slice(leaves, line)
@@ -88,8 +89,10 @@ def count_vmas(lines: Iterable[VmaLine], entries: LeafArrays, layout: Layout) ->
     return tuple(vmas), len(leaves.vaddr) - inside
 
 
-def _slice(entries: LeafArrays, line: VmaLine) -> tuple[int, int]:
+def _slice(entries: pagetable.LeafArrays, line: VmaLine) -> tuple[int, int]:
     """Return the first and last index (exclusive) of the entries that start in a VMA."""
+    import numpy as np
+
     edges = np.array([line.start, line.end], np.uint64)
     first, last = np.searchsorted(entries.vaddr, edges).tolist()
     return first, last

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
+from harness import pagetable
 from harness.guest.protocol import SlotEvent
 from harness.observe.iommu import root_of
 from harness.observe.nested import TableRoot, VirtualMachine, WatchedIommu
 from harness.observe.snapshot import IommuLook, MappingView, NestedLook, ProcessView
 from harness.observe.table_reader import TableReader
-from harness.pagetable import LEAF_LEVELS, Walk, WalkError, walk_arrays
+from harness.pagetable import LEAF_LEVELS, Walk, WalkError
 from harness.pagetable.memory import Memory
 from harness.pagetable.vtd import Access
 
@@ -77,10 +76,10 @@ class TablesReading:
         if root is None:
             return (0,) * len(LEAF_LEVELS), ""
         try:
-            every = walk_arrays(self._memory, root.paddr, 0, root.layout.end, root.layout)
+            every = pagetable.walk_arrays(self._memory, root.paddr, 0, root.layout.end, root.layout)
         except WalkError as error:
             return (0,) * len(LEAF_LEVELS), str(error)
-        return tuple(int(np.count_nonzero(every.level == level)) for level in LEAF_LEVELS), ""
+        return tuple(int((every.level == level).sum()) for level in LEAF_LEVELS), ""
 
     def _slots(self, declared: Mapping[str, SlotEvent], root: TableRoot | None) -> _Slots:
         found = _Slots({}, {})

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from harness import pagetable
 from harness.errors import (
     DeadlineError,
     GuestProgramError,
@@ -36,7 +37,6 @@ from harness.observe.run_result import RunResult
 from harness.observe.snapshot import CALIBRATION_MAPPING, Snapshot
 from harness.observe.stop_checks import violations_at
 from harness.observe.witness import Witness, needs_registration
-from harness.pagetable import LeafArrays
 from harness.printable import printable
 from harness.qemu.deadline import Deadline
 from harness.verdict import Complaint, Taint, parse_ktap, words
@@ -109,7 +109,7 @@ class GuestRun:
             raise UsageError(f"{self.program} is not at a checkpoint; call until() first")
         return self.vm.on_loop(self._look_again(self._held))
 
-    def leaf_arrays(self, process: str, mapping: str) -> LeafArrays:
+    def leaf_arrays(self, process: str, mapping: str) -> pagetable.LeafArrays:
         """At a checkpoint, return the leaves of a mapping as numpy arrays: fast even for a gigabyte of 4 KiB pages.
 
         :returns: ``vaddr`` (uint64[n]), ``raw`` (uint64[n]) and ``level`` (uint8[n]), in ascending order of vaddr.

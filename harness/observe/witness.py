@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from harness import pagetable
 from harness.errors import DeadlineError, ProtocolError, UsageError
 from harness.guest import bounds
 from harness.guest.protocol import (
@@ -36,7 +37,6 @@ from harness.observe.table_reader import TableReader
 from harness.pagetable import (
     PAGE_SIZE_BYTES,
     Layout,
-    LeafArrays,
     PagemapWord,
     Region,
     Walk,
@@ -44,7 +44,6 @@ from harness.pagetable import (
     root_paddr,
     translate,
     walk,
-    walk_arrays,
 )
 from harness.qemu.deadline import Deadline
 from harness.qemu.process import Qemu
@@ -292,14 +291,14 @@ class Witness:
         mappings = [mapping for process in self.processes.values() for mapping in process.mappings.values()]
         return f"{len(mappings)} mappings of {sum(one.size_bytes for one in mappings) >> 20} MiB"
 
-    def leaf_arrays(self, name: str, mapping: str) -> LeafArrays:
+    def leaf_arrays(self, name: str, mapping: str) -> pagetable.LeafArrays:
         """Return the leaves of one mapping, or of a virtual machine's slot, as arrays. The machine must be stopped.
 
         :raises UsageError: there is no such process or mapping.
         """
         declared, tables = self._tables_of(name, mapping)
         end = declared.vaddr + declared.size_bytes
-        return walk_arrays(self._memory, tables.paddr, declared.vaddr, end, tables.layout)
+        return pagetable.walk_arrays(self._memory, tables.paddr, declared.vaddr, end, tables.layout)
 
     def _tables_of(self, name: str, mapping: str) -> tuple[MappingEvent, TableRoot]:
         """Return a mapping of a process, or a slot of a virtual machine, and the tables that have it.

@@ -7,15 +7,16 @@ are physical addresses. :class:`SplitMemory` is for larger guests, with a hole b
 from __future__ import annotations
 
 import mmap
-from typing import Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from harness.errors import MachineryError, UsageError
 from harness.pagetable.bits import ENTRIES_PER_TABLE, PAGE_SHIFT, PAGE_SIZE_BYTES
 
-U64Array: TypeAlias = NDArray[np.uint64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+U64Array: TypeAlias = "NDArray[np.uint64]"
 RamBuffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
 
@@ -83,6 +84,8 @@ class SplitMemory:
 
         :raises WalkError: one of them lies in the hole or after RAM.
         """
+        import numpy as np
+
         high = paddrs >= np.uint64(HIGH_RAM_PADDR)
         if len(in_hole := paddrs[~high & (paddrs >= np.uint64(self._low_bytes))]):
             self._offset(int(in_hole[0]))
@@ -112,6 +115,8 @@ class PhysicalMemory:
         size_bytes = len(memoryview(buffer).cast("B")) if isinstance(buffer, memoryview) else len(buffer)
         if size_bytes == 0 or size_bytes % PAGE_SIZE_BYTES:
             raise UsageError(f"guest RAM is a whole number of 4096-byte pages, got {size_bytes} bytes")
+        import numpy as np
+
         words: U64Array = np.frombuffer(buffer, dtype="<u8")
         self._pages: U64Array | None = words.reshape(-1, ENTRIES_PER_TABLE)
         self._size_bytes = size_bytes
@@ -152,6 +157,8 @@ class PhysicalMemory:
 
         :raises WalkError: one of them lies outside RAM.
         """
+        import numpy as np
+
         if len(paddrs) and int(paddrs.max()) >= self._size_bytes:
             self._index(int(paddrs.max()))
         copy: U64Array = self._ram()[(paddrs >> np.uint64(PAGE_SHIFT)).astype(np.intp)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import numpy as np
 
 from harness.errors import MachineryError, RestoreError, UsageError
 from harness.events import Note, Say
@@ -249,6 +248,8 @@ class ProcessMemory:
 
         :raises MachineryError: QEMU has ended.
         """
+        import numpy as np
+
         found = np.empty((len(paddrs), PAGE_SIZE_BYTES // 8), np.uint64)
         breaks = np.flatnonzero(np.diff(paddrs) != PAGE_SIZE_BYTES) + 1
         for rows in np.split(np.arange(len(paddrs)), breaks):
@@ -274,8 +275,8 @@ def _mapped_at(pid: int, ram_fd: int) -> int:
     not what fstat() says (fs/proc/task_mmu.c show_map_vma() takes them from the inode underneath).
     """
     with mmap.mmap(ram_fd, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE) as page:
-        ours = np.frombuffer(page, np.uint8)
-        vaddr = ours.ctypes.data
+        ours = ctypes.c_char.from_buffer(page)
+        vaddr = ctypes.addressof(ours)
         del ours  # otherwise the mapping cannot be closed
         wanted = next(file for start, _offset, file in _file_mappings(os.getpid()) if start == vaddr)
     for start, offset, file in _file_mappings(pid):
