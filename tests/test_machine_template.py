@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,41 @@ def test_the_content_is_checked_once_in_a_process(saved: Path) -> None:
     (saved / "state").write_bytes(b"other")
     with pytest.raises(MachineryError, match="has changed since it was saved"):
         load(saved)
+
+
+def test_the_content_is_checked_again_only_when_the_files_were_written(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each load is one of another process."""
+    read: list[Path] = []
+    digest = template_module._digest
+    now_s = time.time()
+
+    def counted(folder: Path) -> str:
+        read.append(folder)
+        return digest(folder)
+
+    monkeypatch.setattr(template_module, "_digest", counted)
+
+    def checks(*, after_s: float) -> int:
+        template_module._verified.clear()
+        monkeypatch.setattr(time, "time", lambda: now_s + after_s)
+        read.clear()
+        assert load(saved).ready == READY
+        return len(read)
+
+    assert checks(after_s=0) == 1
+    assert checks(after_s=2) == 1, "a file that was just written may be written again at the same time of its clock"
+    assert checks(after_s=3) == 0
+    monkeypatch.setattr(template_module, "boot_id", lambda: "another")
+    assert [checks(after_s=4), checks(after_s=5)] == [1, 0]
+    (saved / "state").write_bytes(b"registers")
+    assert checks(after_s=1e6) == 1, "its content is what it was"
+    (saved / "state").write_bytes(b"registerz")
+    template_module._verified.clear()
+    for _ in range(2):
+        with pytest.raises(MachineryError, match="has changed since it was saved"):
+            load(saved)
 
 
 @pytest.mark.parametrize("name", ["meta.json", "state", "ram", "log.json"])

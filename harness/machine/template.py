@@ -2,8 +2,8 @@
 
 A template consists of the machine's RAM (a sparse file) and its device state (QEMU's migration stream with
 x-ignore-shared, so without the RAM). It is made when the agent has answered and the kernel was probed. Its key is
-computed from everything that it depends on. Its content is checked before the first use in each process; a template
-that is damaged is removed and made again.
+computed from everything that it depends on. Its content is checked before the first use, and again when its files were
+written since, or when the host has rebooted; a template that is damaged is removed and made again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from harness.host.aside import aside
 from harness.host.cache_key import key_of
 from harness.machine.machine import Machine
 from harness.pagetable import Region
+from harness.qemu.accel import boot_id
 from harness.qemu.binary import QemuBinary
 from harness.qemu.migration import save_state
 from harness.qemu.ram import SharedRam, data_ranges
@@ -40,6 +42,10 @@ _KEPT = 32  # seven kernels, each with one vCPU, with two, with another device, 
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _ZEROS = bytes(1 << 22)
 _verified: set[Path] = set()
+#: A file in a template with its :func:`_stamp`, when the content was checked.
+_CHECKED = "checked"
+#: Two writes that follow each other faster may have the same time in the file system.
+_CLOCK_STEP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -143,14 +149,16 @@ def write_meta(
 
 
 def load(folder: Path) -> Template:
-    """Open a template, and check its content the first time in this process.
+    """Open a template, and check its content unless it was checked since its files were written.
 
     :raises MachineryError: it has changed since it was saved, or cannot be read.
     """
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        if folder not in _verified and _digest(folder) != meta["digest"]:
-            raise MachineryError(f"the template {folder.name} has changed since it was saved")
+        if folder not in _verified and not _was_checked(folder):
+            if _digest(folder) != meta["digest"]:
+                raise MachineryError(f"the template {folder.name} has changed since it was saved")
+            _note_checked(folder)
         capabilities = Capabilities.from_json(meta["capabilities"])
         log = SavedLog.read(folder)
         bars, boot_s = tuple(Region(**bar) for bar in meta["bars"]), float(meta["boot_s"])
@@ -165,6 +173,28 @@ def discard(folder: Path) -> None:
     """Remove a template. Clones that run keep what they have mapped."""
     _verified.discard(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stamp(folder: Path) -> str:
+    """Return what changes when the files are written, or when the host reboots and may have lost what it wrote."""
+    found = [(folder / name).stat() for name in ("state", "ram")]
+    return json.dumps([boot_id(), *((one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found)])
+
+
+def _was_checked(folder: Path) -> bool:
+    stamp = _stamp(folder)
+    try:
+        return (folder / _CHECKED).read_text() == stamp
+    except (OSError, ValueError):
+        return False
+
+
+def _note_checked(folder: Path) -> None:
+    """Save the check for other processes: reading 120 MB takes a tenth of a second."""
+    newest_s = max((folder / name).stat().st_ctime for name in ("state", "ram"))
+    if time.time() - newest_s > _CLOCK_STEP_S:
+        with contextlib.suppress(OSError):
+            (folder / _CHECKED).write_text(_stamp(folder))
 
 
 def _digest(folder: Path) -> str:

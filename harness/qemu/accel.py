@@ -72,7 +72,7 @@ def tell_why_tcg(why: str, say: Say) -> None:
     """
     if not why:
         return
-    note = cache.root() / _KIND / f"{_boot_id()}-told.json"
+    note = cache.root() / _KIND / f"{boot_id()}-told.json"
     told = (cache.read_note(note) or {}).get("reasons", [])
     if why in told:
         return
@@ -112,14 +112,15 @@ def remember_lie(binary: QemuBinary, cpu: str, reason: str) -> None:
     cache.write_note(_note(binary, cpu), {"works": False, "reason": reason})
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what differs between two boots of this host."""
     return _BOOT_ID.read_text().strip()
 
 
 def _note(binary: QemuBinary, cpu: str) -> Path:
     # A digest, because a CPU model with all its features is too long for a file name.
     machine = hashlib.sha256("\0".join((binary.path, binary.version, cpu)).encode()).hexdigest()[:32]
-    return cache.root() / _KIND / f"{_boot_id()}-{machine}.json"
+    return cache.root() / _KIND / f"{boot_id()}-{machine}.json"
 
 
 def _prove(binary: QemuBinary, cpu: str) -> Proof:
