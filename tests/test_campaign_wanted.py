@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,3 +206,23 @@ def test_scenarios_read_from_the_source_are_those_that_pytest_collects() -> None
     read = choose([])
     files = [Selected(file) for file in dict.fromkeys(line.file for line in scenario_lines())]
     assert set(read.cases) == set(choose(files).cases)
+
+
+def test_only_the_files_that_define_a_named_scenario_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = choose([])
+    parsed: list[str] = []
+    parse = ast.parse
+
+    def counted(text: str) -> ast.Module:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(ast, "parse", counted)
+    fork = [Selected(None, "fork", "pud"), Selected(None, "munmap_middle")]
+    assert choose(fork).tests == tuple(one for one in every.tests if any(word.matches(one) for word in fork))
+    assert len(parsed) == 2
+    with pytest.raises(UsageError, match=r"no scenario 'frok'.*fork"):
+        choose([*fork, Selected(None, "frok")])
+    with pytest.raises(UsageError, match="no scenario 'test_fork'"):
+        choose([Selected(None, "test_fork")])
+    assert choose([*fork, Selected()]).tests == every.tests

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +21,17 @@ class ScenarioLine(NamedTuple):
     file: Path
 
 
-def scenario_lines() -> list[ScenarioLine]:
-    """Return every scenario, read from the source."""
+def scenario_lines(names: Collection[str] = ()) -> list[ScenarioLine]:
+    """Return every scenario, read from the source.
+
+    :param names: only those in files that define one of these; parsing all files takes a tenth of a second.
+    """
     found = []
     for path in sorted(guest_tests_dir().glob("test_*.py")):
-        body = ast.parse(path.read_text()).body
+        text = path.read_text()
+        if names and not any(f"def test_{name}(" in text for name in names):
+            continue
+        body = ast.parse(text).body
         shared = {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
         for node in body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):

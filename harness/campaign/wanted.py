@@ -62,9 +62,9 @@ def choose(words: Sequence[Selected], levels: Sequence[str] = ()) -> Wanted:
     :raises UsageError: a word selects nothing, none of the tests has one of the levels, or a test file cannot be read.
     """
     own = list(dict.fromkeys(word.file for word in words if word.file is not None))
-    scenarios = list(_scenarios())
     # A word without a file is a scenario of hugepfn, even if a test of the user has this name.
     ours, others = [one for one in words if one.file is None], [one for one in words if one.file is not None]
+    scenarios = _scenarios(ours) if ours or not words else []
     check_selects(ours, scenarios)
     _check_helpers({file.parent for file in own})
     theirs = _collect(own) if own else []
@@ -79,9 +79,13 @@ def choose(words: Sequence[Selected], levels: Sequence[str] = ()) -> Wanted:
     return Wanted(tuple(words), tuple(levels), tuple(kept))
 
 
-def _scenarios() -> Iterator[Selected]:
-    for line in scenario_lines():
-        yield from (Selected(line.file, line.name, level) for level in line.levels.split() or (None,))
+def _scenarios(words: Sequence[Selected]) -> list[Selected]:
+    """Return the scenarios that words may mean: all of them if there is no word, or one that means none by name."""
+    names = {word.scenario.partition("[")[0] for word in words}
+    lines = scenario_lines(names)
+    if not names <= {line.name for line in lines}:
+        lines = scenario_lines()
+    return [Selected(line.file, line.name, level) for line in lines for level in line.levels.split() or (None,)]
 
 
 class _Collector(SessionReporter):
