@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -115,7 +114,6 @@ def run(words: tuple[Selected, ...], config: MachineConfig, events: Path | None,
 
     # This stream is kept, because pytest replaces sys.stdout while a test runs.
     console = Console(file=sys.stdout, highlight=False)
-    gc.freeze()  # what was imported stays until the end; pytest collects garbage twice when it ends
     reporter = RunReporter(console, quiet=bool(options["quiet"]), details=bool(words))
     with event_stream.writing(events) as say:
         sys.exit(run_session(pytest, reporter, words, config, options, say))

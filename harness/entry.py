@@ -13,9 +13,10 @@ from harness.host.signals import handle, ignore_ending
 # From harness.errors.ExitCode, which is not imported yet.
 _MACHINERY, _STOP, _INTERRUPTED = 3, 128, 130
 
-#: New objects between two garbage collections. The imports make several hundred thousand objects that stay until the
-#: end. Looking through them after every 700 (Python's default) took 70 ms of the 1.2 s of `run fork --level pud`.
-_GC_THRESHOLD = 50_000
+#: New objects between two garbage collections. The imports make a hundred thousand objects that stay until the end.
+#: Looking through them after every 700 (Python's default) took 70 ms of the 1.2 s of `run fork --level pud`, and after
+#: every 50,000 still 30 ms.
+_GC_THRESHOLD = 200_000
 
 
 def _leave(_number: int, _frame: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -46,6 +47,10 @@ class _Wiring:
         config.stash[EVERY_TEST] = True
         if self._machine is not None:
             fixtures.set_machine(config, self._machine)
+
+    def pytest_collection_finish(self) -> None:
+        if self._machine is None:
+            gc.freeze()  # what is there stays until the end; pytest collects garbage twice when it ends
 
     def pytest_sessionstart(self, session: Any) -> None:
         if self._stopping is not None:
