@@ -225,6 +225,19 @@ def test_the_levels_of_the_options_are_those_of_leaves() -> None:
         assert level_label(size) == level_label(size.lower()) == label
 
 
+@pytest.mark.parametrize(
+    ("module", "lacking"),
+    [
+        ("harness.cli", ["harness.pagetable", "harness.verdict", "pytest", "rich", "asyncio"]),
+        ("harness.campaign.session", ["numpy", "harness.kernel.build", "virtme.commands", "filelock", "rich.progress"]),
+    ],
+)
+def test_a_command_starts_without_what_it_seldom_needs(module: str, lacking: list[str]) -> None:
+    told = f"import sys, {module}; print([one for one in {lacking} if one in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def _nothing(name: str, *_: object) -> Path:
     raise MachineryError(f"no apt here, and no {name}")
 

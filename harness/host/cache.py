@@ -20,9 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import filelock
-import platformdirs
-
 from harness.errors import MachineryError
 from harness.events import Note, Say, Waiting, tell
 from harness.host import cache_sums
@@ -40,7 +37,11 @@ PRIVATE = frozenset({"templates", "kept", "failures"})
 def root() -> Path:
     """The cache folder: ``HUGEPFN_CACHE_DIR``, else the user's cache folder (XDG)."""
     chosen = os.environ.get("HUGEPFN_CACHE_DIR")
-    return Path(chosen).expanduser().absolute() if chosen else platformdirs.user_cache_path("hugepfn")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_path("hugepfn"))
 
 
 def folder_of(kind: str) -> Path:
@@ -112,6 +113,8 @@ def locked(name: str, what: str, say: Say | None = None, timeout_s: float = 1800
     :param what: what the other process does, for the message about the wait: "fetches linux-image-...".
     :raises MachineryError: the other process has not finished after ``timeout_s`` seconds.
     """
+    import filelock  # 20 ms, and what is in the cache needs no lock
+
     folder = root() / "locks"
     with room_errors(folder):
         _make_root()
@@ -294,6 +297,8 @@ def obtain(
 
 def _sweep(folder: Path, kind: str, own: str) -> None:
     """Delete what dead builders left in this folder. The caller holds the lock of ``own``."""
+    import filelock
+
     for leftover in folder.glob(".*.tmp-*"):
         name = leftover.name[1:].rpartition(".tmp-")[0]
         if name == own:

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
-
 from harness.errors import MachineryError
 from harness.host import cache
 
@@ -146,6 +144,8 @@ def remove(entry: CacheEntry) -> bool:
 @contextlib.contextmanager
 def _alone(entry: CacheEntry) -> Iterator[bool]:
     """Take all locks of an entry while the block runs; the value is whether nobody else has one."""
+    import filelock
+
     with contextlib.ExitStack() as stack:
         try:
             for file in _lock_files(entry):

@@ -15,7 +15,6 @@ from harness.archive import apt
 from harness.errors import MachineryError, UsageError
 from harness.events import Say
 from harness.host.packages import distribution, find_command
-from harness.kernel.build import BuiltSource
 from harness.kernel.debian import DebianSource
 from harness.kernel.folder import HostSource, open_folder
 from harness.kernel.image import KernelImage, open_image
@@ -57,12 +56,18 @@ class ImageSource:
         return open_image(self.path, spec=self.spec, modules=self.modules)
 
 
+def _built(text: str) -> Source:
+    from harness.kernel.build import BuiltSource  # what builds takes 30 ms to import
+
+    return BuiltSource.parse(text)
+
+
 _SCHEMES: dict[str, Callable[[str], Source]] = {
     "debian": DebianSource.parse,
-    "debsrc": BuiltSource.parse,
+    "debsrc": _built,
     "host": HostSource.parse,
     "shipped": ShippedSource.parse,
-    "tree": BuiltSource.parse,
+    "tree": _built,
 }
 _UNDERSTOOD = (
     "debian[:VERSION[@SUITE]], host, the path of a bzImage, a vmlinux or a folder with one, or, to build, "

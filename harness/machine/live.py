@@ -11,8 +11,6 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pexpect.fdpexpect import fdspawn
-
 from harness.errors import HugepfnError, MachineryError, UsageError
 from harness.guest.agent import UNLIMITED_S, Agent
 from harness.guest.exec import Completed, Sink, execute
@@ -30,6 +28,8 @@ from harness.qemu.ram import GuestMemory
 from harness.verdict import Taint, parse_taint
 
 if TYPE_CHECKING:
+    from pexpect.fdpexpect import fdspawn
+
     from harness.guest.ssh import Ssh
     from harness.guest.sshd import SshAddress, SshServer
 
@@ -287,4 +287,6 @@ class LiveMachine:
 
         :raises MachineryError: the guest has no busybox, because this host has none.
         """
+        from pexpect.fdpexpect import fdspawn
+
         return fdspawn(self.shell()[0].detach(), encoding="utf-8", timeout=30)

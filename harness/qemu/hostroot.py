@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
-from virtme.architectures import get as virtme_arch
-from virtme.commands.run import VirtFSConfig, export_virtfs
-
 from harness.errors import MachineryError, UsageError
 from harness.host.aside import aside
 from harness.host.packages import find_command, how_to_install
@@ -206,6 +203,9 @@ def root_args(root: Root, server: FileServer | None) -> list[str]:
     """QEMU's options for the guest's root."""
     args: list[str] = []
     if root is Root.HOST_9P:
+        from virtme.architectures import get as virtme_arch
+        from virtme.commands.run import VirtFSConfig, export_virtfs
+
         export_virtfs(_Qemu(), virtme_arch("x86_64"), args, VirtFSConfig(path=VIEW, mount_tag=_TAG, readonly=True))
     elif server is not None:
         args += ["-chardev", f"socket,id=hostroot,fd={server.connection.fileno()}"]
