@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
-from harness import logs
 from harness.commands.bisect import bisect
 from harness.commands.bugs import report, reproducer
 from harness.commands.build import build
@@ -31,7 +30,6 @@ from harness.commands.units import run_unit
 from harness.config import MachineConfig
 from harness.ending import explain
 from harness.errors import ExitCode, HugepfnError, MachineryError
-from harness.events import Sparing
 from harness.host.signals import handle
 from harness.outputs import print_table, standard_streams
 
@@ -127,6 +125,7 @@ def kernels(refresh: bool, show_all: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from harness.events import Sparing
     from harness.kernel import available
 
     table = Table(box=None, pad_edge=False)
@@ -205,6 +204,8 @@ def doctor(missing: bool, refresh: bool) -> None:
 
 
 def _show_log(_context: click.Context, _parameter: click.Parameter, verbosity: int) -> None:
+    from harness import logs
+
     logs.show(verbosity) if verbosity else logs.show_as_parent()
 
 

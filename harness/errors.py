@@ -12,7 +12,6 @@ A message says what failed, what was expected or the reason, and what to do next
 
 from __future__ import annotations
 
-import difflib
 import enum
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -212,5 +211,7 @@ def did_you_mean(word: str, known: Iterable[str], shown: Callable[[str], str] = 
 
     :param shown: returns how a name is shown.
     """
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), n=2)
     return f"; did you mean {' or '.join(repr(shown(name)) for name in close)}?" if close else ";"

@@ -228,7 +228,19 @@ def test_the_levels_of_the_options_are_those_of_leaves() -> None:
 @pytest.mark.parametrize(
     ("module", "lacking"),
     [
-        ("harness.cli", ["harness.pagetable", "harness.verdict", "pytest", "rich", "asyncio"]),
+        (
+            "harness.cli",
+            [
+                "harness.events",
+                "harness.pagetable",
+                "harness.verdict",
+                "asyncio",
+                "logging",
+                "pytest",
+                "rich",
+                "tempfile",
+            ],
+        ),
         ("harness.campaign.session", ["numpy", "harness.kernel.build", "virtme.commands", "filelock", "rich.progress"]),
     ],
 )

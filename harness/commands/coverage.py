@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +67,8 @@ def coverage(words: tuple[Selected, ...], config: MachineConfig, **options: Any)
     click.echo("\n".join(["", *lines_of(measured.report, measured.what, patched=measured.patched)]))
     for one in measured.lost:
         click.echo(f"the counts of this test are lost: {one}")
+    import json
+
     write_text(options["json_file"], lambda: json.dumps(_json(spec, measured), indent=1) + "\n")
     if options["html_folder"] is not None:
         write_page(measured.counts, sorted(measured.counts), measured.export, options["html_folder"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -39,6 +38,8 @@ def dmesg(file: str, as_json: bool, vmlinux: str | None) -> None:
 
     Exit status 0: the log has no report. 1: it has some. 2: there is no such file.
     """
+    import json
+
     from harness.printable import PrintableDecoder
     from harness.verdict.log.complaints import SCHEMA, VERSION
     from harness.verdict.log.scanner import ReportStream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -81,6 +80,8 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
             live.close()
             _tell_all(progress, task.kernel, options["reproducers"])
     found = groups.to_json(task.kernel.release, seed, progress.sequences)
+    import json
+
     write_text(options["json_file"], lambda: json.dumps(found, indent=1) + "\n")
     sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.commands.sessions import client_of, say, session_option, show_gdb
+from harness.commands.sessions import client_of, note, session_option, show_gdb
 from harness.errors import UsageError
-from harness.events import Note
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -59,7 +58,7 @@ def walk(pid: str, vaddr: str, kvm: bool, iommu: bool, session: str | None, watc
         return [*_root_lines(root, old_root), *(draw(found, old) if found is not None else [])]
 
     if (halt := client.call("state").halt) is not None:
-        say(Note(halt_words(halt, client.about.name)))
+        note(halt_words(halt, client.about.name))
     _show(look, lines, every if watch else None)
 
 

@@ -21,6 +21,7 @@ from harness.commands.sessions import (
     client_unless_new,
     gdb_option,
     kept_option,
+    note,
     say,
     session_option,
     show_gdb,
@@ -28,7 +29,6 @@ from harness.commands.sessions import (
 )
 from harness.config import MachineConfig
 from harness.errors import KernelDied, MachineryError, UsageError
-from harness.events import Note
 
 if TYPE_CHECKING:
     from harness.guest.job import ExitStatus
@@ -62,7 +62,7 @@ def shell(session: str | None, kept: str | None, gdb: bool, config: MachineConfi
         if gdb:
             show_gdb(client)
             client.call("wait_until_it_runs", timeout_s=None)
-        say(Note(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves"))
+        note(f"{client.about.name}: Linux {client.about.release}; Ctrl-] leaves")
         with client.shell() as (line, ended, resize):
             interact(line, resize, ended)
         if how := client.call("state").ended:

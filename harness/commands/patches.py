@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +58,8 @@ def series(
     The exit status is 0 if nothing changes, 1 if something does, and otherwise that of `hugepfn run`: 3 if a patch
     does not build, because what changes there is not known.
     """
+    import tempfile
+
     from harness.campaign.b4 import fetch
     from harness.campaign.series import run_series
 

@@ -8,7 +8,6 @@ import click
 
 from harness.commands.options import config_options
 from harness.config import MachineConfig
-from harness.events import Sparing
 
 
 @click.command()
@@ -19,6 +18,7 @@ def selfcheck(config: MachineConfig) -> None:
     It takes two minutes, and prints a page to paste into a bug report. The exit status is 0 if hugepfn can be trusted,
     and 3 if a check failed; the line of that check says what to do.
     """
+    from harness.events import Sparing
     from harness.machine.preparation import resolve
     from harness.selfcheck.checks import run_selfcheck
 

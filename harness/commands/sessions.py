@@ -15,12 +15,12 @@ import click
 from harness.commands.options import config_options, given_config_options
 from harness.config import MachineConfig
 from harness.errors import HugepfnError, MachineryError, UsageError
-from harness.events import Event, Note
 from harness.outputs import print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from harness.events import Event
     from harness.session.client import SessionClient
     from harness.session.registry import About
 
@@ -35,6 +35,13 @@ _STATE_TIMEOUT_S = 10.0
 def say(event: Event) -> None:
     """Print a line of progress on stderr, once, apart from the command's output."""
     click.echo(f"hugepfn: {event}", err=True)
+
+
+def note(words: str) -> None:
+    """Print a line of progress that is nothing but words."""
+    from harness.events import Note
+
+    say(Note(words))
 
 
 def client_of(name: str | None) -> SessionClient:
@@ -65,7 +72,7 @@ def client_unless_new(name: str | None) -> SessionClient | None:
     if described:
         return None
     if name is None and not sessions():
-        say(Note("no session is running; starting a machine for this command only"))
+        note("no session is running; starting a machine for this command only")
         return None
     return client_of(name)
 
@@ -88,10 +95,10 @@ def show_gdb(client: SessionClient) -> None:
     """Stop a session's machine for gdb and say how to attach, with the symbols moved by the KASLR offset."""
     stub = client.call("gdb")
     if stub.note:
-        say(Note(stub.note))
+        note(stub.note)
     click.echo(stub.command)
     resume = f"`hugepfn resume -s {client.about.name}`"
-    say(Note(f"the machine stands still until `continue` in gdb lets it go on, or {resume}"))
+    note(f"the machine stands still until `continue` in gdb lets it go on, or {resume}")
 
 
 @click.command()
