@@ -156,7 +156,7 @@ def plain(case: Case, known: str) -> Score:
 
 #: By its heading: the contestant, and how many trials it has for each number of commits.
 CONTESTANTS: dict[str, tuple[Callable[[Case], Score], Sequence[int]]] = {
-    "hugepfn": (hugepfn, (2000, 1000, 300, 40)),
+    "hugepfn": (hugepfn, (20_000, 5000, 1000, 40)),
     "git-bayesect": (lambda case: bayesect(case, told=False), (100, 60, 20, 5)),
     "git-bayesect, told": (lambda case: bayesect(case, told=True), (100, 60, 20, 5)),
     "repeats for 0.1": (lambda case: plain(case, "lowest"), (20000, 20000, 20000, 20000)),
