@@ -210,6 +210,14 @@ def test_a_few_walks_find_the_leaves_of_a_short_range(builder: Builder, data: st
         assert leaves_in(builder.memory, ROOT, start, end, builder.layout) == expected
 
 
+def test_a_short_range_may_begin_inside_a_leaf() -> None:
+    builder = Builder(FOUR)
+    builder.map(0x40000000, Level.PMD, leaf_raw(512, Level.PMD, False))
+    builder.map(0x40200000, Level.PTE, leaf_raw(7, Level.PTE, False))
+    found = leaves_in(builder.memory, ROOT, 0x401FE000, 0x40202000, FOUR)
+    assert [(leaf.vaddr, leaf.level) for leaf in found] == [(0x40000000, Level.PMD), (0x40200000, Level.PTE)]
+
+
 def test_what_is_wrong_with_a_range_is_told_by_the_walk_in_bulk() -> None:
     builder = Builder(FOUR)
     builder.ram[ROOT : ROOT + 8] = (1 << 40 | 1).to_bytes(8, "little")  # a table outside RAM
