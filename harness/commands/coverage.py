@@ -46,6 +46,8 @@ def coverage(words: tuple[Selected, ...], config: MachineConfig, **options: Any)
 
     Exit status 0: every line of the patch was executed. 1: at least one was not.
     """
+    import json
+
     from harness.coverage.measure import CoverageRequest, measure
     from harness.coverage.page import check_page, write_page
     from harness.coverage.report import lines_of
@@ -67,8 +69,6 @@ def coverage(words: tuple[Selected, ...], config: MachineConfig, **options: Any)
     click.echo("\n".join(["", *lines_of(measured.report, measured.what, patched=measured.patched)]))
     for one in measured.lost:
         click.echo(f"the counts of this test are lost: {one}")
-    import json
-
     write_text(options["json_file"], lambda: json.dumps(_json(spec, measured), indent=1) + "\n")
     if options["html_folder"] is not None:
         write_page(measured.counts, sorted(measured.counts), measured.export, options["html_folder"])

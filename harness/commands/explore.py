@@ -49,6 +49,8 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
 
     Exit status 0: nothing but known bugs was found. 1: something was found.
     """
+    import json
+
     from harness.campaign.progress import Live
     from harness.explorer.campaign import Progress, run_exploration
     from harness.explorer.groups import Groups
@@ -80,8 +82,6 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
             live.close()
             _tell_all(progress, task.kernel, options["reproducers"])
     found = groups.to_json(task.kernel.release, seed, progress.sequences)
-    import json
-
     write_text(options["json_file"], lambda: json.dumps(found, indent=1) + "\n")
     sys.exit(ExitCode.CLAIM_FAILED if groups.new else ExitCode.OK)
 
