@@ -139,7 +139,7 @@ def test_a_program_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert compile_program(copy) == first, "a program is cached by its content, not by its path"
 
 
-@pytest.mark.parametrize("changed", ["hello.c", "own.h", "lib/hugepfn.h", "flags", "compiler"])
+@pytest.mark.parametrize("changed", ["hello.c", "own.h", "lib/hugepfn.h", "flags", "flags of the library", "compiler"])
 def test_a_program_is_compiled_again_when_an_input_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -164,6 +164,8 @@ def test_a_program_is_compiled_again_when_an_input_changes(
             write(library_header, library_header.read_text() + "\n")
         case "flags":
             monkeypatch.setattr(compiler, "USERS_CFLAGS", (*compiler.USERS_CFLAGS, "-O0"))
+        case "flags of the library":
+            monkeypatch.setattr(compiler, "OUR_CFLAGS", (*compiler.OUR_CFLAGS, "-O0"))
         case "compiler":
             script = tmp_path / "fake-cc"
             script.write_text(script.read_text() + "# another version\n")
