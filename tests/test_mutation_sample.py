@@ -77,8 +77,8 @@ def test_the_changes_of_a_source(changed: list[tuple[str, str]]) -> None:
 
 
 def test_the_nearest_tests_come_first() -> None:
-    near, far = stages(Path("harness/pagetable/runs.py"))
-    assert near[0] == Path("tests/test_pagetable_runs.py")
+    near, far = stages(Path("harness/pagetable/entry_runs.py"))
+    assert near[0] == Path("tests/test_pagetable_entry_runs.py")
     assert not set(near) & set(far)
     assert Path("tests/test_walk_view.py") in near + far
     assert not {Path("tests/test_imports.py"), Path("tests/test_waits.py")} & {*near, *far}

@@ -30,7 +30,7 @@ from harness.pagetable.walk import Leaf, Walk, root_paddr, translate, walk
 
 if TYPE_CHECKING:
     from harness.pagetable.bulk import LeafArrays, entry_arrays, has_bit, pfns, walk_arrays, walk_range
-    from harness.pagetable.runs import EntryRun, hole_mask, leaf_mask, only, runs
+    from harness.pagetable.entry_runs import EntryRun, hole_mask, leaf_mask, only, runs
 
 __all__ = [
     "LEAF_LABELS",
@@ -76,7 +76,7 @@ __all__ = [
 
 _OF_ARRAYS = {
     **dict.fromkeys(("LeafArrays", "entry_arrays", "has_bit", "pfns", "walk_arrays", "walk_range"), "bulk"),
-    **dict.fromkeys(("EntryRun", "hole_mask", "leaf_mask", "only", "runs"), "runs"),
+    **dict.fromkeys(("EntryRun", "hole_mask", "leaf_mask", "only", "runs"), "entry_runs"),
 }
 
 

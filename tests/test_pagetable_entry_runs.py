@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from types import ModuleType
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness import pagetable
 from harness.errors import UsageError
 from harness.pagetable import Bits, Entry, EntryRun, Kind, Layout, LeafArrays, Level, hole_mask, leaf_mask, runs
 from harness.pagetable.entry import kind_of
@@ -14,6 +19,14 @@ from harness.pagetable.entry import kind_of
 FOUR = Layout.MODERN
 PAGE, HUGE = 4096, 2 << 20
 RW, RO = 0x8000000000000067, 0x8000000000000025
+
+
+def test_no_module_hides_a_name_that_is_imported_late() -> None:
+    """A module that is imported becomes an attribute of its package, in the place of whatever has its name."""
+    for module in pkgutil.iter_modules(pagetable.__path__):
+        importlib.import_module(f"harness.pagetable.{module.name}")
+    hidden = [name for name in pagetable.__all__ if isinstance(getattr(pagetable, name), ModuleType)]
+    assert hidden == []
 
 
 def arrays(*entries: tuple[int, int, Level]) -> LeafArrays:
