@@ -155,10 +155,8 @@ def load(folder: Path) -> Template:
     """
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        if folder not in _verified and not _was_checked(folder):
-            if _digest(folder) != meta["digest"]:
-                raise MachineryError(f"the template {folder.name} has changed since it was saved")
-            _note_checked(folder)
+        if folder not in _verified:
+            _check(folder, meta["digest"])
         capabilities = Capabilities.from_json(meta["capabilities"])
         log = SavedLog.read(folder)
         bars, boot_s = tuple(Region(**bar) for bar in meta["bars"]), float(meta["boot_s"])
@@ -175,26 +173,32 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _stamp(folder: Path) -> str:
-    """Return what changes when the files are written, or when the host reboots and may have lost what it wrote."""
-    found = [(folder / name).stat() for name in ("state", "ram")]
-    return json.dumps([boot_id(), *((one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found)])
+def _check(folder: Path, digest: str) -> None:
+    """Check the content, and note that for other processes: reading 120 MB takes a tenth of a second.
 
-
-def _was_checked(folder: Path) -> bool:
-    stamp = _stamp(folder)
-    try:
-        return (folder / _CHECKED).read_text() == stamp
-    except (OSError, ValueError):
-        return False
-
-
-def _note_checked(folder: Path) -> None:
-    """Save the check for other processes: reading 120 MB takes a tenth of a second."""
-    newest_s = max((folder / name).stat().st_ctime for name in ("state", "ram"))
-    if time.time() - newest_s > _CLOCK_STEP_S:
+    :raises MachineryError: it has changed since it was saved.
+    """
+    stamp = _stamp(folder)  # before the content is read: what is written meanwhile is not what was checked
+    note = folder / _CHECKED
+    with contextlib.suppress(OSError, ValueError):
+        if stamp and note.read_text() == stamp:
+            return
+    if _digest(folder) != digest:
+        raise MachineryError(f"the template {folder.name} has changed since it was saved")
+    if stamp:
         with contextlib.suppress(OSError):
-            (folder / _CHECKED).write_text(_stamp(folder))
+            note.write_text(stamp)
+
+
+def _stamp(folder: Path) -> str:
+    """Return what changes when the files are written, or when the host reboots and may have lost what it wrote.
+
+    "" if they were written just now, because the next write may have the same time.
+    """
+    found = [(folder / name).stat() for name in ("state", "ram")]
+    if time.time() - max(one.st_ctime for one in found) <= _CLOCK_STEP_S:
+        return ""
+    return json.dumps([boot_id(), *((one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in found)])
 
 
 def _digest(folder: Path) -> str:
