@@ -325,6 +325,8 @@ def test_only_new_scenarios_are_run(ran: list[str], monkeypatch: pytest.MonkeyPa
 def test_results_of_another_kernel_are_not_joined() -> None:
     before, later = run(NEW, {"fork": PASS}), run(NEW, {"fork": BUG, "zap": PASS})
     assert command.joined(before, later) == later
+    nothing = Run((), {"kernel": {"spec": f"debian:{NEW}", "release": None}, TROUBLE: "its worker was lost"})
+    assert command.joined(nothing, later) == later, "a kernel without results was not known"
     later.context["kernel"]["config_hash"] = "another"
     with pytest.raises(MachineryError, match=r"the earlier results are of another kernel .*; run without --from"):
         command.joined(before, later)

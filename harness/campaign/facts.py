@@ -188,7 +188,7 @@ def joined(before: Run, later: Run) -> Run:
     :raises MachineryError: they are of different kernels.
     """
     old, new = before.context.get("kernel"), later.context.get("kernel")
-    if old != new and not later.context.get(TROUBLE):
+    if before.results and old != new and not later.context.get(TROUBLE):
         raise MachineryError(f"the earlier results are of another kernel ({old}, now {new}); run without --from")
     anew = {(one.scenario, one.level) for one in later.results}
     kept = (one for one in before.results if (one.scenario, one.level) not in anew)
