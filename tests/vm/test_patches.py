@@ -105,7 +105,8 @@ def test_git_bisect_finds_the_commit(tree: Path, hugepfn: Command, by: str) -> N
     good, bad = "v0", f"v{bisect_tree.COMMITS}"
     words = [*hugepfn.argv("check"), ".", "fork:pud", "--symptom", SYMPTOM]
     if by == "pytest":  # which takes every failure for the symptom; in the middle is a commit that does not boot
-        good, bad = f"v{bisect_tree.OOPS.mended}", f"v{2 * bisect_tree.DEAD.mended - 2 - bisect_tree.OOPS.mended}"
+        first, middle = bisect_tree.OOPS.mended, bisect_tree.DEAD.mended - 1
+        good, bad = f"v{first}", f"v{middle + (middle - first)}"
         words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hugepfn-bisect"]
         words += ["--hugepfn-kernel=tree:.", "--hugepfn-scenario=fork:pud"]
         words += [os.fspath(guest_tests_dir() / "test_fork.py")]
