@@ -8,6 +8,8 @@ Documentation/mm/arch_pgtable_helpers.rst), which on x86 look at more than one b
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +31,9 @@ MEMORY_TYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
 
 HUGE_LEVELS = frozenset(LEAF_LEVELS) - {Level.PTE}
 
+#: What of an entry is no address, with bit 12, which is PAT in a huge leaf.
+_NOT_ADDRESS = ~PADDR_MASK | 1 << PAGE_SHIFT
+
 
 def kind_of(raw: int, level: Level, fmt: TableFormat = CPU) -> Kind:
     """Return the kind of an entry: pte_none(), pte_present() and pmd_leaf() of arch/x86/include/asm/pgtable.h.
@@ -43,6 +48,13 @@ def kind_of(raw: int, level: Level, fmt: TableFormat = CPU) -> Kind:
     if level in HUGE_LEVELS and raw & fmt.huge_leaf == fmt.huge_leaf:
         return Kind.LEAF
     return Kind.TABLE if raw & fmt.table else Kind.SWAP
+
+
+@functools.lru_cache(maxsize=4096)
+def _bits_of(raw: int, level: Level, layout: Layout) -> Bits:
+    """Return the named bits that are set. Entries of one mapping mostly differ in their address alone."""
+    positions = bit_positions(kind_of(raw, level, layout.format), level, layout, bool(raw & PRESENT))
+    return functools.reduce(operator.or_, (bit for position, bit in positions.items() if raw >> position & 1), Bits(0))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -102,11 +114,7 @@ class Entry:
     @property
     def bits(self) -> Bits:
         """Named bits that are set; empty for an entry that is NONE or SWAP."""
-        found = Bits(0)
-        for position, bit in self._positions().items():
-            if self.raw >> position & 1:
-                found |= bit
-        return found
+        return _bits_of(self.raw & _NOT_ADDRESS, self.level, self.layout)
 
     def _positions(self) -> Mapping[int, Bits]:
         return bit_positions(self.kind, self.level, self.layout, bool(self.raw & PRESENT))
