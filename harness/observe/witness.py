@@ -209,6 +209,7 @@ class Witness:
                 self.processes[event.pid] = process
                 return process
             await self._qemu.resume()
+            deadline.note()
             if not deadline.left_s and not deadline.extend():
                 raise DeadlineError(
                     f"process {event.name} (pid {event.pid}) waits to be registered, "

@@ -22,6 +22,7 @@ CAP = 10
 _LATE_S = 1.0  # if we wake this late, this process itself did not run
 _GRACE_S = 5.0  # to read what arrived while we did not run
 _WORTH = 0.02  # of the given time: less starvation than this is ignored
+_NOTED = 0.01  # of the given time: most waits end before, and reading the times of all threads costs more than they
 
 
 class Deadline:
@@ -39,14 +40,26 @@ class Deadline:
         self._pid = pid
         self._begin_s = time.monotonic()
         self._end_s = self._begin_s + self.timeout_s
-        self._before = self._times() if pid is not None else {}
-        self._stolen_s = stolen_s() if pid is not None else 0.0
+        self._before: dict[int, ThreadTime] | None = None
+        self._stolen_s = 0.0
         self._given_back_s = 0.0
 
     @property
     def left_s(self) -> float:
         """Seconds that are left; 0 after the deadline."""
         return max(self._end_s - time.monotonic(), 0.0)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds to wait until :meth:`note` has something to do, or the time is over."""
+        if self._pid is None or self._before is not None:
+            return self.left_s
+        return min(self.left_s, max(self._begin_s + _NOTED * self.timeout_s - time.monotonic(), 0.0))
+
+    def note(self) -> None:
+        """Note once, when a hundredth of the time has passed, how long threads have waited for a CPU by then."""
+        if self._pid is not None and self._before is None and not self.wait_s:
+            self._before, self._stolen_s = self._times(), stolen_s()
 
     def credit(self, host_s: float) -> None:
         """Extend the deadline by seconds in which the host had the machine stopped."""
@@ -85,10 +98,12 @@ class Deadline:
         return True
 
     def _starved_s(self) -> float:
-        """How long the thread that waited most has waited for a CPU since the start, of this host or of its host.
+        """How long the thread that waited most has waited for a CPU since :meth:`note`, of this host or of its host.
 
         A host that is a virtual machine itself does not see in its run queues when it was not run (steal time).
         """
+        if self._before is None:
+            return 0.0
         before, now = self._before, self._times()
         waits = (time.waited_ns - before.get(one, NO_TIME).waited_ns for one, time in now.items())
         return max(waits, default=0) / 1e9 + max(stolen_s() - self._stolen_s, 0.0)
@@ -105,10 +120,11 @@ async def first_of(either: Collection[asyncio.Future[Any]], deadline: Deadline) 
     :raises MachineryError: see :meth:`Deadline.extend`.
     """
     while True:
-        done, _ = await asyncio.wait(either, timeout=deadline.left_s, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(either, timeout=deadline.wait_s, return_when=asyncio.FIRST_COMPLETED)
         if done:
             return True
-        if not deadline.extend():
+        deadline.note()
+        if not deadline.left_s and not deadline.extend():
             return False
 
 
