@@ -55,7 +55,6 @@ class Host:
         monkeypatch.setattr(module, "was_continued", lambda _pid: self.continued)
         monkeypatch.setattr(module, "state", lambda _pid: self.state)
 
-
     def deadline(self, timeout_s: float = 30.0, slowness: float = 1.0) -> Deadline:
         """One that has noted the times, and has all its time left."""
         begun = Deadline(timeout_s, 7, slowness)
