@@ -72,9 +72,17 @@ def test_a_known_bug_is_no_finding() -> None:
     assert [(one.known, one.times) for one in groups.known] == [("HP-1", 1)]
 
 
+def test_a_known_bug_may_show_in_a_race() -> None:
+    groups = Groups(parse_ledger(LEDGER))
+    assert (
+        groups.add(5, result(Deviation(Oracle.UNTOUCHED, "munmap against smaps", "pud", "no change", "gone"))) is None
+    )
+
+
 @pytest.mark.parametrize(
     "other",
     [
+        Deviation(Oracle.UNTOUCHED, "munmap against read", "pud", "no change", "gone"),
         Deviation(Oracle.DIRT, "smaps", "pud", "no change", "gone"),
         Deviation(Oracle.UNTOUCHED, "smaps_rollup", "pud", "no change", "gone"),
         Deviation(Oracle.UNTOUCHED, "smaps", "pmd", "no change", "gone"),

@@ -19,7 +19,7 @@ from harness.verdict.symptoms import Ended, Shown
 
 AVAILABLE = parts(PARTS.read_text())
 #: Until every operation has been drawn.
-LONG = tuple(op for number in range(80) for op in draw(1, number, 12, tuple(Verb)))
+LONG = tuple(op for number in range(300) for op in draw(1, number, 12, tuple(Verb)))
 MOVED = "0:map:0:40000000:0:bar:rw 0:write:1000:0:0:bar: 0:mremap:0:40000000:80000000:bar:"
 
 

@@ -12,10 +12,10 @@ from harness.pagetable import Bits, Entry, Layout, Leaf, Level
 from harness.verdict.invariants import Deviation, Invariant, Oracle, Violation
 
 BAR_PADDR = 0x1_0000_0000
-USED = Bits.P | Bits.W | Bits.U | Bits.A | Bits.D | Bits.SPECIAL | Bits.NX
+USED = Bits.P | Bits.W | Bits.U | Bits.PCD | Bits.A | Bits.D | Bits.SPECIAL | Bits.NX
 POSITIONS = {
-    **{Bits.P: 0, Bits.W: 1, Bits.U: 2, Bits.A: 5, Bits.D: 6, Bits.PSE: 7, Bits.SPECIAL: 9, Bits.NX: 63},
-    Bits.SAVED_DIRTY: 58,
+    **{Bits.P: 0, Bits.W: 1, Bits.U: 2, Bits.PCD: 4, Bits.A: 5, Bits.D: 6, Bits.PSE: 7, Bits.SPECIAL: 9, Bits.NX: 63},
+    **{Bits.SOFT_DIRTY: 11, Bits.SAVED_DIRTY: 58},
 }
 Step = tuple[Operation, str, Mapping[int, Sequence[Leaf]]]
 MAP = Operation(0, Verb.MAP, PUD, PUD, how="rw")
@@ -29,9 +29,12 @@ def leaf(at: int, level: Level = Level.PUD, offset: int = 0, bits: Bits = USED) 
     return Leaf(Entry(raw, level, Layout.MODERN), ARENA_VADDR + at)
 
 
-def judged(*steps: Step) -> list[Found]:
+OLD = leaf(PUD, bits=USED & ~Bits.A)
+
+
+def judged(*steps: Step, soft_dirty: bool = False) -> list[Found]:
     """Return what is found after the last step. Nothing may be found before."""
-    judge, found = Judge(Setting(BAR_PADDR, saved_dirty=True)), list[Found]()
+    judge, found = Judge(Setting(BAR_PADDR, saved_dirty=True, soft_dirty=soft_dirty)), list[Found]()
     for op, said, leaves in steps:
         assert found == []
         found = judge.step(op, Stop(said, None, {number: tuple(some) for number, some in leaves.items()}))
@@ -113,10 +116,10 @@ def test_a_reader_that_changes_an_entry(how: str) -> None:
 def test_a_fork_that_takes_write_from_shared_memory() -> None:
     protected = leaf(PUD, bits=USED & ~Bits.W & ~Bits.D | Bits.SAVED_DIRTY)
     fork = Operation(0, Verb.FORK, to=1)
-    assert told(judged(*WRITTEN, (fork, "0", {0: [protected], 1: []}))) == [
+    assert told(judged(*WRITTEN, (fork, "0", {0: [protected], 1: [OLD]}))) == [
         ("untouched", "fork", "pud", "-W -D +SAVED_DIRTY")
     ]
-    assert judged(*WRITTEN, (fork, "0", {0: [leaf(PUD)], 1: [leaf(PUD)]})) == []
+    assert judged(*WRITTEN, (fork, "0", {0: [leaf(PUD)], 1: [OLD]})) == []
 
 
 def test_fork_may_write_protect_private_memory() -> None:
@@ -178,10 +181,56 @@ def test_a_device_without_memory_that_is_still_mapped() -> None:
     assert judged(*WRITTEN, (off, "0", {0: []})) == []
 
 
+@pytest.mark.parametrize(("how", "cause"), [("sleep", "low power"), ("reset", "reset")])
+def test_a_device_that_sleeps_or_was_reset_is_mapped_nowhere(how: str, cause: str) -> None:
+    operation = Operation(0, Verb.MEMORY, how=how)
+    assert told(judged(*WRITTEN, (operation, "0", {0: [leaf(PUD)]}))) == [("revoked", cause, "pud", "an entry")]
+    assert judged(*WRITTEN, (operation, "0", {0: []})) == []
+    refused = (operation, "ENOTTY", {0: [leaf(PUD)]})
+    assert (judged(*WRITTEN, refused) == []) == (how == "reset"), "a device may be one that cannot be reset"
+
+
+def test_after_a_reset_the_bar_is_mapped_again() -> None:
+    reset = (Operation(0, Verb.MEMORY, how="reset"), "0", {0: list[Leaf]()})
+    assert judged(*WRITTEN, reset, (WRITE, "0", {0: [leaf(PUD)]})) == []
+
+
+def test_fork_copies_what_is_mapped_and_the_copy_is_old() -> None:
+    fork = Operation(0, Verb.FORK, to=1)
+    assert judged(*WRITTEN, (fork, "0", {0: [leaf(PUD)], 1: [OLD]})) == []
+    assert told(judged(*WRITTEN, (fork, "0", {0: [leaf(PUD)], 1: []}))) == [("copy", "fork", "pud", "no entry")]
+    assert told(judged(*WRITTEN, (fork, "0", {0: [leaf(PUD)], 1: [leaf(PUD)]}))) == [("copy", "fork", "pud", "young")]
+    dontfork = (Operation(0, Verb.ADVISE, PUD, PUD, how="dontfork"), "0", {0: [leaf(PUD)]})
+    assert judged(*WRITTEN, dontfork, (fork, "0", {0: [leaf(PUD)], 1: []})) == []
+
+
+def test_what_is_moved_is_soft_dirty() -> None:
+    def moved(*before: Step, bits: Bits = USED, soft_dirty: bool = True) -> list[tuple[str, ...]]:
+        at = {0: [leaf(2 * PMD, Level.PMD, bits=bits)]}
+        move = Operation(0, Verb.MOVE, 0, PMD, 2 * PMD)
+        return told(judged(*before, (move, "0", at), soft_dirty=soft_dirty))
+
+    anon, bar = (replace(MAP, at=0, size=PMD, memory=memory) for memory in (Backing.ANON, Backing.BAR))
+    there = {0: [leaf(0, Level.PMD)]}
+    written: list[Step] = [(anon, "0", {0: []}), (replace(WRITE, at=0), "0", there)]
+    clear: Step = (Operation(0, Verb.CLEAR, how="4"), "0", there)
+    assert moved(*written, clear) == [("moved", "mremap", "pmd", "clean")]
+    assert moved(*written, clear, bits=USED | Bits.SOFT_DIRTY) == []
+    assert moved(*written) == [], "the whole VMA counts as soft-dirty"
+    assert moved(*written, clear, soft_dirty=False) == [], "a kernel may have no such bits"
+    assert moved((bar, "0", {0: []}), written[1], clear) == [], "pagemap has no pages of a BAR"
+
+
+def test_a_bar_that_is_cached() -> None:
+    cached = leaf(PUD, bits=USED & ~Bits.PCD)
+    found = judged(WRITTEN[0], (WRITE, "0", {0: [cached]}))
+    assert told(found) == [("cache", "mmap", "pud", "PAT index 0")]
+
+
 def test_another_process_that_changes() -> None:
     fork = Operation(0, Verb.FORK, to=1)
     unmap = Operation(1, Verb.UNMAP, PUD, PUD)
-    both = {0: [leaf(PUD)], 1: [leaf(PUD)]}
+    both = {0: [leaf(PUD)], 1: [OLD]}
     assert judged(*WRITTEN, (fork, "0", both), (unmap, "0", {0: [leaf(PUD)], 1: []})) == []
     found = judged(*WRITTEN, (fork, "0", both), (unmap, "0", {0: [], 1: []}))
     assert told(found)[0] == ("untouched", "munmap", "pud", "gone")
@@ -199,6 +248,18 @@ def test_a_race_is_judged_when_both_are_quiet() -> None:
     assert told(judged(*WRITTEN, between[0], (WRITE, FOREVER, {0: []}))) == [
         ("progress", "write", "none", "endless faults")
     ]
+
+
+def test_what_a_change_of_the_mapping_raced_with_may_be_gone() -> None:
+    """munmap() and a write in any order: the write works or is refused, and what it wrote is not owed."""
+    race, unmap = Operation(0, Verb.RACE, size=2), Operation(0, Verb.UNMAP, PUD, PUD)
+    between: list[Step] = [(race, "0", {0: []}), (unmap, "0", {0: []})]
+    for said in ("0", "SEGV.1"):
+        assert judged(*WRITTEN, *between, (WRITE, said, {0: []})) == []
+    assert told(judged(*WRITTEN, *between, (WRITE, "SEGV.2", {0: []})))[0][:2] == ("access", "munmap against write")
+    assert told(judged(*WRITTEN, *between, (WRITE, "0", {0: [leaf(PUD)]}))) == [("inside",)]
+    again = (MAP, "0", {0: list[Leaf]()})
+    assert judged(*WRITTEN, between[0], again, (WRITE, "0", {0: []})) == [], "it was mapped anew after the last write"
 
 
 def test_every_oracle_is_tested_here_but_the_teardown() -> None:

@@ -13,6 +13,7 @@ from harness.model.state import NEW_WORLD, MappedRange, World
 from harness.model.world import Reply, Unspecified, after
 
 MAP = Operation(0, Verb.MAP, PUD, PUD, how="rw")
+SLEEP = Operation(0, Verb.MEMORY, how="sleep")
 MAP_ANON = Operation(0, Verb.MAP, 0, 4 * PTE, how="rw", memory=Backing.ANON)
 
 
@@ -84,6 +85,16 @@ def ranged(verb: Verb, at: int, size: int, to: int = 0, how: str = "") -> Operat
         ([MAP, ranged(Verb.GROW, PUD, PUD, 2 * PUD)], "EFAULT"),
         ([MAP, ranged(Verb.LOCK, PUD, PUD, how="on")], "0"),
         ([MAP, ranged(Verb.ADVISE, PUD, PUD, how="guard")], "EINVAL"),
+        ([MAP, Operation(0, Verb.PEEK, PUD, how="vm_readv")], "EFAULT"),
+        ([MAP, Operation(0, Verb.PEEK, PUD, how="vmsplice")], "EFAULT"),
+        ([replace(MAP_ANON, how=""), Operation(0, Verb.PEEK, 0, how="vmsplice")], "EFAULT"),
+        ([MAP, ranged(Verb.MINCORE, PUD, PUD)], "0"),
+        ([MAP, ranged(Verb.MINCORE, PUD, 2 * PUD)], "ENOMEM"),
+        ([MAP, SLEEP, read(PUD)], "BUS.2"),
+        ([MAP, SLEEP, SLEEP], "EINVAL"),
+        ([MAP, SLEEP, replace(SLEEP, how="wake"), read(PUD)], "0"),
+        ([MAP, SLEEP, replace(SLEEP, how="on"), read(PUD)], "BUS.2"),
+        ([MAP, replace(SLEEP, how="reset"), read(PUD)], "0"),
     ],
 )
 def test_what_an_operation_answers(ops: list[Operation], allowed: str) -> None:
@@ -116,6 +127,47 @@ def test_what_an_operation_answers(ops: list[Operation], allowed: str) -> None:
 )
 def test_what_a_read_gives(ops: list[Operation], word: int | None) -> None:
     assert after_all(*ops)[1] == Reply(("0",), word)
+
+
+def test_a_pfnmap_is_passed_over_by_a_scan_and_refused_by_userfaultfd() -> None:
+    assert after_all(MAP, ranged(Verb.SCAN, PUD, PUD))[1] == Reply(("0", "ENOTTY"), 0)
+    assert after_all(MAP_ANON, ranged(Verb.SCAN, 0, PTE))[1] == Reply(("0", "ENOTTY"))
+    assert after_all(MAP, ranged(Verb.UFFD, PUD, PUD, how="wp"))[1] == Reply(("EINVAL", "ENOSYS"))
+    assert after_all(MAP_ANON, ranged(Verb.UFFD, 0, PTE, how="wp"))[1] == Reply(("0", "EINVAL", "ENOSYS"))
+
+
+RACE = Operation(0, Verb.RACE, size=2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "allowed"),
+    [
+        (write(PUD), read(PUD), ("0",)),
+        (ranged(Verb.UNMAP, PUD, PUD), read(PUD), ("SEGV.1", "0")),
+        (ranged(Verb.UNMAP, PUD, PUD), read(2 * PUD), ("SEGV.1",)),
+        (ranged(Verb.PROTECT, PUD, PMD, how="r"), write(PUD), ("SEGV.2", "0")),
+        (ranged(Verb.PROTECT, PUD, PMD, how="r"), write(PUD + PMD), ("0",)),
+        (replace(MAP, at=2 * PUD), read(2 * PUD), ("0", "SEGV.1")),
+    ],
+)
+def test_of_two_that_race_either_may_be_first(first: Operation, second: Operation, allowed: tuple[str, ...]) -> None:
+    world, answer = after_all(MAP, RACE, first, second)
+    assert answer == Reply(allowed)
+    assert world.race is None
+    assert world == after_all(MAP, RACE, first, replace(second, verb=Verb.SEND))[0] or second.verb is Verb.WRITE
+
+
+@pytest.mark.parametrize(
+    ("first", "word"),
+    [
+        (ranged(Verb.ADVISE, 0, PTE, how="dontneed"), None),
+        (ranged(Verb.ADVISE, PTE, PTE, how="dontneed"), 4),
+        (replace(MAP_ANON, size=PTE), None),
+        (ranged(Verb.LOCK, 2 * PTE, PTE, how="on"), 4),
+    ],
+)
+def test_what_a_store_leaves_that_raced_with_a_change(first: Operation, word: int | None) -> None:
+    assert after_all(MAP_ANON, RACE, first, write(0), read(0))[1] == Reply(("0",), word)
 
 
 def test_whether_proc_mem_ignores_rights_is_the_kernels_configuration() -> None:
@@ -178,6 +230,11 @@ def test_other_rights_split_a_vma_in_three() -> None:
         [MAP, Operation(0, Verb.RACE, size=2), write(PUD)],
         [MAP, Operation(0, Verb.RACE, size=2), write(PUD), write(PUD)],
         [MAP, Operation(0, Verb.RACE, size=2), write(PUD), ranged(Verb.UNMAP, PUD, PUD)],
+        [MAP, RACE, MAP, MAP],
+        [MAP, RACE, ranged(Verb.MOVE, PUD, PUD, 2 * PUD), read(PUD)],
+        [MAP, RACE, replace(MAP, at=PUD + PMD, size=PMD, to=PMD), ranged(Verb.DMA, PUD, 2 * PMD)],
+        [MAP, RACE, read(PUD), read(PUD, 1)],
+        [MAP, ranged(Verb.UFFD, PUD, 2 * PUD, how="wp")],
     ],
 )
 def test_what_is_documented_nowhere_is_not_run(ops: list[Operation]) -> None:

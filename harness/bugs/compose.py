@@ -18,7 +18,7 @@ _HEADERS: Mapping[str, str] = {
     "fcntl.h": r"open|O_RDONLY|O_RDWR|O_WRONLY",
     "linux/kvm.h": r"KVM_\w+|kvm_\w+",
     "linux/pci_regs.h": r"PCI_COMMAND",
-    "linux/userfaultfd.h": r"UFFD_\w+|uffdio_\w+",
+    "linux/userfaultfd.h": r"UFFD\w+|uffdio_\w+",
     "linux/vfio.h": r"vfio_\w+|VFIO_\w+",
     "pthread.h": r"pthread_\w+",
     "sched.h": r"sched_yield",
@@ -29,12 +29,13 @@ _HEADERS: Mapping[str, str] = {
     "string.h": r"str(?:error\w*|len|n?cmp|rchr|str)|sigabbrev_np|mem(?:cpy|set)",
     "sys/ioctl.h": r"ioctl",
     "sys/klog.h": r"klogctl",
-    "sys/mman.h": r"mmap|munmap|mremap|mprotect|madvise|PROT_\w+",
+    "sys/mman.h": r"mmap|munmap|mremap|mprotect|madvise|mincore|PROT_\w+",
     "sys/resource.h": r"getrusage",
     "sys/syscall.h": r"syscall",
+    "sys/uio.h": r"process_vm_readv|iovec",
     "sys/wait.h": r"waitpid|WIFSIGNALED",
     "time.h": r"clock_gettime",
-    "unistd.h": r"access|fork|getpid|pread|pwrite|read|write|close|alarm|_exit|readlink|pipe",
+    "unistd.h": r"access|fork|vfork|getpid|pread|pwrite|read|write|close|alarm|_exit|readlink|pipe",
 }
 _NOT_CODE = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:[^"\\\n]|\\.)*"', re.DOTALL)
 _DEFINED = re.compile(r"^(?:#define|struct) (\w+)|^static [^;={(]*?\b(\w+)(?=\(|[;,\[]| =)", re.MULTILINE)

@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <linux/vfio.h>
 #include <poll.h>
 #include <pthread.h>
@@ -27,9 +28,17 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "lib/hugepfn.h"
+#include "lib/tracking.h"
+
+#ifndef VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY
+#define VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY 3
+#define VFIO_DEVICE_FEATURE_LOW_POWER_EXIT 5
+#endif
 
 #define ARENA ((char *)(1ul << 44))
 #define ARENA_BYTES GIB(4)
@@ -254,6 +263,24 @@ static void through_a_pipe(char *at, bool fill, uint64_t value)
 	}
 }
 
+/* The word by way of its page, if it has one. */
+static void peek_by(const char *how, char *at)
+{
+	struct iovec theirs = { at, sizeof(answer->word) }, ours = { &answer->word, sizeof(answer->word) };
+	bool whole;
+
+	if (!pipes[1] && pipe(pipes))
+		hp_die("pipe");
+	if (!strcmp(how, "vm_readv"))
+		whole = process_vm_readv(getpid(), &ours, 1, &theirs, 1, 0) == sizeof(answer->word);
+	else
+		whole = vmsplice(pipes[1], &theirs, 1, 0) == sizeof(answer->word);
+	say_errno(whole ? 0 : -1);
+	answer->has_word = whole;
+	if (whole && strcmp(how, "vm_readv") && read(pipes[0], ours.iov_base, ours.iov_len) != sizeof(answer->word))
+		hp_die("read of the pipe");
+}
+
 static void peek(const char *at)
 {
 	int fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
@@ -307,6 +334,87 @@ static void make_process(int number)
 	say_errno(0);
 }
 
+/* How many pages of the range are present. */
+static void scan(const struct operation *op)
+{
+	struct hp_scan_range ranges[16];
+	long count = hp_scan(ARENA + op->at, op->size, 0, HP_PAGE_PRESENT, ranges, 16);
+
+	errno = count < 0 ? (int)-count : 0;
+	say_errno(count < 0 ? -1 : 0);
+	answer->has_word = count >= 0;
+	answer->word = 0;
+	for (long i = 0; i < count; i++)
+		answer->word += (ranges[i].end - ranges[i].start) / 4096;
+}
+
+static void ask_mincore(const struct operation *op)
+{
+	static unsigned char in_core[1 << 14];
+	uint64_t most = sizeof(in_core) * 4096, length;
+
+	say_errno(0);
+	for (uint64_t at = op->at; at < op->at + op->size; at += length) {
+		length = op->at + op->size - at < most ? op->at + op->size - at : most;
+		if (mincore(ARENA + at, length, in_core)) {
+			say_errno(-1);
+			return;
+		}
+	}
+}
+
+/* Closing it takes back what it watches. */
+static void watch(const struct operation *op)
+{
+	bool missing = !strcmp(op->how, "missing"), async = !strcmp(op->how, "async");
+	int fd = hp_uffd_open(async ? HP_UFFD_FEATURE_WP_ASYNC : 0), error = -fd;
+
+	if (fd >= 0) {
+		error = hp_uffd_register(fd, ARENA + op->at, op->size,
+					 missing ? UFFDIO_REGISTER_MODE_MISSING : UFFDIO_REGISTER_MODE_WP);
+		close(fd);
+	}
+	errno = error;
+	say_errno(error ? -1 : 0);
+}
+
+static void set_power(uint32_t feature)
+{
+	struct vfio_device_feature arg = { .argsz = sizeof(arg), .flags = VFIO_DEVICE_FEATURE_SET | feature };
+
+	say_errno(ioctl(bar.device_fd, VFIO_DEVICE_FEATURE, &arg));
+}
+
+static void set_device(const char *how)
+{
+	if (!strcmp(how, "sleep"))
+		set_power(VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY);
+	else if (!strcmp(how, "wake"))
+		set_power(VFIO_DEVICE_FEATURE_LOW_POWER_EXIT);
+	else if (!strcmp(how, "reset"))
+		say_errno(ioctl(bar.device_fd, VFIO_DEVICE_RESET));
+	else {
+		hp_bar_memory(&bar, !strcmp(how, "on"));
+		say_errno(0);
+	}
+}
+
+/* The child has this process's memory, and this process waits for its end. */
+static void touch_by_vfork(char *at, bool store, uint64_t value)
+{
+	int status;
+	pid_t child = vfork();
+
+	if (!child) {
+		touch(at, store, value);
+		_exit(0);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		hp_die("vfork");
+	if (status)
+		strcpy(answer->said, "died");
+}
+
 static void clear_refs(const char *how)
 {
 	int error = hp_write_file("/proc/self/clear_refs", how);
@@ -322,12 +430,22 @@ static void do_step(int number)
 
 	if (!strcmp(op->verb, "map"))
 		map(op);
+	else if (!strcmp(op->how, "vfork"))
+		touch_by_vfork(at, op->verb[0] == 'w', (uint64_t)number);
 	else if (!strcmp(op->verb, "read") || !strcmp(op->verb, "write"))
 		touch(at, op->verb[0] == 'w', (uint64_t)number);
 	else if (!strcmp(op->verb, "fill") || !strcmp(op->verb, "send"))
 		through_a_pipe(at, op->verb[0] == 'f', (uint64_t)number);
+	else if (!strcmp(op->verb, "peek") && op->how[0])
+		peek_by(op->how, at);
 	else if (!strcmp(op->verb, "peek"))
 		peek(at);
+	else if (!strcmp(op->verb, "scan"))
+		scan(op);
+	else if (!strcmp(op->verb, "mincore"))
+		ask_mincore(op);
+	else if (!strcmp(op->verb, "uffd"))
+		watch(op);
 	else if (!strcmp(op->verb, "mlock"))
 		say_errno(!strcmp(op->how, "on") ? mlock(at, op->size) : munlock(at, op->size));
 	else if (!strcmp(op->verb, "grow"))
@@ -348,10 +466,9 @@ static void do_step(int number)
 		look(op->how);
 	else if (!strcmp(op->verb, "dma"))
 		map_dma(op, number);
-	else if (!strcmp(op->verb, "memory")) {
-		hp_bar_memory(&bar, !strcmp(op->how, "on"));
-		say_errno(0);
-	} else {
+	else if (!strcmp(op->verb, "memory"))
+		set_device(op->how);
+	else {
 		errno = EINVAL;
 		hp_die("no operation is called %s", op->verb);
 	}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from harness.bugs.compose import BEGIN, compose
 from harness.explorer.groups import detail_of, symptom_of
-from harness.model.operation import ACCESSES, OTHER_THREAD, STORES, Backing, Operation, Verb
+from harness.model.operation import ACCESSES, OTHER_THREAD, STORES, VFORK, Backing, Operation, Verb
 from harness.verdict.invariants import Deviation, Oracle
 from harness.verdict.log.troubles import KernelComplaint
 from harness.verdict.symptoms import Ended, Shown
@@ -24,6 +24,11 @@ _FLAGS = {
 #: Advice that older headers do not name.
 _ADVICE = {"collapse": "25 /* MADV_COLLAPSE */", "guard": "102 /* MADV_GUARD_INSTALL */"}
 _IOVA = 8 << 30
+_TOUCH = {"": "touch", OTHER_THREAD: "touch_on_other_thread", VFORK: "touch_by_vfork"}
+_DEVICE = {
+    **{"on": "set_memory(1);", "off": "set_memory(0);", "reset": "answer(ioctl(device, VFIO_DEVICE_RESET));"},
+    **{"sleep": "set_power(3 /* LOW_POWER_ENTRY */);", "wake": "set_power(5 /* LOW_POWER_EXIT */);"},
+}
 
 
 def reproducer(operations: Sequence[Operation], shown: Shown, kernel: str, available: Mapping[str, str]) -> str:
@@ -110,12 +115,19 @@ def _code(number: int, op: Operation) -> Iterator[str]:
             where = _FLAGS[op.memory].format(to=op.to)
             yield f"answer(mmap({at}, {size}, {_RIGHTS[op.how]}, {where}) == MAP_FAILED);"
         case Verb.READ | Verb.WRITE:
-            touch = "touch_on_other_thread" if op.how == OTHER_THREAD else "touch"
-            yield f"{touch}({at}, {int(op.verb in STORES)}, {number});"
+            yield f"{_TOUCH[op.how]}({at}, {int(op.verb in STORES)}, {number});"
         case Verb.FILL | Verb.SEND:
             yield f"through_a_pipe({at}, {int(op.verb in STORES)}, {number});"
         case Verb.PEEK:
-            yield f"peek({at});"
+            yield f"peek_by({int(op.how == 'vmsplice')}, {at});" if op.how else f"peek({at});"
+        case Verb.SCAN:
+            yield f"scan({at}, {size});"
+        case Verb.MINCORE:
+            yield f"ask_mincore({at}, {size});"
+        case Verb.UFFD:
+            mode = "UFFDIO_REGISTER_MODE_MISSING" if op.how == "missing" else "UFFDIO_REGISTER_MODE_WP"
+            features = "1 << 15 /* UFFD_FEATURE_WP_ASYNC */" if op.how == "async" else "0"
+            yield f"watch({at}, {size}, {mode}, {features});"
         case Verb.FORK:
             yield "if (!fork()) {"
             yield f"\trun({op.to}, {number + 1});"
@@ -143,7 +155,7 @@ def _code(number: int, op: Operation) -> Iterator[str]:
         case Verb.LOOK:
             yield f'read_all("/proc/self/{op.how}");' if op.how != "pagemap" else "peek(ARENA); /* for pagemap */"
         case Verb.MEMORY:
-            yield f"set_memory({int(op.how == 'on')});"
+            yield _DEVICE[op.how]
         case Verb.DMA:
             yield f"map_for_dma({at}, {size}, {_IOVA + (number << 30):#x}ul);"
         case Verb.RACE:

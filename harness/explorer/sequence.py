@@ -13,7 +13,7 @@ from harness.model.operation import PROCESSES_MAX, Operation
 from harness.model.oracles import Found, Judge, Setting, Stop
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
-from harness.pagetable import Leaf
+from harness.pagetable import Bits, Leaf
 from harness.qemu.spec import Device
 from harness.verdict import words
 from harness.verdict.invariants import Deviation, Oracle
@@ -98,7 +98,8 @@ def _judged(
 ) -> tuple[Found | None, int]:
     """Return the first finding of the first operation after which there is one, and the number of that operation."""
     device = vm.spec.device
-    setting = Setting(run.snapshots[0].bar("bar").start_paddr, vm.layout.saved_dirty, device in _RAM_BEHIND_BAR)
+    bar, holds, can = run.snapshots[0].bar("bar"), device in _RAM_BEHIND_BAR, vm.caps
+    setting = Setting(bar.start_paddr, vm.layout.saved_dirty, holds, can.soft_dirty, Bits.A in can.early)
     judge = Judge(setting, before=_leaves(run.snapshots[0]))
     for number, (op, snapshot) in enumerate(zip(operations, run.snapshots[1:], strict=True), start=1):
         word = values.get(f"w{number}")

@@ -13,12 +13,15 @@ from dataclasses import replace
 from harness.model.operation import (
     ARENA_BYTES,
     BY_A_THREAD,
+    CHANGING,
     OTHER_THREAD,
     PMD,
     PROCESSES_MAX,
     PTE,
     PUD,
+    RACING,
     STORES,
+    VFORK,
     Backing,
     Operation,
     Verb,
@@ -60,9 +63,10 @@ WEIGHTS: Mapping[Verb, int] = {
     Verb.LOCK: 2,
     Verb.GROW: 1,
     Verb.RACE: 6,
+    Verb.SCAN: 2,
+    Verb.MINCORE: 1,
+    Verb.UFFD: 2,
 }
-#: What can run against each other: nothing that changes what is mapped.
-RACING = (Verb.READ, Verb.WRITE, Verb.CLEAR, Verb.LOOK, Verb.DMA, Verb.FILL, Verb.SEND, Verb.PEEK)
 ROUNDS = 40
 
 
@@ -80,11 +84,16 @@ def draw(seed: int, number: int, length: int = 10, verbs: Collection[Verb] = ALO
         op, world = _next(dice, world, len(found) + 1, verbs)
         found.append(op)
         if op.verb is Verb.RACE:
-            for racing in (RACING, [verb for verb in RACING if verb not in STORES]):  # one of them may store
-                allowed = [verb for verb in racing if verb in verbs]
-                racer, world = _next(dice, world, len(found) + 1, allowed, op.process)
-                found.append(racer)
+            first, world = _next(dice, world, len(found) + 1, _allowed((*RACING, *CHANGING), verbs), op.process)
+            found.append(first)
+            others = RACING if first.verb in CHANGING else [verb for verb in RACING if verb not in STORES]
+            second, world = _next(dice, world, len(found) + 1, _allowed(others, verbs), op.process)
+            found.append(second)
     return tuple(found)
+
+
+def _allowed(racing: Sequence[Verb], verbs: Collection[Verb]) -> Sequence[Verb]:
+    return [verb for verb in racing if verb in verbs] or (Verb.LOOK,)
 
 
 def _next(
@@ -103,6 +112,8 @@ def _next(
             continue
         if Verb.RACE in verbs and op.verb in BY_A_THREAD and dice.random() < 0.4:  # what its TLB knows may be stale
             op = replace(op, how=OTHER_THREAD)
+        elif op.verb in BY_A_THREAD and dice.random() < 0.05:
+            op = replace(op, how=VFORK)
         try:
             then, _ = after(world, op, step)
         except Unspecified:
@@ -169,8 +180,8 @@ def _address(dice: random.Random, process: ModelProcess) -> int:
     return vma.start + dice.choice(steps) // PTE * PTE
 
 
-def _access(verb: Verb) -> _Draw:
-    return lambda dice, number, process: Operation(number, verb, _address(dice, process))
+def _access(verb: Verb, hows: Sequence[str] = ("",)) -> _Draw:
+    return lambda dice, number, process: Operation(number, verb, _address(dice, process), how=dice.choice(hows))
 
 
 def _fork(dice: random.Random, number: int, _process: ModelProcess) -> Operation:
@@ -231,12 +242,15 @@ _DRAWN: Mapping[Verb, _Draw] = {
     Verb.ADVISE: _ranged(Verb.ADVISE, ADVICE),
     Verb.CLEAR: _worded(Verb.CLEAR, CLEARS),
     Verb.LOOK: _worded(Verb.LOOK, LOOKS),
-    Verb.MEMORY: _worded(Verb.MEMORY, ("off", "on")),
+    Verb.MEMORY: _worded(Verb.MEMORY, ("off", "on", "sleep", "wake", "reset")),
     Verb.DMA: _dma,
     Verb.FILL: _access(Verb.FILL),
     Verb.SEND: _access(Verb.SEND),
-    Verb.PEEK: _access(Verb.PEEK),
+    Verb.PEEK: _access(Verb.PEEK, ("", "vm_readv", "vmsplice")),
     Verb.LOCK: _ranged(Verb.LOCK, ("on", "on", "off")),
     Verb.GROW: _grow,
     Verb.RACE: _race,
+    Verb.SCAN: _ranged(Verb.SCAN),
+    Verb.MINCORE: _ranged(Verb.MINCORE),
+    Verb.UFFD: _ranged(Verb.UFFD, ("missing", "wp", "async")),
 }

@@ -47,24 +47,34 @@ class Verb(enum.Enum):
     ADVISE = "madvise"  # `how`
     CLEAR = "clear_refs"  # writes `how` into /proc/self/clear_refs
     LOOK = "look"  # reads the file `how` of /proc/self to its end
-    MEMORY = "memory"  # the memory bit of the device's PCI_COMMAND: "on" or "off"
+    MEMORY = "memory"  # the memory bit of the device's PCI_COMMAND, "on" or "off"; "sleep" and "wake" it; "reset" it
     DMA = "dma"  # VFIO_IOMMU_MAP_DMA and UNMAP_DMA
     FILL = "fill"  # read() from a pipe stores the number of the step at `at`: the kernel writes there
     SEND = "send"  # write() to a pipe takes the word at `at`: the kernel reads there
-    PEEK = "peek"  # the word at `at`, from /proc/self/mem
+    PEEK = "peek"  # the word at `at`, from /proc/self/mem; or by the system call `how`
     LOCK = "mlock"  # "on": mlock(), "off": munlock()
     GROW = "grow"  # mremap() with MREMAP_MAYMOVE to the size `to`
     RACE = "race"  # the next two operations run against each other, in two threads, `size` times
+    SCAN = "scan"  # PAGEMAP_SCAN: how many pages are present
+    MINCORE = "mincore"
+    UFFD = "uffd"  # has userfaultfd watch the range for `how`, and takes that back
 
 
 #: Verbs that concern the range [at, at + size) of the process that does them.
-RANGED = (Verb.MAP, Verb.PROTECT, Verb.UNMAP, Verb.MOVE, Verb.SHRINK, Verb.ADVISE, Verb.DMA, Verb.LOCK, Verb.GROW)
+RANGED = (
+    *(Verb.MAP, Verb.PROTECT, Verb.UNMAP, Verb.MOVE, Verb.SHRINK, Verb.ADVISE, Verb.DMA, Verb.LOCK, Verb.GROW),
+    Verb.UFFD,
+)
 #: Verbs that load or store one word, in user mode or in the kernel.
 ACCESSES = (Verb.READ, Verb.WRITE, Verb.FILL, Verb.SEND, Verb.PEEK)
 STORES = (Verb.WRITE, Verb.FILL)
-#: Verbs of the CPU's own accesses, which the other thread of a process can do.
+#: Verbs of the CPU's own accesses, which the other thread of a process can do, or a child that shares its memory.
 BY_A_THREAD = (Verb.READ, Verb.WRITE)
-OTHER_THREAD = "other"
+OTHER_THREAD, VFORK = "other", "vfork"
+#: What can race, one of them against another, or against one of those that change what is mapped.
+RACING = (*BY_A_THREAD, Verb.CLEAR, Verb.LOOK, Verb.DMA, Verb.FILL, Verb.SEND, Verb.PEEK, Verb.SCAN, Verb.MINCORE)
+#: What gives the same when it is done again. Of two that race, the first may be such a one.
+CHANGING = (Verb.MAP, Verb.UNMAP, Verb.PROTECT, Verb.ADVISE, Verb.LOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +108,11 @@ class Operation:
     @property
     def cause(self) -> str:
         """What it is called in a finding: "mprotect", "smaps", "madvise dontfork"."""
-        if self.verb is Verb.LOOK:
+        if self.verb is Verb.LOOK or (self.verb is Verb.PEEK and self.how):
             return self.how
         return (
             f"{self.verb.value} {self.how}"
-            if self.verb in (Verb.ADVISE, Verb.MEMORY, Verb.CLEAR, Verb.LOCK)
+            if self.verb in (Verb.ADVISE, Verb.MEMORY, Verb.CLEAR, Verb.LOCK, Verb.UFFD)
             else self.verb.value
         )
 
@@ -133,8 +143,11 @@ class Operation:
             case Verb.MAP:
                 offset = f" from {size_words(self.to)}" if self.memory is Backing.BAR else ""
                 said = f"mmap({where}, {self.how}, {self.memory.value}{offset})"
+            case Verb.PEEK if self.how:
+                said = f"{self.how}({size_words(self.at)})"
             case Verb.READ | Verb.WRITE | Verb.FILL | Verb.SEND | Verb.PEEK:
-                said = f"{self.verb.value}({size_words(self.at)}){', other thread' * (self.how == OTHER_THREAD)}"
+                who = {OTHER_THREAD: ", other thread", VFORK: ", child of vfork()"}.get(self.how, "")
+                said = f"{self.verb.value}({size_words(self.at)}){who}"
             case Verb.FORK:
                 said = f"fork() makes p{self.to}"
             case Verb.MOVE:

@@ -7,18 +7,20 @@ operation concerns it, and what was written stays dirty until something drops it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from harness.model.operation import ACCESSES, ARENA_VADDR, PMD, PTE, RANGED, STORES, Backing, Operation, Verb
+from harness.model.operation import ACCESSES, ARENA_VADDR, CHANGING, PMD, PTE, RANGED, STORES, Backing, Operation, Verb
 from harness.model.state import NEW_WORLD, MappedRange, ModelProcess, World
 from harness.model.world import DONE, KEPT_ADVICE, Reply, after, bounds
 from harness.pagetable import Bits, Leaf
-from harness.verdict.invariants import Area, Deviation, Invariant, Oracle, Violation, pfnmap_violations
+from harness.verdict.invariants import AGAINST, Area, Deviation, Invariant, Oracle, Violation, pfnmap_violations
 
 FOREVER = "forever"
 _RIGHTS = {"": 0, "r": 1, "w": 2, "rw": 3}
 #: What may differ in an entry that nobody concerned: the CPU, and the aging of pages, set and clear A when they like.
 _AT_ANY_TIME = Bits.A
+#: How vfio maps a BAR, at every level: PCD alone (pgprot_noncached() in vfio_pci_core_mmap(); mm/pat/memtype.c).
+UC_MINUS = 2
 
 Found = Deviation | Violation
 
@@ -45,6 +47,10 @@ class Setting:
     """The kernel has SAVED_DIRTY, see :func:`pfnmap_violations`."""
     bar_holds: bool = True
     """See :class:`World`."""
+    soft_dirty: bool = False
+    """The kernel has soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)."""
+    early: bool = False
+    """The CPU may set A without an access, see :class:`harness.verdict.capabilities.Capabilities`."""
 
 
 @dataclass
@@ -59,11 +65,9 @@ class Judge:
     """Process and page of what was written, and may not be dropped."""
     raced: list[Operation] = field(default_factory=list)
     """The first of two operations that run against each other."""
-    racing: int = 0
-    """How many operations of a race are still to come."""
 
     def __post_init__(self) -> None:
-        self.world = World(self.world.processes, bar_holds=self.setting.bar_holds)
+        self.world = replace(self.world, bar_holds=self.setting.bar_holds)
 
     def step(self, op: Operation, stop: Stop) -> list[Found]:
         """Return what is wrong after one operation, the most telling first.
@@ -74,23 +78,17 @@ class Judge:
         old = self.world
         self.world, answer = after(old, op, self.number)
         found: list[Found] = [*self._answer(op, stop, answer)]
-        if self._is_still_racing(op):
+        if self.world.race is not None:  # what it does to the entries cannot be told yet from what the next one does
+            self.raced += [op] if op.verb is not Verb.RACE else []
             return found
         found += self._entries(stop)
+        found += self._revoked(op, stop)
+        found += self._copied(op, stop)
+        found += self._moved(op, stop)
         found += self._untouched(op, old, stop)
         found += self._dirt(op, stop)
         self.before, self.raced = stop.leaves, []
         return found
-
-    def _is_still_racing(self, op: Operation) -> bool:
-        """Whether what an operation does to the entries cannot be told yet from what the next one does."""
-        if op.verb is Verb.RACE:
-            self.racing = 2
-            return True
-        self.racing = max(0, self.racing - 1)
-        if self.racing:
-            self.raced.append(op)
-        return self.racing > 0
 
     # --- what it answered ------------------------------------------------------------------------
 
@@ -105,7 +103,7 @@ class Judge:
         elif stop.said not in answer.allowed:
             oracle = Oracle.ACCESS if access else Oracle.ERRNO
             yield self._deviation(oracle, op, level if access else "", " or ".join(answer.allowed), stop.said)
-        elif answer.word is not None and stop.word != answer.word and not self.racing:
+        elif answer.word is not None and stop.said == DONE and stop.word != answer.word:
             yield self._deviation(Oracle.DATA, op, level, f"{answer.word:#x}", f"{stop.word or 0:#x}")
 
     # --- the entries -----------------------------------------------------------------------------
@@ -124,9 +122,10 @@ class Judge:
         if vma.memory is Backing.BAR:
             area = self._area(number, vma.start, vma.end, vma.rights, self.setting.bar_paddr + vma.offset)
             yield from pfnmap_violations(area, here, (), self.setting.saved_dirty)
-            if not self.world.device_memory and here:
-                level, detail = here[0].level.label, f"p{number} {_start(here[0]):#x}: {here[0].entry}"
-                yield Deviation(Oracle.REVOKED, "memory off", level, "no entry", "an entry", detail)
+            for leaf in here:
+                if leaf.cache != UC_MINUS:
+                    level, detail = leaf.level.label, f"p{number} {_start(leaf):#x}: {leaf.entry}"
+                    yield Deviation(Oracle.CACHE, "mmap", level, "uncached-minus", f"PAT index {leaf.cache}", detail)
             return
         for leaf in here:
             if leaf.write and "w" not in vma.rights:
@@ -135,6 +134,18 @@ class Judge:
                 yield self._violation(Invariant.SHADOW_STACK, number, leaf, "")
             if leaf.saved_dirty and leaf.write:
                 yield self._violation(Invariant.SAVED_DIRTY, number, leaf, "")
+
+    def _revoked(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
+        """While the BAR answers nobody, and right after a reset, no process maps it."""
+        if self.world.bar_answers and not (op.verb is Verb.MEMORY and op.how == "reset" and stop.said == DONE):
+            return
+        cause = "memory off" if not self.world.device_memory else "low power" if not self.world.awake else "reset"
+        for number, process in self.world.processes.items():
+            for leaf in stop.leaves.get(number, ()):
+                vma = process.at(max(_start(leaf), 0))
+                if vma is not None and vma.memory is Backing.BAR:
+                    level, detail = leaf.level.label, f"p{number} {_start(leaf):#x}: {leaf.entry}"
+                    yield Deviation(Oracle.REVOKED, cause, level, "no entry", "an entry", detail)
 
     def _area(self, number: int, start: int, end: int, rights: str, paddr: int | None) -> Area:
         place = (ARENA_VADDR + start, ARENA_VADDR + end)
@@ -167,6 +178,36 @@ class Judge:
                 detail = f"p{number} {_start(leaf):#x}: {leaf.entry}"
                 yield self._deviation(Oracle.UNTOUCHED, op, leaf.level.label, "no change", got, detail)
 
+    # --- what the operation makes ----------------------------------------------------------------
+
+    def _copied(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
+        """fork() copies a pfnmap (mm/memory.c vma_needs_copy()), and the copies are old (pte_mkold() and its like)."""
+        if op.verb is not Verb.FORK or stop.said != DONE:
+            return
+        child = {leaf.vaddr: leaf for leaf in stop.leaves.get(op.to, ())}
+        for leaf in stop.leaves.get(op.process, ()):
+            vma, copy = self.world.processes[op.to].at(max(_start(leaf), 0)), child.get(leaf.vaddr)
+            if vma is None or vma.memory is not Backing.BAR or (copy and not (copy.young and not self.setting.early)):
+                continue
+            got = "no entry" if copy is None else "young"
+            yield self._deviation(Oracle.COPY, op, leaf.level.label, "an old copy", got, f"{leaf.entry}")
+
+    def _moved(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
+        """What mremap() moves is soft-dirty (admin-guide/mm/soft-dirty.rst; mm/mremap.c move_soft_dirty_pte()).
+
+        Of a BAR, pagemap has no pages to be so.
+        """
+        if op.verb is not Verb.MOVE or stop.said != DONE or not self.setting.soft_dirty:
+            return
+        came = {leaf.vaddr + op.to - op.at for leaf in self.before.get(op.process, ())}
+        for leaf in stop.leaves.get(op.process, ()):
+            vma = self.world.processes[op.process].at(max(_start(leaf), 0))
+            if vma is None or vma.memory is Backing.BAR or vma.fresh or leaf.vaddr not in came:
+                continue
+            if op.to <= _start(leaf) < op.to + op.size and not leaf.soft_dirty:
+                got, detail = "clean", f"{_start(leaf):#x}: {leaf.entry}"
+                yield self._deviation(Oracle.MOVED, op, leaf.level.label, "soft-dirty", got, detail)
+
     # --- what was written ------------------------------------------------------------------------
 
     def _dirt(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
@@ -181,7 +222,8 @@ class Judge:
                 level = was.level.label if was is not None else "none"
                 yield self._deviation(Oracle.DIRT, op, level, "dirty", got, f"p{number} {page:#x}")
                 self.owed.discard((number, page))
-        if op.verb in STORES and stop.said == DONE:
+        dropped = any(one.verb in CHANGING and one.at <= op.at < one.end for one in self.raced)
+        if op.verb in STORES and stop.said == DONE and not dropped:
             self.owed.add((op.process, op.at // PTE * PTE))
 
     def _drop(self, op: Operation, done: bool) -> None:
@@ -200,7 +242,7 @@ class Judge:
     def _deviation(
         self, oracle: Oracle, op: Operation, level: str, expected: str, got: str, detail: str = ""
     ) -> Deviation:
-        cause = " against ".join(sorted(one.cause for one in (op, *self.raced)))
+        cause = AGAINST.join(sorted(one.cause for one in (op, *self.raced)))
         return Deviation(oracle, cause, level, expected, got, f"step {self.number}, {op}{': ' * bool(detail)}{detail}")
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from harness.model.draw import RACING
-from harness.model.operation import OTHER_THREAD, PMD, PTE, PUD, STORES, Backing, Operation, Verb
+from harness.model.operation import ACCESSES, CHANGING, PMD, PTE, PUD, RACING, RANGED, STORES, Backing, Operation, Verb
 from harness.model.state import NEW_WORLD
 from harness.model.world import Unspecified, after
 
@@ -57,9 +56,12 @@ def specified(sequence: Sequence) -> bool:
 
 
 def _can_race(race: Operation, racers: Sequence) -> bool:
-    """Return whether two operations can run against each other: both are there, and at most one stores."""
-    can = [one for one in racers if one.verb in RACING and one.process == race.process]
-    return len(can) == 2 and not all(one.verb in STORES for one in can)
+    """Return whether two operations can run against each other: at most one stores, or changes what is mapped."""
+    if len(racers) < 2 or any(one.process != race.process for one in racers):
+        return False
+    first, second = racers
+    stores = first.verb in STORES and second.verb in STORES
+    return first.verb in (*RACING, *CHANGING) and second.verb in RACING and not stores
 
 
 def _shorter(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:
@@ -78,7 +80,7 @@ def _shorter(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:
 
 def _plainer(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:
     for index in range(len(sequence)):
-        for plain in _plain_forms(sequence[index]):
+        for plain in _plain_forms(sequence[index], sequence[:index]):
             candidate = (*sequence[:index], plain, *sequence[index + 1 :])
             if still(candidate):
                 sequence = candidate
@@ -86,10 +88,18 @@ def _plainer(sequence: Sequence, still: Callable[[Sequence], bool]) -> Sequence:
     return sequence
 
 
-def _plain_forms(op: Operation) -> Iterator[Operation]:
-    """Yield plainer forms of one operation, the plainest first."""
+def _plain_forms(op: Operation, before: Sequence) -> Iterator[Operation]:
+    """Yield plainer forms of one operation, the plainest first.
+
+    :param before: the operations before it. The last mapping is where it can be with the fewest of them.
+    """
     forms = [replace(op, process=0)]
-    if op.how == OTHER_THREAD:
+    mapped = next((one for one in reversed(before) if one.verb is Verb.MAP), None)
+    if mapped is not None and op.verb in ACCESSES:
+        forms.append(replace(op, at=mapped.at))
+    elif mapped is not None and op.verb in (*RANGED, Verb.SCAN, Verb.MINCORE) and op.verb is not Verb.MAP:
+        forms.append(replace(op, at=mapped.at, size=mapped.size))
+    if op.verb in ACCESSES and op.how:
         forms.append(replace(op, how=""))
     if op.verb is Verb.FORK:
         forms.append(replace(op, to=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from harness.model.operation import Backing
+from harness.model.operation import Backing, Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class MappedRange:
     """mlock() of ordinary memory."""
     object: int = 0
     """Which piece of ordinary memory: the step that mapped it."""
+    fresh: bool = True
+    """All of it counts as soft-dirty, because it was mapped after clear_refs 4, or a part of it (VM_SOFTDIRTY)."""
 
     def word_at(self, at: int) -> tuple[int, int]:
         """Return what the word at an address is, the same for every mapping of it."""
@@ -32,7 +34,8 @@ class MappedRange:
 
     def goes_on_in(self, other: MappedRange) -> bool:
         """Return whether nothing but its place tells this VMA from the next one."""
-        return replace(self, end=other.end) == replace(other, start=self.start, offset=self.offset) and (
+        there = replace(other, start=self.start, offset=self.offset, fresh=self.fresh)
+        return replace(self, end=other.end) == there and (
             self.word_at(other.start) == other.word_at(other.start) and self.end == other.start
         )
 
@@ -47,7 +50,8 @@ class ModelProcess:
     """One process: its VMAs, in ascending order, and what its private memory holds."""
 
     vmas: tuple[MappedRange, ...] = ()
-    words: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    words: Mapping[tuple[int, int], int | None] = field(default_factory=dict)
+    """None where it is not known."""
     cuts: frozenset[int] = frozenset()
     """Addresses at which the kernel may have split a VMA that is one here: a VM_SPECIAL one is never merged again."""
 
@@ -84,7 +88,7 @@ class ModelProcess:
         merged = list[MappedRange]()
         for vma in sorted((*rest.vmas, *vmas), key=lambda vma: vma.start):
             if merged and merged[-1].goes_on_in(vma):
-                merged[-1] = replace(merged[-1], end=vma.end)
+                merged[-1] = replace(merged[-1], end=vma.end, fresh=merged[-1].fresh or vma.fresh)
             else:
                 merged.append(vma)
         return replace(rest, vmas=tuple(merged))
@@ -107,15 +111,35 @@ class World:
     """Every process, and the memory that they share."""
 
     processes: Mapping[int, ModelProcess]
-    words: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    words: Mapping[tuple[int, int], int | None] = field(default_factory=dict)
+    """What shared memory holds; None where that is not known."""
     device_memory: bool = True
     """The memory bit of PCI_COMMAND. Without it, the BAR answers nobody."""
+    awake: bool = True
+    """The device is not in low power, in which the BAR answers nobody either."""
     bar_holds: bool = True
     """Whether the BAR has RAM behind it, which holds what is written."""
+    race: Race | None = None
+    """Two operations that run against each other, until both are done."""
+
+    @property
+    def bar_answers(self) -> bool:
+        """Whether the device can be reached through its BAR."""
+        return self.device_memory and self.awake
 
     def of(self, number: int, process: ModelProcess) -> World:
         """Return the world with this process."""
         return replace(self, processes={**self.processes, number: process})
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What is known of a race so far."""
+
+    first: Operation | None = None
+    """The first of the two operations; None if it is still to come."""
+    before: World | None = None
+    """The world before it."""
 
 
 NEW_WORLD = World({0: ModelProcess()})

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from harness.model.operation import STORES, Backing, Operation, Verb
-from harness.model.state import MappedRange, ModelProcess, World
+from harness.model.operation import CHANGING, STORES, Backing, Operation, Verb
+from harness.model.state import MappedRange, ModelProcess, Race, World
 
 READ, WRITE = "r", "w"
 DONE = "0"
@@ -56,6 +56,43 @@ def after(world: World, op: Operation, step: int) -> tuple[World, Reply]:
     :param step: the number of the operation, 1 for the first, which is also what WRITE stores.
     :raises Unspecified: no document says what happens.
     """
+    if op.verb is Verb.RACE:
+        reply = Reply((DONE if op.process in world.processes else ABSENT,))
+        return replace(world, race=Race()), reply
+    if world.race is None:
+        return _alone(world, op, step)
+    return _racing(replace(world, race=None), world.race, op, step)
+
+
+def _racing(world: World, race: Race, op: Operation, step: int) -> tuple[World, Reply]:
+    """One of two that run against each other, in any order. What a load gives is not asked.
+
+    The second changes nothing that is mapped, so it may answer what it would before the first, and after it.
+    """
+    then, reply = _alone(world, op, step)
+    if race.first is None or race.before is None:
+        return replace(then, race=Race(op, world)), Reply(reply.allowed)
+    _, otherwise = _alone(race.before, op, step)
+    if race.first.verb in CHANGING and race.first.at < max(op.end, op.at + 1) and op.at < race.first.end:
+        if op.verb is Verb.DMA:
+            raise Unspecified("what MAP_DMA answers while its memory is mapped anew")
+        then = _unsure(then, op) if op.verb in STORES else then
+    return then, Reply(tuple(dict.fromkeys((*reply.allowed, *otherwise.allowed))))
+
+
+def _unsure(world: World, op: Operation) -> World:
+    """Return the world in which a store may have come before a change of the mapping, or after it, or both."""
+    process = world.processes.get(op.process)
+    vma = process.at(op.at) if process is not None else None
+    if process is None or vma is None:
+        return world
+    word = vma.word_at(op.at)
+    if vma.memory.shared:
+        return replace(world, words={**world.words, word: None})
+    return world.of(op.process, replace(process, words={**process.words, word: None}))
+
+
+def _alone(world: World, op: Operation, step: int) -> tuple[World, Reply]:
     process = world.processes.get(op.process)
     if process is None:
         return world, Reply((ABSENT,))
@@ -64,21 +101,25 @@ def after(world: World, op: Operation, step: int) -> tuple[World, Reply]:
             return _access(world, process, op, step)
         case Verb.PEEK:
             return world, _peek(world, process, op)
-        case Verb.RACE:
-            return world, Reply((DONE,))
         case Verb.FORK:
             return _fork(world, process, op)
         case Verb.EXIT:
             rest = {number: one for number, one in world.processes.items() if number != op.process}
             return replace(world, processes=rest), Reply((DONE,))
-        case Verb.MEMORY:  # vfio_pci_basic_config_write(): without the bit, an access is SIGBUS
-            return replace(world, device_memory=op.how == "on"), Reply((DONE,))
-        case Verb.CLEAR:  # Documentation/filesystems/proc.rst: what is mapped stays
-            return world, Reply((DONE,))
+        case Verb.MEMORY:
+            return _memory(world, op)
+        case Verb.CLEAR:  # Documentation/filesystems/proc.rst: what is mapped stays; 4 is for soft-dirty pages
+            stale = tuple(replace(vma, fresh=False) for vma in process.vmas)
+            process = replace(process, vmas=stale) if op.how == "4" else process
+            return world.of(op.process, process), Reply((DONE,))
         case Verb.LOOK:  # the same; a kernel may have no such file (numa_maps: CONFIG_NUMA)
             return world, Reply((DONE, "ENOENT"))
         case Verb.DMA:
             return world, _dma(world, process, op)
+        case Verb.SCAN:
+            return world, _scan(process, op)
+        case Verb.MINCORE:  # ENOMEM where there is a hole (man 2 mincore)
+            return world, Reply((DONE if process.hole(op.at, op.end) >= op.end else "ENOMEM",))
     changed, answer = _RANGE_RULES[op.verb](process, op, step)
     return world.of(op.process, replace(changed, cuts=changed.cuts | set(bounds(op)))), answer
 
@@ -90,7 +131,7 @@ def bounds(op: Operation) -> tuple[int, ...]:
             return op.at, op.end, op.to, op.to + op.size
         case Verb.SHRINK:
             return (op.at + op.to,)
-        case Verb.MAP | Verb.UNMAP | Verb.PROTECT | Verb.ADVISE | Verb.LOCK:
+        case Verb.MAP | Verb.UNMAP | Verb.PROTECT | Verb.ADVISE | Verb.LOCK | Verb.UFFD:
             return op.at, op.end
     return ()
 
@@ -103,7 +144,7 @@ def _access(world: World, process: ModelProcess, op: Operation, step: int) -> tu
         refusal = UNMAPPED
     elif (WRITE if stores else READ) not in vma.rights:
         refusal = REFUSED
-    elif vma.memory is Backing.BAR and not world.device_memory:
+    elif vma.memory is Backing.BAR and not world.bar_answers:
         refusal = NO_DEVICE
     if vma is None or refusal is not None:
         return world, Reply((BAD_ADDRESS if op.verb in (Verb.FILL, Verb.SEND) else refusal or "",))
@@ -124,15 +165,17 @@ def _word(world: World, process: ModelProcess, vma: MappedRange, at: int) -> int
 
 
 def _peek(world: World, process: ModelProcess, op: Operation) -> Reply:
-    """/proc/PID/mem has no page of a pfnmap to read: EIO (man 5 proc_pid_mem).
+    """Who reads by pages finds none of a pfnmap (mm/gup.c check_vma_flags()).
 
-    Whether it ignores rights (FOLL_FORCE) is configured: proc_mem.force_override=, admin-guide/kernel-parameters.
+    /proc/PID/mem answers EIO (man 5 proc_pid_mem), process_vm_readv() and vmsplice() EFAULT, as they do where memory
+    cannot be read. Whether /proc/PID/mem ignores rights (FOLL_FORCE) is configured: proc_mem.force_override=,
+    admin-guide/kernel-parameters.
     """
-    vma = process.at(op.at)
+    vma, refusal = process.at(op.at), BAD_ADDRESS if op.how else "EIO"
     if vma is None or vma.memory is Backing.BAR:
-        return Reply(("EIO",))
+        return Reply((refusal,))
     if READ not in vma.rights:
-        return Reply((DONE, "EIO"))
+        return Reply((refusal,) if op.how else (DONE, refusal))
     return Reply((DONE,), _word(world, process, vma, op.at))
 
 
@@ -144,6 +187,22 @@ def _fork(world: World, process: ModelProcess, op: Operation) -> tuple[World, Re
         process, vmas=tuple(replace(vma, locked=False) for vma in process.vmas if "dontfork" not in vma.advice)
     )
     return world.of(op.to, child), Reply((DONE,))
+
+
+def _memory(world: World, op: Operation) -> tuple[World, Reply]:
+    """Without the memory bit, and in low power, an access is SIGBUS (drivers/vfio/pci/vfio_pci_core.c).
+
+    Low power is VFIO_DEVICE_FEATURE_LOW_POWER_ENTRY and _EXIT of include/uapi/linux/vfio.h, which kernels before 6.1 do
+    not have. VFIO_DEVICE_RESET gives the registers back as they were; some devices cannot be reset.
+    """
+    match op.how:
+        case "sleep" if not world.awake:
+            return world, Reply(("EINVAL",))
+        case "sleep" | "wake":
+            return replace(world, awake=op.how == "wake"), Reply((DONE,))
+        case "reset":
+            return world, Reply((DONE, "EINVAL", "ENOTTY"))
+    return replace(world, device_memory=op.how == "on"), Reply((DONE,))
 
 
 def _map(process: ModelProcess, op: Operation, step: int) -> tuple[ModelProcess, Reply]:
@@ -244,9 +303,23 @@ def _dma(world: World, process: ModelProcess, op: Operation) -> Reply:
     vmas = list(process.within(op.at, op.end))
     if process.hole(op.at, op.end) < op.end or any(vma.rights != "rw" for vma in vmas):
         raise Unspecified("which of EFAULT, EINVAL and ENOMEM an address has that cannot be mapped for DMA")
-    if not world.device_memory and any(vma.memory is Backing.BAR for vma in vmas):
+    if not world.bar_answers and any(vma.memory is Backing.BAR for vma in vmas):
         raise Unspecified("how a lookup of a device without memory fails")
     return Reply((DONE,))
+
+
+def _scan(process: ModelProcess, op: Operation) -> Reply:
+    """PAGEMAP_SCAN passes over a pfnmap, as it has no pages (admin-guide/mm/pagemap.rst; ENOTTY before 6.7)."""
+    ordinary = any(vma.memory is not Backing.BAR for vma in process.within(op.at, op.end))
+    return Reply((DONE, "ENOTTY"), None if ordinary else 0)
+
+
+def _uffd(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
+    """A pfnmap cannot be watched: EINVAL (man 2 ioctl_userfaultfd). A kernel may lack userfaultfd, or parts of it."""
+    if process.hole(op.at, op.end) < op.end:
+        raise Unspecified("which of EINVAL and ENOMEM a range with a hole has")
+    bar = any(vma.memory is Backing.BAR for vma in process.within(op.at, op.end))
+    return process, Reply(("EINVAL", "ENOSYS") if bar else (DONE, "EINVAL", "ENOSYS"))
 
 
 _RANGE_RULES = {
@@ -258,4 +331,5 @@ _RANGE_RULES = {
     Verb.ADVISE: _advise,
     Verb.LOCK: _lock,
     Verb.GROW: _grow,
+    Verb.UFFD: _uffd,
 }

@@ -280,6 +280,10 @@ def calibration_violations(area: Area, leaves: Sequence[Leaf], pagemap: Sequence
         yield Violation.of(wrong, area, f"{area.process} {area.mapping} page {number}: {seen}", here)
 
 
+#: Between two operations of a cause.
+AGAINST = " against "
+
+
 class Oracle(enum.Enum):
     """What says that it is wrong."""
 
@@ -288,7 +292,10 @@ class Oracle(enum.Enum):
     ERRNO = "errno"  # a system call answers as it is documented
     PROGRESS = "progress"  # an access ends
     UNTOUCHED = "untouched"  # an entry that the operation does not concern stays as it is
-    REVOKED = "revoked"  # a device without memory is mapped nowhere
+    REVOKED = "revoked"  # a device that answers nobody is mapped nowhere
+    CACHE = "cache"  # a BAR is uncached
+    COPY = "copy"  # fork() copies each leaf of a pfnmap, and makes the copy old
+    MOVED = "moved"  # what mremap() moved is soft-dirty
     DIRT = "dirt"  # what was written is dirty until something drops it that may
     TEARDOWN = "teardown"  # what was mapped leaves no page table behind
 
@@ -299,13 +306,18 @@ class Deviation:
 
     oracle: Oracle
     cause: str
-    """The operation, without its addresses: "mprotect", "smaps", "madvise dontfork"."""
+    """The operation, without its addresses: "mprotect", "smaps", "madvise dontfork", "munmap against write"."""
     level: str
     """Of the leaf that it is about: "pte", "pmd", "pud"; "none" if there is none, "" if it is about none."""
     expected: str
     got: str
     detail: str = ""
     """Which step, where, and the entry: for people, and not part of what tells one finding from another."""
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The operations, of which two may have run against each other."""
+        return tuple(self.cause.split(AGAINST))
 
     def __str__(self) -> str:
         place = f" ({self.level})" if self.level not in ("", "none") else ""

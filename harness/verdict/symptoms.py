@@ -139,7 +139,7 @@ class DeviationSymptom:
         return (
             isinstance(failure, Deviation)
             and failure.oracle is self.oracle
-            and _fits(self.cause, failure.cause)
+            and any(_fits(self.cause, one) for one in failure.causes)
             and self.level in (None, failure.level)
             and _fits(self.expected, failure.expected)
             and _fits(self.got, failure.got)
