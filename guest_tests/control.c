@@ -3,7 +3,8 @@
  * Invariant: on every kind of ordinary memory the walk agrees with what the kernel reports about its pages: present,
  * pfn, exclusive, file or shared, soft-dirty, write-protected by userfaultfd, the categories of PAGEMAP_SCAN.
  *
- * --memory=anon|thp|shmem|shmem-thp|hugetlb|hugetlb-private: 16 single pages, or one leaf of 2 MiB.
+ * --memory=anon|thp|shmem|shmem-thp|hugetlb|hugetlb-private: 16 single pages, or one leaf of 2 MiB; anon-table: a page
+ * table of single pages.
  * --case=share: fork, and writes in child and parent.
  *     Checkpoints: filled, forked, child-written (page 0), child-owns (every page), parent-written (page 0), exited.
  * --case=uffd: userfaultfd protects everything, then releases page 3 (on hugetlbfs all of it).
@@ -12,6 +13,8 @@
  *     zero page. Checkpoints: filled, cleaned, protected, rewritten.
  * --case=split: a move, then mprotect of pages 64 to 127, then munmap of pages 256 to 383.
  *     Checkpoints: filled, moved, mprotected, unmapped.
+ * --case=tracked: clear_refs 4 and a move to where the whole page table can go along; the same to where it cannot.
+ *     Checkpoints: cleared, table-moved, cleared-again, pages-moved.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -69,15 +72,16 @@ static int memory_file(void)
 
 static const struct kind {
 	const char *name;
-	bool huge;
+	bool huge, table;
 	int flags; /* of mmap(); without MAP_ANONYMOUS: of a file */
 } kinds[] = {
-	{ "anon", false, MAP_PRIVATE | MAP_ANONYMOUS },
-	{ "thp", true, MAP_PRIVATE | MAP_ANONYMOUS },
-	{ "shmem", false, MAP_SHARED },
-	{ "shmem-thp", true, MAP_SHARED },
-	{ "hugetlb", true, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB },
-	{ "hugetlb-private", true, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB },
+	{ "anon", false, false, MAP_PRIVATE | MAP_ANONYMOUS },
+	{ "anon-table", false, true, MAP_PRIVATE | MAP_ANONYMOUS },
+	{ "thp", true, false, MAP_PRIVATE | MAP_ANONYMOUS },
+	{ "shmem", false, false, MAP_SHARED },
+	{ "shmem-thp", true, false, MAP_SHARED },
+	{ "hugetlb", true, false, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB },
+	{ "hugetlb-private", true, false, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB },
 };
 
 static void map_memory(const struct kind *kind)
@@ -85,7 +89,7 @@ static void map_memory(const struct kind *kind)
 	bool file = !(kind->flags & MAP_ANONYMOUS);
 
 	hugetlb = kind->flags & MAP_HUGETLB;
-	length = kind->huge ? MIB(2) : PAGES * KIB(4);
+	length = kind->huge || kind->table ? MIB(2) : PAGES * KIB(4);
 	if (hugetlb) /* One for the parent, one for a child that copies it. */
 		must_write("/proc/sys/vm/nr_hugepages", "2");
 	if (file && kind->huge)
@@ -196,15 +200,35 @@ static void scan(void)
 	ktap_ok(true, "scanned");
 }
 
+static void move(char *to)
+{
+	memory = mremap(memory, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	if (memory == MAP_FAILED)
+		hp_die("mremap");
+	name_memory();
+}
+
+static void tracked(void)
+{
+	ktap_plan(1);
+	fill(0, 1);
+	hp_clear_refs(getpid(), "4");
+	checkpoint("cleared");
+	move(reserve());
+	checkpoint("table-moved");
+	hp_clear_refs(getpid(), "4");
+	checkpoint("cleared-again");
+	move(reserve() + KIB(4));
+	checkpoint("pages-moved");
+	ktap_ok(hp_read(at(0)) == 1, "the content went along");
+}
+
 static void split(void)
 {
 	ktap_plan(1);
 	fill(0, 1);
 	checkpoint("filled");
-	memory = mremap(memory, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, reserve());
-	if (memory == MAP_FAILED)
-		hp_die("mremap");
-	name_memory();
+	move(reserve());
 	checkpoint("moved");
 	if (mprotect(at(64), 64 * KIB(4), PROT_READ))
 		hp_die("mprotect");
@@ -218,7 +242,7 @@ static void split(void)
 static const struct control {
 	const char *name;
 	void (*run)(void);
-} cases[] = { { "share", share }, { "uffd", uffd }, { "scan", scan }, { "split", split } };
+} cases[] = { { "share", share }, { "uffd", uffd }, { "scan", scan }, { "split", split }, { "tracked", tracked } };
 
 int main(int argc, char **argv)
 {

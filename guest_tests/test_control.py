@@ -425,3 +425,28 @@ def test_control_split_thp(vm: VM, claim: Claims) -> None:
             assert _pfns(at["parent"]) == expected
         with claim("walk and pagemap agree on every bit: unmapped", fn.pagemap_read):
             _agree(at, file_or_shared=False)
+
+
+@pytest.mark.decided_by(fn.move_ptes, fn.move_normal_pmd)
+def test_control_tracked(vm: VM, claim: Claims) -> None:
+    """After clear_refs 4, the pages that mremap() moves are soft-dirty, also where their page table moves as a whole.
+
+    Who saves a process by its soft-dirty pages has no such pages at that address (admin-guide/mm/soft-dirty.rst).
+    """
+    if not vm.caps.soft_dirty:
+        raise PremiseNotMet("this kernel tracks no soft-dirty pages (CONFIG_MEM_SOFT_DIRTY)")
+    with vm.run("control", "--memory=anon-table", "--case=tracked") as guest:
+        for cleared, moved, by in (
+            ("cleared", "table-moved", fn.move_normal_pmd),
+            ("cleared-again", "pages-moved", fn.move_ptes),
+        ):
+            before = guest.until(cleared)["parent"]
+            with claim(f"{cleared}: no page is soft-dirty", fn.clear_refs_write):
+                assert not any(word.soft_dirty for word in before.pagemap("memory"))
+            after = guest.until(moved)["parent"]
+            with claim(f"{moved}: the same pages are at the new address", by):
+                assert _pfns(after) == _pfns(before)
+            with claim(f"{moved}: every page is soft-dirty", by):
+                assert all(word.soft_dirty for word in after.pagemap("memory"))
+        with claim("the program passed", fn.move_ptes):
+            assert guest.result.passed, guest.result.reason
