@@ -74,9 +74,8 @@ def test_a_known_bug_is_no_finding() -> None:
 
 def test_a_known_bug_may_show_in_a_race() -> None:
     groups = Groups(parse_ledger(LEDGER))
-    assert (
-        groups.add(5, result(Deviation(Oracle.UNTOUCHED, "munmap against smaps", "pud", "no change", "gone"))) is None
-    )
+    raced = Deviation(Oracle.UNTOUCHED, "munmap against smaps", "pud", "no change", "gone")
+    assert groups.add(5, result(raced)) is None
 
 
 @pytest.mark.parametrize(
