@@ -181,10 +181,11 @@ def test_a_device_without_memory_that_is_still_mapped() -> None:
     assert judged(*WRITTEN, (off, "0", {0: []})) == []
 
 
-@pytest.mark.parametrize(("how", "cause"), [("sleep", "low power"), ("reset", "reset")])
-def test_a_device_that_sleeps_or_was_reset_is_mapped_nowhere(how: str, cause: str) -> None:
+@pytest.mark.parametrize("how", ["sleep", "reset"])
+def test_a_device_that_sleeps_or_was_reset_is_mapped_nowhere(how: str) -> None:
     operation = Operation(0, Verb.MEMORY, how=how)
-    assert told(judged(*WRITTEN, (operation, "0", {0: [leaf(PUD)]}))) == [("revoked", cause, "pud", "an entry")]
+    found = told(judged(*WRITTEN, (operation, "0", {0: [leaf(PUD)]})))
+    assert found == [("revoked", f"memory {how}", "pud", "an entry")]
     assert judged(*WRITTEN, (operation, "0", {0: []})) == []
     refused = (operation, "ENOTTY", {0: [leaf(PUD)]})
     assert (judged(*WRITTEN, refused) == []) == (how == "reset"), "a device may be one that cannot be reset"
@@ -204,27 +205,65 @@ def test_fork_copies_what_is_mapped_and_the_copy_is_old() -> None:
     assert judged(*WRITTEN, dontfork, (fork, "0", {0: [leaf(PUD)], 1: []})) == []
 
 
-def test_what_is_moved_is_soft_dirty() -> None:
-    def moved(*before: Step, bits: Bits = USED, soft_dirty: bool = True) -> list[tuple[str, ...]]:
-        at = {0: [leaf(2 * PMD, Level.PMD, bits=bits)]}
-        move = Operation(0, Verb.MOVE, 0, PMD, 2 * PMD)
-        return told(judged(*before, (move, "0", at), soft_dirty=soft_dirty))
+@pytest.mark.parametrize(
+    ("to", "got"), [(2 * PUD, "clean, moved by 2M"), (2 * PUD + PMD, "clean, moved by 2M"), (2 * PUD + PTE, "clean")]
+)
+def test_what_is_moved_is_soft_dirty(to: int, got: str) -> None:
+    """If it moves by a multiple of 2M, a page table may have moved as a whole."""
+    move = Operation(0, Verb.MOVE, PUD, PUD, to)
 
-    anon, bar = (replace(MAP, at=0, size=PMD, memory=memory) for memory in (Backing.ANON, Backing.BAR))
-    there = {0: [leaf(0, Level.PMD)]}
-    written: list[Step] = [(anon, "0", {0: []}), (replace(WRITE, at=0), "0", there)]
-    clear: Step = (Operation(0, Verb.CLEAR, how="4"), "0", there)
-    assert moved(*written, clear) == [("moved", "mremap", "pmd", "clean")]
-    assert moved(*written, clear, bits=USED | Bits.SOFT_DIRTY) == []
-    assert moved(*written) == [], "the whole VMA counts as soft-dirty"
-    assert moved(*written, clear, soft_dirty=False) == [], "a kernel may have no such bits"
-    assert moved((bar, "0", {0: []}), written[1], clear) == [], "pagemap has no pages of a BAR"
+    def moved(clean_pages: int, *, soft_dirty: bool = True) -> list[tuple[str, ...]]:
+        judge = Judge(Setting(BAR_PADDR, saved_dirty=True, soft_dirty=soft_dirty))
+        judge.step(MAP, Stop("0", None, {0: ()}))
+        return told(judge.step(move, Stop("0", clean_pages, {0: ()})))
+
+    assert moved(3) == [("moved", "mremap", "none", got)]
+    assert moved(0) == []
+    assert moved(3, soft_dirty=False) == [], "a kernel may have no such bits"
+
+
+def test_who_pins_a_shared_page_may_get_a_clean_copy() -> None:
+    """process_vm_readv() of what fork() shared gives the reader a page of his own (mm/gup.c gup_must_unshare())."""
+    ordinary = USED & ~Bits.PCD & ~Bits.SPECIAL
+    anon, write = replace(MAP, size=PTE, memory=Backing.ANON), (WRITE, "0", {0: [leaf(PUD, Level.PTE, bits=ordinary)]})
+    clean = {0: [leaf(PUD, Level.PTE, bits=ordinary & ~Bits.D)]}
+    before: list[Step] = [(anon, "0", {0: []}), write]
+    for how, dirt in (("vm_readv", []), ("vmsplice", [("dirt", "vmsplice", "pte", "clean")])):
+        found = told(judged(*before, (Operation(0, Verb.PEEK, PUD, how=how), "0", clean)))
+        assert [one for one in found if one[0] == "dirt"] == dirt
+    gone = (Operation(0, Verb.PEEK, PUD, how="vm_readv"), "EFAULT", {0: list[Leaf]()})
+    assert ("dirt", "vm_readv", "pud", "no entry") in told(judged(*WRITTEN, gone)), "a BAR has no such pages"
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        Operation(0, Verb.UFFD, PUD, PUD, how="wp"),
+        Operation(0, Verb.MEMORY, how="on"),
+        Operation(0, Verb.MEMORY, how="wake"),
+        Operation(0, Verb.MINCORE, PUD, PUD),
+    ],
+)
+def test_what_leaves_a_bar_alone(op: Operation) -> None:
+    said = "EINVAL" if op.verb is Verb.UFFD else "0"
+    assert judged(*WRITTEN, (op, said, {0: [leaf(PUD)]})) == []
+    found = [one[0] for one in told(judged(*WRITTEN, (op, said, {0: []})))]
+    assert found == ["untouched", "dirt"]
+
+
+def test_every_answer_of_a_race_is_judged() -> None:
+    race, unmap = (Operation(0, Verb.RACE, size=2), "0", {0: list[Leaf]()}), Operation(0, Verb.UNMAP, PUD, PUD)
+    between: list[Step] = [race, (unmap, "0", {0: []})]
+    assert judged(*WRITTEN, *between, (WRITE, "0|SEGV.1", {0: []})) == []
+    found = told(judged(*WRITTEN, *between, (WRITE, "BUS.2|0|SEGV.1", {0: []})))
+    assert found == [("access", "munmap against write", "pud", "BUS.2")]
+    assert told(judged(*WRITTEN, *between, (WRITE, "0|forever", {0: []})))[0][3] == "endless faults"
 
 
 def test_a_bar_that_is_cached() -> None:
     cached = leaf(PUD, bits=USED & ~Bits.PCD)
     found = judged(WRITTEN[0], (WRITE, "0", {0: [cached]}))
-    assert told(found) == [("cache", "mmap", "pud", "PAT index 0")]
+    assert told(found) == [("cache", "write", "pud", "PAT index 0")]
 
 
 def test_another_process_that_changes() -> None:
@@ -256,7 +295,7 @@ def test_what_a_change_of_the_mapping_raced_with_may_be_gone() -> None:
     between: list[Step] = [(race, "0", {0: []}), (unmap, "0", {0: []})]
     for said in ("0", "SEGV.1"):
         assert judged(*WRITTEN, *between, (WRITE, said, {0: []})) == []
-    assert told(judged(*WRITTEN, *between, (WRITE, "SEGV.2", {0: []})))[0][:2] == ("access", "munmap against write")
+    assert told(judged(*WRITTEN, *between, (WRITE, "SEGV.2", {0: []})))[0][3] == "SEGV.2"
     assert told(judged(*WRITTEN, *between, (WRITE, "0", {0: [leaf(PUD)]}))) == [("inside",)]
     again = (MAP, "0", {0: list[Leaf]()})
     assert judged(*WRITTEN, between[0], again, (WRITE, "0", {0: []})) == [], "it was mapped anew after the last write"

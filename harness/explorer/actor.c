@@ -43,7 +43,8 @@
 #define ARENA ((char *)(1ul << 44))
 #define ARENA_BYTES GIB(4)
 #define PROCESSES 4
-#define SAID 24
+#define SAID 96
+#define ANSWERS_MAX 4 /* that differ, of one operation in a race */
 #define FOR_EVER 1000 /* faults of one access */
 #define IOVA GIB(8)
 #define UNMAP_ALL (-1) /* an order that is not a step */
@@ -181,13 +182,34 @@ static void map(const struct operation *op)
 	say_errno(got == MAP_FAILED ? -1 : 0);
 }
 
-static void move(const struct operation *op, bool shrink)
+static void shrink(const struct operation *op)
 {
-	char *to = shrink ? ARENA + op->at : ARENA + op->to;
-	void *got = mremap(ARENA + op->at, op->size, shrink ? op->to : op->size,
-			   shrink ? 0 : MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	say_errno(mremap(ARENA + op->at, op->size, op->to, 0) == MAP_FAILED ? -1 : 0);
+}
+
+/* How many of the first pages at an address are present, and not soft-dirty. A BAR has no pages. */
+static uint64_t clean_pages(const char *at, uint64_t size)
+{
+	uint64_t words[1024], found = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	ssize_t n = size / 4096 < 1024 ? (ssize_t)(size / 4096 * 8) : (ssize_t)sizeof(words);
+
+	if (fd < 0 || pread(fd, words, (size_t)n, (off_t)((uintptr_t)at / 4096 * 8)) != n)
+		hp_die("/proc/self/pagemap");
+	close(fd);
+	for (ssize_t i = 0; i < n / 8; i++)
+		found += words[i] >> 63 && !(words[i] >> 55 & 1);
+	return found;
+}
+
+static void move(const struct operation *op)
+{
+	void *got = mremap(ARENA + op->at, op->size, op->size, MREMAP_MAYMOVE | MREMAP_FIXED, ARENA + op->to);
 
 	say_errno(got == MAP_FAILED ? -1 : 0);
+	answer->has_word = got != MAP_FAILED;
+	if (answer->has_word)
+		answer->word = clean_pages(got, op->size);
 }
 
 static const struct {
@@ -456,8 +478,10 @@ static void do_step(int number)
 		say_errno(mprotect(at, op->size, rights(op->how)));
 	else if (!strcmp(op->verb, "munmap"))
 		say_errno(munmap(at, op->size));
-	else if (!strcmp(op->verb, "mremap") || !strcmp(op->verb, "shrink"))
-		move(op, op->verb[0] == 's');
+	else if (!strcmp(op->verb, "mremap"))
+		move(op);
+	else if (!strcmp(op->verb, "shrink"))
+		shrink(op);
 	else if (!strcmp(op->verb, "madvise"))
 		say_errno(madvise(at, op->size, hp_pick("madvise ", op->how, advices)->value));
 	else if (!strcmp(op->verb, "clear_refs"))
@@ -558,18 +582,36 @@ struct racer {
 	pthread_barrier_t *start;
 };
 
-/* Does one operation again and again, until it answers other than it did at first. */
+/* Adds an answer to those that there were, unless it is one of them. */
+static void note_answer(char heard[ANSWERS_MAX][SAID / ANSWERS_MAX], const char *said)
+{
+	for (int i = 0; i < ANSWERS_MAX; i++) {
+		if (!strcmp(heard[i], said))
+			return;
+		if (!heard[i][0]) {
+			snprintf(heard[i], SAID / ANSWERS_MAX, "%.20s", said);
+			return;
+		}
+	}
+}
+
+/* Does one operation again and again. Its answer is all answers that differ: "0|SEGV.1". */
 static void race(void *argument)
 {
+	char heard[ANSWERS_MAX][SAID / ANSWERS_MAX] = { 0 };
 	const struct racer *racer = argument;
-	struct answer first;
+	size_t length = 0;
 
 	answer = racer->answer;
 	pthread_barrier_wait(racer->start);
-	do_step(racer->number);
-	first = *answer;
-	for (uint64_t round = 1; round < racer->rounds && !strcmp(answer->said, first.said); round++)
+	for (uint64_t round = 0; round < racer->rounds; round++) {
 		do_step(racer->number);
+		note_answer(heard, answer->said);
+		if (!strcmp(answer->said, "forever"))
+			break;
+	}
+	for (int i = 0; i < ANSWERS_MAX && heard[i][0]; i++)
+		length += (size_t)snprintf(answer->said + length, SAID - length, "%s%s", i ? "|" : "", heard[i]);
 }
 
 static void run_race(int number)

@@ -36,7 +36,7 @@ RIGHTS = ("rw", "rw", "rw", "r", "")
 BAR_BYTES = 2 << 30
 #: Ordinary memory of more than this would fill the guest's RAM once it is touched.
 _ORDINARY_MAX = 2 * PMD
-_DMA_MAX = 2 * PMD
+_FEW_PAGES = 2 * PMD
 _TRIES = 50
 
 _Draw = Callable[[random.Random, int, ModelProcess], Operation | None]
@@ -87,7 +87,8 @@ def draw(seed: int, number: int, length: int = 10, verbs: Collection[Verb] = ALO
             first, world = _next(dice, world, len(found) + 1, _allowed((*RACING, *CHANGING), verbs), op.process)
             found.append(first)
             others = RACING if first.verb in CHANGING else [verb for verb in RACING if verb not in STORES]
-            second, world = _next(dice, world, len(found) + 1, _allowed(others, verbs), op.process)
+            before = world.race.before if world.race is not None and dice.random() < 0.5 else None
+            second, world = _next(dice, world, len(found) + 1, _allowed(others, verbs), op.process, before)
             found.append(second)
     return tuple(found)
 
@@ -97,13 +98,23 @@ def _allowed(racing: Sequence[Verb], verbs: Collection[Verb]) -> Sequence[Verb]:
 
 
 def _next(
-    dice: random.Random, world: World, step: int, verbs: Collection[Verb], process_number: int | None = None
+    dice: random.Random,
+    world: World,
+    step: int,
+    verbs: Collection[Verb],
+    process_number: int | None = None,
+    seen: World | None = None,
 ) -> tuple[Operation, World]:
+    """Draw one operation.
+
+    :param process_number: who has to do it; None: anybody.
+    :param seen: the world in which it is to have something to act on, if that is another one.
+    """
     known = [verb for verb in WEIGHTS if verb in verbs]
     weights = [WEIGHTS[verb] for verb in known]
     for _ in range(_TRIES):
         number = dice.choice(sorted(world.processes)) if process_number is None else process_number
-        process = world.processes[number]
+        process = (seen or world).processes[number]
         if not process.vmas and process_number is not None:
             break  # nothing to run against
         verb = Verb.MAP if not process.vmas else dice.choices(known, weights)[0]
@@ -210,9 +221,14 @@ def _shrink(dice: random.Random, number: int, process: ModelProcess) -> Operatio
     return Operation(number, Verb.SHRINK, vma.start, size, dice.choice(smaller)) if smaller else None
 
 
-def _dma(dice: random.Random, number: int, process: ModelProcess) -> Operation | None:
-    start, size = _within(dice, _vma(dice, process))
-    return Operation(number, Verb.DMA, start, min(size, _DMA_MAX))
+def _few_pages(verb: Verb) -> _Draw:
+    """Draw what takes time for every page, also of a BAR."""
+
+    def drawn(dice: random.Random, number: int, process: ModelProcess) -> Operation:
+        start, size = _within(dice, _vma(dice, process))
+        return Operation(number, verb, start, min(size, _FEW_PAGES))
+
+    return drawn
 
 
 def _grow(dice: random.Random, number: int, process: ModelProcess) -> Operation:
@@ -243,7 +259,7 @@ _DRAWN: Mapping[Verb, _Draw] = {
     Verb.CLEAR: _worded(Verb.CLEAR, CLEARS),
     Verb.LOOK: _worded(Verb.LOOK, LOOKS),
     Verb.MEMORY: _worded(Verb.MEMORY, ("off", "on", "sleep", "wake", "reset")),
-    Verb.DMA: _dma,
+    Verb.DMA: _few_pages(Verb.DMA),
     Verb.FILL: _access(Verb.FILL),
     Verb.SEND: _access(Verb.SEND),
     Verb.PEEK: _access(Verb.PEEK, ("", "vm_readv", "vmsplice")),
@@ -251,6 +267,6 @@ _DRAWN: Mapping[Verb, _Draw] = {
     Verb.GROW: _grow,
     Verb.RACE: _race,
     Verb.SCAN: _ranged(Verb.SCAN),
-    Verb.MINCORE: _ranged(Verb.MINCORE),
+    Verb.MINCORE: _few_pages(Verb.MINCORE),
     Verb.UFFD: _ranged(Verb.UFFD, ("missing", "wp", "async")),
 }

@@ -32,7 +32,7 @@ class Stop:
     said: str
     """What the operation answered, see :class:`harness.model.world.Reply`; :data:`FOREVER` for an endless access."""
     word: int | None
-    """What a read gave."""
+    """What a read gave; of mremap(), how many pages are present at the new address and not soft-dirty."""
     leaves: Mapping[int, tuple[Leaf, ...]]
     """The leaves of each process in the arena, in ascending order."""
 
@@ -81,7 +81,7 @@ class Judge:
         if self.world.race is not None:  # what it does to the entries cannot be told yet from what the next one does
             self.raced += [op] if op.verb is not Verb.RACE else []
             return found
-        found += self._entries(stop)
+        found += self._entries(op, stop)
         found += self._revoked(op, stop)
         found += self._copied(op, stop)
         found += self._moved(op, stop)
@@ -96,36 +96,37 @@ class Judge:
         leaf = _covering(self.before.get(op.process, ()), op.at)
         level = leaf.level.label if leaf is not None else "none"
         access = op.verb in ACCESSES
-        if stop.said == FOREVER:
+        wrong = [one for one in stop.said.split("|") if one not in answer.allowed]
+        if FOREVER in wrong:
             now = _covering(stop.leaves.get(op.process, ()), op.at)
             level = now.level.label if now is not None else "none"
             yield self._deviation(Oracle.PROGRESS, op, level, "an end", "endless faults")
-        elif stop.said not in answer.allowed:
+        elif wrong:
             oracle = Oracle.ACCESS if access else Oracle.ERRNO
-            yield self._deviation(oracle, op, level if access else "", " or ".join(answer.allowed), stop.said)
+            yield self._deviation(oracle, op, level if access else "", " or ".join(answer.allowed), " and ".join(wrong))
         elif answer.word is not None and stop.said == DONE and stop.word != answer.word:
             yield self._deviation(Oracle.DATA, op, level, f"{answer.word:#x}", f"{stop.word or 0:#x}")
 
     # --- the entries -----------------------------------------------------------------------------
 
-    def _entries(self, stop: Stop) -> Iterator[Found]:
+    def _entries(self, op: Operation, stop: Stop) -> Iterator[Found]:
         for number, process in self.world.processes.items():
             leaves = stop.leaves.get(number, ())
             for leaf in leaves:
                 if not any(vma.start < _end(leaf) and _start(leaf) < vma.end for vma in process.vmas):
                     yield self._violation(Invariant.INSIDE, number, leaf, "no vma is there")
             for vma in process.vmas:
-                yield from self._of_vma(number, vma, leaves)
+                yield from self._of_vma(op, number, vma, leaves)
 
-    def _of_vma(self, number: int, vma: MappedRange, leaves: Sequence[Leaf]) -> Iterator[Found]:
+    def _of_vma(self, op: Operation, number: int, vma: MappedRange, leaves: Sequence[Leaf]) -> Iterator[Found]:
         here = [leaf for leaf in leaves if vma.start < _end(leaf) and _start(leaf) < vma.end]
         if vma.memory is Backing.BAR:
             area = self._area(number, vma.start, vma.end, vma.rights, self.setting.bar_paddr + vma.offset)
             yield from pfnmap_violations(area, here, (), self.setting.saved_dirty)
             for leaf in here:
                 if leaf.cache != UC_MINUS:
-                    level, detail = leaf.level.label, f"p{number} {_start(leaf):#x}: {leaf.entry}"
-                    yield Deviation(Oracle.CACHE, "mmap", level, "uncached-minus", f"PAT index {leaf.cache}", detail)
+                    got, detail = f"PAT index {leaf.cache}", f"p{number} {_start(leaf):#x}: {leaf.entry}"
+                    yield self._deviation(Oracle.CACHE, op, leaf.level.label, "uncached-minus", got, detail)
             return
         for leaf in here:
             if leaf.write and "w" not in vma.rights:
@@ -139,13 +140,12 @@ class Judge:
         """While the BAR answers nobody, and right after a reset, no process maps it."""
         if self.world.bar_answers and not (op.verb is Verb.MEMORY and op.how == "reset" and stop.said == DONE):
             return
-        cause = "memory off" if not self.world.device_memory else "low power" if not self.world.awake else "reset"
         for number, process in self.world.processes.items():
             for leaf in stop.leaves.get(number, ()):
                 vma = process.at(max(_start(leaf), 0))
                 if vma is not None and vma.memory is Backing.BAR:
-                    level, detail = leaf.level.label, f"p{number} {_start(leaf):#x}: {leaf.entry}"
-                    yield Deviation(Oracle.REVOKED, cause, level, "no entry", "an entry", detail)
+                    detail = f"p{number} {_start(leaf):#x}: {leaf.entry}"
+                    yield self._deviation(Oracle.REVOKED, op, leaf.level.label, "no entry", "an entry", detail)
 
     def _area(self, number: int, start: int, end: int, rights: str, paddr: int | None) -> Area:
         place = (ARENA_VADDR + start, ARENA_VADDR + end)
@@ -193,20 +193,12 @@ class Judge:
             yield self._deviation(Oracle.COPY, op, leaf.level.label, "an old copy", got, f"{leaf.entry}")
 
     def _moved(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
-        """What mremap() moves is soft-dirty (admin-guide/mm/soft-dirty.rst; mm/mremap.c move_soft_dirty_pte()).
-
-        Of a BAR, pagemap has no pages to be so.
-        """
-        if op.verb is not Verb.MOVE or stop.said != DONE or not self.setting.soft_dirty:
-            return
-        came = {leaf.vaddr + op.to - op.at for leaf in self.before.get(op.process, ())}
-        for leaf in stop.leaves.get(op.process, ()):
-            vma = self.world.processes[op.process].at(max(_start(leaf), 0))
-            if vma is None or vma.memory is Backing.BAR or vma.fresh or leaf.vaddr not in came:
-                continue
-            if op.to <= _start(leaf) < op.to + op.size and not leaf.soft_dirty:
-                got, detail = "clean", f"{_start(leaf):#x}: {leaf.entry}"
-                yield self._deviation(Oracle.MOVED, op, leaf.level.label, "soft-dirty", got, detail)
+        """What mremap() moves is soft-dirty (admin-guide/mm/soft-dirty.rst; mm/mremap.c move_soft_dirty_pte())."""
+        if op.verb is Verb.MOVE and stop.said == DONE and self.setting.soft_dirty and stop.word:
+            leaf = _covering(stop.leaves.get(op.process, ()), op.to)
+            got = "clean, moved by 2M" if (op.to - op.at) % PMD == 0 else "clean"  # a page table may move as a whole
+            level, detail = leaf.level.label if leaf is not None else "none", f"{stop.word} pages"
+            yield self._deviation(Oracle.MOVED, op, level, "soft-dirty", got, detail)
 
     # --- what was written ------------------------------------------------------------------------
 
@@ -234,7 +226,7 @@ class Judge:
             process = self.world.processes.get(number)
             place = _place(op, page, leaf, done) if number == op.process else page
             still = process.at(place) if process is not None and place is not None else None
-            revoked = op.verb is Verb.MEMORY and still is not None and still.memory is Backing.BAR
+            revoked = _revokes(op) and still is not None and still.memory is Backing.BAR
             if leaf is not None and still is not None and place is not None and not revoked:
                 kept.add((number, place))
         self.owed = kept
@@ -263,12 +255,21 @@ def _splits(op: Operation, leaf: Leaf) -> bool:
     return any(_start(leaf) < bound < _end(leaf) for bound in bounds(op))
 
 
+def _revokes(op: Operation) -> bool:
+    """Whether a device may be taken from all who map it, even if the operation then fails (vfio_pci_core.c)."""
+    return op.verb is Verb.MEMORY and op.how in ("off", "sleep", "reset")
+
+
 def _place(op: Operation, page: int, leaf: Leaf | None, done: bool) -> int | None:
     """Return where a page is after an operation of its process; None if what is there may have been dropped."""
     inside = op.at <= page < op.end
     match op.verb:
+        case Verb.UFFD if leaf is not None and leaf.special:  # it is refused
+            return page
         case _ if leaf is None or _splits(op, leaf):
             return None
+        case Verb.PEEK if op.how == "vm_readv" and page == op.at // PTE * PTE and not leaf.special:
+            return None  # who pins a shared page may get a copy of his own, clean (mm/gup.c gup_must_unshare())
         case Verb.MOVE if not done:
             return page
         case Verb.MOVE if inside:
@@ -287,7 +288,9 @@ def _concerns(op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> 
     start, end = _start(leaf), _end(leaf)
     vma = process.at(start)
     if op.verb is Verb.MEMORY:
-        return vma is None or vma.memory is Backing.BAR
+        return _revokes(op) and (vma is None or vma.memory is Backing.BAR)
+    if op.verb is Verb.UFFD and vma is not None and vma.memory is Backing.BAR:
+        return False
     if op.verb is Verb.ADVISE and op.how not in KEPT_ADVICE and vma is not None and vma.memory is not Backing.BAR:
         # A huge page is taken apart for it in every process, and where it holds zeros the zero page takes its place
         # (mm/huge_memory.c split_huge_page_to_list_to_order(), RMP_USE_SHARED_ZEROPAGE).

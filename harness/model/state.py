@@ -25,8 +25,6 @@ class MappedRange:
     """mlock() of ordinary memory."""
     object: int = 0
     """Which piece of ordinary memory: the step that mapped it."""
-    fresh: bool = True
-    """All of it counts as soft-dirty, because it was mapped after clear_refs 4, or a part of it (VM_SOFTDIRTY)."""
 
     def word_at(self, at: int) -> tuple[int, int]:
         """Return what the word at an address is, the same for every mapping of it."""
@@ -34,8 +32,7 @@ class MappedRange:
 
     def goes_on_in(self, other: MappedRange) -> bool:
         """Return whether nothing but its place tells this VMA from the next one."""
-        there = replace(other, start=self.start, offset=self.offset, fresh=self.fresh)
-        return replace(self, end=other.end) == there and (
+        return replace(self, end=other.end) == replace(other, start=self.start, offset=self.offset) and (
             self.word_at(other.start) == other.word_at(other.start) and self.end == other.start
         )
 
@@ -88,7 +85,7 @@ class ModelProcess:
         merged = list[MappedRange]()
         for vma in sorted((*rest.vmas, *vmas), key=lambda vma: vma.start):
             if merged and merged[-1].goes_on_in(vma):
-                merged[-1] = replace(merged[-1], end=vma.end, fresh=merged[-1].fresh or vma.fresh)
+                merged[-1] = replace(merged[-1], end=vma.end)
             else:
                 merged.append(vma)
         return replace(rest, vmas=tuple(merged))

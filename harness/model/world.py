@@ -76,14 +76,18 @@ def _racing(world: World, race: Race, op: Operation, step: int) -> tuple[World, 
     if race.first.verb in CHANGING and race.first.at < max(op.end, op.at + 1) and op.at < race.first.end:
         if op.verb is Verb.DMA:
             raise Unspecified("what MAP_DMA answers while its memory is mapped anew")
-        then = _unsure(then, op) if op.verb in STORES else then
+        then = _unsure(_unsure(then, then, op), race.before, op) if op.verb in STORES else then
     return then, Reply(tuple(dict.fromkeys((*reply.allowed, *otherwise.allowed))))
 
 
-def _unsure(world: World, op: Operation) -> World:
-    """Return the world in which a store may have come before a change of the mapping, or after it, or both."""
+def _unsure(world: World, mapped: World, op: Operation) -> World:
+    """Return the world in which a store may have been done or not.
+
+    :param mapped: what it stores to, if it is done: the world before a change of the mapping, or after it.
+    """
     process = world.processes.get(op.process)
-    vma = process.at(op.at) if process is not None else None
+    there = mapped.processes.get(op.process)
+    vma = there.at(op.at) if there is not None else None
     if process is None or vma is None:
         return world
     word = vma.word_at(op.at)
@@ -108,14 +112,14 @@ def _alone(world: World, op: Operation, step: int) -> tuple[World, Reply]:
             return replace(world, processes=rest), Reply((DONE,))
         case Verb.MEMORY:
             return _memory(world, op)
-        case Verb.CLEAR:  # Documentation/filesystems/proc.rst: what is mapped stays; 4 is for soft-dirty pages
-            stale = tuple(replace(vma, fresh=False) for vma in process.vmas)
-            process = replace(process, vmas=stale) if op.how == "4" else process
-            return world.of(op.process, process), Reply((DONE,))
+        case Verb.CLEAR:  # Documentation/filesystems/proc.rst: what is mapped stays
+            return world, Reply((DONE,))
         case Verb.LOOK:  # the same; a kernel may have no such file (numa_maps: CONFIG_NUMA)
             return world, Reply((DONE, "ENOENT"))
         case Verb.DMA:
             return world, _dma(world, process, op)
+        case Verb.UFFD:
+            return _uffd(world, process, op)
         case Verb.SCAN:
             return world, _scan(process, op)
         case Verb.MINCORE:  # ENOMEM where there is a hole (man 2 mincore)
@@ -314,12 +318,14 @@ def _scan(process: ModelProcess, op: Operation) -> Reply:
     return Reply((DONE, "ENOTTY"), None if ordinary else 0)
 
 
-def _uffd(process: ModelProcess, op: Operation, _step: int) -> tuple[ModelProcess, Reply]:
+def _uffd(world: World, process: ModelProcess, op: Operation) -> tuple[World, Reply]:
     """A pfnmap cannot be watched: EINVAL (man 2 ioctl_userfaultfd). A kernel may lack userfaultfd, or parts of it."""
     if process.hole(op.at, op.end) < op.end:
         raise Unspecified("which of EINVAL and ENOMEM a range with a hole has")
-    bar = any(vma.memory is Backing.BAR for vma in process.within(op.at, op.end))
-    return process, Reply(("EINVAL", "ENOSYS") if bar else (DONE, "EINVAL", "ENOSYS"))
+    if any(vma.memory is Backing.BAR for vma in process.within(op.at, op.end)):
+        return world, Reply(("EINVAL", "ENOSYS"))
+    cut = replace(process, cuts=process.cuts | set(bounds(op)))
+    return world.of(op.process, cut), Reply((DONE, "EINVAL", "ENOSYS"))
 
 
 _RANGE_RULES = {
@@ -331,5 +337,4 @@ _RANGE_RULES = {
     Verb.ADVISE: _advise,
     Verb.LOCK: _lock,
     Verb.GROW: _grow,
-    Verb.UFFD: _uffd,
 }
