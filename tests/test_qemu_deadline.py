@@ -177,6 +177,19 @@ def test_a_wait_that_ends_soon_does_not_ask_for_the_times_of_threads(host: Host)
     assert deadline.wait_s == deadline.left_s == pytest.approx(28.7)
 
 
+def test_what_passes_before_a_late_note_does_not_count(host: Host) -> None:
+    """The host ran neither QEMU nor us for nine seconds, and we are there first."""
+    deadline = Deadline(10.0, 7)
+    host.now_s += 9.0
+    host.waited_s[8] += 9.0
+    deadline.note()
+    assert deadline.left_s == pytest.approx(9.9)
+    over = Deadline(10.0, 7)
+    host.now_s += 60.0
+    over.note()
+    assert over.left_s == pytest.approx(9.9)
+
+
 def test_the_times_are_noted_while_something_is_waited_for(host: Host) -> None:
     """Also if the time is over before they were noted, because this process did not run."""
 

@@ -57,9 +57,13 @@ class Deadline:
         return min(self.left_s, max(self._begin_s + _NOTED * self.timeout_s - time.monotonic(), 0.0))
 
     def note(self) -> None:
-        """Note once, when a hundredth of the time has passed, how long threads have waited for a CPU by then."""
+        """Note once, when a hundredth of the time has passed, how long threads have waited for a CPU by then.
+
+        If that comes late, the host was busy, and the time until then does not count.
+        """
         if self._pid is not None and self._before is None and not self.wait_s:
             self._before, self._stolen_s = self._times(), stolen_s()
+            self.credit(time.monotonic() - self._begin_s - _NOTED * self.timeout_s)
 
     def credit(self, host_s: float) -> None:
         """Extend the deadline by seconds in which the host had the machine stopped."""
