@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from harness.errors import DeadlineError
 from harness.explorer.groups import Groups, lines_of, symptom_of
-from harness.explorer.sequence import SequenceResult, step_of
+from harness.explorer.sequence import SequenceResult, end_of, step_of
 from harness.model.draw import draw
+from harness.model.operation import Operation, Verb
 from harness.verdict.invariants import Area, Deviation, Invariant, Oracle, Violation
 from harness.verdict.known_bugs import parse_ledger
 from harness.verdict.log.complaint_kinds import ComplaintKind
@@ -102,3 +107,26 @@ def test_a_line_of_the_log_belongs_to_an_operation() -> None:
     log = "hugepfn: checkpoint 0 pid 9\nhugepfn: checkpoint 1 pid 9\nbad pud\nhugepfn: checkpoint 2 pid 9\noops\n"
     assert [step_of(log, line) for line in ("bad pud", "oops", "warning")] == [2, 3, 0]
     assert step_of("oops\n", "oops") == 0
+
+
+STALL = KernelComplaint(ComplaintKind.RCU_STALL, "rcu: INFO: rcu_sched self-detected stall", (), "rcu stall")
+
+
+@pytest.mark.parametrize(
+    ("complaint", "steps_done", "expected"),
+    [
+        (None, 0, "progress: fill: expected an end, got no end"),
+        (STALL, 0, "progress: fill: expected an end, got no end"),  # what an endless system call looks like
+        (STALL, 1, "progress: munmap against read: expected an end, got no end"),
+        (BAD_PUD, 0, "log: bad pud"),
+        (STALL, 4, "hang: rcu stall"),  # after the last one
+    ],
+)
+def test_what_did_not_end(complaint: KernelComplaint | None, steps_done: int, expected: str) -> None:
+    race = (Operation(0, Verb.RACE, size=2), Operation(0, Verb.UNMAP, 0, 4096), Operation(0, Verb.READ))
+    complaints = [complaint] if complaint is not None else []
+    run: Any = SimpleNamespace(
+        kernel_troubles=lambda: SimpleNamespace(complaints=complaints), snapshots=[None] * (steps_done + 1)
+    )
+    shown, _ = end_of(run, (Operation(0, Verb.FILL), *race), DeadlineError("nothing within 10 s"))
+    assert symptom_of(shown) == expected

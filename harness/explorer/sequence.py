@@ -9,14 +9,14 @@ from pathlib import Path
 
 from harness.errors import DeadlineError, KernelDied, KernelError, MachineryError, RunBroken
 from harness.machine.vm import VM
-from harness.model.operation import PROCESSES_MAX, Operation
+from harness.model.operation import PROCESSES_MAX, Operation, Verb
 from harness.model.oracles import Found, Judge, Setting, Stop
 from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf
 from harness.qemu.spec import Device
 from harness.verdict import words
-from harness.verdict.invariants import Deviation, Oracle
+from harness.verdict.invariants import AGAINST, Deviation, Oracle
 from harness.verdict.log.troubles import End, EndKind
 from harness.verdict.symptoms import Ended, Shown
 
@@ -57,7 +57,7 @@ def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 10.
         with run:
             judged = _judged(vm, run, operations, run.finish().values)
     except (KernelDied, DeadlineError) as error:
-        return SequenceResult(operations, *_end(run, operations, error), run.log, pristine=False)
+        return SequenceResult(operations, *end_of(run, operations, error), run.log, pristine=False)
     except RunBroken:  # the kernel complained, which is asked below
         pass
     if run.uncalibrated:
@@ -80,17 +80,19 @@ def step_of(log: str, line: str) -> int:
     return int(passed[-1]) + 1 if found and passed else 0
 
 
-def _end(run: GuestRun, operations: Sequence[Operation], error: KernelError) -> tuple[Shown, int]:
+def end_of(run: GuestRun, operations: Sequence[Operation], error: KernelError) -> tuple[Shown, int]:
     """Return what ended a sequence, and after which operation; 0 if that is not known."""
     complaints = run.kernel_troubles().complaints
-    if complaints and not complaints[0].kind.fatal:  # what killed it may follow from that
-        return complaints[0], 0
+    if complaints and not complaints[0].kind.fatal and not complaints[0].kind.stall:
+        return complaints[0], 0  # what killed it may follow from that; a stall is what an endless operation looks like
     if isinstance(error, KernelDied):
         return Ended(End(EndKind.DIED), *complaints[:1]), 0
     step = len(run.snapshots)  # the first was taken before the first operation
     if not 1 <= step <= len(operations):
         return Ended(End(EndKind.HANG), *complaints[:1]), 0
-    return Deviation(Oracle.PROGRESS, operations[step - 1].cause, "", "an end", NO_END, str(error)), step
+    racers = operations[step : step + 2] if operations[step - 1].verb is Verb.RACE else operations[step - 1 : step]
+    cause = AGAINST.join(sorted(one.cause for one in racers))
+    return Deviation(Oracle.PROGRESS, cause, "", "an end", NO_END, str(error)), step
 
 
 def _judged(
