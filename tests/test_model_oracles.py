@@ -260,6 +260,18 @@ def test_every_answer_of_a_race_is_judged() -> None:
     assert told(judged(*WRITTEN, *between, (WRITE, "0|forever", {0: []})))[0][3] == "endless faults"
 
 
+def test_an_old_vfio_empties_a_vma_that_is_split() -> None:
+    """6.1.192: vfio_pci_mmap_open() zaps the new VMA, and the next access maps all of it again."""
+    unmap = Operation(0, Verb.UNMAP, 2 * PUD - PTE, PTE)
+    far = leaf(PUD, Level.PTE)
+    for zaps_split in (False, True):
+        judge = Judge(Setting(BAR_PADDR, saved_dirty=True, zaps_split=zaps_split))
+        for op, _, _ in WRITTEN:
+            judge.step(op, Stop("0", None, {0: (far,) if op.verb is Verb.WRITE else ()}))
+        found = judge.step(unmap, Stop("0", None, {0: ()}))
+        assert [one[0] for one in told(found)] == ([] if zaps_split else ["untouched", "dirt"])
+
+
 def test_a_bar_that_is_cached() -> None:
     cached = leaf(PUD, bits=USED & ~Bits.PCD)
     found = judged(WRITTEN[0], (WRITE, "0", {0: [cached]}))

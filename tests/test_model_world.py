@@ -189,6 +189,15 @@ def test_a_store_may_come_before_the_memory_is_unmapped(
     assert after_all(*before, write(stored), RACE, first, read(stored), asked)[1].word == 3
 
 
+@given(st.integers(0, 2**32))
+def test_no_process_maps_more_of_the_bar_than_it_may(number: int) -> None:
+    world = NEW_WORLD
+    for step, op in enumerate(draw(5, number, 12, tuple(Verb), 4 * PMD), start=1):
+        world, _ = after(world, op, step)
+        for process in world.processes.values():
+            assert sum(vma.end - vma.start for vma in process.vmas if vma.memory is Backing.BAR) <= 4 * PMD
+
+
 def test_what_races_with_a_change_meets_it() -> None:
     """Also where the first of the two unmaps: the second is drawn for what is there before or after it."""
     met = dict.fromkeys(CHANGING, 0)

@@ -20,7 +20,7 @@ from harness.verdict.claims import (
     ScenarioResult,
 )
 from harness.verdict.invariants import Invariant, Violation
-from harness.verdict.known_bugs import judge, parse_ledger
+from harness.verdict.known_bugs import judge, parse_ledger, possible
 from harness.verdict.log.complaint_kinds import ComplaintKind
 from harness.verdict.log.taint import Taint
 from harness.verdict.log.troubles import End, EndKind, KernelComplaint, KernelTroubles
@@ -124,6 +124,7 @@ def test_a_bug_that_was_measured_absent_is_no_known_bug(
 ) -> None:
     known = facts(present, absent, {"6.1.192": "6.1.0-56-cloud-amd64"})
     finding = judge(parse_ledger(ENTRY), "mprotect", "pud", [LOST], known, release)
+    assert [bug.id for bug in possible(parse_ledger(ENTRY), known, release)] == ["HP-1"] * (measured is None)
     if measured is None:
         assert (finding.known, finding.returned) == (SEEN, ())
     else:

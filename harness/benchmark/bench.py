@@ -25,6 +25,7 @@ from harness.benchmark.tables import checkpoint_row, map_dma_rows, nested_walk_r
 from harness.config import MachineConfig
 from harness.errors import MachineryError, PremiseNotMet
 from harness.explorer.sequence import run_sequence
+from harness.explorer.worker import bar_most_of
 from harness.host.process import guarded
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine import preparation
@@ -152,7 +153,7 @@ def sequence_row(image: KernelImage, runs: int) -> BenchRow:
 
     def sequence_s(vm: VM, length: int) -> float:
         began = time.perf_counter()
-        run_sequence(vm, draw(1, next(numbers), length, verbs))
+        run_sequence(vm, draw(1, next(numbers), length, verbs, bar_most_of(image)))
         return time.perf_counter() - began
 
     with VM(image, device=Device.SHMEM.value) as vm:

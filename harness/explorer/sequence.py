@@ -101,7 +101,8 @@ def _judged(
     """Return the first finding of the first operation after which there is one, and the number of that operation."""
     device = vm.spec.device
     bar, holds, can = run.snapshots[0].bar("bar"), device in _RAM_BEHIND_BAR, vm.caps
-    setting = Setting(bar.start_paddr, vm.layout.saved_dirty, holds, can.soft_dirty, Bits.A in can.early)
+    about = (can.soft_dirty, can.fault_fills_vma, Bits.A in can.early)
+    setting = Setting(bar.start_paddr, vm.layout.saved_dirty, holds, *about)
     judge = Judge(setting, before=_leaves(run.snapshots[0]))
     for number, (op, snapshot) in enumerate(zip(operations, run.snapshots[1:], strict=True), start=1):
         word = values.get(f"w{number}")

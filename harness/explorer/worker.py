@@ -20,8 +20,9 @@ from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.machine.vm import VM
 from harness.model.draw import draw
-from harness.model.operation import Operation, Verb
+from harness.model.operation import ARENA_BYTES, PMD, Operation, Verb
 from harness.model.shrink import shrink
+from harness.observe.probe import probe_image
 from harness.qemu.spec import Device
 from harness.verdict.invariants import Deviation
 
@@ -38,6 +39,8 @@ class Exploration:
     seed: int
     length: int
     verbs: tuple[Verb, ...]
+    bar_most: int = ARENA_BYTES
+    """See :func:`harness.model.draw.draw`."""
 
     @classmethod
     def prepared(
@@ -49,7 +52,13 @@ class Exploration:
         """
         two = two_vcpus or Verb.RACE in verbs
         machine = replace(config, device=Device.SHMEM.value, smp=max(config.smp, 2 if two else 1))
-        return cls(kernel_of(config).resolve(say), machine, seed, length, tuple(verbs))
+        kernel = kernel_of(config).resolve(say)
+        return cls(kernel, machine, seed, length, tuple(verbs), bar_most_of(kernel))
+
+
+def bar_most_of(kernel: KernelImage) -> int:
+    """Return how much of the BAR a process of a sequence may map: little, if each page of it has a leaf at once."""
+    return 4 * PMD if probe_image(kernel).huge_fault is False else ARENA_BYTES
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ def explore(task: Exploration, numbers: Sequence[int]) -> Batch:
     """
     failed, pairs = [], collections.Counter[tuple[Verb, Verb]]()
     for number in numbers:
-        operations = draw(task.seed, number, task.length, task.verbs)
+        operations = draw(task.seed, number, task.length, task.verbs, task.bar_most)
         pairs.update(_pairs(operations))
         outcome = _BENCH.run(task, operations)
         if outcome.failure is not None:

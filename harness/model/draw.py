@@ -70,21 +70,25 @@ WEIGHTS: Mapping[Verb, int] = {
 ROUNDS = 40
 
 
-def draw(seed: int, number: int, length: int = 10, verbs: Collection[Verb] = ALONE) -> tuple[Operation, ...]:
+def draw(
+    seed: int, number: int, length: int = 10, verbs: Collection[Verb] = ALONE, bar_most: int = ARENA_BYTES
+) -> tuple[Operation, ...]:
     """Return a sequence.
 
     :param seed: of all sequences.
     :param number: of this one among them.
     :param length: how many operations.
     :param verbs: those that may be drawn.
+    :param bar_most: how many bytes of the BAR a process may map. A kernel without huge leaves maps 262,144 pages of 1G.
     """
     dice = random.Random(f"{seed}/{number}")
     world, found = NEW_WORLD, list[Operation]()
     while len(found) < length:
-        op, world = _next(dice, world, len(found) + 1, verbs)
+        op, world = _next(dice, world, len(found) + 1, verbs, bar_most=bar_most)
         found.append(op)
         if op.verb is Verb.RACE:
-            first, world = _next(dice, world, len(found) + 1, _allowed((*RACING, *CHANGING), verbs), op.process)
+            racing = _allowed((*RACING, *CHANGING), verbs)
+            first, world = _next(dice, world, len(found) + 1, racing, op.process, bar_most=bar_most)
             found.append(first)
             others = RACING if first.verb in CHANGING else [verb for verb in RACING if verb not in STORES]
             before = world.race.before if world.race is not None and dice.random() < 0.5 else None
@@ -104,6 +108,7 @@ def _next(
     verbs: Collection[Verb],
     process_number: int | None = None,
     seen: World | None = None,
+    bar_most: int = ARENA_BYTES,
 ) -> tuple[Operation, World]:
     """Draw one operation.
 
@@ -129,15 +134,18 @@ def _next(
             then, _ = after(world, op, step)
         except Unspecified:
             continue
-        if _fits(then.processes.get(number)):
+        if _fits(then.processes.get(number), bar_most):
             return op, then
     return Operation(min(world.processes) if process_number is None else process_number, Verb.LOOK, how="maps"), world
 
 
-def _fits(process: ModelProcess | None) -> bool:
-    """Whether the ordinary memory of a process is little enough to be touched."""
-    vmas = process.vmas if process is not None else ()
-    return sum(vma.end - vma.start for vma in vmas if vma.memory is not Backing.BAR) <= 2 * _ORDINARY_MAX
+def _fits(process: ModelProcess | None, bar_most: int) -> bool:
+    """Whether the memory of a process is little enough to be touched."""
+    bar = ordinary = 0
+    for vma in process.vmas if process is not None else ():
+        size = vma.end - vma.start
+        bar, ordinary = (bar + size, ordinary) if vma.memory is Backing.BAR else (bar, ordinary + size)
+    return ordinary <= 2 * _ORDINARY_MAX and bar <= bar_most
 
 
 def _unit(dice: random.Random) -> int:

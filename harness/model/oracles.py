@@ -49,6 +49,8 @@ class Setting:
     """See :class:`World`."""
     soft_dirty: bool = False
     """The kernel has soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)."""
+    zaps_split: bool = False
+    """A VMA of a BAR loses its entries when it is split (vfio_pci_mmap_open(), of kernels without huge leaves)."""
     early: bool = False
     """The CPU may set A without an access, see :class:`harness.verdict.capabilities.Capabilities`."""
 
@@ -86,7 +88,7 @@ class Judge:
         found += self._copied(op, stop)
         found += self._moved(op, stop)
         found += self._untouched(op, old, stop)
-        found += self._dirt(op, stop)
+        found += self._dirt(op, old, stop)
         self.before, self.raced = stop.leaves, []
         return found
 
@@ -158,13 +160,17 @@ class Judge:
 
     # --- what the operation does not concern -----------------------------------------------------
 
+    def _may_change(self, op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> bool:
+        zaps = self.setting.zaps_split and number == op.process and _splits_vma(op, leaf, process)
+        return zaps or _concerns(op, number, leaf, process)
+
     def _untouched(self, op: Operation, old: World, stop: Stop) -> Iterator[Deviation]:
         for number, leaves in self.before.items():
             if number not in self.world.processes or number not in old.processes:
                 continue
             now = {leaf.vaddr: leaf for leaf in stop.leaves.get(number, ())}
             for leaf in leaves:
-                if any(_concerns(one, number, leaf, old.processes[number]) for one in (op, *self.raced)):
+                if any(self._may_change(one, number, leaf, old.processes[number]) for one in (op, *self.raced)):
                     continue
                 left = now.get(leaf.vaddr)
                 if left is None or left.level is not leaf.level:
@@ -202,9 +208,9 @@ class Judge:
 
     # --- what was written ------------------------------------------------------------------------
 
-    def _dirt(self, op: Operation, stop: Stop) -> Iterator[Deviation]:
+    def _dirt(self, op: Operation, old: World, stop: Stop) -> Iterator[Deviation]:
         for one in (*self.raced, op):
-            self._drop(one, stop.said == DONE)
+            self._drop(one, old, stop.said == DONE)
         for number, page in sorted(self.owed):
             leaf = _covering(stop.leaves.get(number, ()), page)
             if leaf is None or not leaf.entry.kernel_dirty:
@@ -218,7 +224,7 @@ class Judge:
         if op.verb in STORES and stop.said == DONE and not dropped:
             self.owed.add((op.process, op.at // PTE * PTE))
 
-    def _drop(self, op: Operation, done: bool) -> None:
+    def _drop(self, op: Operation, old: World, done: bool) -> None:
         """Forget what the operation may drop: what is no longer mapped, and a leaf that has to be taken apart."""
         kept = set()
         for number, page in self.owed:
@@ -227,7 +233,9 @@ class Judge:
             place = _place(op, page, leaf, done) if number == op.process else page
             still = process.at(place) if process is not None and place is not None else None
             revoked = _revokes(op) and still is not None and still.memory is Backing.BAR
-            if leaf is not None and still is not None and place is not None and not revoked:
+            before = old.processes.get(number) if self.setting.zaps_split and number == op.process else None
+            split = leaf is not None and before is not None and _splits_vma(op, leaf, before)
+            if leaf is not None and still is not None and place is not None and not revoked and not split:
                 kept.add((number, place))
         self.owed = kept
 
@@ -253,6 +261,12 @@ def _covering(leaves: Sequence[Leaf], at: int) -> Leaf | None:
 def _splits(op: Operation, leaf: Leaf) -> bool:
     """Whether a VMA is split inside the leaf, which then has to be taken apart, and of a pfnmap may be dropped."""
     return any(_start(leaf) < bound < _end(leaf) for bound in bounds(op))
+
+
+def _splits_vma(op: Operation, leaf: Leaf, process: ModelProcess) -> bool:
+    """Whether the VMA of a leaf is split, anywhere, and is one of a BAR."""
+    vma = process.at(max(_start(leaf), 0))
+    return vma is not None and vma.memory is Backing.BAR and any(vma.start < at < vma.end for at in bounds(op))
 
 
 def _revokes(op: Operation) -> bool:

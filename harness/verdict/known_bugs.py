@@ -109,6 +109,11 @@ def judge(
     return KnownBugFinding(returned=tuple(one for bug, one in returned.items() if bug in doubted))
 
 
+def possible(ledger: Sequence[KnownBug], facts: Facts, release: str) -> tuple[KnownBug, ...]:
+    """Return the bugs that a kernel may have: not those that it or an older one of its series was measured without."""
+    return tuple(bug for bug in ledger if _returned(bug, facts, release) is None)
+
+
 def _returned(bug: KnownBug, facts: Facts, release: str) -> BugReturned | None:
     """The measurement by which this kernel should not have the bug. That a race was not seen means nothing."""
     if not release or bug.sometimes:
