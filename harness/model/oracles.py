@@ -160,9 +160,12 @@ class Judge:
 
     # --- what the operation does not concern -----------------------------------------------------
 
+    def _zaps(self, op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> bool:
+        """Whether the operation takes a leaf because it splits the VMA, see :attr:`Setting.zaps_split`."""
+        return self.setting.zaps_split and number == op.process and _splits_vma(op, leaf, process)
+
     def _may_change(self, op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> bool:
-        zaps = self.setting.zaps_split and number == op.process and _splits_vma(op, leaf, process)
-        return zaps or _concerns(op, number, leaf, process)
+        return self._zaps(op, number, leaf, process) or _concerns(op, number, leaf, process)
 
     def _untouched(self, op: Operation, old: World, stop: Stop) -> Iterator[Deviation]:
         for number, leaves in self.before.items():
@@ -233,9 +236,9 @@ class Judge:
             place = _place(op, page, leaf, done) if number == op.process else page
             still = process.at(place) if process is not None and place is not None else None
             revoked = _revokes(op) and still is not None and still.memory is Backing.BAR
-            before = old.processes.get(number) if self.setting.zaps_split and number == op.process else None
-            split = leaf is not None and before is not None and _splits_vma(op, leaf, before)
-            if leaf is not None and still is not None and place is not None and not revoked and not split:
+            before = old.processes.get(number)
+            zapped = leaf is not None and before is not None and self._zaps(op, number, leaf, before)
+            if leaf is not None and still is not None and place is not None and not revoked and not zapped:
                 kept.add((number, place))
         self.owed = kept
 
