@@ -57,8 +57,7 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
     from harness.explorer.worker import Exploration
     from harness.guest.compiler import guest_tests_dir
     from harness.outputs import check_writable, write_text
-    from harness.selection.tests import facts_of, ledger_of
-    from harness.verdict.known_bugs import possible
+    from harness.selection.tests import bugs_of
 
     check_writable({"--json": options["json_file"]})
     verbs = verbs_of(options["ops"], race=options["race"])
@@ -69,9 +68,7 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
         if given is not None:
             live.close()
             sys.exit(_one(task, given, options["reproducers"]))
-        folder = guest_tests_dir()
-        known = possible(ledger_of(folder), facts_of(folder), task.kernel.release)
-        groups = Groups(() if options["no_known_bugs"] else known)
+        groups = Groups(() if options["no_known_bugs"] else bugs_of(guest_tests_dir(), task.kernel.release))
 
         def tell(progress: Progress, line: str) -> None:
             if line:

@@ -13,7 +13,7 @@ from harness.levels import level_label
 from harness.pagetable import LEAF_LABELS, Level
 from harness.selection.selected import Selected, check_selects, scenario_and_level
 from harness.verdict.invariants import Invariant
-from harness.verdict.known_bugs import KnownBug, parse_ledger
+from harness.verdict.known_bugs import KnownBug, parse_ledger, possible
 from harness.verdict.seen import Facts, parse_facts
 
 LEVELS = LEAF_LABELS
@@ -158,3 +158,8 @@ def facts_of(folder: Path) -> Facts:
     """
     path = folder / "known_bugs_seen.toml"
     return parse_facts(path.read_text()) if path.is_file() else Facts()
+
+
+def bugs_of(folder: Path, release: str) -> tuple[KnownBug, ...]:
+    """Return the known bugs that a kernel may have, see :func:`harness.verdict.known_bugs.possible`."""
+    return possible(ledger_of(folder), facts_of(folder), release)

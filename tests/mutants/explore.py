@@ -27,8 +27,7 @@ from harness.explorer.groups import Group, Groups
 from harness.explorer.worker import Exploration
 from harness.guest.compiler import guest_tests_dir
 from harness.model.operation import Verb
-from harness.selection.tests import facts_of, ledger_of
-from harness.verdict.known_bugs import possible
+from harness.selection.tests import bugs_of
 from tests.mutants.kill import mutants
 
 
@@ -42,8 +41,7 @@ def first_finding(
     """Explore a kernel until there is a finding that is no known bug and no false alarm."""
     with Live() as live:
         task = Exploration.prepared(MachineConfig(kernel=spec), seed, 10, verbs, live.say)
-        folder = guest_tests_dir()
-        groups = Groups(possible(ledger_of(folder), facts_of(folder), task.kernel.release))
+        groups = Groups(bugs_of(guest_tests_dir(), task.kernel.release))
         progress = Progress(groups)
 
         def tell(_progress: Progress, _line: str) -> None:
