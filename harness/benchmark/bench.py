@@ -149,11 +149,11 @@ def _bzimage(image: KernelImage) -> Path:
 def sequence_row(image: KernelImage, runs: int) -> BenchRow:
     """Measure a sequence of the explorer with ten operations, beside one with a single operation."""
     verbs = (Verb.MAP, Verb.READ, Verb.WRITE, Verb.FORK, Verb.UNMAP)
-    numbers = itertools.count()
+    numbers, bar_most = itertools.count(), bar_most_of(image)
 
     def sequence_s(vm: VM, length: int) -> float:
         began = time.perf_counter()
-        run_sequence(vm, draw(1, next(numbers), length, verbs, bar_most_of(image)))
+        run_sequence(vm, draw(1, next(numbers), length, verbs, bar_most))
         return time.perf_counter() - began
 
     with VM(image, device=Device.SHMEM.value) as vm:
