@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from harness.model.draw import draw
 from harness.model.operation import PTE, PUD, Operation, Verb
-from harness.model.shrink import Sequence, shrink, specified
+from harness.model.shrink import Sequence, shrink, specified, until
 
 
 def _maps_then_moves(sequence: Sequence) -> bool:
@@ -49,3 +49,13 @@ def test_no_more_is_run_than_the_budget() -> None:
 def test_a_single_operation_stays() -> None:
     one = (Operation(0, Verb.MAP, 0, PTE, 0, "rw"),)
     assert shrink(one, lambda _sequence: True) == one
+
+
+def test_a_race_is_not_cut_from_its_two_operations() -> None:
+    sequence = tuple(
+        Operation(0, verb, size=PTE)
+        for verb in (Verb.MAP, Verb.CLEAR, Verb.RACE, Verb.WRITE, Verb.READ, Verb.PEEK, Verb.WRITE)
+    )
+    lengths = [len(until(sequence, step)) for step in range(1, len(sequence) + 1)]
+    assert lengths == [1, 2, 5, 5, 5, 6, 7]
+    assert until(sequence, 4) == sequence[:5]

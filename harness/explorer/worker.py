@@ -21,7 +21,7 @@ from harness.machine.preparation import kernel_of
 from harness.machine.vm import VM
 from harness.model.draw import draw
 from harness.model.operation import ARENA_BYTES, PMD, Operation, Verb
-from harness.model.shrink import shrink
+from harness.model.shrink import shrink, until
 from harness.observe.probe import probe_image
 from harness.qemu.spec import Device
 from harness.verdict.invariants import Deviation
@@ -150,7 +150,7 @@ def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult,
         seen[candidate] = again
         return True
 
-    first = outcome.operations[: outcome.step] if outcome.step else outcome.operations
+    first = until(outcome.operations, outcome.step) if outcome.step else outcome.operations
     if not fails(first):
         return replace(outcome, operations=first), False
     ends = not isinstance(outcome.failure, Deviation) or outcome.failure.got != NO_END

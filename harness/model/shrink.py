@@ -40,6 +40,12 @@ def shrink(sequence: Sequence, fails: Callable[[Sequence], bool], budget: int = 
     return sequence
 
 
+def until(sequence: Sequence, step: int) -> Sequence:
+    """Return the operations up to one that has a number, from 1 on. A race and its two operations stay together."""
+    ends = [index + 3 for index, op in enumerate(sequence[:step]) if op.verb is Verb.RACE]
+    return sequence[: max([step, *ends])]
+
+
 def specified(sequence: Sequence) -> bool:
     """Return whether the specification says what each operation does."""
     world = NEW_WORLD
