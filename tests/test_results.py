@@ -12,15 +12,20 @@ from harness.errors import (
     BootError,
     ClaimFailed,
     DeadlineError,
+    ExitCode,
     GivenUp,
     GuestProgramError,
     KernelDied,
     MachineryError,
     RunBroken,
 )
-from harness.results import end_of, log_of
+from harness.results import end_of, held_against_ledger, log_of
+from harness.verdict import Claim, ClaimKind, Outcome, ScenarioResult
+from harness.verdict.claims import exit_code
+from harness.verdict.known_bugs import parse_ledger
 from harness.verdict.log.taint import Taint
 from harness.verdict.log.troubles import End, EndKind, KernelTroubles
+from harness.verdict.seen import NO_FACTS
 
 
 @pytest.mark.parametrize(
@@ -61,3 +66,28 @@ def test_a_line_of_the_log_without_end_is_cut() -> None:
     assert short == "short"
     assert len(long) < 2100
     assert "49998000 characters are left out here" in long
+
+
+LEDGER = """
+[[bug]]
+id = "HP-7"
+title = "a write never ends"
+scenario = "write"
+function = "mm/memory.c handle_mm_fault()"
+reproduce = "hugepfn run write"
+[[bug.symptom]]
+end = "hang"
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [(End(EndKind.HANG), ExitCode.OK), (None, ExitCode.MACHINERY)])
+def test_that_the_log_of_a_known_hang_was_not_read_is_no_error(end: End | None, code: ExitCode) -> None:
+    claims = (
+        Claim("the write is done", Outcome.PASSED, ""),
+        Claim("", Outcome.ERROR, "", kind=ClaimKind.INVARIANTS),  # the log was not read up to the end
+    )
+    outcome = Outcome.FAILED if end is not None else Outcome.PASSED
+    hangs = ScenarioResult("write", "pmd", outcome, claims=claims, end=end)
+    result = held_against_ledger(hangs, parse_ledger(LEDGER), NO_FACTS, "6.12.118")
+    assert result.outcome is (Outcome.KNOWN_BUG if end is not None else Outcome.PASSED)
+    assert exit_code([result]) is code
