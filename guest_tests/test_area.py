@@ -11,6 +11,8 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PAGE = 4 * KIB
 #: The next smaller leaf.

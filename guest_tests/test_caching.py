@@ -9,6 +9,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Leaf, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 LEVELS = (Level.PTE, Level.PMD, Level.PUD)
 #: PAT index of uncached-minus: PCD alone (arch/x86/mm/pat/memtype.c, pat_bp_init()).
 UC_MINUS = 2

@@ -9,6 +9,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 
 def _agree(process: ProcessView) -> None:
     """Walk and pagemap agree on every page: whether it is present, and its pfn."""

@@ -12,6 +12,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level, PagemapWord
 
+pytestmark = pytest.mark.leaves_no_trace
+
 PAGE_BYTES = 4096
 #: What copies the entries of private memory at fork(), and what gives a writer a page of its own.
 COPY = {
@@ -157,6 +159,7 @@ def test_control_share_shmem(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
+@pytest.mark.leaves_a_trace("sets shmem_enabled")
 @pytest.mark.decided_by(fn.vma_needs_copy, fn.do_set_pmd)
 def test_control_share_shmem_thp(vm: VM, claim: Claims) -> None:
     """A huge page of a shared file and fork: parent and child map it as one pmd; pagemap's bits agree."""
@@ -165,6 +168,7 @@ def test_control_share_shmem_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
+@pytest.mark.leaves_a_trace("sets vm.nr_hugepages")
 @pytest.mark.decided_by(fn.hugetlb_fault, fn.vma_needs_copy)
 def test_control_share_hugetlb(vm: VM, claim: Claims) -> None:
     """A shared page of hugetlbfs and fork: parent and child map it as one pmd; pagemap's bits agree."""
@@ -172,6 +176,7 @@ def test_control_share_hugetlb(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
+@pytest.mark.leaves_a_trace("sets vm.nr_hugepages")
 @pytest.mark.decided_by(fn.copy_hugetlb_page_range, fn.hugetlb_wp)
 def test_control_share_hugetlb_private(vm: VM, claim: Claims) -> None:
     """A private page of hugetlbfs and fork: shared read-only, then copied whole; pagemap's bits agree."""
@@ -249,6 +254,7 @@ def test_control_uffd_shmem(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
+@pytest.mark.leaves_a_trace("sets shmem_enabled")
 @pytest.mark.decided_by(fn.change_protection, fn.handle_pte_marker)
 def test_control_uffd_shmem_thp(vm: VM, claim: Claims) -> None:
     """userfaultfd protects a huge page of a shared file by replacing its pmd with 512 markers."""
@@ -257,6 +263,7 @@ def test_control_uffd_shmem_thp(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
+@pytest.mark.leaves_a_trace("sets vm.nr_hugepages")
 @pytest.mark.decided_by(fn.mwriteprotect_range, fn.hugetlb_change_protection)
 def test_control_uffd_hugetlb(vm: VM, claim: Claims) -> None:
     """userfaultfd protects a page of hugetlbfs: UFFD_WP in its pmd is bit 57 of pagemap on 512 pages."""
@@ -375,6 +382,7 @@ def test_control_scan_shmem(vm: VM, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pmd")
+@pytest.mark.leaves_a_trace("sets shmem_enabled")
 @pytest.mark.decided_by(fn.pagemap_scan_thp_entry)
 def test_control_scan_shmem_thp(vm: VM, claim: Claims) -> None:
     """PAGEMAP_SCAN of a shared file's huge page: protected whole, written whole, its categories agree."""

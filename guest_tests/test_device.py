@@ -9,6 +9,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 #: What zaps a shared mapping, by level.
 TAKEN_BY = {
     Level.PTE: fn.zap_pte_range,

@@ -10,6 +10,8 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 #: What resolves a write to a write-protected leaf.
 WRITE_FAULT = {
     Level.PTE: fn.wp_pfn_shared,

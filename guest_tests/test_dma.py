@@ -7,6 +7,8 @@ from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 #: A kernel that maps the leaf page by page needs 0.6 to 1.1 of the time for as many pte leaves; one that maps it as a
 #: whole, less than 1/60 (measured under TCG, 6.12 to 7.3). Both are far from this limit, even on a busy host.
 AT_LEAST_CHEAPER = 8

@@ -9,6 +9,8 @@ from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf, Level
 from harness.verdict.capabilities import Capabilities
 
+pytestmark = pytest.mark.leaves_no_trace
+
 INSERTED_BY = {
     Level.PTE: fn.insert_pfn,
     Level.PMD: fn.vmf_insert_pfn_pmd,

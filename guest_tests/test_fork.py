@@ -7,6 +7,8 @@ from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 #: PAT index of uncached-minus: PCD alone (arch/x86/mm/pat/memtype.c, pat_bp_init()).
 UC_MINUS = 2
 

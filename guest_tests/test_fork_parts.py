@@ -10,6 +10,8 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 #: What takes a leaf apart when only a part of it changes.
 SPLIT_BY = {
     Level.PTE: fn.change_pte_range,

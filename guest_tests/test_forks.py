@@ -8,6 +8,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Entry, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 SEGV_MAPERR, SEGV_ACCERR = "SEGV 1", "SEGV 2"
 NO_SIGNAL = "0 0"
 

@@ -8,6 +8,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 TIMEOUT_S = 60.0
 BELOW = {Level.PMD: Level.PTE, Level.PUD: Level.PMD}
 

@@ -8,6 +8,8 @@ from harness.kernel_functions import KernelFunction
 from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 TIMEOUT_S = 60.0
 BELOW = {Level.PMD: Level.PTE, Level.PUD: Level.PMD}
 

@@ -7,6 +7,8 @@ from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 TIMEOUT_S = 60.0
 #: How a write of the vCPU ends meanwhile. KVM emulates a write to a leaf that the host has read-only: an exit for MMIO.
 #: A leaf with PROT_NONE is such a leaf if the kernel takes it for present: pte_present() and pmd_present() do, and

@@ -7,6 +7,8 @@ from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 TIMEOUT_S = 60.0
 #: How the running vCPU's KVM_RUN ends. KVM emulates a write to a leaf that the host has read-only: an exit for MMIO. A
 #: leaf with PROT_NONE is such a leaf where the kernel takes it for present (see test_kvm_gone.py).

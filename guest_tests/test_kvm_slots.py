@@ -7,6 +7,8 @@ from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 TIMEOUT_S = 60.0
 
 

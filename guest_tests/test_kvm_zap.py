@@ -8,6 +8,8 @@ from harness.kernel_functions import KernelFunction
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 TIMEOUT_S = 60.0
 BOTH = ("vm", "other")
 

@@ -10,6 +10,8 @@ from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 #: How a call ends, and which function decides it.
 Answer = tuple[str, fn.KernelFunction]
 

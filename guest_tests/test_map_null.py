@@ -8,6 +8,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 #: Length and offset into the BAR of each mapping, in bytes.
 AREAS = {

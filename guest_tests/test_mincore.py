@@ -7,6 +7,8 @@ from harness.claims import Claims
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 PAGES = {Level.PTE: 4, Level.PMD: 512, Level.PUD: 512 * 512}
 WALKED_BY = {
     Level.PTE: fn.mincore_pte_range,

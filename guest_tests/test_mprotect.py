@@ -10,6 +10,8 @@ from harness.machine.vm import VM
 from harness.pagetable import Bits, Level
 from harness.pagetable.bits import PADDR_MASK
 
+pytestmark = pytest.mark.leaves_no_trace
+
 MODIFIED_BY = {
     Level.PTE: fn.pte_modify,
     Level.PMD: fn.pmd_modify,

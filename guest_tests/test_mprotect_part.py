@@ -11,6 +11,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Leaf, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 BELOW = {Level.PMD: Level.PTE, Level.PUD: Level.PMD}
 PAGE, MIB = 4096, 1 << 20
 WHOLE, BEFORE, PART, AFTER = "bar", "bar-before", "bar-part", "bar-after"

@@ -9,6 +9,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Bits, Leaf, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 MOVED_BY = {
     Level.PTE: fn.move_ptes,
     Level.PMD: fn.move_huge_pmd,

@@ -9,6 +9,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import ProcessView, Snapshot
 from harness.pagetable import Bits, Leaf, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 ZAPPED_BY = {Level.PTE: fn.zap_pte_range, **fn.SPLIT_BY}
 PAGE_SIZE_BYTES = 4096
 #: What a refault may differ in from the first fault: the level, and the dirty bit of the writes since.

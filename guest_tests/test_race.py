@@ -9,6 +9,8 @@ from harness.observe.run import GuestRun
 from harness.observe.snapshot import ProcessView
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 TIMEOUT_S = 30.0
 
 

@@ -8,6 +8,8 @@ from harness.errors import PremiseNotMet
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 #: Of each actor: its rounds, and the function that decides whether it gets what it would get alone.
 ACTORS = {
     "dma": (10000, fn.follow_fault_pfn),

@@ -8,6 +8,8 @@ from harness.kernel import load_order, read
 from harness.machine.vm import VM
 from harness.pagetable import Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 
 def _reader(
     vm: VM, level: Level, claim: Claims, case: str, expected: dict[str, str], by: fn.KernelFunction, *options: str
@@ -99,6 +101,7 @@ def test_readers_vmsplice(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.leaves_a_trace("loads the module loop")
 @pytest.mark.decided_by(fn.pin_user_pages_fast, fn.check_vma_flags)
 def test_readers_direct(vm: VM, level: Level, claim: Claims) -> None:
     """Direct I/O (O_DIRECT) from and to a pfnmap: EFAULT."""
@@ -117,6 +120,7 @@ def test_readers_write(vm: VM, level: Level, claim: Claims) -> None:
 
 
 @pytest.mark.levels("pte", "pmd", "pud")
+@pytest.mark.leaves_a_trace("sets kernel.core_pattern, and leaves a file")
 @pytest.mark.decided_by(fn.vma_dump_size)
 def test_readers_core(vm: VM, level: Level, claim: Claims) -> None:
     """A core dump contains no byte of a pfnmap, and dumping one process leaves the others' entries alone."""

@@ -8,6 +8,8 @@ from harness.machine.vm import VM
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Entry, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 
 def _same(at: Snapshot) -> Entry:
     """The one entry that both have.

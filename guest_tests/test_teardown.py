@@ -10,6 +10,8 @@ from harness.machine.vm import VM
 from harness.observe.run import GuestRun
 from harness.pagetable import Bits, Entry, Level
 
+pytestmark = pytest.mark.leaves_no_trace
+
 
 def _survivor(guest: GuestRun, name: str, before: Entry, level: Level, claim: Claims) -> None:
     """From the checkpoint "gone" on: one process is left, with what it had."""

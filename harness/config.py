@@ -118,9 +118,7 @@ class MachineConfig:
     )
     accel: str = field(
         default="auto",
-        metadata=_choice(
-            ("auto", "kvm", "tcg"), "what runs the guest; auto: KVM if it works on this host, otherwise TCG"
-        ),
+        metadata=_choice(("auto", "kvm", "tcg"), "what runs the guest; auto: KVM if it works here, otherwise TCG"),
     )
     smp: int = field(default=1, metadata=_number(1, 16, "number of vCPUs, 1 to 16"))
     memory_mib: int = field(
@@ -164,6 +162,7 @@ class MachineConfig:
         metadata=_words("further modules of the kernel for the guest, loaded at boot: nd_e820, dax_pmem, ..."),
     )
     clone: bool = field(default=True, metadata=_switch("clone a booted machine for every test instead of booting one"))
+    pristine: bool = field(default=False, metadata=_switch("a clone for each case, even where it leaves no trace"))
     evidence: bool = field(
         default=True,
         metadata=_switch("keep a folder in the cache for every test that fails: log, command lines, results, cause"),

@@ -20,7 +20,7 @@ from harness.errors import KERNELS_FAULT, CannotKnow, HugepfnError, KernelBuildE
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
 from harness.outputs import check_writable
-from harness.plugin import again, evidence
+from harness.plugin import again, evidence, sharing
 from harness.plugin.accounts import Accounts
 from harness.plugin.again import pytest_runtest_protocol
 from harness.plugin.bisect_results import BISECT, BisectResults
@@ -127,6 +127,17 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput[_VERBOSITY] = logs.verbosity()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all cases of a test to one worker of xdist, one after the other, unless the user has chosen otherwise."""
+    return sharing.scheduler(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the machine that waits for a case that did not come."""
+    sharing.close(session.config)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Show kernel, accelerator and QEMU, as far as they are known without fetching or booting anything."""
     asked = config_of(config)
@@ -204,7 +215,10 @@ def pytest_runtest_makereport(
         _tell_pytest(plain, report)
         return report
     result = _held_against_expectations(item, _result(item, error, report), report)
-    result = replace(result, evidence=evidence.keep(item, result, _context(item), error))
+    if call.when == "call" and result.outcome is Outcome.PASSED:
+        sharing.note_passed(item)
+    if not sharing.is_second_hand(item):  # otherwise it runs again, in a clone of its own
+        result = replace(result, evidence=evidence.keep(item, result, _context(item), error))
     report.sections += [("hugepfn", line) for line in words.returned(result)]
     item.user_properties += [(WAIVED_PROPERTY, told) for told in words.waived(result)]  # the teardown's report has them
     wished = item.get_closest_marker("machine") is not None

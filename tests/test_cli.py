@@ -351,10 +351,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     class NoMachine:
         config, emulator, runs = DEFAULT, None, ()
 
-        def __enter__(self) -> None:
+        def start(self) -> None:
             raise errors[0]
 
-        def __exit__(self, *_: object) -> None:
+        def close(self) -> None:
             raise AssertionError
 
     monkeypatch.setattr(preparation, "resolve", lambda *_: IMAGE)

@@ -96,6 +96,7 @@ CONFIGS = st.builds(
     kvm=st.booleans(),
     load=st.lists(WORDS).map(tuple),
     clone=st.booleans(),
+    pristine=st.booleans(),
     evidence=st.booleans(),
 )
 
@@ -145,6 +146,7 @@ SAID: Mapping[str, tuple[str, Any]] = {
     "kvm": ("on", True),
     "load": ("nd_e820 dax_pmem", ("nd_e820", "dax_pmem")),
     "clone": ("0", False),
+    "pristine": ("1", True),
     "evidence": ("off", False),
 }
 

@@ -108,7 +108,7 @@ def test_a_kernel_that_does_not_boot_leaves_its_log(
     def enter(_vm: FakeVM) -> FakeVM:
         raise BootError("it does not boot", exit_status=0, console_tail="")
 
-    monkeypatch.setattr(FakeVM, "__enter__", enter)
+    monkeypatch.setattr(FakeVM, "start", enter)
     pytester.makepyfile("def test_fork(vm): pass")
     result = pytest_run(pytester)
     (folder,) = folders()

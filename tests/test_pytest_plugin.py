@@ -7,7 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -575,10 +575,14 @@ class FakeVM:
     started: list[FakeVM]
     log_lines = 3
     emulator: Any = None
+    children = b""
 
     def __init__(self, image: KernelImage, config: MachineConfig, *, search: list[Path], say: Say) -> None:  # noqa: ARG002
         self.config, self.image, self.search = config, image, search
-        self.spec = SimpleNamespace(accel=Accel.TCG, kernel=image.image, why_not_saved="QEMU cannot save it")
+        self.spec = SimpleNamespace(
+            accel=Accel.TCG, kernel=image.image, why_not_saved="QEMU cannot save it", device=Device(config.device)
+        )
+        self.agent = SimpleNamespace(get=lambda _path: self.children)
         self.qemu = SimpleNamespace(binary=find_qemu())
         self.runs: list[SimpleNamespace] = []
         self.origin = Origin.BOOT
@@ -631,14 +635,15 @@ class FakeVM:
         if found := [line for one in self.kernel_troubles() for line in words.troubles(one)]:
             raise RunBroken("\n".join(found))
 
-    def __enter__(self) -> FakeVM:
+    def start(self) -> FakeVM:
         self.started.append(self)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.closed = True
+
+    def on_loop(self, answer: bytes) -> bytes:
+        return answer
 
 
 @pytest.fixture
@@ -764,7 +769,7 @@ def test_a_machine_that_this_host_cannot_provide_is_a_skip(
     def enter(_vm: FakeVM) -> FakeVM:
         raise CannotKnow("under KVM this host does not set D in an entry of nvme's BAR")
 
-    monkeypatch.setattr(FakeVM, "__enter__", enter)
+    monkeypatch.setattr(FakeVM, "start", enter)
     pytester.makepyfile("def test_reset(vm): pass")
     pytest_run(pytester).assert_outcomes(skipped=1)
     (result,) = written(pytester)["results"]
@@ -904,7 +909,7 @@ def test_a_kernel_that_does_not_boot_is_not_booted_for_every_test(
         vm.started.append(vm)
         raise BootError("it does not boot", exit_status=None, console_tail="[ 0.1] a\n[ 0.2] panic")
 
-    monkeypatch.setattr(FakeVM, "__enter__", refuse)
+    monkeypatch.setattr(FakeVM, "start", refuse)
     pytester.makepyfile("".join(f"def test_{number}(vm): pass\n" for number in range(5)))
     pytest_run(pytester)
     results = written(pytester)["results"]

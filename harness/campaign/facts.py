@@ -32,6 +32,7 @@ from harness.campaign.matrix import as_json, check_kernels, print_table, repeate
 from harness.campaign.progress import Live
 from harness.campaign.units.executing import executing
 from harness.campaign.wanted import choose
+from harness.config import MachineConfig
 from harness.errors import ExitCode, HugepfnError, MachineryError, UsageError
 from harness.guest.compiler import guest_tests_dir
 from harness.outputs import write_text
@@ -294,7 +295,8 @@ def main(
     )
     if offline and not have.runs:
         raise UsageError("--offline runs nothing, and there are no results; give some with --from FILE")
-    results = collect(kernels, RunOptions(workers=workers), repeat, have, offline)
+    options = RunOptions(MachineConfig(pristine=True), workers=workers)  # a fact is what a kernel does after a boot
+    results = collect(kernels, options, repeat, have, offline)
     said = write(results, [RunsByKernel.read(path) for path in also], root)
     click.echo("\n".join(said) or "nothing changed but the date")
 

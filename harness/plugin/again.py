@@ -1,4 +1,4 @@
-"""Runs a test once more when QEMU's own bug ended it, which says nothing about the kernel."""
+"""Runs a test once more, and reports only that: QEMU's own bug ended it, or it failed where another case had run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from _pytest.runner import runtestprotocol
 
 from harness.errors import EmulatorError
 from harness.events import Note
+from harness.plugin import sharing
 from harness.plugin.evidence import TRIED
 from harness.plugin.fixtures import CLAIMS, MACHINE, is_live
 from harness.plugin.options import say_of
@@ -26,19 +27,29 @@ def note(item: pytest.Item, error: BaseException | None) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test on a machine of its own. Nothing of a run that QEMU's bug ended is reported, if it runs again."""
+    """Run a test on a machine of its own, or of its scenario. Nothing of a run is reported that is done again."""
     if "vm" not in getattr(item, "fixturenames", ()) or is_live(item.config):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    sharing.begin(item, nextitem)
     reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    if sharing.has_to_run_again(item):
+        reports = _again(item, nextitem)
+        if sharing.has_passed(item):
+            say_of(item.config)(Note(f"{item.name} passed in a clone of its own, but not after the case before it"))
     if (error := item.stash.get(_MET, None)) is not None:
         say_of(item.config)(Note(f"running {item.name} again: {error}"))
-        for key in _OF_A_RUN:
-            if key in item.stash:
-                del item.stash[key]
-        item.user_properties.clear()
-        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        reports = _again(item, nextitem)
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _again(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    for key in (*_OF_A_RUN, _MET):
+        if key in item.stash:
+            del item.stash[key]
+    item.user_properties.clear()
+    sharing.begin(item, nextitem)
+    return runtestprotocol(item, nextitem=nextitem, log=False)

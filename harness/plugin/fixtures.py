@@ -17,7 +17,7 @@ from harness.machine import preparation
 from harness.machine.vm import VM
 from harness.observe.probe import probe_image
 from harness.pagetable import NO_BITS, Bits, Level
-from harness.plugin import evidence
+from harness.plugin import evidence, sharing
 from harness.plugin.failures import compared, history_of
 from harness.plugin.options import config_of, say_of, unmet
 from harness.qemu.spec import Root
@@ -76,23 +76,19 @@ def _lend(request: pytest.FixtureRequest, wanted: MachineConfig) -> Iterator[VM]
     yield machine
 
 
-def _boot(request: pytest.FixtureRequest, image: KernelImage, config: MachineConfig) -> Iterator[VM]:
-    if is_live(request.config):
-        yield from _lend(request, config)
-        return
+def _start(request: pytest.FixtureRequest, image: KernelImage, config: MachineConfig) -> VM:
     failures = request.config.stash.setdefault(_BOOT_FAILURES, {}).setdefault(config, [])
     if len(failures) >= BOOT_ATTEMPTS:  # each attempt may take a minute, and a suite has a hundred tests
         raise failures[-1]
-    with contextlib.ExitStack() as stack:
-        try:
-            vm = VM(image, config, search=[request.path.parent], say=say_of(request.config))
-            request.node.stash[evidence.TRIED] = vm
-            machine = stack.enter_context(vm)
-        except KERNELS_FAULT as error:
-            failures.append(error)
-            raise
-        failures.clear()
-        yield machine
+    try:
+        machine = VM(image, config, search=[request.path.parent], say=say_of(request.config))
+        request.node.stash[evidence.TRIED] = machine
+        machine.start()
+    except KERNELS_FAULT as error:
+        failures.append(error)
+        raise
+    failures.clear()
+    return machine
 
 
 def _config_for(item: pytest.Item) -> MachineConfig:
@@ -106,7 +102,8 @@ def _config_for(item: pytest.Item) -> MachineConfig:
 def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     """A freshly booted machine for this test alone, a :class:`vm.VM`. Guest programs beside the test come first.
 
-    The test is skipped if the kernel cannot have a leaf of the test's level, or this host cannot have the machine.
+    With the marker ``leaves_no_trace``, a test that passes may hand it on to the next. The test is skipped if the
+    kernel cannot have a leaf of the test's level, or this host cannot have the machine.
     """
     evidence.begin(request.node)
     # Only a test that takes the level as an argument is about a pfnmap's leaf of that level.
@@ -119,11 +116,11 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     except (UsageError, PremiseNotMet) as error:
         unmet(request.config, str(error))
     for machine in _booted(request, kernel, config):
-        request.node.stash[MACHINE] = machine
+        request.node.stash[MACHINE] = request.node.stash[evidence.TRIED] = machine
         machine.waived = wanted_waivers(request.node)
         machine.expected_complaints = expected_complaints(request.node)
-        if request.config.getoption("hugepfn_keep_vm"):
-            machine.on_failure = lambda failed: _keep(request.node, failed)
+        keeps = request.config.getoption("hugepfn_keep_vm") and not sharing.is_second_hand(request.node)
+        machine.on_failure = (lambda failed: _keep(request.node, failed)) if keeps else None
         if reason := machine.caps.why_not(level):
             unmet(request.config, reason)
         machine.begin_test()
@@ -133,7 +130,11 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
 def _booted(request: pytest.FixtureRequest, kernel: KernelImage, config: MachineConfig) -> Iterator[VM]:
     """Yield a machine; if this host cannot have it, skip the test with the reason."""
     try:
-        yield from _boot(request, kernel, config)
+        if is_live(request.config):
+            yield from _lend(request, config)
+        else:
+            item = request.node
+            yield from sharing.machine_for(item, config, kernel, lambda: _start(request, kernel, config))
     except PremiseNotMet as error:
         unmet(request.config, str(error), error)
 
@@ -141,7 +142,12 @@ def _booted(request: pytest.FixtureRequest, kernel: KernelImage, config: Machine
 @pytest.fixture(scope="module")
 def live_vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
     """A booted machine, a :class:`vm.VM`, that the tests of a module share."""
-    yield from _boot(request, kernel, config_of(request.config))
+    config = config_of(request.config)
+    if is_live(request.config):
+        yield from _lend(request, config)
+        return
+    with contextlib.closing(_start(request, kernel, config)) as machine:
+        yield machine
 
 
 @pytest.fixture

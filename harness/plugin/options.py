@@ -28,6 +28,9 @@ MARKERS = (
     "waive(*names, reason): invariants, by name, that need not hold in this test; the reason is printed",
     "expect_complaint(*titles): complaints of the kernel that have to come in this test, each by its title as `hugepfn "
     "dmesg` gives it, or by a regular expression that matches all of the title; any other complaint fails the test",
+    "leaves_no_trace: the cases of this test, and of others in its file, may share a clone, one after the other; what "
+    "does not pass there runs again in a clone of its own",
+    "leaves_a_trace(reason): the next case does not get this one's clone, although the file has leaves_no_trace",
     "decided_by(*functions): the kernel functions that decide the test, values of harness.kernel_functions",
 )
 

@@ -24,6 +24,32 @@ def _run(hugepfn: Command, tmp_path: Path, *args: str) -> dict[str, Any]:
     return data
 
 
+def _shown(data: dict[str, Any]) -> list[object]:
+    """Return what each case showed, without page frames of ordinary memory, which differ from run to run."""
+    of_an_entry = ("checkpoint", "process", "mapping", "offset", "level", "bits")
+    return [
+        (
+            one["scenario"],
+            one["level"],
+            [(claim["name"], claim["outcome"]) for claim in one["claims"]],
+            sorted([str(entry[key]) for key in of_an_entry] for entry in one["observations"]),
+        )
+        for one in data["results"]
+    ]
+
+
+def test_cases_that_share_a_clone_show_what_each_shows_alone(hugepfn: Command, tmp_path: Path) -> None:
+    chosen = ("munmap_start", "munmap_end", "munmap_child_keeps", "--kernel", "debian:6.12")
+    alone, together = tmp_path / "alone.json", tmp_path / "together.json"
+    machines = []
+    for path, how in ((alone, "--pristine"), (together, "--no-pristine")):
+        done = hugepfn("run", "-v", *chosen, how, "--json", str(path))
+        assert done.returncode == 0, done.stdout + done.stderr
+        machines.append(done.stderr.count("starting the machine"))
+    assert machines == [9, 1]
+    assert _shown(json.loads(together.read_text())) == _shown(json.loads(alone.read_text()))
+
+
 def _at(result: dict[str, Any], checkpoint: str, process: str) -> dict[str, Any]:
     found = [
         o for o in result["observations"] if (o["checkpoint"], o["process"], o["offset"]) == (checkpoint, process, 0)
