@@ -114,8 +114,9 @@ def test_every_case_is_in_the_table() -> None:
 #: Calls that wait without a deadline of their own: (file below harness/, call), and who ends the wait.
 UNLIMITED = {
     ("host/cache.py", "fcntl.flock(descriptor, fcntl.LOCK_EX)"): "a thread's, for cache.flock(), which has a deadline",
-    ("benchmark/bench.py", "end.recv(65536)"): "the end of the rival's QEMU, which has a deadline",
-    ("benchmark/bench.py", "process.wait()"): "SIGKILL, just before",
+    ("benchmark/bare.py", "end.recv(65536)"): "the end of the rival's QEMU, which has a deadline",
+    ("benchmark/bare.py", "process.wait()"): "SIGKILL, just before",
+    ("benchmark/bare.py", "agent.recv(1)"): "the timeout of the socket",
     ("campaign/units/parallel.py", "inbox.get()"): "ended_after(), of each unit's child; its end is in the queue",
     ("campaign/units/parallel.py", "message.result()"): "it is done",
     ("campaign/kernels.py", "child.wait()"): "ended_after(); SIGKILL, just before",

@@ -8,25 +8,23 @@ import itertools
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from harness.benchmark.bare import existing_template, raw_boot_s, raw_clone_s
 from harness.benchmark.rows import BenchRow, paired
 from harness.benchmark.tables import checkpoint_row, map_dma_rows, nested_walk_row, walk_row
 from harness.config import MachineConfig
 from harness.errors import MachineryError, PremiseNotMet
 from harness.explorer.sequence import run_sequence
 from harness.explorer.worker import bar_most_of
-from harness.host.process import guarded
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine import preparation
 from harness.machine.vm import VM
@@ -34,9 +32,8 @@ from harness.model.draw import draw
 from harness.model.operation import Verb
 from harness.outputs import check_writable, write_text
 from harness.qemu.binary import find_qemu
-from harness.qemu.launch import CHANNELS
-from harness.qemu.ram import SharedRam, ram_folder
-from harness.qemu.spec import Descriptors, Device, MachineSpec, qemu_argv
+from harness.qemu.ram import ram_folder
+from harness.qemu.spec import Device, MachineSpec
 
 SCHEMA = "hugepfn-bench"
 VERSION = 1
@@ -48,44 +45,6 @@ _COMMAND_TIMEOUT_S = 3600.0
 _END_TIMEOUT_S = 5.0
 #: The kernel with which others are compared: its VFIO looks up page by page (HP-016).
 _SLOW_MAP_DMA = "debian:6.12"
-
-
-def raw_boot_s(spec: MachineSpec) -> float:
-    """Return the time in seconds of the same QEMU command line, from its start to init's poweroff."""
-    spec = replace(spec, append=(*spec.append, "hugepfn.job=poweroff"))
-    ram = SharedRam(spec.memory_mib)
-    pairs = [socket.socketpair() for _ in CHANNELS]
-    ends = dict(zip(CHANNELS, (pair[1] for pair in pairs), strict=True))
-    descriptors = Descriptors(ram=ram.fd, **{name: end.fileno() for name, end in ends.items()})
-    console = pairs[CHANNELS.index("console")][0]
-    reader = threading.Thread(target=_drain, args=(console,), daemon=True)
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        guarded(qemu_argv(spec, descriptors, find_qemu().path)),
-        pass_fds=[ram.fd, *(end.fileno() for end in ends.values())],
-        stdin=subprocess.DEVNULL,
-    )
-    for end in ends.values():
-        end.close()
-    reader.start()
-    try:
-        status = process.wait(timeout=_RAW_TIMEOUT_S)
-        took_s = time.perf_counter() - begin
-        if status:
-            raise MachineryError(f"the rival, a plain QEMU boot, ended with exit status {status}; expected 0")
-        return took_s
-    finally:
-        process.kill()
-        process.wait()
-        reader.join(_END_TIMEOUT_S)
-        for pair in pairs:
-            pair[0].close()
-        ram.close()
-
-
-def _drain(end: socket.socket) -> None:
-    while end.recv(65536):
-        pass
 
 
 def command_s(args: Sequence[str]) -> float:
@@ -109,6 +68,18 @@ def first_command_s(image: KernelImage, clone: bool, kvm: bool = False) -> float
     with VM(image, clone=clone, kvm=kvm) as vm:
         vm.on_loop(vm.agent.request("ping"))
         return time.perf_counter() - begin
+
+
+def limit_row(image: KernelImage, spec: MachineSpec, runs: int) -> BenchRow:
+    """Measure a clone beside the limit: a bare QEMU that loads the same state and answers one byte."""
+    template = existing_template(spec, image)
+    return paired(
+        "clone to first command",
+        lambda: first_command_s(image, clone=True),
+        "the limit: bare QEMU, same state, one byte",
+        lambda: raw_clone_s(spec, template),
+        runs,
+    )
 
 
 def kvm_clone_row(image: KernelImage, runs: int) -> BenchRow:
@@ -223,6 +194,7 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
             lambda: first_command_s(image, clone=False),
             rounds,
         ),
+        limit_row(image, spec, 4 * rounds),
         paired(
             "fork and calibrate, 6 cases",
             lambda: command_s([*run, *_SIX]),
