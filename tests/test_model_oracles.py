@@ -142,6 +142,19 @@ def test_a_huge_page_that_is_taken_apart_may_get_the_zero_page_beside_the_range(
     assert told(judged(*begin, (look, "0", {0: [pages[0], zero]}))) == [("untouched", "maps", "pte", "-W -D +SPECIAL")]
 
 
+def test_a_page_that_was_moved_away_from_its_huge_page_may_become_the_zero_page_with_the_others() -> None:
+    """6.12.118, found by the explorer: MADV_PAGEOUT of one page of a huge page, whose last page mremap() had moved."""
+    anon = replace(MAP, size=PMD, memory=Backing.ANON)
+    pages = [leaf(PUD, Level.PTE, bits=USED & ~Bits.SPECIAL), leaf(3 * PUD, Level.PTE, bits=USED & ~Bits.SPECIAL)]
+    zero = leaf(3 * PUD, Level.PTE, bits=USED & ~Bits.W & ~Bits.D)
+    moved = Operation(0, Verb.MOVE, PUD + PMD - PTE, PTE, to=3 * PUD)
+    begin: list[Step] = [(anon, "0", {0: []}), (WRITE, "0", {0: pages[:1]}), (moved, "0", {0: pages})]
+    out = Operation(0, Verb.ADVISE, PUD, PTE, how="pageout")
+    assert judged(*begin, (out, "0", {0: [pages[0], zero]})) == []
+    gone = told(judged(*begin, (out, "0", {0: pages[:1]})))
+    assert gone == [("untouched", "madvise pageout", "pte", "gone")]
+
+
 def test_advice_that_a_vma_keeps_splits_it() -> None:
     split = Operation(0, Verb.ADVISE, PUD, PMD, how="random")
     assert ("inside",) in told(judged(*WRITTEN, (split, "0", {0: [leaf(PUD)]})))

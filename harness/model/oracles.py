@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from harness.model.operation import ACCESSES, ARENA_VADDR, CHANGING, PMD, PTE, RANGED, STORES, Backing, Operation, Verb
 from harness.model.state import NEW_WORLD, MappedRange, ModelProcess, World
 from harness.model.world import DONE, KEPT_ADVICE, Reply, after, bounds
-from harness.pagetable import Bits, Leaf
+from harness.pagetable import Bits, Leaf, Level
 from harness.verdict.invariants import AGAINST, Area, Deviation, Invariant, Oracle, Violation, pfnmap_violations
 
 FOREVER = "forever"
@@ -168,14 +168,17 @@ class Judge:
         return self._zaps(op, number, leaf, process) or _concerns(op, number, leaf, process)
 
     def _untouched(self, op: Operation, old: World, stop: Stop) -> Iterator[Deviation]:
+        ops = (op, *self.raced)
         for number, leaves in self.before.items():
             if number not in self.world.processes or number not in old.processes:
                 continue
-            now = {leaf.vaddr: leaf for leaf in stop.leaves.get(number, ())}
+            now, process = {leaf.vaddr: leaf for leaf in stop.leaves.get(number, ())}, old.processes[number]
             for leaf in leaves:
-                if any(self._may_change(one, number, leaf, old.processes[number]) for one in (op, *self.raced)):
+                if any(self._may_change(one, number, leaf, process) for one in ops):
                     continue
                 left = now.get(leaf.vaddr)
+                if left is not None and any(_zeroes(one, leaf, left, process) for one in ops):
+                    continue
                 if left is None or left.level is not leaf.level:
                     got = "gone" if left is None else left.level.label
                 elif wrong := (leaf.bits ^ left.bits) & ~_AT_ANY_TIME:
@@ -300,6 +303,21 @@ def _place(op: Operation, page: int, leaf: Leaf | None, done: bool) -> int | Non
     return page
 
 
+def _takes_apart(op: Operation) -> bool:
+    """Return whether a huge page of ordinary memory may be taken apart for an operation, in every process."""
+    return op.verb is Verb.ADVISE and op.how not in KEPT_ADVICE
+
+
+def _zeroes(op: Operation, leaf: Leaf, left: Leaf, process: ModelProcess) -> bool:
+    """Return whether the zero page took the place of a page that belongs to a huge page, and holds zeros.
+
+    mm/huge_memory.c __folio_split(), RMP_USE_SHARED_ZEROPAGE. mremap() may have moved the page away from the others.
+    """
+    vma = process.at(_start(leaf))
+    became = Bits.SPECIAL in left.bits and Bits.W not in left.bits and left.level is Level.PTE is leaf.level
+    return _takes_apart(op) and became and vma is not None and vma.memory is Backing.ANON
+
+
 def _concerns(op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> bool:
     """Return whether the operation may change a leaf."""
     start, end = _start(leaf), _end(leaf)
@@ -308,9 +326,7 @@ def _concerns(op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> 
         return _revokes(op) and (vma is None or vma.memory is Backing.BAR)
     if op.verb is Verb.UFFD and vma is not None and vma.memory is Backing.BAR:
         return False
-    if op.verb is Verb.ADVISE and op.how not in KEPT_ADVICE and vma is not None and vma.memory is not Backing.BAR:
-        # A huge page is taken apart for it in every process, and where it holds zeros the zero page takes its place
-        # (mm/huge_memory.c split_huge_page_to_list_to_order(), RMP_USE_SHARED_ZEROPAGE).
+    if _takes_apart(op) and vma is not None and vma.memory is not Backing.BAR:
         return start < -(-op.end // PMD) * PMD and op.at // PMD * PMD < end
     if number != op.process:
         return False
