@@ -127,12 +127,6 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput[_VERBOSITY] = logs.verbosity()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all cases of a test to one worker of xdist, one after the other, unless the user has chosen otherwise."""
-    return sharing.scheduler(config, log) if config.getoption("dist") == "load" else None
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the machine that waits for a case that did not come."""
     sharing.close(session.config)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.campaign import session as module
 from harness.campaign.reporter import RunReporter
-from harness.campaign.session import Stopping, rerun_session
+from harness.campaign.session import Stopping, distributed, rerun_session
 from harness.errors import ExitCode
 from harness.qemu.spec import Device, MachineSpec, Root
 from harness.selection.selected import Selected
@@ -57,3 +57,9 @@ def test_a_rerun_asks_for_the_machine_that_it_has(
         rerun_session(pytest, RunReporter(Console()), [Selected(None, "fork")], [], machine, Stopping()) is ExitCode.OK
     )
     assert {f"--hugepfn-device={device.value}", f"--hugepfn-guest={guest}", "--hugepfn-kernel=debian:6.12"} <= set(said)
+
+
+@pytest.mark.parametrize(("workers", "units"), [(1, None), (2, "loadfile"), (4, "loadfile"), (5, "load"), (16, "load")])
+def test_a_worker_gets_whole_files_unless_there_are_many(workers: int, units: str | None) -> None:
+    arguments = distributed(workers)
+    assert dict(zip(arguments[::2], arguments[1::2], strict=True)).get("--dist") == units

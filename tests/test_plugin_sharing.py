@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from harness.errors import AgentRefused
-from harness.plugin.sharing import scheduler
 from tests.test_pytest_plugin import FakeVM, _host, machines, outcomes, pytest_run
 
 __all__ = ["_host", "machines"]
@@ -185,13 +184,3 @@ def test_a_session_that_stops_ends_the_machine_that_waits(pytester: pytest.Pytes
     pytester.makepyfile(SCENARIO.format(condition="True", trouble="", marker="@pytest.mark.leaves_no_trace"))
     pytest_run(pytester)
     assert [one.closed for one in machines] == [True]
-
-
-@pytest.mark.parametrize(("workers", "together"), [(2, True), (8, False)])
-def test_xdist_gives_a_file_to_one_worker_unless_there_are_many(
-    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, workers: int, together: bool
-) -> None:
-    monkeypatch.setattr(pytestconfig.option, "tx", [f"{workers}*popen"], raising=False)
-    split = scheduler(pytestconfig, None)._split_scope
-    assert split("test_a.py::test_fork[a]") == split("test_a.py::test_fork[b]") != split("test_b.py::test_fork[a]")
-    assert (split("test_a.py::test_fork[a]") == split("test_a.py::test_exit[a]")) is together

@@ -33,6 +33,9 @@ from harness.verdict.expected.expectation import Expectation
 
 _OUTPUTS = {"json_file": "--hugepfn-json", "junit": "--junitxml"}
 
+#: With more workers than these, the unit of work is a test instead of a file.
+_FILE_WORKERS_MAX = 4
+
 
 class _Wiring:
     """Connects the plugin's progress lines to the reporter once pytest is up, and its tests to a live machine."""
@@ -113,7 +116,7 @@ def run_session(
     args += config.argv(pytest_options.PREFIX)
     args += [f"{flag}={options[name]}" for name, flag in _OUTPUTS.items() if options[name] is not None]
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
-    args += ["-n", str(options["workers"]), "-p", "xdist"] if options["workers"] > 1 else []
+    args += distributed(options["workers"])
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += [f"--hugepfn-expect={one}" for one in expected]
     args += options["pytest_args"]
@@ -126,6 +129,16 @@ def run_session(
         image.spec,
         strict=bool(options["strict"]),
     )
+
+
+def distributed(workers: int) -> list[str]:
+    """Return pytest's arguments for several workers. A file is one worker's: more of its cases then share a clone.
+
+    With many workers, everybody would wait for the largest file.
+    """
+    if workers == 1:
+        return []
+    return ["-n", str(workers), "-p", "xdist", "--dist", "loadfile" if workers <= _FILE_WORKERS_MAX else "load"]
 
 
 def rerun_session(

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,8 +27,6 @@ from harness.selection.tests import bugs_of, level_of, scenario_of
 _CHILDREN = "/proc/1/task/1/children"
 #: Cases in one clone. What they leave in memory after all stays small, and so does the memory that the clone dirties.
 _CASES_MAX = 16
-#: With more workers of xdist than these, the unit of work is a test instead of a file.
-_WORKERS_MAX = 4
 
 
 @dataclass(frozen=True)
@@ -139,17 +136,3 @@ def close(config: pytest.Config) -> None:
     if waiting is not None:
         del config.stash[_WAITING]
         waiting.machine.close()
-
-
-def scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return a scheduler for xdist that gives all cases of a file, or of a test, to one worker.
-
-    Files have more cases that may share a clone. With many workers, the largest file would be what all wait for.
-    """
-    from xdist.scheduler import LoadScopeScheduling  # xdist is there if this is called
-
-    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
-        def _split_scope(self, nodeid: str) -> str:
-            return nodeid.partition("::" if self.numnodes <= _WORKERS_MAX else "[")[0]
-
-    return ByFile(config, log)
