@@ -1,8 +1,8 @@
 """hugepfn for pytest: fixtures ``kernel``, ``vm``, ``live_vm``, ``caps``, ``claim``; options ``--hugepfn-*``.
 
-A test that takes ``vm`` gets a freshly booted kernel. ``@pytest.mark.levels("pte", "pmd", "pud")`` runs it once per
-level, which it gets as the argument ``level``. A level that this kernel cannot have is skipped with the reason; nothing
-is booted if the kernel's files show it.
+A test that takes ``vm`` gets a freshly booted kernel, or one in which tests that leave no trace have passed.
+``@pytest.mark.levels("pte", "pmd", "pud")`` runs it once per level, which it gets as the argument ``level``. A level
+that this kernel cannot have is skipped with the reason; nothing is booted if the kernel's files show it.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput[_VERBOSITY] = logs.verbosity()
 
 
+@pytest.hookimpl(trylast=True)  # after the fixtures of a test that was interrupted have ended
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the machine that waits for a case that did not come."""
     sharing.close(session.config)
@@ -209,9 +210,8 @@ def pytest_runtest_makereport(
         _tell_pytest(plain, report)
         return report
     result = _held_against_expectations(item, _result(item, error, report), report)
-    if call.when == "call" and result.outcome is Outcome.PASSED:
-        sharing.note_passed(item)
-    if not sharing.is_second_hand(item):  # otherwise it runs again, in a clone of its own
+    sharing.note(item, result)
+    if not sharing.runs_again(item):
         result = replace(result, evidence=evidence.keep(item, result, _context(item), error))
     report.sections += [("hugepfn", line) for line in words.returned(result)]
     item.user_properties += [(WAIVED_PROPERTY, told) for told in words.waived(result)]  # the teardown's report has them

@@ -131,10 +131,16 @@ def held_against_ledger(
     finding = judge(ledger, scenario, result.level, failures, facts, release)
     if not finding.known:
         return replace(result, fixed_bugs=finding.fixed, returned_bugs=finding.returned)
-    # What hangs for good lets nobody read the log up to its end, so that claim is unknown because of the same bug.
-    shows = (Outcome.FAILED,) if result.end is None else (Outcome.FAILED, Outcome.ERROR)
-    claims = (replace(c, outcome=Outcome.KNOWN_BUG) if c.outcome in shows else c for c in result.claims)
+    hangs = result.end is not None and result.end.kind is EndKind.HANG
+    claims = (replace(c, outcome=Outcome.KNOWN_BUG) if _shows(c, hangs) else c for c in result.claims)
     return replace(result, outcome=Outcome.KNOWN_BUG, known_bugs=finding.known, claims=tuple(claims))
+
+
+def _shows(claim: Claim, hangs: bool) -> bool:
+    """Whether a claim is about a known bug: also that the log could not be read to its end, because something hangs."""
+    return claim.outcome is Outcome.FAILED or (
+        hangs and claim.outcome is Outcome.ERROR and claim.kind is ClaimKind.INVARIANTS
+    )
 
 
 def context_of(config: MachineConfig, image: KernelImage | None, machine: VM | None) -> dict[str, object]:

@@ -59,7 +59,12 @@ def test_a_rerun_asks_for_the_machine_that_it_has(
     assert {f"--hugepfn-device={device.value}", f"--hugepfn-guest={guest}", "--hugepfn-kernel=debian:6.12"} <= set(said)
 
 
-@pytest.mark.parametrize(("workers", "units"), [(1, None), (2, "loadfile"), (4, "loadfile"), (5, "load"), (16, "load")])
-def test_a_worker_gets_whole_files_unless_there_are_many(workers: int, units: str | None) -> None:
-    arguments = distributed(workers)
+@pytest.mark.parametrize(
+    ("workers", "files", "units"),
+    [(1, 38, None), (2, 38, "loadfile"), (4, 38, "loadfile"), (5, 38, "load"), (2, 2, "loadfile"), (2, 1, "load")],
+)
+def test_a_worker_gets_whole_files_unless_there_are_many_workers_or_few_files(
+    workers: int, files: int, units: str | None
+) -> None:
+    arguments = distributed(workers, files)
     assert dict(zip(arguments[::2], arguments[1::2], strict=True)).get("--dist") == units

@@ -176,6 +176,107 @@ def test_a_machine_does_not_live_for_ever(pytester: pytest.Pytester, machines: l
     assert len(machines) == 3, "sixteen cases each"
 
 
+@pytest.mark.parametrize("trouble", ["BUG: KASAN: use-after-free in f", ""])
+def test_what_the_kernel_complains_about_counts_wherever_it_shows(
+    pytester: pytest.Pytester, machines: list[FakeVM], tmp_path: Path, trouble: str
+) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        pytestmark = pytest.mark.leaves_no_trace
+
+        def test_exit(vm): pass
+
+        def test_fork(vm):
+            if len(vm.started) == 1:
+                vm.run(trouble={trouble!r})
+                assert not {trouble!r} and False
+        """
+    )
+    pytest_run(pytester)
+    assert outcomes(pytester)["fork"] == ("failed" if trouble else "passed")
+    assert len(machines) == (1 if trouble else 2)
+    assert (tmp_path / "cache" / "failures").exists() is bool(trouble)
+
+
+def test_what_fails_after_a_case_has_passed_runs_again_as_well(
+    pytester: pytest.Pytester, machines: list[FakeVM]
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.leaves_no_trace
+
+        @pytest.fixture
+        def untainted(vm):
+            yield
+            assert len(vm.started) > 1, "the taint of an earlier case"
+
+        def test_exit(vm): pass
+        def test_fork(vm, untainted): pass
+        def test_next(vm): pass
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=3)
+    assert [one.closed for one in machines] == [True, True]
+
+
+def test_a_failure_at_the_end_of_a_fixture_ends_the_machine_that_waits(
+    pytester: pytest.Pytester, machines: list[FakeVM]
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.leaves_no_trace
+
+        @pytest.fixture
+        def broken():
+            yield
+            assert False
+
+        def test_exit(broken, vm): pass
+        def test_next(vm): assert len(vm.started) == 2
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=2, errors=1)
+    assert [one.closed for one in machines] == [True, True]
+
+
+def test_a_machine_is_not_lent_to_another_kernel(pytester: pytest.Pytester, machines: list[FakeVM]) -> None:
+    pytester.makepyfile(
+        """
+        import dataclasses
+        import pytest
+        from tests.test_pytest_plugin import IMAGE
+        pytestmark = pytest.mark.leaves_no_trace
+
+        @pytest.fixture(params=["6.12", "7.3"], scope="module")
+        def kernel(request):
+            return dataclasses.replace(IMAGE, release=request.param)
+
+        def test_exit(vm): pass
+        def test_fork(vm, kernel): assert vm.image is kernel
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=4)
+    assert len(machines) == 2
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_test_that_asks_for_its_machine_later_gets_a_new_one(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.leaves_no_trace
+
+        def test_exit(vm): pass
+        def test_fork(request): assert len(request.getfixturevalue("vm").started) == 2
+        def test_next(vm): assert len(vm.started) == 3
+        """
+    )
+    pytest_run(pytester).assert_outcomes(passed=3)
+
+
 def test_a_session_that_stops_ends_the_machine_that_waits(pytester: pytest.Pytester, machines: list[FakeVM]) -> None:
     pytester.makeconftest("""
         def pytest_runtest_teardown(item):

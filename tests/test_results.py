@@ -77,10 +77,15 @@ function = "mm/memory.c handle_mm_fault()"
 reproduce = "hugepfn run write"
 [[bug.symptom]]
 end = "hang"
+[[bug.symptom]]
+end = "died"
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [(End(EndKind.HANG), ExitCode.OK), (None, ExitCode.MACHINERY)])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(End(EndKind.HANG), ExitCode.OK), (End(EndKind.DIED), ExitCode.MACHINERY), (None, ExitCode.MACHINERY)],
+)
 def test_that_the_log_of_a_known_hang_was_not_read_is_no_error(end: End | None, code: ExitCode) -> None:
     claims = (
         Claim("the write is done", Outcome.PASSED, ""),

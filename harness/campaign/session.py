@@ -116,7 +116,8 @@ def run_session(
     args += config.argv(pytest_options.PREFIX)
     args += [f"{flag}={options[name]}" for name, flag in _OUTPUTS.items() if options[name] is not None]
     args += ["--hugepfn-keep-vm"] if options["keep_vm"] else []
-    args += distributed(options["workers"])
+    files = 1 if config.pristine else len(wanted.files)
+    args += distributed(options["workers"], files)
     args += ["--hugepfn-strict"] if options["strict"] else []
     args += [f"--hugepfn-expect={one}" for one in expected]
     args += options["pytest_args"]
@@ -131,14 +132,17 @@ def run_session(
     )
 
 
-def distributed(workers: int) -> list[str]:
+def distributed(workers: int, files: int) -> list[str]:
     """Return pytest's arguments for several workers. A file is one worker's: more of its cases then share a clone.
 
     With many workers, everybody would wait for the largest file.
+
+    :param files: how many have cases that may share one.
     """
     if workers == 1:
         return []
-    return ["-n", str(workers), "-p", "xdist", "--dist", "loadfile" if workers <= _FILE_WORKERS_MAX else "load"]
+    whole = workers <= min(files, _FILE_WORKERS_MAX)
+    return ["-n", str(workers), "-p", "xdist", "--dist", "loadfile" if whole else "load"]
 
 
 def rerun_session(

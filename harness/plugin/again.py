@@ -33,10 +33,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     sharing.begin(item, nextitem)
     reports = runtestprotocol(item, nextitem=nextitem, log=False)
-    if sharing.has_to_run_again(item):
+    if sharing.end(item, reports):
         reports = _again(item, nextitem)
-        if sharing.has_passed(item):
-            say_of(item.config)(Note(f"{item.name} passed in a clone of its own, but not after the case before it"))
+        if all(report.passed for report in reports):
+            words = f"{item.name} passed in a clone of its own, but not after the case before it"
+            say_of(item.config)(Note(words))
+            reports[-1].sections.append(("hugepfn", words))  # of a worker of xdist, the note is not shown
     if (error := item.stash.get(_MET, None)) is not None:
         say_of(item.config)(Note(f"running {item.name} again: {error}"))
         reports = _again(item, nextitem)
@@ -51,5 +53,8 @@ def _again(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestR
         if key in item.stash:
             del item.stash[key]
     item.user_properties.clear()
+    item._report_sections.clear()  # what was captured
     sharing.begin(item, nextitem)
-    return runtestprotocol(item, nextitem=nextitem, log=False)
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    sharing.end(item, reports)
+    return reports

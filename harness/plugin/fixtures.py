@@ -100,10 +100,10 @@ def _config_for(item: pytest.Item) -> MachineConfig:
 
 @pytest.fixture
 def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
-    """A freshly booted machine for this test alone, a :class:`vm.VM`. Guest programs beside the test come first.
+    """A freshly booted machine, a :class:`vm.VM`, for this test alone. Guest programs beside the test come first.
 
-    With the marker ``leaves_no_trace``, a test that passes may hand it on to the next. The test is skipped if the
-    kernel cannot have a leaf of the test's level, or this host cannot have the machine.
+    Tests that have the marker ``leaves_no_trace`` may get one after the other. A test is skipped if the kernel cannot
+    have a leaf of its level, or this host cannot have the machine.
     """
     evidence.begin(request.node)
     # Only a test that takes the level as an argument is about a pfnmap's leaf of that level.
@@ -119,7 +119,7 @@ def vm(request: pytest.FixtureRequest, kernel: KernelImage) -> Iterator[VM]:
         request.node.stash[MACHINE] = request.node.stash[evidence.TRIED] = machine
         machine.waived = wanted_waivers(request.node)
         machine.expected_complaints = expected_complaints(request.node)
-        keeps = request.config.getoption("hugepfn_keep_vm") and not sharing.is_second_hand(request.node)
+        keeps = request.config.getoption("hugepfn_keep_vm") and not sharing.runs_again(request.node)
         machine.on_failure = (lambda failed: _keep(request.node, failed)) if keeps else None
         if reason := machine.caps.why_not(level):
             unmet(request.config, reason)
