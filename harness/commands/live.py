@@ -201,7 +201,7 @@ def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str
     """Run tests in a session with their current files.
 
     Nothing is booted, and only changed programs are compiled and sent, so this is the fastest way to try a change in a
-    test. The machine keeps the effects of earlier runs; `hugepfn run` uses a new machine for each test.
+    test. The machine keeps the effects of earlier runs; `hugepfn run` starts from new machines.
 
     TEST is as for `hugepfn run`:
 
@@ -210,8 +210,11 @@ def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str
         hugepfn rerun fork --level pud
         hugepfn rerun ./test_mine.py
     """
-    from harness.selection.expected import absolute
+    said = expectations(options)
+    if said:
+        from harness.selection.expected import absolute  # imports pytest, for which this command need not wait
 
+        said = absolute(said)
     width = os.get_terminal_size(1).columns if sys.stdout.isatty() else None
     sys.stdout.flush()
     status = client_of(session).call(
@@ -222,6 +225,6 @@ def rerun(words: tuple[Selected, ...], session: str | None, levels: Sequence[str
         levels=tuple(levels),
         entries=not quiet,
         width=width,
-        expected=absolute(expectations(options)),
+        expected=said,
     )
     sys.exit(int(status))
