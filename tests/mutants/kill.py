@@ -123,9 +123,9 @@ def stable(text: str) -> list[str]:
 
 
 def recorded(mutant: Mutant, run: Run) -> Run:
-    """The part of a run that first lines are made from: no logs, and of a passed case only that it passed."""
+    """The part of a run that first lines are made from: no log or folder, and of a passed case only that it passed."""
     results = [
-        dataclasses.replace(result, log=())
+        dataclasses.replace(result, log=(), evidence="")
         if result.outcome is Outcome.FAILED
         else ScenarioResult(result.scenario, result.level, result.outcome, result.reason)
         for result in run.results
