@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from harness.config import MachineConfig
+from harness.errors import MachineryError
 from harness.events import Say
 from harness.explorer.groups import symptom_of
 from harness.explorer.sequence import NO_END, SequenceResult, run_sequence
@@ -79,19 +80,23 @@ class _Bench:
         self._vm: VM | None = None
 
     def run(self, task: Exploration, operations: Sequence[Operation], *, pristine: bool = False) -> SequenceResult:
-        """Run a sequence.
+        """Run a sequence; once more if QEMU crashes.
 
         :param pristine: in a machine that has run no other.
         """
         if pristine:
             self.close()
-        if self._vm is None:
-            self._vm = VM(task.kernel, task.config).start()
-        try:
-            outcome = run_sequence(self._vm, operations)
-        except BaseException:
-            self.close()
-            raise
+        for last in (False, True):
+            if self._vm is None:
+                self._vm = VM(task.kernel, task.config).start()
+            try:
+                outcome = run_sequence(self._vm, operations)
+                break
+            except BaseException as error:
+                died = isinstance(error, MachineryError) and self._vm.qemu.exit_status is not None
+                self.close()
+                if last or not died:  # that QEMU crashes says nothing about the kernel
+                    raise
         if not outcome.pristine:
             self.close()
         return outcome
