@@ -156,8 +156,21 @@ def kernels(refresh: bool, show_all: bool) -> None:
 @click.option(
     "--builds", metavar="SOURCE", help="measure kernel builds of this source instead (debsrc:6.12), for an hour"
 )
-def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | None, builds: str | None) -> None:
+@click.option(
+    "--beside",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="measure another checkout of hugepfn alternately instead",
+)
+def bench(
+    config: MachineConfig, rounds: int, clones: int, json_file: Path | None, builds: str | None, beside: Path | None
+) -> None:
     """Measure hugepfn and its rivals alternately, in one run."""
+    if beside is not None:
+        from harness.benchmark.beside import bench_beside
+
+        bench_beside(beside, config, rounds)
+        return
     if builds is not None:
         from harness.benchmark.builds import bench_builds
 
