@@ -19,8 +19,7 @@ from harness.guest.protocol import Frame
 from harness.host import cache
 from harness.host.process import guarded
 from harness.kernel import KernelImage
-from harness.machine import template as templates
-from harness.machine.template import Template, load, template_key
+from harness.machine.template import KIND, Template, load, template_key
 from harness.qemu.binary import find_qemu
 from harness.qemu.launch import connect
 from harness.qemu.ram import GuestRam, PrivateRam, SharedRam
@@ -81,7 +80,7 @@ def existing_template(spec: MachineSpec, image: KernelImage) -> Template:
 
     :raises MachineryError: there is none.
     """
-    folder = cache.find(templates.KIND, template_key(spec, image.key, find_qemu()))
+    folder = cache.find(KIND, template_key(spec, image.key, find_qemu()))
     if folder is None:
         raise MachineryError(f"{image.spec} has no template; start a clone first")
     return load(folder)

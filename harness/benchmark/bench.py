@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.benchmark.bare import existing_template, raw_boot_s, raw_clone_s
+from harness.benchmark.beside import OURS
 from harness.benchmark.rows import BenchRow, paired
 from harness.benchmark.tables import checkpoint_row, map_dma_rows, nested_walk_row, walk_row
 from harness.config import MachineConfig
@@ -41,22 +42,13 @@ VERSION = 1
 #: A suite that is small enough to be measured several times.
 _SIX = ("fork", "calibrate_anon", "calibrate_thp", "calibrate_shmem")
 _RAW_TIMEOUT_S = 300
-_COMMAND_TIMEOUT_S = 3600.0
-_END_TIMEOUT_S = 5.0
 #: The kernel with which others are compared: its VFIO looks up page by page (HP-016).
 _SLOW_MAP_DMA = "debian:6.12"
 
 
 def command_s(args: Sequence[str]) -> float:
     """Return the time in seconds of a ``hugepfn`` command, from its start to its end."""
-    begin = time.perf_counter()
-    argv = [sys.executable, "-m", "harness.entry", *args]
-    done = subprocess.run(
-        argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=_COMMAND_TIMEOUT_S
-    )
-    if done.returncode:
-        raise MachineryError(f"hugepfn {' '.join(args)} ended with exit status {done.returncode}; run it to see why")
-    return time.perf_counter() - begin
+    return OURS.cost(args).wall_s
 
 
 def first_command_s(image: KernelImage, clone: bool, kvm: bool = False) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from harness.config import MachineConfig
 from harness.errors import MachineryError, UsageError
+from harness.host.process import run
 from harness.kernel.build.job import children_cpu_s
 
 _TIMEOUT_S = 3600.0
@@ -57,19 +57,11 @@ class Checkout:
         """
         environment = {**os.environ, **({"HUGEPFN_CACHE_DIR": str(self.cache)} if self.cache is not None else {})}
         cpu_s, begin = children_cpu_s(), time.perf_counter()
-        done = subprocess.run(
-            [*self.command, *args],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_TIMEOUT_S,
-        )
+        done = run([*self.command, *args], env=environment, timeout_s=_TIMEOUT_S, check=False)
         cost = Cost(time.perf_counter() - begin, children_cpu_s() - cpu_s)
-        if done.returncode:
-            last = (done.stderr.splitlines() or done.stdout.splitlines() or ["without a word"])[-1]
-            raise MachineryError(f"{' '.join([*self.command, *args])} ended with {done.returncode}: {last}")
+        if done.status:
+            last = (done.stderr.splitlines() or ["without a word"])[-1]
+            raise MachineryError(f"{' '.join([*self.command, *args])} ended with {done.status}: {last}")
         return cost
 
 
@@ -99,11 +91,11 @@ def _median(costs: Sequence[Cost]) -> Cost:
     return Cost(statistics.median(one.wall_s for one in costs), statistics.median(one.cpu_s for one in costs))
 
 
-def scenarios_of(other: Checkout, run: Sequence[str]) -> tuple[str, ...]:
+def scenarios_of(other: Checkout, words: Sequence[str]) -> tuple[str, ...]:
     """Return the scenarios of another checkout, by running them all, which also fills its cache."""
     with tempfile.TemporaryDirectory(prefix="hugepfn-bench-") as folder:
         results = Path(folder) / "results.json"
-        other.cost([*run, "-n", _WORKERS, "--json", str(results)])
+        other.cost([*words, "-n", _WORKERS, "--json", str(results)])
         return tuple(dict.fromkeys(one["scenario"] for one in json.loads(results.read_text())["results"]))
 
 
@@ -112,8 +104,8 @@ def bench_beside(folder: Path, config: MachineConfig, rounds: int) -> list[Besid
 
     :param rounds: of short commands; the suite is run once by each, after one run that does not count.
     """
-    other, run = Checkout.of(folder), ["run", "--kernel", str(config.kernel), "--quiet"]
-    one, suite = [*run, "fork", "--level", "pud"], [*run, "-n", _WORKERS, *scenarios_of(other, run)]
+    other, words = Checkout.of(folder), ["run", "--kernel", str(config.kernel), "--quiet"]
+    one, suite = [*words, "fork", "--level", "pud"], [*words, "-n", _WORKERS, *scenarios_of(other, words)]
     OURS.cost(suite)  # as the other's was run before
     console = Console(highlight=False)
     rows = [
