@@ -313,9 +313,11 @@ def _zeroes(op: Operation, leaf: Leaf, left: Leaf, process: ModelProcess) -> boo
 
     mm/huge_memory.c __folio_split(), RMP_USE_SHARED_ZEROPAGE. mremap() may have moved the page away from the others.
     """
-    vma = process.at(_start(leaf))
     became = Bits.SPECIAL in left.bits and Bits.W not in left.bits and left.level is Level.PTE is leaf.level
-    return _takes_apart(op) and became and vma is not None and vma.memory is Backing.ANON
+    if not (_takes_apart(op) and became):
+        return False
+    vma = process.at(_start(leaf))
+    return vma is not None and vma.memory is Backing.ANON
 
 
 def _concerns(op: Operation, number: int, leaf: Leaf, process: ModelProcess) -> bool:

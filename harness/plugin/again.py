@@ -27,7 +27,7 @@ def note(item: pytest.Item, error: BaseException | None) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Run a test on a machine of its own, or of its scenario. Nothing of a run is reported that is done again."""
+    """Run a test on a machine of its own, or on that of a case before it. What is done again is reported only once."""
     if "vm" not in getattr(item, "fixturenames", ()) or is_live(item.config):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
