@@ -266,7 +266,7 @@ def test_a_pruned_template_is_checked_again(monkeypatch: pytest.MonkeyPatch, tmp
 # --- its key -------------------------------------------------------------------------------------------
 
 
-def test_every_input_changes_the_key(tmp_path: Path) -> None:
+def test_every_input_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "qemu"
     program.write_text("one")
     binary = QemuBinary(str(program), "7.2.0", "QEMU emulator version 7.2.0")
@@ -280,6 +280,8 @@ def test_every_input_changes_the_key(tmp_path: Path) -> None:
     keys.append(key())
     os.utime(program, (1.0, 1.0))
     keys.append(key())
-    assert len(set(keys)) == len(keys)
     assert key() == keys[-1]
+    monkeypatch.setattr(template_module, "qemu_argv", lambda *_: ["qemu", "-device", "another"])
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
     assert all(len(one) == 32 for one in keys)

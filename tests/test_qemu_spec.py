@@ -38,7 +38,7 @@ qemu-system-x86_64
 -device isa-serial,chardev=agent-uart,index=1
 -chardev socket,id=events-uart,fd=17
 -device isa-serial,chardev=events-uart,index=2
--device virtio-serial-pci,id=serial,addr=04.0
+-device virtio-serial-pci,id=serial,addr=04.0,max_ports=3,ioeventfd=off
 -device virtserialport,bus=serial.0,nr=1,chardev=agent,name=hugepfn.agent
 -device virtserialport,bus=serial.0,nr=2,chardev=events,name=hugepfn.events
 -device intel-iommu
