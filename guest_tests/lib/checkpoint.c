@@ -42,8 +42,9 @@ static void spin(const char *verb, const char *name, pid_t parent)
 	if (!host_listens())
 		return;
 	tell("%s %s %d %d %" PRIx64 " %" PRIx64 "\n", verb, name, getpid(), parent, (uint64_t)&release, held);
+	send_told();
 	while (release == held)
-		__builtin_ia32_pause();
+		; /* QEMU's TCG leaves its loop at each PAUSE, and takes the lock that it needs to stop the machine */
 }
 
 /* The process inherits the mappings of PARENT; of none if that is 0. */
@@ -102,17 +103,18 @@ static void calibrate(void)
 				     .pagemap_pages = 1 });
 }
 
-/* Faults in stack and heap before page tables are counted: later growth could need a new page table. */
+/*
+ * Faults in both ends of stack and heap before page tables are counted: later growth could need a new page table. Each
+ * is smaller than what one table covers.
+ */
 static void grow_stack_and_heap(void)
 {
 	volatile char deep[KIB(256)], *heap = malloc(KIB(96));
 
 	if (!heap)
 		hp_die("malloc");
-	for (size_t at = 0; at < sizeof(deep); at += KIB(4))
-		deep[at] = 1;
-	for (size_t at = 0; at < KIB(96); at += KIB(4))
-		heap[at] = 1;
+	deep[0] = deep[sizeof(deep) - 1] = 1;
+	heap[0] = heap[KIB(96) - 1] = 1;
 	free((void *)heap);
 }
 
@@ -247,7 +249,8 @@ void checkpoint(const char *name)
 {
 	check_name(name);
 	log_checkpoint(name);
-	ktap_note("checkpoint %s", name); /* so that the host knows when a value was reported */
+	ktap_checkpoint(name);
+	gather_told();
 	tell_pagemaps();
 	tell_vms();
 	tell_iommus();

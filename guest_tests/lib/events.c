@@ -16,6 +16,14 @@
 struct shared *shared;
 static int events_fd = -1;
 
+/*
+ * Lines that go out in one write, since each goes through QEMU. They are those of one process: others that share this
+ * memory write theirs at once.
+ */
+static char told[4096];
+static size_t told_length;
+static _Atomic pid_t gatherer;
+
 void lock_shared(void)
 {
 	while (atomic_flag_test_and_set_explicit(&shared->lock, memory_order_acquire))
@@ -43,17 +51,53 @@ bool host_listens(void)
 }
 
 /* One write per line: the port does not split a write. */
-void tell_line(const char *line, size_t length)
+static void send(const char *lines, size_t length)
 {
 	ssize_t n;
 
-	if (events_fd < 0)
-		return;
 	do
-		n = write(events_fd, line, length);
+		n = write(events_fd, lines, length);
 	while (n < 0 && errno == EINTR);
 	if (n != (ssize_t)length)
 		hp_die("events channel: wrote %zd of %zu bytes", n, length);
+}
+
+void gather_told(void)
+{
+	pid_t nobody = 0;
+
+	atomic_compare_exchange_strong(&gatherer, &nobody, getpid());
+}
+
+static void send_gathered(void)
+{
+	if (told_length)
+		send(told, told_length);
+	told_length = 0;
+}
+
+void send_told(void)
+{
+	if (gatherer != getpid())
+		return;
+	send_gathered();
+	gatherer = 0;
+}
+
+void tell_line(const char *line, size_t length)
+{
+	if (events_fd < 0)
+		return;
+	if (gatherer == getpid()) {
+		if (told_length + length > sizeof(told))
+			send_gathered();
+		if (length <= sizeof(told)) {
+			memcpy(told + told_length, line, length);
+			told_length += length;
+			return;
+		}
+	}
+	send(line, length);
 }
 
 void tell(const char *fmt, ...)

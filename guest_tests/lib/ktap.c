@@ -48,6 +48,12 @@ void ktap_note(const char *fmt, ...)
 	va_end(args);
 }
 
+/* Goes out with the next line, or at the end of the process: it tells between which checkpoints others were reported. */
+void ktap_checkpoint(const char *name)
+{
+	printf("# checkpoint %s\n", name);
+}
+
 void ktap_value(const char *name, const char *fmt, ...)
 {
 	char prefix[64];

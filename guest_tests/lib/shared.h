@@ -48,7 +48,11 @@ void unlock_shared(void);
 /* Dies if the name is empty, too long, or contains a blank. */
 void check_name(const char *name);
 
-/* Writes a line to the events channel, in one write. */
+/* From here to send_told(), the lines of this process to the events channel go out in one write. */
+void gather_told(void);
+void send_told(void);
+
+/* Writes a line to the events channel. */
 void tell_line(const char *line, size_t length);
 void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...);
 
