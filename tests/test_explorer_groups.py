@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import DeadlineError
 from harness.explorer.groups import Groups, lines_of, symptom_of
-from harness.explorer.sequence import SequenceResult, end_of, step_of
+from harness.explorer.sequence import SequenceResult, end_of, place_of
 from harness.model.draw import draw
 from harness.model.operation import Operation, Verb
 from harness.verdict.invariants import Area, Deviation, Invariant, Oracle, Violation
@@ -104,9 +104,9 @@ def test_a_sequence_shows_where_it_went_wrong() -> None:
 
 
 def test_a_line_of_the_log_belongs_to_an_operation() -> None:
-    log = "hugepfn: checkpoint 0 pid 9\nhugepfn: checkpoint 1 pid 9\nbad pud\nhugepfn: checkpoint 2 pid 9\noops\n"
-    assert [step_of(log, line) for line in ("bad pud", "oops", "warning")] == [2, 3, 0]
-    assert step_of("oops\n", "oops") == 0
+    log = "".join(f"hugepfn: checkpoint {at} pid 9\n{said}" for at, said in (("0.1", "bad pud\n"), ("1.2", "oops\n")))
+    assert [place_of(log, line) for line in ("bad pud", "oops", "warning")] == [(0, 2), (1, 3), (0, 0)]
+    assert place_of("oops\n", "oops") == (0, 0)
 
 
 STALL = KernelComplaint(ComplaintKind.RCU_STALL, "rcu: INFO: rcu_sched self-detected stall", (), "rcu stall")
@@ -125,8 +125,6 @@ STALL = KernelComplaint(ComplaintKind.RCU_STALL, "rcu: INFO: rcu_sched self-dete
 def test_what_did_not_end(complaint: KernelComplaint | None, steps_done: int, expected: str) -> None:
     race = (Operation(0, Verb.RACE, size=2), Operation(0, Verb.UNMAP, 0, 4096), Operation(0, Verb.READ))
     complaints = [complaint] if complaint is not None else []
-    run: Any = SimpleNamespace(
-        kernel_troubles=lambda: SimpleNamespace(complaints=complaints), snapshots=[None] * (steps_done + 1)
-    )
-    shown, _ = end_of(run, (Operation(0, Verb.FILL), *race), DeadlineError("nothing within 10 s"))
+    run: Any = SimpleNamespace(kernel_troubles=lambda: SimpleNamespace(complaints=complaints))
+    shown, _ = end_of(run, (Operation(0, Verb.FILL), *race), steps_done + 1, DeadlineError("nothing within 10 s"))
     assert symptom_of(shown) == expected

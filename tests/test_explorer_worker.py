@@ -13,9 +13,10 @@ from harness.explorer import worker
 from harness.explorer.sequence import SequenceResult
 from harness.explorer.worker import Exploration
 from harness.model.operation import Operation, Verb
+from harness.verdict.log.taint import Taint
 
 SEQUENCE = (Operation(0, Verb.MAP),)
-TASK = cast(Exploration, SimpleNamespace(kernel=None, config=None))
+TASK = cast(Exploration, SimpleNamespace(kernel=None, config=None, seed=1, length=1, verbs=(), bar_most=0))
 
 
 class Machine:
@@ -37,15 +38,16 @@ class Machine:
 def run(monkeypatch: pytest.MonkeyPatch, *statuses: int | None, fails: bool = False) -> SequenceResult:
     """Run a sequence in machines that end like this; one that does not end fails anyway if ``fails``."""
 
-    def sequence(vm: Any, operations: Sequence[Operation]) -> SequenceResult:
+    def sequences(vm: Any, those: Sequence[Sequence[Operation]]) -> tuple[SequenceResult, ...]:
         if fails or vm.qemu.exit_status is not None:
             raise MachineryError("QEMU was killed by SIGSEGV" if not fails else "two witnesses disagree")
-        return SequenceResult(tuple(operations), None)
+        return tuple(SequenceResult(tuple(one), None) for one in those)
 
     Machine.statuses, Machine.closed = list(statuses), []
     monkeypatch.setattr(worker, "VM", Machine)
-    monkeypatch.setattr(worker, "run_sequence", sequence)
-    return worker._Bench().run(TASK, SEQUENCE)
+    monkeypatch.setattr(worker, "run_sequences", sequences)
+    (result,) = worker._Bench().run(TASK, [SEQUENCE])
+    return result
 
 
 def test_a_sequence_runs_once_more_if_qemu_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,3 +65,25 @@ def test_another_error_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(MachineryError, match="disagree"):
         run(monkeypatch, None, None, fails=True)
     assert Machine.closed == [None]
+
+
+def test_what_follows_a_failure_or_a_change_of_the_device_runs_in_another_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 12 sequences, number 2 fails, and number 4 turns the device's memory off."""
+    drawn = [(Operation(0, Verb.MEMORY if number == 4 else Verb.READ, number),) for number in range(12)]
+    runs: list[list[int]] = []
+
+    class Bench:
+        def run(self, _: Exploration, sequences: Sequence[tuple[Operation, ...]]) -> tuple[SequenceResult, ...]:
+            runs.append([one[0].at for one in sequences])
+            fails = [one[0].at == 2 for one in sequences]
+            ran = sequences[: fails.index(True) + 1] if any(fails) else sequences
+            return tuple(SequenceResult(one, Taint.WARN if one[0].at == 2 else None) for one in ran)
+
+    monkeypatch.setattr(worker, "_BENCH", Bench())
+    monkeypatch.setattr(worker, "draw", lambda _seed, number, *_: drawn[number])
+    batch = worker.explore(TASK, range(12))
+    assert runs == [[0, 1, 2, 3, 4], [3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    assert [number for number, _ in batch.failed] == [2]
+    assert batch.sequences == 12

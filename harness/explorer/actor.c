@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The actor of the explorer: does one operation after another, each in the process that it names, and lets the host
- * look after each. The operations are the arguments, in the words of harness/model/operation.py; "--bar=N" names the
- * BAR, default 2.
+ * look after each. The operations are the arguments, in the words of harness/model/operation.py; "," begins another
+ * sequence, which has processes of its own; "--bar=N" names the BAR, default 2.
  *
  * This process only gives orders. Processes 0 to 3 are its children, whoever forked them, so that one that dies can be
  * reaped. Each has the arena, a fixed range of addresses in which nothing else is.
  *
- * For step N it reports the values "aN" (what was answered) and, of a read, "wN" (the word).
- * Checkpoints: 0 at the start, N after step N.
+ * At the end of sequence K it reports the value "sequence-K": of each step what was answered and, of a read, the word,
+ * "0=2a"; and then the KiB of page tables that are left of process 0, or "-" if it has died.
+ * Checkpoints: "K.0" at the start of sequence K, "K.N" after its step N. The first sequence is number 0.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -48,6 +49,7 @@
 #define FOR_EVER 1000 /* faults of one access */
 #define IOVA GIB(8)
 #define UNMAP_ALL (-1) /* an order that is not a step */
+#define NEXT ","
 
 struct operation {
 	int process;
@@ -75,8 +77,9 @@ static struct hp_bar bar;
 static int order[PROCESSES][2], reply[2];
 static _Thread_local int pipes[2]; /* made when they are needed, since two threads must not share them */
 static int me;
-static struct operation *steps;
+static struct operation *steps; /* of the sequence that runs */
 static int step_count;
+static int sequence, steps_before;
 
 /* The other thread of a process, on the second vCPU if there is one. It is made when it is needed first. */
 static struct {
@@ -247,10 +250,10 @@ static void look(const char *name)
 	close(fd);
 }
 
-/* Every step has a range of its own, so that two can race. */
+/* Every step has a range of its own, so that two can race, and none finds what another has left. */
 static void map_dma(const struct operation *op, int number)
 {
-	uint64_t iova = IOVA + (uint64_t)number * GIB(1);
+	uint64_t iova = IOVA + (uint64_t)(steps_before + number) * GIB(1);
 	struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map),
 						.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
 						.vaddr = (uint64_t)(ARENA + op->at),
@@ -720,21 +723,26 @@ static bool takes_part(const struct operation *op)
 	return board->pid[op->process] && !(fork && (op->to >= PROCESSES || board->pid[op->to]));
 }
 
-static void tell_step(int number, const struct answer *what)
+static void pass(int step)
 {
-	char name[16];
+	char name[24];
 
-	snprintf(name, sizeof(name), "a%d", number);
-	ktap_value(name, "%s", what->said);
-	if (what->has_word) {
-		name[0] = 'w';
-		ktap_value(name, "%lx", what->word);
-	}
-	checkpoint(name + 1);
+	snprintf(name, sizeof(name), "%d.%d", sequence, step);
+	checkpoint(name);
+}
+
+/* Keeps an answer until the end of the sequence: to report it at once would wake PID 1 at each step. */
+static void note_step(int number, const struct answer *what, FILE *answers)
+{
+	fprintf(answers, "%s", what->said);
+	if (what->has_word)
+		fprintf(answers, "=%lx", what->word);
+	fputc(' ', answers);
+	pass(number);
 }
 
 /* Returns how many steps were done: three if it was a race. */
-static int run_step(int number)
+static int run_step(int number, FILE *answers)
 {
 	const struct operation *op = &steps[number - 1];
 	int together = !strcmp(op->verb, "race") && number + 2 <= step_count ? 3 : 1;
@@ -750,30 +758,35 @@ static int run_step(int number)
 		}
 	}
 	for (int i = 0; i < together; i++)
-		tell_step(number + i, &board->answer[i]);
+		note_step(number + i, &board->answer[i], answers);
 	return together;
 }
 
-int main(int argc, char **argv)
+/* With nothing mapped, notes how many KiB of page tables are left of process 0. */
+static void end_processes(long before, FILE *answers)
 {
-	struct hp_options options = hp_start(argc, argv);
-	pid_t first;
+	for (int i = PROCESSES; i-- > 0;) {
+		if (board->pid[i])
+			give(i, UNMAP_ALL);
+		if (!i && board->pid[0])
+			fprintf(answers, "%ld", hp_page_table_kib(board->pid[0]) - before);
+		else if (!i)
+			fputc('-', answers);
+		if (board->pid[i]) {
+			kill(board->pid[i], SIGKILL);
+			bury(i);
+		}
+	}
+}
+
+static void run_sequence(void)
+{
+	char *text, name[24];
+	size_t length;
+	FILE *answers = open_memstream(&text, &length);
+	pid_t first = hp_fork("p0");
 	long before;
 
-	ktap_plan(1);
-	bar = hp_bar_open((unsigned int)strtoul(hp_option(&options, "bar", "2"), NULL, 10));
-	board = mmap(NULL, KIB(4), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	steps = calloc((size_t)options.argc, sizeof(*steps));
-	if (board == MAP_FAILED || !steps || pipe(reply))
-		hp_die("start");
-	for (int i = 1; i < options.argc; i++)
-		if (strncmp(options.argv[i], "--", 2))
-			steps[step_count++] = parse(options.argv[i]);
-	for (int i = 0; i < PROCESSES; i++)
-		if (pipe(order[i]))
-			hp_die("pipe");
-	catch_signals();
-	first = hp_fork("p0");
 	if (!first) {
 		name_arena();
 		obey(0);
@@ -781,20 +794,41 @@ int main(int argc, char **argv)
 	board->pid[0] = first;
 	give(0, UNMAP_ALL); /* it has run once, so that its own tables are there */
 	before = hp_page_table_kib(board->pid[0]);
-	checkpoint("0");
+	pass(0);
 	for (int number = 1; number <= step_count;)
-		number += run_step(number);
-	for (int i = PROCESSES; i-- > 0;) {
-		if (!board->pid[i])
-			continue;
-		give(i, UNMAP_ALL);
-		if (!i && board->pid[0])
-			ktap_value("kib-left", "%ld", hp_page_table_kib(board->pid[0]) - before);
-		if (board->pid[i]) {
-			kill(board->pid[i], SIGKILL);
-			bury(i);
+		number += run_step(number, answers);
+	end_processes(before, answers);
+	if (fclose(answers))
+		hp_die("the answers");
+	snprintf(name, sizeof(name), "sequence-%d", sequence);
+	ktap_value(name, "%s", text);
+	free(text);
+}
+
+int main(int argc, char **argv)
+{
+	struct hp_options options = hp_start(argc, argv);
+
+	ktap_plan(1);
+	bar = hp_bar_open((unsigned int)strtoul(hp_option(&options, "bar", "2"), NULL, 10));
+	board = mmap(NULL, KIB(4), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	steps = calloc((size_t)options.argc, sizeof(*steps));
+	if (board == MAP_FAILED || !steps || pipe(reply))
+		hp_die("start");
+	for (int i = 0; i < PROCESSES; i++)
+		if (pipe(order[i]))
+			hp_die("pipe");
+	catch_signals();
+	for (int i = 1; i <= options.argc; i++) {
+		if (i == options.argc || !strcmp(options.argv[i], NEXT)) {
+			run_sequence();
+			sequence++;
+			steps_before += step_count;
+			step_count = 0;
+		} else if (strncmp(options.argv[i], "--", 2)) {
+			steps[step_count++] = parse(options.argv[i]);
 		}
 	}
-	ktap_ok(true, "%d operations", step_count);
+	ktap_ok(true, "%d sequences", sequence);
 	return ktap_finish();
 }

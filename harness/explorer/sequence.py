@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from harness.machine.vm import VM
 from harness.model.operation import PROCESSES_MAX, Operation, Verb
 from harness.model.oracles import Found, Judge, Setting, Stop
 from harness.observe.run import GuestRun
+from harness.observe.run_result import values_in
 from harness.observe.snapshot import Snapshot
 from harness.pagetable import Bits, Leaf
+from harness.printable import printable
 from harness.qemu.spec import Device
 from harness.verdict import words
 from harness.verdict.invariants import AGAINST, Deviation, Oracle
@@ -23,8 +25,10 @@ from harness.verdict.symptoms import Ended, Shown
 #: Of the machine's RAM, the BAR's RAM and the CPU, this one knows the second.
 _RAM_BEHIND_BAR = (Device.SHMEM,)
 NO_END = "no end"
-#: What checkpoint() writes to the kernel log (guest_tests/lib/checkpoint.c).
-_CHECKPOINT = re.compile(r"hugepfn: checkpoint ([0-9]+) pid")
+#: What checkpoint() writes to the kernel log (guest_tests/lib/checkpoint.c): the sequence and the step.
+_CHECKPOINT = re.compile(r"hugepfn: checkpoint ([0-9]+)\.([0-9]+) pid")
+#: The argument that begins another sequence (actor.c).
+_NEXT = ","
 ACTOR = Path(__file__).parent / "actor.c"
 _PROCESS_NAMES = tuple(f"p{number}" for number in range(PROCESSES_MAX))
 
@@ -45,49 +49,85 @@ class SequenceResult:
 
 
 def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 10.0) -> SequenceResult:
-    """Run a sequence, with a look at every process after each operation.
+    """Run one sequence, see :func:`run_sequences`."""
+    return run_sequences(vm, [operations], timeout_s)[0]
 
+
+def run_sequences(
+    vm: VM, sequences: Sequence[Sequence[Operation]], timeout_s: float = 10.0
+) -> tuple[SequenceResult, ...]:
+    """Run sequences one after the other, with a look at every process after each operation.
+
+    They share the program, its device and the kernel, but no process and no memory.
+
+    :param timeout_s: for one sequence; a second more for each other one.
+    :returns: what they showed, up to the first in which something is wrong.
     :raises MachineryError: the two witnesses disagree on ordinary memory, or QEMU or the host failed.
-    :raises harness.model.world.Unspecified: the sequence has an operation that says nothing.
+    :raises harness.model.world.Unspecified: a sequence has an operation that says nothing.
     """
-    operations = tuple(operations)
-    run = vm.run(ACTOR, *(op.word() for op in operations), timeout_s=timeout_s)
-    judged: tuple[Found | None, int] = (None, 0)
+    told_actor = [word for operations in sequences for word in (_NEXT, *(op.word() for op in operations))][1:]
+    run = vm.run(ACTOR, *told_actor, timeout_s=timeout_s + len(sequences) - 1)
+    end: KernelError | None = None
     try:
         with run:
-            judged = _judged(vm, run, operations, run.finish().values)
+            run.finish()
     except (KernelDied, DeadlineError) as error:
-        return SequenceResult(operations, *end_of(run, operations, error), run.log, pristine=False)
+        end = error
     except RunBroken:  # the kernel complained, which is asked below
         pass
-    if run.uncalibrated:
+    if end is None and run.uncalibrated:
         raise MachineryError(words.uncalibrated(run.uncalibrated[0]))
-    failure, step = judged
+    reported, found = values_in(printable(bytes(run.job.stdout))), list[SequenceResult]()
+    complaint, (where, complained) = _complaint(run, len(sequences))
+    for number, operations in enumerate(map(tuple, sequences)):
+        snapshots = run.snapshots[sum(len(one) + 1 for one in sequences[:number]) :]
+        failure: Shown | None
+        if (told := reported.get(f"sequence-{number}")) is None:
+            assert end is not None, "a program that passes has reported every sequence"
+            failure, step = end_of(run, operations, len(snapshots), end)
+        else:
+            failure, step = _judged(vm, operations, snapshots, told)
+            # What the kernel complains about may follow from what it did before.
+            if complaint is not None and where == number and not (failure is not None and step < complained):
+                failure, step = complaint, complained
+        if failure is not None:
+            result = SequenceResult(operations, failure, step, _log_of(number, run.log), pristine=False)
+            return (*found, result)
+        found.append(SequenceResult(operations, None))
+    return tuple(found)
+
+
+def _log_of(sequence: int, log: str) -> str:
+    """Return a log from the start of a sequence on."""
+    begin = log.find(f"hugepfn: checkpoint {sequence}.0 pid") if sequence else 0
+    return log[log.rfind("\n", 0, max(begin, 0)) + 1 :]
+
+
+def _complaint(run: GuestRun, sequences: int) -> tuple[Shown | None, tuple[int, int]]:
+    """Return the first thing that the kernel itself found wrong, and the numbers of the sequence and the operation."""
     troubles = run.kernel_troubles()
-    if not troubles.complaints and not troubles.taint:
-        return SequenceResult(operations, failure, step, run.log if failure is not None else "", failure is None)
-    complaint: Shown = troubles.complaints[0] if troubles.complaints else troubles.taint
-    complained = step_of(run.log, troubles.complaints[0].line) if troubles.complaints else 0
-    if failure is not None and step < complained:  # what the kernel complains about may follow from that
-        return SequenceResult(operations, failure, step, run.log, pristine=False)
-    return SequenceResult(operations, complaint, complained, run.log, pristine=False)
+    if troubles.complaints:
+        return troubles.complaints[0], place_of(run.log, troubles.complaints[0].line)
+    return (troubles.taint or None), (sequences - 1, 0)
 
 
-def step_of(log: str, line: str) -> int:
-    """Return during which operation the kernel logged a line; 0 if that is not known."""
+def place_of(log: str, line: str) -> tuple[int, int]:
+    """Return during which operation of which sequence the kernel logged a line; operation 0 if that is not known."""
     before, found, _ = log.partition(line)
     passed = _CHECKPOINT.findall(before)
-    return int(passed[-1]) + 1 if found and passed else 0
+    return (int(passed[-1][0]), int(passed[-1][1]) + 1) if found and passed else (0, 0)
 
 
-def end_of(run: GuestRun, operations: Sequence[Operation], error: KernelError) -> tuple[Shown, int]:
-    """Return what ended a sequence, and after which operation; 0 if that is not known."""
+def end_of(run: GuestRun, operations: Sequence[Operation], step: int, error: KernelError) -> tuple[Shown, int]:
+    """Return what ended a sequence, and after which operation; 0 if that is not known.
+
+    :param step: the number of its checkpoints that were passed; the first is before the first operation.
+    """
     complaints = run.kernel_troubles().complaints
     if complaints and not complaints[0].kind.fatal and not complaints[0].kind.stall:
         return complaints[0], 0  # what killed it may follow from that; a stall is what an endless operation looks like
     if isinstance(error, KernelDied):
         return Ended(End(EndKind.DIED), *complaints[:1]), 0
-    step = len(run.snapshots)  # the first was taken before the first operation
     if not 1 <= step <= len(operations):
         return Ended(End(EndKind.HANG), *complaints[:1]), 0
     racers = operations[step : step + 2] if operations[step - 1].verb is Verb.RACE else operations[step - 1 : step]
@@ -96,21 +136,26 @@ def end_of(run: GuestRun, operations: Sequence[Operation], error: KernelError) -
 
 
 def _judged(
-    vm: VM, run: GuestRun, operations: Sequence[Operation], values: Mapping[str, str]
+    vm: VM, operations: Sequence[Operation], snapshots: Sequence[Snapshot], told: str
 ) -> tuple[Found | None, int]:
-    """Return the first finding of the first operation after which there is one, and the number of that operation."""
+    """Return the first finding of the first operation after which there is one, and the number of that operation.
+
+    :param snapshots: from that before the first operation on.
+    :param told: the value that the actor reported.
+    """
     device = vm.spec.device
-    bar, holds, can = run.snapshots[0].bar("bar"), device in _RAM_BEHIND_BAR, vm.caps
+    bar, holds, can = snapshots[0].bar("bar"), device in _RAM_BEHIND_BAR, vm.caps
     about = (can.soft_dirty, can.fault_fills_vma, Bits.A in can.early)
     setting = Setting(bar.start_paddr, vm.layout.saved_dirty, holds, *about)
-    judge = Judge(setting, before=_leaves(run.snapshots[0]))
-    for number, (op, snapshot) in enumerate(zip(operations, run.snapshots[1:], strict=True), start=1):
-        word = values.get(f"w{number}")
-        stop = Stop(values[f"a{number}"], None if word is None else int(word, 16), _leaves(snapshot))
+    judge = Judge(setting, before=_leaves(snapshots[0]))
+    *answers, left = told.split()
+    seen = zip(operations, snapshots[1 : len(operations) + 1], answers, strict=True)
+    for number, (op, snapshot, answer) in enumerate(seen, start=1):
+        said, _, word = answer.partition("=")
+        stop = Stop(said, int(word, 16) if word else None, _leaves(snapshot))
         if found := judge.step(op, stop):
             return found[0], number
-    left = int(values.get("kib-left", "0"))
-    if left:
+    if left not in ("0", "-"):
         cause = "munmap"
         return Deviation(Oracle.TEARDOWN, cause, "", "0 KiB of page tables", f"{left} KiB"), len(operations)
     return None, 0

@@ -15,7 +15,7 @@ from harness.config import MachineConfig
 from harness.errors import MachineryError
 from harness.events import Say
 from harness.explorer.groups import symptom_of
-from harness.explorer.sequence import NO_END, SequenceResult, run_sequence
+from harness.explorer.sequence import NO_END, SequenceResult, run_sequences
 from harness.host.signals import ignore_ending
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
@@ -27,6 +27,7 @@ from harness.observe.probe import probe_image
 from harness.qemu.spec import Device
 from harness.verdict.invariants import Deviation
 
+_TOGETHER = 5  # a third of the time of a sequence of ten operations is the start and the end of the program
 _CANDIDATES = 200
 _CANDIDATES_THAT_HANG = 15  # each costs a deadline
 
@@ -79,8 +80,10 @@ class _Bench:
     def __init__(self) -> None:
         self._vm: VM | None = None
 
-    def run(self, task: Exploration, operations: Sequence[Operation], *, pristine: bool = False) -> SequenceResult:
-        """Run a sequence; once more if QEMU crashes.
+    def run(
+        self, task: Exploration, sequences: Sequence[Sequence[Operation]], *, pristine: bool = False
+    ) -> tuple[SequenceResult, ...]:
+        """Run sequences up to the first in which something is wrong; once more if QEMU crashes.
 
         :param pristine: in a machine that has run no other.
         """
@@ -90,16 +93,16 @@ class _Bench:
             if self._vm is None:
                 self._vm = VM(task.kernel, task.config).start()
             try:
-                outcome = run_sequence(self._vm, operations)
+                outcomes = run_sequences(self._vm, sequences)
                 break
             except BaseException as error:
                 died = isinstance(error, MachineryError) and self._vm.qemu.exit_status is not None
                 self.close()
                 if last or not died:  # that QEMU crashes says nothing about the kernel
                     raise
-        if not outcome.pristine:
+        if not outcomes[-1].pristine:
             self.close()
-        return outcome
+        return outcomes
 
     def close(self) -> None:
         """End the machine."""
@@ -131,13 +134,20 @@ def explore(task: Exploration, numbers: Sequence[int]) -> Batch:
     :raises MachineryError: QEMU or this host failed.
     """
     failed, pairs = [], collections.Counter[tuple[Verb, Verb]]()
-    for number in numbers:
-        operations = draw(task.seed, number, task.length, task.verbs, task.bar_most)
+    left = [(number, draw(task.seed, number, task.length, task.verbs, task.bar_most)) for number in numbers]
+    for _, operations in left:
         pairs.update(_pairs(operations))
-        outcome = _BENCH.run(task, operations)
-        if outcome.failure is not None:
-            failed.append((number, outcome))
+    while left:
+        outcomes = _BENCH.run(task, _together([operations for _, operations in left]))
+        failed += [(number, one) for (number, _), one in zip(left, outcomes, strict=False) if one.failure is not None]
+        left = left[len(outcomes) :]
     return Batch(tuple(failed), len(numbers), pairs)
+
+
+def _together(sequences: Sequence[tuple[Operation, ...]]) -> Sequence[tuple[Operation, ...]]:
+    """Return the first of them, as many as share one run of the actor: the last one may change the device."""
+    changes = next((at for at, one in enumerate(sequences) if any(op.verb is Verb.MEMORY for op in one)), _TOGETHER)
+    return sequences[: min(changes + 1, _TOGETHER)]
 
 
 def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult, bool]:
@@ -149,7 +159,7 @@ def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult,
     symptom, seen = symptom_of(outcome.failure), dict[tuple[Operation, ...], SequenceResult]()
 
     def fails(candidate: tuple[Operation, ...]) -> bool:
-        again = _BENCH.run(task, candidate, pristine=True)
+        (again,) = _BENCH.run(task, [candidate], pristine=True)
         if again.failure is None or symptom_of(again.failure) != symptom:
             return False
         seen[candidate] = again

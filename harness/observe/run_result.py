@@ -18,6 +18,11 @@ _VALUE = re.compile(r"^# value ([^\s=]+)=(.*)$", re.MULTILINE)
 _CHECKPOINT = re.compile(r"^# checkpoint (\S+)$", re.MULTILINE)
 
 
+def values_in(stdout: str) -> dict[str, str]:
+    """Return what a program has reported with ktap_value() so far; see :attr:`RunResult.values`."""
+    return {one[1]: one[2] for one in islice(_VALUE.finditer(stdout), bounds.VALUES_MAX)}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class RunResult:
     """How a guest program ended: what it reported (KTAP), how it exited, what it printed."""
@@ -42,7 +47,7 @@ class RunResult:
     @property
     def values(self) -> dict[str, str]:
         """What the program reported with ktap_value(), by name; the last value of each of the first 10,000."""
-        return {one[1]: one[2] for one in islice(_VALUE.finditer(self.stdout), bounds.VALUES_MAX)}
+        return values_in(self.stdout)
 
     def checkpoints_around(self, name: str) -> tuple[str, str]:
         """Return the checkpoints before and after the last report of a value; "" if there was none."""
