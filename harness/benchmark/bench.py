@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import json
 import os
 import re
@@ -21,20 +19,17 @@ from rich.table import Table
 from harness.benchmark.bare import existing_template, raw_boot_s, raw_clone_s
 from harness.benchmark.beside import OURS
 from harness.benchmark.rows import BenchRow, paired
+from harness.benchmark.sequences import explorer_row, step_rows
 from harness.benchmark.tables import checkpoint_row, map_dma_rows, nested_walk_row, walk_row
 from harness.config import MachineConfig
 from harness.errors import MachineryError, PremiseNotMet
-from harness.explorer.sequence import run_sequence
-from harness.explorer.worker import bar_most_of
 from harness.kernel import ImageKind, Kernel, KernelImage
 from harness.machine import preparation
 from harness.machine.vm import VM
-from harness.model.draw import draw
-from harness.model.operation import Verb
 from harness.outputs import check_writable, write_text
 from harness.qemu.binary import find_qemu
 from harness.qemu.ram import ram_folder
-from harness.qemu.spec import Device, MachineSpec
+from harness.qemu.spec import MachineSpec
 
 SCHEMA = "hugepfn-bench"
 VERSION = 1
@@ -107,26 +102,6 @@ def _bzimage(image: KernelImage) -> Path:
     """Return the bzImage that virtme-ng needs; there is one beside a built vmlinux."""
     beside = image.image.parent / "arch/x86/boot/bzImage"
     return beside if image.kind is ImageKind.VMLINUX and beside.exists() else image.image
-
-
-def sequence_row(image: KernelImage, runs: int) -> BenchRow:
-    """Measure a sequence of the explorer with ten operations, beside one with a single operation."""
-    verbs = (Verb.MAP, Verb.READ, Verb.WRITE, Verb.FORK, Verb.UNMAP)
-    numbers, bar_most = itertools.count(), bar_most_of(image)
-
-    def sequence_s(vm: VM, length: int) -> float:
-        began = time.perf_counter()
-        run_sequence(vm, draw(1, next(numbers), length, verbs, bar_most))
-        return time.perf_counter() - began
-
-    with VM(image, device=Device.SHMEM.value) as vm:
-        return paired(
-            "a sequence of the explorer, 10 operations",
-            functools.partial(sequence_s, vm, 10),
-            "of one operation",
-            functools.partial(sequence_s, vm, 1),
-            runs,
-        )
 
 
 def memory_of_clones(image: KernelImage, count: int) -> list[int]:
@@ -218,7 +193,7 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
         rows += map_dma_rows(image, Kernel.parse(_SLOW_MAP_DMA).resolve(), rounds)
     except MachineryError as error:
         console.print(f"MAP_DMA: {error}", markup=False)
-    rows.append(sequence_row(image, rounds))
+    rows += [*step_rows(image, rounds), explorer_row(config)]
     console.print(_table(rows))
     sizes = memory_of_clones(image, 8)
     console.print(f"8 clones at once: {sum(sizes) >> 20} MiB in all, {max(sizes) >> 20} MiB the largest (Pss)")

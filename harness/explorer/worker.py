@@ -27,7 +27,8 @@ from harness.observe.probe import probe_image
 from harness.qemu.spec import Device
 from harness.verdict.invariants import Deviation
 
-_TOGETHER = 5  # a third of the time of a sequence of ten operations is the start and the end of the program
+#: Sequences in one run of the actor: a third of the time of a sequence of ten operations is its start and its end.
+TOGETHER = 5
 _CANDIDATES = 200
 _CANDIDATES_THAT_HANG = 15  # each costs a deadline
 
@@ -146,8 +147,8 @@ def explore(task: Exploration, numbers: Sequence[int]) -> Batch:
 
 def _together(sequences: Sequence[tuple[Operation, ...]]) -> Sequence[tuple[Operation, ...]]:
     """Return the first of them, as many as share one run of the actor: the last one may change the device."""
-    changes = next((at for at, one in enumerate(sequences) if any(op.verb is Verb.MEMORY for op in one)), _TOGETHER)
-    return sequences[: min(changes + 1, _TOGETHER)]
+    changes = next((at for at, one in enumerate(sequences) if any(op.verb is Verb.MEMORY for op in one)), TOGETHER)
+    return sequences[: min(changes + 1, TOGETHER)]
 
 
 def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult, bool]:
