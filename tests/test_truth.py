@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from pathlib import Path
 
 import pytest
 
-from harness.campaign.scenarios import scenario_lines
+from harness.campaign.scenarios import ScenarioLine, scenario_lines
 from harness.selection.tests import ledger_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,9 +27,14 @@ def test_the_page_has_tables_with_scenarios() -> None:
     assert len(NAMED) > 50
 
 
+@functools.cache
+def lines() -> tuple[ScenarioLine, ...]:
+    return tuple(scenario_lines())
+
+
 @pytest.mark.parametrize("word", sorted(set(NAMED)))
 def test_every_named_scenario_exists(word: str) -> None:
-    names = [line.name for line in scenario_lines()]
+    names = [line.name for line in lines()]
     assert fnmatch.filter(names, word), f"docs/truth.md names {word}, but there is no such scenario"
 
 
@@ -37,11 +43,11 @@ def test_every_known_bug_is_named() -> None:
 
 
 def test_every_known_bug_has_scenarios_and_a_command_with_one() -> None:
-    lines = {line.name: line.levels.split() for line in scenario_lines()}
+    levels_of = {line.name: line.levels.split() for line in lines()}
     for bug in ledger_of(ROOT / "guest_tests"):
-        met = [name for name, levels in lines.items() for level in (levels or (None,)) if bug.covers(name, level)]
+        met = [name for name, levels in levels_of.items() for level in (levels or (None,)) if bug.covers(name, level)]
         assert met, bug.id
         words = bug.reproduce.split()
         assert words[:2] == ["hugepfn", "run"], bug.id
         level = words[words.index("--level") + 1] if "--level" in words else None
-        assert bug.covers(words[2], level or next(iter(lines[words[2]]), None)), bug.id
+        assert bug.covers(words[2], level or next(iter(levels_of[words[2]]), None)), bug.id

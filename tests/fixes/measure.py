@@ -1,10 +1,12 @@
 """``make fixes``: what the patches in fixes/ mend, and what else they change; writes docs/fixes.md.
 
-    python tests/fixes/measure.py [--series 6.12]... [--test TEST]... [--fragment NAME]... [--write] [--from FILE]...
+    python tests/fixes/measure.py [--series 6.12]... [--test TEST]... [--fragment NAME]... [--all] [--write]
+        [--from FILE]...
 
 The patches of a series are applied one on top of the other, in the order of the bugs. Each kernel is built and run, and
-is compared with the one before it. Without ``--test``, everything runs. The results are kept in
-build/fixes-SERIES.json; ``--from`` takes them from such a file.
+is compared with the one before it; with ``--all``, only the one with all patches with the one without any. Without
+``--test``, everything runs. The results are kept in build/fixes-SERIES.json (build/fixes-all-SERIES.json); ``--from``
+takes them from such a file.
 """
 
 from __future__ import annotations
@@ -96,17 +98,27 @@ class Effect:
 
     def row(self) -> str:
         """Its row in the table of docs/fixes.md."""
-        mended = ", ".join(f"{bug} ({count})" for bug, count in self.mended.items()) or "nothing"
-        left = str(self.left) if self.left else "none"
-        return f"| {self.fix.bug} | {self.fix.subject} | {mended} | {left} | {'; '.join(self.other) or 'nothing'} |"
+        return f"| {self.fix.bug} | {self.fix.subject} | {self.gone} | {self.left or 'none'} | {self.changed} |"
+
+    @property
+    def gone(self) -> str:
+        """What it mends, in words."""
+        return ", ".join(f"{bug} ({count})" for bug, count in self.mended.items()) or "nothing"
+
+    @property
+    def changed(self) -> str:
+        """What else it changes, in words."""
+        return "; ".join(self.other) or "nothing"
 
 
-def measure(series: str, tests: Sequence[Selected], fragments: Sequence[str], kept: Path) -> RunsByKernel:
-    """Build and run the source of a series, without patches and with each one more."""
+def measure(
+    series: str, tests: Sequence[Selected], fragments: Sequence[str], kept: Path, *, all_at_once: bool
+) -> RunsByKernel:
+    """Build and run the source of a series, without patches and with each one more, or all at once."""
     chosen = fixes(series)
     runs: dict[str, tuple[Run, ...]] = {}
     options = RunOptions(workers=2)
-    for count in range(len(chosen) + 1):
+    for count in (0, len(chosen)) if all_at_once else range(len(chosen) + 1):
         name = chosen[count - 1].bug if count else f"debsrc:{series}"
         paths = [one.path for one in chosen[:count]]
         image = str(build_shown(f"debsrc:{series}", paths, fragments, "tiny", False, "gcc", False).image)
@@ -119,48 +131,70 @@ def measure(series: str, tests: Sequence[Selected], fragments: Sequence[str], ke
     return RunsByKernel(runs, {})
 
 
+def _compared(
+    series: str, results: RunsByKernel, tests: Sequence[Selected], date: str
+) -> tuple[str, list[Effect], Table]:
+    """A sentence about the runs, what each kernel changes, and all answers as a table."""
+    columns = [Column(name, runs) for name, runs in results.runs.items()]
+    table = Table.of(columns, choose(tests).cases)
+    found = changes(table)
+    on = columns[0].context
+    said = f"On {on['kernel']['release']} with QEMU {on['qemu']}, {date}; {len(table.cases)} cases for each kernel."
+    by_bug = {one.bug: one for one in fixes(series)}
+    effects = [Effect.of(by_bug[column.spec], step, table, found) for step, column in enumerate(columns) if step]
+    return said, effects, table
+
+
 def section(series: str, results: RunsByKernel, tests: Sequence[Selected], date: str) -> Iterator[str]:
     """The lines of a series in docs/fixes.md.
 
     :param date: when it was measured.
     """
-    columns = [Column(name, runs) for name, runs in results.runs.items()]
-    table = Table.of(columns, choose(tests).cases)
-    found = changes(table)
-    on = columns[0].context
-    yield f"On {on['kernel']['release']} with QEMU {on['qemu']}, {date}; {len(table.cases)} cases for each kernel.\n"
+    said, effects, table = _compared(series, results, tests, date)
+    yield f"{said}\n"
     yield "| patch | what it says | bugs that cases no longer show (cases) | cases left | other answers that change |"
     yield "|---|---|---|---|---|"
-    by_bug = {one.bug: one for one in fixes(series)}
-    for step, column in enumerate(columns):
-        if step:
-            yield Effect.of(by_bug[column.spec], step, table, found).row()
+    yield from (effect.row() for effect in effects)
     last = sorted({bug for _, row in table.rows() for bug in row[-1].bugs})
     yield f"\nWith all of them, cases show {', '.join(last) or 'no known bug'}.\n"
+
+
+def all_at_once(series: str, results: RunsByKernel, tests: Sequence[Selected], date: str) -> Iterator[str]:
+    """The lines about all patches of a series together; see :func:`section`."""
+    said, (effect,), _ = _compared(series, results, tests, date)
+    yield f"{said} With all patches together, cases no longer show {effect.gone}. Other answers that change: "
+    yield f"{effect.changed}.\n"
 
 
 @click.command()
 @click.option("--series", multiple=True, help="as 6.12; all that fixes/ has if not given")
 @click.option("--test", "tests", multiple=True, help="run only this; may be repeated")
 @click.option("--fragment", "fragments", multiple=True, default=FRAGMENTS, show_default=True)
+@click.option("--all", "together", is_flag=True, help="compare the kernel with all patches with the one without any")
 @click.option("--write", is_flag=True, help=f"write {PAGE.relative_to(ROOT)}")
 @click.option(
     "--from", "given", multiple=True, type=click.Path(path_type=Path), help="build/fixes-SERIES.json: run nothing"
 )
 def main(
-    series: tuple[str, ...], tests: tuple[str, ...], fragments: tuple[str, ...], write: bool, given: tuple[Path, ...]
+    series: tuple[str, ...],
+    tests: tuple[str, ...],
+    fragments: tuple[str, ...],
+    together: bool,
+    write: bool,
+    given: tuple[Path, ...],
 ) -> None:
     """Measure every series."""
     wanted = [Selected(None, name) for name in tests]
     names = series or tuple(sorted(path.name for path in FIXES.iterdir() if path.is_dir()))
-    kept = {name: ROOT / "build" / f"fixes-{name}.json" for name in names}
     for name in names:
-        found = next((path for path in given if path.name == kept[name].name), None)
-        results = RunsByKernel.read(found) if found else measure(name, wanted, fragments, kept[name])
-        date = datetime.fromtimestamp((found or kept[name]).stat().st_mtime, UTC).date()
-        text = "\n".join(section(name, results, wanted, str(date)))
+        mark = f"fixes-all-{name}" if together else f"fixes-{name}"
+        kept = ROOT / "build" / f"{mark}.json"
+        found = next((path for path in given if path.name == kept.name), None)
+        results = RunsByKernel.read(found) if found else measure(name, wanted, fragments, kept, all_at_once=together)
+        date = str(datetime.fromtimestamp((found or kept).stat().st_mtime, UTC).date())
+        text = "\n".join((all_at_once if together else section)(name, results, wanted, date))
         if write:
-            PAGE.write_text(replaced(PAGE.read_text(), f"fixes-{name}", text))
+            PAGE.write_text(replaced(PAGE.read_text(), mark, text))
         click.echo(f"## {name}\n\n{text}")
 
 
