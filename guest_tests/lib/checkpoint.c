@@ -44,7 +44,7 @@ static void spin(const char *verb, const char *name, pid_t parent)
 	tell("%s %s %d %d %" PRIx64 " %" PRIx64 "\n", verb, name, getpid(), parent, (uint64_t)&release, held);
 	send_told();
 	while (release == held)
-		; /* QEMU's TCG leaves its loop at each PAUSE, and takes the lock that it needs to stop the machine */
+		__builtin_ia32_pause();
 }
 
 /* The process inherits the mappings of PARENT; of none if that is 0. */
