@@ -17,7 +17,7 @@ from harness.kernel.spec import ImageSource, Kernel
 from harness.pagetable import Region
 from harness.qemu.migration import save_state
 from harness.qemu.process import Qemu
-from harness.qemu.spec import Accel, Device, MachineSpec, Root
+from harness.qemu.spec import Accel, Device, MachineSpec, Root, machine_words
 from harness.verdict.capabilities import Capabilities
 
 KIND = "kept"
@@ -64,7 +64,9 @@ async def keep(qemu: Qemu, folder: Path, facts: Mapping[str, Any]) -> None:
         for name, value in spec.items()
     }
     qemu.log.saved().write(folder)
-    (folder / "meta.json").write_text(json.dumps({"spec": plain, "boot_s": qemu.boot_s, **facts}))
+    (folder / "meta.json").write_text(
+        json.dumps({"spec": plain, "machine": machine_words(qemu.spec), "boot_s": qemu.boot_s, **facts})
+    )
 
 
 def find(name: str) -> Kept:
@@ -123,10 +125,13 @@ def _load(folder: Path) -> Kept:
             "accel": Accel(plain["accel"]),
             "device": Device(plain["device"]),
             "append": tuple(plain["append"]),
+            "load": tuple(plain["load"]),
             "root": Root.INITRAMFS,  # a machine with another root cannot be kept
             "modules": None,
         }
     )
+    if meta["machine"] != machine_words(spec):
+        raise ValueError("this version of hugepfn makes another machine of it")
     probed = meta.get("capabilities")
     return Kept(
         folder=folder,

@@ -17,7 +17,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,11 @@ from harness.qemu.accel import boot_id
 from harness.qemu.binary import QemuBinary
 from harness.qemu.migration import save_state
 from harness.qemu.ram import SharedRam, data_ranges
-from harness.qemu.spec import Accel, Descriptors, MachineSpec, qemu_argv
+from harness.qemu.spec import Accel, MachineSpec, machine_words
 from harness.verdict.capabilities import Capabilities
 
 KIND = "templates"
 _FORMAT = 7
-_ANY_DESCRIPTORS = Descriptors(*range(len(fields(Descriptors))))
 _KEPT = 32  # seven kernels, each with one vCPU, with two, with another device, and with KVM; 120 MB each
 _CPUINFO, _MODULES = Path("/proc/cpuinfo"), Path("/sys/module")
 _ZEROS = bytes(1 << 22)
@@ -77,7 +76,7 @@ def template_key(spec: MachineSpec, kernel_key: str, binary: QemuBinary) -> str:
     parts = {
         "format": str(_FORMAT),
         "machine": repr(spec),
-        "command line": " ".join(qemu_argv(spec, _ANY_DESCRIPTORS)),  # includes the words that every machine gets
+        "command line": machine_words(spec),
         "kernel": kernel_key,
         "QEMU": binary.package,
         "QEMU's file": f"{status.st_size} {status.st_mtime_ns}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 #: The PCI address of the device under test, for vfio-pci in the guest.
@@ -186,3 +186,8 @@ def qemu_argv(
         *("-append", kernel_command_line(spec)),
         *(("-incoming", "defer") if incoming else ()),
     ]
+
+
+def machine_words(spec: MachineSpec) -> str:
+    """Return QEMU's command line without its descriptors. A saved state fits only the machine that it describes."""
+    return " ".join(qemu_argv(spec, Descriptors(*range(len(fields(Descriptors))))))
