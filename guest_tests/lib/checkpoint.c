@@ -215,6 +215,7 @@ _Noreturn void hp_exec(const char *name, char *const argv[])
 	if (setenv(HP_PROCESS_NAME, name, 1))
 		hp_die("setenv");
 	forget(getpid());
+	print_checkpoints(); /* the program that follows has another table */
 	tell("gone %d\n", getpid());
 	execv("/proc/self/exe", argv);
 	hp_die("exec");
@@ -249,7 +250,7 @@ void checkpoint(const char *name)
 {
 	check_name(name);
 	log_checkpoint(name);
-	ktap_checkpoint(name);
+	note_checkpoint(name);
 	gather_told();
 	tell_pagemaps();
 	tell_vms();

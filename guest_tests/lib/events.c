@@ -41,8 +41,10 @@ void open_events(void)
 
 	events_fd = fd ? atoi(fd) : -1;
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (shared == MAP_FAILED)
+	if (shared == MAP_FAILED) {
+		shared = NULL;
 		hp_die("mmap of the shared table");
+	}
 }
 
 bool host_listens(void)
@@ -50,7 +52,7 @@ bool host_listens(void)
 	return events_fd >= 0;
 }
 
-/* One write per line: the port does not split a write. */
+/* One write, which the port does not split, so that a line stays whole. */
 static void send(const char *lines, size_t length)
 {
 	ssize_t n;

@@ -203,7 +203,6 @@ void hp_bar_name(const char *name, void *addr, size_t length, int prot, uint64_t
 void ktap_plan(unsigned int tests);
 bool ktap_ok(bool ok, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void ktap_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-void ktap_checkpoint(const char *name);
 
 /* One measured value, "# value NAME=...": result.values["NAME"] on the host. NAME has no blank and no "=". */
 void ktap_value(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

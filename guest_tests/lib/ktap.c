@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* KTAP on stdout, one line at a time, so that a crash loses nothing that was already reported. */
+/*
+ * KTAP on stdout, one line at a time, so that a crash loses nothing that was already reported. Only the notes about
+ * checkpoints wait for the next line of any process: each line wakes PID 1, and the host knows about checkpoints anyway.
+ */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,11 +10,44 @@
 #include <string.h>
 
 #include "hugepfn.h"
+#include "shared.h"
 
 static unsigned int planned, seen, failed;
 
+void print_checkpoints(void)
+{
+	char notes[sizeof(shared->notes)];
+
+	if (!shared)
+		return;
+	lock_shared();
+	strcpy(notes, shared->notes);
+	shared->notes[0] = '\0';
+	unlock_shared();
+	fputs(notes, stdout);
+	fflush(stdout);
+}
+
+void note_checkpoint(const char *name)
+{
+	char note[HP_NAME + 16];
+	bool fits;
+
+	snprintf(note, sizeof(note), "# checkpoint %s\n", name);
+	lock_shared();
+	fits = strlen(shared->notes) + strlen(note) < sizeof(shared->notes);
+	if (fits)
+		strcat(shared->notes, note);
+	unlock_shared();
+	if (!fits) {
+		print_checkpoints();
+		note_checkpoint(name);
+	}
+}
+
 static void say(const char *prefix, const char *fmt, va_list args)
 {
+	print_checkpoints();
 	fputs(prefix, stdout);
 	vprintf(fmt, args);
 	putchar('\n');
@@ -48,12 +84,6 @@ void ktap_note(const char *fmt, ...)
 	va_end(args);
 }
 
-/* Goes out with the next line, or at the end of the process: it tells between which checkpoints others were reported. */
-void ktap_checkpoint(const char *name)
-{
-	printf("# checkpoint %s\n", name);
-}
-
 void ktap_value(const char *name, const char *fmt, ...)
 {
 	char prefix[64];
@@ -81,6 +111,7 @@ void hp_die(const char *fmt, ...)
 	va_list args;
 
 	va_start(args, fmt);
+	print_checkpoints();
 	printf("Bail out! ");
 	vprintf(fmt, args);
 	printf(": %s\n", error ? strerror(error) : "no error number");
@@ -91,5 +122,6 @@ void hp_die(const char *fmt, ...)
 
 int ktap_finish(void)
 {
+	print_checkpoints();
 	return planned && seen == planned && !failed ? 0 : 1;
 }

@@ -32,6 +32,7 @@ struct shared {
 	atomic_flag lock;
 	struct shared_process process[HP_PROCESSES];
 	struct shared_mapping mapping[HP_MAPPINGS];
+	char notes[1024]; /* about checkpoints, that are not on stdout yet */
 };
 
 extern struct shared *shared;
@@ -55,6 +56,10 @@ void send_told(void);
 /* Writes a line to the events channel. */
 void tell_line(const char *line, size_t length);
 void __attribute__((format(printf, 1, 2))) tell(const char *fmt, ...);
+
+/* Notes on stdout, with the next line of any process: values before and after it belong to different checkpoints. */
+void note_checkpoint(const char *name);
+void print_checkpoints(void);
 
 /* Reports the pagemap words of every mapping with pagemap_pages, of all processes. */
 void tell_pagemaps(void);
