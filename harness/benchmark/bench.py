@@ -193,7 +193,10 @@ def bench(config: MachineConfig, rounds: int, clones: int, json_file: Path | Non
         rows += map_dma_rows(image, Kernel.parse(_SLOW_MAP_DMA).resolve(), rounds)
     except MachineryError as error:
         console.print(f"MAP_DMA: {error}", markup=False)
-    rows += [*step_rows(image, rounds), explorer_row(config)]
+    try:
+        rows += [*step_rows(image, rounds), explorer_row(config)]
+    except MachineryError as error:
+        console.print(f"explorer: {error}", markup=False)
     console.print(_table(rows))
     sizes = memory_of_clones(image, 8)
     console.print(f"8 clones at once: {sum(sizes) >> 20} MiB in all, {max(sizes) >> 20} MiB the largest (Pss)")

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     "--race", is_flag=True, help="on two vCPUs: pairs of operations against each other, accesses by two threads"
 )
 @click.option("--no-known-bugs", is_flag=True, help="as if the list of known bugs were empty")
-@click.option("--sequence", metavar="WORDS", help="run this one sequence, in the words that a finding ends with")
+@click.option(
+    "--sequence",
+    metavar="WORDS",
+    help="run this sequence, as a finding ends with it; several, with commas between them, in one program",
+)
 @click.option(
     "--reproducers",
     type=click.Path(path_type=Path, file_okay=False),
@@ -61,9 +65,9 @@ def explore(config: MachineConfig, minutes: float, seed: int, workers: int, leng
 
     check_writable({"--json": options["json_file"]})
     verbs = verbs_of(options["ops"], race=options["race"])
-    given = None if options["sequence"] is None else _sequence(options["sequence"])
+    given = None if options["sequence"] is None else _sequences(options["sequence"])
     with Live() as live:
-        two = any(op.needs_two_vcpus for op in given or ())
+        two = any(op.needs_two_vcpus for one in given or () for op in one)
         task = Exploration.prepared(config, seed, length, verbs, live.say, two_vcpus=two)
         if given is not None:
             live.close()
@@ -109,25 +113,29 @@ def verbs_of(words: str, *, race: bool) -> tuple[Verb, ...]:
     return (*verbs, Verb.RACE) if race and Verb.RACE not in verbs else verbs
 
 
-def _sequence(words: str) -> tuple[Operation, ...]:
+def _sequences(words: str) -> tuple[tuple[Operation, ...], ...]:
+    from harness.explorer.sequence import NEXT
     from harness.model.operation import Operation
     from harness.model.shrink import specified
 
-    operations = tuple(Operation.parse(word) for word in words.split())
-    if not operations or not specified(operations):
+    sequences = tuple(tuple(Operation.parse(word) for word in one.split()) for one in words.split(NEXT))
+    if not all(one and specified(one) for one in sequences):
         raise UsageError("--sequence: the sequence is empty, or has an operation of which nothing is documented")
-    return operations
+    return sequences
 
 
-def _one(task: Exploration, operations: tuple[Operation, ...], reproducers: Path | None) -> ExitCode:
-    """Run one sequence, and print what it shows."""
+def _one(task: Exploration, sequences: tuple[tuple[Operation, ...], ...], reproducers: Path | None) -> ExitCode:
+    """Run sequences in one program, and print what the last one shows, or the first in which something is wrong."""
     from harness.explorer.groups import detail_of, lines_of, symptom_of
-    from harness.explorer.sequence import run_sequence
+    from harness.explorer.sequence import run_sequences
     from harness.machine.vm import VM
 
     with VM(task.kernel, task.config) as vm:
-        outcome = run_sequence(vm, operations)
-    click.echo("\n".join(lines_of(operations, outcome.step)))
+        done = run_sequences(vm, sequences)
+    if not done.results:
+        raise UsageError("the kernel found something wrong, and it is not known in which sequence; run them alone")
+    outcome = done.results[-1]
+    click.echo("\n".join(lines_of(outcome.operations, outcome.step)))
     if outcome.failure is None:
         click.echo("nothing is wrong")
         return ExitCode.OK
@@ -139,14 +147,17 @@ def _one(task: Exploration, operations: tuple[Operation, ...], reproducers: Path
 
 def _told(group: Group, spec: str) -> list[str]:
     from harness.explorer.groups import detail_of, lines_of
+    from harness.explorer.sequence import NEXT
 
+    shortest = group.shortest
     doubt = "" if group.confirmed else ", not seen again in a pristine machine"
-    words = " ".join(op.word() for op in group.shortest.operations)
+    program = (*shortest.before, shortest.operations)
+    words = f" {NEXT} ".join(" ".join(op.word() for op in one) for one in program)
     command = shlex.join(["hugepfn", "explore", "--kernel", spec, "--sequence", words])
     return [
         f"{group.symptom}  ({group.times} times, first sequence {group.number}{doubt})",
-        *lines_of(group.shortest.operations, group.shortest.step),
-        f"     {detail_of(group.shortest.failure)}",
+        *lines_of(shortest.operations, shortest.step),
+        f"     {detail_of(shortest.failure)}",
         f"     {command}",
         "",
     ]

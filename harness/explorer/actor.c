@@ -779,14 +779,29 @@ static void end_processes(long before, FILE *answers)
 	}
 }
 
+/* Each sequence has its own, so that an order to a process that died reaches nobody later. */
+static void make_pipes(void)
+{
+	static int *const all[] = { order[0], order[1], order[2], order[3], reply };
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) {
+		if (sequence && (close(all[i][0]) || close(all[i][1])))
+			hp_die("close of a pipe");
+		if (pipe(all[i]))
+			hp_die("pipe");
+	}
+}
+
 static void run_sequence(void)
 {
 	char *text, name[24];
 	size_t length;
 	FILE *answers = open_memstream(&text, &length);
-	pid_t first = hp_fork("p0");
+	pid_t first;
 	long before;
 
+	make_pipes();
+	first = hp_fork("p0");
 	if (!first) {
 		name_arena();
 		obey(0);
@@ -813,11 +828,8 @@ int main(int argc, char **argv)
 	bar = hp_bar_open((unsigned int)strtoul(hp_option(&options, "bar", "2"), NULL, 10));
 	board = mmap(NULL, KIB(4), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	steps = calloc((size_t)options.argc, sizeof(*steps));
-	if (board == MAP_FAILED || !steps || pipe(reply))
+	if (board == MAP_FAILED || !steps)
 		hp_die("start");
-	for (int i = 0; i < PROCESSES; i++)
-		if (pipe(order[i]))
-			hp_die("pipe");
 	catch_signals();
 	for (int i = 1; i <= options.argc; i++) {
 		if (i == options.argc || !strcmp(options.argv[i], NEXT)) {

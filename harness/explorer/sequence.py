@@ -1,13 +1,14 @@
-"""Runs one sequence of operations in a machine, and says what was wrong."""
+"""Runs sequences of operations in a machine, and says what was wrong."""
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import DeadlineError, KernelDied, KernelError, MachineryError, RunBroken
+from harness.errors import DeadlineError, GuestProgramError, KernelDied, KernelError, MachineryError, RunBroken
 from harness.machine.vm import VM
 from harness.model.operation import PROCESSES_MAX, Operation, Verb
 from harness.model.oracles import Found, Judge, Setting, Stop
@@ -28,7 +29,7 @@ NO_END = "no end"
 #: What checkpoint() writes to the kernel log (guest_tests/lib/checkpoint.c): the sequence and the step.
 _CHECKPOINT = re.compile(r"hugepfn: checkpoint ([0-9]+)\.([0-9]+) pid")
 #: The argument that begins another sequence (actor.c).
-_NEXT = ","
+NEXT = ","
 ACTOR = Path(__file__).parent / "actor.c"
 _PROCESS_NAMES = tuple(f"p{number}" for number in range(PROCESSES_MAX))
 
@@ -42,80 +43,101 @@ class SequenceResult:
     """The most telling thing that is wrong; None if nothing is."""
     step: int = 0
     """After which operation it was seen; 0 if that is not known."""
-    log: str = ""
-    """The kernel log from the start of the sequence, if something is wrong."""
-    pristine: bool = True
-    """Whether the machine can run another sequence."""
+    before: tuple[tuple[Operation, ...], ...] = ()
+    """What ran before it in its program, if something is wrong."""
 
 
-def run_sequence(vm: VM, operations: Sequence[Operation], timeout_s: float = 10.0) -> SequenceResult:
-    """Run one sequence, see :func:`run_sequences`."""
-    return run_sequences(vm, [operations], timeout_s)[0]
+@dataclass(frozen=True, slots=True)
+class ProgramResult:
+    """What the sequences of one program showed."""
+
+    results: tuple[SequenceResult, ...]
+    """Up to the first in which something is wrong. If none is and ``pristine`` is false, one of the others has to be
+    asked which one it was."""
+    pristine: bool
+    """Whether nothing is wrong, so that the machine can run another program."""
 
 
-def run_sequences(
-    vm: VM, sequences: Sequence[Sequence[Operation]], timeout_s: float = 10.0
-) -> tuple[SequenceResult, ...]:
-    """Run sequences one after the other, with a look at every process after each operation.
+def run_sequences(vm: VM, sequences: Sequence[tuple[Operation, ...]], timeout_s: float = 10.0) -> ProgramResult:
+    """Run sequences one after the other in one program, with a look at every process after each operation.
 
     They share the program, its device and the kernel, but no process and no memory.
 
-    :param timeout_s: for one sequence; a second more for each other one.
-    :returns: what they showed, up to the first in which something is wrong.
+    :param timeout_s: for each.
     :raises MachineryError: the two witnesses disagree on ordinary memory, or QEMU or the host failed.
     :raises harness.model.world.Unspecified: a sequence has an operation that says nothing.
     """
-    told_actor = [word for operations in sequences for word in (_NEXT, *(op.word() for op in operations))][1:]
-    run = vm.run(ACTOR, *told_actor, timeout_s=timeout_s + len(sequences) - 1)
+    told_actor = [word for operations in sequences for word in (NEXT, *(op.word() for op in operations))][1:]
+    run = vm.run(ACTOR, *told_actor, timeout_s=timeout_s)
     end: KernelError | None = None
     try:
         with run:
+            for number in range(len(sequences)):
+                run.until(f"{number}.0")
             run.finish()
     except (KernelDied, DeadlineError) as error:
         end = error
+    except GuestProgramError:
+        if not run.kernel_troubles().complaints:
+            raise
     except RunBroken:  # the kernel complained, which is asked below
         pass
     if end is None and run.uncalibrated:
         raise MachineryError(words.uncalibrated(run.uncalibrated[0]))
-    reported, found = values_in(printable(bytes(run.job.stdout))), list[SequenceResult]()
-    complaint, (where, complained) = _complaint(run, len(sequences))
-    for number, operations in enumerate(map(tuple, sequences)):
-        snapshots = run.snapshots[sum(len(one) + 1 for one in sequences[:number]) :]
+    return _sorted_out(vm, run, sequences, end)
+
+
+def _sorted_out(
+    vm: VM, run: GuestRun, sequences: Sequence[tuple[Operation, ...]], end: KernelError | None
+) -> ProgramResult:
+    """Find the first sequence of a program in which something is wrong.
+
+    :param end: why the program did not end by itself, if it did not.
+    """
+    reported, stops = values_in(printable(bytes(run.job.stdout))), collections.defaultdict[int, list[Snapshot]](list)
+    for snapshot in run.snapshots:
+        stops[int(snapshot.checkpoint.partition(".")[0])].append(snapshot)
+    ended = max(stops, default=0) if end is not None else None
+    complaint, (where, complained) = _complaint(run, only=len(sequences) == 1)
+    results = list[SequenceResult]()
+    for number, operations in enumerate(sequences):
+        told = reported.get(f"sequence-{number}")
         failure: Shown | None
-        if (told := reported.get(f"sequence-{number}")) is None:
-            assert end is not None, "a program that passes has reported every sequence"
-            failure, step = end_of(run, operations, len(snapshots), end)
-        else:
-            failure, step = _judged(vm, operations, snapshots, told)
-            # What the kernel complains about may follow from what it did before.
-            if complaint is not None and where == number and not (failure is not None and step < complained):
-                failure, step = complaint, complained
+        failure, step = _judged(vm, operations, stops[number], told) if told is not None else (None, 0)
+        if number == ended and end is not None:
+            if failure is None:
+                failure, step = end_of(run, operations, len(stops[number]), end)
+        # What the kernel complains about may follow from what it did before.
+        elif number == where and not (failure is not None and step < complained):
+            failure, step = complaint, complained
+        elif told is None:  # it has not arrived, or the program ended because of what the kernel did
+            break
         if failure is not None:
-            result = SequenceResult(operations, failure, step, _log_of(number, run.log), pristine=False)
-            return (*found, result)
-        found.append(SequenceResult(operations, None))
-    return tuple(found)
+            results.append(SequenceResult(operations, failure, step, tuple(sequences[:number])))
+            return ProgramResult(tuple(results), pristine=False)
+        results.append(SequenceResult(operations, None))
+    pristine = end is None and complaint is None and len(results) == len(sequences)
+    return ProgramResult(tuple(results) if pristine or ended is not None else (), pristine)
 
 
-def _log_of(sequence: int, log: str) -> str:
-    """Return a log from the start of a sequence on."""
-    begin = log.find(f"hugepfn: checkpoint {sequence}.0 pid") if sequence else 0
-    return log[log.rfind("\n", 0, max(begin, 0)) + 1 :]
+def _complaint(run: GuestRun, *, only: bool) -> tuple[Shown | None, tuple[int, int]]:
+    """Return the first thing that the kernel itself found wrong, and the numbers of the sequence and the operation.
 
+    The sequence is -1 if it is not known, and the operation 0.
 
-def _complaint(run: GuestRun, sequences: int) -> tuple[Shown | None, tuple[int, int]]:
-    """Return the first thing that the kernel itself found wrong, and the numbers of the sequence and the operation."""
-    troubles = run.kernel_troubles()
+    :param only: there is only one sequence.
+    """
+    troubles, somewhere = run.kernel_troubles(), (0 if only else -1, 0)
     if troubles.complaints:
-        return troubles.complaints[0], place_of(run.log, troubles.complaints[0].line)
-    return (troubles.taint or None), (sequences - 1, 0)
+        return troubles.complaints[0], place_of(run.log, troubles.complaints[0].line) or somewhere
+    return (troubles.taint, somewhere) if troubles.taint else (None, (-1, 0))
 
 
-def place_of(log: str, line: str) -> tuple[int, int]:
-    """Return during which operation of which sequence the kernel logged a line; operation 0 if that is not known."""
+def place_of(log: str, line: str) -> tuple[int, int] | None:
+    """Return during which operation of which sequence the kernel logged a line; None if that is not known."""
     before, found, _ = log.partition(line)
     passed = _CHECKPOINT.findall(before)
-    return (int(passed[-1][0]), int(passed[-1][1]) + 1) if found and passed else (0, 0)
+    return (int(passed[-1][0]), int(passed[-1][1]) + 1) if found and passed else None
 
 
 def end_of(run: GuestRun, operations: Sequence[Operation], step: int, error: KernelError) -> tuple[Shown, int]:
@@ -149,7 +171,7 @@ def _judged(
     setting = Setting(bar.start_paddr, vm.layout.saved_dirty, holds, *about)
     judge = Judge(setting, before=_leaves(snapshots[0]))
     *answers, left = told.split()
-    seen = zip(operations, snapshots[1 : len(operations) + 1], answers, strict=True)
+    seen = zip(operations, snapshots[1:], answers, strict=True)
     for number, (op, snapshot, answer) in enumerate(seen, start=1):
         said, _, word = answer.partition("=")
         stop = Stop(said, int(word, 16) if word else None, _leaves(snapshot))

@@ -15,7 +15,7 @@ from harness.config import MachineConfig
 from harness.errors import MachineryError
 from harness.events import Say
 from harness.explorer.groups import symptom_of
-from harness.explorer.sequence import NO_END, SequenceResult, run_sequences
+from harness.explorer.sequence import NO_END, ProgramResult, SequenceResult, run_sequences
 from harness.host.signals import ignore_ending
 from harness.kernel import KernelImage
 from harness.machine.preparation import kernel_of
@@ -29,6 +29,7 @@ from harness.verdict.invariants import Deviation
 
 #: Sequences in one run of the actor: a third of the time of a sequence of ten operations is its start and its end.
 TOGETHER = 5
+_OPERATIONS_TOGETHER = 100
 _CANDIDATES = 200
 _CANDIDATES_THAT_HANG = 15  # each costs a deadline
 
@@ -82,9 +83,9 @@ class _Bench:
         self._vm: VM | None = None
 
     def run(
-        self, task: Exploration, sequences: Sequence[Sequence[Operation]], *, pristine: bool = False
-    ) -> tuple[SequenceResult, ...]:
-        """Run sequences up to the first in which something is wrong; once more if QEMU crashes.
+        self, task: Exploration, sequences: Sequence[tuple[Operation, ...]], *, pristine: bool = False
+    ) -> ProgramResult:
+        """Run sequences in one program; once more if QEMU crashes.
 
         :param pristine: in a machine that has run no other.
         """
@@ -94,16 +95,16 @@ class _Bench:
             if self._vm is None:
                 self._vm = VM(task.kernel, task.config).start()
             try:
-                outcomes = run_sequences(self._vm, sequences)
+                done = run_sequences(self._vm, sequences)
                 break
             except BaseException as error:
                 died = isinstance(error, MachineryError) and self._vm.qemu.exit_status is not None
                 self.close()
                 if last or not died:  # that QEMU crashes says nothing about the kernel
                     raise
-        if not outcomes[-1].pristine:
+        if not done.pristine:
             self.close()
-        return outcomes
+        return done
 
     def close(self) -> None:
         """End the machine."""
@@ -138,17 +139,30 @@ def explore(task: Exploration, numbers: Sequence[int]) -> Batch:
     left = [(number, draw(task.seed, number, task.length, task.verbs, task.bar_most)) for number in numbers]
     for _, operations in left:
         pairs.update(_pairs(operations))
+    alone = 0  # so many of the next ones run in a program of their own
     while left:
-        outcomes = _BENCH.run(task, _together([operations for _, operations in left]))
-        failed += [(number, one) for (number, _), one in zip(left, outcomes, strict=False) if one.failure is not None]
-        left = left[len(outcomes) :]
+        together = _together([operations for _, operations in left], 1 if alone else TOGETHER)
+        done = _BENCH.run(task, together)
+        found = [(at, one) for (at, _), one in zip(left, done.results, strict=False) if one.failure is not None]
+        failed += found
+        alone = len(together) if not done.pristine and not found else max(alone - 1, 0)
+        left = left[len(done.results) :]
     return Batch(tuple(failed), len(numbers), pairs)
 
 
-def _together(sequences: Sequence[tuple[Operation, ...]]) -> Sequence[tuple[Operation, ...]]:
-    """Return the first of them, as many as share one run of the actor: the last one may change the device."""
-    changes = next((at for at, one in enumerate(sequences) if any(op.verb is Verb.MEMORY for op in one)), TOGETHER)
-    return sequences[: min(changes + 1, TOGETHER)]
+def _together(sequences: Sequence[tuple[Operation, ...]], most: int) -> Sequence[tuple[Operation, ...]]:
+    """Return the first of them, as many as share one program: the last one may change the device.
+
+    PID 1 takes 255 words, and a run may have a limited number of leaves (harness/guest/bounds.py, LEAVES_MAX).
+    """
+    operations = 0
+    for at, one in enumerate(sequences[:most]):
+        operations += len(one)
+        if at and operations > _OPERATIONS_TOGETHER:
+            return sequences[:at]
+        if any(op.verb is Verb.MEMORY for op in one):
+            return sequences[: at + 1]
+    return sequences[:most]
 
 
 def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult, bool]:
@@ -160,7 +174,7 @@ def shorten(task: Exploration, outcome: SequenceResult) -> tuple[SequenceResult,
     symptom, seen = symptom_of(outcome.failure), dict[tuple[Operation, ...], SequenceResult]()
 
     def fails(candidate: tuple[Operation, ...]) -> bool:
-        (again,) = _BENCH.run(task, [candidate], pristine=True)
+        (again,) = _BENCH.run(task, [candidate], pristine=True).results
         if again.failure is None or symptom_of(again.failure) != symptom:
             return False
         seen[candidate] = again

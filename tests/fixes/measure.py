@@ -112,20 +112,21 @@ class Effect:
 
 
 def measure(
-    series: str, tests: Sequence[Selected], fragments: Sequence[str], kept: Path, *, all_at_once: bool
+    series: str, tests: Sequence[Selected], fragments: Sequence[str], kept: Path, *, together: bool
 ) -> RunsByKernel:
     """Build and run the source of a series, without patches and with each one more, or all at once."""
     chosen = fixes(series)
     runs: dict[str, tuple[Run, ...]] = {}
     options = RunOptions(workers=2)
-    for count in (0, len(chosen)) if all_at_once else range(len(chosen) + 1):
+    for count in (0, len(chosen)) if together else range(len(chosen) + 1):
         name = chosen[count - 1].bug if count else f"debsrc:{series}"
+        shown = f"{series} with all patches" if together and count else name
         paths = [one.path for one in chosen[:count]]
         image = str(build_shown(f"debsrc:{series}", paths, fragments, "tiny", False, "gcc", False).image)
         with Live() as live, executing(live, "") as executor:
             for _, answer in executor.run(repeated([image], tests, options, 1)):
                 runs[name] = (answer.as_run(image),)
-                live.line(summary(runs[name][0], name))
+                live.line(summary(runs[name][0], shown))
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(json.dumps(RunsByKernel(runs, {}).to_json()))
     return RunsByKernel(runs, {})
@@ -190,7 +191,7 @@ def main(
         mark = f"fixes-all-{name}" if together else f"fixes-{name}"
         kept = ROOT / "build" / f"{mark}.json"
         found = next((path for path in given if path.name == kept.name), None)
-        results = RunsByKernel.read(found) if found else measure(name, wanted, fragments, kept, all_at_once=together)
+        results = RunsByKernel.read(found) if found else measure(name, wanted, fragments, kept, together=together)
         date = str(datetime.fromtimestamp((found or kept).stat().st_mtime, UTC).date())
         text = "\n".join((all_at_once if together else section)(name, results, wanted, date))
         if write:

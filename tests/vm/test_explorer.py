@@ -55,16 +55,17 @@ def test_every_operation_does_what_is_documented(hugepfn: Command) -> None:
 
 
 def test_a_reader_that_tears_down_a_leaf_is_found(tmp_path: Path, hugepfn: Command) -> None:
-    """HP-005, where the kernel has it: the finding, and the C file that shows it without hugepfn."""
+    """HP-005, where the kernel has it, in the second of two sequences, and the C file that shows it without hugepfn."""
     version = FACTS.version_of(Kernel.parse(KERNEL).resolve().release).partition("+")[0]
     if version not in FACTS.bugs["HP-005"].present:
         pytest.skip(f"{version} was not seen to have HP-005")
-    done = hugepfn("explore", "--kernel", KERNEL, "--sequence", SMAPS, "--reproducers", str(tmp_path))
+    program = f"0:map:0:2000:0:anon:rw 0:write:1000:0:0:bar: , {SMAPS}"
+    done = hugepfn("explore", "--kernel", KERNEL, "--sequence", program, "--reproducers", str(tmp_path))
     assert "  3  p0: look(smaps)    <-\nuntouched: smaps (pud): expected no change, got gone\n" in done.stdout
     assert done.returncode == 1
-    program = str(tmp_path / "finding-1")
-    subprocess.run(["gcc", "-static", "-pthread", "-o", program, f"{program}.c"], check=True, timeout=120)
-    shown = hugepfn("exec", "--kernel", KERNEL, program, "{bdf}")
+    built = str(tmp_path / "finding-1")
+    subprocess.run(["gcc", "-static", "-pthread", "-o", built, f"{built}.c"], check=True, timeout=120)
+    shown = hugepfn("exec", "--kernel", KERNEL, built, "{bdf}")
     assert "BROKEN: untouched: smaps (pud): expected no change, got gone\n" in shown.stdout
     assert shown.returncode == 1
 
