@@ -52,8 +52,8 @@ class ProgramResult:
     """What the sequences of one program showed."""
 
     results: tuple[SequenceResult, ...]
-    """Up to the first in which something is wrong. If none is and ``pristine`` is false, one of the others has to be
-    asked which one it was."""
+    """Up to the first in which something is wrong. If none of them is that one and ``pristine`` is false, it is not
+    known, and the others have to run again, each alone."""
     pristine: bool
     """Whether nothing is wrong, so that the machine can run another program."""
 
@@ -97,14 +97,14 @@ def _sorted_out(
     reported, stops = values_in(printable(bytes(run.job.stdout))), collections.defaultdict[int, list[Snapshot]](list)
     for snapshot in run.snapshots:
         stops[int(snapshot.checkpoint.partition(".")[0])].append(snapshot)
-    ended = max(stops, default=0) if end is not None else None
+    last = max(stops, default=0)
     complaint, (where, complained) = _complaint(run, only=len(sequences) == 1)
     results = list[SequenceResult]()
     for number, operations in enumerate(sequences):
         told = reported.get(f"sequence-{number}")
         failure: Shown | None
         failure, step = _judged(vm, operations, stops[number], told) if told is not None else (None, 0)
-        if number == ended and end is not None:
+        if end is not None and number == last:
             if failure is None:
                 failure, step = end_of(run, operations, len(stops[number]), end)
         # What the kernel complains about may follow from what it did before.
@@ -117,7 +117,7 @@ def _sorted_out(
             return ProgramResult(tuple(results), pristine=False)
         results.append(SequenceResult(operations, None))
     pristine = end is None and complaint is None and len(results) == len(sequences)
-    return ProgramResult(tuple(results) if pristine or ended is not None else (), pristine)
+    return ProgramResult(tuple(results) if pristine or end is not None else (), pristine)
 
 
 def _complaint(run: GuestRun, *, only: bool) -> tuple[Shown | None, tuple[int, int]]:

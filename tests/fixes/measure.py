@@ -163,8 +163,8 @@ def section(series: str, results: RunsByKernel, tests: Sequence[Selected], date:
 def all_at_once(series: str, results: RunsByKernel, tests: Sequence[Selected], date: str) -> Iterator[str]:
     """The lines about all patches of a series together; see :func:`section`."""
     said, (effect,), _ = _compared(series, results, tests, date)
-    yield f"{said} With all patches together, cases no longer show {effect.gone}. Other answers that change: "
-    yield f"{effect.changed}.\n"
+    yield f"{said} With all patches together, cases no longer show {effect.gone}."
+    yield f"Other answers that change: {effect.changed}.\n"
 
 
 @click.command()
