@@ -132,8 +132,9 @@ def _one(task: Exploration, sequences: tuple[tuple[Operation, ...], ...], reprod
 
     with VM(task.kernel, task.config) as vm:
         done = run_sequences(vm, sequences)
-    if not done.results:
-        raise UsageError("the kernel found something wrong, and it is not known in which sequence; run them alone")
+    if not done.pristine and not any(one.failure is not None for one in done.results):
+        click.echo("the kernel found something wrong, and it is not known in which sequence; run each alone")
+        return ExitCode.CLAIM_FAILED
     outcome = done.results[-1]
     click.echo("\n".join(lines_of(outcome.operations, outcome.step)))
     if outcome.failure is None:
